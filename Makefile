@@ -1,0 +1,36 @@
+# All targets work from a fresh clone: each sets up .venv first.
+# PYTHON: an interpreter of 3.11 or 3.12.   PIP_ARGS: more arguments for pip, such as an index.
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+PIP_ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: setup demo serve test lint clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or 3.12 is needed: make PYTHON=...")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV) (torch is large; this takes a minute or two) ..."
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) \
+		--constraint constraints.txt --editable '.[worker,embedded,loadtest,dev]'
+	@touch $@
+
+demo: $(READY)
+	@$(BIN)/python -m app.demo
+
+serve: $(READY)
+	@$(BIN)/python -m app serve
+
+test: $(READY)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) .dycoke .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info

@@ -1,0 +1,122 @@
+"""FLOPs of an answer: by the paper's formula, and counted exactly. Standard library only."""
+
+from dataclasses import dataclass
+
+
+def paper_flops(
+    num_visual_tokens: float,
+    *,
+    hidden_size: int,
+    intermediate_size: int,
+    num_layers: int,
+    num_output_tokens: int = 100,
+) -> float:
+    """FLOPs of prefill and decode as the paper counts them.
+
+    Mostly multiply-adds, a two-matrix MLP, no grouped-query attention, no vision tower, no text
+    tokens, no language head: for comparison with published numbers, see `exact_flops`.
+
+    Args:
+        num_visual_tokens: n, visual tokens that enter the language model; may be fractional.
+
+    Source: paper Eq. 8.
+    """
+    n, d, m, r = num_visual_tokens, hidden_size, intermediate_size, num_output_tokens
+    prefill = 4 * n * d**2 + 2 * n**2 * d + 2 * n * d * m
+    decode = r * ((4 * d**2 + 2 * d * m) + 2 * (d * n + d * (r + 1) / 2))
+    return num_layers * (prefill + decode)
+
+
+@dataclass(frozen=True, slots=True)
+class TextGeometry:
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_size: int
+    vocab_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class VisionGeometry:
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int  # that are run
+    num_patches: int  # per frame
+    patch_inputs: int  # channels * patch size squared
+    feature_size: int  # of the projector's input
+    projector_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerShape:
+    """What one answer ran: counts that a receipt knows exactly.
+
+    `num_decode_steps` is the number of forward passes behind the prefill: one less than the tokens
+    of the answer. `first_pruned_layer` = the number of layers where stage II is off.
+    """
+
+    num_frames: int
+    num_text_tokens: int  # of the prompt, the newline included
+    num_visual_tokens: int  # V
+    num_decode_tokens: int  # n_keep
+    first_pruned_layer: int
+    num_decode_steps: int
+
+
+def exact_flops(vision: VisionGeometry, text: TextGeometry, answer: AnswerShape) -> float:
+    """FLOPs of all matrix products of one answer, two per multiply-add.
+
+    Counts the vision tower and projector over every frame, the gated MLP, grouped-query attention
+    under the causal mask, the language head once per token. Leaves out element-wise work, softmax,
+    normalisation, and the selection of stages I and II (below 0.1 %).
+    """
+    return (
+        vision_flops(vision, answer.num_frames)
+        + prefill_flops(text, answer.num_text_tokens + answer.num_visual_tokens)
+        + decode_flops(text, answer)
+    )
+
+
+def vision_flops(vision: VisionGeometry, num_frames: int) -> float:
+    v, n = vision, vision.num_patches
+    linear = 4 * v.hidden_size**2 + 2 * v.hidden_size * v.intermediate_size
+    attention = 2 * n * v.hidden_size
+    projector = v.feature_size * v.projector_size + v.projector_size**2
+    per_patch = v.patch_inputs * v.hidden_size + v.num_layers * (linear + attention) + projector
+    return 2.0 * num_frames * n * per_patch
+
+
+def prefill_flops(text: TextGeometry, num_tokens: int, *, is_causal: bool = True) -> float:
+    """Of a prompt of `num_tokens` and the head at its last position."""
+    pairs = num_tokens * (num_tokens + 1) / 2 if is_causal else num_tokens**2
+    attention = text.num_layers * _attention_products(text) * pairs
+    return 2.0 * (num_tokens * _linear_products(text) + attention + _head_products(text))
+
+
+def decode_flops(text: TextGeometry, answer: AnswerShape) -> float:
+    """Of all decode steps, each with the head; step i sees the prompt and i + 1 newer tokens."""
+    steps = answer.num_decode_steps
+    grown = steps * answer.num_text_tokens + steps * (steps + 1) / 2
+    full_layers = answer.first_pruned_layer
+    pruned_layers = text.num_layers - full_layers
+    pairs = full_layers * (steps * answer.num_visual_tokens + grown)
+    pairs += pruned_layers * (steps * answer.num_decode_tokens + grown)
+    fixed = steps * (_linear_products(text) + _head_products(text))
+    return 2.0 * (fixed + _attention_products(text) * pairs)
+
+
+def _linear_products(text: TextGeometry) -> int:
+    """Multiply-adds of all layers' projections and MLPs for one token."""
+    attention = 2 * text.hidden_size * text.head_size * (text.num_heads + text.num_kv_heads)
+    return text.num_layers * (attention + 3 * text.hidden_size * text.intermediate_size)
+
+
+def _attention_products(text: TextGeometry) -> int:
+    """Multiply-adds of one layer for one query-key pair: the score and the weighted value."""
+    return 2 * text.num_heads * text.head_size
+
+
+def _head_products(text: TextGeometry) -> int:
+    return text.hidden_size * text.vocab_size

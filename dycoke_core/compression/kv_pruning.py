@@ -1,0 +1,95 @@
+"""Stage II, dynamic pruning of the KV cache while decoding: scores, selection and gate.
+
+Owns which visual tokens a decode step attends to. Knows no cache layout: the engine hands in the
+queries and keys of the scoring layer and moves keys and values itself.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def attention_scores(query: Tensor, keys: Tensor, *, scaling: float) -> Tensor:
+    """Attention of one query over all keys, averaged over the query heads.
+
+    Args:
+        query: [H, E], the current token's.
+        keys: [S, G, E], every key of the layer, the new token's own included; H = G * group.
+        scaling: the model's factor on query-key products.
+
+    Returns:
+        float32 [S]; sums to 1.
+
+    Source: paper Eq. 4, DYCOKE "Stage II" 2. Costs one read of the layer's keys.
+    """
+    num_kv_heads = keys.shape[1]
+    grouped = query.view(num_kv_heads, -1, query.shape[-1])  # [G, H/G, E]
+    logits = torch.matmul(grouped, keys.permute(1, 2, 0)).float() * scaling  # [G, H/G, S]
+    return logits.softmax(dim=-1).mean(dim=(0, 1))
+
+
+def select_visual_tokens(scores: Tensor, num_kept: int) -> Tensor:
+    """Indices of the highest scores, ascending; equal scores by lower index.
+
+    Args:
+        scores: [V].
+
+    Returns:
+        int64 [num_kept].
+    """
+    order = scores.sort(descending=True, stable=True).indices
+    return order[:num_kept].sort().values
+
+
+def scores_agree(scores: Tensor, reference: Tensor, threshold: float) -> Tensor:
+    """Whether the cosine of two score vectors reaches the threshold; never at zero norm.
+
+    Args:
+        scores, reference: [V] float32.
+
+    Returns:
+        bool [], on the scores' device, so that nothing waits for it.
+    """
+    norms = scores.norm() * reference.norm()
+    return torch.logical_and(norms > 0, scores @ reference >= threshold * norms)
+
+
+@dataclass(slots=True, eq=False)
+class KVPruner:
+    """The stage-II state of one sequence: what it attends to and when that was last chosen.
+
+    The reference changes only at a selection, so slow drifts add up to a refresh. All fields are
+    tensors of fixed shape on the scores' device; no update waits for the device.
+    """
+
+    num_visual_tokens: int  # V
+    num_kept: int  # n_keep, fixed for the sequence
+    threshold: float
+    kept: Tensor | None = None  # int64 [n_keep], ascending places among the V tokens
+    reference: Tensor | None = None  # float32 [V], scores of the last selection
+    num_refreshes: Tensor | None = None  # int64 []
+
+    def update(self, scores: Tensor) -> Tensor:
+        """Takes one decode step's scores and selects anew where the gate opens.
+
+        Args:
+            scores: float32 [V], attention of the scoring layer at the visual positions.
+
+        Returns:
+            bool [], whether the kept set is a new one.
+
+        Source: paper section 3.3, DYCOKE "Stage II" 3-5.
+        Deviation: the released code attends to everything while attention is stable, and compares
+            with the previous step instead of the last selection.
+        """
+        selected = select_visual_tokens(scores, self.num_kept)
+        if self.kept is None or self.reference is None or self.num_refreshes is None:
+            self.kept, self.reference = selected, scores
+            self.num_refreshes = torch.zeros((), dtype=torch.int64, device=scores.device)
+            return torch.ones((), dtype=torch.bool, device=scores.device)
+        is_stable = scores_agree(scores, self.reference, self.threshold)
+        self.kept = torch.where(is_stable, self.kept, selected)
+        self.reference = torch.where(is_stable, self.reference, scores)
+        self.num_refreshes = self.num_refreshes + (~is_stable)
+        return ~is_stable

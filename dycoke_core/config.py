@@ -1,0 +1,116 @@
+"""Settings of the core as frozen dataclasses. Standard library only, so that the API can use them.
+
+Names `k`, `l`, `p` are the paper's: first-stage pruning rate, evaluation layer, second-stage
+pruning rate.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+from dycoke_core.errors import InvalidRequestError
+
+TtmVariant = Literal["paper", "released"]
+
+DEFAULT_POLICY = "dycoke"
+
+# The parameters that each policy takes. A policy joins by a line here and one in
+# `dycoke_core.compression.policies`.
+POLICY_PARAMETERS: Mapping[str, tuple[str, ...]] = {
+    "full": (),
+    "dycoke": ("k", "l", "p", "window", "threshold", "variant"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class CompressionConfig:
+    """Which policy compresses a sequence's visual tokens, and with what parameters.
+
+    Raises:
+        InvalidRequestError: unknown policy, or a parameter outside its range.
+    """
+
+    policy: str = DEFAULT_POLICY
+    k: float = 0.7  # share of the prunable tokens that stage I drops
+    l: int = 3  # noqa: E741  first layer that stage II prunes; scores come from layer l - 1
+    p: float = 0.7  # share of the visual tokens that stage II hides from a decode step
+    window: int = 4  # frames per stage-I window
+    threshold: float = 0.9  # cosine of scores at and above which a selection is kept
+    variant: TtmVariant = "paper"
+
+    def __post_init__(self) -> None:
+        if self.policy not in POLICY_PARAMETERS:
+            known = ", ".join(sorted(POLICY_PARAMETERS))
+            raise InvalidRequestError(f"compression.policy must be one of: {known}")
+        for name in ("k", "p"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise InvalidRequestError(f"compression.{name} must be between 0 and 1")
+        if not -1.0 <= self.threshold <= 1.0:
+            raise InvalidRequestError("compression.threshold must be between -1 and 1")
+        if self.l < 0:
+            raise InvalidRequestError("compression.l must be 0 or more")
+        if self.window < 1:
+            raise InvalidRequestError("compression.window must be at least 1")
+        if self.variant not in ("paper", "released"):
+            raise InvalidRequestError("compression.variant must be 'paper' or 'released'")
+        if self.variant == "released" and self.window != 4:
+            raise InvalidRequestError("compression.window must be 4 with variant 'released'")
+
+    @classmethod
+    def parse(cls, value: "str | Mapping[str, Any] | CompressionConfig") -> "CompressionConfig":
+        """Builds a config from a policy's name or an object `{policy, k, l, p, ...}`."""
+        if isinstance(value, CompressionConfig):
+            return value
+        given = {"policy": value} if isinstance(value, str) else dict(value)
+        policy = given.get("policy", DEFAULT_POLICY)
+        if not isinstance(policy, str) or policy not in POLICY_PARAMETERS:
+            return cls(policy=str(policy))  # raises with the list of policies
+        for name, number in given.items():
+            if name != "policy" and name not in POLICY_PARAMETERS[policy]:
+                raise InvalidRequestError(f"policy '{policy}' takes no parameter '{name}'")
+            given[name] = _checked(name, number)
+        return cls(**given)
+
+    def check_num_frames(self, num_frames: int) -> None:
+        """Raises InvalidRequestError: the policy cannot work on so few frames."""
+        if self.policy == "dycoke" and self.variant == "released" and num_frames < 5:
+            raise InvalidRequestError("compression.variant 'released' needs at least 5 frames")
+
+    def as_dict(self) -> dict[str, Any]:
+        """The policy's name and the parameters it takes, for receipts and the wire."""
+        taken = POLICY_PARAMETERS[self.policy]
+        return {n: v for n, v in asdict(self).items() if n == "policy" or n in taken}
+
+
+def _checked(name: str, value: Any) -> Any:
+    """Returns `value` in the field's type; a bool is no number, and 3.5 is no layer."""
+    kind = {field.name: field.type for field in fields(CompressionConfig)}[name]
+    if kind in (float, "float") and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if kind in (int, "int") and isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if kind not in (float, "float", int, "int") and isinstance(value, str):
+        return value
+    raise InvalidRequestError(f"compression.{name} has the wrong type")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """How an engine runs, whatever the request.
+
+    Chunk boundaries depend on these settings and the prompt alone, never on load, so that an answer
+    can be replayed elsewhere with the same numerics.
+    """
+
+    device: str = "auto"  # auto: cuda if there is one, else cpu
+    dtype: str = "auto"  # auto: the checkpoint's; float32 for float16 weights on a CPU
+    max_running_sequences: int = 4
+    prefill_chunk_tokens: int = 2048
+    vision_batch_frames: int = 4
+
+    def __post_init__(self) -> None:
+        for name in ("max_running_sequences", "prefill_chunk_tokens", "vision_batch_frames"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1")
+        if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
+            raise ValueError("dtype must be auto, float32, bfloat16 or float16")

@@ -1,0 +1,1 @@
+"""Everything that knows Hugging Face's module and file names."""

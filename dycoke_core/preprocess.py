@@ -1,0 +1,86 @@
+"""From frames and a conversation to what the model takes: pixel values and prompt ids.
+
+Knows the tokenizer and the chat template, no weights and no device placement of its own.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from dycoke_core.errors import InvalidRequestError, ModelLoadError
+from dycoke_core.sequence import ChatMessage
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A conversation as ids, cut at the place of the video."""
+
+    ids_before_video: tuple[int, ...]
+    ids_after_video: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FrameNormalizer:
+    """The pixel arithmetic of the model's processor; frames are already at the model's size."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    rescale_factor: float
+
+    def __call__(self, frames: Tensor, dtype: torch.dtype) -> Tensor:
+        """uint8 [F, S, S, 3] → normalised [F, 3, S, S] in `dtype`, computed in float32."""
+        mean = torch.tensor(self.mean, device=frames.device)
+        std = torch.tensor(self.std, device=frames.device)
+        pixels = (frames.float() * self.rescale_factor - mean) / std
+        return pixels.permute(0, 3, 1, 2).to(dtype)
+
+
+class PromptEncoder:
+    """Renders the chat template around one video and tokenizes it."""
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerFast, *, chat_template: str, video_token_id: int
+    ) -> None:
+        self.tokenizer = tokenizer
+        self._chat_template = chat_template
+        self._video_token_id = video_token_id
+        added = tokenizer.added_tokens_decoder.values()
+        self._reserved = tuple(token.content for token in added if token.special)
+
+    def __call__(self, messages: tuple[ChatMessage, ...]) -> Prompt:
+        """Raises InvalidRequestError: no user turn at the end, or text with a control token."""
+        if not messages or messages[-1].role != "user":
+            raise InvalidRequestError("messages must end with a user turn")
+        for message in messages:
+            self._check_text(message.content)
+        rendered = self.tokenizer.apply_chat_template(
+            _with_video(messages),
+            chat_template=self._chat_template,
+            add_generation_prompt=True,
+            tokenize=False,
+        )
+        ids = self.tokenizer(rendered, add_special_tokens=False)["input_ids"]
+        if ids.count(self._video_token_id) != 1:
+            raise ModelLoadError("the chat template does not render one video token")
+        place = ids.index(self._video_token_id)
+        return Prompt(tuple(ids[:place]), tuple(ids[place + 1 :]))
+
+    def _check_text(self, text: str) -> None:
+        """A control token in a user's text could forge turns or a second video."""
+        for token in self._reserved:
+            if token in text:
+                raise InvalidRequestError(f"text must not contain the control token {token}")
+
+
+def _with_video(messages: tuple[ChatMessage, ...]) -> list[dict[str, object]]:
+    """The conversation in the templates' form, the video in the first user turn."""
+    first_user = next(i for i, message in enumerate(messages) if message.role == "user")
+    conversation: list[dict[str, object]] = []
+    for i, message in enumerate(messages):
+        content: list[dict[str, str]] = [{"type": "text", "text": message.content}]
+        if i == first_user:
+            content.insert(0, {"type": "video"})
+        conversation.append({"role": message.role, "content": content})
+    return conversation

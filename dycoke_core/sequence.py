@@ -1,0 +1,168 @@
+"""What goes into the engine and what comes out of it: `Sequence`, `TokenEvent`, `SequenceReport`.
+
+Knows no HTTP, no Redis, no device. The engine's own state of a sequence (cache, scores) lives in
+`dycoke_core.engine`.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Literal
+
+from dycoke_core.config import CompressionConfig
+from dycoke_core.errors import DycokeError, InvalidRequestError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True, slots=True)
+class ChatMessage:
+    """One turn of a conversation. The video belongs to the first user turn."""
+
+    role: Role
+    content: str
+
+
+class FinishReason(StrEnum):
+    STOP = "stop"  # end-of-sequence token or stop string
+    LENGTH = "length"  # max_tokens
+    ERROR = "error"
+
+
+class Stage(StrEnum):
+    """Where a sequence is; owned by the engine."""
+
+    WAITING = "waiting"
+    ENCODING = "encoding"
+    PREFILLING = "prefilling"
+    DECODING = "decoding"
+    FINISHED = "finished"
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How the next token is chosen. The random number of token i depends on `seed` and i alone.
+
+    Raises:
+        InvalidRequestError: a value outside its range.
+    """
+
+    max_tokens: int = 256
+    temperature: float = 0.0  # 0 = greedy
+    top_p: float = 1.0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise InvalidRequestError("max_tokens must be at least 1")
+        if not 0.0 <= self.temperature <= 2.0:
+            raise InvalidRequestError("temperature must be between 0 and 2")
+        if not 0.0 < self.top_p <= 1.0:
+            raise InvalidRequestError("top_p must be above 0 and at most 1")
+        if not 0 <= self.seed < 2**63:
+            raise InvalidRequestError("seed must be between 0 and 2**63 - 1")
+        if any(not text for text in self.stop):
+            raise InvalidRequestError("stop strings must not be empty")
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One question about one video, as the engine takes it.
+
+    Args:
+        sequence_id: unique among the sequences that the engine holds.
+        messages: the conversation, ending with a user turn.
+        frames: uint8 [F, S, S, 3], RGB, already at the model's image size S.
+        forced_token_ids: ids that an earlier attempt has published. They are run through the
+            ordinary decode path, emit no events, and the answer goes on behind them.
+    """
+
+    sequence_id: str
+    messages: tuple[ChatMessage, ...]
+    frames: "npt.NDArray[np.uint8]"
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    compression: CompressionConfig = field(default_factory=CompressionConfig)
+    forced_token_ids: tuple[int, ...] = ()
+    # Set by the engine.
+    stage: Stage = Stage.WAITING
+    progress: float = 0.0  # share of the stage that is done
+    output_token_ids: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class CompressionReport:
+    """What compression kept. Counts are exact; the newline is in none of them.
+
+    Source: DYCOKE "Ratios to report"; `decode` is the paper's "retained ratio".
+    """
+
+    visual_tokens_in: int  # F * N
+    visual_tokens_prefill: int  # V
+    visual_tokens_decode: int  # n_keep, in each pruned layer
+    retained_ratio_prefill: float
+    retained_ratio_decode: float
+    retained_ratio_decode_all_layers: float
+    kept_per_frame: tuple[int, ...]  # [F], after stage I
+    decode_steps: int
+    refreshes: int
+    paper_flops_full: float
+    paper_flops_actual: float
+    exact_flops_full: float
+    exact_flops_actual: float
+
+
+@dataclass(frozen=True, slots=True)
+class TimingReport:
+    """Seconds, measured by the engine from `add` on. No `per_output_token_s` below 2 tokens."""
+
+    waiting_s: float
+    vision_s: float
+    compress_s: float
+    prefill_s: float
+    first_token_s: float  # from add to the first new token
+    decode_s: float
+    per_output_token_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryReport:
+    """Bytes when the sequence ended, except the peak."""
+
+    kv_bytes: int  # slots in use by what decode attends to
+    dp_cache_bytes: int  # visual keys and values held for refreshes
+    kv_bytes_full_tokens: int  # what the same answer would hold without compression (by count)
+    peak_device_bytes: int  # allocated on the device while the sequence ran; on a CPU peak RSS
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceReport:
+    """The engine's part of a receipt."""
+
+    prompt_tokens: int  # with V visual tokens and the newline
+    completion_tokens: int
+    text: str
+    compression: CompressionReport
+    timings: TimingReport
+    memory: MemoryReport
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEvent:
+    """One step's outcome for one sequence.
+
+    `text` is what became printable with this token; it may be empty (half a character, a possible
+    stop string, the end-of-sequence token). The last event of a sequence has a `finish_reason` and
+    either a `report` or, for FinishReason.ERROR, an `error` and no tokens.
+    """
+
+    sequence_id: str
+    index: int
+    token_ids: tuple[int, ...]
+    text: str
+    finish_reason: FinishReason | None = None
+    report: SequenceReport | None = None
+    error: DycokeError | None = None

@@ -1,0 +1,1 @@
+"""The bundled demo model and clip: small enough to ship, genuine enough for every test."""

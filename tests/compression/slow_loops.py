@@ -1,0 +1,122 @@
+"""DYCOKE.md in plain Python loops: what the fast implementations are compared with."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from dycoke_core.model.llava_onevision import LlavaOnevision
+
+
+def share(rate: float, count: int) -> int:
+    return math.floor(round((1 - rate) * count, 9))
+
+
+def distance(a: Tensor, b: Tensor) -> float:
+    """Squared distance of unit vectors, in float64."""
+    a, b = a.double(), b.double()
+    a = a / max(float(a.square().sum().sqrt()), 1e-12)
+    b = b / max(float(b.square().sum().sqrt()), 1e-12)
+    return float((a - b).square().sum())
+
+
+def ttm(features: Tensor, k: float) -> list[int]:
+    """Stage I over windows of four: f1 against f0, f3 against f2, f2 against f0."""
+    num_frames, num_tokens, _ = features.shape
+    kept: list[int] = []
+    for start in range(0, num_frames, 4):
+        for place, against in ((0, None), (1, 0), (2, 0), (3, 2)):
+            frame = start + place
+            if frame >= num_frames:
+                continue
+            if against is None:
+                survivors = list(range(num_tokens))
+            else:
+                changes = [
+                    distance(features[frame, n], features[start + against, n])
+                    for n in range(num_tokens)
+                ]
+                order = sorted(range(num_tokens), key=lambda n: (-changes[n], n))
+                survivors = sorted(order[: share(k, num_tokens)])
+            kept += [frame * num_tokens + n for n in survivors]
+    return kept
+
+
+class SlowStageTwo:
+    """A `LayerAttention` that keeps every key and value of every token and attends by loops.
+
+    Args:
+        visual: positions of the visual tokens in the prompt.
+        layer: L; p: share of the visual tokens hidden in decode steps.
+    """
+
+    def __init__(self, visual: list[int], *, layer: int, p: float, threshold: float) -> None:
+        self.visual, self.first_pruned, self.threshold = visual, layer, threshold
+        self.num_kept = share(p, len(visual))
+        self.keys: dict[int, list[Tensor]] = {}  # per layer, per token: [G, E]
+        self.values: dict[int, list[Tensor]] = {}
+        self.is_decoding = False
+        self.reference: Tensor | None = None
+        self.kept: list[int] = []  # places among the visual tokens
+        self.num_refreshes = 0
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
+    ) -> Tensor:
+        keys, values = self.keys.setdefault(layer, []), self.values.setdefault(layer, [])
+        outputs = []
+        for token in range(query.shape[2]):
+            keys.append(key[0, :, token])
+            values.append(value[0, :, token])
+            everything = list(range(len(keys)))
+            if self.is_decoding and layer == max(self.first_pruned - 1, 0):
+                self.select(weights(query[0, :, token], keys, everything, scaling))
+            allowed = everything
+            if self.is_decoding and layer >= self.first_pruned:
+                hidden = set(self.visual) - {self.visual[place] for place in self.kept}
+                allowed = [position for position in everything if position not in hidden]
+            per_head = weights(query[0, :, token], keys, allowed, scaling)  # [H, allowed]
+            stacked = torch.stack([values[position] for position in allowed])  # [allowed, G, E]
+            group = query.shape[1] // stacked.shape[1]
+            outputs.append(
+                torch.stack([per_head[h] @ stacked[:, h // group] for h in range(len(per_head))])
+            )
+        return torch.stack(outputs)[None]
+
+    def select(self, per_head: Tensor) -> None:
+        scores = per_head.mean(dim=0)[self.visual]
+        if self.reference is not None:
+            norms = scores.norm() * self.reference.norm()
+            if norms > 0 and float(scores @ self.reference) / float(norms) >= self.threshold:
+                return
+            self.num_refreshes += 1
+        order = sorted(range(len(scores)), key=lambda place: (-float(scores[place]), place))
+        self.kept, self.reference = sorted(order[: self.num_kept]), scores
+
+
+def weights(query: Tensor, keys: list[Tensor], positions: list[int], scaling: float) -> Tensor:
+    """Softmax of one query, [H, E], over the keys at `positions`: float32 [H, len(positions)]."""
+    stacked = torch.stack([keys[position] for position in positions])  # [allowed, G, E]
+    group = query.shape[0] // stacked.shape[1]
+    rows = [stacked[:, head // group] @ query[head] * scaling for head in range(query.shape[0])]
+    return torch.stack(rows).float().softmax(dim=-1)
+
+
+@torch.inference_mode()
+def decode_slowly(
+    model: LlavaOnevision,
+    embeds: Tensor,
+    answer: list[int],
+    attention: SlowStageTwo,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Runs a prompt, then forces an answer through; logits per token, kept set per decode step."""
+    num_prompt = embeds.shape[0]
+    hidden = model.forward(embeds, torch.arange(num_prompt), attention)
+    attention.is_decoding = True
+    logits, kept = [model.logits(hidden[-1])], []
+    for index, token in enumerate(answer[:-1]):
+        position = torch.tensor([num_prompt + index])
+        hidden = model.forward(model.embed_tokens((token,)), position, attention)
+        logits.append(model.logits(hidden[-1]))
+        kept.append(torch.tensor(attention.kept, dtype=torch.long))
+    return logits, kept

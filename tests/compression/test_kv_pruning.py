@@ -1,0 +1,68 @@
+"""Stage II's scores, selection and gate, on their own."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dycoke_core.compression.kv_pruning import (
+    KVPruner,
+    attention_scores,
+    scores_agree,
+    select_visual_tokens,
+)
+from tests.compression import slow_loops
+
+
+def test_scores_are_the_mean_attention_over_query_heads() -> None:
+    query, keys = torch.randn(6, 8), torch.randn(20, 2, 8)
+    expected = slow_loops.weights(query, list(keys), list(range(20)), 0.3).mean(dim=0)
+    scores = attention_scores(query, keys, scaling=0.3)
+    torch.testing.assert_close(scores, expected)
+    torch.testing.assert_close(scores.sum(), torch.tensor(1.0))
+
+
+@given(
+    scores=st.lists(st.sampled_from([0.0, 0.1, 0.2, 0.5]), min_size=1, max_size=30),
+    data=st.data(),
+)
+def test_selection_takes_the_highest_scores_and_lower_indices_first(
+    scores: list[float], data: st.DataObject
+) -> None:
+    num_kept = data.draw(st.integers(0, len(scores)))
+    order = sorted(range(len(scores)), key=lambda place: (-scores[place], place))
+    selected = select_visual_tokens(torch.tensor(scores), num_kept)
+    assert selected.tolist() == sorted(order[:num_kept])
+
+
+def test_the_first_update_selects_and_counts_as_no_refresh() -> None:
+    pruner = KVPruner(num_visual_tokens=4, num_kept=2, threshold=0.9)
+    assert pruner.update(torch.tensor([0.1, 0.4, 0.2, 0.3]))
+    assert pruner.kept is not None and pruner.kept.tolist() == [1, 3]
+    assert pruner.num_refreshes is not None and int(pruner.num_refreshes) == 0
+
+
+def test_similar_scores_keep_the_set_and_the_reference() -> None:
+    pruner = KVPruner(num_visual_tokens=3, num_kept=1, threshold=0.9)
+    pruner.update(torch.tensor([0.5, 0.4, 0.0]))
+    assert not pruner.update(torch.tensor([0.4, 0.5, 0.0]))
+    assert pruner.kept is not None and pruner.kept.tolist() == [0]
+    assert pruner.reference is not None and pruner.reference.tolist() == [
+        0.5,
+        0.4000000059604645,
+        0,
+    ]
+
+
+def test_slow_drift_refreshes_because_the_reference_is_the_last_selection() -> None:
+    pruner = KVPruner(num_visual_tokens=2, num_kept=1, threshold=0.9)
+    angles = torch.linspace(0, 1.2, 13)  # each step's cosine with the one before is 0.995
+    changes = [bool(pruner.update(torch.stack([a.cos(), a.sin()]))) for a in angles]
+    assert changes == [True] + [False] * 4 + [True] + [False] * 4 + [True] + [False] * 2
+
+
+def test_scores_without_length_never_agree() -> None:
+    zero, some = torch.zeros(3), torch.ones(3)
+    assert not scores_agree(zero, some, -1.0)
+    assert not scores_agree(some, zero, -1.0)
+    assert not scores_agree(zero, zero, -1.0)
+    assert scores_agree(some, some, 0.999)

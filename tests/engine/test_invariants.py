@@ -1,0 +1,246 @@
+"""The engine's invariants (float32, bundled model): logits and kept sets, not tokens alone."""
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import LlavaOnevisionForConditionalGeneration
+
+from dycoke_core.config import EngineConfig
+from dycoke_core.model.llava_onevision import LlavaOnevision
+from dycoke_core.sequence import ChatMessage, FinishReason, Sequence
+from dycoke_core.tiny.build import CHECKPOINT
+from tests.compression import slow_loops
+from tests.engine.recording import (
+    RecordingEngine,
+    assert_same_kept,
+    assert_same_logits,
+    make_sequence,
+    report_of,
+)
+
+QUESTION = "What color is the circle?"
+
+
+@pytest.fixture(scope="module")
+def reference() -> LlavaOnevisionForConditionalGeneration:
+    return LlavaOnevisionForConditionalGeneration.from_pretrained(
+        CHECKPOINT, dtype=torch.float32, attn_implementation="sdpa"
+    ).eval()
+
+
+def reference_inputs(model: LlavaOnevision, sequence: Sequence) -> dict[str, Tensor]:
+    """What a processor would hand to transformers: expanded ids and normalised frames."""
+    prompt = model.prompt_encoder(sequence.messages)
+    num_visual = len(sequence.frames) * model.tokens_per_frame + 1
+    video = (model.model.config.video_token_id,) * num_visual
+    ids = torch.tensor([[*prompt.ids_before_video, *video, *prompt.ids_after_video]])
+    pixels = model.normalizer(torch.from_numpy(sequence.frames), torch.float32)
+    return {"input_ids": ids, "pixel_values_videos": pixels[None]}
+
+
+@pytest.mark.parametrize("num_frames", [1, 5, 32])
+def test_full_tokens_equal_transformers_greedy_generate(
+    num_frames: int, engine: RecordingEngine, reference: LlavaOnevisionForConditionalGeneration
+) -> None:
+    sequence = make_sequence(
+        num_frames=num_frames, compression="full", max_tokens=24, question=QUESTION
+    )
+    events = engine.run(sequence)["a"]
+    inputs = reference_inputs(engine.model, sequence)
+    expected = reference.generate(
+        **inputs,
+        attention_mask=torch.ones_like(inputs["input_ids"]),
+        max_new_tokens=24,
+        do_sample=False,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    num_prompt = inputs["input_ids"].shape[1]
+    assert report_of(events).prompt_tokens == num_prompt
+    assert sequence.output_token_ids == expected.sequences[0, num_prompt:].tolist()
+    assert_same_logits(engine.recordings["a"].logits, [step[0] for step in expected.logits])
+
+
+@pytest.mark.parametrize("layer", [0, 1, 3, 6, 7])
+def test_dycoke_that_drops_nothing_equals_full_tokens(layer: int, engine: RecordingEngine) -> None:
+    nothing = {"policy": "dycoke", "k": 0.0, "p": 0.0, "l": layer}
+    engine.run(
+        make_sequence("full", compression="full"), make_sequence("none", compression=nothing)
+    )
+    full, none = engine.recordings["full"], engine.recordings["none"]
+    assert_same_logits(none.logits, full.logits)
+
+
+@pytest.mark.parametrize(
+    ("k", "layer", "p", "threshold"),
+    [
+        (0.7, 3, 0.7, 0.9),  # the defaults
+        (0.7, 3, 0.7, 0.1),  # a gate that keeps most selections
+        (0.0, 1, 0.9, 0.9),
+        (0.9, 5, 0.5, 0.9),  # only the last layer is pruned
+        (0.5, 0, 0.7, 0.1),  # layer 0 scores before its own pruning
+        (0.7, 2, 1.0, 0.9),  # no visual token is left
+    ],
+)
+@torch.inference_mode()
+def test_both_stages_equal_slow_loops(
+    k: float, layer: int, p: float, threshold: float, engine: RecordingEngine
+) -> None:
+    compression = {"policy": "dycoke", "k": k, "l": layer, "p": p, "threshold": threshold}
+    sequence = make_sequence(compression=compression, num_frames=7, max_tokens=10)
+    report = report_of(engine.run(sequence)["a"])
+
+    model = engine.model
+    features = model.encode_frames(torch.from_numpy(sequence.frames))
+    kept = slow_loops.ttm(features, k)
+    assert report.compression.visual_tokens_prefill == len(kept)
+    prompt = model.prompt_encoder(sequence.messages)
+    embeds = model.embed_prompt(prompt, features.flatten(0, 1)[kept])
+    first_visual = len(prompt.ids_before_video)
+    slow = slow_loops.SlowStageTwo(
+        list(range(first_visual, first_visual + len(kept))),
+        layer=layer,
+        p=p,
+        threshold=threshold,
+    )
+    logits, kept_sets = slow_loops.decode_slowly(model, embeds, sequence.output_token_ids, slow)
+
+    recording = engine.recordings["a"]
+    assert_same_logits(recording.logits, logits)
+    assert_same_kept(recording.kept, kept_sets)
+    assert report.compression.refreshes == slow.num_refreshes
+
+
+def test_the_bundled_model_keeps_some_selections_and_changes_others(
+    engine: RecordingEngine,
+) -> None:
+    """Else the tests of the gate above would prove nothing."""
+    compression = {"policy": "dycoke", "threshold": 0.1}
+    sequence = make_sequence(compression=compression, num_frames=7, max_tokens=10)
+    report = report_of(engine.run(sequence)["a"])
+    assert 0 < report.compression.refreshes < report.compression.decode_steps - 1
+    kept = engine.recordings["a"].kept
+    assert any(not torch.equal(kept[0], other) for other in kept[1:])
+
+
+def test_sequences_side_by_side_equal_single_runs(tiny_model: LlavaOnevision) -> None:
+    def mix() -> list[Sequence]:
+        return [
+            make_sequence("full", compression="full", video=1),
+            make_sequence("default", video=2, num_frames=5, max_tokens=20),
+            make_sequence("sampled", video=3, temperature=0.8, top_p=0.9, seed=7),
+            make_sequence("long", num_frames=32, question=QUESTION),
+            make_sequence("short", num_frames=1, max_tokens=1),
+            make_sequence("late", video=2, compression={"policy": "dycoke", "l": 0}),
+        ]
+
+    together = RecordingEngine(tiny_model, EngineConfig(max_running_sequences=3))
+    together.run(*mix())
+    for sequence in mix():
+        alone = RecordingEngine(tiny_model, EngineConfig())
+        alone.run(sequence)
+        name = sequence.sequence_id
+        assert_same_logits(together.recordings[name].logits, alone.recordings[name].logits)
+        assert_same_kept(together.recordings[name].kept, alone.recordings[name].kept)
+
+
+@pytest.mark.parametrize("compression", ["full", "dycoke"])
+def test_chunked_prefill_equals_whole_prefill(compression: str, tiny_model: LlavaOnevision) -> None:
+    runs = []
+    for chunk_tokens in (37, 100_000):
+        engine = RecordingEngine(tiny_model, EngineConfig(prefill_chunk_tokens=chunk_tokens))
+        engine.run(make_sequence(compression=compression, question=QUESTION))
+        runs.append(engine.recordings["a"])
+    assert_same_logits(runs[0].logits, runs[1].logits)
+    assert_same_kept(runs[0].kept, runs[1].kept)
+
+
+@pytest.mark.parametrize("threshold", [0.9, 0.1])
+@pytest.mark.parametrize("num_published", [1, 5, 11])
+def test_a_replayed_answer_continues_as_if_undisturbed(
+    num_published: int, threshold: float, tiny_model: LlavaOnevision
+) -> None:
+    settings: dict[str, object] = {"policy": "dycoke", "threshold": threshold}
+    whole = make_sequence(compression=settings, max_tokens=12, temperature=0.7, seed=3)
+    undisturbed = RecordingEngine(tiny_model, EngineConfig())
+    report = report_of(undisturbed.run(whole)["a"])
+
+    published = tuple(whole.output_token_ids[:num_published])
+    resumed = make_sequence(
+        compression=settings, max_tokens=12, temperature=0.7, seed=3, forced=published
+    )
+    engine = RecordingEngine(tiny_model, EngineConfig())
+    events = engine.run(resumed)["a"]
+
+    assert resumed.output_token_ids == whole.output_token_ids
+    assert [event.index for event in events] == list(range(num_published, 12))
+    assert len(whole.output_token_ids) == 12
+    first, second = undisturbed.recordings["a"], engine.recordings["a"]
+    # The prefill's logits are made but not used; the head runs again behind the last forced token.
+    assert_same_logits(second.logits[1:], first.logits[num_published:])
+    assert_same_kept(second.kept, first.kept)
+    assert second.refreshes == first.refreshes
+    assert report_of(events).text == report.text
+
+
+def test_prefilling_an_answer_instead_of_replaying_it_would_differ(
+    tiny_model: LlavaOnevision,
+) -> None:
+    """Why failover replays: keys of generated tokens depend on the kept sets of their steps."""
+    answer = make_sequence(max_tokens=12)
+    engine = RecordingEngine(tiny_model, EngineConfig())
+    engine.run(answer)
+    text = engine.model.prompt_encoder.tokenizer.decode(answer.output_token_ids[:8])
+    continued = Sequence(
+        "b",
+        (*answer.messages, ChatMessage("assistant", text), ChatMessage("user", "Go on.")),
+        answer.frames,
+        answer.sampling,
+        answer.compression,
+    )
+    engine.run(continued)
+    assert continued.output_token_ids[:4] != answer.output_token_ids[8:]
+
+
+def test_abort_frees_everything_and_leaves_the_others_unchanged(
+    tiny_model: LlavaOnevision,
+) -> None:
+    alone = RecordingEngine(tiny_model, EngineConfig())
+    alone.run(make_sequence("stays", video=2))
+    for steps_before_abort in (0, 1, 3, 6, 9):
+        engine = RecordingEngine(tiny_model, EngineConfig())
+        engine.add(make_sequence("goes", max_tokens=50))
+        engine.add(make_sequence("stays", video=2))
+        for _ in range(steps_before_abort):
+            engine.step()
+        assert engine.abort("goes")
+        assert not engine.abort("goes")
+        events = engine.drain()
+        assert "goes" not in events or steps_before_abort > 0
+        assert_same_logits(engine.recordings["stays"].logits, alone.recordings["stays"].logits)
+        assert engine.stats().kv_bytes_reserved == 0
+        assert not engine.has_work
+
+
+def test_the_failure_of_one_sequence_is_its_own(
+    tiny_model: LlavaOnevision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = RecordingEngine(tiny_model, EngineConfig())
+    alone.run(make_sequence("stays", video=2))
+
+    engine = RecordingEngine(tiny_model, EngineConfig())
+    decode = engine._runner.decode
+
+    def fail_once(state, token_id, *, needs_logits):  # type: ignore[no-untyped-def]
+        if state.sequence.sequence_id == "fails" and len(state.sequence.output_token_ids) == 4:
+            raise torch.OutOfMemoryError("no memory at /secret/place")
+        return decode(state, token_id, needs_logits=needs_logits)
+
+    monkeypatch.setattr(engine._runner, "decode", fail_once)
+    events = engine.run(make_sequence("fails"), make_sequence("stays", video=2))
+    last = events["fails"][-1]
+    assert last.finish_reason is FinishReason.ERROR
+    assert last.error is not None and last.error.code == "out_of_memory"
+    assert "secret" not in last.error.message
+    assert_same_logits(engine.recordings["stays"].logits, alone.recordings["stays"].logits)
+    assert engine.stats().kv_bytes_reserved == 0

@@ -1,0 +1,44 @@
+"""The vision path, put together by us, against transformers' own."""
+
+import pytest
+import torch
+
+from dycoke_core.model import vision
+from dycoke_core.model.llava_onevision import LlavaOnevision
+
+
+def pixels(num_frames: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(num_frames)
+    return torch.randn(num_frames, 3, 224, 224, generator=generator)
+
+
+@torch.inference_mode()
+def test_features_are_transformers_video_features_without_the_newline(
+    tiny_model: LlavaOnevision,
+) -> None:
+    frames = pixels(5)
+    expected = tiny_model.model.model.get_video_features(frames[None]).pooler_output[0]
+    features = vision.encode_frames(tiny_model.model.model, frames)
+    assert features.shape == (5, tiny_model.tokens_per_frame, 128)
+    torch.testing.assert_close(features.flatten(0, 1), expected[:-1])
+    torch.testing.assert_close(tiny_model.model.model.image_newline, expected[-1])
+
+
+@pytest.mark.parametrize("layer", [-1, -2, 1, [-2, -1], [0, 2]])
+@torch.inference_mode()
+def test_every_choice_of_feature_layer_is_followed(
+    layer: int | list[int], tiny_model: LlavaOnevision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model.model.model
+    monkeypatch.setattr(model.config, "vision_feature_layer", layer)
+    states = model.vision_tower(pixels(2), output_hidden_states=True).hidden_states
+    wanted = [layer] if isinstance(layer, int) else layer
+    expected = torch.cat([states[place] for place in wanted], dim=-1)
+    torch.testing.assert_close(vision._run_tower(model, pixels(2)), expected)
+
+
+@torch.inference_mode()
+def test_frames_do_not_depend_on_their_batch(tiny_model: LlavaOnevision) -> None:
+    together = vision.encode_frames(tiny_model.model.model, pixels(4))
+    alone = [vision.encode_frames(tiny_model.model.model, frame[None]) for frame in pixels(4)]
+    torch.testing.assert_close(together, torch.cat(alone))
