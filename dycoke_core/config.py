@@ -104,13 +104,23 @@ class EngineConfig:
 
     device: str = "auto"  # auto: cuda if there is one, else cpu
     dtype: str = "auto"  # auto: the checkpoint's; float32 for float16 weights on a CPU
-    max_running_sequences: int = 4
+    max_running_sequences: int = 16
     prefill_chunk_tokens: int = 2048
+    kv_cache_bytes: int | None = None  # None: a share of the device's free memory
+    feature_cache_bytes: int = 512 * 2**20  # visual features of videos, before stage I
     vision_batch_frames: int = 4
+    vision_slice_layers: int = 8  # of the vision tower, run between two decode steps
 
     def __post_init__(self) -> None:
-        for name in ("max_running_sequences", "prefill_chunk_tokens", "vision_batch_frames"):
-            if getattr(self, name) < 1:
+        for name in (
+            "max_running_sequences",
+            "prefill_chunk_tokens",
+            "kv_cache_bytes",
+            "feature_cache_bytes",
+            "vision_batch_frames",
+            "vision_slice_layers",
+        ):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1")
         if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
             raise ValueError("dtype must be auto, float32, bfloat16 or float16")

@@ -79,6 +79,7 @@ class Sequence:
         frames: uint8 [F, S, S, 3], RGB, already at the model's image size S.
         forced_token_ids: ids that an earlier attempt has published. They are run through the
             ordinary decode path, emit no events, and the answer goes on behind them.
+        video_key: names the frames' content, for what is kept per video; None: hashed from them.
     """
 
     sequence_id: str
@@ -87,6 +88,7 @@ class Sequence:
     sampling: SamplingParams = field(default_factory=SamplingParams)
     compression: CompressionConfig = field(default_factory=CompressionConfig)
     forced_token_ids: tuple[int, ...] = ()
+    video_key: str | None = None
     # Set by the engine.
     stage: Stage = Stage.WAITING
     progress: float = 0.0  # share of the stage that is done
@@ -139,6 +141,14 @@ class MemoryReport:
 
 
 @dataclass(frozen=True, slots=True)
+class CacheReport:
+    """What the sequence found done, or under way, when it was admitted. A prefix holds features."""
+
+    has_features_hit: bool
+    has_prefix_hit: bool
+
+
+@dataclass(frozen=True, slots=True)
 class SequenceReport:
     """The engine's part of a receipt."""
 
@@ -148,6 +158,7 @@ class SequenceReport:
     compression: CompressionReport
     timings: TimingReport
     memory: MemoryReport
+    cache: CacheReport
 
 
 @dataclass(frozen=True, slots=True)

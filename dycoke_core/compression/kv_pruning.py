@@ -10,23 +10,25 @@ import torch
 from torch import Tensor
 
 
-def attention_scores(query: Tensor, keys: Tensor, *, scaling: float) -> Tensor:
-    """Attention of one query over all keys, averaged over the query heads.
+def visual_scores(query: Tensor, keys: Tensor, log_total: Tensor, *, scaling: float) -> Tensor:
+    """One query's attention to the visual tokens, averaged over the query heads.
+
+    The softmax is that over every key of the layer, the new token's own included: the layer's own
+    attention leaves its denominator behind, so only the visual keys are read again.
 
     Args:
-        query: [H, E], the current token's.
-        keys: [S, G, E], every key of the layer, the new token's own included; H = G * group.
+        query: [G, H/G, E], the current token's heads by key/value head.
+        keys: [V, G, E], of the visual tokens.
+        log_total: float32 [G, H/G], log of the softmax denominators.
         scaling: the model's factor on query-key products.
 
     Returns:
-        float32 [S]; sums to 1.
+        float32 [V]; sums to at most 1.
 
-    Source: paper Eq. 4, DYCOKE "Stage II" 2. Costs one read of the layer's keys.
+    Source: paper Eq. 4, DYCOKE "Stage II" 2.
     """
-    num_kv_heads = keys.shape[1]
-    grouped = query.view(num_kv_heads, -1, query.shape[-1])  # [G, H/G, E]
-    logits = torch.matmul(grouped, keys.permute(1, 2, 0)).float() * scaling  # [G, H/G, S]
-    return logits.softmax(dim=-1).mean(dim=(0, 1))
+    logits = torch.matmul(query, keys.permute(1, 2, 0)).float() * scaling  # [G, H/G, V]
+    return (logits - log_total[..., None]).exp().mean(dim=(0, 1))
 
 
 def select_visual_tokens(scores: Tensor, num_kept: int) -> Tensor:

@@ -19,6 +19,11 @@ from dycoke_core.config import CompressionConfig
 class Policy(Protocol):
     """What the engine asks of a policy. Stateless; a sequence's state is its `KVPruner`."""
 
+    @property
+    def stage_one_key(self) -> tuple[object, ...]:
+        """Everything that the choice of `select_visual_tokens` depends on, besides the features."""
+        ...
+
     def count_visual_tokens(self, num_frames: int, tokens_per_frame: int) -> int:
         """V, known before encoding."""
         ...
@@ -46,6 +51,10 @@ class FullTokens:
     def __init__(self, config: CompressionConfig) -> None:
         pass
 
+    @property
+    def stage_one_key(self) -> tuple[object, ...]:
+        return ("full",)
+
     def count_visual_tokens(self, num_frames: int, tokens_per_frame: int) -> int:
         return num_frames * tokens_per_frame
 
@@ -67,6 +76,10 @@ class DyCoke:
 
     def __init__(self, config: CompressionConfig) -> None:
         self._config = config
+
+    @property
+    def stage_one_key(self) -> tuple[object, ...]:
+        return ("ttm", self._config.k, self._config.window, self._config.variant)
 
     def count_visual_tokens(self, num_frames: int, tokens_per_frame: int) -> int:
         c = self._config

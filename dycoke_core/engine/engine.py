@@ -6,27 +6,25 @@ sequence that fails ends in an event with its error; the others go on.
 
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from dycoke_core.compression.policies import make_policy
 from dycoke_core.config import EngineConfig
-from dycoke_core.engine.detokenizer import Detokenizer
+from dycoke_core.engine.admission import Admission
 from dycoke_core.engine.model_runner import ModelRunner
 from dycoke_core.engine.report import make_report
 from dycoke_core.engine.sampler import sample
-from dycoke_core.engine.scheduler import Scheduler
+from dycoke_core.engine.scheduler import PromptWork, Scheduler
 from dycoke_core.engine.state import SequenceState
+from dycoke_core.engine.vision_encoder import VisionEncoder
 from dycoke_core.errors import (
     DycokeError,
     EngineError,
     InvalidRequestError,
     OutOfMemoryError,
-    PromptTooLongError,
 )
 from dycoke_core.model.llava_onevision import LlavaOnevision
 from dycoke_core.model.loader import load_model
@@ -53,24 +51,32 @@ class EngineCard:
 class EngineStats:
     num_waiting: int
     num_running: int
-    kv_bytes_in_use: int  # active rows and DP caches
-    kv_bytes_reserved: int
+    kv_bytes_in_use: int  # reserved by running sequences: their prefixes and their own rows
+    kv_bytes_cached: int  # prefixes that nobody holds: free on demand
+    kv_bytes_budget: int
     device_memory_bytes: int  # allocated on a GPU now; 0 on a CPU
 
 
 class Engine:
-    """Runs sequences. All methods belong to one thread.
-
-    Sequences are advanced one after another within a step; each has a cache of its own, allocated
-    at its full size when its frames are encoded, so none runs out of memory while it decodes.
-    """
+    """Runs sequences. All methods belong to one thread."""
 
     def __init__(self, model: LlavaOnevision, config: EngineConfig) -> None:
         self.model = model
         self._config = config
-        self._runner = ModelRunner(model, config)
-        self._scheduler = Scheduler(config.max_running_sequences)
+        self._runner = ModelRunner(model)
+        self._vision = VisionEncoder(
+            model,
+            batch_frames=config.vision_batch_frames,
+            slice_layers=config.vision_slice_layers,
+        )
+        self._admission = Admission(model, config)
         self._states: dict[str, SequenceState] = {}
+        self._scheduler = Scheduler(
+            max_running=config.max_running_sequences,
+            max_prompt_tokens=config.prefill_chunk_tokens,
+            admit=lambda sequence: self._admission.admit(self._states[sequence.sequence_id]),
+            next_work=lambda sequence: self._next_work(self._states[sequence.sequence_id]),
+        )
 
     @classmethod
     def from_pretrained(cls, path: str | Path, config: EngineConfig | None = None) -> "Engine":
@@ -100,28 +106,33 @@ class Engine:
         return self._scheduler.has_work
 
     def stats(self) -> EngineStats:
-        caches = [state.cache for state in self._states.values() if state.cache is not None]
         device = self.model.device
+        on_gpu = device.type == "cuda"
+        budget, cached_bytes = self._admission.kv_budget, self._admission.idle_prefix_bytes
         return EngineStats(
             num_waiting=len(self._scheduler.waiting),
             num_running=len(self._scheduler.running),
-            kv_bytes_in_use=sum(cache.active_bytes + cache.dp_cache_bytes for cache in caches),
-            kv_bytes_reserved=sum(cache.reserved_bytes for cache in caches),
-            device_memory_bytes=(
-                torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
-            ),
+            kv_bytes_in_use=budget.used_bytes - cached_bytes,
+            kv_bytes_cached=cached_bytes,
+            kv_bytes_budget=budget.max_bytes,
+            device_memory_bytes=torch.cuda.memory_allocated(device) if on_gpu else 0,
         )
+
+    def clear_caches(self) -> None:
+        """Drops cached videos and prefixes that no sequence holds."""
+        self._admission.clear()
 
     def add(self, sequence: Sequence) -> None:
         """Takes a sequence in; `step` starts it when its turn comes.
 
         Raises:
             InvalidRequestError: frames, messages or compression that the model cannot take.
-            PromptTooLongError: prompt and max_tokens exceed the model's positions.
+            PromptTooLongError: prompt and max_tokens exceed the model's positions, or the KV
+            budget.
         """
         if sequence.sequence_id in self._states:
             raise InvalidRequestError("a sequence of this id is already in the engine")
-        state = self._make_state(sequence)
+        state = self._admission.prepare(sequence)
         if not self._scheduler.has_work and self.model.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.model.device)
         self._states[sequence.sequence_id] = state
@@ -131,133 +142,173 @@ class Engine:
         """Frees all that a sequence holds; False if the engine does not have it."""
         if sequence_id not in self._states:
             return False
-        self._free(self._states[sequence_id].sequence)
+        self._free(self._states[sequence_id])
         return True
 
     @torch.inference_mode()
     def step(self) -> list[TokenEvent]:
-        """Advances the scheduled sequences: one token each, and one slice of one prompt."""
+        """Advances the scheduled sequences: one token each, and some of the others' prompts."""
         scheduled = self._scheduler.schedule()
-        events = [self._guarded(self._decode, sequence) for sequence in scheduled.decode]
-        if scheduled.prefill is not None:
-            events.append(self._guarded(self._work_on_prompt, scheduled.prefill))
-        return [event for event in events if event is not None]
+        prompts = [self._states[sequence.sequence_id] for sequence in scheduled.prompts]
+        decoding = [self._states[sequence.sequence_id] for sequence in scheduled.decode]
+        encoding = [state for state in prompts if self._next_work(state).is_vision]
+        prefilling = [state for state in prompts if state not in encoding]
+        events = self._encode() if encoding else []
+        if prefilling or decoding:
+            events += self._run(prefilling, decoding)
+        self._note_stages()
+        if not self._scheduler.has_work:
+            self._admission.check_all_released()
+        return events
 
-    def _make_state(self, sequence: Sequence) -> SequenceState:
-        frames, size = sequence.frames, self.model.image_size
-        if frames.ndim != 4 or frames.shape[0] < 1 or frames.shape[1:] != (size, size, 3):
-            raise InvalidRequestError(f"frames must be [F, {size}, {size}, 3] with F of at least 1")
-        sequence.compression.check_num_frames(len(frames))
-        policy = make_policy(sequence.compression)
-        state = SequenceState(
-            sequence=sequence,
-            policy=policy,
-            prompt=self.model.prompt_encoder(sequence.messages),
-            num_visual_tokens=policy.count_visual_tokens(len(frames), self.model.tokens_per_frame),
-            detokenizer=Detokenizer(self.model.prompt_encoder.tokenizer, sequence.sampling.stop),
-        )
-        limit = self.model.max_model_tokens
-        num_tokens = state.num_prompt_tokens + sequence.sampling.max_tokens
-        if num_tokens > limit:
-            raise PromptTooLongError(
-                f"prompt ({state.num_prompt_tokens} tokens) and max_tokens exceed "
-                f"the model's {limit} positions"
-            )
-        return state
+    # --- prompts ---
 
-    def _guarded(
-        self, advance: Callable[[SequenceState], TokenEvent | None], sequence: Sequence
-    ) -> TokenEvent | None:
-        """Runs one sequence's share of a step; its failure is an event, not the engine's end."""
-        state = self._states[sequence.sequence_id]
+    def _next_work(self, state: SequenceState) -> PromptWork:
+        """What a sequence's prompt needs next: its video, its prefix, or its question."""
+        chunk_tokens = self._config.prefill_chunk_tokens
+        prefix = state.held_prefix
+        if prefix.kv is None:
+            return PromptWork(state.video_key, num_tokens=0)
+        if not prefix.is_ready:
+            num_left = state.num_prefix_tokens - prefix.kv.num_tokens
+            return PromptWork(state.prefix_key, min(chunk_tokens, num_left))
+        num_left = state.num_question_tokens - state.num_own_tokens_seen
+        return PromptWork(state.sequence.sequence_id, min(chunk_tokens, num_left))
+
+    def _encode(self) -> list[TokenEvent]:
+        """One slice of the vision tower; stage I for the prefixes whose videos it completes."""
+        started_at = time.perf_counter()
+        waiting = [state for state in self._running() if state.held_prefix.kv is None]
+        videos = dict.fromkeys(state.held_prefix.video for state in waiting)
+        pending = [video for video in videos if video is not None and not video.is_ready]
         try:
-            event = advance(state)
-            if event is not None and event.finish_reason is not None:
-                event = replace(event, report=make_report(self.model, state))
-                self._free(sequence)
-            return event
+            if pending:
+                self._vision.encode_slice(pending)
+                self._runner.synchronize()
         except Exception as error:
-            logger.exception("sequence failed", extra={"job_id": sequence.sequence_id})
-            self._free(sequence)
-            return TokenEvent(
-                sequence_id=sequence.sequence_id,
-                index=len(sequence.output_token_ids),
-                token_ids=(),
-                text="",
-                finish_reason=FinishReason.ERROR,
-                error=_public_error(error),
-            )
+            self._vision.drop_batch()
+            return [self._fail(state, error) for state in waiting]
+        seconds = time.perf_counter() - started_at
+        for state in waiting:
+            state.clock.vision_s += seconds
+        return [event for state in waiting if (event := self._compress(state)) is not None]
 
-    def _work_on_prompt(self, state: SequenceState) -> TokenEvent | None:
-        """One slice: a micro-batch of frames, or a chunk of the prompt."""
-        sequence, clock = state.sequence, state.clock
-        started_at = time.perf_counter()
-        if clock.started_at is None:
-            clock.started_at = started_at
-        if sequence.stage is not Stage.PREFILLING:
-            self._encode(state)
+    def _compress(self, state: SequenceState) -> TokenEvent | None:
+        prefix = state.held_prefix
+        if prefix.kv is not None or prefix.video is None or not prefix.video.is_ready:
             return None
-        logits = self._runner.prefill_chunk(state)
-        clock.prefill_s += time.perf_counter() - started_at
-        assert state.cache is not None
-        sequence.progress = state.cache.num_tokens / state.num_prompt_tokens
-        if logits is None:
-            return None
-        sequence.stage, sequence.progress = Stage.DECODING, 0.0
-        return self._append_token(state, logits)
-
-    def _encode(self, state: SequenceState) -> None:
-        sequence, clock = state.sequence, state.clock
-        sequence.stage = Stage.ENCODING
         started_at = time.perf_counter()
-        is_encoded = self._runner.encode_slice(state)
-        encoded_at = time.perf_counter()
-        clock.vision_s += encoded_at - started_at
-        sequence.progress = state.num_encoded_frames / state.num_frames
-        if is_encoded:
+        try:
             self._runner.compress(state)
-            clock.compress_s += time.perf_counter() - encoded_at
-            sequence.stage, sequence.progress = Stage.PREFILLING, 0.0
+        except Exception as error:
+            return self._fail(state, error)
+        state.clock.compress_s += time.perf_counter() - started_at
+        return None
 
-    def _decode(self, state: SequenceState) -> TokenEvent | None:
+    # --- passes ---
+
+    def _run(
+        self, prefilling: list[SequenceState], decoding: list[SequenceState]
+    ) -> list[TokenEvent]:
+        """One pass for all; where it fails, one for each, so that only the culprits end."""
         started_at = time.perf_counter()
-        output = state.sequence.output_token_ids
-        needs_logits = len(output) >= state.num_forced
-        logits = self._runner.decode(state, output[-1], needs_logits=needs_logits)
-        event = self._append_token(state, logits)
-        state.clock.decode_s += time.perf_counter() - started_at
-        return event
+        try:
+            answering, logits = self._pass(prefilling, decoding)
+        except Exception as error:
+            if len(prefilling) + len(decoding) == 1:
+                return [self._fail((prefilling + decoding)[0], error)]
+            singles = [self._run([state], []) for state in prefilling]
+            singles += [self._run([], [state]) for state in decoding]
+            return [event for single in singles for event in single]
+        self._note_seconds(decoding, time.perf_counter() - started_at)
+        tokens = iter(self._sample([s for s in answering if not s.is_replaying], logits))
+        events = []
+        for state in answering:
+            token_id = None if state.is_replaying else next(tokens)
+            try:
+                event = self._append_token(state, token_id)
+            except Exception as error:
+                event = self._fail(state, error)
+            if event is not None:
+                events.append(event)
+        return events
 
-    def _append_token(self, state: SequenceState, logits: Tensor | None) -> TokenEvent | None:
-        """Samples the next token, or takes the next forced one, which makes no event.
+    def _pass(
+        self, prefilling: list[SequenceState], decoding: list[SequenceState]
+    ) -> tuple[list[SequenceState], Tensor]:
+        """Runs one pass and advances what it ran.
+
+        Returns:
+            The sequences that get a token now, and logits for those of them that sample theirs.
+        """
+        prefixes = [state for state in prefilling if not state.held_prefix.is_ready]
+        questions = [state for state in prefilling if state.held_prefix.is_ready]
+        for state in questions:
+            if state.kv is None:
+                state.kv = self._runner.begin_question(state)
+        hidden = self._runner.run(
+            [(state.held_prefix, self._next_work(state).num_tokens) for state in prefixes],
+            [(state, self._next_work(state).num_tokens) for state in questions],
+            decoding,
+        )
+        for state in prefixes:
+            if state.held_prefix.is_ready:
+                self._admission.finish_prefix(state.held_prefix)
+        has_token, is_sampled = [], []
+        for row, state in enumerate([*questions, *decoding]):
+            if state.has_read_question:
+                has_token.append(state)
+                if not state.is_replaying:
+                    is_sampled.append(row)
+        return has_token, self._runner.logits(hidden[is_sampled])
+
+    def _note_seconds(self, decoding: list[SequenceState], seconds: float) -> None:
+        """Every running sequence waited for the pass, those that had no part in it too."""
+        for state in self._running():
+            if state in decoding:
+                state.clock.decode_s += seconds
+            elif state.held_prefix.kv is not None:
+                state.clock.prefill_s += seconds
+
+    # --- tokens ---
+
+    def _sample(self, states: list[SequenceState], logits: Tensor) -> list[int]:
+        """logits: float32 [len(states), vocabulary]."""
+        params = [state.sequence.sampling for state in states]
+        indices = [len(state.sequence.output_token_ids) for state in states]
+        return sample(logits, params, indices)
+
+    def _append_token(self, state: SequenceState, sampled: int | None) -> TokenEvent | None:
+        """Takes the sampled token, or the next forced one, which makes no event.
 
         A forced token that ends the answer, because the attempt before died between its last token
         and its receipt, makes an event without tokens.
         """
         sequence = state.sequence
+        if state.kv is not None and not state.kv.is_decoding:
+            state.kv.begin_decode()
         index = len(sequence.output_token_ids)
-        is_forced = index < state.num_forced
-        if is_forced:
-            token_id = sequence.forced_token_ids[index]
-        else:
-            assert logits is not None
-            token_id = sample(logits, sequence.sampling, index)
+        token_id = sequence.forced_token_ids[index] if sampled is None else sampled
         sequence.output_token_ids.append(token_id)
         text = state.detokenizer.push(token_id)
-        is_replaying = index + 1 < state.num_forced
-        finish_reason = None if is_replaying else self._finish_reason(state, token_id)
+        finish_reason = None if state.is_replaying else self._finish_reason(state, token_id)
         if finish_reason is not None:
             text += state.detokenizer.flush()
-        if is_forced and finish_reason is None:
+        if sampled is None and finish_reason is None:
             return None
         state.clock.note_token()
-        return TokenEvent(
+        event = TokenEvent(
             sequence_id=sequence.sequence_id,
-            index=len(sequence.output_token_ids) if is_forced else index,
-            token_ids=() if is_forced else (token_id,),
-            text="" if is_forced else text,
+            index=index if sampled is not None else index + 1,
+            token_ids=(token_id,) if sampled is not None else (),
+            text=text if sampled is not None else "",
             finish_reason=finish_reason,
         )
+        if finish_reason is None:
+            return event
+        event = replace(event, report=make_report(self.model, state))
+        self._free(state)
+        return event
 
     def _finish_reason(self, state: SequenceState, token_id: int) -> FinishReason | None:
         if token_id in self.model.eos_token_ids or state.detokenizer.is_stopped:
@@ -266,11 +317,35 @@ class Engine:
             return FinishReason.LENGTH
         return None
 
-    def _free(self, sequence: Sequence) -> None:
-        """The one place where a sequence leaves: its state holds all its tensors."""
-        del self._states[sequence.sequence_id]
-        self._scheduler.remove(sequence)
-        sequence.stage = Stage.FINISHED
+    # --- ends ---
+
+    def _fail(self, state: SequenceState, error: Exception) -> TokenEvent:
+        sequence = state.sequence
+        logger.error("sequence failed", exc_info=error, extra={"job_id": sequence.sequence_id})
+        self._free(state)
+        return TokenEvent(
+            sequence_id=sequence.sequence_id,
+            index=len(sequence.output_token_ids),
+            token_ids=(),
+            text="",
+            finish_reason=FinishReason.ERROR,
+            error=_public_error(error),
+        )
+
+    def _free(self, state: SequenceState) -> None:
+        """The one place where a sequence leaves."""
+        del self._states[state.sequence.sequence_id]
+        self._scheduler.remove(state.sequence)
+        self._admission.release(state)
+        state.sequence.stage = Stage.FINISHED
+
+    def _running(self) -> list[SequenceState]:
+        return [self._states[sequence.sequence_id] for sequence in self._scheduler.running]
+
+    def _note_stages(self) -> None:
+        """Shows each running sequence's stage and progress to whoever looks at it."""
+        for state in self._running():
+            state.note_stage()
 
 
 def _public_error(error: Exception) -> DycokeError:

@@ -6,9 +6,12 @@ from dataclasses import replace
 import torch
 
 from dycoke_core.compression.flops import AnswerShape, exact_flops, paper_flops
+from dycoke_core.compression.kv_pruning import KVPruner
+from dycoke_core.engine.kv_cache import row_bytes
 from dycoke_core.engine.state import SequenceState, StageClock
 from dycoke_core.model.llava_onevision import LlavaOnevision
 from dycoke_core.sequence import (
+    CacheReport,
     CompressionReport,
     MemoryReport,
     SequenceReport,
@@ -24,6 +27,7 @@ def make_report(model: LlavaOnevision, state: SequenceState) -> SequenceReport:
         compression=_compression_report(model, state),
         timings=_timing_report(state),
         memory=_memory_report(model, state),
+        cache=CacheReport(state.has_video_hit, state.has_prefix_hit),
     )
 
 
@@ -35,20 +39,19 @@ def peak_device_bytes(device: torch.device) -> int:
 
 
 def _compression_report(model: LlavaOnevision, state: SequenceState) -> CompressionReport:
-    geometry, cache = model.text_geometry, state.cache
+    geometry, kv = model.text_geometry, state.finished_kv
     num_layers, num_visual = geometry.num_layers, state.num_visual_tokens
     num_in = state.num_frames * model.tokens_per_frame
     num_decode = state.policy.count_decode_tokens(num_visual, num_layers)
     first_pruned = state.policy.first_pruned_layer(num_visual, num_layers)
     num_all_layers = first_pruned * num_visual + (num_layers - first_pruned) * num_decode
-    pruner = cache.pruner if cache is not None else None
     shape = AnswerShape(
         num_frames=state.num_frames,
         num_text_tokens=state.num_text_tokens,
         num_visual_tokens=num_visual,
         num_decode_tokens=num_decode,
         first_pruned_layer=first_pruned,
-        num_decode_steps=_num_decode_steps(state),
+        num_decode_steps=kv.num_own_tokens - state.num_question_tokens,
     )
     full = replace(
         shape, num_visual_tokens=num_in, num_decode_tokens=num_in, first_pruned_layer=num_layers
@@ -60,11 +63,9 @@ def _compression_report(model: LlavaOnevision, state: SequenceState) -> Compress
         retained_ratio_prefill=num_visual / num_in,
         retained_ratio_decode=num_decode / num_in,
         retained_ratio_decode_all_layers=num_all_layers / (num_layers * num_in),
-        kept_per_frame=state.kept_per_frame,
+        kept_per_frame=state.held_prefix.kept_per_frame,
         decode_steps=shape.num_decode_steps,
-        refreshes=0
-        if pruner is None or pruner.num_refreshes is None
-        else int(pruner.num_refreshes),
+        refreshes=_num_refreshes(kv.pruner),
         paper_flops_full=_paper_flops(model, num_in, full.num_decode_steps),
         paper_flops_actual=_paper_flops(model, num_visual, shape.num_decode_steps),
         exact_flops_full=exact_flops(model.vision_geometry, geometry, full),
@@ -72,10 +73,8 @@ def _compression_report(model: LlavaOnevision, state: SequenceState) -> Compress
     )
 
 
-def _num_decode_steps(state: SequenceState) -> int:
-    """Forward passes behind the prefill: the last token of an answer is never fed back."""
-    assert state.cache is not None
-    return state.cache.num_tokens - state.num_prompt_tokens
+def _num_refreshes(pruner: KVPruner | None) -> int:
+    return 0 if pruner is None or pruner.num_refreshes is None else int(pruner.num_refreshes)
 
 
 def _paper_flops(model: LlavaOnevision, num_visual_tokens: int, num_decode_steps: int) -> float:
@@ -110,14 +109,14 @@ def _per_output_token_s(clock: StageClock, state: SequenceState) -> float | None
 
 
 def _memory_report(model: LlavaOnevision, state: SequenceState) -> MemoryReport:
-    geometry, cache = model.text_geometry, state.cache
-    assert cache is not None
+    geometry, kv = model.text_geometry, state.finished_kv
     num_dropped = state.num_frames * model.tokens_per_frame - state.num_visual_tokens
-    values_per_token = 2 * geometry.num_layers * geometry.num_kv_heads * geometry.head_size
-    num_full_tokens = cache.num_tokens + num_dropped
+    num_full_rows = geometry.num_layers * (kv.num_tokens + num_dropped)
+    num_dp_rows = (geometry.num_layers - kv.first_pruned_layer) * state.num_visual_tokens
+    bytes_per_row = row_bytes(geometry, model.dtype)
     return MemoryReport(
-        kv_bytes=cache.active_bytes,
-        dp_cache_bytes=cache.dp_cache_bytes,
-        kv_bytes_full_tokens=num_full_tokens * values_per_token * model.dtype.itemsize,
+        kv_bytes=kv.num_active_rows * bytes_per_row,
+        dp_cache_bytes=num_dp_rows * bytes_per_row,
+        kv_bytes_full_tokens=num_full_rows * bytes_per_row,
         peak_device_bytes=peak_device_bytes(model.device),
     )

@@ -2,6 +2,7 @@
 an answer that goes on elsewhere draws the numbers it would have drawn here."""
 
 import hashlib
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -9,25 +10,34 @@ from torch import Tensor
 from dycoke_core.sequence import SamplingParams
 
 
-def sample(logits: Tensor, params: SamplingParams, index: int) -> int:
-    """Draws token `index` of an answer.
+def sample(logits: Tensor, params: Sequence[SamplingParams], indices: Sequence[int]) -> list[int]:
+    """Chooses the next token of each answer.
 
     Args:
-        logits: float32 [vocabulary].
+        logits: float32 [rows, vocabulary].
+        indices: of the tokens in their answers.
 
     Returns:
-        The token's id. Waits for the device: the host needs the id to detokenize.
+        Token ids. Waits for the device, once for all greedy rows: the host needs them to
+        detokenize.
     """
-    if params.temperature == 0.0:
-        return int(logits.argmax())
+    chosen: list[int] = logits.argmax(dim=-1).tolist()
+    for row, (sampling, index) in enumerate(zip(params, indices, strict=True)):
+        if sampling.temperature > 0.0:
+            chosen[row] = draw(logits[row], sampling, index)
+    return chosen
+
+
+def draw(logits: Tensor, params: SamplingParams, index: int) -> int:
+    """Draws token `index` of an answer from float32 [vocabulary], at a temperature above 0."""
     probabilities = (logits.double() / params.temperature).softmax(dim=-1)
     ordered, ids = probabilities.sort(descending=True, stable=True)
     cumulative = ordered.cumsum(dim=-1)
     # The nucleus: tokens before which less than top_p has been summed up; never empty.
     num_candidates = (cumulative - ordered < params.top_p).sum()
     total = cumulative[num_candidates - 1]
-    draw = uniform(params.seed, index) * total
-    place = torch.searchsorted(cumulative, draw, right=True).clamp(max=num_candidates - 1)
+    target = uniform(params.seed, index) * total
+    place = torch.searchsorted(cumulative, target, right=True).clamp(max=num_candidates - 1)
     return int(ids[place])
 
 

@@ -1,23 +1,27 @@
-"""What the engine knows of a running sequence beyond the `Sequence` itself.
+"""What the engine knows of a sequence beyond the `Sequence` itself.
 
-Everything that belongs to a sequence hangs here and nowhere else; dropping the state frees it.
+Everything that belongs to a sequence hangs here and nowhere else; releasing its prefix and its
+bytes and dropping the state frees it.
 """
 
 import time
 from dataclasses import dataclass, field
 
-from torch import Tensor
-
 from dycoke_core.compression.policies import Policy
 from dycoke_core.engine.detokenizer import Detokenizer
-from dycoke_core.engine.kv_cache import SequenceCache
+from dycoke_core.engine.kv_cache import SequenceKV
+from dycoke_core.engine.prefix_cache import Prefix
 from dycoke_core.preprocess import Prompt
-from dycoke_core.sequence import Sequence
+from dycoke_core.sequence import Sequence, Stage
 
 
 @dataclass(slots=True)
 class StageClock:
-    """Seconds of work per stage, and moments on the same monotonic clock."""
+    """Seconds of work per stage, and moments on the same monotonic clock.
+
+    A step's seconds count in full for every sequence that took part in it: they are what the
+    sequence waited for, and shared work is in more than one sequence's sum.
+    """
 
     added_at: float = field(default_factory=time.perf_counter)
     started_at: float | None = None
@@ -40,34 +44,83 @@ class SequenceState:
     policy: Policy
     prompt: Prompt
     num_visual_tokens: int  # V
+    video_key: str
+    prefix_key: str
     detokenizer: Detokenizer
     clock: StageClock = field(default_factory=StageClock)
-    # Set by the runner, in this order.
-    features: Tensor | None = None  # [F, N, D], filled by micro-batches, dropped after stage I
-    num_encoded_frames: int = 0
-    kept_per_frame: tuple[int, ...] = ()
-    embeds: Tensor | None = None  # [S, D], the prompt, dropped after prefill
-    cache: SequenceCache | None = None
-    chunk_ends: tuple[int, ...] = ()  # of the prompt
+    # Set at admission.
+    prefix: Prefix | None = None
+    reserved_bytes: int = 0  # of its own rows
+    has_video_hit: bool = False
+    has_prefix_hit: bool = False
+    # Set when its question is prefilled.
+    kv: SequenceKV | None = None
 
     @property
     def num_frames(self) -> int:
         return len(self.sequence.frames)
 
     @property
-    def num_text_tokens(self) -> int:
-        """Of the prompt, the newline included."""
-        return len(self.prompt.ids_before_video) + 1 + len(self.prompt.ids_after_video)
+    def num_prefix_tokens(self) -> int:
+        """Text before the video, visual tokens, newline: what every question about it shares."""
+        return len(self.prompt.ids_before_video) + self.num_visual_tokens + 1
+
+    @property
+    def num_question_tokens(self) -> int:
+        """Of the prompt behind the newline."""
+        return len(self.prompt.ids_after_video)
 
     @property
     def num_prompt_tokens(self) -> int:
-        return self.num_text_tokens + self.num_visual_tokens
+        return self.num_prefix_tokens + self.num_question_tokens
 
     @property
-    def num_prefix_tokens(self) -> int:
-        """The part of the prompt that every question about the video shares."""
-        return len(self.prompt.ids_before_video) + self.num_visual_tokens + 1
+    def num_text_tokens(self) -> int:
+        """Of the prompt, the newline included."""
+        return self.num_prompt_tokens - self.num_visual_tokens
+
+    @property
+    def max_own_tokens(self) -> int:
+        """Room that its question and its longest answer take."""
+        return self.num_question_tokens + self.sequence.sampling.max_tokens
 
     @property
     def num_forced(self) -> int:
         return len(self.sequence.forced_token_ids)
+
+    @property
+    def is_replaying(self) -> bool:
+        """Whether its next token is one that an earlier attempt has published."""
+        return len(self.sequence.output_token_ids) < len(self.sequence.forced_token_ids)
+
+    @property
+    def held_prefix(self) -> Prefix:
+        assert self.prefix is not None, "only admitted sequences hold a prefix"
+        return self.prefix
+
+    @property
+    def finished_kv(self) -> SequenceKV:
+        assert self.kv is not None, "only sequences that have answered have a report"
+        return self.kv
+
+    @property
+    def num_own_tokens_seen(self) -> int:
+        """Tokens of its question and answer that the model has seen."""
+        return 0 if self.kv is None else self.kv.num_own_tokens
+
+    @property
+    def has_read_question(self) -> bool:
+        return self.num_own_tokens_seen >= self.num_question_tokens
+
+    def note_stage(self) -> None:
+        """Shows stage and progress on the sequence."""
+        sequence, prefix = self.sequence, self.held_prefix
+        if sequence.output_token_ids:
+            sequence.stage, sequence.progress = Stage.DECODING, 0.0
+        elif prefix.kv is not None:
+            num_seen = prefix.kv.num_tokens + self.num_own_tokens_seen
+            sequence.stage = Stage.PREFILLING
+            sequence.progress = num_seen / self.num_prompt_tokens
+        elif prefix.video is not None:
+            sequence.stage = Stage.ENCODING
+            sequence.progress = prefix.video.num_encoded / len(prefix.video.distinct)

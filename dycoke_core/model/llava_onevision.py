@@ -5,6 +5,7 @@ The layers are transformers' own; attention and cache come with each forward cal
 """
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -14,7 +15,7 @@ from transformers import LlavaOnevisionForConditionalGeneration
 from dycoke_core.compression.flops import TextGeometry, VisionGeometry
 from dycoke_core.model import vision
 from dycoke_core.model.attention import LayerAttention
-from dycoke_core.preprocess import FrameNormalizer, Prompt, PromptEncoder
+from dycoke_core.preprocess import FrameNormalizer, PromptEncoder
 
 
 @dataclass(slots=True, eq=False)
@@ -56,19 +57,20 @@ class LlavaOnevision:
     def max_model_tokens(self) -> int:
         return int(self.model.config.text_config.max_position_embeddings)
 
-    def encode_frames(self, frames: Tensor) -> Tensor:
-        """uint8 [F, S, S, 3] on any device → visual tokens [F, N, D] on the model's."""
+    def encode_frames(self, frames: Tensor, slice_layers: int) -> Iterator[Tensor | None]:
+        """uint8 [F, S, S, 3] on any device → visual tokens [F, N, D] on the model's.
+
+        Yields None after every `slice_layers` layers of the tower, and the tokens in the end.
+        """
         pixels = self.normalizer(frames.to(self.device), self.dtype)
-        return vision.encode_frames(self.model.model, pixels)
+        return vision.encode_frames(self.model.model, pixels, slice_layers)
 
-    def embed_prompt(self, prompt: Prompt, visual_tokens: Tensor) -> Tensor:
-        """[V, D] visual tokens → [S, D] prompt: text, visual tokens, newline, text."""
+    def embed_prefix(self, ids_before_video: tuple[int, ...], visual_tokens: Tensor) -> Tensor:
+        """[V, D] visual tokens → [P, D]: text, visual tokens, newline."""
         newline = self.model.model.image_newline.to(visual_tokens)[None]
-        before = self.embed_tokens(prompt.ids_before_video)
-        after = self.embed_tokens(prompt.ids_after_video)
-        return torch.cat([before, visual_tokens, newline, after])
+        return torch.cat([self.embed_tokens(ids_before_video), visual_tokens, newline])
 
-    def embed_tokens(self, token_ids: tuple[int, ...]) -> Tensor:
+    def embed_tokens(self, token_ids: Sequence[int]) -> Tensor:
         """[len(token_ids), D]."""
         ids = torch.tensor(token_ids, dtype=torch.long, device=self.device)
         embedded = self.model.get_input_embeddings()(ids)
@@ -96,7 +98,7 @@ class LlavaOnevision:
         return hidden[0]
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[D] of one position → float32 [vocabulary]."""
+        """[rows, D] → float32 [rows, vocabulary]."""
         logits = self.model.lm_head(hidden)
         assert isinstance(logits, Tensor)
         return logits.float()

@@ -4,27 +4,34 @@ transformers' `get_video_features` appends the newline in the same call; stage I
 it, so the parts are put together here.
 """
 
+from collections.abc import Generator, Iterator
+
 import torch
 from torch import Tensor, nn
 from transformers.models.llava_onevision.modeling_llava_onevision import LlavaOnevisionModel
 
 
-def encode_frames(model: LlavaOnevisionModel, pixel_values: Tensor) -> Tensor:
+def encode_frames(
+    model: LlavaOnevisionModel, pixel_values: Tensor, slice_layers: int
+) -> Iterator[Tensor | None]:
     """Runs the vision tower up to its feature layer, then projects and pools.
+
+    A generator, so that other work can run between slices: None after every `slice_layers` layers,
+    the features in the end.
 
     Args:
         pixel_values: [F, 3, S, S] in the model's dtype.
 
-    Returns:
-        [F, N, D] features of the language model's width.
+    Yields:
+        None, and at last [F, N, D] features of the language model's width.
 
     Source: LLaVA-OneVision's video path; equal to transformers' `get_video_features` without the
         newline (tested).
     """
-    hidden = _run_tower(model, pixel_values)
+    hidden = yield from _run_tower(model, pixel_values, slice_layers)
     pooled = model.apply_pooling(model.multi_modal_projector(hidden))
     assert isinstance(pooled, Tensor)
-    return pooled
+    yield pooled
 
 
 def num_layers_run(model: LlavaOnevisionModel) -> int:
@@ -32,7 +39,9 @@ def num_layers_run(model: LlavaOnevisionModel) -> int:
     return max(_feature_depths(model))
 
 
-def _run_tower(model: LlavaOnevisionModel, pixel_values: Tensor) -> Tensor:
+def _run_tower(
+    model: LlavaOnevisionModel, pixel_values: Tensor, slice_layers: int
+) -> Generator[None, None, Tensor]:
     """Hidden states at the feature layers, concatenated: [F, patches, features].
 
     Steps through the layers instead of asking for all hidden states, which would hold every layer's
@@ -48,6 +57,8 @@ def _run_tower(model: LlavaOnevisionModel, pixel_values: Tensor) -> Tensor:
         hidden = output[0] if isinstance(output, tuple) else output
         if depth in depths:
             by_depth[depth] = hidden
+        if depth % slice_layers == 0 and depth < max(depths):
+            yield
     return torch.cat([by_depth[depth] for depth in depths], dim=-1)
 
 

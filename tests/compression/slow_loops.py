@@ -113,10 +113,10 @@ def decode_slowly(
     num_prompt = embeds.shape[0]
     hidden = model.forward(embeds, torch.arange(num_prompt), attention)
     attention.is_decoding = True
-    logits, kept = [model.logits(hidden[-1])], []
+    logits, kept = [model.logits(hidden[-1:])[0]], []
     for index, token in enumerate(answer[:-1]):
         position = torch.tensor([num_prompt + index])
         hidden = model.forward(model.embed_tokens((token,)), position, attention)
-        logits.append(model.logits(hidden[-1]))
+        logits.append(model.logits(hidden[-1:])[0])
         kept.append(torch.tensor(attention.kept, dtype=torch.long))
     return logits, kept

@@ -36,15 +36,18 @@ class RecordingEngine(Engine):
         super().__init__(*args, **kwargs)  # type: ignore[arg-type]
         self.recordings = defaultdict(Recording)
 
-    def _append_token(self, state: SequenceState, logits: Tensor | None) -> TokenEvent | None:
+    def _sample(self, states: list[SequenceState], logits: Tensor) -> list[int]:
+        for state, row in zip(states, logits, strict=True):
+            self.recordings[state.sequence.sequence_id].logits.append(row.clone())
+        return super()._sample(states, logits)
+
+    def _append_token(self, state: SequenceState, sampled: int | None) -> TokenEvent | None:
         recording = self.recordings[state.sequence.sequence_id]
-        if logits is not None:
-            recording.logits.append(logits.clone())
-        pruner = state.cache.pruner if state.cache is not None else None
+        pruner = state.kv.pruner if state.kv is not None else None
         if pruner is not None and pruner.kept is not None:
             recording.kept.append(pruner.kept.clone())
             recording.refreshes.append(int(pruner.num_refreshes or 0))
-        return super()._append_token(state, logits)
+        return super()._append_token(state, sampled)
 
     def run(self, *sequences: Sequence) -> dict[str, list[TokenEvent]]:
         """Adds the sequences and steps until all have ended; events by sequence."""

@@ -6,6 +6,7 @@ from torch import Tensor
 from transformers import LlavaOnevisionForConditionalGeneration
 
 from dycoke_core.config import EngineConfig
+from dycoke_core.engine.step_attention import StepAttention
 from dycoke_core.model.llava_onevision import LlavaOnevision
 from dycoke_core.sequence import ChatMessage, FinishReason, Sequence
 from dycoke_core.tiny.build import CHECKPOINT
@@ -91,11 +92,13 @@ def test_both_stages_equal_slow_loops(
     report = report_of(engine.run(sequence)["a"])
 
     model = engine.model
-    features = model.encode_frames(torch.from_numpy(sequence.frames))
+    *_, features = model.encode_frames(torch.from_numpy(sequence.frames), slice_layers=99)
+    assert features is not None
     kept = slow_loops.ttm(features, k)
     assert report.compression.visual_tokens_prefill == len(kept)
     prompt = model.prompt_encoder(sequence.messages)
-    embeds = model.embed_prompt(prompt, features.flatten(0, 1)[kept])
+    prefix = model.embed_prefix(prompt.ids_before_video, features.flatten(0, 1)[kept])
+    embeds = torch.cat([prefix, model.embed_tokens(prompt.ids_after_video)])
     first_visual = len(prompt.ids_before_video)
     slow = slow_loops.SlowStageTwo(
         list(range(first_visual, first_visual + len(kept))),
@@ -176,8 +179,7 @@ def test_a_replayed_answer_continues_as_if_undisturbed(
     assert [event.index for event in events] == list(range(num_published, 12))
     assert len(whole.output_token_ids) == 12
     first, second = undisturbed.recordings["a"], engine.recordings["a"]
-    # The prefill's logits are made but not used; the head runs again behind the last forced token.
-    assert_same_logits(second.logits[1:], first.logits[num_published:])
+    assert_same_logits(second.logits, first.logits[num_published:])
     assert_same_kept(second.kept, first.kept)
     assert second.refreshes == first.refreshes
     assert report_of(events).text == report.text
@@ -218,8 +220,8 @@ def test_abort_frees_everything_and_leaves_the_others_unchanged(
         events = engine.drain()
         assert "goes" not in events or steps_before_abort > 0
         assert_same_logits(engine.recordings["stays"].logits, alone.recordings["stays"].logits)
-        assert engine.stats().kv_bytes_reserved == 0
         assert not engine.has_work
+        assert engine.stats().kv_bytes_in_use == 0
 
 
 def test_the_failure_of_one_sequence_is_its_own(
@@ -229,18 +231,20 @@ def test_the_failure_of_one_sequence_is_its_own(
     alone.run(make_sequence("stays", video=2))
 
     engine = RecordingEngine(tiny_model, EngineConfig())
-    decode = engine._runner.decode
+    attend = StepAttention.attend
 
-    def fail_once(state, token_id, *, needs_logits):  # type: ignore[no-untyped-def]
-        if state.sequence.sequence_id == "fails" and len(state.sequence.output_token_ids) == 4:
+    def fail_in_layer_4(step, layer, *arguments):  # type: ignore[no-untyped-def]
+        doomed = engine._states.get("fails")
+        if layer == 4 and doomed and doomed.kv in step.decoding and doomed.kv.num_own_tokens > 20:
             raise torch.OutOfMemoryError("no memory at /secret/place")
-        return decode(state, token_id, needs_logits=needs_logits)
+        return attend(step, layer, *arguments)
 
-    monkeypatch.setattr(engine._runner, "decode", fail_once)
+    monkeypatch.setattr(StepAttention, "attend", fail_in_layer_4)
     events = engine.run(make_sequence("fails"), make_sequence("stays", video=2))
     last = events["fails"][-1]
     assert last.finish_reason is FinishReason.ERROR
     assert last.error is not None and last.error.code == "out_of_memory"
     assert "secret" not in last.error.message
     assert_same_logits(engine.recordings["stays"].logits, alone.recordings["stays"].logits)
-    assert engine.stats().kv_bytes_reserved == 0
+    assert_same_kept(engine.recordings["stays"].kept, alone.recordings["stays"].kept)
+    assert engine.stats().kv_bytes_in_use == 0

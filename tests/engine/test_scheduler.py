@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dycoke_core.engine.scheduler import Scheduler
+from dycoke_core.engine.scheduler import PromptWork, Scheduler
 from dycoke_core.sequence import Sequence, Stage
 from tests.engine.recording import make_sequence
 
@@ -14,25 +14,80 @@ def plain_sequence(name: str) -> Sequence:
     return Sequence(name, (), FRAMES)
 
 
-def test_one_prompt_is_worked_on_beside_all_decodes() -> None:
-    scheduler = Scheduler(max_running=4)
-    sequences = [plain_sequence(name) for name in "abcde"]
-    for sequence in sequences:
-        scheduler.add(sequence)
-    sequences[0].stage = sequences[2].stage = Stage.DECODING
+def make_scheduler(
+    works: dict[str, PromptWork], *, max_running: int = 8, max_prompt_tokens: int = 100
+) -> Scheduler:
+    """Sequences by name, with the prompt work that each has next."""
+    scheduler = Scheduler(
+        max_running, max_prompt_tokens, lambda sequence: True, lambda s: works[s.sequence_id]
+    )
+    for name in works:
+        scheduler.add(plain_sequence(name))
+    return scheduler
+
+
+def names(sequences: tuple[Sequence, ...]) -> str:
+    return "".join(sequence.sequence_id for sequence in sequences)
+
+
+def test_prompts_are_worked_on_beside_all_decodes() -> None:
+    scheduler = make_scheduler({name: PromptWork(name, 60) for name in "abcde"}, max_running=4)
+    first, _, third, *_ = scheduler.waiting
+    first.stage = third.stage = Stage.DECODING
     step = scheduler.schedule()
-    assert step.decode == (sequences[0], sequences[2])
-    assert step.prefill is sequences[1]
-    assert list(scheduler.waiting) == [sequences[4]]
+    assert names(step.decode) == "ac"
+    assert names(step.prompts) == "b", "the next prompt of 60 would exceed the step's 100 tokens"
+    assert names(tuple(scheduler.waiting)) == "e"
+
+
+def test_small_prompts_share_a_step() -> None:
+    scheduler = make_scheduler({name: PromptWork(name, 30) for name in "abcde"})
+    assert names(scheduler.schedule().prompts) == "abc"
+
+
+def test_a_prompt_larger_than_the_budget_goes_alone() -> None:
+    scheduler = make_scheduler({"a": PromptWork("a", 500), "b": PromptWork("b", 1)})
+    assert names(scheduler.schedule().prompts) == "a"
+
+
+def test_nothing_overtakes_a_prompt_that_waits_for_the_budget() -> None:
+    sizes = {"a": 60, "b": 60, "c": 10}
+    scheduler = make_scheduler({name: PromptWork(name, size) for name, size in sizes.items()})
+    assert names(scheduler.schedule().prompts) == "a"
+
+
+def test_shared_work_is_done_once() -> None:
+    works = {"a": PromptWork("video", 30), "b": PromptWork("video", 30), "c": PromptWork("c", 30)}
+    assert names(make_scheduler(works).schedule().prompts) == "ac"
+
+
+def test_a_step_has_one_slice_of_the_vision_tower() -> None:
+    works = {"a": PromptWork("a", 0), "b": PromptWork("b", 0), "c": PromptWork("c", 30)}
+    assert names(make_scheduler(works).schedule().prompts) == "ac"
+
+
+def test_what_is_not_admitted_keeps_its_place() -> None:
+    admitted: set[str] = set()
+    scheduler = Scheduler(
+        4, 100, lambda s: s.sequence_id in admitted, lambda s: PromptWork(s.sequence_id, 1)
+    )
+    for name in "ab":
+        scheduler.add(plain_sequence(name))
+    admitted.add("b")
+    assert scheduler.schedule().prompts == ()
+    admitted.add("a")
+    assert names(scheduler.schedule().prompts) == "ab"
 
 
 class Load:
-    """Sequences that need so many slices, then so many tokens, run against a scheduler."""
+    """Sequences that need so many pieces of prompt work, then so many tokens."""
 
-    def __init__(self, scheduler: Scheduler, plans: list[tuple[int, int]]) -> None:
-        self.scheduler = scheduler
+    def __init__(self, max_running: int, plans: list[tuple[int, int]]) -> None:
+        self.scheduler = Scheduler(
+            max_running, 100, lambda sequence: True, lambda s: PromptWork(s.sequence_id, 60)
+        )
         self.arriving = [plain_sequence(str(index)) for index in range(len(plans))]
-        self.slices = {str(index): plan[0] for index, plan in enumerate(plans)}
+        self.pieces = {str(index): plan[0] for index, plan in enumerate(plans)}
         self.tokens = {str(index): plan[1] for index, plan in enumerate(plans)}
         self.started: list[str] = []
         self.ended: set[str] = set()
@@ -50,15 +105,15 @@ class Load:
             self.tokens[sequence.sequence_id] -= 1
             if self.tokens[sequence.sequence_id] <= 0:
                 self.end(sequence)
-        if step.prefill is not None:
-            self._work_on_prompt(step.prefill)
+        for sequence in step.prompts:
+            self._work_on_prompt(sequence)
 
     def _work_on_prompt(self, sequence: Sequence) -> None:
         name = sequence.sequence_id
         if name not in self.started:
             self.started.append(name)
-        self.slices[name] -= 1
-        if self.slices[name] == 0:
+        self.pieces[name] -= 1
+        if self.pieces[name] == 0:
             sequence.stage = Stage.DECODING
 
 
@@ -70,10 +125,10 @@ class Load:
 def test_first_come_first_served_and_all_are_served(
     max_running: int, plans: list[tuple[int, int]], data: st.DataObject
 ) -> None:
-    scheduler = Scheduler(max_running)
-    load = Load(scheduler, plans)
-    num_slices_and_tokens = sum(slices + max(tokens, 1) for slices, tokens in plans)
-    for _ in range(num_slices_and_tokens + len(plans)):
+    load = Load(max_running, plans)
+    scheduler = load.scheduler
+    num_pieces_and_tokens = sum(pieces + max(tokens, 1) for pieces, tokens in plans)
+    for _ in range(num_pieces_and_tokens + len(plans)):
         if load.arriving and (not scheduler.has_work or data.draw(st.booleans())):
             load.arrive()
         alive = [*scheduler.running, *scheduler.waiting]
@@ -83,7 +138,7 @@ def test_first_come_first_served_and_all_are_served(
         assert len(scheduler.running) <= max_running
     while load.arriving:
         load.arrive()
-    for _ in range(num_slices_and_tokens):
+    for _ in range(num_pieces_and_tokens):
         load.step()
     assert not scheduler.has_work, "every step advances what runs, so all have ended by now"
     assert load.started == sorted(load.started, key=int), "nothing overtakes"

@@ -1,0 +1,163 @@
+"""Takes sequences in: checks them, finds what they can share, and reserves all they will need.
+
+Owns the byte budgets and the pools of shared videos and prefixes. A sequence is admitted only when
+its prefix and its longest answer fit beside all that is reserved, so nothing that runs is ever out
+of memory; what does not fit yet waits, and what can never fit is refused at once.
+"""
+
+import time
+
+from dycoke_core.compression.policies import make_policy
+from dycoke_core.config import EngineConfig
+from dycoke_core.engine.budget import kv_budget_bytes
+from dycoke_core.engine.detokenizer import Detokenizer
+from dycoke_core.engine.kv_cache import row_bytes
+from dycoke_core.engine.prefix_cache import (
+    ByteBudget,
+    Prefix,
+    SharedPool,
+    Video,
+    content_key,
+    distinct_frames,
+    frames_digest,
+)
+from dycoke_core.engine.state import SequenceState
+from dycoke_core.errors import InvalidRequestError, PromptTooLongError
+from dycoke_core.model.llava_onevision import LlavaOnevision
+from dycoke_core.sequence import Sequence
+
+
+class Admission:
+    def __init__(self, model: LlavaOnevision, config: EngineConfig) -> None:
+        self._model = model
+        self._config = config
+        self._row_bytes = row_bytes(model.text_geometry, model.dtype)
+        self.kv_budget = ByteBudget(kv_budget_bytes(model, config))
+        self._videos: SharedPool[Video] = SharedPool(ByteBudget(config.feature_cache_bytes))
+        self._prefixes: SharedPool[Prefix] = SharedPool(self.kv_budget)
+
+    @property
+    def idle_prefix_bytes(self) -> int:
+        return self._prefixes.idle_bytes
+
+    def prepare(self, sequence: Sequence) -> SequenceState:
+        """Resolves a sequence against the model and refuses what can never run.
+
+        Raises:
+            InvalidRequestError: frames, messages or compression that the model cannot take.
+            PromptTooLongError: more tokens than the model has positions, or the budget has room.
+        """
+        frames, size = sequence.frames, self._model.image_size
+        if frames.ndim != 4 or frames.shape[0] < 1 or frames.shape[1:] != (size, size, 3):
+            raise InvalidRequestError(f"frames must be [F, {size}, {size}, 3] with F of at least 1")
+        sequence.compression.check_num_frames(len(frames))
+        policy = make_policy(sequence.compression)
+        prompt = self._model.prompt_encoder(sequence.messages)
+        video_key = sequence.video_key or frames_digest(frames)
+        state = SequenceState(
+            sequence=sequence,
+            policy=policy,
+            prompt=prompt,
+            num_visual_tokens=policy.count_visual_tokens(len(frames), self._model.tokens_per_frame),
+            video_key=content_key(video_key, len(frames)),
+            prefix_key=content_key(
+                video_key, len(frames), policy.stage_one_key, prompt.ids_before_video
+            ),
+            detokenizer=Detokenizer(self._model.prompt_encoder.tokenizer, sequence.sampling.stop),
+        )
+        self._check_size(state)
+        return state
+
+    def admit(self, state: SequenceState) -> bool:
+        """Reserves a sequence's own rows and holds its prefix; False: there is no room now."""
+        prefix = self._prefixes.hold(state.prefix_key)
+        own_bytes = self._own_bytes(state)
+        new_bytes = own_bytes + (self._prefix_bytes(state) if prefix is None else 0)
+        if not self._prefixes.make_room(new_bytes):
+            if prefix is not None:
+                self._prefixes.release(prefix)
+            return False
+        state.has_prefix_hit = prefix is not None
+        if prefix is None:
+            prefix = self._add_prefix(state)
+            if prefix is None:
+                return False
+        state.has_video_hit = state.has_video_hit or state.has_prefix_hit
+        state.prefix = prefix
+        state.clock.started_at = time.perf_counter()
+        state.reserved_bytes = own_bytes
+        self.kv_budget.used_bytes += own_bytes
+        return True
+
+    def finish_prefix(self, prefix: Prefix) -> None:
+        """Lets go of what only the prefill of a prefix needed."""
+        assert prefix.is_ready and prefix.video is not None
+        self._videos.release(prefix.video)
+        prefix.video = prefix.embeds = None
+
+    def release(self, state: SequenceState) -> None:
+        """Gives back all that a sequence reserved and holds."""
+        if state.prefix is not None:
+            self._prefixes.release(state.prefix)
+            if state.prefix.holders == 0 and state.prefix.video is not None:
+                self._videos.release(state.prefix.video)
+        self.kv_budget.used_bytes -= state.reserved_bytes
+        state.prefix = state.kv = None
+        state.reserved_bytes = 0
+
+    def check_all_released(self) -> None:
+        """With no sequence in the engine, only what nobody holds may be left."""
+        assert self._prefixes.idle_bytes == self.kv_budget.used_bytes, "KV bytes have leaked"
+        assert self._videos.idle_bytes == self._videos.budget.used_bytes, "features have leaked"
+
+    def clear(self) -> None:
+        self._prefixes.clear()
+        self._videos.clear()
+
+    def _add_prefix(self, state: SequenceState) -> Prefix | None:
+        """Room for the prefix has been made; None if there is none for its video's features."""
+        video = self._videos.hold(state.video_key)
+        state.has_video_hit = video is not None
+        if video is None:
+            distinct, sources = distinct_frames(state.sequence.frames)
+            num_bytes = len(distinct) * self._frame_feature_bytes
+            if not self._videos.make_room(num_bytes):
+                return None
+            video = Video(state.video_key, state.sequence.frames, distinct, sources, num_bytes)
+            self._videos.add(video)
+        prefix = Prefix(state.prefix_key, video, self._prefix_bytes(state))
+        self._prefixes.add(prefix)
+        return prefix
+
+    def _check_size(self, state: SequenceState) -> None:
+        max_tokens = state.sequence.sampling.max_tokens
+        limit = self._model.max_model_tokens
+        if state.num_prompt_tokens + max_tokens > limit:
+            raise PromptTooLongError(
+                f"prompt ({state.num_prompt_tokens} tokens) and max_tokens exceed "
+                f"the model's {limit} positions"
+            )
+        kv_bytes = self._prefix_bytes(state) + self._own_bytes(state)
+        feature_bytes = state.num_frames * self._frame_feature_bytes
+        if kv_bytes > self.kv_budget.max_bytes or feature_bytes > self._videos.budget.max_bytes:
+            raise PromptTooLongError(
+                f"prompt ({state.num_prompt_tokens} tokens) and max_tokens exceed "
+                "the memory that this server has for one request"
+            )
+
+    @property
+    def _frame_feature_bytes(self) -> int:
+        width = self._model.text_geometry.hidden_size
+        return self._model.tokens_per_frame * width * self._model.dtype.itemsize
+
+    def _prefix_bytes(self, state: SequenceState) -> int:
+        return state.num_prefix_tokens * self._model.text_geometry.num_layers * self._row_bytes
+
+    def _own_bytes(self, state: SequenceState) -> int:
+        """Of its slabs: question and answer in every layer, kept and text rows in pruned ones."""
+        num_layers, num_visual = self._model.text_geometry.num_layers, state.num_visual_tokens
+        num_pruned = num_layers - state.policy.first_pruned_layer(num_visual, num_layers)
+        num_kept = state.policy.count_decode_tokens(num_visual, num_layers)
+        num_front = num_kept + state.num_prefix_tokens - num_visual
+        rows = num_layers * state.max_own_tokens + num_pruned * num_front
+        return rows * self._row_bytes

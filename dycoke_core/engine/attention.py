@@ -1,0 +1,122 @@
+"""Attention over cached keys that lie in several places, without copying them together.
+
+A sequence's keys are those of its video's shared prefix and its own. Each place is attended to on
+its own, which gives an output and the logarithm of its softmax denominator; two such pairs combine
+exactly into the attention over both. This is the seam where other kernels will go.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Partial(NamedTuple):
+    """Attention over a part of the keys.
+
+    output: [G, R, E]: R rows of queries for each key/value head.
+    log_total: float32 [G, R]: log of the sum of exponentials over the part.
+    """
+
+    output: Tensor
+    log_total: Tensor
+
+
+def pack_queries(query: Tensor, num_kv_heads: int) -> Tensor:
+    """[q, H, E] → [G, q * H/G, E]: the query heads of a key/value head become rows.
+
+    So a head's keys are read once for all of its queries: 20 times faster on a CPU than repeating
+    keys, and the only way in which several questions share one read of their video.
+    """
+    num_queries, _, head_size = query.shape
+    grouped = query.view(num_queries, num_kv_heads, -1, head_size)
+    return grouped.transpose(0, 1).reshape(num_kv_heads, -1, head_size)
+
+
+def unpack_rows(rows: Tensor, num_queries: int) -> Tensor:
+    """[G, q * H/G, E] → [q, H, E]."""
+    num_kv_heads, _, head_size = rows.shape
+    grouped = rows.view(num_kv_heads, num_queries, -1, head_size).transpose(0, 1)
+    return grouped.reshape(num_queries, -1, head_size)
+
+
+def attend(queries: Tensor, keys: Tensor, values: Tensor, *, scaling: float) -> Partial:
+    """Attention of every row to every key. Costs one read of the keys and values.
+
+    Args:
+        queries: [G, R, E]; keys, values: [S, G, E].
+    """
+    return _fused(queries, keys.transpose(0, 1), values.transpose(0, 1), scaling, is_causal=False)
+
+
+def attend_causally(query: Tensor, keys: Tensor, values: Tensor, *, scaling: float) -> Partial:
+    """Attention of q tokens among themselves. Their earlier keys are another part: no mask is made.
+
+    Args:
+        query: [q, H, E]; keys, values: [q, G, E].
+
+    Returns:
+        Rows packed as `pack_queries` does.
+    """
+    num_queries, num_kv_heads, _ = keys.shape
+    heads_first = query.transpose(0, 1)  # [H, q, E]
+    group_size = heads_first.shape[0] // num_kv_heads
+    partial = _fused(
+        heads_first,
+        _repeat_heads(keys, group_size),
+        _repeat_heads(values, group_size),
+        scaling,
+        is_causal=True,
+    )
+    log_total = partial.log_total.view(num_kv_heads, group_size, num_queries)
+    return Partial(
+        pack_queries(partial.output.transpose(0, 1), num_kv_heads),
+        log_total.transpose(1, 2).reshape(num_kv_heads, -1),
+    )
+
+
+def merge(first: Partial, second: Partial) -> Partial:
+    """Attention over both parts. Source: the online softmax of FlashAttention."""
+    log_total = torch.logaddexp(first.log_total, second.log_total)
+    output = first.output.float() * (first.log_total - log_total).exp()[..., None]
+    output += second.output.float() * (second.log_total - log_total).exp()[..., None]
+    return Partial(output.to(first.output.dtype), log_total)
+
+
+def _repeat_heads(rows: Tensor, group_size: int) -> Tensor:
+    """[S, G, E] → [H, S, E]. A copy of one chunk's rows, never of the cache."""
+    return rows.transpose(0, 1).repeat_interleave(group_size, dim=0)
+
+
+def _fused(
+    queries: Tensor, keys: Tensor, values: Tensor, scaling: float, *, is_causal: bool
+) -> Partial:
+    """PyTorch's fused kernels behind scaled_dot_product_attention, which keep the log total.
+
+    Args:
+        queries: [heads, R, E]; keys, values: [heads, S, E].
+    """
+    arguments = (queries[None], keys[None], values[None], 0.0, is_causal)
+    if queries.device.type == "cpu":
+        output, log_total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            *arguments, scale=scaling
+        )
+    elif queries.dtype in (torch.float16, torch.bfloat16):
+        output, log_total, *_ = torch.ops.aten._scaled_dot_product_flash_attention(
+            *arguments, scale=scaling
+        )
+    else:
+        return _unfused(queries, keys, values, scaling, is_causal=is_causal)
+    return Partial(output[0], log_total[0])
+
+
+def _unfused(
+    queries: Tensor, keys: Tensor, values: Tensor, scaling: float, *, is_causal: bool
+) -> Partial:
+    """The same in plain operations, for devices without a fused kernel for the dtype."""
+    logits = (queries @ keys.transpose(1, 2)).float() * scaling
+    if is_causal:
+        ahead = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device).triu(1)
+        logits = logits.masked_fill(ahead, -torch.inf)
+    weights = logits.softmax(dim=-1).to(values.dtype)
+    return Partial(weights @ values, logits.logsumexp(dim=-1))

@@ -1,0 +1,150 @@
+"""Read once, ask many: videos' features and prefix KV, shared between sequences, kept by content.
+
+A `Video` is the frames' features before stage I; a `Prefix` is the prompt up to the newline under
+one stage-I setting. Sequences hold (pin) what they use from admission to their end; what nobody
+holds stays until its bytes are needed, least recently used first. Work that is under way when its
+last holder leaves is dropped.
+
+Owns no scheduling and does no model work.
+"""
+
+import hashlib
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from dycoke_core.engine.kv_cache import PrefixKV
+
+
+@dataclass(slots=True, eq=False)
+class Video:
+    """The features of one video's frames. Each distinct frame is encoded once.
+
+    Args:
+        frames: uint8 [F, S, S, 3], dropped when encoded.
+    """
+
+    key: str
+    frames: npt.NDArray[np.uint8] | None
+    distinct: tuple[int, ...]  # frames that differ from the one before
+    sources: tuple[int, ...]  # for each frame, its place among the distinct ones
+    num_bytes: int
+    features: Tensor | None = None  # [distinct, N, D]
+    num_encoded: int = 0  # distinct frames whose features are in place
+    holders: int = 0
+
+    @property
+    def is_ready(self) -> bool:
+        return self.num_encoded == len(self.distinct)
+
+
+@dataclass(slots=True, eq=False)
+class Prefix:
+    """The KV of one video's prompt prefix; `kv` is set when its prefill begins."""
+
+    key: str
+    video: Video | None  # dropped when prefilled
+    num_bytes: int
+    kv: PrefixKV | None = None
+    embeds: Tensor | None = None  # [P, D], dropped when prefilled
+    kept_per_frame: tuple[int, ...] = ()
+    holders: int = 0
+
+    @property
+    def is_ready(self) -> bool:
+        return self.kv is not None and self.kv.is_ready
+
+
+@dataclass(slots=True)
+class ByteBudget:
+    """Bytes that several owners share. A reservation is counted whole before it is allocated."""
+
+    max_bytes: int
+    used_bytes: int = 0
+
+    @property
+    def free_bytes(self) -> int:
+        return self.max_bytes - self.used_bytes
+
+
+Item = TypeVar("Item", Video, Prefix)
+
+
+class SharedPool(Generic[Item]):
+    """Items by content under a budget, least recently used first."""
+
+    def __init__(self, budget: ByteBudget) -> None:
+        self.budget = budget
+        self._items: OrderedDict[str, Item] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    @property
+    def idle_bytes(self) -> int:
+        """Of items that nobody holds."""
+        return sum(item.num_bytes for item in self._items.values() if item.holders == 0)
+
+    def hold(self, key: str) -> Item | None:
+        """The item of this key, pinned until `release`; None if there is none."""
+        item = self._items.get(key)
+        if item is not None:
+            item.holders += 1
+            self._items.move_to_end(key)
+        return item
+
+    def add(self, item: Item) -> None:
+        """Takes a new item in, held once. The caller has made room."""
+        assert item.key not in self._items and item.num_bytes <= self.budget.free_bytes
+        item.holders = 1
+        self._items[item.key] = item
+        self.budget.used_bytes += item.num_bytes
+
+    def release(self, item: Item) -> None:
+        item.holders -= 1
+        if item.holders == 0 and not item.is_ready:
+            self._drop(item)
+
+    def make_room(self, num_bytes: int) -> bool:
+        """Evicts what nobody holds until so many bytes are free; False if that is not enough."""
+        for item in list(self._items.values()):
+            if num_bytes <= self.budget.free_bytes:
+                break
+            if item.holders == 0:
+                self._drop(item)
+        return num_bytes <= self.budget.free_bytes
+
+    def clear(self) -> None:
+        """Drops what nobody holds."""
+        self.make_room(self.budget.max_bytes)
+
+    def _drop(self, item: Item) -> None:
+        del self._items[item.key]
+        self.budget.used_bytes -= item.num_bytes
+
+
+def distinct_frames(
+    frames: npt.NDArray[np.uint8],
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Frames that are not byte for byte the one before, and which of them each frame repeats."""
+    distinct, sources = [0], [0]
+    for index in range(1, len(frames)):
+        if not np.array_equal(frames[index], frames[index - 1]):
+            distinct.append(index)
+        sources.append(len(distinct) - 1)
+    return tuple(distinct), tuple(sources)
+
+
+def content_key(*parts: object) -> str:
+    """A key of everything that changes a cached value."""
+    return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
+
+
+def frames_digest(frames: npt.NDArray[np.uint8]) -> str:
+    digest = hashlib.blake2b(str(frames.shape).encode(), digest_size=16)
+    digest.update(np.ascontiguousarray(frames).data)
+    return digest.hexdigest()

@@ -1,0 +1,296 @@
+"""Read once, ask many: hits equal cold runs, work is shared, memory is bounded and given back."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dycoke_core.config import EngineConfig
+from dycoke_core.engine.prefix_cache import distinct_frames
+from dycoke_core.errors import PromptTooLongError
+from dycoke_core.model.llava_onevision import LlavaOnevision
+from dycoke_core.sequence import CacheReport, ChatMessage, Sequence
+from tests.engine.recording import (
+    Recording,
+    RecordingEngine,
+    assert_same_kept,
+    assert_same_logits,
+    make_sequence,
+    moving_square,
+    report_of,
+)
+
+QUESTIONS = ("Describe the video.", "What color is the circle?", "How many?")
+
+
+def run_alone(model: LlavaOnevision, sequence: Sequence) -> Recording:
+    engine = RecordingEngine(model, EngineConfig())
+    engine.run(sequence)
+    return engine.recordings[sequence.sequence_id]
+
+
+def assert_same(actual: Recording, expected: Recording) -> None:
+    assert_same_logits(actual.logits, expected.logits)
+    assert_same_kept(actual.kept, expected.kept)
+    assert actual.refreshes == expected.refreshes
+
+
+@pytest.mark.parametrize("compression", ["full", "dycoke"])
+def test_a_prefix_hit_equals_a_cold_run(compression: str, tiny_model: LlavaOnevision) -> None:
+    engine = RecordingEngine(tiny_model, EngineConfig())
+    engine.run(make_sequence("first", compression=compression, question=QUESTIONS[0]))
+    second = make_sequence("second", compression=compression, question=QUESTIONS[1])
+    report = report_of(engine.run(second)["second"])
+    assert report.cache == CacheReport(has_features_hit=True, has_prefix_hit=True)
+    assert report.timings.vision_s == 0
+    cold = make_sequence("second", compression=compression, question=QUESTIONS[1])
+    assert_same(engine.recordings["second"], run_alone(tiny_model, cold))
+
+
+def test_another_compression_finds_the_features_alone(engine: RecordingEngine) -> None:
+    engine.run(make_sequence("full", compression="full"))
+    report = report_of(engine.run(make_sequence("dycoke"))["dycoke"])
+    assert report.cache == CacheReport(has_features_hit=True, has_prefix_hit=False)
+    assert report.timings.vision_s < report.timings.prefill_s
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"video": 2},
+        {"num_frames": 7},
+        {"compression": {"policy": "dycoke", "k": 0.5}},
+        {"compression": {"policy": "dycoke", "variant": "released"}},
+    ],
+)
+def test_what_changes_the_prefix_changes_its_key(
+    changes: dict[str, object], tiny_model: LlavaOnevision
+) -> None:
+    engine = RecordingEngine(tiny_model, EngineConfig())
+    engine.run(make_sequence("first"))
+    second = make_sequence("second", **changes)  # type: ignore[arg-type]
+    report = report_of(engine.run(second)["second"])
+    assert not report.cache.has_prefix_hit
+    cold = make_sequence("second", **changes)  # type: ignore[arg-type]
+    assert_same(engine.recordings["second"], run_alone(tiny_model, cold))
+
+
+def test_stage_two_parameters_share_a_prefix(engine: RecordingEngine) -> None:
+    engine.run(make_sequence("first"))
+    other = {"policy": "dycoke", "p": 0.9, "l": 1, "threshold": 0.5}
+    report = report_of(engine.run(make_sequence("second", compression=other))["second"])
+    assert report.cache.has_prefix_hit
+
+
+def test_a_system_message_makes_another_prefix(engine: RecordingEngine) -> None:
+    engine.run(make_sequence("first"))
+    second = make_sequence("second")
+    second.messages = (ChatMessage("system", "Be brief."), *second.messages)
+    report = report_of(engine.run(second)["second"])
+    assert report.cache == CacheReport(has_features_hit=True, has_prefix_hit=False)
+
+
+def test_questions_at_once_about_a_new_video_do_its_work_once(
+    tiny_model: LlavaOnevision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num_encoded, num_rows = 0, 0
+    encode, forward = LlavaOnevision.encode_frames, LlavaOnevision.forward
+
+    def count_frames(model, frames, slice_layers):  # type: ignore[no-untyped-def]
+        nonlocal num_encoded
+        num_encoded += len(frames)
+        return encode(model, frames, slice_layers)
+
+    def count_rows(model, embeds, positions, attention):  # type: ignore[no-untyped-def]
+        nonlocal num_rows
+        num_rows += len(embeds)
+        return forward(model, embeds, positions, attention)
+
+    monkeypatch.setattr(LlavaOnevision, "encode_frames", count_frames)
+    monkeypatch.setattr(LlavaOnevision, "forward", count_rows)
+    engine = RecordingEngine(tiny_model, EngineConfig())
+    questions = [make_sequence(str(n), question=QUESTIONS[n], max_tokens=5) for n in range(3)]
+    reports = [report_of(events) for events in engine.run(*questions).values()]
+    assert num_encoded == 8
+    num_prefix = reports[0].compression.visual_tokens_prefill + len("<|im_start|>user ") * 0 + 7
+    own = [report.prompt_tokens - num_prefix for report in reports]
+    assert num_rows == num_prefix + sum(own) + 3 * 4
+    monkeypatch.undo()
+    for sequence in questions:
+        name = sequence.sequence_id
+        cold = make_sequence(name, question=QUESTIONS[int(name)], max_tokens=5)
+        assert_same(engine.recordings[name], run_alone(tiny_model, cold))
+
+
+def test_frames_that_repeat_are_encoded_once(tiny_model: LlavaOnevision) -> None:
+    frames = moving_square(1, num_frames=6)
+    frames[1] = frames[0]
+    frames[4] = frames[3]
+    assert distinct_frames(frames) == ((0, 2, 3, 5), (0, 0, 1, 2, 2, 3))
+    still, moving = make_sequence("still"), make_sequence("plain")
+    still.frames = frames
+    engine = RecordingEngine(tiny_model, EngineConfig(vision_batch_frames=6))
+    engine.run(still)
+
+    # The same pixels, made to look different by encoding each frame on its own.
+    features = torch.cat(
+        [list(tiny_model.encode_frames(torch.from_numpy(f[None]), 99))[-1] for f in frames]  # type: ignore[misc]
+    )
+    video = next(iter(engine._admission._videos._items.values()))
+    assert video.features is not None
+    torch.testing.assert_close(video.features[list(video.sources)], features)
+    del moving
+
+
+def test_a_repeated_frame_is_one_that_equals_the_frame_before() -> None:
+    frames = np.zeros((4, 2, 2, 3), np.uint8)
+    frames[1] = 1
+    assert distinct_frames(frames) == ((0, 1, 2), (0, 1, 2, 2))
+
+
+def make_small_engine(model: LlavaOnevision, num_videos: float) -> RecordingEngine:
+    """An engine with room for so many prefixes of 8 frames at full tokens."""
+    row = 6 * 2 * 2 * 32 * 4  # layers, keys and values, heads of 32, float32
+    return RecordingEngine(model, EngineConfig(kv_cache_bytes=int(num_videos * 500 * row)))
+
+
+def test_a_full_cache_evicts_the_least_recently_used(tiny_model: LlavaOnevision) -> None:
+    engine = make_small_engine(tiny_model, 2.2)  # two prefixes of 399 tokens and one sequence's own
+    ask = {"compression": "full", "max_tokens": 4}
+
+    def is_hit(video: int) -> bool:
+        events = engine.run(make_sequence(f"{video}", video=video, **ask))[f"{video}"]  # type: ignore[arg-type]
+        return report_of(events).cache.has_prefix_hit
+
+    assert [is_hit(video) for video in (1, 2, 1, 3, 1, 2)] == [
+        False,
+        False,
+        True,
+        False,
+        True,
+        False,
+    ]
+
+
+def test_sequences_wait_for_room_and_are_all_served(tiny_model: LlavaOnevision) -> None:
+    engine = make_small_engine(tiny_model, 1.2)
+    sequences = [
+        make_sequence(str(video), video=video, compression="full", max_tokens=4)
+        for video in range(4)
+    ]
+    for sequence in sequences:
+        engine.add(sequence)
+    engine.step()
+    assert (engine.stats().num_running, engine.stats().num_waiting) == (1, 3)
+    events = engine.drain()
+    assert len(events) == 4
+    for sequence in sequences:
+        name = sequence.sequence_id
+        cold = make_sequence(name, video=int(name), compression="full", max_tokens=4)
+        assert_same(engine.recordings[name], run_alone(tiny_model, cold))
+
+
+def test_what_can_never_fit_is_refused_at_once(tiny_model: LlavaOnevision) -> None:
+    engine = make_small_engine(tiny_model, 0.5)
+    with pytest.raises(PromptTooLongError, match="memory"):
+        engine.add(make_sequence(compression="full"))
+
+
+def test_a_reservation_covers_what_is_allocated(tiny_model: LlavaOnevision) -> None:
+    for compression in ("full", "dycoke", {"policy": "dycoke", "l": 0, "p": 0.1}):
+        engine = RecordingEngine(tiny_model, EngineConfig())
+        engine.add(make_sequence(compression=compression, max_tokens=9))
+        while not engine._states["a"].sequence.output_token_ids:
+            engine.step()
+        state = engine._states["a"]
+        assert state.kv is not None
+        slabs = [*state.kv.slabs, *state.kv.prefix.slabs]
+        allocated = sum(slab.keys.nbytes + slab.values.nbytes for slab in slabs)
+        assert allocated == engine.stats().kv_bytes_in_use
+        engine.abort("a")
+
+
+def test_work_under_way_is_dropped_with_its_last_holder(tiny_model: LlavaOnevision) -> None:
+    engine = RecordingEngine(tiny_model, EngineConfig())
+    engine.add(make_sequence("one", num_frames=16))
+    engine.add(make_sequence("two", num_frames=16))
+    engine.step()
+    engine.abort("one")
+    assert engine.stats().kv_bytes_in_use > 0, "the other still needs the video"
+    engine.abort("two")
+    assert engine.stats().kv_bytes_in_use == engine.stats().kv_bytes_cached == 0
+    report = report_of(engine.run(make_sequence("three", num_frames=16))["three"])
+    assert not report.cache.has_features_hit
+
+
+REFERENCES: dict[tuple[object, ...], Recording] = {}
+SHAPES = st.tuples(
+    st.integers(1, 2),  # video
+    st.sampled_from([1, 5, 8]),  # frames
+    st.sampled_from(QUESTIONS),
+    st.sampled_from(["full", "dycoke", "late"]),
+    st.sampled_from([1, 4, 9]),  # max_tokens
+    st.sampled_from([0.0, 0.8]),  # temperature
+)
+
+
+def make_random(name: str, shape: tuple[object, ...]) -> Sequence:
+    video, num_frames, question, policy, max_tokens, temperature = shape
+    late = {"policy": "dycoke", "l": 5, "threshold": 0.1}
+    return make_sequence(
+        name,
+        video=video,  # type: ignore[arg-type]
+        num_frames=num_frames,  # type: ignore[arg-type]
+        question=question,  # type: ignore[arg-type]
+        compression=late if policy == "late" else policy,  # type: ignore[arg-type]
+        max_tokens=max_tokens,  # type: ignore[arg-type]
+        temperature=temperature,
+        seed=11,
+    )
+
+
+@settings(deadline=None, max_examples=25)
+@given(data=st.data(), shapes=st.lists(SHAPES, min_size=1, max_size=8), room=st.floats(1.2, 5))
+def test_random_mixes_equal_single_runs(
+    data: st.DataObject, shapes: list[tuple[object, ...]], room: float, tiny_model: LlavaOnevision
+) -> None:
+    """Arrivals, aborts, hits and evictions at any step change no token of any other sequence."""
+    engine = make_small_engine(tiny_model, room)
+    arriving = [make_random(str(index), shape) for index, shape in enumerate(shapes)]
+    aborted = set()
+    while arriving or engine.has_work:
+        if arriving and (not engine.has_work or data.draw(st.booleans())):
+            engine.add(arriving.pop(0))
+        if engine.has_work and data.draw(st.integers(0, 14)) == 0:
+            victim = data.draw(st.sampled_from(sorted(engine._states)))
+            engine.abort(victim)
+            aborted.add(victim)
+        engine.step()
+    assert engine.stats().kv_bytes_in_use == 0
+    for index, shape in enumerate(shapes):
+        if str(index) not in aborted:
+            if shape not in REFERENCES:
+                REFERENCES[shape] = run_alone(tiny_model, make_random("alone", shape))
+            assert_same(engine.recordings[str(index)], REFERENCES[shape])
+
+
+@pytest.mark.slow
+def test_thousands_of_short_sequences_leave_nothing_behind(tiny_model: LlavaOnevision) -> None:
+    engine = make_small_engine(tiny_model, 3)
+    rng = np.random.default_rng(0)
+    clips = {video: moving_square(video, num_frames=1) for video in range(20)}
+    for index in range(2000):
+        sequence = make_sequence(str(index), num_frames=1, max_tokens=2)
+        video = int(rng.integers(20))
+        sequence.frames, sequence.video_key = clips[video], str(video)
+        engine.add(sequence)
+        if rng.random() < 0.05:
+            engine.abort(str(index))
+        if engine.stats().num_waiting > 8:
+            engine.step()
+        engine.recordings.clear()
+    engine.drain()
+    assert engine.stats().kv_bytes_in_use == 0
+    engine.clear_caches()
+    assert engine.stats().kv_bytes_cached == 0
