@@ -107,6 +107,7 @@ class EngineConfig:
     max_running_sequences: int = 16
     prefill_chunk_tokens: int = 2048
     kv_cache_bytes: int | None = None  # None: a share of the device's free memory
+    dp_cache: Literal["device", "host"] = "device"  # where pruned layers' visual KV is kept
     feature_cache_bytes: int = 512 * 2**20  # visual features of videos, before stage I
     vision_batch_frames: int = 4
     vision_slice_layers: int = 8  # of the vision tower, run between two decode steps
@@ -122,5 +123,7 @@ class EngineConfig:
         ):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1")
+        if self.dp_cache not in ("device", "host"):
+            raise ValueError("dp_cache must be device or host")
         if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
             raise ValueError("dtype must be auto, float32, bfloat16 or float16")

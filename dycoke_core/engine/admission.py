@@ -7,7 +7,7 @@ of memory; what does not fit yet waits, and what can never fit is refused at onc
 
 import time
 
-from dycoke_core.compression.policies import make_policy
+from dycoke_core.compression.policies import Policy, make_policy
 from dycoke_core.config import EngineConfig
 from dycoke_core.engine.budget import kv_budget_bytes
 from dycoke_core.engine.detokenizer import Detokenizer
@@ -60,9 +60,7 @@ class Admission:
             prompt=prompt,
             num_visual_tokens=policy.count_visual_tokens(len(frames), self._model.tokens_per_frame),
             video_key=content_key(video_key, len(frames)),
-            prefix_key=content_key(
-                video_key, len(frames), policy.stage_one_key, prompt.ids_before_video
-            ),
+            prefix_key=self._prefix_key(video_key, len(frames), policy, prompt.ids_before_video),
             detokenizer=Detokenizer(self._model.prompt_encoder.tokenizer, sequence.sampling.stop),
         )
         self._check_size(state)
@@ -89,11 +87,20 @@ class Admission:
         self.kv_budget.used_bytes += own_bytes
         return True
 
-    def finish_prefix(self, prefix: Prefix) -> None:
-        """Lets go of what only the prefill of a prefix needed."""
-        assert prefix.is_ready and prefix.video is not None
+    def finish_prefix(self, state: SequenceState) -> None:
+        """Lets go of what only the prefill of a prefix needed.
+
+        With the DP cache in host memory that is most of its device bytes: a prefix is reserved
+        whole while it is prefilled, which few are at a time, and shrinks to its unpruned layers.
+        """
+        prefix = state.held_prefix
+        assert prefix.is_ready and prefix.kv is not None and prefix.video is not None
         self._videos.release(prefix.video)
         prefix.video = prefix.embeds = None
+        if self._config.dp_cache == "host":
+            first_layer = self._first_pruned_layer(state)
+            prefix.kv.move_to_host(first_layer)
+            self._prefixes.shrink(prefix, prefix.kv.num_tokens * first_layer * self._row_bytes)
 
     def release(self, state: SequenceState) -> None:
         """Gives back all that a sequence reserved and holds."""
@@ -150,13 +157,30 @@ class Admission:
         width = self._model.text_geometry.hidden_size
         return self._model.tokens_per_frame * width * self._model.dtype.itemsize
 
+    def _prefix_key(
+        self, video_key: str, num_frames: int, policy: Policy, ids_before_video: tuple[int, ...]
+    ) -> str:
+        """Everything that changes a prefix's keys and values, and in which memory they lie."""
+        num_visual = policy.count_visual_tokens(num_frames, self._model.tokens_per_frame)
+        num_layers = self._model.text_geometry.num_layers
+        placement = (
+            policy.first_pruned_layer(num_visual, num_layers)
+            if self._config.dp_cache == "host"
+            else None
+        )
+        return content_key(video_key, num_frames, policy.stage_one_key, ids_before_video, placement)
+
+    def _first_pruned_layer(self, state: SequenceState) -> int:
+        num_layers = self._model.text_geometry.num_layers
+        return state.policy.first_pruned_layer(state.num_visual_tokens, num_layers)
+
     def _prefix_bytes(self, state: SequenceState) -> int:
         return state.num_prefix_tokens * self._model.text_geometry.num_layers * self._row_bytes
 
     def _own_bytes(self, state: SequenceState) -> int:
         """Of its slabs: question and answer in every layer, kept and text rows in pruned ones."""
         num_layers, num_visual = self._model.text_geometry.num_layers, state.num_visual_tokens
-        num_pruned = num_layers - state.policy.first_pruned_layer(num_visual, num_layers)
+        num_pruned = num_layers - self._first_pruned_layer(state)
         num_kept = state.policy.count_decode_tokens(num_visual, num_layers)
         num_front = num_kept + state.num_prefix_tokens - num_visual
         rows = num_layers * state.max_own_tokens + num_pruned * num_front

@@ -253,7 +253,7 @@ class Engine:
         )
         for state in prefixes:
             if state.held_prefix.is_ready:
-                self._admission.finish_prefix(state.held_prefix)
+                self._admission.finish_prefix(state)
         has_token, is_sampled = [], []
         for row, state in enumerate([*questions, *decoding]):
             if state.has_read_question:

@@ -44,6 +44,11 @@ class Slab:
         self.values[self.length : end] = values
         self.length = end
 
+    def move_to_host(self) -> None:
+        if self.keys.device.type != "cpu":
+            self.keys = self.keys.cpu().pin_memory()
+            self.values = self.values.cpu().pin_memory()
+
     def rows(self, start: int = 0, end: int | None = None) -> tuple[Tensor, Tensor]:
         """Used rows from `start` to `end`, as views."""
         end = self.length if end is None else end
@@ -67,6 +72,7 @@ class PrefixKV:
     first_visual: int
     num_visual: int  # V
     num_tokens: int = 0
+    first_host_layer: int | None = None  # from this layer on, rows lie in host memory
     text_rows: Tensor = field(init=False)  # int64, places of the tokens that are not visual
 
     def __post_init__(self) -> None:
@@ -82,6 +88,22 @@ class PrefixKV:
         """Drops the rows of a pass that failed."""
         for slab in self.slabs:
             slab.length = self.num_tokens
+
+    def move_to_host(self, first_layer: int) -> None:
+        """Keeps the layers from `first_layer` on in host memory, once for all that share them.
+
+        Frees their device memory. On a CPU device and host are the same memory and nothing moves.
+        """
+        assert self.is_ready
+        self.first_host_layer = first_layer
+        for slab in self.slabs[first_layer:]:
+            slab.move_to_host()
+
+    def rows_on_device(self, layer: int) -> tuple[Tensor, Tensor]:
+        """All rows of a layer, staged from the host where they lie there: one layer at a time."""
+        device = self.text_rows.device
+        keys, values = self.slabs[layer].rows()
+        return keys.to(device, non_blocking=True), values.to(device, non_blocking=True)
 
     def visual_rows(self, layer: int) -> tuple[Tensor, Tensor]:
         return self.slabs[layer].rows(self.first_visual, self.first_visual + self.num_visual)
@@ -143,9 +165,9 @@ class SequenceKV:
         num_kept = self.pruner.num_kept if self.pruner is not None else 0
         for layer in range(self.first_pruned_layer, len(self.slabs)):
             keys, values = self.prefix.slabs[layer].rows()
-            own = self.slabs[layer]
-            own.keys[num_kept : self._num_front_rows] = keys[self.prefix.text_rows]
-            own.values[num_kept : self._num_front_rows] = values[self.prefix.text_rows]
+            text_rows = slice(num_kept, self._num_front_rows)
+            _copy_rows(keys, self.prefix.text_rows, self.slabs[layer].keys[text_rows])
+            _copy_rows(values, self.prefix.text_rows, self.slabs[layer].values[text_rows])
 
     def roll_back(self) -> None:
         """Drops the rows of a pass that failed."""
@@ -162,5 +184,13 @@ class SequenceKV:
         assert self.pruner is not None and self.pruner.kept is not None
         kept, own = self.pruner.kept, self.slabs[layer]
         keys, values = self.prefix.visual_rows(layer)
-        torch.index_select(keys, 0, kept, out=own.keys[: len(kept)])
-        torch.index_select(values, 0, kept, out=own.values[: len(kept)])
+        _copy_rows(keys, kept, own.keys[: len(kept)])
+        _copy_rows(values, kept, own.values[: len(kept)])
+
+
+def _copy_rows(rows: Tensor, places: Tensor, out: Tensor) -> None:
+    """Gathers rows [n, G, E] into `out`. Rows in host memory make the host wait for `places`."""
+    if rows.device == places.device:
+        torch.index_select(rows, 0, places, out=out)
+    else:
+        out.copy_(rows[places.to(rows.device)].pin_memory(), non_blocking=True)

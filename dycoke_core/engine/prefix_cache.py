@@ -109,6 +109,11 @@ class SharedPool(Generic[Item]):
         if item.holders == 0 and not item.is_ready:
             self._drop(item)
 
+    def shrink(self, item: Item, num_bytes: int) -> None:
+        """Gives back what an item no longer needs."""
+        self.budget.used_bytes -= item.num_bytes - num_bytes
+        item.num_bytes = num_bytes
+
     def make_room(self, num_bytes: int) -> bool:
         """Evicts what nobody holds until so many bytes are free; False if that is not enough."""
         for item in list(self._items.values()):

@@ -158,7 +158,7 @@ def _attend_question_chunk(
     earlier_keys, earlier_values = sequence.own_rows(layer)
     if len(earlier_keys):
         partial = merge(attend(packed, earlier_keys, earlier_values, scaling=scaling), partial)
-    prefix_rows = sequence.prefix.slabs[layer].rows()
+    prefix_rows = sequence.prefix.rows_on_device(layer)
     partial = merge(attend(packed, *prefix_rows, scaling=scaling), partial)
     sequence.slabs[layer].append(keys, values)
     return unpack_rows(partial.output, query.shape[0])
