@@ -1,0 +1,324 @@
+"""The parent's side of a fork server: runs tasks in its children, each with a time limit.
+
+Knows how a child can end and why, and that nothing it sends is to be trusted; knows nothing of
+videos. Used by one event loop.
+"""
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import count
+from typing import Any
+
+from dycoke_core.errors import SandboxUnavailableError
+from dycoke_core.video.child import MAX_MESSAGE_BYTES
+
+logger = logging.getLogger(__name__)
+
+_MAX_REPLY_BYTES = 256 * 1024
+_MAX_DETAIL_CHARACTERS = 300
+_START_PATIENCE_S = 60.0
+_KILL_PATIENCE_S = 5.0
+# All that a reader sees of the environment; the rest carries keys and passwords.
+_ENVIRONMENT = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "LANG", "LC_ALL")
+# What a child may say of itself. Everything else is concluded from how it ended.
+_REPORTED = frozenset({"no_video", "unreadable", "too_many_frames", "memory", "crash"})
+
+
+class TaskFailure(Exception):
+    """A child brought no result.
+
+    `code` is what it reported of the video (no_video, unreadable, too_many_frames) or how it ended
+    (timeout, memory, cpu, crash). `detail` is its own words: for logs, never for clients.
+    """
+
+    def __init__(self, code: str, detail: str = "") -> None:
+        super().__init__(code)
+        self.code = code
+        self.detail = detail
+
+
+@dataclass(frozen=True, slots=True)
+class Confinement:
+    """What `sandbox.confine` is told in each child."""
+
+    memory_bytes: int
+    cpu_s: int
+    is_strict: bool
+
+
+@dataclass(slots=True, eq=False)
+class _Child:
+    """One running child. Its replies come through a pipe, the news of its end from the server."""
+
+    reply_fd: int
+    on_progress: Callable[[float], None]
+    ended: asyncio.Future[Mapping[str, Any]]  # the server's message; empty if the server died
+    num_received_bytes: int = 0
+    unparsed: bytes = b""
+    final_reply: Any = None
+
+    def read_replies(self) -> bool:
+        """Takes what has come. False once no more is wanted: at the end, and from a babbler."""
+        while self.num_received_bytes <= _MAX_REPLY_BYTES:
+            try:
+                chunk = os.read(self.reply_fd, MAX_MESSAGE_BYTES)
+            except BlockingIOError:
+                return True
+            if not chunk:
+                return False
+            self.num_received_bytes += len(chunk)
+            *lines, self.unparsed = (self.unparsed + chunk).split(b"\n")
+            for line in lines:
+                self._take(line)
+        return False
+
+    def _take(self, line: bytes) -> None:
+        try:
+            reply = json.loads(line)
+        except (ValueError, RecursionError):
+            reply = None
+        share = reply.get("progress") if isinstance(reply, dict) else None
+        if isinstance(share, float | int) and 0 <= share <= 1:
+            self.on_progress(float(share))
+        else:
+            self.final_reply = reply
+
+
+class ForkServer:
+    """Starts the server of one module of tasks, restarts it if it dies, has it run tasks."""
+
+    def __init__(self, module: str, confinement: Confinement) -> None:
+        self._module = module
+        self._confinement = confinement
+        self._ids = count()
+        self._children: dict[int, _Child] = {}
+        self._process: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None  # watches the control socket
+
+    def start(self) -> None:
+        """Starts the process and returns at once; tasks sent to it from now on wait for it."""
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._control.setblocking(False)
+        command = [sys.executable, "-m", "dycoke_core.video.fork_server", str(theirs.fileno())]
+        environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+        with theirs:
+            self._process = subprocess.Popen(
+                [*command, self._module],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                env=environment | {"OPENBLAS_NUM_THREADS": "1"},  # numpy must not start threads
+            )
+
+    def observe_refusals(self) -> dict[str, bool]:
+        """Has a child, confined as far as this system can, try what it must not. Blocks.
+
+        Only between `start` and the first `run`.
+
+        Raises:
+            SandboxUnavailableError: no child could be asked.
+        """
+        control = self._control
+        assert control is not None
+        confinement = asdict(self._confinement) | {"is_strict": False}
+        task = {"name": "observe_refusals", "params": {}, "confinement": confinement}
+        read_end, write_end = os.pipe()
+        try:
+            with open(__file__, "rb") as readable:
+                self._send_run(next(self._ids), task, [readable.fileno(), write_end])
+            control.settimeout(_START_PATIENCE_S)
+            control.recv(MAX_MESSAGE_BYTES)
+            control.setblocking(False)
+            refusals: dict[str, bool] = json.loads(os.read(read_end, MAX_MESSAGE_BYTES))["result"]
+        except (OSError, KeyError, ValueError) as error:
+            raise SandboxUnavailableError("frame readers cannot be started here") from error
+        finally:
+            os.close(read_end)
+        return refusals
+
+    async def run(
+        self,
+        name: str,
+        params: Mapping[str, Any],
+        video_fd: int,
+        *,
+        timeout_s: float,
+        pixels: tuple[int, Sequence[int]] | None = None,
+        on_progress: Callable[[float], None] = lambda share: None,
+    ) -> Any:
+        """Runs the task `name` in a child and returns its result, which may be any JSON.
+
+        However this ends, the child has ended or is killed; cancelling kills it at once.
+
+        Args:
+            pixels: descriptor and shape of a frame buffer for the child to write.
+
+        Raises:
+            TaskFailure: there is no result.
+        """
+        self._watch()
+        confinement = asdict(self._confinement)
+        task: dict[str, Any] = {"name": name, "params": params, "confinement": confinement}
+        pixel_fds = []
+        if pixels is not None:
+            pixel_fds = [pixels[0]]
+            task["shape"] = pixels[1]
+        loop = asyncio.get_running_loop()
+        task_id = next(self._ids)
+        read_end, write_end = os.pipe()
+        os.set_blocking(read_end, False)
+        child = self._children[task_id] = _Child(read_end, on_progress, loop.create_future())
+        try:
+            self._send_run(task_id, task, [video_fd, write_end, *pixel_fds])
+            loop.add_reader(read_end, self._on_reply, task_id, child)
+            return await self._outcome(task_id, child, timeout_s)
+        finally:
+            if not child.ended.done():
+                self._kill(task_id)
+            loop.remove_reader(read_end)
+            os.close(read_end)
+
+    async def aclose(self) -> None:
+        """Ends the server, which ends and reaps its children first."""
+        process = self._let_go()
+        if process is not None:
+            await asyncio.to_thread(_await_end, process)
+
+    def close(self) -> None:
+        """As `aclose`, blocking."""
+        process = self._let_go()
+        if process is not None:
+            _await_end(process)
+
+    async def _outcome(self, task_id: int, child: _Child, timeout_s: float) -> Any:
+        is_late = not await _is_done(child.ended, timeout_s)
+        if is_late:
+            self._kill(task_id)
+            if not await _is_done(child.ended, _KILL_PATIENCE_S):
+                self._end_abruptly()
+            raise TaskFailure("timeout")
+        child.read_replies()  # what came between the last look and the end
+        return _result(child, self._confinement)
+
+    def _watch(self) -> None:
+        if self._control is None:
+            self.start()
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            assert self._control is not None
+            loop.add_reader(self._control, self._on_control, self._control)
+            self._loop = loop
+
+    def _on_reply(self, task_id: int, child: _Child) -> None:
+        if not child.read_replies():
+            assert self._loop is not None
+            self._loop.remove_reader(child.reply_fd)
+            if child.num_received_bytes > _MAX_REPLY_BYTES:
+                self._kill(task_id)
+
+    def _on_control(self, control: socket.socket) -> None:
+        try:
+            payload = control.recv(MAX_MESSAGE_BYTES)
+        except BlockingIOError:
+            return
+        except ConnectionError:
+            payload = b""
+        if not payload:
+            logger.error("the server of frame readers died; it is started again when needed")
+            self._end_abruptly()
+            return
+        ended = json.loads(payload)
+        child = self._children.pop(ended["exited"])
+        if not child.ended.done():
+            child.ended.set_result(ended)
+
+    def _send_run(self, task_id: int, task: Mapping[str, Any], fds: Sequence[int]) -> None:
+        """Hands the task and its descriptors over; closes the writing end of the reply pipe."""
+        try:
+            self._send({"run": task_id, "task": task}, fds)
+        finally:
+            os.close(fds[1])
+
+    def _kill(self, task_id: int) -> None:
+        if self._control is not None:
+            self._send({"kill": task_id}, [])
+
+    def _send(self, message: Mapping[str, Any], fds: Sequence[int]) -> None:
+        assert self._control is not None
+        try:
+            socket.send_fds(self._control, [json.dumps(message).encode()], fds)
+        except OSError:  # dead, or so stuck that its queue is full
+            self._end_abruptly()
+
+    def _end_abruptly(self) -> None:
+        """For a server that is dead or does not answer; its end is its children's."""
+        process = self._let_go()
+        if process is not None:
+            process.kill()
+            process.wait()
+
+    def _let_go(self) -> subprocess.Popen[bytes] | None:
+        """Closes the connection, which makes the server end, and tells who waits for a child.
+
+        Returns the process, whose end is still to be awaited.
+        """
+        if self._control is not None:
+            if self._loop is not None and not self._loop.is_closed():
+                self._loop.remove_reader(self._control)
+            self._control.close()
+        process, self._process = self._process, None
+        self._control = self._loop = None
+        for child in self._children.values():
+            if not child.ended.done():
+                child.ended.set_result({})
+        self._children.clear()
+        return process
+
+
+async def _is_done(future: asyncio.Future[Any], timeout_s: float) -> bool:
+    await asyncio.wait([future], timeout=max(0.0, timeout_s))
+    return future.done()
+
+
+def _await_end(process: subprocess.Popen[bytes]) -> None:
+    try:
+        process.wait(_KILL_PATIENCE_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _result(child: _Child, confinement: Confinement) -> Any:
+    """Returns the result of a child that has ended, or raises its failure."""
+    if child.num_received_bytes > _MAX_REPLY_BYTES:
+        raise TaskFailure("crash", "too many replies")
+    reply = child.final_reply
+    if isinstance(reply, dict):
+        if "result" in reply:
+            return reply["result"]
+        code = reply.get("error")
+        if isinstance(code, str) and code in _REPORTED:
+            raise TaskFailure(code, ascii(reply.get("detail"))[:_MAX_DETAIL_CHARACTERS])
+    raise TaskFailure(_cause_of_end(child.ended.result(), confinement))
+
+
+def _cause_of_end(ended: Mapping[str, Any], confinement: Confinement) -> str:
+    """Concludes why a child ended without a word. Where the kernel does not say, by its usage."""
+    if not ended or not os.WIFSIGNALED(ended["status"]):
+        return "crash"
+    killed_by = os.WTERMSIG(ended["status"])
+    if killed_by == signal.SIGXCPU or ended["cpu_s"] >= confinement.cpu_s:
+        return "cpu"
+    # The kernel's out-of-memory killer, or a library that died of an allocation that failed.
+    if killed_by == signal.SIGKILL or ended["max_rss_bytes"] >= confinement.memory_bytes / 2:
+        return "memory"
+    return "crash"

@@ -1,0 +1,308 @@
+"""Reads frames out of files of unknown origin: the parent's side, and all of the policy.
+
+An upload goes sniff → plan → decord → PyAV, each step but the first in a sandboxed child of its
+own, all of them together within one time limit. decord is the first reader, as in the models' own
+code. PyAV reads what decord cannot, or cannot in time, and all of MPEG-TS and AVI: without an index
+or presentation times decord returns other frames than those asked for, or hangs.
+"""
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from dycoke_core.errors import InvalidRequestError, SandboxUnavailableError
+from dycoke_core.video.containers import Container
+from dycoke_core.video.fork_client import Confinement, ForkServer, TaskFailure
+from dycoke_core.video.frame_buffer import copy_pixels, open_frame_buffer
+from dycoke_core.video.landlock import landlock_abi
+from dycoke_core.video.refusals import KILL_REASONS, as_video_error, refuse_beyond_limits
+from dycoke_core.video.replies import (
+    MalformedReplyError,
+    Placement,
+    Plan,
+    parse_headers,
+    parse_placement,
+    parse_plan,
+)
+from dycoke_core.video.sandbox import SandboxState
+from dycoke_core.video.types import FrameSpec, ReadLimits, VideoFrames, VideoProbe
+from dycoke_core.video.video_file import VideoFile, open_video
+
+logger = logging.getLogger(__name__)
+
+# How much sooner than the headers say frames may end without a warning: sound often lasts longer.
+_TOLERATED_GAP_S = 1.0
+_TOLERATED_GAP_SHARE = 0.05
+
+_FOR_DECORD = frozenset({Container.MP4, Container.MATROSKA})
+
+OnProgress = Callable[[float], None]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """One upload that is being read."""
+
+    video: VideoFile
+    plan: Plan
+    pixels_fd: int
+    shape: tuple[int, ...]
+    ends_at: float  # time.monotonic
+    on_progress: OnProgress
+
+
+class FrameReaders:
+    """Probes and reads videos, at most `max_readers` of each at a time; others wait their turn.
+
+    Cancelling a call kills its child at once. `kills` counts, by reason (timeout, memory, cpu,
+    crash), the children that did not end by themselves. `sandbox` says what they are denied.
+
+    Raises:
+        SandboxUnavailableError: children cannot be started, or, without `allow_unsandboxed`, this
+            system cannot confine them. The constructor blocks until that is known (half a second).
+    """
+
+    def __init__(
+        self, limits: ReadLimits, *, max_readers: int, allow_unsandboxed: bool = False
+    ) -> None:
+        self._limits = limits
+        confinement = Confinement(
+            memory_bytes=limits.memory_bytes, cpu_s=limits.cpu_s, is_strict=not allow_unsandboxed
+        )
+        self._pyav = ForkServer("dycoke_core.video.pyav_reader", confinement)
+        self._decord = ForkServer("dycoke_core.video.decord_reader", confinement)
+        self._probe_places = asyncio.Semaphore(max_readers)
+        self._read_places = asyncio.Semaphore(max_readers)
+        self._kills = Counter(dict.fromkeys(KILL_REASONS, 0))
+        try:
+            self.sandbox = self._start()
+            if not (self.sandbox.is_complete or allow_unsandboxed):
+                raise SandboxUnavailableError(self.sandbox.describe())
+        except BaseException:
+            self._pyav.close()
+            self._decord.close()
+            raise
+
+    @property
+    def kills(self) -> Mapping[str, int]:
+        return self._kills
+
+    async def probe(self, path: Path) -> VideoProbe:
+        """Reads the headers of a video and refuses what they already show to be unreadable.
+
+        Raises:
+            VideoError: not a video we take, or none at all.
+        """
+        async with self._probe_places, open_video(path) as video:
+            timeout_s = min(self._limits.probe_timeout_s, self._limits.timeout_s)
+            try:
+                headers = await self._run(
+                    self._pyav,
+                    "probe",
+                    video,
+                    {},
+                    lambda reply: parse_headers(reply, video.container),
+                    timeout_s=timeout_s,
+                )
+            except TaskFailure as failure:
+                raise as_video_error(failure, self._limits, timeout_s) from failure
+            refuse_beyond_limits(headers, self._limits)
+            return headers.probe
+
+    async def read(
+        self,
+        path: Path,
+        spec: FrameSpec,
+        *,
+        on_progress: OnProgress | None = None,
+        timeout_s: float | None = None,
+    ) -> VideoFrames:
+        """Reads the frames that `spec` asks for.
+
+        Args:
+            on_progress: called with a rising share, 0 to 1, on the event loop.
+            timeout_s: for all attempts together, if less than the limits'; counted from the
+                moment a reader is free.
+
+        Raises:
+            VideoError: the video is refused or cannot be read within the limits.
+            InvalidRequestError: the clip starts beyond the video's end.
+        """
+        limit_s = self._limits.timeout_s
+        budget_s = limit_s if timeout_s is None else min(limit_s, timeout_s)
+        progress = _Rising(on_progress)
+        async with self._read_places, open_video(path) as video:
+            ends_at = time.monotonic() + budget_s
+            try:
+                plan = await self._plan(video, spec, budget_s)
+                with open_frame_buffer(spec.shape) as fd:
+                    return await self._read(
+                        _Reading(video, plan, fd, spec.shape, ends_at, progress)
+                    )
+            except TaskFailure as failure:
+                raise as_video_error(failure, self._limits, budget_s) from failure
+
+    async def aclose(self) -> None:
+        """Ends all readers. Calls that are still under way fail."""
+        await asyncio.gather(self._pyav.aclose(), self._decord.aclose())
+
+    def _start(self) -> SandboxState:
+        servers = (self._pyav, self._decord)
+        for server in servers:
+            server.start()
+        observed = [server.observe_refusals() for server in servers]
+        refusals = {name: all(each[name] for each in observed) for name in observed[0]}
+        return SandboxState(landlock_abi=landlock_abi(), **refusals)
+
+    async def _plan(self, video: VideoFile, spec: FrameSpec, timeout_s: float) -> Plan:
+        plan = await self._run(
+            self._pyav,
+            "plan",
+            video,
+            {"num_frames": spec.num_frames, "start_s": spec.start_s, "end_s": spec.end_s},
+            lambda reply: parse_plan(reply, video.container, spec.num_frames),
+            timeout_s=timeout_s,
+        )
+        refuse_beyond_limits(plan.headers, self._limits)
+        if not plan.indices:
+            raise InvalidRequestError(f"start_s is beyond the video's end at {plan.end_s:.2f} s")
+        return plan
+
+    async def _read(self, reading: _Reading) -> VideoFrames:
+        warnings = _warnings_about(reading.plan)
+        if reading.plan.has_times and reading.video.container in _FOR_DECORD:
+            try:
+                return await self._read_with_decord(reading, warnings)
+            except TaskFailure as failure:
+                warnings.append(f"decord could not read this video ({failure.code}); PyAV did")
+        return await self._read_with_pyav(reading, warnings)
+
+    async def _read_with_decord(self, reading: _Reading, warnings: list[str]) -> VideoFrames:
+        plan = reading.plan
+        left_s = reading.ends_at - time.monotonic()
+        await self._run(
+            self._decord,
+            "read",
+            reading.video,
+            {"indices": plan.indices, "total_frames": plan.total_frames},
+            lambda reply: None,
+            timeout_s=left_s * self._limits.decord_share,
+            pixels=(reading.pixels_fd, reading.shape),
+            on_progress=reading.on_progress,
+        )
+        pixels = await copy_pixels(reading.pixels_fd, reading.shape)
+        return VideoFrames(pixels, plan.indices, plan.timestamps_s, "decord", tuple(warnings))
+
+    async def _read_with_pyav(self, reading: _Reading, warnings: list[str]) -> VideoFrames:
+        plan = reading.plan
+        placed = await self._run(
+            self._pyav,
+            "read",
+            reading.video,
+            {"indices": plan.indices},
+            lambda reply: parse_placement(reply, plan),
+            timeout_s=reading.ends_at - time.monotonic(),
+            pixels=(reading.pixels_fd, reading.shape),
+            on_progress=reading.on_progress,
+        )
+        pixels = await copy_pixels(reading.pixels_fd, reading.shape)
+        warnings = warnings + _warnings_of(placed, plan)
+        return VideoFrames(pixels, placed.indices, placed.timestamps_s, "pyav", tuple(warnings))
+
+    async def _run(
+        self,
+        server: ForkServer,
+        name: str,
+        video: VideoFile,
+        params: Mapping[str, Any],
+        parse: Callable[[Any], T],
+        *,
+        timeout_s: float,
+        pixels: tuple[int, tuple[int, ...]] | None = None,
+        on_progress: OnProgress = lambda share: None,
+    ) -> T:
+        """Runs one task and checks its result; counts the child if it was lost."""
+        common = {
+            "demuxer": video.container.demuxer,
+            "max_pixels": self._limits.max_pixels,
+            "max_source_frames": self._limits.max_source_frames,
+        }
+        try:
+            reply = await server.run(
+                name,
+                {**common, **params},
+                video.fd,
+                timeout_s=timeout_s,
+                pixels=pixels,
+                on_progress=on_progress,
+            )
+            return parse(reply)
+        except MalformedReplyError as error:
+            failure = TaskFailure("crash", f"malformed reply: {error}")
+        except TaskFailure as error:
+            failure = error
+        if failure.code in KILL_REASONS:
+            self._kills[failure.code] += 1
+            logger.warning("a frame reader was lost: %s (%s)", failure.code, failure.detail)
+        else:
+            logger.debug("a video was not read: %s (%s)", failure.code, failure.detail)
+        raise failure
+
+
+class _Rising:
+    """Passes on shares that are new highs: the second reader starts from the beginning."""
+
+    def __init__(self, listener: OnProgress | None) -> None:
+        self._listener = listener
+        self._highest = 0.0
+
+    def __call__(self, share: float) -> None:
+        if self._listener is not None and share > self._highest:
+            self._highest = share
+            self._listener(share)
+
+
+def _warnings_about(plan: Plan) -> list[str]:
+    """What the list of frames shows, before any is decoded."""
+    duration_s = plan.headers.probe.duration_s or 0.0
+    if duration_s - plan.end_s > max(_TOLERATED_GAP_S, _TOLERATED_GAP_SHARE * duration_s):
+        return [f"the frames end at {plan.end_s:.2f} s, the file at {duration_s:.2f} s"]
+    return []
+
+
+def _warnings_of(placed: Placement, plan: Plan) -> list[str]:
+    num_frames = len(plan.indices)
+    num_moved = sum(a != b for a, b in zip(plan.indices, placed.indices, strict=True))
+    warnings = []
+    if num_moved:
+        warnings.append(f"{num_moved} of {num_frames} frames do not decode; neighbours stand in")
+    if placed.num_damaged:
+        warnings.append(f"{placed.num_damaged} of {num_frames} frames are damaged")
+    return warnings
+
+
+def read_video_frames(
+    path: Path,
+    spec: FrameSpec,
+    limits: ReadLimits | None = None,
+    *,
+    allow_unsandboxed: bool = False,
+) -> VideoFrames:
+    """`FrameReaders.read` for a program without an event loop; starts the readers and ends them."""
+
+    async def read() -> VideoFrames:
+        readers = FrameReaders(
+            limits or ReadLimits(), max_readers=1, allow_unsandboxed=allow_unsandboxed
+        )
+        try:
+            return await readers.read(path, spec)
+        finally:
+            await readers.aclose()
+
+    return asyncio.run(read())

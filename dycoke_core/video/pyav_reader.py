@@ -1,0 +1,155 @@
+"""PyAV in the child: headers, sampling, and the second reader. Imported by children only.
+
+The demuxer is forced to what the file was recognised as, decoders outside the allow-list are not
+opened even for a look at the headers, and no decoder takes frames above the pixel limit.
+
+Rotation: display matrices of 90, 180 and 270 degrees are applied, as decord does; others are not.
+"""
+
+import importlib
+import pkgutil
+from typing import Any
+
+import av
+import numpy as np
+import numpy.typing as npt
+from av.container import InputContainer
+from av.stream import Disposition
+from av.video.frame import VideoFrame
+from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.stream import VideoStream
+
+from dycoke_core.video.child import Task, TaskError, Tasks
+from dycoke_core.video.pyav_frames import FrameSource, list_frames
+from dycoke_core.video.sampling import frames_in_clip, sample_indices
+
+# PyAV loads parts of itself on demand; confined, it could not.
+for _module in pkgutil.walk_packages(av.__path__, "av."):
+    if not _module.name.endswith("__main__"):
+        importlib.import_module(_module.name)
+
+_DECODERS = "h264,hevc,vp8,vp9,libdav1d,libvpx,libvpx-vp9,mpeg4,mpeg2video,mjpeg"
+# Of what swscale offers, this comes nearest to PIL's bicubic resize of the whole frame.
+_INTERPOLATION = (
+    Interpolation.BICUBIC
+    | Interpolation.ACCURATE_RND
+    | Interpolation.FULL_CHR_H_INT
+    | Interpolation.FULL_CHR_H_INP
+)
+
+
+def probe(task: Task) -> dict[str, Any]:
+    """Reads the headers. Takes `demuxer` and `max_pixels`."""
+    return _describe(*_open(task))
+
+
+def plan(task: Task) -> dict[str, Any]:
+    """Reads the headers, lists the frames and samples from them; decodes nothing.
+
+    Takes what `probe` takes, and `num_frames`, `start_s`, `end_s`, `max_source_frames`. Returns no
+    indices for a clip that starts beyond the end.
+    """
+    container, stream = _open(task)
+    headers = _describe(container, stream)
+    params = task.params
+    frames = list_frames(container, stream, params["max_source_frames"])
+    clip = frames_in_clip(frames.times_s, frames.end_s, params["start_s"], params["end_s"])
+    indices = sample_indices(clip, params["num_frames"]) if clip else ()
+    return {
+        "headers": headers,
+        "total_frames": len(frames.times_s),
+        "has_times": frames.pts is not None,
+        "end_s": frames.end_s,
+        "indices": indices,
+        "timestamps_s": [frames.times_s[index] for index in indices],
+    }
+
+
+def read(task: Task) -> dict[str, Any]:
+    """Decodes the frames `indices`, ascending, into the pixels. Takes what `plan` takes, too.
+
+    Returns the indices and times of the frames that stand in each place, which are not those asked
+    for where a frame does not decode.
+    """
+    assert task.pixels is not None
+    frames = list_frames(*_open(task), task.params["max_source_frames"])
+    source = FrameSource(lambda: _open(task), frames)
+    scale = _Scaler(image_size=task.pixels.shape[1])
+    numbers: list[int] = []
+    num_damaged = 0
+    wanted = task.params["indices"]
+    for row, target in enumerate(wanted):
+        number, frame = source.frame_at(target)
+        num_damaged += frame.is_corrupt
+        if numbers and numbers[-1] == number:
+            task.pixels[row] = task.pixels[row - 1]
+        else:
+            task.pixels[row] = scale(frame)
+        numbers.append(number)
+        task.report_progress((row + 1) / len(wanted))
+    return {
+        "indices": numbers,
+        "timestamps_s": [frames.times_s[number] for number in numbers],
+        "num_damaged": num_damaged,
+    }
+
+
+TASKS: Tasks = {"probe": probe, "plan": plan, "read": read}
+
+
+def _open(task: Task) -> tuple[InputContainer, VideoStream]:
+    """Opens the video and the stream in it that decord would take."""
+    decoding = {"codec_whitelist": _DECODERS, "max_pixels": str(task.params["max_pixels"])}
+    options = {"protocol_whitelist": "file", **decoding}
+    try:
+        container = av.open(task.video_path, format=task.params["demuxer"], options=options)
+        stream = container.streams.best("video")
+    except MemoryError:
+        raise
+    except (av.FFmpegError, ValueError) as error:
+        raise TaskError("unreadable", str(error)) from error
+    if not isinstance(stream, VideoStream) or Disposition.attached_pic in stream.disposition:
+        raise TaskError("no_video")
+    stream.codec_context.thread_count = 1
+    stream.codec_context.options = decoding
+    return container, stream
+
+
+def _describe(container: InputContainer, stream: VideoStream) -> dict[str, Any]:
+    """Zeros where the file says nothing, or nonsense."""
+    context = stream.codec_context
+    return {
+        "codec": context.codec.canonical_name,
+        "width": stream.width,
+        "height": stream.height,
+        "duration_s": max(0.0, _duration_s(container, stream)),
+        "num_frames": max(0, stream.frames),
+        "fps": max(0.0, float(stream.average_rate or 0)),
+        "extradata_bytes": context.extradata_size,
+    }
+
+
+def _duration_s(container: InputContainer, stream: VideoStream) -> float:
+    if stream.duration and stream.time_base:
+        return float(stream.duration * stream.time_base)
+    return (container.duration or 0) / av.time_base
+
+
+class _Scaler:
+    """Resizes a frame to S x S, without crop or border, and turns it upright."""
+
+    def __init__(self, image_size: int) -> None:
+        self._image_size = image_size
+        self._reformatter = VideoReformatter()
+
+    def __call__(self, frame: VideoFrame) -> npt.NDArray[np.uint8]:
+        scaled = self._reformatter.reformat(
+            frame,
+            width=self._image_size,
+            height=self._image_size,
+            format="rgb24",
+            interpolation=_INTERPOLATION,
+            threads=1,
+        )
+        quarter_turns = frame.rotation // 90 if frame.rotation % 90 == 0 else 0
+        return np.rot90(scaled.to_ndarray(), quarter_turns)

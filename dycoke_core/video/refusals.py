@@ -1,0 +1,70 @@
+"""Which videos are refused, and in what words: limits, codecs, and what a failed child means.
+
+The words are ours, with numbers and names that were checked; nothing of a child's reaches a client.
+"""
+
+from dycoke_core.errors import (
+    NoVideoStreamError,
+    UnreadableVideoError,
+    UnsupportedCodecError,
+    VideoError,
+    VideoLimitError,
+    VideoReaderKilledError,
+    VideoReadTimeoutError,
+)
+from dycoke_core.video.fork_client import TaskFailure
+from dycoke_core.video.replies import Headers
+from dycoke_core.video.types import ReadLimits
+
+# `pyav_reader` names their decoders.
+CODECS = ("h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "mpeg2video", "mjpeg")
+KILL_REASONS = ("timeout", "memory", "cpu", "crash")
+
+_LOST = {
+    "memory": "reading the video takes more memory than a reader may have",
+    "cpu": "reading the video takes more CPU time than a reader may have",
+    "crash": "a reader of this video crashed",
+}
+
+
+def refuse_beyond_limits(headers: Headers, limits: ReadLimits) -> None:
+    """Raises a VideoError if the headers show a video that we do not take."""
+    probe = headers.probe
+    if probe.codec not in CODECS:
+        raise UnsupportedCodecError(
+            f"the video codec {probe.codec} is not one we take ({', '.join(CODECS)})"
+        )
+    if probe.width * probe.height == 0:
+        raise UnreadableVideoError("the video has no picture size")
+    if probe.width * probe.height > limits.max_pixels:
+        raise VideoLimitError(
+            f"a frame has {probe.width}x{probe.height} pixels; the limit is {limits.max_pixels}"
+        )
+    if probe.duration_s is not None and probe.duration_s > limits.max_duration_s:
+        raise VideoLimitError(
+            f"the video lasts {probe.duration_s:.0f} s; the limit is {limits.max_duration_s:.0f} s"
+        )
+    if probe.num_frames is not None and probe.num_frames > limits.max_source_frames:
+        raise _too_many_frames(limits.max_source_frames)
+    if headers.extradata_bytes > limits.max_extradata_bytes:
+        raise VideoLimitError(
+            f"the codec's parameters take {headers.extradata_bytes} bytes; "
+            f"the limit is {limits.max_extradata_bytes}"
+        )
+
+
+def as_video_error(failure: TaskFailure, limits: ReadLimits, timeout_s: float) -> VideoError:
+    """Says what a failed task means for the video."""
+    if failure.code == "no_video":
+        return NoVideoStreamError("the file has no video stream")
+    if failure.code == "too_many_frames":
+        return _too_many_frames(limits.max_source_frames)
+    if failure.code == "timeout":
+        return VideoReadTimeoutError(f"the video could not be read within {timeout_s:.1f} s")
+    if failure.code in _LOST:
+        return VideoReaderKilledError(_LOST[failure.code])
+    return UnreadableVideoError("the video cannot be decoded")
+
+
+def _too_many_frames(limit: int) -> VideoLimitError:
+    return VideoLimitError(f"the video has more than {limit} frames")

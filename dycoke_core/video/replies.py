@@ -1,0 +1,129 @@
+"""Checks what children send, which is untrusted: types, ranges, counts.
+
+Knows no policy (limits, codecs); that is `frame_readers`'.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from dycoke_core.video.containers import Container
+from dycoke_core.video.types import VideoProbe
+
+_CODEC_NAME = re.compile(r"[a-z0-9_.-]{1,32}")
+_MAX_INT = 2**53
+
+
+class MalformedReplyError(Exception):
+    """No honest child sends this."""
+
+
+@dataclass(frozen=True, slots=True)
+class Headers:
+    probe: VideoProbe
+    extradata_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Which frames to read. `indices` are empty for a clip that starts beyond `end_s`."""
+
+    headers: Headers
+    total_frames: int
+    has_times: bool  # by which a reader can tell frames apart
+    end_s: float
+    indices: tuple[int, ...]
+    timestamps_s: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Which frames were read."""
+
+    indices: tuple[int, ...]
+    timestamps_s: tuple[float, ...]
+    num_damaged: int
+
+
+def parse_headers(reply: Any, container: Container) -> Headers:
+    reply = _object(reply)
+    codec = reply.get("codec")
+    if not isinstance(codec, str) or not _CODEC_NAME.fullmatch(codec):
+        raise MalformedReplyError("codec")
+    probe = VideoProbe(
+        container=container.value,
+        codec=codec,
+        width=_int(reply, "width"),
+        height=_int(reply, "height"),
+        duration_s=_seconds(reply.get("duration_s")) or None,
+        num_frames=_int(reply, "num_frames") or None,
+        fps=_seconds(reply.get("fps")) or None,
+    )
+    return Headers(probe, _int(reply, "extradata_bytes"))
+
+
+def parse_plan(reply: Any, container: Container, num_frames: int) -> Plan:
+    reply = _object(reply)
+    total_frames = _int(reply, "total_frames")
+    num_indices = num_frames if reply.get("indices") else 0
+    return Plan(
+        headers=parse_headers(reply.get("headers"), container),
+        total_frames=total_frames,
+        has_times=reply.get("has_times") is True,
+        end_s=_seconds(reply.get("end_s")),
+        indices=_indices(reply, num_indices, total_frames),
+        timestamps_s=_timestamps(reply, num_indices),
+    )
+
+
+def parse_placement(reply: Any, plan: Plan) -> Placement:
+    reply = _object(reply)
+    num_frames = len(plan.indices)
+    return Placement(
+        indices=_indices(reply, num_frames, plan.total_frames),
+        timestamps_s=_timestamps(reply, num_frames),
+        num_damaged=_int(reply, "num_damaged"),
+    )
+
+
+def _object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise MalformedReplyError("object")
+    return value
+
+
+def _int(reply: dict[str, Any], name: str) -> int:
+    value = reply.get(name)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MAX_INT:
+        raise MalformedReplyError(name)
+    return value
+
+
+def _seconds(value: Any) -> float:
+    # The range also keeps out NaN and integers that no float holds.
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= _MAX_INT:
+        raise MalformedReplyError("seconds")
+    return float(value)
+
+
+def _list(reply: dict[str, Any], name: str, length: int) -> Sequence[Any]:
+    value = reply.get(name)
+    if not isinstance(value, list) or len(value) != length:
+        raise MalformedReplyError(name)
+    return value
+
+
+def _indices(reply: dict[str, Any], length: int, total: int) -> tuple[int, ...]:
+    values = _list(reply, "indices", length)
+    for value in values:
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < total:
+            raise MalformedReplyError("indices")
+    if any(later < earlier for earlier, later in pairwise(values)):
+        raise MalformedReplyError("indices")
+    return tuple(values)
+
+
+def _timestamps(reply: dict[str, Any], length: int) -> tuple[float, ...]:
+    return tuple(_seconds(value) for value in _list(reply, "timestamps_s", length))

@@ -1,0 +1,34 @@
+"""Which frames of a video stand for it. Pure; frames are counted in the order of display."""
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def frames_in_clip(
+    timestamps_s: Sequence[float], end_of_video_s: float, start_s: float | None, end_s: float | None
+) -> range:
+    """Returns the frames of a clip: from the one on screen at `start_s` to the last before `end_s`.
+
+    Args:
+        timestamps_s: when each frame appears, ascending; not empty.
+        end_of_video_s: when the last frame disappears.
+
+    Returns:
+        A range of indices; empty only where `start_s` is at or beyond the end of the video.
+    """
+    if start_s is not None and start_s >= end_of_video_s:
+        return range(0)
+    first = 0 if start_s is None else max(0, bisect_right(timestamps_s, start_s) - 1)
+    stop = len(timestamps_s) if end_s is None else bisect_left(timestamps_s, end_s)
+    return range(first, max(stop, first + 1))
+
+
+def sample_indices(clip: range, num_frames: int) -> tuple[int, ...]:
+    """Spreads `num_frames` indices evenly over `clip`, repeating frames of a shorter one.
+
+    Source: LLaVA-OneVision, `np.linspace(0, total - 1, num_frames, dtype=int)`, which rounds down.
+    """
+    offsets = np.linspace(0, len(clip) - 1, num_frames, dtype=int)
+    return tuple(clip.start + int(offset) for offset in offsets)

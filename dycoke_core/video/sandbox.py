@@ -1,0 +1,94 @@
+"""What a reading child may do: `confine`, called in the child, and what of it this system can do.
+
+In force afterwards: rlimits on memory, CPU time, written bytes, core files and open files; Landlock
+with one readable file; the seccomp allow-list. Threads are bounded by the address space that their
+stacks take. Wall time is bounded by whoever started the child.
+"""
+
+import os
+import resource
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+from dycoke_core.video.landlock import allow_reading_only
+from dycoke_core.video.seccomp import install_filter
+
+_MAX_OPEN_FILES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxState:
+    """What children were refused in a test: observed, not concluded from a version."""
+
+    landlock_abi: int
+    refuses_files: bool
+    refuses_sockets: bool
+    refuses_processes: bool
+
+    @property
+    def is_complete(self) -> bool:
+        return self.refuses_files and self.refuses_sockets and self.refuses_processes
+
+    def describe(self) -> str:
+        """One line for the log at start."""
+        files = f"Landlock ABI {self.landlock_abi}" if self.refuses_files else "NO Landlock"
+        has_filter = self.refuses_sockets and self.refuses_processes
+        calls = "seccomp allow-list" if has_filter else "NO seccomp"
+        verb = "are sandboxed" if self.is_complete else "are NOT fully sandboxed"
+        return f"frame readers {verb}: {files}, {calls}, rlimits"
+
+
+def confine(video_fd: int, *, memory_bytes: int, cpu_s: int, is_strict: bool) -> None:
+    """Confines this process to reading the file behind `video_fd`, for good.
+
+    Args:
+        is_strict: if false, what the system lacks is left out.
+
+    Raises:
+        OSError: with `is_strict`, the system lacks Landlock or seccomp.
+    """
+    _limit(resource.RLIMIT_AS, memory_bytes, memory_bytes)
+    _limit(resource.RLIMIT_CPU, cpu_s, cpu_s + 1)  # SIGXCPU first, which tells the reason
+    _limit(resource.RLIMIT_FSIZE, 0, 0)
+    _limit(resource.RLIMIT_CORE, 0, 0)
+    _limit(resource.RLIMIT_NOFILE, _MAX_OPEN_FILES, _MAX_OPEN_FILES)
+    tolerated = () if is_strict else (OSError,)
+    with suppress(*tolerated):
+        allow_reading_only(video_fd)
+    with suppress(*tolerated):
+        install_filter()
+
+
+def _limit(kind: int, soft: int, hard: int) -> None:
+    """Lowers a limit; a lower one that was inherited stays."""
+    _, inherited = resource.getrlimit(kind)
+    if inherited != resource.RLIM_INFINITY:
+        soft, hard = min(soft, inherited), min(hard, inherited)
+    resource.setrlimit(kind, (soft, hard))
+
+
+def observe_refusals() -> dict[str, bool]:
+    """Tries, in a confined process, what must fail; returns the fields of `SandboxState`."""
+    return {
+        "refuses_files": _is_refused(lambda: os.close(os.open("/", os.O_RDONLY))),
+        "refuses_sockets": _is_refused(lambda: socket.socket(socket.AF_INET).close())
+        and _is_refused(lambda: socket.socket(socket.AF_UNIX).close()),
+        "refuses_processes": _is_refused(_fork),
+    }
+
+
+def _is_refused(attempt: Callable[[], None]) -> bool:
+    try:
+        attempt()
+    except OSError:
+        return True
+    return False
+
+
+def _fork() -> None:
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)

@@ -1,0 +1,56 @@
+"""Fork servers and frame readers for the tests, and a look at what they leave behind."""
+
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+import pytest_asyncio
+
+from dycoke_core.video import FrameReaders, ReadLimits
+from dycoke_core.video.fork_client import Confinement, ForkServer
+
+CONFINEMENT = Confinement(memory_bytes=600 * 2**20, cpu_s=2, is_strict=True)
+_ROOT = Path(__file__).parents[2]
+
+
+@pytest_asyncio.fixture
+async def hostile(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ForkServer]:
+    """A fork server whose children do what `hostile_tasks` says."""
+    monkeypatch.setenv("PYTHONPATH", str(_ROOT))
+    server = ForkServer("tests.video.hostile_tasks", CONFINEMENT)
+    yield server
+    await server.aclose()
+
+
+@pytest_asyncio.fixture
+async def readers() -> AsyncIterator[FrameReaders]:
+    readers = FrameReaders(ReadLimits(), max_readers=2)
+    yield readers
+    await readers.aclose()
+
+
+@pytest.fixture
+def video_fd(tmp_path: Path) -> Iterator[int]:
+    """What hostile tasks get as their video: a file with the text "moving pictures"."""
+    path = tmp_path / "video"
+    path.write_text("moving pictures")
+    fd = os.open(path, os.O_RDONLY)
+    yield fd
+    os.close(fd)
+
+
+def descendants() -> list[psutil.Process]:
+    """The living processes below this one. A zombie counts."""
+    return list(psutil.Process().children(recursive=True))
+
+
+@contextmanager
+def leaving_nothing_behind() -> Iterator[None]:
+    """Fails if the block opens descriptors or starts processes that outlive it."""
+    open_fds, pids = len(os.listdir("/proc/self/fd")), {process.pid for process in descendants()}
+    yield
+    assert {process.pid for process in descendants()} <= pids
+    assert len(os.listdir("/proc/self/fd")) <= open_fds

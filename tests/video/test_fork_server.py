@@ -1,0 +1,220 @@
+"""Children that misbehave, and what their parent makes of it."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from dycoke_core.video.fork_client import ForkServer, TaskFailure
+from dycoke_core.video.frame_buffer import copy_pixels, open_frame_buffer
+from tests.video.conftest import CONFINEMENT, descendants, leaving_nothing_behind
+
+
+async def _failure(server: ForkServer, name: str, fd: int, timeout_s: float = 20) -> TaskFailure:
+    with pytest.raises(TaskFailure) as caught:
+        await server.run(name, {}, fd, timeout_s=timeout_s)
+    return caught.value
+
+
+async def _is_well(server: ForkServer, fd: int) -> bool:
+    return bool(await server.run("echo", {"x": 1}, fd, timeout_s=20) == {"x": 1})
+
+
+async def _has_child(server_pid: int, *, is_wanted: bool) -> bool:
+    """Waits until the server has a child, or has none."""
+    server = psutil.Process(server_pid)
+    for _ in range(500):
+        if bool(server.children()) is is_wanted:
+            return True
+        await asyncio.sleep(0.01)
+    return False
+
+
+async def test_a_task_returns_its_result_and_reports_progress(
+    hostile: ForkServer, video_fd: int
+) -> None:
+    shares: list[float] = []
+    result = await hostile.run(
+        "echo", {"x": [1, 2]}, video_fd, timeout_s=20, on_progress=shares.append
+    )
+    assert result == {"x": [1, 2]}
+    assert shares == [0.25, 0.75]
+
+
+async def test_a_child_writes_pixels_for_its_parent(hostile: ForkServer, video_fd: int) -> None:
+    shape = (2, 8, 8, 3)
+    with open_frame_buffer(shape) as fd:
+        await hostile.run("write_pixels", {"value": 7}, video_fd, timeout_s=20, pixels=(fd, shape))
+        pixels = await copy_pixels(fd, shape)
+    assert pixels.shape == shape
+    assert (pixels == 7).all()
+    pixels[0] = 9  # the array is the caller's own, and outlives the buffer
+
+
+@pytest.mark.parametrize(
+    ("task", "code"),
+    [
+        ("eat_memory", "memory"),
+        ("die_of_memory", "memory"),
+        ("spin", "cpu"),
+        ("spin_natively", "cpu"),
+        ("crash", "crash"),
+        ("exit_silently", "crash"),
+        ("fail", "crash"),
+        ("invent_an_error", "crash"),
+        ("babble", "crash"),
+        ("report_unreadable", "unreadable"),
+        ("no_such_task", "crash"),
+    ],
+)
+async def test_a_lost_child_is_reported_by_its_reason_and_the_next_works(
+    hostile: ForkServer, video_fd: int, task: str, code: str
+) -> None:
+    assert await _is_well(hostile, video_fd)
+    with leaving_nothing_behind():
+        failure = await _failure(hostile, task, video_fd)
+        assert failure.code == code
+        assert await _is_well(hostile, video_fd)
+
+
+@pytest.mark.parametrize("task", ["sleep", "spin"])
+async def test_a_child_that_takes_too_long_is_killed(
+    hostile: ForkServer, video_fd: int, task: str
+) -> None:
+    assert await _is_well(hostile, video_fd)
+    with leaving_nothing_behind():
+        assert (await _failure(hostile, task, video_fd, timeout_s=0.3)).code == "timeout"
+        assert await _is_well(hostile, video_fd)
+
+
+async def test_cancelling_kills_the_child_at_once(hostile: ForkServer, video_fd: int) -> None:
+    assert await _is_well(hostile, video_fd)
+    [server] = descendants()
+    with leaving_nothing_behind():
+        reading = asyncio.create_task(hostile.run("sleep", {}, video_fd, timeout_s=3600))
+        assert await _has_child(server.pid, is_wanted=True)
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+        assert await _has_child(server.pid, is_wanted=False)
+
+
+async def test_many_children_run_side_by_side(hostile: ForkServer, video_fd: int) -> None:
+    runs = [hostile.run("echo", {"x": x}, video_fd, timeout_s=20) for x in range(20)]
+    results = await asyncio.gather(*runs, _failure(hostile, "crash", video_fd))
+    assert results[:20] == [{"x": x} for x in range(20)]
+
+
+async def test_a_dead_server_fails_its_children_and_is_started_again(
+    hostile: ForkServer, video_fd: int
+) -> None:
+    assert await _is_well(hostile, video_fd)
+    [server] = descendants()
+    reading = asyncio.create_task(_failure(hostile, "sleep", video_fd, timeout_s=3600))
+    assert await _has_child(server.pid, is_wanted=True)
+    [child] = server.children()
+    server.kill()
+    assert (await reading).code == "crash"
+    assert psutil.wait_procs([child], timeout=10)[1] == []
+    assert await _is_well(hostile, video_fd)
+
+
+async def test_signals_to_the_whole_service_leave_the_server_to_its_parent(
+    hostile: ForkServer, video_fd: int
+) -> None:
+    assert await _is_well(hostile, video_fd)
+    [server] = descendants()
+    server.terminate()
+    server.send_signal(signal.SIGINT)
+    assert await _is_well(hostile, video_fd)
+    assert descendants() == [server]
+
+
+async def test_a_stopped_server_is_given_up_when_its_time_is_over(
+    hostile: ForkServer, video_fd: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dycoke_core.video.fork_client._KILL_PATIENCE_S", 0.2)
+    assert await _is_well(hostile, video_fd)
+    [server] = descendants()
+    server.suspend()
+    assert (await _failure(hostile, "echo", video_fd, timeout_s=0.2)).code == "timeout"
+    assert not server.is_running()
+    assert await _is_well(hostile, video_fd)
+
+
+async def test_closing_ends_the_server_and_running_children(
+    hostile: ForkServer, video_fd: int
+) -> None:
+    with leaving_nothing_behind():
+        assert await _is_well(hostile, video_fd)
+        [server] = descendants()
+        reading = asyncio.create_task(_failure(hostile, "sleep", video_fd, timeout_s=3600))
+        assert await _has_child(server.pid, is_wanted=True)
+        await hostile.aclose()
+        assert (await reading).code == "crash"
+
+
+def test_nothing_outlives_a_killed_parent(tmp_path: Path) -> None:
+    video = tmp_path / "video"
+    video.write_text("x")
+    program = f"""
+import asyncio, os
+from tests.video.conftest import CONFINEMENT
+from dycoke_core.video.fork_client import ForkServer
+
+async def main():
+    server = ForkServer("tests.video.hostile_tasks", CONFINEMENT)
+    fd = os.open({str(video)!r}, os.O_RDONLY)
+    await server.run("echo", {{}}, fd, timeout_s=60)
+    asyncio.create_task(server.run("sleep", {{}}, fd, timeout_s=3600))
+    await asyncio.sleep(0.5)
+    print("ready", flush=True)
+    await asyncio.sleep(3600)
+
+asyncio.run(main())
+"""
+    root = str(Path(__file__).parents[2])
+    environment = os.environ | {"PYTHONPATH": root}
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, env=environment, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == "ready\n"
+        family = psutil.Process(parent.pid).children(recursive=True)
+        assert len(family) == 2
+        parent.send_signal(signal.SIGKILL)
+    assert psutil.wait_procs(family, timeout=10)[1] == []
+
+
+async def test_a_child_sees_no_secrets_and_keeps_to_its_limits(
+    hostile: ForkServer, video_fd: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DYCOKE_API_KEYS", "secret")
+    assert await _is_well(hostile, video_fd)
+    [server] = descendants()
+    reading = asyncio.create_task(_failure(hostile, "sleep", video_fd, timeout_s=1.0))
+    assert await _has_child(server.pid, is_wanted=True)
+    await asyncio.sleep(0.2)  # until it has confined itself
+    [child] = server.children()
+    assert "secret" not in str(child.environ())
+    assert child.rlimit(psutil.RLIMIT_AS)[1] == CONFINEMENT.memory_bytes
+    assert child.rlimit(psutil.RLIMIT_CPU)[0] == CONFINEMENT.cpu_s
+    assert child.rlimit(psutil.RLIMIT_FSIZE)[1] == 0
+    assert child.rlimit(psutil.RLIMIT_CORE)[1] == 0
+    assert child.rlimit(psutil.RLIMIT_NOFILE)[1] == 16
+    await reading
+
+
+async def test_waiting_for_a_child_costs_the_parent_no_time(
+    hostile: ForkServer, video_fd: int
+) -> None:
+    assert await _is_well(hostile, video_fd)
+    before_s = time.process_time()
+    await _failure(hostile, "sleep", video_fd, timeout_s=1.0)
+    assert time.process_time() - before_s < 0.5

@@ -1,0 +1,18 @@
+import subprocess
+import sys
+
+
+def test_a_process_that_has_videos_read_loads_no_decoder_and_no_torch() -> None:
+    program = (
+        "import sys, dycoke_core.video;"
+        "sys.exit(str({'av', 'decord', 'torch'} & set(sys.modules)) if "
+        "{'av', 'decord', 'torch'} & set(sys.modules) else 0)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+def test_no_process_loads_both_decoders() -> None:
+    """Each wheel carries an FFmpeg; together, calls of one land in the other."""
+    for module, other in (("decord_reader", "av"), ("pyav_reader", "decord")):
+        program = f"import sys, dycoke_core.video.{module}; sys.exit({other!r} in sys.modules)"
+        subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
