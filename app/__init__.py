@@ -1,0 +1,1 @@
+"""DyCoke Serve: the HTTP API, the worker processes and what passes between them over Redis."""

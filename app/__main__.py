@@ -1,0 +1,142 @@
+"""The service's commands.
+
+    python -m app serve     everything on this machine; with its own Redis unless DYCOKE_REDIS_URL
+                            names one
+    python -m app api       an API process for a shared Redis
+    python -m app worker    this machine's workers for a shared Redis, one per GPU, supervised
+
+Settings come from the environment (`app.settings`). A setting that cannot be used ends the command
+with one line on standard error and exit code 2.
+"""
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Mapping, Sequence
+
+from pydantic import ValidationError
+
+from app.embedded_redis import EmbeddedRedis, EmbeddedRedisError
+from app.logs import configure_logging
+from app.redis_client import connect
+from app.settings import ENV_PREFIX, Settings, load_settings
+from app.supervisor import EXIT_BAD_SETTINGS, ChildSpec, Supervisor
+from app.worker.pool import worker_specs
+
+API_STOP_MARGIN_S = 5.0  # on top of its drain
+# The API answers its last streams from the workers, and both write to Redis until they are gone.
+STOP_API, STOP_WORKERS, STOP_REDIS = 0, 1, 2
+
+
+class SettingsError(Exception):
+    """The command cannot run like this; the message says in one line why."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _parse(argv)
+    try:
+        settings = _settings(args.command)
+        if args.command == "serve":
+            return _serve(settings)
+        if args.command == "api":
+            return _api(settings)
+        return _worker(settings, args.child)
+    except SettingsError as error:
+        print(f"dycoke: {error}", file=sys.stderr)
+        return EXIT_BAD_SETTINGS
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m app", description="DyCoke Serve")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("serve", help="everything on this machine")
+    commands.add_parser("api", help="an API process for a shared Redis")
+    worker = commands.add_parser("worker", help="this machine's workers for a shared Redis")
+    worker.add_argument(
+        "--child", type=int, metavar="N", help="run worker N in this process, unsupervised"
+    )
+    return parser.parse_args(argv)
+
+
+def _settings(command: str) -> Settings:
+    """Raises SettingsError: one line that names what is wrong."""
+    try:
+        settings = load_settings()
+    except ValidationError as error:
+        problems = (
+            f"{ENV_PREFIX}{'_'.join(map(str, e['loc'])).upper()}: {e['msg']}"
+            for e in error.errors(include_input=False)
+        )
+        raise SettingsError("; ".join(problems)) from error
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+    if settings.redis_url is not None:
+        try:
+            connect(settings.redis_url)  # does no more than read it yet
+        except ValueError as error:
+            raise SettingsError(f"{ENV_PREFIX}REDIS_URL: {error}") from error
+    elif command != "serve":
+        raise SettingsError(f"'{command}' needs {ENV_PREFIX}REDIS_URL; 'serve' brings its own")
+    return settings
+
+
+def _serve(settings: Settings) -> int:
+    configure_logging(settings.log_level, "supervisor")
+    if settings.redis_url is not None:
+        return _supervise([*_worker_specs(settings, {}), _api_spec(settings, {})])
+    try:
+        redis = EmbeddedRedis(
+            settings.data_dir, max_frame_store_bytes=settings.max_frame_store_bytes
+        )
+    except EmbeddedRedisError as error:
+        raise SettingsError(str(error)) from error
+    try:
+        env = {f"{ENV_PREFIX}REDIS_URL": redis.url}
+        return _supervise(
+            [
+                redis.child_spec(stop_order=STOP_REDIS),
+                *_worker_specs(settings, env),
+                _api_spec(settings, env),
+            ]
+        )
+    finally:
+        redis.close()
+
+
+def _api(settings: Settings) -> int:
+    from app.api.server import run
+
+    configure_logging(settings.log_level, "api")
+    return run(settings)
+
+
+def _worker(settings: Settings, child: int | None) -> int:
+    if child is None:
+        configure_logging(settings.log_level, "supervisor")
+        return _supervise(_worker_specs(settings, {}))
+
+    from app.worker.process import run
+
+    return run(settings, child)
+
+
+def _worker_specs(settings: Settings, env: Mapping[str, str]) -> list[ChildSpec]:
+    return worker_specs(settings, env=env, stop_order=STOP_WORKERS)
+
+
+def _api_spec(settings: Settings, env: Mapping[str, str]) -> ChildSpec:
+    return ChildSpec(
+        name="api",
+        argv=(sys.executable, "-m", "app", "api"),
+        env=env,
+        stop_order=STOP_API,
+        stop_timeout_s=settings.drain_timeout_s + API_STOP_MARGIN_S,
+    )
+
+
+def _supervise(specs: Sequence[ChildSpec]) -> int:
+    return asyncio.run(Supervisor(specs).run())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

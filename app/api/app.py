@@ -1,0 +1,169 @@
+"""The API as an ASGI application: what it is made of, and its life from start to end."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
+from pydantic_core import from_json
+
+from app.api.auth import ApiKeys
+from app.api.cancelling import Cancellations
+from app.api.context import Api
+from app.api.drain import Drain
+from app.api.errors import InternalErrors, install_error_handlers
+from app.api.janitor import Janitor
+from app.api.lingering import LingeringClose
+from app.api.observer import Followers
+from app.api.openapi import install_openapi
+from app.api.reading import FrameReading
+from app.api.routes import chat, health, jobs, models, videos
+from app.api.streams import StreamSlots
+from app.event_log import EventLog
+from app.frame_store import FrameStore
+from app.job_queue import JobQueue
+from app.metrics import ApiMetrics
+from app.redis_client import connect
+from app.redis_keys import RedisKeys
+from app.settings import Settings
+from app.video_store import VideoStore
+from app.worker_registry import WorkerRegistry
+from dycoke_core.config import CompressionConfig
+from dycoke_core.errors import InvalidRequestError
+from dycoke_core.video import FrameReaders, ReadLimits
+
+logger = logging.getLogger(__name__)
+
+MAX_FOLLOWERS = 128
+STORE_CONNECTIONS = 64
+
+
+def create_app(settings: Settings, *, readers: FrameReaders | None = None) -> FastAPI:
+    """Builds the API and starts its frame readers; it connects when a server starts it.
+
+    Args:
+        readers: to read frames with, instead of sandboxed children of its own.
+
+    Raises:
+        ValueError: a setting that only the API can check is wrong.
+        SandboxUnavailableError: this system cannot confine the readers.
+    """
+    if settings.redis_url is None:
+        raise ValueError("DYCOKE_REDIS_URL is not set")
+    redis_url = settings.redis_url
+    compression = _default_compression(settings)
+    metrics = ApiMetrics(_registry())
+    drain = Drain()
+    if readers is None:
+        readers = _start_readers(settings)
+    metrics.watch_reader_kills(lambda: readers.kills)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            app.state.api = await _start(
+                settings, redis_url, compression, metrics, drain, readers, stack
+            )
+            yield
+
+    app = FastAPI(
+        title="DyCoke Serve",
+        summary="Answers questions about videos, with DyCoke token compression.",
+        version="0.1.0",
+        lifespan=lifespan,
+        redoc_url=None,
+    )
+    app.state.drain = drain
+    install_error_handlers(app, metrics.count_rejection)
+    install_openapi(app)
+    for module in (chat, videos, jobs, models, health):
+        app.include_router(module.router)
+    app.add_middleware(InternalErrors)
+    app.add_middleware(LingeringClose)
+    return app
+
+
+async def _start(
+    settings: Settings,
+    redis_url: str,
+    compression: CompressionConfig,
+    metrics: ApiMetrics,
+    drain: Drain,
+    readers: FrameReaders,
+    stack: AsyncExitStack,
+) -> Api:
+    """Builds what the routes work with; `stack` takes it apart again, last things first."""
+    keys = RedisKeys(settings.redis_prefix)
+    redis = connect(redis_url, max_connections=STORE_CONNECTIONS)
+    stack.push_async_callback(redis.aclose)
+    # Every waiting reader of events holds a connection.
+    log_redis = connect(redis_url, max_connections=settings.max_streams + MAX_FOLLOWERS)
+    stack.push_async_callback(log_redis.aclose)
+
+    stack.push_async_callback(readers.aclose)
+    videos = VideoStore(
+        settings.data_dir / "videos",
+        max_bytes=settings.max_video_store_bytes,
+        max_upload_bytes=settings.max_upload_bytes,
+    )
+    await videos.open()
+    queue = JobQueue(redis, keys, result_ttl_s=settings.result_ttl_s)
+    frames = FrameStore(redis, keys, max_bytes=settings.max_frame_store_bytes)
+    registry = WorkerRegistry(redis, keys)
+    reading = FrameReading(queue, frames, readers, metrics, patience_s=settings.lease_s)
+    stack.push_async_callback(reading.aclose)
+    cancellations = Cancellations(queue, reading)
+    stack.push_async_callback(cancellations.aclose)
+    followers = Followers(MAX_FOLLOWERS)
+    stack.push_async_callback(followers.aclose)
+    janitor = asyncio.create_task(Janitor(queue, registry, videos, metrics).run())
+    stack.push_async_callback(_stop, janitor)
+    return Api(
+        settings=settings,
+        default_compression=compression,
+        keys=ApiKeys(settings.api_keys),
+        metrics=metrics,
+        drain=drain,
+        streams=StreamSlots(settings.max_streams, metrics),
+        queue=queue,
+        log=EventLog(log_redis, keys),
+        registry=registry,
+        videos=videos,
+        readers=readers,
+        reading=reading,
+        cancellations=cancellations,
+        followers=followers,
+    )
+
+
+async def _stop(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+def _start_readers(settings: Settings) -> FrameReaders:
+    readers = FrameReaders(
+        ReadLimits(timeout_s=settings.read_timeout_s),
+        max_readers=settings.max_frame_readers,
+        allow_unsandboxed=settings.allow_unsandboxed,
+    )
+    level = logging.INFO if readers.sandbox.is_complete else logging.WARNING
+    logger.log(level, "%s", readers.sandbox.describe())
+    return readers
+
+
+def _registry() -> CollectorRegistry:
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    return registry
+
+
+def _default_compression(settings: Settings) -> CompressionConfig:
+    text = settings.default_compression
+    try:
+        return CompressionConfig.parse(from_json(text) if text.startswith("{") else text)
+    except (ValueError, InvalidRequestError) as error:
+        raise ValueError(f"DYCOKE_DEFAULT_COMPRESSION: {error}") from error

@@ -1,0 +1,42 @@
+"""Noticing that a client has closed its connection while we work for it.
+
+An ASGI server tells by `http.disconnect` out of `receive`, once the request's body has been read.
+Writing tells nothing: uvicorn drops what is sent to a client that has gone (ASGI 2.3); servers of
+ASGI 2.4 raise OSError.
+"""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from starlette.types import Receive
+
+T = TypeVar("T")
+
+
+class ClientLeftError(Exception):
+    """There is nobody to answer any more."""
+
+
+async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """Awaits `work`, but cancels it as soon as the client is gone.
+
+    Raises:
+        ClientLeftError
+    """
+    task = asyncio.ensure_future(work)
+    watcher = asyncio.ensure_future(_wait_for_disconnect(receive))
+    try:
+        await asyncio.wait((task, watcher), return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientLeftError
+    finally:
+        task.cancel()
+        watcher.cancel()
+        await asyncio.gather(task, watcher, return_exceptions=True)
+
+
+async def _wait_for_disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

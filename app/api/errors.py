@@ -1,0 +1,260 @@
+"""Errors as HTTP: the status of every code, and RFC 9457 bodies (`application/problem+json`).
+
+The only module that knows both the error tree and HTTP. A body holds what `DycokeError.message`
+says, which is public by contract; never another exception's text, a path or an address.
+"""
+
+import logging
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.api.disconnect import ClientLeftError
+from app.errors import QueueFullError
+from app.messages import ErrorEvent
+from dycoke_core.errors import DycokeError, InvalidRequestError
+
+logger = logging.getLogger(__name__)
+
+PROBLEM_MEDIA_TYPE = "application/problem+json"
+INTERNAL_ERROR = "internal_error"
+
+STATUS_BY_CODE: Mapping[str, int] = {
+    "invalid_request": 400,
+    "prompt_too_long": 400,
+    "unauthorized": 401,
+    "not_found": 404,
+    "job_not_found": 404,
+    "video_not_found": 404,
+    "model_not_found": 404,
+    "method_not_allowed": 405,
+    "upload_timeout": 408,
+    "cancelled": 409,
+    "idempotency_conflict": 409,
+    "video_in_use": 409,
+    "upload_too_large": 413,
+    "video_limit_exceeded": 413,
+    "unsupported_media_type": 415,
+    "unsupported_container": 415,
+    "unsupported_codec": 415,
+    "no_video_stream": 415,
+    "video_error": 422,
+    "unreadable_video": 422,
+    "video_read_timeout": 422,
+    "video_reader_killed": 422,
+    "queue_full": 429,
+    INTERNAL_ERROR: 500,
+    "engine_error": 500,
+    "out_of_memory": 500,
+    "model_load_failed": 500,
+    "job_failed_repeatedly": 500,
+    "job_lost": 503,
+    "no_worker": 503,
+    "reader_lost": 503,
+    "sandbox_unavailable": 503,
+    "shutting_down": 503,
+    "store_unavailable": 503,
+    "too_many_streams": 503,
+    "video_store_full": 503,
+    "deadline_exceeded": 504,
+}
+
+# Seconds after which a refused client may well get in.
+RETRY_AFTER_S: Mapping[str, int] = {
+    "no_worker": 5,
+    "shutting_down": 1,
+    "store_unavailable": 2,
+    "too_many_streams": 1,
+    "video_store_full": 10,
+}
+
+
+class FieldProblem(BaseModel):
+    field: str
+    message: str
+
+
+class Problem(BaseModel):
+    """RFC 9457. `code` is stable; `retryable`: the same request may succeed later."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+    code: str
+    retryable: bool
+    job_id: str | None = None
+    incident: str | None = None  # of an internal error, to find it in the log
+    errors: list[FieldProblem] | None = None
+
+
+class InvalidFieldsError(InvalidRequestError):
+    """Fields that do not validate, each with what is wrong with it."""
+
+    def __init__(self, problems: Sequence[FieldProblem]) -> None:
+        super().__init__("; ".join(f"{p.field}: {p.message}" for p in problems))
+        self.problems = list(problems)
+
+    @classmethod
+    def from_pydantic(cls, errors: Sequence[Mapping[str, Any]]) -> "InvalidFieldsError":
+        return cls(
+            [
+                FieldProblem(
+                    field=".".join(str(part) for part in error["loc"]) or "body",
+                    message=error["msg"].removeprefix("Value error, "),
+                )
+                for error in errors
+            ]
+        )
+
+
+def problem_response(
+    code: str,
+    detail: str,
+    *,
+    retryable: bool,
+    job_id: str | None = None,
+    incident: str | None = None,
+    errors: Sequence[FieldProblem] | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> JSONResponse:
+    status = STATUS_BY_CODE.get(code, 500)
+    problem = Problem(
+        title=HTTPStatus(status).phrase,
+        status=status,
+        detail=detail,
+        code=code,
+        retryable=retryable,
+        job_id=job_id,
+        incident=incident,
+        errors=list(errors) if errors is not None else None,
+    )
+    given = dict(headers or {})
+    if code in RETRY_AFTER_S:
+        given.setdefault("Retry-After", str(RETRY_AFTER_S[code]))
+    if status == 401:
+        given.setdefault("WWW-Authenticate", 'Bearer realm="dycoke"')
+    return JSONResponse(
+        problem.model_dump(exclude_none=True),
+        status_code=status,
+        headers=given,
+        media_type=PROBLEM_MEDIA_TYPE,
+    )
+
+
+def response_for(error: DycokeError, *, job_id: str | None = None) -> JSONResponse:
+    headers = {}
+    if isinstance(error, QueueFullError):
+        headers["Retry-After"] = str(error.retry_after_s)
+    if job_id is not None:
+        headers["X-Job-Id"] = job_id
+    return problem_response(
+        error.code,
+        error.message,
+        retryable=error.retryable,
+        job_id=job_id,
+        errors=error.problems if isinstance(error, InvalidFieldsError) else None,
+        headers=headers,
+    )
+
+
+def response_for_event(event: ErrorEvent) -> JSONResponse:
+    """The body of a job's error where the client asked for no stream."""
+    return problem_response(
+        event.code,
+        event.message,
+        retryable=event.retryable,
+        job_id=event.job_id,
+        headers={"X-Job-Id": event.job_id},
+    )
+
+
+def log_incident(error: BaseException, **extra: str) -> str:
+    """Logs an unexpected exception; returns the id that clients see instead of it."""
+    incident = uuid.uuid4().hex[:12]
+    logger.error("internal error", exc_info=error, extra={"incident": incident, **extra})
+    return incident
+
+
+def incident_message(incident: str) -> str:
+    return f"internal error, incident {incident}"
+
+
+def install_error_handlers(app: FastAPI, count_rejection: Callable[[str], None]) -> None:
+    """Args:
+    count_rejection: told the code of every post that is refused.
+    """
+
+    async def on_dycoke_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, DycokeError)
+        if request.method == "POST":
+            count_rejection(error.code)
+        if error.code == INTERNAL_ERROR:  # a class without a code of its own
+            return _internal_error(error)
+        return response_for(error)
+
+    app.add_exception_handler(DycokeError, on_dycoke_error)
+    app.add_exception_handler(ClientLeftError, _on_client_left)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+
+
+async def _on_client_left(request: Request, error: Exception) -> Response:
+    return Response(status_code=499)  # nobody reads it; servers want an answer all the same
+
+
+async def _on_validation_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    return response_for(InvalidFieldsError.from_pydantic(error.errors()))
+
+
+async def _on_http_exception(request: Request, error: Exception) -> JSONResponse:
+    """What the framework refuses by itself: no such route, no such method on it."""
+    assert isinstance(error, HTTPException)
+    code, detail = {
+        404: ("not_found", "no such resource"),
+        405: ("method_not_allowed", "this resource does not take this method"),
+    }.get(error.status_code, ("invalid_request", "the request is malformed"))
+    return problem_response(code, detail, retryable=False, headers=error.headers)
+
+
+def _internal_error(error: BaseException) -> JSONResponse:
+    incident = log_incident(error)
+    return problem_response(
+        INTERNAL_ERROR, incident_message(incident), retryable=False, incident=incident
+    )
+
+
+class InternalErrors:
+    """ASGI middleware: an unexpected exception becomes a 500 with an incident id, and one log line.
+
+    Where the response has begun, the connection is closed instead.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        has_started = False
+
+        async def watched_send(message: Message) -> None:
+            nonlocal has_started
+            has_started = has_started or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched_send)
+        except Exception as error:
+            if scope["type"] != "http":
+                raise
+            response = _internal_error(error)
+            if not has_started:
+                await response(scope, receive, send)

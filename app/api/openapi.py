@@ -1,0 +1,98 @@
+"""What FastAPI cannot derive for the OpenAPI document: bodies that we parse ourselves as they come
+in, event streams, and problems.
+"""
+
+from typing import Any
+
+from fastapi import FastAPI
+from pydantic.json_schema import models_json_schema
+
+from app.api.errors import PROBLEM_MEDIA_TYPE, Problem
+from app.api.schemas import ChatFields
+from app.messages import DoneEvent, ErrorEvent, JobEvent, StatusEvent, TokenEvent
+
+_REF = "#/components/schemas/{model}"
+_EVENTS = (JobEvent, StatusEvent, TokenEvent, DoneEvent, ErrorEvent)
+_VIDEO = {
+    "type": "string",
+    "format": "binary",
+    "description": "The video: MP4, MOV, Matroska, WebM, AVI or MPEG-TS.",
+}
+
+UPLOAD_REQUEST_BODY: dict[str, Any] = {
+    "required": True,
+    "content": {
+        "multipart/form-data": {
+            "schema": {"type": "object", "properties": {"video": _VIDEO}, "required": ["video"]}
+        }
+    },
+}
+
+CHAT_REQUEST_BODY: dict[str, Any] = {
+    "required": True,
+    "content": {
+        "multipart/form-data": {"schema": {"$ref": _REF.format(model="ChatForm")}},
+        "application/json": {"schema": {"$ref": _REF.format(model=ChatFields.__name__)}},
+    },
+}
+
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    "default": {
+        "description": "What went wrong, with a stable code.",
+        "content": {PROBLEM_MEDIA_TYPE: {"schema": {"$ref": _REF.format(model=Problem.__name__)}}},
+    }
+}
+
+_EVENT_STREAM = {
+    "text/event-stream": {
+        "schema": {
+            "type": "string",
+            "description": "Server-sent events; the data of each is one of "
+            + ", ".join(f"`{event.__name__}`" for event in _EVENTS),
+        }
+    }
+}
+
+EVENT_STREAM_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The job's events.", "content": _EVENT_STREAM},
+    204: {"description": "There is nothing behind Last-Event-ID; the job has ended."},
+    **PROBLEMS,
+}
+
+CHAT_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The answer as events, or with `stream: false` its receipt.",
+        "content": {
+            **_EVENT_STREAM,
+            "application/json": {"schema": {"$ref": _REF.format(model=DoneEvent.__name__)}},
+        },
+    },
+    **PROBLEMS,
+}
+
+
+def install_openapi(app: FastAPI) -> None:
+    """Adds the schemas that the parts above refer to."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = generate()
+        schemas = document.setdefault("components", {}).setdefault("schemas", {})
+        for name, schema in _schemas().items():
+            schemas.setdefault(name, schema)
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _schemas() -> dict[str, Any]:
+    models = (ChatFields, Problem, *_EVENTS)
+    _, document = models_json_schema([(model, "validation") for model in models], ref_template=_REF)
+    schemas: dict[str, Any] = document["$defs"]
+    fields = schemas[ChatFields.__name__]
+    schemas["ChatForm"] = {
+        **fields,
+        "title": "ChatForm",
+        "properties": {"video": _VIDEO, **fields["properties"]},
+    }
+    return schemas

@@ -1,0 +1,37 @@
+"""Is the process alive, can it take a job, and its numbers. Open to everybody."""
+
+import asyncio
+
+from fastapi import APIRouter
+from fastapi.responses import Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from app.api.admission import served_models
+from app.api.context import ApiDep
+from app.api.openapi import PROBLEMS
+from app.errors import StoreUnavailableError
+
+router = APIRouter(tags=["health"])
+
+READY_LIMIT_S = 2.0
+
+
+@router.get("/livez", summary="The process answers")
+async def livez() -> dict[str, str]:
+    return {"status": "ok"}
+
+
+@router.get("/readyz", summary="A worker can take a job", responses=PROBLEMS)
+async def readyz(api: ApiDep) -> dict[str, str]:
+    api.drain.check()
+    try:
+        async with asyncio.timeout(READY_LIMIT_S):
+            await served_models(api.registry)
+    except TimeoutError:
+        raise StoreUnavailableError("the job store does not answer") from None
+    return {"status": "ok"}
+
+
+@router.get("/metrics", summary="Prometheus metrics", response_class=Response)
+async def metrics(api: ApiDep) -> Response:
+    return Response(generate_latest(api.metrics.registry), media_type=CONTENT_TYPE_LATEST)

@@ -1,0 +1,61 @@
+"""The models that live workers serve, and the ways to compress."""
+
+from collections import Counter
+from typing import Any, Literal
+
+from fastapi import APIRouter
+from pydantic import BaseModel
+
+from app.api.context import ApiDep, PrincipalDep
+from app.api.openapi import PROBLEMS
+from dycoke_core.config import POLICY_PARAMETERS
+
+router = APIRouter(tags=["models"], responses=PROBLEMS)
+
+
+class ModelResource(BaseModel):
+    id: str
+    object: Literal["model"] = "model"
+    owned_by: str = "dycoke"
+    num_workers: int
+    image_size: int
+    tokens_per_frame: int
+    num_layers: int
+    max_model_tokens: int
+
+
+class CompressionPolicies(BaseModel):
+    default: dict[str, Any]
+    policies: dict[str, list[str]]  # the parameters that each takes
+
+
+class ModelList(BaseModel):
+    """The shape that OpenAI clients read, and more."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelResource]
+    compression: CompressionPolicies
+
+
+@router.get("/v1/models", summary="The models that workers serve now")
+async def list_models(api: ApiDep, _: PrincipalDep) -> ModelList:
+    cards = await api.registry.cards()
+    num_workers = Counter(card.model for card in cards)
+    by_model = {card.model: card for card in cards}
+    return ModelList(
+        data=[
+            ModelResource(
+                id=model,
+                num_workers=num_workers[model],
+                image_size=card.image_size,
+                tokens_per_frame=card.tokens_per_frame,
+                num_layers=card.num_layers,
+                max_model_tokens=card.max_model_tokens,
+            )
+            for model, card in sorted(by_model.items())
+        ],
+        compression=CompressionPolicies(
+            default=api.default_compression.as_dict(),
+            policies={name: list(taken) for name, taken in POLICY_PARAMETERS.items()},
+        ),
+    )

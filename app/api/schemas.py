@@ -1,0 +1,151 @@
+"""What clients send and get as JSON. The events of a job and its receipt are `app.messages`."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
+
+from app.api.errors import FieldProblem, InvalidFieldsError
+from app.messages import DoneEvent, ErrorEvent, JobState, Turn
+from app.settings import Settings
+from app.video_store import StoredVideo
+from dycoke_core.config import CompressionConfig
+
+MAX_TEXT_CHARS = 32_768
+MAX_TURNS = 64
+
+Text = Annotated[str, StringConstraints(min_length=1, max_length=MAX_TEXT_CHARS)]
+StopText = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TurnField(Strict):
+    role: Literal["system", "user", "assistant"]
+    content: Text
+
+
+class ChatFields(Strict):
+    """A question about a video. Exactly one of `question` and `messages` is given."""
+
+    question: Text | None = Field(None, description="The question about the video.")
+    messages: Annotated[list[TurnField], Field(min_length=1, max_length=MAX_TURNS)] | None = Field(
+        None,
+        description="Several turns, the last one the user's; the video belongs to the first user "
+        "turn. JSON text in a form field.",
+    )
+    stream: bool = Field(True, description="false: one JSON body instead of server-sent events.")
+    model: str | None = Field(
+        None, max_length=256, description="May be left out where only one is served."
+    )
+    num_frames: int = Field(32, ge=1, description="Sampled evenly over the clip.")
+    start_s: float | None = Field(None, ge=0, allow_inf_nan=False, description="Start of the clip.")
+    end_s: float | None = Field(None, gt=0, allow_inf_nan=False, description="End of the clip.")
+    max_tokens: int = Field(256, ge=1)
+    temperature: float = Field(0.0, ge=0, le=2, description="0: greedy.")
+    top_p: float = Field(1.0, gt=0, le=1)
+    seed: int | None = Field(None, ge=0, lt=2**63, description="Drawn at random where left out.")
+    stop: Annotated[list[StopText], Field(max_length=16)] = Field(
+        [], description="Strings that end the answer. A form field may repeat, or be a JSON list."
+    )
+    compression: str | dict[str, Any] | None = Field(
+        None,
+        description="A policy's name, or an object {policy, k, l, p, ...} (JSON text in a form "
+        "field). Left out: the server's default.",
+    )
+    on_disconnect: Literal["cancel", "continue"] = Field(
+        "cancel",
+        description="What happens to the job when the connection that posted it closes early.",
+    )
+    video_id: str | None = Field(None, max_length=128, description="A video uploaded earlier.")
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("compression", mode="before")
+    @classmethod
+    def _is_a_name_or_an_object(cls, value: Any) -> Any:
+        if value is not None and not isinstance(value, str | dict):
+            raise ValueError("Input should be a policy's name or an object")
+        return value
+
+    @model_validator(mode="after")
+    def _is_one_question(self) -> Self:
+        if (self.question is None) == (self.messages is None):
+            raise ValueError("give exactly one of 'question' and 'messages'")
+        if self.messages is not None and self.messages[-1].role != "user":
+            raise ValueError("the last of 'messages' must be the user's")
+        if self.start_s is not None and self.end_s is not None and self.end_s <= self.start_s:
+            raise ValueError("'end_s' must be after 'start_s'")
+        return self
+
+    def check_limits(self, settings: Settings) -> None:
+        """Raises InvalidFieldsError for what this server's settings do not allow."""
+        limits = {"num_frames": settings.max_frames, "max_tokens": settings.max_tokens}
+        problems = [
+            FieldProblem(field=name, message=f"Input should be less than or equal to {limit}")
+            for name, limit in limits.items()
+            if getattr(self, name) > limit
+        ]
+        if problems:
+            raise InvalidFieldsError(problems)
+
+    def turns(self) -> list[Turn]:
+        if self.messages is None:
+            assert self.question is not None
+            return [Turn(role="user", content=self.question)]
+        return [Turn(role=turn.role, content=turn.content) for turn in self.messages]
+
+    def compression_config(self, default: CompressionConfig) -> CompressionConfig:
+        return default if self.compression is None else CompressionConfig.parse(self.compression)
+
+
+class ProbeResource(BaseModel):
+    container: str
+    codec: str
+    width: int
+    height: int
+    duration_s: float | None
+    num_frames: int | None
+    fps: float | None
+
+
+class VideoResource(BaseModel):
+    video_id: str
+    num_bytes: int
+    created_at_s: float  # Unix time
+    probe: ProbeResource
+
+    @classmethod
+    def of(cls, video: StoredVideo) -> Self:
+        return cls(
+            video_id=video.video_id,
+            num_bytes=video.num_bytes,
+            created_at_s=video.created_at_s,
+            probe=ProbeResource.model_validate(video.probe, from_attributes=True),
+        )
+
+
+class JobResource(BaseModel):
+    job_id: str
+    state: JobState
+    model: str
+    video_id: str
+    attempts: int
+    position: int | None  # while queued; 0 = next
+    accepted_at_s: float  # Unix time, as all of these
+    queued_at_s: float | None
+    started_at_s: float | None
+    ended_at_s: float | None
+    result: DoneEvent | None  # of a job that is done
+    error: ErrorEvent | None  # of one that failed or was cancelled

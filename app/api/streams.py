@@ -1,0 +1,45 @@
+"""How many answers this process serves at a time, streamed or not."""
+
+import asyncio
+
+from app.errors import TooManyStreamsError
+from app.metrics import ApiMetrics
+
+
+class StreamSlots:
+    def __init__(self, max_streams: int, metrics: ApiMetrics) -> None:
+        self._max_streams = max_streams
+        self._num_open = 0
+        self._none_open = asyncio.Event()
+        self._none_open.set()
+        self._metrics = metrics
+
+    def take(self) -> "StreamSlot":
+        """Raises TooManyStreamsError."""
+        if self._num_open >= self._max_streams:
+            raise TooManyStreamsError("this server has too many open answers")
+        self._count(1)
+        return StreamSlot(self)
+
+    async def wait_until_none(self) -> None:
+        await self._none_open.wait()
+
+    def _count(self, change: int) -> None:
+        self._num_open += change
+        self._metrics.set_open_streams(self._num_open)
+        if self._num_open:
+            self._none_open.clear()
+        else:
+            self._none_open.set()
+
+
+class StreamSlot:
+    """One open answer. `release` may be called more than once."""
+
+    def __init__(self, slots: StreamSlots) -> None:
+        self._slots: StreamSlots | None = slots
+
+    def release(self) -> None:
+        if self._slots is not None:
+            self._slots._count(-1)
+            self._slots = None

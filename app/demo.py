@@ -1,0 +1,247 @@
+"""`make demo`: starts the service on a free port, asks a bundled clip two questions with full
+tokens and with DyCoke, streams the answers and prints the receipts side by side.
+
+A client like any other: it knows the HTTP interface only.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from app.settings import ENV_PREFIX
+
+CLIP = Path(__file__).parent.parent / "dycoke_core" / "tiny" / "clips" / "shapes.mp4"
+QUESTIONS = ("Describe the video.", "What color is the object in the middle?")
+POLICIES = ("full", "dycoke")
+MAX_TOKENS = 40
+START_TIMEOUT_S = 120.0
+STOP_TIMEOUT_S = 30.0
+
+Receipt = dict[str, Any]
+
+
+def main() -> int:
+    data_dir = Path(tempfile.mkdtemp(prefix="dycoke-demo-"))
+    try:
+        with _running_service(data_dir) as client:
+            _demonstrate(client)
+    except (DemoError, httpx.HTTPError) as error:
+        print(f"\nThe demo failed: {error}", file=sys.stderr)
+        print(_last_lines(data_dir / "service.log"), file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        shutil.rmtree(data_dir, ignore_errors=True)
+    print("\nNext: `make serve` starts the same service on http://127.0.0.1:8000, see README.md.")
+    return 0
+
+
+class DemoError(Exception):
+    pass
+
+
+# --- the service ---
+
+
+@contextlib.contextmanager
+def _running_service(data_dir: Path) -> Iterator[httpx.Client]:
+    port = _free_port()
+    environment = {n: v for n, v in os.environ.items() if not n.startswith(ENV_PREFIX)}
+    environment |= {
+        "DYCOKE_PORT": str(port),
+        "DYCOKE_DATA_DIR": str(data_dir),
+        "DYCOKE_WORKER_METRICS_PORT": "0",
+    }
+    with (data_dir / "service.log").open("wb") as log:
+        service = subprocess.Popen(
+            [sys.executable, "-m", "app", "serve"],
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60.0) as client:
+            _wait_until_ready(client, service)
+            yield client
+    finally:
+        _stop(service)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _wait_until_ready(client: httpx.Client, service: "subprocess.Popen[bytes]") -> None:
+    print("Starting Redis, the API and a worker with the bundled model ", end="", flush=True)
+    started_at = time.monotonic()
+    while time.monotonic() - started_at < START_TIMEOUT_S:
+        if service.poll() is not None:
+            raise DemoError(f"the service ended at start, exit status {service.returncode}")
+        with contextlib.suppress(httpx.TransportError):
+            if client.get("/readyz").status_code == 200:
+                print(f" ready after {time.monotonic() - started_at:.1f} s")
+                return
+        print(".", end="", flush=True)
+        time.sleep(0.5)
+    raise DemoError("the service did not get ready")
+
+
+def _stop(service: "subprocess.Popen[bytes]") -> None:
+    service.send_signal(signal.SIGTERM)
+    try:
+        service.wait(STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        service.kill()
+        service.wait()
+
+
+def _last_lines(log: Path) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-20:]) if log.is_file() else ""
+
+
+# --- the questions ---
+
+
+def _demonstrate(client: httpx.Client) -> None:
+    model = client.get("/v1/models").json()["data"][0]["id"]
+    print(f"Model: {model}, about a million untrained weights: its answers are word salad, but")
+    print("they are computed, compressed, streamed and accounted for like a real model's.\n")
+    with CLIP.open("rb") as video:
+        response = client.post("/v1/videos", files={"video": (CLIP.name, video, "video/mp4")})
+    if response.status_code >= 400:
+        raise DemoError(response.text)
+    video_id = response.json()["video_id"]
+    print(f"Uploaded {CLIP.name}: {json.dumps(response.json())}")
+    # One short answer first, so that neither policy pays for reading frames and first use.
+    _ask(client, video_id, "Ready?", "full", max_tokens=2)
+    for question in QUESTIONS:
+        print(f"\nQuestion: {question}")
+        receipts = [
+            _ask(client, video_id, question, policy, max_tokens=MAX_TOKENS) for policy in POLICIES
+        ]
+        print("\n" + side_by_side(receipts))
+
+
+def _ask(
+    client: httpx.Client, video_id: str, question: str, policy: str, *, max_tokens: int
+) -> Receipt:
+    """Streams one answer to the terminal and returns its receipt."""
+    body = {
+        "video_id": video_id,
+        "question": question,
+        "compression": policy,
+        "max_tokens": max_tokens,
+    }
+    progress = _Progress(policy)
+    with client.stream("POST", "/v1/video/chat", json=body) as response:
+        if response.status_code >= 400:
+            response.read()
+            raise DemoError(response.text)
+        for name, data in _events(response.iter_lines()):
+            if name == "status":
+                progress.show_status(data)
+            elif name == "token":
+                progress.show_token(data["text"])
+            elif name == "error":
+                raise DemoError(f"{data['code']}: {data['message']}")
+            elif name == "done":
+                progress.end()
+                return data
+    raise DemoError("the stream ended without an answer")
+
+
+def _events(lines: Iterator[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Server-sent events as (name, data)."""
+    name = ""
+    for line in lines:
+        field, _, value = line.partition(":")
+        if field == "event":
+            name = value.strip()
+        elif field == "data":
+            yield name, json.loads(value)
+
+
+class _Progress:
+    """Shows the stage on the answer's line until its first token comes."""
+
+    def __init__(self, policy: str) -> None:
+        self._head = f"  {policy:>6}: "
+        self._has_tokens = False
+        self._is_terminal = sys.stdout.isatty()
+
+    def show_status(self, status: dict[str, Any]) -> None:
+        if self._is_terminal and not self._has_tokens:
+            stage = status["stage"].replace("_", " ")
+            print(f"\r\033[K{self._head}[{stage} {status['progress']:.0%}]", end="", flush=True)
+
+    def show_token(self, text: str) -> None:
+        if not self._has_tokens:
+            print(("\r\033[K" if self._is_terminal else "") + self._head, end="")
+            self._has_tokens = True
+        print(text, end="", flush=True)
+
+    def end(self) -> None:
+        print(flush=True)
+
+
+# --- the receipts ---
+
+_ROWS: tuple[tuple[str, Callable[[Receipt], str]], ...] = (
+    ("visual tokens read", lambda r: f"{r['compression']['visual_tokens_in']}"),
+    (
+        "  in the prefill (stage I)",
+        lambda r: _kept(r["compression"], "visual_tokens_prefill", "prefill"),
+    ),
+    (
+        "  in a decode step (stage II)",
+        lambda r: _kept(r["compression"], "visual_tokens_decode", "decode"),
+    ),
+    ("refreshes of the kept set", lambda r: f"{r['compression']['refreshes']}"),
+    ("GFLOP", lambda r: f"{r['compression']['flops']['exact']['actual'] / 1e9:.2f}"),
+    ("KV cache in use, MB", lambda r: f"{r['memory']['kv_bytes'] / 1e6:.2f}"),
+    ("DP cache, MB", lambda r: f"{r['memory']['dp_cache_bytes'] / 1e6:.2f}"),
+    ("vision tower, ms", lambda r: _ms(r["timings_s"]["vision"])),
+    ("prefill, ms", lambda r: _ms(r["timings_s"]["prefill"])),
+    ("first token, ms", lambda r: _ms(r["timings_s"]["ttft"])),
+    ("per output token, ms", lambda r: _ms(r["timings_s"]["per_output_token"])),
+    ("total, ms", lambda r: _ms(r["timings_s"]["total"])),
+    ("answer tokens", lambda r: f"{r['usage']['completion_tokens']}"),
+    ("frames", lambda r: f"{r['cache']['frames']} ({r['frames']['reader']})"),
+)
+
+
+def side_by_side(receipts: list[Receipt]) -> str:
+    """A table of receipts, one column each."""
+    names = [receipt["compression"]["policy"] for receipt in receipts]
+    lines = [f"  {'receipt':32}" + "".join(f"{name:>18}" for name in names)]
+    for label, value in _ROWS:
+        lines.append(f"  {label:32}" + "".join(f"{value(receipt):>18}" for receipt in receipts))
+    return "\n".join(lines)
+
+
+def _kept(compression: dict[str, Any], count: str, ratio: str) -> str:
+    return f"{compression[count]} ({compression['retained_ratio'][ratio]:.1%})"
+
+
+def _ms(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds * 1000:.1f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

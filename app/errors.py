@@ -1,0 +1,130 @@
+"""Errors of the service, beside the core's own tree (`dycoke_core.errors`).
+
+    DycokeError
+    └── ServiceError
+        ├── UnauthorizedError, JobNotFoundError, VideoNotFoundError, ModelNotFoundError
+        ├── UnsupportedMediaTypeError, UploadTooLargeError, UploadTimeoutError
+        ├── IdempotencyConflictError, VideoInUseError
+        ├── QueueFullError               carries retry_after_s
+        ├── TooManyStreamsError, VideoStoreFullError
+        ├── NoWorkerError, ShuttingDownError, StoreUnavailableError
+        ├── DeadlineExceededError, ReaderLostError, JobLostError, JobCancelledError
+        └── JobFailedRepeatedlyError     every worker that took the job died
+
+Which HTTP status a code gets is known to `app.api.errors` alone.
+"""
+
+from dycoke_core.errors import DycokeError
+
+
+class ServiceError(DycokeError):
+    pass
+
+
+class UnauthorizedError(ServiceError):
+    code = "unauthorized"
+
+
+class JobNotFoundError(ServiceError):
+    code = "job_not_found"
+
+
+class VideoNotFoundError(ServiceError):
+    code = "video_not_found"
+
+
+class ModelNotFoundError(ServiceError):
+    code = "model_not_found"
+
+
+class UnsupportedMediaTypeError(ServiceError):
+    code = "unsupported_media_type"
+
+
+class UploadTooLargeError(ServiceError):
+    code = "upload_too_large"
+
+
+class UploadTimeoutError(ServiceError):
+    """The client sent nothing for too long, or took too long over the whole body."""
+
+    code = "upload_timeout"
+    retryable = True
+
+
+class IdempotencyConflictError(ServiceError):
+    code = "idempotency_conflict"
+
+
+class VideoInUseError(ServiceError):
+    """A live job still reads the video's frames."""
+
+    code = "video_in_use"
+    retryable = True
+
+
+class TooManyStreamsError(ServiceError):
+    """This API process serves as many open answers as it may."""
+
+    code = "too_many_streams"
+    retryable = True
+
+
+class VideoStoreFullError(ServiceError):
+    """No room for an upload, and every stored video is in use."""
+
+    code = "video_store_full"
+    retryable = True
+
+
+class QueueFullError(ServiceError):
+    code = "queue_full"
+    retryable = True
+
+    def __init__(self, message: str, *, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class NoWorkerError(ServiceError):
+    code = "no_worker"
+    retryable = True
+
+
+class ShuttingDownError(ServiceError):
+    code = "shutting_down"
+    retryable = True
+
+
+class StoreUnavailableError(ServiceError):
+    """Redis does not answer, or its byte budget for frames is taken by live jobs."""
+
+    code = "store_unavailable"
+    retryable = True
+
+
+class DeadlineExceededError(ServiceError):
+    code = "deadline_exceeded"
+    retryable = True
+
+
+class ReaderLostError(ServiceError):
+    """The API process that read the job's frames is gone."""
+
+    code = "reader_lost"
+    retryable = True
+
+
+class JobLostError(ServiceError):
+    """The job's record vanished while its answer was being read: Redis lost its data."""
+
+    code = "job_lost"
+    retryable = True
+
+
+class JobCancelledError(ServiceError):
+    code = "cancelled"
+
+
+class JobFailedRepeatedlyError(ServiceError):
+    code = "job_failed_repeatedly"

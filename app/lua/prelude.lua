@@ -1,0 +1,135 @@
+-- Prelude of every script: names of keys, the clock, and the transitions that several scripts share.
+--
+-- ARGV[1] is the key prefix in each of them. Keys are derived from it (app/redis_keys.py has the
+-- same list and says what each holds), so no script declares KEYS: Redis Cluster is not supported.
+-- Redis before 7 replicates scripts by their text unless told otherwise; ours read the clock.
+if redis.replicate_commands then redis.replicate_commands() end
+
+local PREFIX = ARGV[1]
+local GROUP = 'workers'
+local HANDED_BACK = 'handed-back' -- consumer that holds entries which a draining worker gave up
+local FINAL = {done = true, error = true, cancelled = true}
+
+local function jobs_key(model) return PREFIX .. ':jobs:' .. model end
+local function models_key() return PREFIX .. ':models' end
+local function job_key(job_id) return PREFIX .. ':job:' .. job_id end
+local function events_key(job_id) return PREFIX .. ':events:' .. job_id end
+local function places_key(model) return PREFIX .. ':places:' .. model end
+local function queued_key(model) return PREFIX .. ':queued:' .. model end
+local function starts_key(model) return PREFIX .. ':starts:' .. model end
+local function live_key() return PREFIX .. ':live' end
+local function dead_key() return PREFIX .. ':dead' end
+local function idempotency_key(hash) return PREFIX .. ':idempotency:' .. hash end
+local function frames_key(digest) return PREFIX .. ':frames:' .. digest end
+local function frame_sizes_key() return PREFIX .. ':frame_sizes' end
+local function frame_bytes_key() return PREFIX .. ':frame_bytes' end
+local function frame_uses_key() return PREFIX .. ':frame_uses' end
+local function frame_pins_key(digest) return PREFIX .. ':frame_pins:' .. digest end
+local function ended_channel() return PREFIX .. ':ended' end
+
+local function now_ms()
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+-- A job's fields by name; false for those that it lacks.
+local function job_fields(job_id, ...)
+  local values = redis.call('HMGET', job_key(job_id), ...)
+  local fields = {}
+  for i, name in ipairs({...}) do fields[name] = values[i] end
+  return fields
+end
+
+local function forget_entry(model, entry_id)
+  redis.call('XACK', jobs_key(model), GROUP, entry_id)
+  redis.call('XDEL', jobs_key(model), entry_id)
+end
+
+-- Acks and deletes an entry that a worker has read. One that is still unread stays until it is
+-- read: deleting it would make the group's lag unknown.
+local function forget_entry_if_read(model, entry_id)
+  local pending = redis.pcall('XPENDING', jobs_key(model), GROUP, entry_id, entry_id, 1)
+  if not pending.err and #pending > 0 then forget_entry(model, entry_id) end
+end
+
+-- Ids in the event log say where in the answer an event stands, so they are the same after a
+-- restart that lost the last writes: the event that brings the answer to n tokens is `n-0`, the
+-- k-th event after it that adds none is `n-k`, the terminal one is `(n+1)-0`.
+local function append_unnumbered(job_id, event)
+  local sequence = redis.call('HINCRBY', job_key(job_id), 'sequence', 1)
+  local next_index = redis.call('HGET', job_key(job_id), 'next_index')
+  redis.call('XADD', events_key(job_id), next_index .. '-' .. sequence, 'event', event)
+end
+
+-- The one way a job ends: terminal event, final state, TTLs, and all that it held is freed.
+local function finish(job_id, state, event, ttl_ms)
+  local job = job_fields(job_id, 'model', 'frames_digest', 'entry_id', 'next_index')
+  local event_id = string.format('%d-0', job.next_index + 1)
+  redis.call('XADD', events_key(job_id), event_id, 'event', event)
+  redis.call('HSET', job_key(job_id), 'state', state, 'ended_at', now_ms())
+  redis.call('PEXPIRE', job_key(job_id), ttl_ms)
+  redis.call('PEXPIRE', events_key(job_id), ttl_ms)
+  redis.call('ZREM', places_key(job.model), job_id)
+  redis.call('ZREM', queued_key(job.model), job_id)
+  redis.call('ZREM', live_key(), job_id)
+  if job.frames_digest then redis.call('SREM', frame_pins_key(job.frames_digest), job_id) end
+  if job.entry_id then forget_entry_if_read(job.model, job.entry_id) end
+end
+
+-- Ends a job from outside its worker, which learns of it through the channel.
+local function finish_and_tell(job_id, state, event, ttl_ms)
+  finish(job_id, state, event, ttl_ms)
+  redis.call('PUBLISH', ended_channel(), job_id)
+end
+
+-- `fault` is a JSON object {code, message, retryable} of our own making.
+local function error_event(job_id, fault)
+  local event = cjson.decode(fault)
+  event.type = 'error'
+  event.job_id = job_id
+  return cjson.encode(event)
+end
+
+-- Gives a queued or running job to a worker. The attempt is the fencing token: whoever held the
+-- job before is refused from here on.
+local function start(job_id, worker_id, take_id, is_suspect)
+  local key = job_key(job_id)
+  local model = redis.call('HGET', key, 'model')
+  local now = now_ms()
+  redis.call('HINCRBY', key, 'attempt', 1)
+  redis.call('HINCRBY', key, 'deliveries', 1)
+  redis.call('HSET', key, 'state', 'running', 'worker', worker_id, 'take_id', take_id,
+    'is_suspect', is_suspect and 1 or 0, 'started_at', now)
+  if redis.call('ZREM', queued_key(model), job_id) == 1 then
+    redis.call('LPUSH', starts_key(model), now)
+    redis.call('LTRIM', starts_key(model), 0, 31)
+    redis.call('PEXPIRE', starts_key(model), 3600000)
+  end
+end
+
+-- What a worker needs to know of a job that it was given.
+local function delivery(job_id)
+  local reply = redis.call('HMGET', job_key(job_id), 'attempt', 'entry_id', 'request',
+    'next_index', 'queued_at', 'started_at', 'first_token_at', 'is_suspect')
+  table.insert(reply, 1, job_id)
+  return reply
+end
+
+-- Whether this worker, by this attempt, still holds the job.
+local function is_held(job, worker_id, attempt)
+  return job.state == 'running' and job.worker == worker_id and job.attempt == attempt
+end
+
+-- Ends a job that no worker survived, and leaves a dead letter without a word of its content.
+local function bury(job_id, fault, ttl_ms)
+  local job = job_fields(job_id, 'model', 'deliveries', 'worker')
+  redis.call('XADD', dead_key(), 'MAXLEN', '~', 1000, '*', 'job_id', job_id, 'model', job.model,
+    'deliveries', job.deliveries, 'worker', job.worker or '')
+  finish_and_tell(job_id, 'error', error_event(job_id, fault), ttl_ms)
+end
+
+local function pin_frames(digest, job_id)
+  if not redis.call('ZSCORE', live_key(), job_id) then return end
+  redis.call('SADD', frame_pins_key(digest), job_id)
+  redis.call('HSET', job_key(job_id), 'frames_digest', digest)
+end

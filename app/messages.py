@@ -1,0 +1,236 @@
+"""Everything that crosses Redis, as versioned JSON types, and the receipt that clients read.
+
+The events of a job are the same objects in Redis and in SSE: `JobEvent` first, then `StatusEvent`s
+and `TokenEvent`s, then one `DoneEvent` or `ErrorEvent`, which ends the stream. `StatusEvent` is
+the only one that is not durable: readers that come later skip it, and in SSE it carries no id.
+"""
+
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from dycoke_core.errors import DycokeError
+
+WIRE_VERSION = 1
+
+
+class Message(BaseModel):
+    """Frozen. Unknown fields are ignored, so that an older process can read a newer one's."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class JobState(StrEnum):
+    READING = "reading"
+    QUEUED = "queued"
+    RUNNING = "running"
+    DONE = "done"
+    ERROR = "error"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_final(self) -> bool:
+        return self in (JobState.DONE, JobState.ERROR, JobState.CANCELLED)
+
+
+class Turn(Message):
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class FramesRef(Message):
+    """Which frames a job is about, and where their pixels lie in the frame store."""
+
+    digest: str  # key of the blob: content, sampling and size
+    num_frames: int
+    image_size: int
+    indices: list[int]
+    timestamps_s: list[float]
+    reader: str  # decord or pyav
+    warnings: list[str] = []
+    is_cached: bool  # found in the frame store
+
+
+class JobRequest(Message):
+    """A job as resolved at admission: nothing in it depends on who runs it."""
+
+    version: int = WIRE_VERSION
+    job_id: str
+    model: str
+    video_id: str
+    messages: list[Turn]
+    frames: FramesRef | None = None  # None while the frames are being read
+    max_tokens: int
+    temperature: float
+    top_p: float
+    seed: int
+    stop: list[str]
+    compression: dict[str, Any]
+    # What the answer's numerics depend on, from the model card at admission.
+    weights_digest: str
+    dtype: str
+    prefill_chunk_tokens: int
+    accepted_at_s: float  # Unix time
+    deadline_at_s: float  # Unix time
+    upload_s: float = 0.0
+    read_frames_s: float = 0.0
+    trace_context: dict[str, str] = {}
+
+
+class ModelCard(Message):
+    """What a worker serves; published with a heartbeat, read by every API."""
+
+    version: int = WIRE_VERSION
+    worker_id: str
+    model: str
+    weights_digest: str
+    device: str
+    dtype: str
+    image_size: int  # pixels; frames are square
+    tokens_per_frame: int  # N
+    num_layers: int
+    max_model_tokens: int
+    prefill_chunk_tokens: int
+    max_running_jobs: int
+    running_jobs: int
+
+
+# --- receipt ---
+
+
+class Usage(Message):
+    prompt_tokens: int
+    visual_tokens: int
+    completion_tokens: int
+
+
+class RetainedRatio(Message):
+    prefill: float
+    decode: float
+    decode_all_layers: float
+
+
+class Flops(Message):
+    full: float
+    actual: float
+    ratio: float  # actual / full
+
+
+class FlopsByFormula(Message):
+    paper: Flops  # Eq. 8: language model only, counts mostly multiply-adds
+    exact: Flops  # vision tower, gated MLP, GQA, causal attention, language head
+
+
+class CompressionReceipt(Message):
+    policy: str
+    parameters: dict[str, Any]
+    visual_tokens_in: int
+    visual_tokens_prefill: int
+    visual_tokens_decode: int
+    retained_ratio: RetainedRatio
+    kept_per_frame: list[int]
+    decode_steps: int
+    refreshes: int
+    flops: FlopsByFormula
+
+
+class FramesReceipt(Message):
+    indices: list[int]
+    timestamps_s: list[float]
+    reader: str
+    warnings: list[str]
+
+
+class Timings(Message):
+    """Seconds. Those of the engine are the last attempt's."""
+
+    upload: float
+    read_frames: float
+    queue: float  # from queued to taken by the worker that finished, plus waiting in its engine
+    vision: float
+    compress: float
+    prefill: float
+    ttft: float  # from acceptance to the first token in the event log
+    decode: float
+    per_output_token: float | None  # None for answers of one token
+    total: float  # from acceptance to the end
+
+
+class Memory(Message):
+    kv_bytes: int
+    dp_cache_bytes: int
+    kv_bytes_full_tokens: int
+    peak_device_bytes: int
+
+
+class CacheUse(Message):
+    frames: Literal["hit", "miss"]
+    features: Literal["hit", "miss"]
+    prefix: Literal["hit", "miss"]
+
+
+# --- events ---
+
+
+class JobEvent(Message):
+    type: Literal["job"] = "job"
+    job_id: str
+    video_id: str
+    model: str
+    compression: dict[str, Any]
+
+
+class StatusEvent(Message):
+    type: Literal["status"] = "status"
+    stage: Literal["queued", "reading_frames", "encoding", "prefilling"]
+    progress: float = Field(0.0, ge=0, le=1)
+    position: int | None = None  # 0 = next; with stage `queued` only
+
+
+class TokenEvent(Message):
+    type: Literal["token"] = "token"
+    index: int
+    text: str
+    token_ids: list[int]
+
+    @property
+    def next_index(self) -> int:
+        """Index of the event behind it. Text alone, at an answer's very end, counts as a token."""
+        return self.index + max(1, len(self.token_ids))
+
+
+class DoneEvent(Message):
+    type: Literal["done"] = "done"
+    job_id: str
+    model: str
+    video_id: str
+    finish_reason: Literal["stop", "length"]
+    text: str
+    usage: Usage
+    compression: CompressionReceipt
+    frames: FramesReceipt
+    timings_s: Timings
+    memory: Memory
+    cache: CacheUse
+    attempts: int
+    seed: int
+
+
+class ErrorEvent(Message):
+    type: Literal["error"] = "error"
+    code: str
+    message: str
+    retryable: bool
+    job_id: str
+
+    @classmethod
+    def of(cls, error: DycokeError, job_id: str) -> "ErrorEvent":
+        return cls(code=error.code, message=error.message, retryable=error.retryable, job_id=job_id)
+
+
+Event = Annotated[
+    JobEvent | StatusEvent | TokenEvent | DoneEvent | ErrorEvent, Field(discriminator="type")
+]
+EVENT_ADAPTER: TypeAdapter[Event] = TypeAdapter(Event)
+FINAL_EVENTS = (DoneEvent, ErrorEvent)

@@ -1,0 +1,231 @@
+"""Prometheus metrics: what a worker's engine did, and what the API's clients saw.
+
+The two sets share no metric, so that sums over both processes count nothing twice. Labels never
+carry job ids. Each process has one registry and one port.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
+
+from app.messages import DoneEvent
+
+if TYPE_CHECKING:
+    from dycoke_core.engine import EngineStats
+
+# From a millisecond (compression on a GPU) to minutes (prefill on a CPU).
+STAGE_BUCKETS_S = (
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60, 150, 300,
+)  # fmt: skip
+
+REQUEST_BUCKETS_S = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 60, 120, 300, 600)
+TOKEN_BUCKETS_S = (
+    0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2.5, 5,
+)  # fmt: skip
+RATIO_BUCKETS = tuple(n / 20 for n in range(1, 21))
+BYTES_BUCKETS = tuple(float(2**n) for n in range(16, 40, 2))  # 64 KiB to 256 GiB
+
+
+class WorkerMetrics:
+    """What the engine of one worker did."""
+
+    def __init__(self, registry: CollectorRegistry, *, model: str) -> None:
+        self._model = model
+
+        def gauge(name: str, text: str) -> Gauge:
+            metric = Gauge(f"dycoke_{name}", text, ["model"], registry=registry)
+            return metric.labels(model)
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"dycoke_{name}", text, ["model", *labels], registry=registry)
+
+        self._stage_seconds = Histogram(
+            "dycoke_stage_seconds",
+            "Time that finished jobs spent in each stage of their last attempt.",
+            ["model", "policy", "stage"],
+            buckets=STAGE_BUCKETS_S,
+            registry=registry,
+        )
+        self._requests_running = gauge("requests_running", "Sequences that the engine advances.")
+        self._requests_waiting = gauge("requests_waiting", "Sequences waiting in the engine.")
+        self._kv_cache_usage_ratio = gauge(
+            "kv_cache_usage_ratio", "KV bytes that running sequences hold, per byte of the budget."
+        )
+        self._device_memory_bytes = gauge(
+            "device_memory_bytes", "Bytes allocated on the device; 0 on a CPU."
+        )
+        self._visual_tokens = counter(
+            "visual_tokens",
+            "Visual tokens of finished jobs: out of the vision tower, into prefill, and per "
+            "pruned layer of a decode step.",
+            "policy",
+            "stage",
+        )
+        self._prompt_tokens = counter(
+            "prompt_tokens", "Prompt tokens of finished jobs, visual ones included.", "policy"
+        )
+        self._generation_tokens = counter("generation_tokens", "Tokens generated.", "policy")
+        self._cache_hits = counter("cache_hits", "Finished jobs that found theirs.", "cache")
+        self._cache_misses = counter("cache_misses", "Finished jobs that did not.", "cache")
+        self._lease_reclaims = counter(
+            "lease_reclaims", "Jobs taken over from workers that died or drained."
+        ).labels(model)
+        self._kv_refreshes = counter(
+            "kv_refreshes", "Times that decode selected its visual tokens anew.", "policy"
+        )
+
+    def count_generated(self, policy: str, num_tokens: int) -> None:
+        self._generation_tokens.labels(self._model, policy).inc(num_tokens)
+
+    def count_reclaim(self) -> None:
+        self._lease_reclaims.inc()
+
+    def set_engine(self, stats: "EngineStats") -> None:
+        self._requests_running.set(stats.num_running)
+        self._requests_waiting.set(stats.num_waiting)
+        self._kv_cache_usage_ratio.set(stats.kv_bytes_in_use / stats.kv_bytes_budget)
+        self._device_memory_bytes.set(stats.device_memory_bytes)
+
+    def observe_done(self, done: DoneEvent) -> None:
+        """Takes over what a finished job's receipt says."""
+        model, receipt, timings = self._model, done.compression, done.timings_s
+        policy = receipt.policy
+        for stage in ("queue", "vision", "compress", "prefill", "decode"):
+            self._stage_seconds.labels(model, policy, stage).observe(getattr(timings, stage))
+        for stage, count in (
+            ("input", receipt.visual_tokens_in),
+            ("prefill", receipt.visual_tokens_prefill),
+            ("decode", receipt.visual_tokens_decode),
+        ):
+            self._visual_tokens.labels(model, policy, stage).inc(count)
+        self._prompt_tokens.labels(model, policy).inc(done.usage.prompt_tokens)
+        self._kv_refreshes.labels(model, policy).inc(receipt.refreshes)
+        for cache, outcome in done.cache.model_dump().items():
+            hits_or_misses = self._cache_hits if outcome == "hit" else self._cache_misses
+            hits_or_misses.labels(model, cache).inc()
+
+
+class ApiMetrics:
+    """What the clients of one API process experienced, and what it sees of the queue.
+
+    A job is observed once, by the process whose connection posted it.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+            names = ["model", "policy", *labels]
+            return Histogram(f"dycoke_{name}", text, names, buckets=buckets, registry=registry)
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"dycoke_{name}", text, labels, registry=registry)
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(f"dycoke_{name}", text, labels, registry=registry)
+
+        self._request_latency = histogram(
+            "request_latency_seconds", "Acceptance to the end of an answer.", REQUEST_BUCKETS_S
+        )
+        self._time_to_first_token = histogram(
+            "time_to_first_token_seconds", "Acceptance to the first token.", REQUEST_BUCKETS_S
+        )
+        self._inter_token_latency = histogram(
+            "inter_token_latency_seconds",
+            "Between the arrivals of two tokens at the API.",
+            TOKEN_BUCKETS_S,
+        )
+        self._retained_token_ratio = histogram(
+            "retained_token_ratio",
+            "Visual tokens kept, as a share of all that the frames have.",
+            RATIO_BUCKETS,
+            "stage",
+        )
+        self._request_kv_bytes = histogram(
+            "request_kv_bytes", "KV cache in use at the end of an answer.", BYTES_BUCKETS
+        )
+        self._request_peak_memory_bytes = histogram(
+            "request_peak_memory_bytes",
+            "Peak on the device while a job ran; on a CPU the worker's peak RSS.",
+            BYTES_BUCKETS,
+        )
+        self._requests = counter(
+            "requests",
+            "Jobs by how they ended: done, interrupted (by this process' shutdown), or a code.",
+            "model",
+            "policy",
+            "outcome",
+        )
+        self._rejections = counter(
+            "rejections", "Posts refused before they became a job, by the code.", "reason"
+        )
+        self._stream_resumes = counter(
+            "stream_resumes", "Event streams resumed with Last-Event-ID."
+        )
+        self._client_disconnects = counter(
+            "client_disconnects", "Connections that posted a job and closed before its end."
+        )
+        self._open_streams = gauge("open_streams", "Answers that clients wait for or read.")
+        self._frame_readings = gauge("reader_jobs", "Jobs whose frames this process reads.")
+        self._queue_depth = gauge("queue_depth", "Jobs accepted and not with a worker.", "model")
+        self._queue_oldest_age = gauge(
+            "queue_oldest_age_seconds", "Age of the oldest queued job since acceptance.", "model"
+        )
+        self._workers_alive = gauge("workers_alive", "Workers that can take jobs.", "model")
+
+    def observe_done(self, done: DoneEvent) -> None:
+        """Takes over what a finished job's receipt says."""
+        labels = (done.model, done.compression.policy)
+        self._request_latency.labels(*labels).observe(done.timings_s.total)
+        self._time_to_first_token.labels(*labels).observe(done.timings_s.ttft)
+        ratio = done.compression.retained_ratio
+        self._retained_token_ratio.labels(*labels, "prefill").observe(ratio.prefill)
+        self._retained_token_ratio.labels(*labels, "decode").observe(ratio.decode)
+        self._request_kv_bytes.labels(*labels).observe(done.memory.kv_bytes)
+        self._request_peak_memory_bytes.labels(*labels).observe(done.memory.peak_device_bytes)
+
+    def observe_token_gap(self, model: str, policy: str, gap_s: float) -> None:
+        self._inter_token_latency.labels(model, policy).observe(gap_s)
+
+    def count_request(self, model: str, policy: str, outcome: str) -> None:
+        self._requests.labels(model, policy, outcome).inc()
+
+    def count_rejection(self, reason: str) -> None:
+        self._rejections.labels(reason).inc()
+
+    def count_resume(self) -> None:
+        self._stream_resumes.inc()
+
+    def count_disconnect(self) -> None:
+        self._client_disconnects.inc()
+
+    def set_open_streams(self, count: int) -> None:
+        self._open_streams.set(count)
+
+    def set_frame_readings(self, count: int) -> None:
+        self._frame_readings.set(count)
+
+    def set_queue(self, model: str, *, depth: int, oldest_age_s: float, num_workers: int) -> None:
+        self._queue_depth.labels(model).set(depth)
+        self._queue_oldest_age.labels(model).set(oldest_age_s)
+        self._workers_alive.labels(model).set(num_workers)
+
+    def watch_reader_kills(self, kills: Callable[[], Mapping[str, int]]) -> None:
+        """Exports the frame readers' own count of killed children, by reason."""
+        self.registry.register(_ReaderKills(kills))
+
+
+class _ReaderKills(Collector):
+    def __init__(self, kills: Callable[[], Mapping[str, int]]) -> None:
+        self._kills = kills
+
+    def collect(self) -> list[CounterMetricFamily]:
+        family = CounterMetricFamily(
+            "dycoke_reader_kills", "Frame reading children killed.", labels=["reason"]
+        )
+        for reason, count in sorted(self._kills().items()):
+            family.add_metric([reason], count)
+        return [family]

@@ -1,0 +1,86 @@
+"""The service's settings, read once from `DYCOKE_*` environment variables and passed down.
+
+A variable with the prefix that names no setting, or a value out of range, fails at start.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field, SecretStr
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+ENV_PREFIX = "DYCOKE_"
+BUNDLED_MODEL = Path(__file__).parent.parent / "dycoke_core" / "tiny" / "checkpoint"
+
+
+def _comma_separated(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    return [part.strip() for part in value.split(",") if part.strip()]
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="forbid")
+
+    # Where it listens and what it shares.
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535)
+    redis_url: str | None = None  # unset: embedded mode
+    redis_prefix: str = Field("dycoke", pattern=r"^[A-Za-z0-9_.-]+$")
+    data_dir: Path = Path(".dycoke")
+    api_keys: Annotated[list[SecretStr], NoDecode, BeforeValidator(_comma_separated)] = []
+
+    # The model.
+    model: str = str(BUNDLED_MODEL)
+    device: str = "auto"
+    dtype: str = Field("auto", pattern="^(auto|float32|bfloat16|float16)$")
+    default_compression: str = "dycoke"  # a policy's name, or a JSON object
+
+    # Bounds.
+    max_upload_bytes: int = Field(512 * 2**20, ge=1)
+    max_video_store_bytes: int = Field(20 * 2**30, ge=1)
+    max_frame_store_bytes: int = Field(1 * 2**30, ge=1)
+    max_queued_jobs: int = Field(64, ge=1)  # reserved, reading and queued together
+    max_running_jobs: int = Field(4, ge=1)  # per worker
+    max_streams: int = Field(512, ge=1)  # event readers per API process
+    max_frames: int = Field(128, ge=1)
+    max_tokens: int = Field(4096, ge=1)
+    max_frame_readers: int = Field(2, ge=1)
+
+    # Waits.
+    read_timeout_s: float = Field(30.0, gt=0)
+    job_timeout_s: float = Field(600.0, gt=0)
+    lease_s: float = Field(15.0, ge=0.2)
+    heartbeat_s: float = Field(15.0, gt=0)  # between SSE comments on a quiet stream
+    result_ttl_s: float = Field(3600.0, gt=0)  # a job's record and events, after its end
+    drain_timeout_s: float = Field(30.0, ge=0)
+
+    # Processes.
+    workers: int | None = Field(None, ge=1)  # unset: one per GPU, one on a CPU
+    worker_metrics_port: int = Field(9400, ge=0, le=65535)  # + the child's number; 0: any free port
+    worker_threads: int | None = Field(None, ge=1)  # torch threads per worker on a CPU
+    allow_unsandboxed: bool = False
+    log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
+
+    @property
+    def model_name(self) -> str:
+        """The name by which clients know the model that this process's workers serve."""
+        if self.model == str(BUNDLED_MODEL):
+            return "dycoke-tiny"
+        path = Path(self.model)
+        return path.resolve().name if path.is_dir() else self.model
+
+
+def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
+    """Reads the environment.
+
+    Raises:
+        ValueError: names every setting that is unknown or out of range.
+    """
+    given = {n for n in (os.environ if environ is None else environ) if n.startswith(ENV_PREFIX)}
+    unknown = given - {ENV_PREFIX + name.upper() for name in Settings.model_fields}
+    if unknown:
+        raise ValueError(f"unknown settings: {', '.join(sorted(unknown))}")
+    return Settings()

@@ -1,0 +1,186 @@
+"""Keeps the processes of one machine running: starts, watches, restarts and stops them.
+
+A child's death is logged and answered with a restart, after a wait that grows while it keeps
+dying. One whose first process exits with `EXIT_BAD_SETTINGS` would never run: everything stops. The
+supervisor's own death, even by SIGKILL, ends the children (`app.child`). They run in sessions of
+their own, so a Ctrl-C in the terminal reaches the supervisor alone, which stops them in order.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+
+EXIT_BAD_SETTINGS = 2
+STDERR_FD = 2
+KILL_TIMEOUT_S = 10.0  # for a killed process to be reaped
+
+_CHILD_PROGRAM = str(Path(__file__).parent / "child.py")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ChildSpec:
+    """A process to keep running.
+
+    Args:
+        env: added to the supervisor's own.
+        stop_order: children of a lower number are stopped, and gone, before those of a higher.
+        stop_timeout_s: from SIGTERM to SIGKILL.
+        parent_death_signal: what it gets when the supervisor dies.
+        pass_fds: file descriptors that it inherits.
+    """
+
+    name: str
+    argv: tuple[str, ...]
+    env: Mapping[str, str] = field(default_factory=dict)
+    stop_order: int = 0
+    stop_timeout_s: float = 10.0
+    parent_death_signal: signal.Signals = signal.SIGKILL
+    pass_fds: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RestartPolicy:
+    """The wait before a restart doubles with each death, up to a limit, until a child has lived
+    for `stable_after_s`."""
+
+    first_wait_s: float = 0.5
+    max_wait_s: float = 30.0
+    stable_after_s: float = 60.0
+
+
+class Supervisor:
+    def __init__(
+        self, specs: Sequence[ChildSpec], *, restarts: RestartPolicy | None = None
+    ) -> None:
+        policy = restarts or RestartPolicy()
+        self._stop = asyncio.Event()
+        self._is_hurried = False
+        self._exit_code = 0
+        self._children = [_Child(spec, policy, self._on_bad_settings) for spec in specs]
+
+    async def run(self) -> int:
+        """Runs the children until SIGTERM, SIGINT or SIGHUP; a second signal kills what is left.
+
+        Must be called on the main thread: children die with the thread that started them.
+
+        Returns:
+            The exit code: 0, or `EXIT_BAD_SETTINGS` when a child refused to start for that reason.
+        """
+        loop = asyncio.get_running_loop()
+        signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        for signum in signals:
+            loop.add_signal_handler(signum, self._on_signal)
+        try:
+            for child in self._children:
+                child.start()
+            await self._stop.wait()
+            await self._stop_children()
+        finally:
+            for signum in signals:
+                loop.remove_signal_handler(signum)
+        return self._exit_code
+
+    def _on_signal(self) -> None:
+        if self._stop.is_set():
+            for child in self._children:
+                child.kill()
+        self._stop.set()
+
+    def _on_bad_settings(self) -> None:
+        self._exit_code = EXIT_BAD_SETTINGS
+        self._stop.set()
+
+    async def _stop_children(self) -> None:
+        in_order = sorted(self._children, key=lambda child: child.spec.stop_order)
+        for _, group in groupby(in_order, key=lambda child: child.spec.stop_order):
+            await asyncio.gather(*(child.stop() for child in group))
+
+
+class _Child:
+    """One process after another, until it is stopped."""
+
+    def __init__(
+        self, spec: ChildSpec, restarts: RestartPolicy, on_bad_settings: Callable[[], None]
+    ) -> None:
+        self.spec = spec
+        self._restarts = restarts
+        self._on_bad_settings = on_bad_settings
+        self._stopping = asyncio.Event()
+        self._process: asyncio.subprocess.Process | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._keep_running(), name=self.spec.name)
+
+    async def stop(self) -> None:
+        """Ends the process, by force when it takes too long."""
+        assert self._task is not None
+        self._stopping.set()
+        self._send(signal.SIGTERM)
+        _, pending = await asyncio.wait([self._task], timeout=self.spec.stop_timeout_s)
+        if pending:
+            logger.warning("child did not stop in time", extra={"child": self.spec.name})
+            self.kill()
+            await asyncio.wait([self._task], timeout=KILL_TIMEOUT_S)
+
+    def kill(self) -> None:
+        self._send(signal.SIGKILL)
+
+    async def _keep_running(self) -> None:
+        loop = asyncio.get_running_loop()
+        wait_s = self._restarts.first_wait_s
+        is_first = True
+        while not self._stopping.is_set():
+            started_at = loop.time()
+            exit_code = await self._run_once()
+            if self._stopping.is_set():
+                return
+            if exit_code == EXIT_BAD_SETTINGS and is_first:
+                logger.error("child refuses its settings", extra={"child": self.spec.name})
+                self._on_bad_settings()
+                return
+            is_first = False
+            if loop.time() - started_at >= self._restarts.stable_after_s:
+                wait_s = self._restarts.first_wait_s
+            logger.error(
+                "child died; restarting it",
+                extra={"child": self.spec.name, "exit_code": exit_code, "restart_in_s": wait_s},
+            )
+            await _wait(self._stopping, wait_s)
+            wait_s = min(wait_s * 2, self._restarts.max_wait_s)
+
+    async def _run_once(self) -> int:
+        """Runs the process; returns its exit code, negative for a signal's number."""
+        spec = self.spec
+        self._process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-I", "-S", _CHILD_PROGRAM),
+            *(str(os.getpid()), str(int(spec.parent_death_signal))),
+            *spec.argv,
+            env={**os.environ, **spec.env},
+            pass_fds=spec.pass_fds,
+            stdout=STDERR_FD,  # some say there what belongs in the log
+            start_new_session=True,
+        )
+        logger.info("child started", extra={"child": spec.name, "child_pid": self._process.pid})
+        if self._stopping.is_set():
+            self._send(signal.SIGTERM)
+        return await self._process.wait()
+
+    def _send(self, signum: signal.Signals) -> None:
+        if self._process is not None and self._process.returncode is None:
+            self._process.send_signal(signum)
+
+
+async def _wait(event: asyncio.Event, timeout_s: float) -> None:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            await event.wait()

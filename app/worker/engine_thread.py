@@ -1,0 +1,221 @@
+"""The one thread that owns the engine. The event loop talks to it through commands.
+
+Between two steps the thread carries out what has been asked of it, so an abort takes effect within
+one step; with no work it sleeps until asked. What a step did comes back to the event loop in order
+and ahead of the answer to any later command: once `abort` has returned, no event of the sequence
+will come.
+
+The inbox holds at most what the running jobs ask for. An exception out of a step is the engine's
+end: `wait_for_failure` raises it, and all commands fail.
+"""
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dycoke_core.errors import EngineError
+from dycoke_core.sequence import Sequence, Stage, TokenEvent
+
+if TYPE_CHECKING:
+    from dycoke_core.engine import Engine, EngineCard, EngineStats
+
+PROGRESS_STEP = 0.1  # a status event at most every tenth of a stage
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class StageChange:
+    sequence_id: str
+    stage: Stage  # encoding or prefilling
+    progress: float
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What one step did."""
+
+    tokens: list[TokenEvent]
+    stages: list[StageChange]
+    stats: "EngineStats"
+
+
+@dataclass(frozen=True, slots=True)
+class _Command:
+    run: "Callable[[Engine], Any]"
+    reply: "asyncio.Future[Any]"
+
+
+class EngineThread:
+    """Args:
+    make_engine: loads the engine; called on the thread.
+    on_update: called on the event loop after each step.
+    """
+
+    def __init__(
+        self, make_engine: "Callable[[], Engine]", on_update: Callable[[Update], None]
+    ) -> None:
+        self._make_engine = make_engine
+        self._on_update = on_update
+        self._loop = asyncio.get_running_loop()
+        self._inbox: queue.SimpleQueue[_Command | None] = queue.SimpleQueue()
+        self._card: asyncio.Future[EngineCard] = self._loop.create_future()
+        self._failure: asyncio.Future[None] = self._loop.create_future()
+        for future in (self._card, self._failure):
+            future.add_done_callback(_consume)
+        self._step_began_at: float | None = None
+        self._stages = _StageWatch()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    async def card(self) -> "EngineCard":
+        """Waits until the engine is loaded; raises what loading raised."""
+        return await asyncio.shield(self._card)
+
+    async def wait_for_failure(self) -> None:
+        """Returns never; raises what ended the engine."""
+        await asyncio.shield(self._failure)
+
+    async def add(self, sequence: Sequence) -> None:
+        """Raises DycokeError: the engine does not take the sequence."""
+        await self._ask(lambda engine: self._add(engine, sequence))
+
+    def abort(self, sequence_id: str) -> "asyncio.Future[bool]":
+        """Asks at once; the result, whether the engine had the sequence, need not be awaited."""
+        return self._ask(lambda engine: self._abort(engine, sequence_id))
+
+    def step_age_s(self) -> float:
+        """For how long the current step has been running; 0 between steps."""
+        began_at = self._step_began_at
+        return time.monotonic() - began_at if began_at is not None else 0.0
+
+    def stop(self, *, timeout_s: float) -> bool:
+        """Ends the thread after the current step; False if that takes longer than `timeout_s`."""
+        self._inbox.put(None)
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _ask(self, run: "Callable[[Engine], Any]") -> "asyncio.Future[Any]":
+        reply = self._loop.create_future()
+        if self._failure.done():
+            reply.set_exception(EngineError("the engine has stopped"))
+        else:
+            self._inbox.put(_Command(run, reply))
+        reply.add_done_callback(_consume)
+        return reply
+
+    # --- on the thread ---
+
+    def _run(self) -> None:
+        try:
+            engine = self._make_engine()
+            self._post(_resolve, self._card, engine.card)
+            self._serve(engine)
+        except Exception as error:
+            logger.exception("the engine stopped")
+            self._post(self._fail, error)
+
+    def _serve(self, engine: "Engine") -> None:
+        while True:
+            while not engine.has_work or not self._inbox.empty():
+                command = self._inbox.get()
+                if command is None:
+                    return
+                self._carry_out(engine, command)
+            self._step_began_at = time.monotonic()
+            tokens = engine.step()
+            self._step_began_at = None
+            self._stages.forget(event.sequence_id for event in tokens)
+            self._report(engine, tokens)
+
+    def _carry_out(self, engine: "Engine", command: _Command) -> None:
+        try:
+            result = command.run(engine)
+        except Exception as error:
+            self._post(_reject, command.reply, error)
+        else:
+            self._post(_resolve, command.reply, result)
+
+    def _add(self, engine: "Engine", sequence: Sequence) -> None:
+        engine.add(sequence)
+        self._stages.watch(sequence)
+
+    def _abort(self, engine: "Engine", sequence_id: str) -> bool:
+        self._stages.forget([sequence_id])
+        had_it = engine.abort(sequence_id)
+        self._report(engine, [])
+        return had_it
+
+    def _report(self, engine: "Engine", tokens: list[TokenEvent]) -> None:
+        self._post(self._hand_over, Update(tokens, self._stages.changes(), engine.stats()))
+
+    def _post(self, call: Callable[..., None], *args: object) -> None:
+        with suppress(RuntimeError):  # the loop is closed: the process is ending
+            self._loop.call_soon_threadsafe(call, *args)
+
+    # --- on the event loop again ---
+
+    def _hand_over(self, update: Update) -> None:
+        try:
+            self._on_update(update)
+        except Exception as error:  # nobody would miss the events of a callback that only logs
+            logger.exception("a step's outcome could not be handed over")
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        for future in (self._failure, self._card):
+            _reject(future, error)
+        while not self._inbox.empty():
+            if command := self._inbox.get():
+                _reject(command.reply, EngineError("the engine has stopped"))
+
+
+class _StageWatch:
+    """Which sequences are before their first token, and how far; tells what is worth a word."""
+
+    def __init__(self) -> None:
+        self._sequences: dict[str, Sequence] = {}
+        self._told: dict[str, tuple[Stage, int]] = {}
+
+    def watch(self, sequence: Sequence) -> None:
+        self._sequences[sequence.sequence_id] = sequence
+
+    def forget(self, sequence_ids: Iterable[str]) -> None:
+        for sequence_id in sequence_ids:
+            self._sequences.pop(sequence_id, None)
+            self._told.pop(sequence_id, None)
+
+    def changes(self) -> list[StageChange]:
+        changes = []
+        for sequence_id, sequence in list(self._sequences.items()):
+            stage, progress = sequence.stage, sequence.progress
+            if stage in (Stage.DECODING, Stage.FINISHED):
+                self.forget([sequence_id])
+            elif stage is not Stage.WAITING:
+                here = (stage, int(progress / PROGRESS_STEP))
+                if self._told.get(sequence_id) != here:
+                    self._told[sequence_id] = here
+                    changes.append(StageChange(sequence_id, stage, progress))
+        return changes
+
+
+def _resolve(future: "asyncio.Future[Any]", result: object) -> None:
+    if not future.done():
+        future.set_result(result)
+
+
+def _reject(future: "asyncio.Future[Any]", error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)
+
+
+def _consume(future: "asyncio.Future[Any]") -> None:
+    """Marks an outcome as seen, where nobody waits for it."""
+    if not future.cancelled():
+        future.exception()

@@ -1,0 +1,65 @@
+"""Which worker processes this machine runs: one per GPU, each seeing its own; else one."""
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from app.settings import Settings
+from app.supervisor import ChildSpec
+
+# Device files without which torch finds no GPU; looking is cheaper than importing torch.
+GPU_DEVICES = (Path("/dev/nvidiactl"), Path("/dev/dxg"), Path("/dev/kfd"))
+COUNT_TIMEOUT_S = 120.0  # the first import of torch from a cold disk
+STOP_MARGIN_S = 20.0  # for a worker's last writes, on top of its drain
+
+logger = logging.getLogger(__name__)
+
+
+def worker_specs(
+    settings: Settings, *, env: Mapping[str, str], stop_order: int = 0
+) -> list[ChildSpec]:
+    """Args:
+    env: what each worker gets on top of this process's environment.
+    """
+    gpus = visible_gpus(settings)
+    return [
+        ChildSpec(
+            name=f"worker-{child}",
+            argv=(sys.executable, "-m", "app", "worker", "--child", str(child)),
+            env={**env, **({"CUDA_VISIBLE_DEVICES": gpus[child % len(gpus)]} if gpus else {})},
+            stop_order=stop_order,
+            stop_timeout_s=settings.drain_timeout_s + STOP_MARGIN_S,
+        )
+        for child in range(settings.workers or len(gpus) or 1)
+    ]
+
+
+def visible_gpus(settings: Settings) -> list[str]:
+    """What `CUDA_VISIBLE_DEVICES` calls the GPUs that torch can use from here.
+
+    A process of its own asks torch: this one stays small and without a CUDA context.
+    """
+    is_possible = settings.device == "auto" or settings.device.startswith("cuda")
+    if not is_possible or not any(device.exists() for device in GPU_DEVICES):
+        return []
+    try:
+        num_gpus = _count_gpus()
+    except (subprocess.SubprocessError, ValueError):
+        logger.exception("cannot count the GPUs; starting one worker")
+        return []
+    chosen = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return chosen[:num_gpus] or [str(gpu) for gpu in range(num_gpus)]
+
+
+def _count_gpus() -> int:
+    count = subprocess.run(
+        [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"],
+        capture_output=True,
+        text=True,
+        timeout=COUNT_TIMEOUT_S,
+        check=True,
+    )
+    return int(count.stdout)

@@ -1,0 +1,100 @@
+"""The process of one worker: its metrics port, its signals, its engine and its exit code."""
+
+import asyncio
+import logging
+import os
+import secrets
+import signal
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, start_http_server
+
+from app.logs import configure_logging
+from app.metrics import WorkerMetrics
+from app.redis_client import connect
+from app.settings import Settings
+from app.supervisor import EXIT_BAD_SETTINGS
+from app.worker.worker import Worker
+from dycoke_core.errors import ModelLoadError
+
+if TYPE_CHECKING:
+    from dycoke_core.engine import Engine
+
+logger = logging.getLogger(__name__)
+
+EngineFactory = Callable[[Settings], "Engine"]
+
+
+def load_engine(settings: Settings) -> "Engine":
+    """Loads the model onto the device. torch is imported here and not before."""
+    import torch
+
+    from dycoke_core.config import EngineConfig
+    from dycoke_core.engine import Engine
+
+    if settings.device == "cpu" or not torch.cuda.is_available():
+        torch.set_num_threads(num_torch_threads(settings))
+    return Engine.from_pretrained(
+        settings.model,
+        EngineConfig(
+            device=settings.device,
+            dtype=settings.dtype,
+            max_running_sequences=settings.max_running_jobs,
+        ),
+    )
+
+
+def num_torch_threads(settings: Settings) -> int:
+    """An equal share of this machine's cores for each worker, unless set."""
+    num_cores = len(os.sched_getaffinity(0))
+    return settings.worker_threads or max(1, num_cores // (settings.workers or 1))
+
+
+def run(settings: Settings, child: int, *, engine_factory: EngineFactory = load_engine) -> int:
+    """Runs a worker until SIGTERM or SIGINT, then drains it; returns the process's exit code."""
+    configure_logging(settings.log_level, f"worker-{child}")
+    registry = CollectorRegistry()
+    metrics = WorkerMetrics(registry, model=settings.model_name)
+    port = settings.worker_metrics_port and settings.worker_metrics_port + child
+    try:
+        server, _ = start_http_server(port, addr=settings.host, registry=registry)
+    except OSError as error:
+        logger.error("cannot serve metrics on port %d: %s", port, error.strerror)
+        return EXIT_BAD_SETTINGS
+    logger.info("serving metrics", extra={"port": server.server_port})
+    try:
+        return asyncio.run(_run_worker(settings, child, engine_factory, metrics))
+    except ModelLoadError as error:
+        logger.error("cannot load the model: %s", error.message)
+        return EXIT_BAD_SETTINGS
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+async def _run_worker(
+    settings: Settings, child: int, engine_factory: EngineFactory, metrics: WorkerMetrics
+) -> int:
+    assert settings.redis_url is not None
+    redis = connect(settings.redis_url)
+    worker = Worker(
+        settings,
+        redis,
+        lambda: engine_factory(settings),
+        metrics,
+        worker_id=f"{socket.gethostname()}-{child}-{secrets.token_hex(4)}",
+    )
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, worker.stop)
+    try:
+        exit_code = 0 if await worker.run() else 1
+    finally:
+        await redis.aclose()
+    if not await asyncio.to_thread(worker.close):
+        logger.warning("the engine is in a long step, or still loading: ending without it")
+        logging.shutdown()
+        os._exit(exit_code)
+    return exit_code

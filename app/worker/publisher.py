@@ -1,0 +1,142 @@
+"""Puts what the engine makes into the event log, in order, and learns when a job is lost.
+
+While one append is under way, further steps gather, so one round trip carries all that is there.
+When Redis is away the engine goes on and the publisher retries; what gathers is bounded by the
+running jobs' `max_tokens`, and each job's time by its deadline.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+from app.errors import StoreUnavailableError
+from app.job_leases import Append, Appended, JobLeases
+from app.messages import DoneEvent, ErrorEvent, StatusEvent, TokenEvent
+from app.metrics import WorkerMetrics
+from app.worker import engine_thread
+from app.worker.receipt import make_done_event
+from app.worker.running_jobs import RunningJob, RunningJobs
+from dycoke_core import sequence as core
+from dycoke_core.errors import DycokeError, EngineError
+
+RETRY_AFTER_S = 0.2
+
+logger = logging.getLogger(__name__)
+
+
+class Publisher:
+    """Args:
+    on_lost: called with a job that is no longer this worker's.
+    """
+
+    def __init__(
+        self,
+        leases: JobLeases,
+        jobs: RunningJobs,
+        metrics: WorkerMetrics,
+        *,
+        on_lost: Callable[[RunningJob], None],
+    ) -> None:
+        self._leases = leases
+        self._jobs = jobs
+        self._metrics = metrics
+        self._on_lost = on_lost
+        self._has_news = asyncio.Event()
+        self._is_closed = False
+
+    def publish(self, update: engine_thread.Update) -> None:
+        """Takes what one engine step did. What concerns no running job is dropped."""
+        for change in update.stages:
+            if (job := self._jobs.get(change.sequence_id)) and job.final is None:
+                job.statuses.append(_status_event(change))
+        for event in update.tokens:
+            if (job := self._jobs.get(event.sequence_id)) and job.final is None:
+                self._take_event(job, event)
+        self._metrics.set_engine(update.stats)
+        self._has_news.set()
+
+    def fail(self, job: RunningJob, error: DycokeError) -> None:
+        """Ends a job with an error event behind whatever it has said."""
+        if job.final is None:
+            logger.warning("job failed", extra={"job_id": job.job_id, "code": error.code})
+            job.final = ErrorEvent.of(error, job.job_id)
+            self._has_news.set()
+
+    def close(self) -> None:
+        """Lets `run` return as soon as nothing is left to say."""
+        self._is_closed = True
+        self._has_news.set()
+
+    async def run(self) -> None:
+        """Appends until closed."""
+        while True:
+            self._has_news.clear()
+            batch = [job for job in self._jobs if job.has_unsent]
+            if batch:
+                await self._send(batch)
+            elif self._is_closed:
+                return
+            else:
+                await self._has_news.wait()
+
+    async def _send(self, batch: Sequence[RunningJob]) -> None:
+        appends = [job.append() for job in batch]
+        try:
+            replies = await self._leases.append(appends)
+        except StoreUnavailableError:  # which the lease keeper logs
+            await asyncio.sleep(RETRY_AFTER_S)
+            return
+        for job, append, reply in zip(batch, appends, replies, strict=True):
+            self._take_reply(job, append, reply)
+
+    def _take_reply(self, job: RunningJob, append: Append, reply: Appended) -> None:
+        if not reply.is_accepted:
+            self._on_lost(job)
+            return
+        job.next_index = reply.next_index
+        last = append.events[-1] if append.events else None
+        if isinstance(last, TokenEvent) and reply.next_index < last.next_index:
+            return  # Redis had lost what came before: the next append sends it again
+        del job.statuses[: sum(isinstance(event, StatusEvent) for event in append.events)]
+        if append.final is not None:
+            logger.info("job ended", extra={"job_id": job.job_id, "outcome": append.final.type})
+            if isinstance(append.final, DoneEvent):
+                self._metrics.observe_done(append.final)
+            self._jobs.remove(job)
+
+    def _take_event(self, job: RunningJob, event: core.TokenEvent) -> None:
+        """The border of one job: what fails here fails this job alone."""
+        if event.error is not None:
+            self.fail(job, event.error)
+            return
+        try:
+            self._take_token(job, event)
+        except Exception:
+            logger.exception("an event could not be published", extra={"job_id": job.job_id})
+            self.fail(job, EngineError("the worker failed to publish the answer"))
+
+    def _take_token(self, job: RunningJob, event: core.TokenEvent) -> None:
+        now_s = time.time()
+        if event.token_ids or event.text:
+            if job.first_token_at_s is None:
+                job.first_token_at_s = now_s
+            job.answer.append(
+                TokenEvent(index=event.index, text=event.text, token_ids=list(event.token_ids))
+            )
+            policy = job.delivery.request.compression["policy"]
+            self._metrics.count_generated(policy, len(event.token_ids))
+        if event.finish_reason is not None:
+            assert event.report is not None
+            job.final = make_done_event(
+                job.delivery,
+                event.report,
+                finish_reason=event.finish_reason,
+                first_token_at_s=job.first_token_at_s or now_s,
+                ended_at_s=now_s,
+            )
+
+
+def _status_event(change: engine_thread.StageChange) -> StatusEvent:
+    stage = "encoding" if change.stage is core.Stage.ENCODING else "prefilling"
+    return StatusEvent(stage=stage, progress=change.progress)

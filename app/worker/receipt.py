@@ -1,0 +1,118 @@
+"""The receipt of a finished job, from the engine's report and what the queue knows of the job."""
+
+from app.job_leases import Delivery
+from app.messages import (
+    CacheUse,
+    CompressionReceipt,
+    DoneEvent,
+    Flops,
+    FlopsByFormula,
+    FramesReceipt,
+    JobRequest,
+    Memory,
+    RetainedRatio,
+    Timings,
+    Usage,
+)
+from dycoke_core.config import CompressionConfig
+from dycoke_core.sequence import CompressionReport, FinishReason, SequenceReport
+
+
+def make_done_event(
+    delivery: Delivery,
+    report: SequenceReport,
+    *,
+    finish_reason: FinishReason,
+    first_token_at_s: float,
+    ended_at_s: float,
+) -> DoneEvent:
+    """Args:
+    first_token_at_s: Unix time at which any attempt's first token went to the event log.
+    ended_at_s: Unix time.
+    """
+    request, compression = delivery.request, report.compression
+    return DoneEvent(
+        job_id=request.job_id,
+        model=request.model,
+        video_id=request.video_id,
+        finish_reason="stop" if finish_reason is FinishReason.STOP else "length",
+        text=report.text,
+        usage=Usage(
+            prompt_tokens=report.prompt_tokens,
+            visual_tokens=compression.visual_tokens_prefill,
+            completion_tokens=report.completion_tokens,
+        ),
+        compression=_compression(request, compression),
+        frames=_frames(request),
+        timings_s=_timings(delivery, report, first_token_at_s, ended_at_s),
+        memory=Memory(
+            kv_bytes=report.memory.kv_bytes,
+            dp_cache_bytes=report.memory.dp_cache_bytes,
+            kv_bytes_full_tokens=report.memory.kv_bytes_full_tokens,
+            peak_device_bytes=report.memory.peak_device_bytes,
+        ),
+        cache=CacheUse(
+            frames="hit" if request.frames and request.frames.is_cached else "miss",
+            features="hit" if report.cache.has_features_hit else "miss",
+            prefix="hit" if report.cache.has_prefix_hit else "miss",
+        ),
+        attempts=delivery.attempt,
+        seed=request.seed,
+    )
+
+
+def _compression(request: JobRequest, report: CompressionReport) -> CompressionReceipt:
+    parameters = CompressionConfig.parse(request.compression).as_dict()
+    return CompressionReceipt(
+        policy=parameters.pop("policy"),
+        parameters=parameters,
+        visual_tokens_in=report.visual_tokens_in,
+        visual_tokens_prefill=report.visual_tokens_prefill,
+        visual_tokens_decode=report.visual_tokens_decode,
+        retained_ratio=RetainedRatio(
+            prefill=report.retained_ratio_prefill,
+            decode=report.retained_ratio_decode,
+            decode_all_layers=report.retained_ratio_decode_all_layers,
+        ),
+        kept_per_frame=list(report.kept_per_frame),
+        decode_steps=report.decode_steps,
+        refreshes=report.refreshes,
+        flops=FlopsByFormula(
+            paper=_flops(report.paper_flops_full, report.paper_flops_actual),
+            exact=_flops(report.exact_flops_full, report.exact_flops_actual),
+        ),
+    )
+
+
+def _flops(full: float, actual: float) -> Flops:
+    return Flops(full=full, actual=actual, ratio=actual / full if full else 1.0)
+
+
+def _frames(request: JobRequest) -> FramesReceipt:
+    frames = request.frames
+    assert frames is not None
+    return FramesReceipt(
+        indices=frames.indices,
+        timestamps_s=frames.timestamps_s,
+        reader=frames.reader,
+        warnings=frames.warnings,
+    )
+
+
+def _timings(
+    delivery: Delivery, report: SequenceReport, first_token_at_s: float, ended_at_s: float
+) -> Timings:
+    request, engine = delivery.request, report.timings
+    waiting_for_worker_s = max(0.0, delivery.started_at_s - delivery.queued_at_s)
+    return Timings(
+        upload=request.upload_s,
+        read_frames=request.read_frames_s,
+        queue=waiting_for_worker_s + engine.waiting_s,
+        vision=engine.vision_s,
+        compress=engine.compress_s,
+        prefill=engine.prefill_s,
+        ttft=max(0.0, first_token_at_s - request.accepted_at_s),
+        decode=engine.decode_s,
+        per_output_token=engine.per_output_token_s,
+        total=max(0.0, ended_at_s - request.accepted_at_s),
+    )

@@ -1,0 +1,99 @@
+"""The jobs that a worker holds, from their delivery until their end is in the event log."""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from app.job_leases import Append, Delivery
+from app.messages import DoneEvent, ErrorEvent, StatusEvent, TokenEvent
+
+
+@dataclass(slots=True, eq=False)
+class RunningJob:
+    """A job and what it has to say. Bounded by its `max_tokens`, however long Redis is away."""
+
+    delivery: Delivery
+    answer: list[TokenEvent]  # all of it, with what earlier attempts published
+    next_index: int  # of the first token that the event log lacks; set by the publisher
+    first_token_at_s: float | None  # Unix time, of any attempt
+    statuses: list[StatusEvent] = field(default_factory=list)  # not in the log yet
+    final: DoneEvent | ErrorEvent | None = None  # set once; nothing comes after it
+    loading: "asyncio.Task[None] | None" = None  # brings it to the engine; set by the intake
+
+    @classmethod
+    def of(cls, delivery: Delivery) -> "RunningJob":
+        answer = list(delivery.published)
+        return cls(
+            delivery=delivery,
+            answer=answer,
+            next_index=answer[-1].next_index if answer else 0,
+            first_token_at_s=delivery.first_token_at_s,
+        )
+
+    @property
+    def job_id(self) -> str:
+        return self.delivery.job_id
+
+    @property
+    def deadline_at_s(self) -> float:
+        return self.delivery.request.deadline_at_s
+
+    @property
+    def has_unsent(self) -> bool:
+        return bool(self.statuses or self.final or self.unsent_tokens())
+
+    def unsent_tokens(self) -> list[TokenEvent]:
+        """The end of the answer that the event log lacks."""
+        first = len(self.answer)
+        while first > 0 and self.answer[first - 1].index >= self.next_index:
+            first -= 1
+        return self.answer[first:]
+
+    def append(self) -> Append:
+        """All that the event log lacks. A job's status changes end before its tokens begin."""
+        events: list[StatusEvent | TokenEvent] = [*self.statuses, *self.unsent_tokens()]
+        return Append(self.delivery, events, self.final, self.first_token_at_s)
+
+
+class RunningJobs:
+    """At most `max_jobs`, in the order in which they came. Belongs to the event loop."""
+
+    def __init__(self, max_jobs: int) -> None:
+        self._max_jobs = max_jobs
+        self._jobs: dict[str, RunningJob] = {}
+        self._on_removal = asyncio.Event()
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def __iter__(self) -> Iterator[RunningJob]:
+        return iter(list(self._jobs.values()))
+
+    @property
+    def has_room(self) -> bool:
+        return len(self._jobs) < self._max_jobs
+
+    @property
+    def has_suspect(self) -> bool:
+        return any(job.delivery.is_suspect for job in self._jobs.values())
+
+    def get(self, job_id: str) -> RunningJob | None:
+        return self._jobs.get(job_id)
+
+    def add(self, job: RunningJob) -> None:
+        assert self.has_room and job.job_id not in self._jobs
+        self._jobs[job.job_id] = job
+
+    def remove(self, job: RunningJob) -> None:
+        """Forgets a job, unless another attempt of it has taken its place."""
+        if self._jobs.get(job.job_id) is job:
+            del self._jobs[job.job_id]
+            self._on_removal.set()
+
+    async def wait_for_removal(self, timeout_s: float) -> None:
+        """Waits until a job leaves, for at most `timeout_s`."""
+        self._on_removal.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._on_removal.wait()

@@ -1,0 +1,208 @@
+"""One worker: an engine on its thread, and the tasks that connect it to the queue.
+
+It runs until it is told to stop, which it does by draining: nothing new is taken, what finishes in
+time finishes, the rest is handed back for others to go on with. If a part of it fails, the jobs in
+its engine are handed back as suspects, the others at no cost, and the worker reports failure.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Self
+
+from redis.asyncio import Redis
+
+from app.errors import StoreUnavailableError
+from app.frame_store import FrameStore
+from app.job_leases import JobLeases
+from app.messages import ModelCard
+from app.metrics import WorkerMetrics
+from app.redis_keys import RedisKeys
+from app.settings import Settings
+from app.worker.engine_thread import EngineThread
+from app.worker.intake import Intake
+from app.worker.lease_keeper import LeaseKeeper
+from app.worker.publisher import Publisher
+from app.worker.running_jobs import RunningJobs
+from app.worker_registry import WorkerRegistry
+
+if TYPE_CHECKING:
+    from dycoke_core.engine import Engine, EngineCard
+
+FLUSH_TIMEOUT_S = 2.0  # for the last events of a worker that ends
+STORE_TIMEOUT_S = 5.0  # for withdrawing and handing back
+ENGINE_STOP_TIMEOUT_S = 10.0
+
+logger = logging.getLogger(__name__)
+
+Task = asyncio.Task[Any]
+
+
+class Worker:
+    """Args:
+    worker_id: unique to this process, also among its earlier lives.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        redis: Redis,
+        make_engine: "Callable[[], Engine]",
+        metrics: WorkerMetrics,
+        *,
+        worker_id: str,
+    ) -> None:
+        keys = RedisKeys(settings.redis_prefix)
+        self._settings = settings
+        self._worker_id = worker_id
+        self._metrics = metrics
+        self._is_stopped = asyncio.Event()
+        self._jobs = RunningJobs(settings.max_running_jobs)
+        self._leases = JobLeases(
+            redis,
+            keys,
+            model=settings.model_name,
+            worker_id=worker_id,
+            result_ttl_s=settings.result_ttl_s,
+        )
+        self._registry = WorkerRegistry(redis, keys)
+        self._publisher = Publisher(
+            self._leases, self._jobs, metrics, on_lost=lambda job: self._intake.drop(job)
+        )
+        self._engine = EngineThread(make_engine, self._publisher.publish)
+        self._intake = Intake(
+            self._leases,
+            FrameStore(redis, keys, max_bytes=settings.max_frame_store_bytes),
+            self._engine,
+            self._publisher,
+            self._jobs,
+            metrics,
+            lease_s=settings.lease_s,
+        )
+
+    def stop(self) -> None:
+        """Begins the drain."""
+        self._is_stopped.set()
+
+    async def run(self) -> bool:
+        """Returns True after a drain, False when a part failed and the process must end.
+
+        Raises:
+            ModelLoadError: and whatever else loading the engine raised.
+        """
+        async with _Tasks() as tasks:
+            is_stopped = tasks.start(self._is_stopped.wait())
+            card = tasks.start(self._engine.card())
+            await tasks.first_of(is_stopped, card)
+            if not card.done():
+                return True
+            return await self._serve(self._model_card(card.result()), is_stopped, tasks)
+
+    def close(self) -> bool:
+        """Ends the engine's thread. False if it hangs: then only the process's end ends it."""
+        return self._engine.stop(timeout_s=ENGINE_STOP_TIMEOUT_S)
+
+    async def _serve(self, card: ModelCard, is_stopped: Task, tasks: "_Tasks") -> bool:
+        keeper = LeaseKeeper(
+            self._leases,
+            self._registry,
+            self._engine,
+            self._publisher,
+            self._jobs,
+            card,
+            lease_s=self._settings.lease_s,
+            max_step_s=self._settings.job_timeout_s,
+            on_lost=self._intake.drop,
+        )
+        intake = tasks.start(self._intake.run())
+        publisher = tasks.start(self._publisher.run())
+        services = [
+            publisher,
+            tasks.start(keeper.run()),
+            tasks.start(keeper.listen()),
+            tasks.start(self._engine.wait_for_failure()),
+        ]
+        logger.info("ready", extra={"model": card.model, "device": card.device})
+        has_failed = False
+        try:
+            await tasks.first_of(is_stopped, intake, *services)
+            logger.info("draining", extra={"running_jobs": len(self._jobs)})
+            self._intake.stop()
+            await tasks.first_of(tasks.start(self._finish_jobs(keeper, intake)), *services)
+        except Exception:
+            logger.exception("a part of the worker failed")
+            has_failed = True
+        await self._hand_back(publisher, has_failed)
+        with suppress(StoreUnavailableError, TimeoutError):
+            async with asyncio.timeout(STORE_TIMEOUT_S):
+                await keeper.withdraw()
+        return not has_failed
+
+    async def _finish_jobs(self, keeper: LeaseKeeper, intake: Task) -> None:
+        """Waits for the running jobs, at most as long as a drain may take."""
+        with suppress(StoreUnavailableError):
+            await keeper.withdraw()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.drain_timeout_s):
+                await intake
+                while len(self._jobs):
+                    await self._jobs.wait_for_removal(timeout_s=1.0)
+
+    async def _hand_back(self, publisher: Task, has_failed: bool) -> None:
+        """Gives up what is left, with all that the engine has made of it."""
+        for job in self._jobs:
+            self._engine.abort(job.job_id)
+        self._publisher.close()
+        await asyncio.wait([publisher], timeout=FLUSH_TIMEOUT_S)
+        for job in self._jobs:
+            is_to_blame = has_failed and job.loading is not None and job.loading.done()
+            self._intake.drop(job)
+            try:
+                async with asyncio.timeout(STORE_TIMEOUT_S):
+                    await self._leases.hand_back(job.delivery, costs_delivery=is_to_blame)
+                logger.info("handed back a job", extra={"job_id": job.job_id})
+            except (StoreUnavailableError, TimeoutError):
+                logger.warning("a lease is left to run out", extra={"job_id": job.job_id})
+
+    def _model_card(self, card: "EngineCard") -> ModelCard:
+        return ModelCard(
+            worker_id=self._worker_id,
+            model=self._settings.model_name,
+            weights_digest=card.weights_digest,
+            device=card.device,
+            dtype=card.dtype,
+            image_size=card.image_size,
+            tokens_per_frame=card.tokens_per_frame,
+            num_layers=card.num_layers,
+            max_model_tokens=card.max_model_tokens,
+            prefill_chunk_tokens=card.prefill_chunk_tokens,
+            max_running_jobs=self._settings.max_running_jobs,
+            running_jobs=0,
+        )
+
+
+class _Tasks:
+    """Tasks that are all over when the block is left."""
+
+    def __init__(self) -> None:
+        self._tasks: list[Task] = []
+
+    def start(self, work: Coroutine[Any, Any, Any]) -> Task:
+        task = asyncio.create_task(work)
+        self._tasks.append(task)
+        return task
+
+    async def first_of(self, *tasks: Task) -> None:
+        """Waits until one is done; raises what it raised."""
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)

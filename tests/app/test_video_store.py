@@ -1,0 +1,222 @@
+"""Uploads on disk: content addresses, the byte budget, and what nobody may remove."""
+
+import asyncio
+import errno
+import hashlib
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from app import video_store
+from app.errors import (
+    UploadTooLargeError,
+    VideoInUseError,
+    VideoNotFoundError,
+    VideoStoreFullError,
+)
+from app.video_store import StoredVideo, VideoLease, VideoStore
+from dycoke_core.video import VideoProbe
+
+PROBE = VideoProbe("mp4", "h264", 64, 48, 10.0, 250, 25.0)
+KIB = 1024
+
+
+async def open_store(directory: Path, max_bytes: int = 10 * KIB) -> VideoStore:
+    store = VideoStore(directory, max_bytes=max_bytes, max_upload_bytes=8 * KIB)
+    await store.open()
+    return store
+
+
+async def put(store: VideoStore, content: bytes) -> VideoLease:
+    async with store.receive() as upload:
+        await upload.write(content)
+        return await store.commit(upload, await upload.finish(), PROBE)
+
+
+async def put_and_release(store: VideoStore, content: bytes, used_at_s: float) -> str:
+    lease = await put(store, content)
+    lease.release()
+    os.utime(lease.path, (used_at_s, used_at_s))
+    return lease.video.video_id
+
+
+def files(directory: Path) -> set[str]:
+    return {path.name for path in directory.rglob("*") if path.is_file()}
+
+
+async def test_video_is_named_by_its_content(tmp_path: Path) -> None:
+    store = await open_store(tmp_path)
+    lease = await put(store, b"abc")
+    assert lease.video.video_id == f"vid_{hashlib.sha256(b'abc').hexdigest()}"
+    assert lease.path.read_bytes() == b"abc"
+    found = await store.find(lease.video.video_id)
+    assert found == lease.video
+    assert isinstance(found, StoredVideo) and found.probe == PROBE
+    lease.release()
+
+
+async def test_same_content_is_stored_once(tmp_path: Path) -> None:
+    store = await open_store(tmp_path)
+    leases = await asyncio.gather(*(put(store, b"abc") for _ in range(5)))
+    assert len({lease.video.created_at_s for lease in leases}) == 1
+    assert len(files(tmp_path)) == 2
+    assert store._used_bytes == 3
+    for lease in leases:
+        lease.release()
+
+
+async def test_upload_over_the_cap_is_refused_when_it_passes_it(tmp_path: Path) -> None:
+    store = await open_store(tmp_path)
+    with pytest.raises(UploadTooLargeError):
+        async with store.receive() as upload:
+            await upload.write(bytes(8 * KIB))
+            await upload.write(b"x")
+    assert files(tmp_path) == set()
+    assert store._used_bytes == 0
+
+
+async def test_abandoned_upload_leaves_nothing(tmp_path: Path) -> None:
+    store = await open_store(tmp_path)
+    with pytest.raises(RuntimeError):
+        async with store.receive() as upload:
+            await upload.write(bytes(KIB))
+            await upload.finish()
+            raise RuntimeError
+    assert files(tmp_path) == set()
+    assert store._used_bytes == 0
+
+
+async def test_cancelled_upload_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(video_store, "FLUSH_BYTES", 1)
+    store = await open_store(tmp_path)
+
+    async def upload_for_ever() -> None:
+        async with store.receive() as upload:
+            while True:
+                await upload.write(b"x")
+
+    for delay_s in (0.0, 0.001, 0.003, 0.01):
+        task = asyncio.create_task(upload_for_ever())
+        await asyncio.sleep(delay_s)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert files(tmp_path) == set()
+        assert store._used_bytes == 0
+
+
+async def test_least_recently_used_videos_make_room(tmp_path: Path) -> None:
+    store = await open_store(tmp_path)
+    now = time.time()
+    old = await put_and_release(store, b"a" * 4 * KIB, now - 300)
+    older = await put_and_release(store, b"b" * 4 * KIB, now - 400)
+    (await store.lease(older)).release()  # used just now
+    newest = await put_and_release(store, b"c" * 4 * KIB, now)
+    with pytest.raises(VideoNotFoundError):
+        await store.find(old)
+    assert (await store.find(older)).num_bytes == (await store.find(newest)).num_bytes == 4 * KIB
+    assert store._used_bytes == 8 * KIB
+
+
+async def test_video_in_use_is_neither_evicted_nor_deleted(tmp_path: Path) -> None:
+    store, other_process = await open_store(tmp_path), await open_store(tmp_path)
+    lease = await put(store, bytes(7 * KIB))
+    for each in (store, other_process):
+        with pytest.raises(VideoInUseError):
+            await each.delete(lease.video.video_id)
+        await each.tidy()
+        with pytest.raises(VideoStoreFullError):
+            await put(each, b"x" * 4 * KIB)
+    assert lease.path.exists()
+    assert len(files(tmp_path)) == 2
+    lease.release()
+    (await put(other_process, b"x" * 4 * KIB)).release()
+    with pytest.raises(VideoNotFoundError):
+        await store.lease(lease.video.video_id)
+
+
+async def test_dropped_lease_holds_nothing(tmp_path: Path) -> None:
+    store = await open_store(tmp_path)
+    video_id = (await put(store, b"abc")).video.video_id
+    await store.delete(video_id)
+    assert files(tmp_path) == set()
+
+
+async def test_cancelled_lease_holds_nothing(tmp_path: Path) -> None:
+    store = await open_store(tmp_path)
+    video_id = await put_and_release(store, b"abc", time.time())
+    for _ in range(20):
+        task = asyncio.create_task(store.lease(video_id))
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        del task
+    await store.delete(video_id)
+
+
+async def test_full_disk_is_said_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = await open_store(tmp_path)
+
+    def full(fd: int, data: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async with store.receive() as upload:
+        await upload.write(b"x")
+        monkeypatch.setattr(video_store.os, "write", full)
+        with pytest.raises(VideoStoreFullError):
+            await upload.finish()
+    monkeypatch.undo()
+    assert store._used_bytes == 0
+
+
+async def test_what_a_dead_process_left_is_removed(tmp_path: Path) -> None:
+    incoming = tmp_path / "incoming"
+    incoming.mkdir()
+    long_ago = time.time() - 3600
+
+    def leave(path: Path, at_s: float) -> None:
+        path.write_bytes(b"x")
+        os.utime(path, (at_s, at_s))
+
+    leave(incoming / "dead", long_ago)
+    leave(incoming / "young", time.time())
+    leave(tmp_path / f"vid_{'0' * 64}.json", long_ago)
+    store = await open_store(tmp_path)
+    assert files(tmp_path) == {"young"}
+    async with store.receive() as upload:
+        await upload.write(b"y")
+        await upload.finish()
+        os.utime(upload.path, (long_ago, long_ago))
+        await (await open_store(tmp_path)).tidy()  # slow, but alive
+        assert upload.path.exists()
+
+
+async def test_videos_survive_a_restart_and_count(tmp_path: Path) -> None:
+    video_id = await put_and_release(await open_store(tmp_path), bytes(6 * KIB), 1.0)
+    store = await open_store(tmp_path)
+    assert store._used_bytes == 6 * KIB
+    assert (await store.find(video_id)).probe == PROBE
+
+
+async def test_smaller_budget_evicts_at_start(tmp_path: Path) -> None:
+    await put_and_release(await open_store(tmp_path), bytes(6 * KIB), 1.0)
+    store = await open_store(tmp_path, max_bytes=KIB)
+    assert store._used_bytes == 0
+    assert files(tmp_path) == set()
+
+
+@pytest.mark.parametrize(
+    "video_id",
+    ["", "..", "../x", "vid_", "vid_" + "A" * 64, "vid_" + "0" * 63, "vid_" + "0" * 64 + "\n"],
+)
+async def test_malformed_id_is_not_found(tmp_path: Path, video_id: str) -> None:
+    store = await open_store(tmp_path)
+    calls: list[Callable[[str], object]] = [store.find, store.lease, store.delete]
+    for call in calls:
+        with pytest.raises(VideoNotFoundError):
+            await call(video_id)  # type: ignore[misc]

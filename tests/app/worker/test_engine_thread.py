@@ -1,0 +1,126 @@
+"""The thread that owns the engine: order, aborts, failures."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import numpy as np
+import pytest
+
+from app.worker.engine_thread import EngineThread, Update
+from dycoke_core.errors import EngineError, PromptTooLongError
+from dycoke_core.sequence import ChatMessage, SamplingParams, Sequence, Stage
+from tests.integration.fake_engine import FakeEngine, answer
+
+
+def sequence(question: str, max_tokens: int = 5) -> Sequence:
+    return Sequence(
+        sequence_id=question,
+        messages=(ChatMessage("user", question),),
+        frames=np.zeros((1, 8, 8, 3), np.uint8),
+        sampling=SamplingParams(max_tokens=max_tokens),
+    )
+
+
+class Running:
+    """A thread and all that its engine did."""
+
+    def __init__(self, on_update: Callable[[Update], None] | None = None) -> None:
+        self.engine = FakeEngine()
+        self.updates: list[Update] = []
+        self.thread = EngineThread(lambda: self.engine, on_update or self.updates.append)
+
+    def token_ids(self, sequence_id: str) -> list[int]:
+        events = [event for update in self.updates for event in update.tokens]
+        return [t for e in events if e.sequence_id == sequence_id for t in e.token_ids]
+
+    async def wait_for_tokens(self, sequence_id: str, count: int) -> None:
+        async with asyncio.timeout(30):
+            while len(self.token_ids(sequence_id)) < count:
+                await asyncio.sleep(0.005)
+
+
+@asynccontextmanager
+async def running(on_update: Callable[[Update], None] | None = None) -> AsyncIterator[Running]:
+    running = Running(on_update)
+    yield running
+    assert await asyncio.to_thread(running.thread.stop, timeout_s=30)
+
+
+async def test_card_is_there_once_the_engine_is_loaded() -> None:
+    async with running() as engine:
+        assert await engine.thread.card() == engine.engine.card
+
+
+async def test_events_come_in_order_with_stages_before_tokens() -> None:
+    async with running() as engine:
+        await engine.thread.add(sequence("why?"))
+        await engine.wait_for_tokens("why?", 5)
+    assert engine.token_ids("why?") == answer("why?", 5)
+    stages = [change.stage for update in engine.updates for change in update.stages]
+    assert stages == [Stage.ENCODING, Stage.PREFILLING]
+
+
+async def test_no_event_comes_after_an_abort() -> None:
+    async with running() as engine:
+        await engine.thread.add(sequence("sleep:0.005", max_tokens=10_000))
+        await engine.wait_for_tokens("sleep:0.005", 3)
+        assert await engine.thread.abort("sleep:0.005")
+        count = len(engine.token_ids("sleep:0.005"))
+        await asyncio.sleep(0.05)
+        assert len(engine.token_ids("sleep:0.005")) == count
+        assert engine.updates[-1].stats.num_running == 0
+        assert not await engine.thread.abort("sleep:0.005")
+
+
+async def test_refusal_is_raised_where_the_sequence_was_added() -> None:
+    async with running() as engine:
+        with pytest.raises(PromptTooLongError):
+            await engine.thread.add(sequence("refuse"))
+        await engine.thread.add(sequence("why?"))
+        await engine.wait_for_tokens("why?", 5)
+
+
+async def test_failing_step_ends_the_engine_and_all_commands() -> None:
+    async with running() as engine:
+        failure = asyncio.create_task(engine.thread.wait_for_failure())
+        await engine.thread.add(sequence("raise"))
+        with pytest.raises(RuntimeError, match="the device is lost"):
+            await failure
+        with pytest.raises(EngineError):
+            await engine.thread.add(sequence("why?"))
+        with pytest.raises(EngineError):
+            await engine.thread.abort("raise")
+
+
+async def test_outcome_that_cannot_be_handed_over_ends_the_engine() -> None:
+    def refuse(update: Update) -> None:
+        raise ValueError("no")
+
+    async with running(refuse) as engine:
+        failure = asyncio.create_task(engine.thread.wait_for_failure())
+        await engine.thread.add(sequence("why?"))
+        with pytest.raises(ValueError):
+            await failure
+
+
+async def test_failure_to_load_reaches_whoever_waits_for_the_card() -> None:
+    def fail() -> FakeEngine:
+        raise OSError("no such file")
+
+    thread = EngineThread(fail, lambda update: None)
+    with pytest.raises(OSError):
+        await thread.card()
+    assert await asyncio.to_thread(thread.stop, timeout_s=30)
+
+
+async def test_step_that_hangs_shows_its_age() -> None:
+    async with running() as engine:
+        assert engine.thread.step_age_s() == 0.0
+        await engine.thread.add(sequence("sleep:0.2", max_tokens=1))
+        async with asyncio.timeout(30):
+            while engine.thread.step_age_s() < 0.1:
+                await asyncio.sleep(0.005)
+            while engine.thread.step_age_s() > 0:
+                await asyncio.sleep(0.005)
+        await engine.thread.abort("sleep:0.2")

@@ -1,0 +1,102 @@
+"""A real Redis for the integration tests: one server for the session, a key prefix per test."""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from redis import Redis as SyncRedis
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from app import child
+from app.embedded_redis import find_redis_server
+from app.redis_client import connect
+from app.redis_keys import RedisKeys
+
+
+class RedisServer:
+    """A redis-server of a test's own, on a unix socket. What it wrote survives a restart."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.socket = folder / "redis.sock"
+        self.url = f"unix://{self.socket}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        options = {
+            "port": "0",
+            "unixsocket": str(self.socket),
+            "dir": str(self.folder),
+            "appendonly": "yes",
+            "appendfsync": "always",
+            "save": "",
+            "loglevel": "warning",
+            "logfile": str(self.folder / "log"),
+        }
+        words = [word for name, value in options.items() for word in (f"--{name}", value)]
+        # Dies with the tests, however they end. Call this on the main thread: see `app.child`.
+        wrapper = (sys.executable, "-I", "-S", child.__file__, str(os.getpid()), "9")
+        self._process = subprocess.Popen([*wrapper, find_redis_server(), *words])
+        until = time.monotonic() + 20
+        with SyncRedis(unix_socket_path=str(self.socket)) as client:
+            while not _answers(client):
+                assert time.monotonic() < until, (self.folder / "log").read_text()
+                time.sleep(0.02)
+
+    def stop(self) -> None:
+        """Ends the server cleanly."""
+        assert self._process is not None
+        self._process.terminate()
+        self._process.wait(20)
+
+    def kill(self) -> None:
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait(20)
+
+
+def _answers(client: SyncRedis) -> bool:
+    try:
+        return bool(client.ping())
+    except (RedisError, OSError):
+        return False
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[RedisServer]:
+    """The session's server. Do not stop it: see `own_redis_server`."""
+    yield from _running_server()
+
+
+@pytest.fixture
+def own_redis_server() -> Iterator[RedisServer]:
+    """A server for one test, which may stop and start it."""
+    yield from _running_server()
+
+
+def _running_server() -> Iterator[RedisServer]:
+    # Not pytest's tmp_path: a unix socket's path has at most 107 bytes.
+    with tempfile.TemporaryDirectory(prefix="dycoke-test-") as folder:
+        server = RedisServer(Path(folder))
+        server.start()
+        yield server
+        server.stop()
+
+
+@pytest.fixture
+def keys() -> RedisKeys:
+    return RedisKeys(f"test-{uuid.uuid4().hex[:12]}")
+
+
+@pytest.fixture
+async def redis(redis_server: RedisServer) -> AsyncIterator[Redis]:
+    client = connect(redis_server.url)
+    yield client
+    await client.aclose()

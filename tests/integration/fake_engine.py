@@ -1,0 +1,214 @@
+"""An engine without a model: the real one's interface, tokens that depend on all that came before.
+
+A question may hold words that steer it:
+
+    sleep:0.02   each step takes that long
+    poison       the process dies at the third new token
+    raise        the step raises at the third new token
+    fail         the sequence fails at the third new token
+    refuse       `add` refuses the sequence
+"""
+
+import os
+import time
+import zlib
+from dataclasses import dataclass, field
+
+from dycoke_core.errors import EngineError, PromptTooLongError
+from dycoke_core.sequence import (
+    CacheReport,
+    CompressionReport,
+    FinishReason,
+    MemoryReport,
+    Sequence,
+    SequenceReport,
+    Stage,
+    TimingReport,
+    TokenEvent,
+)
+
+FATAL_TOKEN = 2  # new tokens before the steered mishaps
+
+
+# As in dycoke_core.engine, whose import of torch costs each worker process seconds.
+
+
+@dataclass(frozen=True, slots=True)
+class EngineCard:
+    weights_digest: str
+    device: str
+    dtype: str
+    image_size: int
+    tokens_per_frame: int
+    num_layers: int
+    max_model_tokens: int
+    prefill_chunk_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    num_waiting: int
+    num_running: int
+    kv_bytes_in_use: int
+    kv_bytes_cached: int
+    kv_bytes_budget: int
+    device_memory_bytes: int
+
+
+@dataclass
+class FakeEngine:
+    max_running_sequences: int = 4
+    sequences: dict[str, Sequence] = field(default_factory=dict)
+    aborted: list[str] = field(default_factory=list)
+
+    card = EngineCard(
+        weights_digest="fake",
+        device="cpu",
+        dtype="float32",
+        image_size=8,
+        tokens_per_frame=4,
+        num_layers=2,
+        max_model_tokens=4096,
+        prefill_chunk_tokens=64,
+    )
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.sequences)
+
+    def stats(self) -> EngineStats:
+        num_running = min(len(self.sequences), self.max_running_sequences)
+        return EngineStats(
+            num_waiting=len(self.sequences) - num_running,
+            num_running=num_running,
+            kv_bytes_in_use=10 * num_running,
+            kv_bytes_cached=0,
+            kv_bytes_budget=40,
+            device_memory_bytes=0,
+        )
+
+    def add(self, sequence: Sequence) -> None:
+        if "refuse" in words(sequence):
+            raise PromptTooLongError("the prompt is too long")
+        assert sequence.frames.shape[1:] == (8, 8, 3)
+        self.sequences[sequence.sequence_id] = sequence
+
+    def abort(self, sequence_id: str) -> bool:
+        self.aborted.append(sequence_id)
+        return self.sequences.pop(sequence_id, None) is not None
+
+    def step(self) -> list[TokenEvent]:
+        running = list(self.sequences.values())[: self.max_running_sequences]
+        time.sleep(max(step_time_s(sequence) for sequence in running))
+        events = [event for sequence in running if (event := self._advance(sequence))]
+        for event in events:
+            if event.finish_reason is not None:
+                del self.sequences[event.sequence_id]
+        return events
+
+    def _advance(self, sequence: Sequence) -> TokenEvent | None:
+        if sequence.stage is Stage.WAITING:
+            sequence.stage = Stage.ENCODING
+            return None
+        if sequence.stage is Stage.ENCODING:
+            sequence.stage = Stage.PREFILLING
+            return None
+        sequence.stage = Stage.DECODING
+        output = sequence.output_token_ids
+        if not output:
+            output.extend(sequence.forced_token_ids)
+        is_fatal = len(output) - len(sequence.forced_token_ids) == FATAL_TOKEN
+        if is_fatal and (mishap := self._mishap(sequence)):
+            return mishap
+        index, token_id = len(output), next_token_id(question(sequence), output)
+        output.append(token_id)
+        is_last = len(output) == sequence.sampling.max_tokens
+        return TokenEvent(
+            sequence_id=sequence.sequence_id,
+            index=index,
+            token_ids=(token_id,),
+            text=text_of(token_id),
+            finish_reason=FinishReason.LENGTH if is_last else None,
+            report=make_report(output) if is_last else None,
+        )
+
+    def _mishap(self, sequence: Sequence) -> TokenEvent | None:
+        if "poison" in words(sequence):
+            os._exit(66)
+        if "raise" in words(sequence):
+            raise RuntimeError("the device is lost")
+        if "fail" not in words(sequence):
+            return None
+        return TokenEvent(
+            sequence_id=sequence.sequence_id,
+            index=len(sequence.output_token_ids),
+            token_ids=(),
+            text="",
+            finish_reason=FinishReason.ERROR,
+            error=EngineError("the engine failed on this request"),
+        )
+
+
+def question(sequence: Sequence) -> str:
+    return sequence.messages[-1].content
+
+
+def words(sequence: Sequence) -> list[str]:
+    return question(sequence).split()
+
+
+def step_time_s(sequence: Sequence) -> float:
+    times = [float(word[6:]) for word in words(sequence) if word.startswith("sleep:")]
+    return times[0] if times else 0.0
+
+
+def next_token_id(text: str, output: list[int]) -> int:
+    return zlib.crc32(f"{text}{output}".encode()) % 50_000
+
+
+def text_of(token_id: int) -> str:
+    return f"w{token_id} "
+
+
+def answer(text: str, num_tokens: int) -> list[int]:
+    """The token ids of an undisturbed run."""
+    output: list[int] = []
+    for _ in range(num_tokens):
+        output.append(next_token_id(text, output))
+    return output
+
+
+def make_report(output: list[int]) -> SequenceReport:
+    return SequenceReport(
+        prompt_tokens=20,
+        completion_tokens=len(output),
+        text="".join(map(text_of, output)),
+        compression=CompressionReport(
+            visual_tokens_in=4,
+            visual_tokens_prefill=3,
+            visual_tokens_decode=2,
+            retained_ratio_prefill=0.75,
+            retained_ratio_decode=0.5,
+            retained_ratio_decode_all_layers=0.6,
+            kept_per_frame=(3,),
+            decode_steps=len(output) - 1,
+            refreshes=1,
+            paper_flops_full=200.0,
+            paper_flops_actual=100.0,
+            exact_flops_full=400.0,
+            exact_flops_actual=100.0,
+        ),
+        timings=TimingReport(
+            waiting_s=0.25,
+            vision_s=0.5,
+            compress_s=0.001,
+            prefill_s=0.125,
+            first_token_s=1.0,
+            decode_s=2.0,
+            per_output_token_s=0.5,
+        ),
+        memory=MemoryReport(
+            kv_bytes=100, dp_cache_bytes=50, kv_bytes_full_tokens=300, peak_device_bytes=1000
+        ),
+        cache=CacheReport(has_features_hit=True, has_prefix_hit=False),
+    )

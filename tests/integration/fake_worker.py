@@ -1,0 +1,16 @@
+"""A worker process with a fake engine: `python -m tests.integration.fake_worker CHILD`."""
+
+import sys
+
+from app.settings import load_settings
+from app.worker.process import run
+from tests.integration.fake_engine import FakeEngine
+
+if __name__ == "__main__":
+    sys.exit(
+        run(
+            load_settings(),
+            int(sys.argv[1]),
+            engine_factory=lambda settings: FakeEngine(settings.max_running_jobs),
+        )
+    )

@@ -1,0 +1,85 @@
+"""Jobs as the tests make them, and the steps that bring them along."""
+
+import asyncio
+import time
+
+from redis.asyncio import Redis
+
+from app.errors import JobCancelledError
+from app.job_leases import Delivery, JobLeases
+from app.job_queue import JobQueue
+from app.messages import ErrorEvent, FramesRef, JobRequest, TokenEvent, Turn
+from app.redis_keys import RedisKeys
+
+MODEL = "tiny"
+LEASE_S = 0.3
+
+
+def make_request(job_id: str, *, timeout_s: float = 60.0, model: str = MODEL) -> JobRequest:
+    now = time.time()
+    return JobRequest(
+        job_id=job_id,
+        model=model,
+        video_id="video",
+        messages=[Turn(role="user", content="What happens?")],
+        max_tokens=8,
+        temperature=0.0,
+        top_p=1.0,
+        seed=0,
+        stop=[],
+        compression={"policy": "full"},
+        weights_digest="w",
+        dtype="float32",
+        prefill_chunk_tokens=64,
+        accepted_at_s=now,
+        deadline_at_s=now + timeout_s,
+    )
+
+
+def with_frames(request: JobRequest) -> JobRequest:
+    frames = FramesRef(
+        digest="frames",
+        num_frames=1,
+        image_size=8,
+        indices=[0],
+        timestamps_s=[0.0],
+        reader="decord",
+        is_cached=False,
+    )
+    return request.model_copy(update={"frames": frames})
+
+
+def token(index: int) -> TokenEvent:
+    return TokenEvent(index=index, text=f"t{index} ", token_ids=[100 + index])
+
+
+def leases_of(redis: Redis, keys: RedisKeys, worker_id: str) -> JobLeases:
+    return JobLeases(redis, keys, model=MODEL, worker_id=worker_id, result_ttl_s=60)
+
+
+async def submit(queue: JobQueue, job_id: str, *, timeout_s: float = 60.0) -> JobRequest:
+    request = make_request(job_id, timeout_s=timeout_s)
+    await queue.reserve(MODEL, job_id, max_jobs=100, lease_s=30)
+    assert await queue.create(request) == job_id
+    request = with_frames(request)
+    assert await queue.enqueue(request)
+    return request
+
+
+async def take(leases: JobLeases) -> Delivery:
+    delivery = await leases.take(block_s=5)
+    assert delivery is not None
+    return delivery
+
+
+async def take_over(leases: JobLeases, *, may_be_suspect: bool = True) -> Delivery:
+    """Waits until a lease has run out."""
+    while True:
+        delivery = await leases.take_over(lease_s=LEASE_S, may_be_suspect=may_be_suspect)
+        if delivery:
+            return delivery
+        await asyncio.sleep(0.02)
+
+
+def cancelled(job_id: str) -> ErrorEvent:
+    return ErrorEvent.of(JobCancelledError("cancelled"), job_id)

@@ -1,0 +1,380 @@
+"""What the API refuses, and how: full queue, large bodies, strangers, outages, bad routes."""
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from app.api import intake
+from app.redis_keys import RedisKeys
+from dycoke_core.errors import UnsupportedCodecError
+from tests.integration.api import (
+    CLIP,
+    EventReader,
+    RunningApi,
+    ScriptedWorker,
+    parse_events,
+    raw_request,
+    running_api,
+    scripted_worker,
+    until,
+)
+from tests.integration.conftest import RedisServer
+
+MAX_UPLOAD_BYTES = 2**20
+
+
+@pytest.fixture
+async def worker(redis_server: RedisServer, keys: RedisKeys) -> AsyncIterator[ScriptedWorker]:
+    async with scripted_worker(redis_server.url, keys) as worker:
+        yield worker
+
+
+@pytest.fixture
+async def api(
+    redis_server: RedisServer, keys: RedisKeys, tmp_path: Path
+) -> AsyncIterator[RunningApi]:
+    async with running_api(
+        redis_server.url,
+        keys,
+        tmp_path,
+        max_queued_jobs=1,
+        max_streams=3,
+        max_upload_bytes=MAX_UPLOAD_BYTES,
+    ) as api:
+        yield api
+
+
+def upload_head(length: int) -> str:
+    return (
+        "POST /v1/video/chat HTTP/1.1\nhost: x\n"
+        f"content-type: multipart/form-data; boundary=b\ncontent-length: {length}\n"
+    )
+
+
+# --- over budget ---
+
+
+async def test_full_queue_refuses_before_the_body_is_sent(
+    api: RunningApi, worker: ScriptedWorker
+) -> None:
+    api.readers.may_read.clear()
+    async with api.posting() as first:
+        reader = EventReader(first)
+        await reader.until("status", stage="reading_frames")
+        client, writer = await asyncio.open_connection("127.0.0.1", api.port)
+        writer.write(upload_head(10**12).replace("\n", "\r\n").encode() + b"\r\n")
+        async with asyncio.timeout(5):
+            head = await client.readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 429 ")
+        assert re.search(rb"retry-after: [1-9]", head)
+        writer.close()
+        response = await api.post()
+        assert response.status_code == 429
+        assert response.json()["code"] == "queue_full"
+        assert response.json()["retryable"] is True
+        api.readers.may_read.set()
+        await worker.answer()
+        await reader.until("done")
+    post = asyncio.create_task(api.post(stream=False))
+    await worker.answer()
+    assert (await post).status_code == 200
+    assert 'rejections_total{reason="queue_full"} 2.0' in (await api.client.get("/metrics")).text
+
+
+async def test_refusal_reaches_a_client_that_is_still_sending(
+    api: RunningApi, worker: ScriptedWorker
+) -> None:
+    await worker.withdraw()
+    response = await api.post(clip=CLIP + bytes(MAX_UPLOAD_BYTES // 2))
+    assert response.status_code == 503
+    assert response.json()["code"] == "no_worker"
+    assert response.headers["retry-after"].isdecimal()
+
+
+async def test_announced_length_over_the_cap_is_a_413_before_the_body(
+    api: RunningApi, worker: ScriptedWorker
+) -> None:
+    async with asyncio.timeout(10):
+        reply = await raw_request(api.port, upload_head(10**10))
+    assert reply.startswith(b"HTTP/1.1 413 ")
+    assert b'"upload_too_large"' in reply
+    assert (await api.api.queue.depth("tiny")).waiting == 0
+
+
+async def test_unannounced_length_over_the_cap_is_a_413_when_it_is_passed(
+    api: RunningApi, worker: ScriptedWorker
+) -> None:
+    num_sent = 0
+
+    async def body() -> AsyncIterator[bytes]:
+        nonlocal num_sent
+        yield b'--b\r\ncontent-disposition: form-data; name="video"\r\n\r\n' + CLIP
+        for _ in range(4 * MAX_UPLOAD_BYTES // 65536):
+            num_sent += 65536
+            yield bytes(65536)
+
+    response = await api.client.post(
+        "/v1/video/chat",
+        content=body(),
+        headers={"content-type": "multipart/form-data; boundary=b"},
+    )
+    assert response.status_code == 413
+    assert response.json()["code"] == "upload_too_large"
+    await until(lambda: not list((api.api.settings.data_dir / "videos").rglob("?" * 32)))
+    assert (await api.api.queue.depth("tiny")).waiting == 0
+
+
+async def test_large_json_body_is_a_413(api: RunningApi, worker: ScriptedWorker) -> None:
+    response = await api.client.post(
+        "/v1/video/chat",
+        content=b'{"question": "' + bytes(2 * 2**20) + b'"}',
+        headers={"content-type": "application/json"},
+    )
+    assert response.status_code == 413
+
+
+async def test_client_that_stops_sending_is_told_and_frees_its_place(
+    api: RunningApi, worker: ScriptedWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intake, "IDLE_S", 0.3)
+    reply = await raw_request(api.port, upload_head(1000), b"--b\r\n")
+    assert reply.startswith(b"HTTP/1.1 408 ")
+    assert b'"upload_timeout"' in reply
+    assert (await api.api.queue.depth("tiny")).waiting == 0
+
+
+async def test_open_answers_are_bounded(api: RunningApi, worker: ScriptedWorker) -> None:
+    async with api.posting() as first:
+        url = f"/v1/jobs/{first.headers['x-job-id']}/events"
+        async with api.client.stream("GET", url), api.client.stream("GET", url):
+            refused = await api.client.get(url)
+            assert refused.status_code == 503
+            assert refused.json()["code"] == "too_many_streams"
+            assert "retry-after" in refused.headers
+            assert "dycoke_open_streams 3.0" in (await api.client.get("/metrics")).text
+        async with asyncio.timeout(10):
+            while (await api.client.head(url)).status_code != 405:
+                await asyncio.sleep(0.05)
+        again = asyncio.create_task(api.client.get(url))
+        await worker.answer()
+        assert parse_events((await again).text)[-1].name == "done"
+
+
+# --- who asks ---
+
+
+async def test_strangers_are_refused_where_keys_are_configured(
+    redis_server: RedisServer, keys: RedisKeys, tmp_path: Path, worker: ScriptedWorker
+) -> None:
+    async with running_api(
+        redis_server.url, keys, tmp_path, api_keys="first-key, second-key"
+    ) as api:
+        for header in ({}, {"Authorization": "Bearer x"}, {"Authorization": "Basic first-key"}):
+            for method, path in (
+                ("POST", "/v1/video/chat"),
+                ("POST", "/v1/videos"),
+                ("GET", "/v1/models"),
+                ("GET", "/v1/jobs/x"),
+                ("DELETE", "/v1/videos/x"),
+            ):
+                response = await api.client.request(method, path, headers=header)
+                assert response.status_code == 401, path
+                assert response.headers["www-authenticate"].startswith("Bearer")
+                assert response.json()["code"] == "unauthorized"
+        for path in ("/livez", "/readyz", "/metrics"):
+            assert (await api.client.get(path)).status_code == 200
+        for key in ("first-key", "second-key"):
+            headers = {"Authorization": f"Bearer {key}"}
+            assert (await api.client.get("/v1/models", headers=headers)).status_code == 200
+            post = asyncio.create_task(api.post(headers=headers, stream=False))
+            await worker.answer()
+            assert (await post).status_code == 200
+
+
+# --- health ---
+
+
+async def test_ready_means_that_a_worker_can_take_a_job(
+    api: RunningApi, worker: ScriptedWorker
+) -> None:
+    assert (await api.client.get("/livez")).status_code == 200
+    assert (await api.client.get("/readyz")).status_code == 200
+    await worker.withdraw()
+    response = await api.client.get("/readyz")
+    assert (response.status_code, response.json()["code"]) == (503, "no_worker")
+    assert (await api.client.get("/livez")).status_code == 200
+    assert (await api.client.get("/v1/models")).json()["data"] == []
+
+
+async def test_models_are_listed_with_their_workers(
+    api: RunningApi, worker: ScriptedWorker
+) -> None:
+    answer = (await api.client.get("/v1/models")).json()
+    assert [(m["id"], m["num_workers"]) for m in answer["data"]] == [("tiny", 1)]
+    assert answer["compression"]["default"]["policy"] == "dycoke"
+    assert "k" in answer["compression"]["policies"]["dycoke"]
+
+
+async def test_outage_of_redis_is_a_503_at_once_and_heals_by_itself(
+    own_redis_server: RedisServer, keys: RedisKeys, tmp_path: Path
+) -> None:
+    async with (
+        running_api(own_redis_server.url, keys, tmp_path) as api,
+        scripted_worker(own_redis_server.url, keys) as worker,
+    ):
+        post = asyncio.create_task(api.post())
+        delivery = await worker.take()
+        await worker.say(delivery, 0)
+        own_redis_server.stop()
+        began_at = time.monotonic()
+        for method, path in (
+            ("GET", "/readyz"),
+            ("GET", "/v1/models"),
+            ("GET", f"/v1/jobs/{delivery.job_id}"),
+            ("DELETE", f"/v1/jobs/{delivery.job_id}"),
+        ):
+            response = await api.client.request(method, path)
+            assert response.status_code == 503, path
+            assert response.json()["code"] == "store_unavailable"
+        assert (await api.post()).json()["code"] == "store_unavailable"
+        assert time.monotonic() - began_at < 10
+        assert (await api.client.get("/livez")).status_code == 200
+        own_redis_server.start()
+        await worker.say(delivery, 1)
+        await worker.finish(delivery, 2)
+        events = [e for e in parse_events((await post).text) if e.name != "status"]
+        assert [e.name for e in events] == ["job", "token", "token", "done"]
+        assert (await api.client.get("/readyz")).status_code == 200
+
+
+# --- what the framework would answer ---
+
+
+async def test_unknown_routes_and_methods_are_problems(api: RunningApi) -> None:
+    missing = await api.client.get("/nowhere")
+    assert (missing.status_code, missing.json()["code"]) == (404, "not_found")
+    wrong = await api.client.put("/v1/video/chat")
+    assert (wrong.status_code, wrong.json()["code"]) == (405, "method_not_allowed")
+    assert wrong.headers["allow"] == "POST"
+    for response in (missing, wrong):
+        assert response.headers["content-type"] == "application/problem+json"
+
+
+async def test_unexpected_error_is_a_500_without_its_text(
+    api: RunningApi,
+    worker: ScriptedWorker,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def fail() -> None:
+        raise RuntimeError("secret")
+
+    monkeypatch.setattr(api.api.registry, "cards", fail, raising=True)
+    response = await api.client.get("/v1/models")
+    assert response.status_code == 500
+    problem = response.json()
+    assert problem["code"] == "internal_error"
+    assert "secret" not in response.text
+    assert problem["incident"] in {getattr(r, "incident", None) for r in caplog.records}
+
+
+# --- videos ---
+
+
+async def test_video_is_uploaded_once_and_found_by_its_content(
+    api: RunningApi, worker: ScriptedWorker
+) -> None:
+    first = await api.client.post("/v1/videos", files={"video": ("../x.mp4", CLIP)})
+    assert first.status_code == 201
+    video = first.json()
+    assert video["num_bytes"] == len(CLIP)
+    assert video["probe"]["codec"] == "h264"
+    second = await api.client.post("/v1/videos", files={"video": CLIP})
+    assert second.json() == video
+    assert api.readers.num_probes == 1
+    url = f"/v1/videos/{video['video_id']}"
+    assert (await api.client.get(url)).json() == video
+    assert (await api.client.delete(url)).status_code == 204
+    assert (await api.client.get(url)).status_code == 404
+    asked = await api.post(clip=None, video_id=video["video_id"])
+    assert (asked.status_code, asked.json()["code"]) == (404, "video_not_found")
+    names = [p.name for p in (api.api.settings.data_dir / "videos").rglob("*")]
+    assert names == ["incoming"]
+
+
+async def test_video_in_use_is_not_deleted(api: RunningApi, worker: ScriptedWorker) -> None:
+    api.readers.may_read.clear()
+    async with api.posting() as response:
+        reader = EventReader(response)
+        job = await reader.until("job")
+        url = f"/v1/videos/{job.data['video_id']}"
+        refused = await api.client.delete(url)
+        assert (refused.status_code, refused.json()["code"]) == (409, "video_in_use")
+        api.readers.may_read.set()
+        await worker.answer()
+        await reader.until("done")
+    assert (await api.client.delete(url)).status_code == 204
+
+
+@pytest.mark.parametrize("video_id", ["x", "..%2F..%2Fetc%2Fpasswd", "vid_" + "A" * 64, "vid_"])
+async def test_malformed_video_id_is_a_404(api: RunningApi, video_id: str) -> None:
+    for method in ("GET", "DELETE"):
+        response = await api.client.request(method, f"/v1/videos/{video_id}")
+        assert response.status_code == 404
+
+
+async def test_upload_refuses_what_chat_would(api: RunningApi, worker: ScriptedWorker) -> None:
+    assert (await api.client.post("/v1/videos", files={"video": b"text"})).status_code == 415
+    assert (await api.client.post("/v1/videos", files={"other": CLIP})).status_code == 400
+    mixed = await api.client.post("/v1/videos", files={"video": CLIP}, data={"x": "1"})
+    assert mixed.json()["errors"][0]["field"] == "x"
+    large = await api.client.post("/v1/videos", files={"video": CLIP + bytes(MAX_UPLOAD_BYTES)})
+    assert large.status_code == 413
+    api.readers.probe_error = UnsupportedCodecError("the codec is not taken")
+    assert (await api.client.post("/v1/videos", files={"video": CLIP})).status_code == 415
+
+
+# --- metrics ---
+
+
+async def test_metrics_say_what_clients_experienced(
+    api: RunningApi, worker: ScriptedWorker
+) -> None:
+    post = asyncio.create_task(api.post())
+    delivery = await worker.answer(3)
+    await post
+    await api.client.get(f"/v1/jobs/{delivery.job_id}/events", headers={"Last-Event-ID": "1-0"})
+    await api.post(num_frames=0)
+    await until(
+        lambda: (
+            api.api.metrics.registry.get_sample_value("dycoke_workers_alive", {"model": "tiny"})
+            == 1.0
+        )
+    )
+    text = (await api.client.get("/metrics")).text
+    labels = 'model="tiny",policy="dycoke"'
+    for line in (
+        f"dycoke_request_latency_seconds_count{{{labels}}} 1.0",
+        f"dycoke_time_to_first_token_seconds_count{{{labels}}} 1.0",
+        f"dycoke_inter_token_latency_seconds_count{{{labels}}} 2.0",
+        f'dycoke_retained_token_ratio_sum{{{labels},stage="prefill"}} 0.5',
+        f'dycoke_retained_token_ratio_sum{{{labels},stage="decode"}} 0.25',
+        f"dycoke_request_kv_bytes_sum{{{labels}}} 1000.0",
+        f"dycoke_request_peak_memory_bytes_sum{{{labels}}} 1e+08",
+        'dycoke_requests_total{model="tiny",outcome="done",policy="dycoke"} 1.0',
+        'dycoke_rejections_total{reason="invalid_request"} 1.0',
+        'dycoke_reader_kills_total{reason="timeout"} 0.0',
+        "dycoke_stream_resumes_total 1.0",
+        "dycoke_client_disconnects_total 0.0",
+        'dycoke_queue_oldest_age_seconds{model="tiny"} 0.0',
+        'dycoke_queue_depth{model="tiny"} 0.0',
+        'dycoke_workers_alive{model="tiny"} 1.0',
+        "dycoke_reader_jobs 0.0",
+        "dycoke_open_streams 0.0",
+    ):
+        assert line in text, line
+    assert delivery.job_id not in text

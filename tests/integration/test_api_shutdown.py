@@ -1,0 +1,225 @@
+"""An API that is told to stop: answers go on, jobs live on, clients resume elsewhere."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from app.redis_keys import RedisKeys
+from tests.integration.api import (
+    PATIENCE_S,
+    EventReader,
+    ScriptedWorker,
+    parse_events,
+    raw_request,
+    running_api,
+    scripted_worker,
+    until,
+    until_state,
+)
+from tests.integration.conftest import RedisServer
+
+
+@pytest.fixture
+async def worker(redis_server: RedisServer, keys: RedisKeys) -> AsyncIterator[ScriptedWorker]:
+    async with scripted_worker(redis_server.url, keys) as worker:
+        yield worker
+
+
+async def test_draining_api_refuses_posts_and_lets_answers_finish(
+    redis_server: RedisServer, keys: RedisKeys, tmp_path: Path, worker: ScriptedWorker
+) -> None:
+    async with running_api(redis_server.url, keys, tmp_path) as api:
+        post = asyncio.create_task(api.post())
+        delivery = await worker.take()
+        await worker.say(delivery, 0)
+        api.server.begin_drain()
+        ready = await api.client.get("/readyz")
+        assert (ready.status_code, ready.json()["code"]) == (503, "shutting_down")
+        assert (await api.client.get("/livez")).status_code == 200
+        refused = await api.post()
+        assert (refused.status_code, refused.json()["code"]) == (503, "shutting_down")
+        await worker.say(delivery, 1)
+        await worker.finish(delivery, 2)
+        assert parse_events((await post).text)[-1].name == "done"
+        await asyncio.wait_for(asyncio.shield(api.serving), PATIENCE_S)
+
+
+async def test_stream_cut_by_shutdown_resumes_at_another_api(
+    redis_server: RedisServer, keys: RedisKeys, tmp_path: Path, worker: ScriptedWorker
+) -> None:
+    async with (
+        running_api(redis_server.url, keys, tmp_path, drain_timeout_s=0.2) as api,
+        running_api(redis_server.url, keys, tmp_path) as other,
+    ):
+        async with api.posting() as response:
+            delivery = await worker.take()
+            await worker.say(delivery, 0)
+            reader = EventReader(response)
+            seen = await reader.until("token", index=0)
+            api.server.begin_drain()
+            assert await reader.rest() == []
+        await asyncio.wait_for(asyncio.shield(api.serving), PATIENCE_S)
+        assert (await until_state(other, delivery.job_id, "running"))["error"] is None
+        assert await worker.say(delivery, 1)
+        await worker.finish(delivery, 2)
+        resumed = await other.client.get(
+            f"/v1/jobs/{delivery.job_id}/events", headers={"Last-Event-ID": seen.id or ""}
+        )
+        assert [e.name for e in parse_events(resumed.text)] == ["token", "done"]
+
+
+async def test_whole_answer_cut_by_shutdown_names_its_job(
+    redis_server: RedisServer, keys: RedisKeys, tmp_path: Path, worker: ScriptedWorker
+) -> None:
+    async with running_api(redis_server.url, keys, tmp_path, drain_timeout_s=0.2) as api:
+        post = asyncio.create_task(api.post(stream=False))
+        delivery = await worker.take()
+        api.server.begin_drain()
+        response = await post
+        assert (response.status_code, response.json()["code"]) == (503, "shutting_down")
+        assert response.json()["job_id"] == delivery.job_id
+        assert await worker.say(delivery, 0)
+
+
+async def test_upload_and_reading_cut_by_shutdown_end_in_retryable_errors(
+    redis_server: RedisServer, keys: RedisKeys, tmp_path: Path, worker: ScriptedWorker
+) -> None:
+    async with (
+        running_api(redis_server.url, keys, tmp_path, drain_timeout_s=0.3) as api,
+        running_api(redis_server.url, keys, tmp_path / "other") as other,
+    ):
+        api.readers.may_read.clear()
+        async with api.posting() as response:
+            job_id = response.headers["x-job-id"]
+            head = (
+                "POST /v1/video/chat HTTP/1.1\nhost: x\n"
+                "content-type: multipart/form-data; boundary=b\ncontent-length: 1000\n"
+            )
+            upload = asyncio.create_task(raw_request(api.port, head, b"--b\r\n"))
+            async with asyncio.timeout(PATIENCE_S):
+                while (await api.api.queue.depth("tiny")).waiting < 2:
+                    await asyncio.sleep(0.02)
+            api.server.begin_drain()
+            reply = await upload
+            await response.aread()
+        assert reply.startswith(b"HTTP/1.1 503 ") and b'"shutting_down"' in reply
+        job = await until_state(other, job_id, "error")
+        assert (job["error"]["code"], job["error"]["retryable"]) == ("reader_lost", True)
+        assert (await other.api.queue.depth("tiny")).waiting == 0
+
+
+async def test_reading_of_a_killed_api_ends_in_a_retryable_error(
+    redis_server: RedisServer, keys: RedisKeys, tmp_path: Path, worker: ScriptedWorker
+) -> None:
+    async with (
+        running_api(redis_server.url, keys, tmp_path, lease_s=0.5) as api,
+        running_api(redis_server.url, keys, tmp_path) as other,
+    ):
+        api.readers.may_read.clear()
+        async with api.posting() as response:
+            reader = EventReader(response)
+            await reader.until("status", stage="reading_frames")
+            stop_renewing_places()
+            error = (await reader.rest())[-1]
+        assert (error.data["code"], error.data["retryable"]) == ("reader_lost", True)
+        assert (await other.api.queue.depth("tiny")).waiting == 0
+
+
+def stop_renewing_places() -> None:
+    """What a SIGKILL of an API does to its places."""
+    for task in asyncio.all_tasks():
+        if "Place._renew" in repr(task.get_coro()):
+            task.cancel()
+
+
+# --- the process ---
+
+
+@asynccontextmanager
+async def api_process(
+    redis_url: str, keys: RedisKeys, data_dir: Path, **settings: str
+) -> AsyncIterator[tuple[asyncio.subprocess.Process, int]]:
+    env = {name: value for name, value in os.environ.items() if not name.startswith("DYCOKE_")}
+    env |= {
+        "DYCOKE_REDIS_URL": redis_url,
+        "DYCOKE_REDIS_PREFIX": keys.prefix,
+        "DYCOKE_DATA_DIR": str(data_dir),
+        "DYCOKE_PORT": "0",
+        **settings,
+    }
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "app", "api", env=env, stderr=asyncio.subprocess.PIPE
+    )
+    assert process.stderr is not None
+    try:
+        port = 0
+        async with asyncio.timeout(60):
+            while not port:
+                line = await process.stderr.readline()
+                assert line, "the process ended"
+                if b"listening on" in line:
+                    port = int(line.split(b"listening on http://127.0.0.1:")[1].split(b'"')[0])
+        yield process, port
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+async def test_sigterm_drains_the_process_and_it_exits_with_0(
+    redis_server: RedisServer, keys: RedisKeys, tmp_path: Path, worker: ScriptedWorker
+) -> None:
+    async with api_process(redis_server.url, keys, tmp_path, DYCOKE_DRAIN_TIMEOUT_S="20") as (
+        process,
+        port,
+    ):
+        base_url = f"http://127.0.0.1:{port}"
+        async with httpx.AsyncClient(base_url=base_url, timeout=PATIENCE_S) as client:
+            assert (await client.get("/readyz")).status_code == 200
+            process.send_signal(signal.SIGTERM)
+            async with asyncio.timeout(PATIENCE_S):
+                assert await process.wait() == 0
+
+
+async def test_second_signal_skips_the_wait(
+    redis_server: RedisServer, keys: RedisKeys, tmp_path: Path, worker: ScriptedWorker
+) -> None:
+    async with running_api(redis_server.url, keys, tmp_path) as api:
+        post = asyncio.create_task(api.post())
+        delivery = await worker.take()
+        api.server.begin_drain()
+        await asyncio.sleep(0.1)
+        assert not api.serving.done()
+        api.server.begin_drain()
+        assert parse_events((await post).text)[-1].name != "done"
+        await until(api.serving.done)
+        assert await worker.say(delivery, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "word"),
+    [
+        ("DYCOKE_DEFAULT_COMPRESSION", "fancy", "DYCOKE_DEFAULT_COMPRESSION"),
+        ("DYCOKE_HOST", "203.0.113.7", "address"),
+    ],
+)
+async def test_setting_that_cannot_work_ends_the_process_with_one_line(
+    redis_server: RedisServer, tmp_path: Path, name: str, value: str, word: str
+) -> None:
+    env = {**os.environ, "DYCOKE_REDIS_URL": redis_server.url, "DYCOKE_DATA_DIR": str(tmp_path)}
+    env |= {"DYCOKE_PORT": "0", "DYCOKE_LOG_LEVEL": "WARNING", name: value}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "app", "api", env=env, stderr=asyncio.subprocess.PIPE
+    )
+    async with asyncio.timeout(60):
+        _, errors = await process.communicate()
+    assert process.returncode == 2
+    assert word in errors.decode()
+    assert errors.count(b"\n") == 1, errors.decode()

@@ -1,0 +1,90 @@
+"""Real files through the real, sandboxed readers: each upload gets an answer or its own 4xx."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from app.frame_store import decode_frames
+from app.redis_keys import RedisKeys
+from tests.integration.api import (
+    RunningApi,
+    ScriptedWorker,
+    parse_events,
+    running_api,
+    scripted_worker,
+)
+from tests.integration.conftest import RedisServer
+from tests.video_clips import frame_numbers, make_audio, make_clip, make_flat_clip
+
+
+@pytest.fixture
+async def worker(redis_server: RedisServer, keys: RedisKeys) -> AsyncIterator[ScriptedWorker]:
+    async with scripted_worker(redis_server.url, keys, image_size=96) as worker:
+        yield worker
+
+
+@pytest.fixture
+async def api(
+    redis_server: RedisServer, keys: RedisKeys, tmp_path: Path
+) -> AsyncIterator[RunningApi]:
+    async with running_api(redis_server.url, keys, tmp_path / "data", has_real_readers=True) as api:
+        yield api
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [("x.mp4", "libx264"), ("x.webm", "libvpx-vp9"), ("x.avi", "mpeg4"), ("x.mkv", "libx265")],
+)
+async def test_frames_of_a_video_reach_the_worker(
+    api: RunningApi, worker: ScriptedWorker, tmp_path: Path, name: str, codec: str
+) -> None:
+    content = make_clip(tmp_path / name, codec=codec, num_frames=40).read_bytes()
+    post = asyncio.create_task(api.post(clip=content, num_frames=5))
+    delivery = await worker.take()
+    assert delivery.request.frames is not None
+    blob = await api.api.reading._frames.get(delivery.request.frames.digest)
+    assert blob is not None
+    assert frame_numbers(decode_frames(blob).pixels) == [0, 9, 19, 29, 39]
+    await worker.finish(delivery, 0)
+    done = parse_events((await post).text)[-1].data
+    assert done["frames"]["indices"] == [0, 9, 19, 29, 39]
+
+
+async def test_clip_of_a_video_is_what_is_read(
+    api: RunningApi, worker: ScriptedWorker, tmp_path: Path
+) -> None:
+    content = make_clip(tmp_path / "x.mp4", num_frames=50).read_bytes()
+    post = asyncio.create_task(
+        api.post(clip=content, num_frames=2, start_s=0.4, end_s=1.0, stream=False)
+    )
+    await worker.answer()
+    assert (await post).json()["frames"]["indices"] == [10, 24]
+    beyond = await api.post(clip=content, start_s=5)
+    assert (beyond.status_code, beyond.json()["errors"][0]["field"]) == (400, "start_s")
+
+
+async def test_what_cannot_be_read_gets_its_own_4xx(
+    api: RunningApi, worker: ScriptedWorker, tmp_path: Path
+) -> None:
+    clip = make_clip(tmp_path / "x.mp4", num_frames=30).read_bytes()
+    refused = {
+        "nothing": (b"", 415),
+        "random": (os.urandom(5000), 415),
+        "playlist": (b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n", 415),
+        "sound": (make_audio(tmp_path / "sound.mp4").read_bytes(), 415),
+        "huge": (make_flat_clip(tmp_path / "huge.mp4", width=8192, height=4320).read_bytes(), 413),
+        "cut": (clip[:600], 422),
+        "hollow": (clip[:40] + bytes(len(clip)), 422),
+    }
+    for name, (content, status) in refused.items():
+        response = await api.post(clip=content)
+        assert response.status_code == status, (name, response.text)
+        assert response.headers["content-type"] == "application/problem+json"
+    names = {p.name for p in (tmp_path / "data" / "videos").rglob("*")}
+    assert names == {"incoming"}
+    post = asyncio.create_task(api.post(clip=clip, stream=False))
+    await worker.answer()
+    assert (await post).status_code == 200

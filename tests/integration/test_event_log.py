@@ -1,0 +1,132 @@
+"""Reading events: from any point, by several readers, with bounded waits."""
+
+import asyncio
+
+import pytest
+from redis.asyncio import Redis
+
+from app.errors import JobNotFoundError
+from app.event_log import MAX_EVENTS_PER_READ, EventLog, parse_event_id
+from app.job_leases import Append, JobLeases
+from app.job_queue import JobQueue
+from app.messages import JobEvent, TokenEvent
+from app.redis_keys import RedisKeys
+from dycoke_core.errors import InvalidRequestError
+from tests.integration.jobs import MODEL, make_request, submit, take, token
+
+
+@pytest.fixture
+def log(redis: Redis, keys: RedisKeys) -> EventLog:
+    return EventLog(redis, keys)
+
+
+@pytest.fixture
+def queue(redis: Redis, keys: RedisKeys) -> JobQueue:
+    return JobQueue(redis, keys, result_ttl_s=60)
+
+
+@pytest.fixture
+async def leases(redis: Redis, keys: RedisKeys) -> JobLeases:
+    leases = JobLeases(redis, keys, model=MODEL, worker_id="w", result_ttl_s=60)
+    await leases.ensure_group()
+    return leases
+
+
+async def test_resuming_misses_and_repeats_nothing(
+    queue: JobQueue, leases: JobLeases, log: EventLog
+) -> None:
+    await submit(queue, "j")
+    delivery = await take(leases)
+    await leases.append([Append(delivery, [token(i) for i in range(4)])])
+    everything = await log.read("j", block_s=1)
+    assert [logged.event for logged in everything[1:]] == [token(i) for i in range(4)]
+    assert isinstance(everything[0].event, JobEvent)
+    for seen, logged in enumerate(everything):
+        assert await log.read("j", after=logged.id, block_s=0.01) == everything[seen + 1 :]
+
+
+async def test_waiting_reader_gets_the_next_event_as_it_comes(
+    queue: JobQueue, leases: JobLeases, log: EventLog
+) -> None:
+    await submit(queue, "j")
+    delivery = await take(leases)
+    readers = [asyncio.create_task(log.read("j", after="0-1", block_s=5)) for _ in range(3)]
+    await asyncio.sleep(0.05)
+    await leases.append([Append(delivery, [token(0)])])
+    for events in await asyncio.gather(*readers):
+        assert [logged.event for logged in events] == [token(0)]
+
+
+async def test_quiet_log_gives_nothing_when_the_time_is_over(
+    queue: JobQueue, log: EventLog
+) -> None:
+    await submit(queue, "j")
+    assert await log.read("j", after="0-1", block_s=0.02) == []
+    assert await log.read("j", after="0-1", block_s=0) == []  # not for ever
+
+
+async def test_read_returns_at_most_a_page(
+    queue: JobQueue, leases: JobLeases, log: EventLog
+) -> None:
+    await submit(queue, "j")
+    delivery = await take(leases)
+    num_tokens = MAX_EVENTS_PER_READ + 10
+    await leases.append([Append(delivery, [token(i) for i in range(num_tokens)])])
+    after, indices = "0-1", []
+    while page := await log.read("j", after=after, block_s=0.01):
+        assert len(page) <= MAX_EVENTS_PER_READ
+        indices += [e.event.index for e in page if isinstance(e.event, TokenEvent)]
+        after = page[-1].id
+    assert indices == list(range(num_tokens))
+
+
+async def test_cancelled_reader_leaves_a_usable_connection(queue: JobQueue, log: EventLog) -> None:
+    await submit(queue, "j")
+    for _ in range(5):
+        reader = asyncio.create_task(log.read("j", after="0-1", block_s=5))
+        await asyncio.sleep(0.01)
+        reader.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reader
+        assert len(await log.read("j", block_s=1)) == 1
+
+
+async def test_log_of_an_unknown_job_is_not_found(log: EventLog) -> None:
+    with pytest.raises(JobNotFoundError):
+        await log.read("none", block_s=0.01)
+
+
+async def test_job_without_events_is_waited_for(
+    queue: JobQueue, log: EventLog, redis: Redis, keys: RedisKeys
+) -> None:
+    await queue.reserve(MODEL, "j", max_jobs=1, lease_s=30)
+    await queue.create(make_request("j"))
+    await redis.delete(keys.events("j"))
+    assert await log.read("j", block_s=0.01) == []
+
+
+@pytest.mark.parametrize("text", ["0-0", "12-3", "4294967295-0"])
+def test_event_ids_of_ours_are_taken(text: str) -> None:
+    assert parse_event_id(text) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "$",
+        "-",
+        "+",
+        "1",
+        "1-",
+        "(1-0",
+        "1-0 ",
+        "a-0",
+        "99999999999-0",
+        "1-0\n",
+        "\u0661-\u0660",
+    ],
+)
+def test_other_event_ids_are_refused(text: str) -> None:
+    with pytest.raises(InvalidRequestError):
+        parse_event_id(text)

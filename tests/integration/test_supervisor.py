@@ -1,0 +1,185 @@
+"""The supervisor with real processes: restarts, order, force, no orphans."""
+
+import asyncio
+import logging
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from app.supervisor import EXIT_BAD_SETTINGS, ChildSpec, RestartPolicy, Supervisor
+from tests.integration.workers import PATIENCE_S, ROOT, is_alive, wait_until
+
+FAST = RestartPolicy(first_wait_s=0.02, max_wait_s=0.08)
+
+# Says in a file that it runs and when it is told to stop.
+CHILD = """
+import os, signal, sys, time
+log = open(sys.argv[1], "a", buffering=1)
+def stop(*_):
+    log.write(f"stop {sys.argv[2]}\\n")
+    sys.exit(0)
+signal.signal(signal.SIGTERM, signal.SIG_IGN if sys.argv[2] == "stubborn" else stop)
+log.write(f"start {sys.argv[2]} {os.getpid()}\\n")
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    path = tmp_path / "children.log"
+    path.touch()
+    return path
+
+
+def child(log: Path, name: str, **options: object) -> ChildSpec:
+    argv = (sys.executable, "-c", CHILD, str(log), name)
+    return ChildSpec(name, argv, **options)  # type: ignore[arg-type]
+
+
+def command(code: str, name: str = "child", **options: object) -> ChildSpec:
+    return ChildSpec(name, (sys.executable, "-c", code), **options)  # type: ignore[arg-type]
+
+
+async def wait_for_lines(log: Path, start: str, count: int) -> list[str]:
+    def found() -> list[str]:
+        return [line for line in log.read_text().splitlines() if line.startswith(start)]
+
+    async def are_there() -> bool:
+        return len(found()) >= count
+
+    await wait_until(are_there)
+    return found()
+
+
+@asynccontextmanager
+async def running(*specs: ChildSpec) -> AsyncIterator["asyncio.Task[int]"]:
+    """Ended by SIGTERM, as in life."""
+    supervisor = asyncio.create_task(Supervisor(specs, restarts=FAST).run())
+    await asyncio.sleep(0)
+    yield supervisor
+    if not supervisor.done():
+        os.kill(os.getpid(), signal.SIGTERM)
+        async with asyncio.timeout(PATIENCE_S):
+            assert await supervisor == 0
+
+
+async def test_dead_child_is_logged_and_started_again(
+    log: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running(child(log, "a")):
+        for deaths in range(3):
+            last = (await wait_for_lines(log, "start a", deaths + 1))[-1]
+            os.kill(int(last.split()[-1]), signal.SIGKILL)
+        await wait_for_lines(log, "start a", 4)
+    died = [record for record in caplog.records if "died" in record.message]
+    assert [record.__dict__["exit_code"] for record in died] == [-9, -9, -9]
+    assert [record.__dict__["restart_in_s"] for record in died] == [0.02, 0.04, 0.08]
+    assert all(record.levelno == logging.ERROR for record in died)
+
+
+async def test_child_that_lives_long_enough_is_restarted_without_delay(
+    log: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    calm = RestartPolicy(first_wait_s=0.01, max_wait_s=60, stable_after_s=0.0)
+    specs = [command("raise SystemExit(3)")]
+    supervisor = asyncio.create_task(Supervisor(specs, restarts=calm).run())
+
+    def waits() -> list[float]:
+        return [r.__dict__["restart_in_s"] for r in caplog.records if "died" in r.message]
+
+    async def died_often() -> bool:
+        return len(waits()) >= 4
+
+    await wait_until(died_often)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert await supervisor == 0
+    assert set(waits()) == {0.01}
+
+
+async def test_children_stop_in_their_order(log: Path) -> None:
+    specs = (
+        child(log, "redis", stop_order=2),
+        child(log, "worker", stop_order=1),
+        child(log, "api", stop_order=0),
+    )
+    async with running(*specs):
+        await wait_for_lines(log, "start", 3)
+    assert await wait_for_lines(log, "stop", 3) == ["stop api", "stop worker", "stop redis"]
+
+
+async def test_child_that_ignores_the_request_is_killed(
+    log: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running(child(log, "stubborn", stop_timeout_s=0.1), child(log, "a", stop_order=1)):
+        await wait_for_lines(log, "start", 2)
+    assert "child did not stop in time" in caplog.messages
+    assert await wait_for_lines(log, "stop", 1) == ["stop a"]
+
+
+async def test_second_signal_kills_at_once(log: Path) -> None:
+    async with running(child(log, "stubborn", stop_timeout_s=10 * PATIENCE_S)) as supervisor:
+        await wait_for_lines(log, "start", 1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.sleep(0.1)
+        assert not supervisor.done()
+        os.kill(os.getpid(), signal.SIGTERM)
+        async with asyncio.timeout(PATIENCE_S):
+            assert await supervisor == 0
+
+
+async def test_child_that_refuses_its_settings_ends_everything(log: Path) -> None:
+    async with running(
+        child(log, "a"), command(f"raise SystemExit({EXIT_BAD_SETTINGS})")
+    ) as supervisor:
+        async with asyncio.timeout(PATIENCE_S):
+            assert await supervisor == EXIT_BAD_SETTINGS
+
+
+async def test_child_that_has_run_before_is_restarted_whatever_its_exit_code(log: Path) -> None:
+    code = (
+        "import pathlib, sys; log = pathlib.Path(sys.argv[1]); n = len(log.read_text())\n"
+        f"log.write_text('\\n' * (n + 1)); sys.exit({EXIT_BAD_SETTINGS} if n else 1)"
+    )
+    argv = (sys.executable, "-c", code, str(log))
+
+    async def ran_often() -> bool:
+        return len(log.read_text()) >= 4
+
+    async with running(ChildSpec("child", argv)):
+        await wait_until(ran_often)
+
+
+async def test_killed_supervisor_leaves_no_orphans(log: Path) -> None:
+    argv = [sys.executable, "-m", "tests.integration.supervise"]
+    for name in ("a", "stubborn"):
+        argv.append(f"{name}={shlex.join(child(log, name).argv)}")
+    supervisor = subprocess.Popen(argv, cwd=ROOT)
+    pids = [int(line.split()[-1]) for line in await wait_for_lines(log, "start", 2)]
+    assert all(psutil.Process(pid).ppid() == supervisor.pid for pid in pids)
+    supervisor.kill()
+    await asyncio.to_thread(supervisor.wait, PATIENCE_S)
+
+    async def are_gone() -> bool:
+        return not any(is_alive(pid) for pid in pids)
+
+    await wait_until(are_gone)
+
+
+def test_child_whose_parent_is_gone_already_does_not_run() -> None:
+    program = str(ROOT / "app" / "child.py")
+    result = subprocess.run(
+        [sys.executable, "-I", "-S", program, "1", "9", sys.executable, "-c", "print('ran')"],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+    assert result.returncode != 0
+    assert result.stdout == ""

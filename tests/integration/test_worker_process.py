@@ -1,0 +1,176 @@
+"""Worker processes that die, stall and stop, with a fake engine on a real Redis."""
+
+import asyncio
+import os
+import re
+import signal
+import urllib.request
+from collections.abc import AsyncIterator
+
+import pytest
+from redis.asyncio import Redis
+
+from app.messages import DoneEvent, ErrorEvent, JobState
+from app.redis_keys import RedisKeys
+from app.settings import Settings
+from app.supervisor import ChildSpec, RestartPolicy, Supervisor
+from tests.integration.conftest import RedisServer
+from tests.integration.fake_engine import answer, text_of
+from tests.integration.workers import (
+    PATIENCE_S,
+    Client,
+    WorkerProcess,
+    client_of,
+    environment,
+    token_ids,
+    tokens,
+    worker_argv,
+)
+
+LEASE_S = 1.0
+
+
+@pytest.fixture
+def settings(redis_server: RedisServer, keys: RedisKeys) -> Settings:
+    return Settings(
+        redis_url=redis_server.url,
+        redis_prefix=keys.prefix,
+        lease_s=LEASE_S,
+        drain_timeout_s=0.5,
+        worker_metrics_port=0,
+    )
+
+
+@pytest.fixture
+async def client(settings: Settings) -> AsyncIterator[Client]:
+    async with client_of(settings) as client:
+        yield client
+
+
+async def test_killed_workers_answer_goes_on_at_the_next_token(
+    settings: Settings, client: Client
+) -> None:
+    question = "sleep:0.02"
+    with WorkerProcess(settings) as first:
+        job_id = await client.ask(question, max_tokens=40)
+        await client.wait_for_token(job_id, 5)
+        first.send(signal.SIGKILL)
+        await first.wait()
+        with WorkerProcess(settings):
+            events = await client.events(job_id)
+    assert [event.index for event in tokens(events)] == list(range(40))
+    assert token_ids(events) == answer(question, 40)
+    done = events[-1]
+    assert isinstance(done, DoneEvent)
+    assert (done.attempts, done.usage.completion_tokens) == (2, 40)
+    assert done.text == "".join(map(text_of, answer(question, 40)))
+
+
+async def test_stalled_worker_that_comes_back_writes_nothing(
+    settings: Settings, client: Client, redis: Redis, keys: RedisKeys
+) -> None:
+    question = "sleep:0.02"
+    with WorkerProcess(settings) as first:
+        job_id = await client.ask(question, max_tokens=150)
+        await client.wait_for_token(job_id, 5)
+        first.send(signal.SIGSTOP)
+        with WorkerProcess(settings):
+            await client.wait_for(job_id, lambda record: record.attempts == 2)
+            first.send(signal.SIGCONT)  # both have the job now; one may write
+            events = await client.events(job_id)
+            assert token_ids(events) == answer(question, 150)
+            done = events[-1]
+            assert isinstance(done, DoneEvent) and done.attempts == 2
+            # The first has dropped it and serves on.
+            await client.wait_for_workers(2)
+            others = [await client.ask(f"{question} {i}") for i in range(8)]
+            for other in others:
+                assert isinstance((await client.events(other))[-1], DoneEvent)
+
+
+async def test_poison_job_goes_to_the_dead_letters_and_its_neighbours_live(
+    settings: Settings, client: Client, redis: Redis, keys: RedisKeys
+) -> None:
+    env = environment(settings)
+    specs = [ChildSpec(f"worker-{i}", worker_argv(i), env=env) for i in range(2)]
+    restarts = RestartPolicy(first_wait_s=0.05, max_wait_s=0.2)
+    supervisor = asyncio.create_task(Supervisor(specs, restarts=restarts).run())
+    await client.wait_for_workers(2)
+    questions = [f"sleep:0.05 neighbour {i}" for i in range(6)]
+    jobs = {question: await client.ask(question, max_tokens=12) for question in questions}
+    poison = await client.ask("sleep:0.05 poison", max_tokens=12)
+
+    *_, last = await client.events(poison)
+    assert isinstance(last, ErrorEvent)
+    assert (last.code, last.retryable) == ("job_failed_repeatedly", False)
+    for question, job_id in jobs.items():
+        events = await client.events(job_id)
+        assert isinstance(events[-1], DoneEvent)
+        assert token_ids(events) == answer(question, 12)
+    letters = [fields[b"job_id"].decode() for _, fields in await redis.xrange(keys.dead)]
+    assert letters == [poison]
+    assert (await client.queue.get(poison)).attempts == 2
+
+    os.kill(os.getpid(), signal.SIGTERM)
+    async with asyncio.timeout(PATIENCE_S):
+        assert await supervisor == 0
+
+
+async def test_drained_process_hands_back_and_exits_cleanly(
+    settings: Settings, client: Client
+) -> None:
+    question = "sleep:0.02"
+    with WorkerProcess(settings) as first:
+        job_id = await client.ask(question, max_tokens=100)
+        await client.wait_for_token(job_id, 5)
+        first.send(signal.SIGTERM)
+        assert await first.wait() == 0
+    assert await client.registry.cards() == []
+    assert (await client.queue.get(job_id)).state is JobState.QUEUED
+    with WorkerProcess(settings):
+        events = await client.events(job_id)
+    assert token_ids(events) == answer(question, 100)
+    done = events[-1]
+    assert isinstance(done, DoneEvent) and done.attempts == 2
+
+
+async def test_idle_process_stops_at_once(settings: Settings, client: Client) -> None:
+    patient = settings.model_copy(update={"drain_timeout_s": 10 * PATIENCE_S})
+    with WorkerProcess(patient) as worker:
+        await client.wait_for_workers(1)
+        worker.send(signal.SIGTERM)
+        assert await worker.wait() == 0
+
+
+async def test_process_serves_its_metrics(
+    settings: Settings, client: Client, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with WorkerProcess(settings) as worker:
+        await client.events(await client.ask("why?"))
+        port = re.search(r'"message": "serving metrics", "port": (\d+)', capfd.readouterr().err)
+        assert port
+        url = f"http://127.0.0.1:{port[1]}/metrics"
+        page = (await asyncio.to_thread(_get, url)).decode()
+        assert 'dycoke_prompt_tokens_total{model="dycoke-tiny",policy="full"} 20.0' in page
+        worker.send(signal.SIGTERM)
+        assert await worker.wait() == 0
+
+
+async def test_worker_waits_for_a_redis_that_comes_later(
+    own_redis_server: RedisServer, keys: RedisKeys
+) -> None:
+    settings = Settings(
+        redis_url=own_redis_server.url, redis_prefix=keys.prefix, worker_metrics_port=0
+    )
+    own_redis_server.stop()
+    with WorkerProcess(settings):
+        await asyncio.sleep(0.5)
+        own_redis_server.start()
+        async with client_of(settings) as client:
+            assert token_ids(await client.events(await client.ask("why?"))) == answer("why?", 8)
+
+
+def _get(url: str) -> bytes:
+    with urllib.request.urlopen(url, timeout=PATIENCE_S) as response:
+        body: bytes = response.read()
+    return body

