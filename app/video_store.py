@@ -55,7 +55,7 @@ class VideoLease:
     _fd: int | None
 
     def __del__(self) -> None:
-        self.release()  # where a cancelled await dropped it before anybody had it
+        self.release()  # a net: a lease can be lost between two tasks when one is cancelled
 
     def release(self) -> None:
         if self._fd is not None:
@@ -167,7 +167,9 @@ class VideoStore:
 
     async def commit(self, upload: Upload, video_id: str, probe: VideoProbe) -> VideoLease:
         """Stores a finished upload under its id, or finds the same content there already."""
-        return await _in_thread(lambda: self._commit(upload, video_id, probe))
+        return await _in_thread(
+            lambda: self._commit(upload, video_id, probe), undo=VideoLease.release
+        )
 
     async def find(self, video_id: str) -> StoredVideo:
         """Raises: VideoNotFoundError."""
@@ -175,7 +177,7 @@ class VideoStore:
 
     async def lease(self, video_id: str) -> VideoLease:
         """Raises: VideoNotFoundError."""
-        return await _in_thread(lambda: self._lease(video_id))
+        return await _in_thread(lambda: self._lease(video_id), undo=VideoLease.release)
 
     async def delete(self, video_id: str) -> None:
         """Raises: VideoNotFoundError, VideoInUseError."""

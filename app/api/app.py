@@ -71,7 +71,7 @@ def create_app(settings: Settings, *, readers: FrameReaders | None = None) -> Fa
     app = FastAPI(
         title="DyCoke Serve",
         summary="Answers questions about videos, with DyCoke token compression.",
-        version="0.1.0",
+        version="1",
         lifespan=lifespan,
         redoc_url=None,
     )

@@ -21,6 +21,8 @@ class ClientLeftError(Exception):
 async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
     """Awaits `work`, but cancels it as soon as the client is gone.
 
+    What `work` returns is never lost: if it finishes in spite of being cancelled, that counts.
+
     Raises:
         ClientLeftError
     """
@@ -28,13 +30,13 @@ async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, T]) ->
     watcher = asyncio.ensure_future(_wait_for_disconnect(receive))
     try:
         await asyncio.wait((task, watcher), return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        raise ClientLeftError
     finally:
         task.cancel()
         watcher.cancel()
         await asyncio.gather(task, watcher, return_exceptions=True)
+    if task.cancelled():
+        raise ClientLeftError
+    return task.result()
 
 
 async def _wait_for_disconnect(receive: Receive) -> None:

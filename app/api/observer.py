@@ -1,7 +1,7 @@
 """What the clients of this process's jobs experienced, into the metrics.
 
 Each job is observed once, by the process that took it: through the connection that posted it, or,
-when the client left with `on_disconnect: continue`, by a follower in the background.
+when the client has left, by a follower in the background.
 """
 
 import asyncio
@@ -16,7 +16,6 @@ from app.metrics import ApiMetrics
 logger = logging.getLogger(__name__)
 
 INTERRUPTED = "interrupted"  # this process was shut down before the job's end
-CANCELLED = "cancelled"
 
 
 class JobObserver:

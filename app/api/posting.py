@@ -84,10 +84,13 @@ async def post_job(
             await place.move(card.model, max_jobs=api.settings.max_queued_jobs)
         _check_clip(fields, video.lease)
         job = _job_request(api, fields, card, video, place.job_id, accepted_at_s)
-        job_id = await api.queue.create(
-            job,
-            idempotency=_idempotency(api, idempotency_key, principal, fields, job.video_id),
-        )
+        idempotency = _idempotency(api, idempotency_key, principal, fields, job.video_id)
+        try:
+            job_id = await api.queue.create(job, idempotency=idempotency)
+        except StoreUnavailableError:
+            # It may have been created all the same, and nobody would read its frames.
+            api.cancellations.start(job.job_id, "the job store failed")
+            raise
         if job_id != job.job_id:
             return PostedJob(await api.queue.get(job_id), fields, is_new=False)
         api.reading.start(

@@ -13,7 +13,7 @@ from app.supervisor import ChildSpec
 # Device files without which torch finds no GPU; looking is cheaper than importing torch.
 GPU_DEVICES = (Path("/dev/nvidiactl"), Path("/dev/dxg"), Path("/dev/kfd"))
 COUNT_TIMEOUT_S = 120.0  # the first import of torch from a cold disk
-STOP_MARGIN_S = 20.0  # for a worker's last writes, on top of its drain
+STOP_MARGIN_S = 30.0  # for a worker's last writes, on top of its drain
 
 logger = logging.getLogger(__name__)
 

@@ -40,6 +40,11 @@ class RunningJob:
         return self.delivery.request.deadline_at_s
 
     @property
+    def is_loaded(self) -> bool:
+        """Whether the engine has, or has had, the job."""
+        return self.loading is not None and self.loading.done()
+
+    @property
     def has_unsent(self) -> bool:
         return bool(self.statuses or self.final or self.unsent_tokens())
 

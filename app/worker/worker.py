@@ -133,7 +133,7 @@ class Worker:
         except Exception:
             logger.exception("a part of the worker failed")
             has_failed = True
-        await self._hand_back(publisher, has_failed)
+        await self._hand_back(intake, publisher, has_failed=has_failed)
         with suppress(StoreUnavailableError, TimeoutError):
             async with asyncio.timeout(STORE_TIMEOUT_S):
                 await keeper.withdraw()
@@ -145,25 +145,28 @@ class Worker:
             await keeper.withdraw()
         with suppress(TimeoutError):
             async with asyncio.timeout(self._settings.drain_timeout_s):
-                await intake
+                await asyncio.wait([intake])
                 while len(self._jobs):
                     await self._jobs.wait_for_removal(timeout_s=1.0)
 
-    async def _hand_back(self, publisher: Task, has_failed: bool) -> None:
+    async def _hand_back(self, intake: Task, publisher: Task, *, has_failed: bool) -> None:
         """Gives up what is left, with all that the engine has made of it."""
+        self._intake.stop()
+        await asyncio.wait([intake], timeout=STORE_TIMEOUT_S)
         for job in self._jobs:
             self._engine.abort(job.job_id)
         self._publisher.close()
         await asyncio.wait([publisher], timeout=FLUSH_TIMEOUT_S)
+        left = [(job.delivery, has_failed and job.is_loaded) for job in self._jobs]
         for job in self._jobs:
-            is_to_blame = has_failed and job.loading is not None and job.loading.done()
             self._intake.drop(job)
-            try:
-                async with asyncio.timeout(STORE_TIMEOUT_S):
-                    await self._leases.hand_back(job.delivery, costs_delivery=is_to_blame)
-                logger.info("handed back a job", extra={"job_id": job.job_id})
-            except (StoreUnavailableError, TimeoutError):
-                logger.warning("a lease is left to run out", extra={"job_id": job.job_id})
+        try:
+            async with asyncio.timeout(STORE_TIMEOUT_S):
+                for delivery, is_to_blame in left:
+                    await self._leases.hand_back(delivery, costs_delivery=is_to_blame)
+                    logger.info("job handed back", extra={"job_id": delivery.job_id})
+        except (StoreUnavailableError, TimeoutError):
+            logger.warning("the job store is away; leases are left to run out")
 
     def _model_card(self, card: "EngineCard") -> ModelCard:
         return ModelCard(

@@ -6,6 +6,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -154,8 +155,8 @@ async def test_cancelled_lease_holds_nothing(tmp_path: Path) -> None:
         task = asyncio.create_task(store.lease(video_id))
         await asyncio.sleep(0)
         task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        del task
+        with suppress(asyncio.CancelledError):
+            (await task).release()
     await store.delete(video_id)
 
 

@@ -385,8 +385,7 @@ async def test_redis_that_lost_everything_gets_its_group_back(
         await client.wait_for_workers(1)
 
 
-@pytest.mark.parametrize("num_workers", [2])
-async def test_workers_share_the_jobs(settings: Settings, client: Client, num_workers: int) -> None:
+async def test_workers_share_the_jobs(settings: Settings, client: Client) -> None:
     frugal = settings.model_copy(update={"max_running_jobs": 1})
     async with running(frugal, "worker-a"), running(frugal, "worker-b") as other:
         jobs = [await client.ask(f"sleep:0.02 {i}") for i in range(6)]

@@ -42,9 +42,19 @@ def video_fd(tmp_path: Path) -> Iterator[int]:
     os.close(fd)
 
 
+_bystanders: set[int] = set()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def note_bystanders() -> None:
+    """Other tests' servers, which may live beside these tests."""
+    _bystanders.update(process.pid for process in psutil.Process().children(recursive=True))
+
+
 def descendants() -> list[psutil.Process]:
-    """The living processes below this one. A zombie counts."""
-    return list(psutil.Process().children(recursive=True))
+    """The living processes below this one that these tests started. A zombie counts."""
+    processes = psutil.Process().children(recursive=True)
+    return [process for process in processes if process.pid not in _bystanders]
 
 
 @contextmanager
