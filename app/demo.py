@@ -27,6 +27,7 @@ QUESTIONS = ("Describe the video.", "What color is the object in the middle?")
 POLICIES = ("full", "dycoke")
 MAX_TOKENS = 40
 START_TIMEOUT_S = 120.0
+ANSWER_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 30.0
 
 Receipt = dict[str, Any]
@@ -128,32 +129,42 @@ def _demonstrate(client: httpx.Client) -> None:
         raise DemoError(response.text)
     video_id = response.json()["video_id"]
     print(f"Uploaded {CLIP.name}: {json.dumps(response.json())}")
-    # One short answer first, so that neither policy pays for reading frames and first use.
-    _ask(client, video_id, "Ready?", "full", max_tokens=2)
+    print("One short answer first, so that no policy pays alone for reading frames and vision:")
+    warm_up = {"policy": "dycoke", "k": 0.5}  # shares no prefix with the questions below
+    _ask(client, video_id, "Ready?", warm_up, max_tokens=4)
     for question in QUESTIONS:
         print(f"\nQuestion: {question}")
         receipts = [
             _ask(client, video_id, question, policy, max_tokens=MAX_TOKENS) for policy in POLICIES
         ]
         print("\n" + side_by_side(receipts))
+    print("\n`prefix: hit`: the second question about a video skips the prefill of its tokens.")
 
 
 def _ask(
-    client: httpx.Client, video_id: str, question: str, policy: str, *, max_tokens: int
+    client: httpx.Client,
+    video_id: str,
+    question: str,
+    compression: str | dict[str, Any],
+    *,
+    max_tokens: int,
 ) -> Receipt:
     """Streams one answer to the terminal and returns its receipt."""
     body = {
         "video_id": video_id,
         "question": question,
-        "compression": policy,
+        "compression": compression,
         "max_tokens": max_tokens,
     }
-    progress = _Progress(policy)
+    progress = _Progress(compression if isinstance(compression, str) else "warm-up")
+    started_at = time.monotonic()
     with client.stream("POST", "/v1/video/chat", json=body) as response:
         if response.status_code >= 400:
             response.read()
             raise DemoError(response.text)
         for name, data in _events(response.iter_lines()):
+            if time.monotonic() - started_at > ANSWER_TIMEOUT_S:
+                raise DemoError("the answer takes too long")
             if name == "status":
                 progress.show_status(data)
             elif name == "token":
@@ -167,11 +178,13 @@ def _ask(
 
 
 def _events(lines: Iterator[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Server-sent events as (name, data)."""
+    """Server-sent events as (name, data); heartbeats, which have neither, as ("", {})."""
     name = ""
     for line in lines:
         field, _, value = line.partition(":")
-        if field == "event":
+        if not field and line:
+            yield "", {}
+        elif field == "event":
             name = value.strip()
         elif field == "data":
             yield name, json.loads(value)
@@ -181,7 +194,7 @@ class _Progress:
     """Shows the stage on the answer's line until its first token comes."""
 
     def __init__(self, policy: str) -> None:
-        self._head = f"  {policy:>6}: "
+        self._head = f"  {policy:>7}: "
         self._has_tokens = False
         self._is_terminal = sys.stdout.isatty()
 
@@ -222,7 +235,7 @@ _ROWS: tuple[tuple[str, Callable[[Receipt], str]], ...] = (
     ("per output token, ms", lambda r: _ms(r["timings_s"]["per_output_token"])),
     ("total, ms", lambda r: _ms(r["timings_s"]["total"])),
     ("answer tokens", lambda r: f"{r['usage']['completion_tokens']}"),
-    ("frames", lambda r: f"{r['cache']['frames']} ({r['frames']['reader']})"),
+    ("prefix of the video", lambda r: r["cache"]["prefix"]),
 )
 
 

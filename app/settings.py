@@ -6,7 +6,7 @@ A variable with the prefix that names no setting, or a value out of range, fails
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -36,6 +36,8 @@ class Settings(BaseSettings):
     model: str = str(BUNDLED_MODEL)
     device: str = "auto"
     dtype: str = Field("auto", pattern="^(auto|float32|bfloat16|float16)$")
+    kv_cache_bytes: int | None = Field(None, ge=1)  # per worker; unset: by free memory
+    dp_cache: Literal["device", "host"] = "device"  # where pruned layers' visual KV is kept
     default_compression: str = "dycoke"  # a policy's name, or a JSON object
 
     # Bounds.

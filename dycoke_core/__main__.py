@@ -1,6 +1,6 @@
 """Asks a video a question without server or Redis; streams the answer, then says what it cost.
 
-    python -m dycoke_core VIDEO QUESTION [--model DIR] [--compression NAME]
+python -m dycoke_core VIDEO QUESTION [--model DIR] [--compression NAME]
 """
 
 import argparse

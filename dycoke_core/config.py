@@ -107,6 +107,7 @@ class EngineConfig:
     max_running_sequences: int = 16
     prefill_chunk_tokens: int = 2048
     kv_cache_bytes: int | None = None  # None: a share of the device's free memory
+    engines_per_device: int = 1  # among which that share is divided
     dp_cache: Literal["device", "host"] = "device"  # where pruned layers' visual KV is kept
     feature_cache_bytes: int = 512 * 2**20  # visual features of videos, before stage I
     vision_batch_frames: int = 4
@@ -117,6 +118,7 @@ class EngineConfig:
             "max_running_sequences",
             "prefill_chunk_tokens",
             "kv_cache_bytes",
+            "engines_per_device",
             "feature_cache_bytes",
             "vision_batch_frames",
             "vision_slice_layers",

@@ -25,6 +25,9 @@ def worker_specs(
     env: what each worker gets on top of this process's environment.
     """
     gpus = visible_gpus(settings)
+    num_workers = settings.workers or len(gpus) or 1
+    if gpus and num_workers > len(gpus) and settings.kv_cache_bytes is None:
+        logger.warning("workers share GPUs: set DYCOKE_KV_CACHE_BYTES, or the first takes most")
     return [
         ChildSpec(
             name=f"worker-{child}",
@@ -33,7 +36,7 @@ def worker_specs(
             stop_order=stop_order,
             stop_timeout_s=settings.drain_timeout_s + STOP_MARGIN_S,
         )
-        for child in range(settings.workers or len(gpus) or 1)
+        for child in range(num_workers)
     ]
 
 

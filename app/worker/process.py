@@ -30,11 +30,14 @@ EngineFactory = Callable[[Settings], "Engine"]
 def load_engine(settings: Settings) -> "Engine":
     """Loads the model onto the device. torch is imported here and not before."""
     import torch
+    from transformers.utils import logging as transformers_logging
 
     from dycoke_core.config import EngineConfig
     from dycoke_core.engine import Engine
 
-    if settings.device == "cpu" or not torch.cuda.is_available():
+    transformers_logging.disable_progress_bar()  # it would go to the log
+    is_on_cpu = settings.device == "cpu" or not torch.cuda.is_available()
+    if is_on_cpu:
         torch.set_num_threads(num_torch_threads(settings))
     return Engine.from_pretrained(
         settings.model,
@@ -42,6 +45,10 @@ def load_engine(settings: Settings) -> "Engine":
             device=settings.device,
             dtype=settings.dtype,
             max_running_sequences=settings.max_running_jobs,
+            kv_cache_bytes=settings.kv_cache_bytes,
+            # Workers share a CPU's memory. Of GPUs each has its own, see `app.worker.pool`.
+            engines_per_device=(settings.workers or 1) if is_on_cpu else 1,
+            dp_cache=settings.dp_cache,
         ),
     )
 

@@ -18,6 +18,6 @@ def kv_budget_bytes(model: LlavaOnevision, config: EngineConfig) -> int:
         return config.kv_cache_bytes
     if model.device.type == "cuda":
         free_bytes, _ = torch.cuda.mem_get_info(model.device)
-        return int(free_bytes * _GPU_SHARE)
+        return int(free_bytes * _GPU_SHARE / config.engines_per_device)
     available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min(int(available * _CPU_SHARE), _CPU_MAX_BYTES)
+    return min(int(available * _CPU_SHARE), _CPU_MAX_BYTES) // config.engines_per_device

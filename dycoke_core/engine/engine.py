@@ -147,7 +147,11 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[TokenEvent]:
-        """Advances the scheduled sequences: one token each, and some of the others' prompts."""
+        """Advances the scheduled sequences: one token each, and some of the others' prompts.
+
+        Raises:
+            RuntimeError: the device is lost, and the engine with it.
+        """
         scheduled = self._scheduler.schedule()
         prompts = [self._states[sequence.sequence_id] for sequence in scheduled.prompts]
         decoding = [self._states[sequence.sequence_id] for sequence in scheduled.decode]
@@ -320,6 +324,9 @@ class Engine:
     # --- ends ---
 
     def _fail(self, state: SequenceState, error: Exception) -> TokenEvent:
+        """Ends one sequence, unless its failure is the device's, which ends them all."""
+        if _has_broken_device(error):
+            raise error
         sequence = state.sequence
         logger.error("sequence failed", exc_info=error, extra={"job_id": sequence.sequence_id})
         self._free(state)
@@ -346,6 +353,12 @@ class Engine:
         """Shows each running sequence's stage and progress to whoever looks at it."""
         for state in self._running():
             state.note_stage()
+
+
+def _has_broken_device(error: Exception) -> bool:
+    """Whether every later call would fail too: after most CUDA errors the process is lost."""
+    is_memory = isinstance(error, torch.OutOfMemoryError)
+    return not is_memory and isinstance(error, RuntimeError) and "CUDA error" in str(error)
 
 
 def _public_error(error: Exception) -> DycokeError:
