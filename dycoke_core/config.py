@@ -109,9 +109,10 @@ class EngineConfig:
     kv_cache_bytes: int | None = None  # None: a share of the device's free memory
     engines_per_device: int = 1  # among which that share is divided
     dp_cache: Literal["device", "host"] = "device"  # where pruned layers' visual KV is kept
+    host_cache_bytes: int = 16 * 2**30  # for that, in host memory
     feature_cache_bytes: int = 512 * 2**20  # visual features of videos, before stage I
     vision_batch_frames: int = 4
-    vision_slice_layers: int = 8  # of the vision tower, run between two decode steps
+    vision_slice_layers: int | None = None  # run between two decode steps; None: 2 on a CPU, all
 
     def __post_init__(self) -> None:
         for name in (
@@ -119,6 +120,7 @@ class EngineConfig:
             "prefill_chunk_tokens",
             "kv_cache_bytes",
             "engines_per_device",
+            "host_cache_bytes",
             "feature_cache_bytes",
             "vision_batch_frames",
             "vision_slice_layers",

@@ -99,6 +99,8 @@ class Sequence:
 class CompressionReport:
     """What compression kept. Counts are exact; the newline is in none of them.
 
+    `exact_flops_actual` leaves out what was reused: cached features and prefixes, repeated frames.
+
     Source: DYCOKE "Ratios to report"; `decode` is the paper's "retained ratio".
     """
 

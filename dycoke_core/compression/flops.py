@@ -57,12 +57,13 @@ class AnswerShape:
     of the answer. `first_pruned_layer` = the number of layers where stage II is off.
     """
 
-    num_frames: int
+    num_frames: int  # that were encoded
     num_text_tokens: int  # of the prompt, the newline included
     num_visual_tokens: int  # V
     num_decode_tokens: int  # n_keep
     first_pruned_layer: int
     num_decode_steps: int
+    num_reused_tokens: int = 0  # of the prompt, whose keys and values were there already
 
 
 def exact_flops(vision: VisionGeometry, text: TextGeometry, answer: AnswerShape) -> float:
@@ -75,6 +76,7 @@ def exact_flops(vision: VisionGeometry, text: TextGeometry, answer: AnswerShape)
     return (
         vision_flops(vision, answer.num_frames)
         + prefill_flops(text, answer.num_text_tokens + answer.num_visual_tokens)
+        - _prompt_flops(text, answer.num_reused_tokens)
         + decode_flops(text, answer)
     )
 
@@ -90,9 +92,7 @@ def vision_flops(vision: VisionGeometry, num_frames: int) -> float:
 
 def prefill_flops(text: TextGeometry, num_tokens: int, *, is_causal: bool = True) -> float:
     """Of a prompt of `num_tokens` and the head at its last position."""
-    pairs = num_tokens * (num_tokens + 1) / 2 if is_causal else num_tokens**2
-    attention = text.num_layers * _attention_products(text) * pairs
-    return 2.0 * (num_tokens * _linear_products(text) + attention + _head_products(text))
+    return _prompt_flops(text, num_tokens, is_causal=is_causal) + 2.0 * _head_products(text)
 
 
 def decode_flops(text: TextGeometry, answer: AnswerShape) -> float:
@@ -105,6 +105,13 @@ def decode_flops(text: TextGeometry, answer: AnswerShape) -> float:
     pairs += pruned_layers * (steps * answer.num_decode_tokens + grown)
     fixed = steps * (_linear_products(text) + _head_products(text))
     return 2.0 * (fixed + _attention_products(text) * pairs)
+
+
+def _prompt_flops(text: TextGeometry, num_tokens: int, *, is_causal: bool = True) -> float:
+    """Of the layers over the first `num_tokens` of a prompt."""
+    pairs = num_tokens * (num_tokens + 1) / 2 if is_causal else num_tokens**2
+    attention = text.num_layers * _attention_products(text) * pairs
+    return 2.0 * (num_tokens * _linear_products(text) + attention)
 
 
 def _linear_products(text: TextGeometry) -> int:

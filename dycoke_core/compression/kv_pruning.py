@@ -27,7 +27,7 @@ def visual_scores(query: Tensor, keys: Tensor, log_total: Tensor, *, scaling: fl
 
     Source: paper Eq. 4, DYCOKE "Stage II" 2.
     """
-    logits = torch.matmul(query, keys.permute(1, 2, 0)).float() * scaling  # [G, H/G, V]
+    logits = torch.matmul(query.float(), keys.float().permute(1, 2, 0)) * scaling  # [G, H/G, V]
     return (logits - log_total[..., None]).exp().mean(dim=(0, 1))
 
 

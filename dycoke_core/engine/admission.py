@@ -7,6 +7,8 @@ of memory; what does not fit yet waits, and what can never fit is refused at onc
 
 import time
 
+import numpy as np
+
 from dycoke_core.compression.policies import Policy, make_policy
 from dycoke_core.config import EngineConfig
 from dycoke_core.engine.budget import kv_budget_bytes
@@ -34,7 +36,8 @@ class Admission:
         self._row_bytes = row_bytes(model.text_geometry, model.dtype)
         self.kv_budget = ByteBudget(kv_budget_bytes(model, config))
         self._videos: SharedPool[Video] = SharedPool(ByteBudget(config.feature_cache_bytes))
-        self._prefixes: SharedPool[Prefix] = SharedPool(self.kv_budget)
+        self.host_budget = ByteBudget(config.host_cache_bytes)
+        self._prefixes: SharedPool[Prefix] = SharedPool(self.kv_budget, self.host_budget)
 
     @property
     def idle_prefix_bytes(self) -> int:
@@ -50,10 +53,13 @@ class Admission:
         frames, size = sequence.frames, self._model.image_size
         if frames.ndim != 4 or frames.shape[0] < 1 or frames.shape[1:] != (size, size, 3):
             raise InvalidRequestError(f"frames must be [F, {size}, {size}, 3] with F of at least 1")
+        if frames.dtype != np.uint8:
+            raise InvalidRequestError("frames must be uint8")
         sequence.compression.check_num_frames(len(frames))
         policy = make_policy(sequence.compression)
         prompt = self._model.prompt_encoder(sequence.messages)
         video_key = sequence.video_key or frames_digest(frames)
+        distinct, sources = distinct_frames(frames)
         state = SequenceState(
             sequence=sequence,
             policy=policy,
@@ -61,46 +67,53 @@ class Admission:
             num_visual_tokens=policy.count_visual_tokens(len(frames), self._model.tokens_per_frame),
             video_key=content_key(video_key, len(frames)),
             prefix_key=self._prefix_key(video_key, len(frames), policy, prompt.ids_before_video),
+            distinct_frames=distinct,
+            frame_sources=sources,
             detokenizer=Detokenizer(self._model.prompt_encoder.tokenizer, sequence.sampling.stop),
         )
         self._check_size(state)
         return state
 
     def admit(self, state: SequenceState) -> bool:
-        """Reserves a sequence's own rows and holds its prefix; False: there is no room now."""
-        prefix = self._prefixes.hold(state.prefix_key)
+        """Reserves a sequence's own rows and holds its prefix; False: there is no room now.
+
+        Nothing is evicted for a sequence that is not admitted.
+        """
         own_bytes = self._own_bytes(state)
-        new_bytes = own_bytes + (self._prefix_bytes(state) if prefix is None else 0)
-        if not self._prefixes.make_room(new_bytes):
-            if prefix is not None:
-                self._prefixes.release(prefix)
-            return False
+        prefix = self._prefixes.hold(state.prefix_key)
         state.has_prefix_hit = prefix is not None
         if prefix is None:
-            prefix = self._add_prefix(state)
-            if prefix is None:
-                return False
-        state.has_video_hit = state.has_video_hit or state.has_prefix_hit
-        state.prefix = prefix
-        state.clock.started_at = time.perf_counter()
-        state.reserved_bytes = own_bytes
+            prefix = self._add_prefix(state, own_bytes)
+        elif not self._prefixes.can_make_room(own_bytes):
+            self._prefixes.release(prefix)
+            prefix = None
+        if prefix is None:
+            return False
+        self._prefixes.make_room(own_bytes)
         self.kv_budget.used_bytes += own_bytes
+        state.reserved_bytes = own_bytes
+        state.prefix = prefix
+        state.has_video_hit = state.has_video_hit or state.has_prefix_hit
+        state.clock.started_at = time.perf_counter()
         return True
 
     def finish_prefix(self, state: SequenceState) -> None:
         """Lets go of what only the prefill of a prefix needed.
 
         With the DP cache in host memory that is most of its device bytes: a prefix is reserved
-        whole while it is prefilled, which few are at a time, and shrinks to its unpruned layers.
+        whole while it is prefilled, which few are at a time, and then keeps its unpruned layers.
+        Where host memory is full it stays on the device.
         """
         prefix = state.held_prefix
-        assert prefix.is_ready and prefix.kv is not None and prefix.video is not None
+        assert prefix.kv is not None and prefix.video is not None
+        first_layer = self._first_host_layer(state)
+        num_layers = self._model.text_geometry.num_layers
+        host_bytes = prefix.kv.num_tokens * (num_layers - first_layer) * self._row_bytes
+        if host_bytes and self._prefixes.make_host_room(host_bytes):
+            prefix.kv.move_to_host(first_layer)
+            self._prefixes.move_to_host(prefix, host_bytes)
         self._videos.release(prefix.video)
         prefix.video = prefix.embeds = None
-        if self._config.dp_cache == "host":
-            first_layer = self._first_pruned_layer(state)
-            prefix.kv.move_to_host(first_layer)
-            self._prefixes.shrink(prefix, prefix.kv.num_tokens * first_layer * self._row_bytes)
 
     def release(self, state: SequenceState) -> None:
         """Gives back all that a sequence reserved and holds."""
@@ -112,32 +125,51 @@ class Admission:
         state.prefix = state.kv = None
         state.reserved_bytes = 0
 
-    def check_all_released(self) -> None:
+    @property
+    def leaked_bytes(self) -> int:
         """With no sequence in the engine, only what nobody holds may be left."""
-        assert self._prefixes.idle_bytes == self.kv_budget.used_bytes, "KV bytes have leaked"
-        assert self._videos.idle_bytes == self._videos.budget.used_bytes, "features have leaked"
+        kv_bytes = self.kv_budget.used_bytes - self._prefixes.idle_bytes
+        return kv_bytes + self._videos.budget.used_bytes - self._videos.idle_bytes
 
     def clear(self) -> None:
         self._prefixes.clear()
         self._videos.clear()
 
-    def _add_prefix(self, state: SequenceState) -> Prefix | None:
-        """Room for the prefix has been made; None if there is none for its video's features."""
+    def _add_prefix(self, state: SequenceState, own_bytes: int) -> Prefix | None:
+        """A new prefix, held, and its video; None if there is no room beside `own_bytes`."""
+        prefix_bytes = self._prefix_bytes(state)
+        if not self._prefixes.can_make_room(prefix_bytes + own_bytes):
+            return None
         video = self._videos.hold(state.video_key)
         state.has_video_hit = video is not None
         if video is None:
-            distinct, sources = distinct_frames(state.sequence.frames)
-            num_bytes = len(distinct) * self._frame_feature_bytes
-            if not self._videos.make_room(num_bytes):
-                return None
-            video = Video(state.video_key, state.sequence.frames, distinct, sources, num_bytes)
-            self._videos.add(video)
-        prefix = Prefix(state.prefix_key, video, self._prefix_bytes(state))
+            video = self._add_video(state)
+        if video is None:
+            return None
+        self._prefixes.make_room(prefix_bytes + own_bytes)
+        prefix = Prefix(state.prefix_key, video, prefix_bytes)
         self._prefixes.add(prefix)
         return prefix
 
+    def _add_video(self, state: SequenceState) -> Video | None:
+        num_bytes = len(state.distinct_frames) * self._frame_feature_bytes
+        if not self._videos.can_make_room(num_bytes):
+            return None
+        self._videos.make_room(num_bytes)
+        video = Video(
+            state.video_key,
+            state.sequence.frames,
+            state.distinct_frames,
+            state.frame_sources,
+            num_bytes,
+        )
+        self._videos.add(video)
+        return video
+
     def _check_size(self, state: SequenceState) -> None:
         max_tokens = state.sequence.sampling.max_tokens
+        if state.num_forced > max_tokens:
+            raise InvalidRequestError("more tokens are forced than max_tokens allows")
         limit = self._model.max_model_tokens
         if state.num_prompt_tokens + max_tokens > limit:
             raise PromptTooLongError(
@@ -163,16 +195,19 @@ class Admission:
         """Everything that changes a prefix's keys and values, and in which memory they lie."""
         num_visual = policy.count_visual_tokens(num_frames, self._model.tokens_per_frame)
         num_layers = self._model.text_geometry.num_layers
-        placement = (
-            policy.first_pruned_layer(num_visual, num_layers)
-            if self._config.dp_cache == "host"
-            else None
-        )
+        first_pruned = policy.first_pruned_layer(num_visual, num_layers)
+        placement = max(first_pruned, 1) if self._config.dp_cache == "host" else None
         return content_key(video_key, num_frames, policy.stage_one_key, ids_before_video, placement)
 
     def _first_pruned_layer(self, state: SequenceState) -> int:
         num_layers = self._model.text_geometry.num_layers
         return state.policy.first_pruned_layer(state.num_visual_tokens, num_layers)
+
+    def _first_host_layer(self, state: SequenceState) -> int:
+        """From here on a finished prefix lies in host memory. The scoring layer never does."""
+        if self._config.dp_cache == "device":
+            return self._model.text_geometry.num_layers
+        return max(self._first_pruned_layer(state), 1)
 
     def _prefix_bytes(self, state: SequenceState) -> int:
         return state.num_prefix_tokens * self._model.text_geometry.num_layers * self._row_bytes

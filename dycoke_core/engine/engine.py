@@ -4,6 +4,7 @@ A step is `schedule → run → postprocess`. It returns one event for every tok
 sequence that fails ends in an event with its error; the others go on.
 """
 
+import contextlib
 import logging
 import time
 from dataclasses import dataclass, replace
@@ -29,6 +30,8 @@ from dycoke_core.errors import (
 from dycoke_core.model.llava_onevision import LlavaOnevision
 from dycoke_core.model.loader import load_model
 from dycoke_core.sequence import FinishReason, Sequence, Stage, TokenEvent
+
+QUESTION_TOKENS = 512  # of a step, for questions about known videos beside a chunk of a new one
 
 logger = logging.getLogger(__name__)
 
@@ -67,13 +70,13 @@ class Engine:
         self._vision = VisionEncoder(
             model,
             batch_frames=config.vision_batch_frames,
-            slice_layers=config.vision_slice_layers,
+            slice_layers=config.vision_slice_layers or (2 if model.device.type == "cpu" else 1000),
         )
         self._admission = Admission(model, config)
         self._states: dict[str, SequenceState] = {}
         self._scheduler = Scheduler(
             max_running=config.max_running_sequences,
-            max_prompt_tokens=config.prefill_chunk_tokens,
+            max_prompt_tokens=config.prefill_chunk_tokens + QUESTION_TOKENS,
             admit=lambda sequence: self._admission.admit(self._states[sequence.sequence_id]),
             next_work=lambda sequence: self._next_work(self._states[sequence.sequence_id]),
         )
@@ -161,8 +164,8 @@ class Engine:
         if prefilling or decoding:
             events += self._run(prefilling, decoding)
         self._note_stages()
-        if not self._scheduler.has_work:
-            self._admission.check_all_released()
+        if not self._scheduler.has_work and self._admission.leaked_bytes:
+            logger.error("%d cached bytes have leaked", self._admission.leaked_bytes)
         return events
 
     # --- prompts ---
@@ -190,8 +193,9 @@ class Engine:
                 self._vision.encode_slice(pending)
                 self._runner.synchronize()
         except Exception as error:
-            self._vision.drop_batch()
-            return [self._fail(state, error) for state in waiting]
+            culprits = self._vision.drop_failed_batch()
+            doomed = [state for state in waiting if state.held_prefix.video in culprits]
+            return [self._fail(state, error) for state in doomed]
         seconds = time.perf_counter() - started_at
         for state in waiting:
             state.clock.vision_s += seconds
@@ -217,54 +221,63 @@ class Engine:
         """One pass for all; where it fails, one for each, so that only the culprits end."""
         started_at = time.perf_counter()
         try:
-            answering, logits = self._pass(prefilling, decoding)
+            answering, logits, events = self._pass(prefilling, decoding)
         except Exception as error:
             if len(prefilling) + len(decoding) == 1:
                 return [self._fail((prefilling + decoding)[0], error)]
             singles = [self._run([state], []) for state in prefilling]
             singles += [self._run([], [state]) for state in decoding]
             return [event for single in singles for event in single]
+        sampling = [state for state in answering if not state.is_replaying]
+        tokens = self._sample_each(sampling, logits)
         self._note_seconds(decoding, time.perf_counter() - started_at)
-        tokens = iter(self._sample([s for s in answering if not s.is_replaying], logits))
-        events = []
         for state in answering:
-            token_id = None if state.is_replaying else next(tokens)
-            try:
-                event = self._append_token(state, token_id)
-            except Exception as error:
-                event = self._fail(state, error)
+            event = self._append_token_guarded(state, tokens.get(state.sequence.sequence_id))
             if event is not None:
                 events.append(event)
         return events
 
     def _pass(
         self, prefilling: list[SequenceState], decoding: list[SequenceState]
-    ) -> tuple[list[SequenceState], Tensor]:
-        """Runs one pass and advances what it ran.
+    ) -> tuple[list[SequenceState], Tensor, list[TokenEvent]]:
+        """Runs one pass and advances what it ran; an exception leaves all as it was.
 
         Returns:
-            The sequences that get a token now, and logits for those of them that sample theirs.
+            The sequences that get a token now, logits for those of them that sample theirs, and the
+            ends of those whose prefix could not be finished.
         """
         prefixes = [state for state in prefilling if not state.held_prefix.is_ready]
         questions = [state for state in prefilling if state.held_prefix.is_ready]
         for state in questions:
             if state.kv is None:
                 state.kv = self._runner.begin_question(state)
-        hidden = self._runner.run(
-            [(state.held_prefix, self._next_work(state).num_tokens) for state in prefixes],
-            [(state, self._next_work(state).num_tokens) for state in questions],
+        sizes = {id(state): self._next_work(state).num_tokens for state in prefilling}
+        answering = [state for state in questions if state.num_question_left == sizes[id(state)]]
+        answering += decoding
+        logits = self._runner.run(
+            [(state.held_prefix, sizes[id(state)]) for state in prefixes],
+            [(state, sizes[id(state)]) for state in questions],
             decoding,
+            [state in answering and not state.is_replaying for state in [*questions, *decoding]],
         )
-        for state in prefixes:
-            if state.held_prefix.is_ready:
+        if not len(logits):
+            self._runner.synchronize()
+        return answering, logits, self._finish_prefixes(prefixes)
+
+    def _finish_prefixes(self, states: list[SequenceState]) -> list[TokenEvent]:
+        """Makes prefixes whose prefill is through ready for sharing."""
+        events = []
+        for state in states:
+            prefix = state.held_prefix
+            assert prefix.kv is not None
+            if not prefix.kv.is_complete:
+                continue
+            try:
                 self._admission.finish_prefix(state)
-        has_token, is_sampled = [], []
-        for row, state in enumerate([*questions, *decoding]):
-            if state.has_read_question:
-                has_token.append(state)
-                if not state.is_replaying:
-                    is_sampled.append(row)
-        return has_token, self._runner.logits(hidden[is_sampled])
+            except Exception as error:
+                doomed = [other for other in self._running() if other.prefix is prefix]
+                events += [self._fail(other, error) for other in doomed]
+        return events
 
     def _note_seconds(self, decoding: list[SequenceState], seconds: float) -> None:
         """Every running sequence waited for the pass, those that had no part in it too."""
@@ -281,6 +294,30 @@ class Engine:
         params = [state.sequence.sampling for state in states]
         indices = [len(state.sequence.output_token_ids) for state in states]
         return sample(logits, params, indices)
+
+    def _sample_each(self, states: list[SequenceState], logits: Tensor) -> dict[str, int]:
+        """Token ids by sequence id; where sampling fails, only for those that can be sampled."""
+        names = [state.sequence.sequence_id for state in states]
+        if not states:
+            return {}
+        try:
+            return dict(zip(names, self._sample(states, logits), strict=True))
+        except Exception as error:
+            if _has_broken_device(error):
+                raise
+        tokens = {}
+        for row, state in enumerate(states):
+            with contextlib.suppress(Exception):  # logged when the sequence fails for want of it
+                tokens[names[row]] = self._sample([state], logits[row : row + 1])[0]
+        return tokens
+
+    def _append_token_guarded(self, state: SequenceState, sampled: int | None) -> TokenEvent | None:
+        try:
+            if sampled is None and not state.is_replaying:
+                raise EngineError("no token could be sampled")
+            return self._append_token(state, sampled)
+        except Exception as error:
+            return self._fail(state, error)
 
     def _append_token(self, state: SequenceState, sampled: int | None) -> TokenEvent | None:
         """Takes the sampled token, or the next forced one, which makes no event.
@@ -344,6 +381,7 @@ class Engine:
         del self._states[state.sequence.sequence_id]
         self._scheduler.remove(state.sequence)
         self._admission.release(state)
+        self._vision.drop_orphaned_batch()
         state.sequence.stage = Stage.FINISHED
 
     def _running(self) -> list[SequenceState]:

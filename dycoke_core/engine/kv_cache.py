@@ -40,14 +40,16 @@ class Slab:
     def append(self, keys: Tensor, values: Tensor) -> None:
         """keys, values: [q, G, E]."""
         end = self.length + keys.shape[0]
+        assert end <= self.keys.shape[0], "a slab is allocated at its final size"
         self.keys[self.length : end] = keys
         self.values[self.length : end] = values
         self.length = end
 
-    def move_to_host(self) -> None:
-        if self.keys.device.type != "cpu":
-            self.keys = self.keys.cpu().pin_memory()
-            self.values = self.values.cpu().pin_memory()
+    def on_host(self) -> "Slab":
+        """The same rows in pinned host memory."""
+        if self.keys.device.type == "cpu":
+            return self
+        return Slab(self.keys.cpu().pin_memory(), self.values.cpu().pin_memory(), self.length)
 
     def rows(self, start: int = 0, end: int | None = None) -> tuple[Tensor, Tensor]:
         """Used rows from `start` to `end`, as views."""
@@ -72,7 +74,6 @@ class PrefixKV:
     first_visual: int
     num_visual: int  # V
     num_tokens: int = 0
-    first_host_layer: int | None = None  # from this layer on, rows lie in host memory
     text_rows: Tensor = field(init=False)  # int64, places of the tokens that are not visual
 
     def __post_init__(self) -> None:
@@ -81,7 +82,7 @@ class PrefixKV:
         self.text_rows = places[is_text]
 
     @property
-    def is_ready(self) -> bool:
+    def is_complete(self) -> bool:
         return self.num_tokens == self.num_capacity_tokens
 
     def roll_back(self) -> None:
@@ -94,10 +95,9 @@ class PrefixKV:
 
         Frees their device memory. On a CPU device and host are the same memory and nothing moves.
         """
-        assert self.is_ready
-        self.first_host_layer = first_layer
-        for slab in self.slabs[first_layer:]:
-            slab.move_to_host()
+        assert self.is_complete
+        on_host = [slab.on_host() for slab in self.slabs[first_layer:]]
+        self.slabs[first_layer:] = on_host  # only once all have found room
 
     def rows_on_device(self, layer: int) -> tuple[Tensor, Tensor]:
         """All rows of a layer, staged from the host where they lie there: one layer at a time."""

@@ -60,15 +60,17 @@ class ModelRunner:
         prefix_chunks: Sequence[tuple[Prefix, int]],
         question_chunks: Sequence[tuple[SequenceState, int]],
         decoding: Sequence[SequenceState],
+        needs_logits: Sequence[bool],
     ) -> Tensor:
-        """One pass of all rows through the layers.
+        """One pass of all rows through the layers, and through the head where that is needed.
 
         Args:
             prefix_chunks, question_chunks: with their number of tokens, from where each stands.
             decoding: each runs its newest token.
+            needs_logits: for each question chunk and decode row.
 
         Returns:
-            [questions + decoding, D]: the last hidden state of each question chunk and decode row.
+            float32 [sum(needs_logits), vocabulary], of the last row of each.
 
         Raises:
             Exception: whatever the pass raised; caches and selections are as before it.
@@ -81,6 +83,8 @@ class ModelRunner:
         )
         try:
             hidden = self._model.forward(embeds, positions, attention)
+            wanted = [row for row, needed in zip(last_rows, needs_logits, strict=True) if needed]
+            logits = self._model.logits(hidden[wanted])
         except Exception:
             attention.roll_back()
             raise
@@ -88,11 +92,7 @@ class ModelRunner:
             _kv(prefix).num_tokens += size
         for state, size in [*question_chunks, *((state, 1) for state in decoding)]:
             _own_kv(state).num_own_tokens += size
-        return hidden[last_rows]
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """[rows, D] → float32 [rows, vocabulary]."""
-        return self._model.logits(hidden)
+        return logits
 
     def synchronize(self) -> None:
         """Lets stage times on a GPU be times of the work, not of its launch."""

@@ -10,6 +10,7 @@ Owns no scheduling and does no model work.
 
 import hashlib
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -33,6 +34,7 @@ class Video:
     distinct: tuple[int, ...]  # frames that differ from the one before
     sources: tuple[int, ...]  # for each frame, its place among the distinct ones
     num_bytes: int
+    num_host_bytes: int = 0
     features: Tensor | None = None  # [distinct, N, D]
     num_encoded: int = 0  # distinct frames whose features are in place
     holders: int = 0
@@ -49,6 +51,7 @@ class Prefix:
     key: str
     video: Video | None  # dropped when prefilled
     num_bytes: int
+    num_host_bytes: int = 0
     kv: PrefixKV | None = None
     embeds: Tensor | None = None  # [P, D], dropped when prefilled
     kept_per_frame: tuple[int, ...] = ()
@@ -56,7 +59,8 @@ class Prefix:
 
     @property
     def is_ready(self) -> bool:
-        return self.kv is not None and self.kv.is_ready
+        """Whether it is prefilled and has let go of its video."""
+        return self.kv is not None and self.kv.is_complete and self.video is None
 
 
 @dataclass(slots=True)
@@ -75,10 +79,15 @@ Item = TypeVar("Item", Video, Prefix)
 
 
 class SharedPool(Generic[Item]):
-    """Items by content under a budget, least recently used first."""
+    """Items by content under a budget, least recently used first.
 
-    def __init__(self, budget: ByteBudget) -> None:
+    Args:
+        host_budget: of what items keep in host memory instead.
+    """
+
+    def __init__(self, budget: ByteBudget, host_budget: ByteBudget | None = None) -> None:
         self.budget = budget
+        self.host_budget = host_budget or ByteBudget(0)
         self._items: OrderedDict[str, Item] = OrderedDict()
 
     def __len__(self) -> int:
@@ -109,27 +118,44 @@ class SharedPool(Generic[Item]):
         if item.holders == 0 and not item.is_ready:
             self._drop(item)
 
-    def shrink(self, item: Item, num_bytes: int) -> None:
-        """Gives back what an item no longer needs."""
-        self.budget.used_bytes -= item.num_bytes - num_bytes
-        item.num_bytes = num_bytes
+    def move_to_host(self, item: Item, num_bytes: int) -> None:
+        """Accounts for bytes of an item that now lie in host memory, where there is room."""
+        for budget, change in ((self.budget, -num_bytes), (self.host_budget, num_bytes)):
+            budget.used_bytes += change
+        item.num_bytes -= num_bytes
+        item.num_host_bytes += num_bytes
 
-    def make_room(self, num_bytes: int) -> bool:
-        """Evicts what nobody holds until so many bytes are free; False if that is not enough."""
-        for item in list(self._items.values()):
-            if num_bytes <= self.budget.free_bytes:
-                break
-            if item.holders == 0:
-                self._drop(item)
-        return num_bytes <= self.budget.free_bytes
+    def can_make_room(self, num_bytes: int) -> bool:
+        """Whether so many bytes are free or could be, by evicting what nobody holds."""
+        return num_bytes <= self.budget.free_bytes + self.idle_bytes
+
+    def make_room(self, num_bytes: int) -> None:
+        """Evicts what nobody holds until so many bytes are free. Check `can_make_room` before."""
+        self._evict_until(lambda: num_bytes <= self.budget.free_bytes)
+
+    def make_host_room(self, num_bytes: int) -> bool:
+        """Like `make_room` for host memory; False, and nothing evicted, if it cannot be made."""
+        idle_bytes = sum(i.num_host_bytes for i in self._items.values() if i.holders == 0)
+        if num_bytes > self.host_budget.free_bytes + idle_bytes:
+            return False
+        self._evict_until(lambda: num_bytes <= self.host_budget.free_bytes)
+        return True
 
     def clear(self) -> None:
         """Drops what nobody holds."""
-        self.make_room(self.budget.max_bytes)
+        self._evict_until(lambda: False)
+
+    def _evict_until(self, is_enough: Callable[[], bool]) -> None:
+        idle = [item for item in self._items.values() if item.holders == 0]
+        for item in idle:
+            if is_enough():
+                return
+            self._drop(item)
 
     def _drop(self, item: Item) -> None:
         del self._items[item.key]
         self.budget.used_bytes -= item.num_bytes
+        self.host_budget.used_bytes -= item.num_host_bytes
 
 
 def distinct_frames(

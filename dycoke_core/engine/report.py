@@ -46,15 +46,21 @@ def _compression_report(model: LlavaOnevision, state: SequenceState) -> Compress
     first_pruned = state.policy.first_pruned_layer(num_visual, num_layers)
     num_all_layers = first_pruned * num_visual + (num_layers - first_pruned) * num_decode
     shape = AnswerShape(
-        num_frames=state.num_frames,
+        num_frames=0 if state.has_video_hit else len(state.distinct_frames),
         num_text_tokens=state.num_text_tokens,
         num_visual_tokens=num_visual,
         num_decode_tokens=num_decode,
         first_pruned_layer=first_pruned,
         num_decode_steps=kv.num_own_tokens - state.num_question_tokens,
+        num_reused_tokens=state.num_prefix_tokens if state.has_prefix_hit else 0,
     )
     full = replace(
-        shape, num_visual_tokens=num_in, num_decode_tokens=num_in, first_pruned_layer=num_layers
+        shape,
+        num_frames=state.num_frames,
+        num_visual_tokens=num_in,
+        num_decode_tokens=num_in,
+        first_pruned_layer=num_layers,
+        num_reused_tokens=0,
     )
     return CompressionReport(
         visual_tokens_in=num_in,

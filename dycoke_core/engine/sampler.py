@@ -18,8 +18,8 @@ def sample(logits: Tensor, params: Sequence[SamplingParams], indices: Sequence[i
         indices: of the tokens in their answers.
 
     Returns:
-        Token ids. Waits for the device, once for all greedy rows: the host needs them to
-        detokenize.
+        Token ids. Waits for the device, once for all greedy rows and again for each row that is
+        drawn: the host needs them to detokenize.
     """
     chosen: list[int] = logits.argmax(dim=-1).tolist()
     for row, (sampling, index) in enumerate(zip(params, indices, strict=True)):
@@ -30,7 +30,8 @@ def sample(logits: Tensor, params: Sequence[SamplingParams], indices: Sequence[i
 
 def draw(logits: Tensor, params: SamplingParams, index: int) -> int:
     """Draws token `index` of an answer from float32 [vocabulary], at a temperature above 0."""
-    probabilities = (logits.double() / params.temperature).softmax(dim=-1)
+    scaled = (logits.double() - logits.max()) / params.temperature
+    probabilities = scaled.softmax(dim=-1)
     ordered, ids = probabilities.sort(descending=True, stable=True)
     cumulative = ordered.cumsum(dim=-1)
     # The nucleus: tokens before which less than top_p has been summed up; never empty.

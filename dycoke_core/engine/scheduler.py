@@ -1,12 +1,13 @@
 """Decides what a step does. Touches no tensor.
 
 A step decodes every sequence that has its first token. Beside them, under a budget of prompt
-tokens, it works on the prompts of the others, first come, first served: chunks of prefixes and
-questions, and at most one slice of the vision tower, so that a long prompt or video delays running
-answers by no more than that. What several sequences share is worked on once.
+tokens, it works on the prompts of the others, oldest first: chunks of prefixes and questions, and
+at most one slice of the vision tower, so that a long prompt or video delays running answers by no
+more than that. What several sequences share is worked on once.
 
-Chunks are never cut to the budget: their boundaries depend on the prompt alone. A chunk larger than
-what is left waits for the next step, and one goes ahead in each step whatever its size.
+The oldest gets its piece in every step, so nothing starves; what is left of the budget goes to
+younger ones whose piece fits, such as a question about a known video behind a long new one. Chunks
+are never cut to the budget: their boundaries depend on the prompt alone.
 """
 
 from collections import deque
@@ -86,7 +87,7 @@ class Scheduler:
             if work.key in keys or (work.is_vision and has_vision):
                 continue
             if num_tokens and num_tokens + work.num_tokens > self.max_prompt_tokens:
-                break
+                continue
             chosen.append(sequence)
             keys.add(work.key)
             num_tokens += work.num_tokens

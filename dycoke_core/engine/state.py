@@ -46,6 +46,8 @@ class SequenceState:
     num_visual_tokens: int  # V
     video_key: str
     prefix_key: str
+    distinct_frames: tuple[int, ...]  # those that differ from the frame before
+    frame_sources: tuple[int, ...]  # for each frame, its place among the distinct ones
     detokenizer: Detokenizer
     clock: StageClock = field(default_factory=StageClock)
     # Set at admission.
@@ -109,8 +111,8 @@ class SequenceState:
         return 0 if self.kv is None else self.kv.num_own_tokens
 
     @property
-    def has_read_question(self) -> bool:
-        return self.num_own_tokens_seen >= self.num_question_tokens
+    def num_question_left(self) -> int:
+        return self.num_question_tokens - self.num_own_tokens_seen
 
     def note_stage(self) -> None:
         """Shows stage and progress on the sequence."""

@@ -20,6 +20,7 @@ class VisionEncoder:
         self._slice_layers = slice_layers
         self._batch: list[Video] = []  # the owner of each frame that is being encoded
         self._slices: Iterator[Tensor | None] | None = None
+        self._suspects: list[Video] = []  # of a micro-batch that failed: each goes alone
 
     def encode_slice(self, videos: Sequence[Video]) -> None:
         """Advances the micro-batch under way, or begins one from the videos in their order.
@@ -33,15 +34,36 @@ class VisionEncoder:
         if features is not None:
             self._finish(features)
 
-    def drop_batch(self) -> None:
-        """Forgets the micro-batch under way, after a failure."""
+    def drop_failed_batch(self) -> list[Video]:
+        """Forgets the micro-batch that failed, and says whose fault it was.
+
+        Of several videos each is tried on its own from now on, and none is to blame yet.
+        """
+        owners = list(dict.fromkeys(self._batch))
+        self._drop_batch()
+        if len(owners) == 1:
+            return owners
+        self._suspects += owners
+        return []
+
+    def drop_orphaned_batch(self) -> None:
+        """Forgets a micro-batch whose videos nobody waits for any more."""
+        if self._batch and all(video.holders == 0 for video in self._batch):
+            self._drop_batch()
+
+    def _drop_batch(self) -> None:
         self._batch, self._slices = [], None
 
     def _begin(self, videos: Sequence[Video]) -> None:
+        self._suspects = [video for video in self._suspects if video.holders]
+        if videos[0] in self._suspects:
+            videos = videos[:1]
+        else:
+            videos = [video for video in videos if video not in self._suspects]
         frames: list[Tensor] = []
         for video in videos:
-            room = self._batch_frames - len(frames)
             assert video.frames is not None
+            room = self._batch_frames - len(frames)
             for index in video.distinct[video.num_encoded :][:room]:
                 frames.append(torch.from_numpy(video.frames[index]))
                 self._batch.append(video)
@@ -56,4 +78,4 @@ class VisionEncoder:
             video.num_encoded += 1
             if video.is_ready:
                 video.frames = None
-        self.drop_batch()
+        self._drop_batch()

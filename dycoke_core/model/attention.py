@@ -14,7 +14,7 @@ ATTENTION_NAME = "dycoke"
 
 
 class LayerAttention(Protocol):
-    """What a forward pass brings along: its sequence's (later: its batch's) cache and phase."""
+    """What a forward pass brings along: the caches of its rows, and what each may attend to."""
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float

@@ -75,7 +75,16 @@ def weights_digest(directory: Path) -> str:
     longer than 4 MB a file. An identity for caches and receipts, no proof of integrity.
     """
     digest = hashlib.sha256()
-    names = ("config.json", "tokenizer.json", "generation_config.json")
+    names = (
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+        "chat_template.json",
+        "processor_config.json",
+        "preprocessor_config.json",
+    )
     small = [directory / name for name in names]
     for file in [*small, *sorted(directory.glob("*.safetensors"))]:
         if not file.is_file():
@@ -111,9 +120,12 @@ def _resolve_device(device: str) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.device(device)
+        resolved = torch.device(device)
     except RuntimeError as error:
         raise ModelLoadError(f"unknown device '{device}'") from error
+    if resolved.type == "cuda" and not torch.cuda.is_available():
+        raise ModelLoadError("no CUDA device can be used here")
+    return resolved
 
 
 def _resolve_dtype(dtype: str, config: LlavaOnevisionConfig, device: str) -> torch.dtype:

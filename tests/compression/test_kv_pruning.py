@@ -22,6 +22,16 @@ def test_scores_are_the_mean_attention_over_query_heads() -> None:
     torch.testing.assert_close(scores, everything[4:15])
 
 
+def test_scores_of_bfloat16_keys_are_computed_in_float32() -> None:
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(2, 7, 64, generator=generator).bfloat16()
+    keys = (3 * torch.randn(300, 2, 64, generator=generator)).bfloat16()
+    exact = torch.matmul(query.double(), keys.double().permute(1, 2, 0)) / 8
+    log_total = exact.logsumexp(dim=-1).float()
+    scores = visual_scores(query, keys, log_total, scaling=1 / 8)
+    torch.testing.assert_close(scores.double(), exact.softmax(dim=-1).mean(dim=(0, 1)))
+
+
 @given(
     scores=st.lists(st.sampled_from([0.0, 0.1, 0.2, 0.5]), min_size=1, max_size=30),
     data=st.data(),

@@ -151,6 +151,31 @@ def test_frames_of_another_size_are_refused(
         engine.add(sequence)
 
 
+def test_frames_are_bytes(engine: RecordingEngine) -> None:
+    sequence = make_sequence()
+    sequence.frames = sequence.frames.astype(np.float32)  # type: ignore[assignment]
+    with pytest.raises(InvalidRequestError, match="uint8"):
+        engine.add(sequence)
+
+
+def test_no_more_tokens_are_forced_than_the_answer_may_have(engine: RecordingEngine) -> None:
+    with pytest.raises(InvalidRequestError, match="forced"):
+        engine.add(make_sequence(max_tokens=3, forced=(7,) * 8))
+
+
+def test_a_lost_device_ends_the_engine_not_one_sequence(
+    tiny_model: LlavaOnevision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose(*arguments: object) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(LlavaOnevision, "forward", lose)
+    engine = RecordingEngine(tiny_model, EngineConfig())
+    engine.add(make_sequence())
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        engine.drain()
+
+
 def test_the_released_variant_needs_five_frames(engine: RecordingEngine) -> None:
     released = {"policy": "dycoke", "variant": "released"}
     with pytest.raises(InvalidRequestError, match="5 frames"):

@@ -1,13 +1,21 @@
 """The engine's invariants (float32, bundled model): logits and kept sets, not tokens alone."""
 
+import itertools
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from transformers import LlavaOnevisionForConditionalGeneration
 
 from dycoke_core.config import EngineConfig
+from dycoke_core.engine import engine as engine_module
+from dycoke_core.engine.admission import Admission
+from dycoke_core.engine.kv_cache import SequenceKV
+from dycoke_core.engine.model_runner import ModelRunner
 from dycoke_core.engine.step_attention import StepAttention
 from dycoke_core.model.llava_onevision import LlavaOnevision
+from dycoke_core.preprocess import Prompt
 from dycoke_core.sequence import ChatMessage, FinishReason, Sequence
 from dycoke_core.tiny.build import CHECKPOINT
 from tests.compression import slow_loops
@@ -185,23 +193,45 @@ def test_a_replayed_answer_continues_as_if_undisturbed(
     assert report_of(events).text == report.text
 
 
-def test_prefilling_an_answer_instead_of_replaying_it_would_differ(
-    tiny_model: LlavaOnevision,
+class PromptWithAnswer:
+    """A prompt encoder that puts an answer's ids behind the prompt, to be prefilled."""
+
+    def __init__(self, model: LlavaOnevision, answer: list[int]) -> None:
+        self.tokenizer = model.prompt_encoder.tokenizer
+        self._encoder, self._answer = model.prompt_encoder, answer
+
+    def __call__(self, messages: tuple[ChatMessage, ...]) -> Prompt:
+        prompt = self._encoder(messages)
+        return Prompt(prompt.ids_before_video, (*prompt.ids_after_video, *self._answer))
+
+
+@pytest.mark.parametrize(("compression", "is_same"), [("full", True), ("dycoke", False)])
+def test_prefilling_an_answer_is_no_replay_of_it_where_stage_two_prunes(
+    compression: str, is_same: bool, tiny_model: LlavaOnevision
 ) -> None:
-    """Why failover replays: keys of generated tokens depend on the kept sets of their steps."""
-    answer = make_sequence(max_tokens=12)
+    """Keys of generated tokens depend on the kept sets of their steps, so failover replays them."""
+    whole = make_sequence(compression=compression, max_tokens=12)
     engine = RecordingEngine(tiny_model, EngineConfig())
-    engine.run(answer)
-    text = engine.model.prompt_encoder.tokenizer.decode(answer.output_token_ids[:8])
-    continued = Sequence(
-        "b",
-        (*answer.messages, ChatMessage("assistant", text), ChatMessage("user", "Go on.")),
-        answer.frames,
-        answer.sampling,
-        answer.compression,
+    engine.run(whole)
+    model = replace_prompt_encoder(tiny_model, whole.output_token_ids[:8])
+    prefilled = RecordingEngine(model, EngineConfig())
+    prefilled.run(make_sequence(compression=compression, max_tokens=4))
+    # The first token behind a prefill sees all; pruning shows from the second on.
+    ours, theirs = prefilled.recordings["a"].logits[1:], engine.recordings["a"].logits[9:]
+    differences = [
+        float((a - b).abs().max() / b.abs().max()) for a, b in zip(ours, theirs, strict=True)
+    ]
+    assert (max(differences) < 1e-4) is is_same
+
+
+def replace_prompt_encoder(model: LlavaOnevision, answer: list[int]) -> LlavaOnevision:
+    return LlavaOnevision(
+        model.model,
+        PromptWithAnswer(model, answer),  # type: ignore[arg-type]
+        model.normalizer,
+        model.eos_token_ids,
+        model.weights_digest,
     )
-    engine.run(continued)
-    assert continued.output_token_ids[:4] != answer.output_token_ids[8:]
 
 
 def test_abort_frees_everything_and_leaves_the_others_unchanged(
@@ -248,3 +278,82 @@ def test_the_failure_of_one_sequence_is_its_own(
     assert_same_logits(engine.recordings["stays"].logits, alone.recordings["stays"].logits)
     assert_same_kept(engine.recordings["stays"].kept, alone.recordings["stays"].kept)
     assert engine.stats().kv_bytes_in_use == 0
+
+
+# Each place where a step may fail, called once or more while both sequences run.
+FAULTS = {
+    "compress": (ModelRunner, "compress"),
+    "begin_question": (ModelRunner, "begin_question"),
+    "forward": (LlavaOnevision, "forward"),
+    "logits": (LlavaOnevision, "logits"),
+    "attend": (StepAttention, "attend"),
+    "finish_prefix": (Admission, "finish_prefix"),
+    "sample": (engine_module, "sample"),
+    "encode_frames": (LlavaOnevision, "encode_frames"),
+    "begin_decode": (SequenceKV, "begin_decode"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_passing_fault_anywhere_changes_no_answer_that_is_finished(
+    fault: str, tiny_model: LlavaOnevision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fails one call of each kind in turn: whoever ends well, ends as if nothing had happened."""
+    names = ("one", "two")
+    expected = {}
+    for name in names:
+        sequence = make_faulty_pair()[name]
+        alone = RecordingEngine(tiny_model, EngineConfig())
+        alone.run(sequence)
+        expected[name] = sequence.output_token_ids
+    owner, attribute = FAULTS[fault]
+    original = getattr(owner, attribute)
+    num_survivors = 0
+    for failing_call in (0, 1, 2, 3, 5, 8, 13, 30):
+        calls = itertools.count()
+
+        def sometimes(*arguments, _calls=calls, _failing=failing_call, **named):  # type: ignore[no-untyped-def]
+            if next(_calls) == _failing:
+                raise torch.OutOfMemoryError("no memory")
+            return original(*arguments, **named)
+
+        monkeypatch.setattr(owner, attribute, sometimes)
+        pair = make_faulty_pair()
+        engine = RecordingEngine(tiny_model, EngineConfig(vision_batch_frames=16))
+        events = engine.run(*pair.values())
+        monkeypatch.setattr(owner, attribute, original)
+        for name, sequence in pair.items():
+            if events[name][-1].finish_reason is not FinishReason.ERROR:
+                num_survivors += 1
+                assert sequence.output_token_ids == expected[name]
+        stats = engine.stats()
+        assert stats.kv_bytes_in_use == 0 and engine._admission.leaked_bytes == 0
+    assert num_survivors >= 8
+
+
+def make_faulty_pair() -> dict[str, Sequence]:
+    return {
+        "one": make_sequence("one", max_tokens=8),
+        "two": make_sequence("two", video=2, max_tokens=6, compression="full"),
+    }
+
+
+def test_a_video_that_breaks_the_vision_tower_breaks_no_other(
+    tiny_model: LlavaOnevision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = LlavaOnevision.encode_frames
+
+    def refuse_black(model, frames, slice_layers):  # type: ignore[no-untyped-def]
+        if any(not frame.any() for frame in frames):
+            raise torch.OutOfMemoryError("no memory")
+        return encode(model, frames, slice_layers)
+
+    monkeypatch.setattr(LlavaOnevision, "encode_frames", refuse_black)
+    poison = make_sequence("poison")
+    poison.frames = np.zeros_like(poison.frames)
+    others = [make_sequence(str(video), video=video, num_frames=2) for video in range(3)]
+    engine = RecordingEngine(tiny_model, EngineConfig(vision_batch_frames=16))
+    events = engine.run(others[0], poison, *others[1:])
+    reasons = {name: events[name][-1].finish_reason for name in events}
+    assert reasons.pop("poison") is FinishReason.ERROR
+    assert set(reasons.values()) == {FinishReason.LENGTH}

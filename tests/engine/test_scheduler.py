@@ -50,10 +50,10 @@ def test_a_prompt_larger_than_the_budget_goes_alone() -> None:
     assert names(scheduler.schedule().prompts) == "a"
 
 
-def test_nothing_overtakes_a_prompt_that_waits_for_the_budget() -> None:
+def test_what_is_left_of_the_budget_goes_to_younger_prompts_that_fit() -> None:
     sizes = {"a": 60, "b": 60, "c": 10}
     scheduler = make_scheduler({name: PromptWork(name, size) for name, size in sizes.items()})
-    assert names(scheduler.schedule().prompts) == "a"
+    assert names(scheduler.schedule().prompts) == "ac"
 
 
 def test_shared_work_is_done_once() -> None:

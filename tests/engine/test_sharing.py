@@ -222,7 +222,40 @@ def test_a_dp_cache_in_host_memory_changes_bytes_and_no_logit(
         assert_same(engines["host"].recordings[name], engines["device"].recordings[name])
     row = 2 * 2 * 32 * 4
     num_prefix = 49 * 2 + 14 * 6 + 7  # visual tokens, text before, newline
-    assert in_use["device"] - in_use["host"] == (6 - layer) * num_prefix * row
+    moved_bytes = (6 - max(layer, 1)) * num_prefix * row  # the scoring layer stays
+    assert in_use["device"] - in_use["host"] == moved_bytes
+    assert engines["host"]._admission.host_budget.used_bytes == moved_bytes
+    engines["host"].clear_caches()
+    assert engines["host"]._admission.host_budget.used_bytes == 0
+
+
+def test_host_memory_is_bounded_too(tiny_model: LlavaOnevision) -> None:
+    config = EngineConfig(dp_cache="host", host_cache_bytes=400_000)  # room for two prefixes
+    engine = RecordingEngine(tiny_model, config)
+    for video in range(6):
+        engine.run(make_sequence(str(video), video=video, max_tokens=2))
+        assert engine._admission.host_budget.used_bytes <= 400_000
+    assert engine._admission.host_budget.used_bytes > 200_000
+
+
+def test_a_sequence_that_waits_evicts_nothing(tiny_model: LlavaOnevision) -> None:
+    engine = make_small_engine(tiny_model, 1.7)
+    ask = {"compression": "full", "num_frames": 2, "max_tokens": 40}
+    engine.run(make_sequence("cached", video=1, **ask))  # type: ignore[arg-type]
+    cached_bytes = engine.stats().kv_bytes_cached
+    engine.add(make_sequence("runs", video=2, compression="full", max_tokens=100))
+    engine.step()
+    engine.add(make_sequence("waits", video=3, compression="full"))
+    engine.step()
+    assert engine.stats().num_waiting == 1
+    assert engine.stats().kv_bytes_cached == cached_bytes
+
+
+def test_what_is_reused_costs_no_flops(engine: RecordingEngine) -> None:
+    cold = report_of(engine.run(make_sequence("cold"))["cold"]).compression
+    hit = report_of(engine.run(make_sequence("hit"))["hit"]).compression
+    assert hit.exact_flops_full == cold.exact_flops_full
+    assert hit.exact_flops_actual < 0.2 * cold.exact_flops_actual
 
 
 def test_work_under_way_is_dropped_with_its_last_holder(tiny_model: LlavaOnevision) -> None:
