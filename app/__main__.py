@@ -73,8 +73,9 @@ def _settings(command: str) -> Settings:
     if settings.redis_url is not None:
         try:
             connect(settings.redis_url)  # does no more than read it yet
-        except ValueError as error:
-            raise SettingsError(f"{ENV_PREFIX}REDIS_URL: {error}") from error
+        except ValueError:  # its text may hold a part of the password
+            message = "is no Redis URL; reserved characters in a password must be percent-encoded"
+            raise SettingsError(f"{ENV_PREFIX}REDIS_URL: {message}") from None
     elif command != "serve":
         raise SettingsError(f"'{command}' needs {ENV_PREFIX}REDIS_URL; 'serve' brings its own")
     return settings

@@ -263,6 +263,8 @@ class VideoStore:
             raise VideoNotFoundError("no such video") from None
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(fd).st_nlink == 0:  # removed meanwhile; at the path lies a new upload
+                raise VideoNotFoundError("no such video")
             # The record first: whoever finds no video finds no record that is about to go.
             self._record_path(video_id).unlink(missing_ok=True)
             num_bytes = os.fstat(fd).st_size

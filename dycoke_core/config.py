@@ -13,6 +13,8 @@ from dycoke_core.errors import InvalidRequestError
 TtmVariant = Literal["paper", "released"]
 
 DEFAULT_POLICY = "dycoke"
+MAX_LAYER = 1000  # beyond any model; from a model's own number of layers on, stage II is off
+MAX_WINDOW = 1024  # frames
 
 # The parameters that each policy takes. A policy joins by a line here and one in
 # `dycoke_core.compression.policies`.
@@ -47,10 +49,10 @@ class CompressionConfig:
                 raise InvalidRequestError(f"compression.{name} must be between 0 and 1")
         if not -1.0 <= self.threshold <= 1.0:
             raise InvalidRequestError("compression.threshold must be between -1 and 1")
-        if self.l < 0:
-            raise InvalidRequestError("compression.l must be 0 or more")
-        if self.window < 1:
-            raise InvalidRequestError("compression.window must be at least 1")
+        if not 0 <= self.l <= MAX_LAYER:
+            raise InvalidRequestError(f"compression.l must be between 0 and {MAX_LAYER}")
+        if not 1 <= self.window <= MAX_WINDOW:
+            raise InvalidRequestError(f"compression.window must be between 1 and {MAX_WINDOW}")
         if self.variant not in ("paper", "released"):
             raise InvalidRequestError("compression.variant must be 'paper' or 'released'")
         if self.variant == "released" and self.window != 4:

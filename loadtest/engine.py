@@ -91,7 +91,9 @@ class Bench:
 
 
 def make_engine(model: LlavaOnevision, **settings: Any) -> Engine:
-    return Engine(model, EngineConfig(kv_cache_bytes=8 * 2**30, **settings))
+    return Engine(
+        model, EngineConfig(device=str(model.device), kv_cache_bytes=8 * 2**30, **settings)
+    )
 
 
 def make_sequence(
@@ -127,12 +129,13 @@ def lend_prefix(bench: Bench, engine: Engine, sequence: Sequence) -> None:
         source.num_tokens,
     )
     num_bytes = sum(slab.keys.nbytes + slab.values.nbytes for slab in slabs)
-    prefix = Prefix(state.prefix_key, None, num_bytes, kv, kept_per_frame=(0,) * NUM_FRAMES)
-    if engine._config.dp_cache == "host":
-        first_layer = admission._first_pruned_layer(state)
-        kv.move_to_host(first_layer)
-        prefix.num_bytes = kv.num_tokens * first_layer * admission._row_bytes
+    prefix = Prefix(state.prefix_key, None, num_bytes, kv=kv, kept_per_frame=(0,) * NUM_FRAMES)
     admission._prefixes.add(prefix)
+    if engine._config.dp_cache == "host":
+        first_layer = admission._first_host_layer(state)
+        kv.move_to_host(first_layer)
+        host_share = 1 - first_layer / bench.model.text_geometry.num_layers
+        admission._prefixes.move_to_host(prefix, round(num_bytes * host_share))
     admission._prefixes.release(prefix)
 
 
@@ -177,7 +180,8 @@ class TransformersModel:
     def __init__(self, model: LlavaOnevision, num_visual_tokens: int) -> None:
         self._model = model.model
         prompt = model.prompt_encoder((ChatMessage("user", QUESTION),))
-        visual = torch.randn(num_visual_tokens, model.text_geometry.hidden_size, dtype=model.dtype)
+        shape = (num_visual_tokens, model.text_geometry.hidden_size)
+        visual = torch.randn(shape, dtype=model.dtype, device=model.device)
         prefix = model.embed_prefix(prompt.ids_before_video, 0.02 * visual)
         self._embeds = torch.cat([prefix, model.embed_tokens(prompt.ids_after_video)])[None]
         self._cache = DynamicCache(config=self._model.config.text_config)
@@ -186,7 +190,8 @@ class TransformersModel:
         self._forward(attention, inputs_embeds=self._embeds)
 
     def decode_one(self, attention: str) -> None:
-        self._forward(attention, input_ids=torch.tensor([[7]]))
+        token = torch.tensor([[7]], device=self._embeds.device)
+        self._forward(attention, input_ids=token)
 
     def _forward(self, attention: str, **inputs: Tensor) -> None:
         config = self._model.model.language_model.config
@@ -195,7 +200,7 @@ class TransformersModel:
             output = self._model.model.language_model(
                 **inputs, past_key_values=self._cache, use_cache=True
             )
-            self._model.lm_head(output.last_hidden_state[:, -1]).argmax()
+            int(self._model.lm_head(output.last_hidden_state[:, -1]).argmax())
         finally:
             config._attn_implementation = ATTENTION_NAME
 
@@ -205,19 +210,22 @@ class TransformersModel:
 
 def measure_machine(bench: Bench) -> None:
     """The limits that the others are held against, in this run."""
-    dtype = bench.model.dtype
-    left, right = torch.randn(2960, 896).to(dtype), torch.randn(896, 4864).to(dtype)
-    weights = torch.randn(151_936, 896).to(dtype)
-    row = torch.randn(1, 896).to(dtype)
-    source = torch.randn(64 * 2**20)
+    make = partial(torch.randn, dtype=torch.float32, device=bench.model.device)
+    left, right = make(2960, 896).to(bench.model.dtype), make(896, 4864).to(bench.model.dtype)
+    weights, row = make(151_936, 896).to(bench.model.dtype), make(1, 896).to(bench.model.dtype)
+    source = make(64 * 2**20)
     target = torch.empty_like(source)
-    seconds = step_seconds(lambda: left @ right)
+    seconds = step_seconds(lambda: _wait_for(left @ right))
     bench.figures["matmul_gflops"] = 2 * 2960 * 896 * 4864 / seconds / 1e9
-    seconds = step_seconds(lambda: row @ weights.T)
+    seconds = step_seconds(lambda: _wait_for(row @ weights.T))
     bench.figures["weight_read_gb_s"] = weights.nbytes / seconds / 1e9
-    bench.figures["copy_gb_s"] = (
-        2 * source.nbytes / step_seconds(lambda: target.copy_(source)) / 1e9
-    )
+    seconds = step_seconds(lambda: _wait_for(target.copy_(source)))
+    bench.figures["copy_gb_s"] = 2 * source.nbytes / seconds / 1e9
+
+
+def _wait_for(result: Tensor) -> None:
+    if result.device.type == "cuda":
+        torch.cuda.synchronize(result.device)
 
 
 def measure_prefill(bench: Bench) -> None:
@@ -315,8 +323,8 @@ class TurnoverPruner(KVPruner):
         super().update(scores)
         shift = (self.num_kept // 2) * self.step
         places = (torch.arange(self.num_kept) + shift) % self.num_visual_tokens
-        self.kept, self.step = places.sort().values, self.step + 1
-        return torch.ones((), dtype=torch.bool)
+        self.kept, self.step = places.sort().values.to(scores.device), self.step + 1
+        return torch.ones((), dtype=torch.bool, device=scores.device)
 
 
 def force_turnover(engine: Engine) -> None:
@@ -329,7 +337,10 @@ def force_turnover(engine: Engine) -> None:
 
 
 def measure_memory(bench: Bench) -> None:
-    """60 text and answer tokens."""
+    """What the engine reserves for a sequence of about 60 text and answer tokens.
+
+    On a CPU the two memories are one, so this counts what a device would hold.
+    """
     held = {}
     for policy, settings in (("full", {}), ("dycoke", {"dp_cache": "host"})):
         engine = make_engine(bench.model, **settings)
@@ -341,7 +352,7 @@ def measure_memory(bench: Bench) -> None:
         held[policy] = engine.stats().kv_bytes_in_use
         end(engine)
     bench.add(
-        "device KV bytes of a sequence, full / dycoke, DP cache on host",
+        "device KV bytes reserved, full / dycoke with DP cache on host",
         ours=held["dycoke"],
         baseline=held["full"],
         unit="bytes",

@@ -123,12 +123,23 @@ class _Collector:
             return
         self._num_text_bytes += end - start
         if self._num_text_bytes > MAX_TEXT_BYTES:
-            raise InvalidRequestError(f"the form's text is larger than {MAX_TEXT_BYTES} bytes")
+            raise InvalidRequestError(
+                f"the form's text is larger than {MAX_TEXT_BYTES} bytes at '{self._name[:64]}'; "
+                f"the file goes in '{self._file_field}'"
+            )
         self._text += data[start:end]
 
     def _on_part_end(self) -> None:
         if self._name != self._file_field:
-            self.form.fields.append((self._name, _decode(bytes(self._text))))
+            self.form.fields.append((self._name, self._decode_text()))
+
+    def _decode_text(self) -> str:
+        try:
+            return self._text.decode()
+        except UnicodeDecodeError:
+            raise InvalidRequestError(
+                f"'{self._name[:64]}' is not UTF-8 text; the file goes in '{self._file_field}'"
+            ) from None
 
     def _on_end(self) -> None:
         self.is_complete = True

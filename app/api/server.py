@@ -8,6 +8,7 @@ wait.
 
 import asyncio
 import logging
+import resource
 import signal
 import socket
 import sys
@@ -15,6 +16,7 @@ from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from app.api.app import create_app
 from app.api.context import Api
@@ -28,11 +30,15 @@ logger = logging.getLogger(__name__)
 
 # A peer that acknowledges nothing, or keeps its window shut, for this long is gone.
 PEER_TIMEOUT_MS = 60_000
+HEADERS_TIMEOUT_S = 15.0  # for a connection to send a request's headers
+BACKLOG = 128  # connections that the event loop accepts at once
+MAX_OPEN_FILES = 65_536
 CLOSE_TIMEOUT_S = 2  # for connections, once everything on them has ended
 
 
 def run(settings: Settings) -> int:
     """Serves until a signal. Returns the process's exit code."""
+    raise_open_file_limit()
     try:
         app = create_app(settings)
         listener = bind(settings.host, settings.port)
@@ -48,13 +54,33 @@ def run(settings: Settings) -> int:
     return 0
 
 
+class H11WithHeadersTimeout(H11Protocol):
+    """Closes a connection that does not send a whole request's headers in time."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._expect_request()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._expect_request()
+
+    def _expect_request(self) -> None:
+        self.loop.call_later(HEADERS_TIMEOUT_S, self._close_unless_requested, self.cycle)
+
+    def _close_unless_requested(self, last: RequestResponseCycle | None) -> None:
+        if self.cycle is last and not self.transport.is_closing():
+            self.transport.close()
+
+
 class ApiServer(uvicorn.Server):
     """Drains before it shuts down."""
 
     def __init__(self, app: FastAPI, settings: Settings) -> None:
         config = uvicorn.Config(
             app,
-            http="h11",
+            http=H11WithHeadersTimeout,
+            backlog=BACKLOG,
             ws="none",
             lifespan="on",
             log_config=None,
@@ -98,10 +124,18 @@ async def _wait_until_idle(api: Api) -> None:
     await api.cancellations.wait_until_none()
 
 
+def raise_open_file_limit() -> None:
+    """Every client is a descriptor, and many systems start processes with 1,024 of them."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    unlimited = hard == resource.RLIM_INFINITY
+    wanted = MAX_OPEN_FILES if unlimited else min(hard, MAX_OPEN_FILES)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def bind(host: str, port: int) -> socket.socket:
     """Returns a listening socket; port 0 takes any free one."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.create_server((host, port), family=family, backlog=2048)
+    listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if hasattr(socket, "TCP_USER_TIMEOUT"):
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, PEER_TIMEOUT_MS)

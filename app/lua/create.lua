@@ -4,11 +4,22 @@
 --       idempotency_hash ('' for none), fingerprint, idempotency_ttl_ms
 -- Returns {outcome, job_id}: `created`; `existing` with the job that stands for the same key and
 -- fingerprint, whereupon the place is given up; `conflict` for another fingerprint; `no_place`.
+--
+-- A job that was cancelled, or that ended in an error worth another try, stands for its key no
+-- longer: the retry that the key is for gets a job of its own.
+local function stands_for_its_key(job_id)
+  local state = redis.call('HGET', job_key(job_id), 'state')
+  if not state or state == 'cancelled' then return false end
+  if state ~= 'error' then return true end
+  local last = redis.call('XREVRANGE', events_key(job_id), '+', '-', 'COUNT', 1)
+  return not (last[1] and cjson.decode(last[1][2][2]).retryable)
+end
+
 local model, job_id, hash = ARGV[2], ARGV[3], ARGV[8]
 if redis.call('EXISTS', job_key(job_id)) == 1 then return {'created', job_id} end -- a retry
 if hash ~= '' then
   local earlier = redis.call('HMGET', idempotency_key(hash), 'fingerprint', 'job_id')
-  if earlier[2] and redis.call('EXISTS', job_key(earlier[2])) == 1 then
+  if earlier[2] and stands_for_its_key(earlier[2]) then
     redis.call('ZREM', places_key(model), job_id)
     if earlier[1] ~= ARGV[9] then return {'conflict', earlier[2]} end
     return {'existing', earlier[2]}

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 FLUSH_TIMEOUT_S = 2.0  # for the last events of a worker that ends
 STORE_TIMEOUT_S = 5.0  # for withdrawing and handing back
 ENGINE_STOP_TIMEOUT_S = 10.0
+MAX_STEP_S = 120.0  # longer than any step: then the device hangs, and jobs go on elsewhere
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +113,7 @@ class Worker:
             self._jobs,
             card,
             lease_s=self._settings.lease_s,
-            max_step_s=self._settings.job_timeout_s,
+            max_step_s=min(MAX_STEP_S, self._settings.job_timeout_s),
             on_lost=self._intake.drop,
         )
         intake = tasks.start(self._intake.run())

@@ -55,6 +55,11 @@ async def test_form_is_the_same_however_it_is_cut(file: bytes, text: str, cuts: 
     assert (form.has_file, received) == (True, file)
 
 
+async def test_file_under_another_name_is_told_where_it_belongs() -> None:
+    with pytest.raises(InvalidRequestError, match="'file' is not UTF-8 text.*in 'video'"):
+        await parse([body(part("file", b"\xff\xd8\x00", '; filename="clip.mp4"'))])
+
+
 async def test_video_is_known_by_its_name_not_by_a_file_name() -> None:
     form, received = await parse(
         [body(part("question", b"q", '; filename="q.txt"'), part("video", b"v"))]

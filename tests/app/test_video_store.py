@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import fcntl
 import hashlib
 import os
 import time
@@ -221,3 +222,23 @@ async def test_malformed_id_is_not_found(tmp_path: Path, video_id: str) -> None:
     for call in calls:
         with pytest.raises(VideoNotFoundError):
             await call(video_id)  # type: ignore[misc]
+
+
+async def test_removal_that_comes_late_spares_a_new_upload_of_the_same_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has opened the old file when the old one is removed and the content uploaded anew."""
+    store = await open_store(tmp_path)
+    video_id = await put_and_release(store, b"abc", used_at_s=1.0)
+    flock = fcntl.flock
+
+    def stall(fd: int, operation: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", flock)
+        store._remove(video_id)
+        store._path(video_id).write_bytes(b"abc")
+        flock(fd, operation)
+
+    monkeypatch.setattr(fcntl, "flock", stall)
+    with pytest.raises(VideoNotFoundError):
+        store._remove(video_id)
+    assert store._path(video_id).read_bytes() == b"abc"

@@ -437,6 +437,22 @@ async def test_reader_by_idempotency_key_cancels_nothing(
     assert parse_events((await first).text)[-1].name == "done"
 
 
+async def test_retry_after_a_lost_connection_gets_a_job_of_its_own(
+    api: RunningApi, worker: ScriptedWorker
+) -> None:
+    """A cancelled job stands for its key no longer; one that is done does."""
+    headers = {"Idempotency-Key": "k"}
+    async with api.posting(headers=headers) as first:
+        lost = await worker.take()
+        assert first.headers["x-job-id"] == lost.job_id
+    await until_state(api, lost.job_id, "cancelled")
+    retry = asyncio.create_task(api.post(headers=headers))
+    delivery = await worker.take()
+    assert delivery.job_id != lost.job_id
+    await worker.finish(delivery, 0)
+    assert parse_events((await retry).text)[-1].name == "done"
+
+
 @pytest.mark.parametrize("changed", [{"question": "Else?"}, {"seed": 3}, {"clip": None}])
 async def test_same_key_with_another_request_is_a_409(
     api: RunningApi, worker: ScriptedWorker, changed: dict[str, Any]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from app.api import intake
+from app.api import intake, server
 from app.redis_keys import RedisKeys
 from dycoke_core.errors import UnsupportedCodecError
 from tests.integration.api import (
@@ -53,6 +53,23 @@ def upload_head(length: int) -> str:
         "POST /v1/video/chat HTTP/1.1\nhost: x\n"
         f"content-type: multipart/form-data; boundary=b\ncontent-length: {length}\n"
     )
+
+
+# --- connections ---
+
+
+async def test_connection_that_never_sends_its_headers_is_closed(
+    api: RunningApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "HEADERS_TIMEOUT_S", 0.3)
+    reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
+    writer.write(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n")
+    assert b"200 OK" in await reader.readuntil(b"\r\n\r\n")
+    writer.write(b"GET /livez HTTP/1.1\r\nx-half:")  # the second request stops half-way
+    async with asyncio.timeout(10):
+        await reader.read()
+    writer.close()
+    await writer.wait_closed()
 
 
 # --- over budget ---

@@ -16,11 +16,13 @@ router = APIRouter(tags=["health"])
 READY_LIMIT_S = 2.0
 
 
+@router.head("/livez", include_in_schema=False)
 @router.get("/livez", summary="The process answers")
 async def livez() -> dict[str, str]:
     return {"status": "ok"}
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", summary="A worker can take a job", responses=PROBLEMS)
 async def readyz(api: ApiDep) -> dict[str, str]:
     api.drain.check()
