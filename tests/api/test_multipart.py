@@ -56,7 +56,7 @@ async def test_form_is_the_same_however_it_is_cut(file: bytes, text: str, cuts: 
 
 
 async def test_file_under_another_name_is_told_where_it_belongs() -> None:
-    with pytest.raises(InvalidRequestError, match="'file' is not UTF-8 text.*in 'video'"):
+    with pytest.raises(InvalidRequestError, match=r"'file' is not UTF-8 text.*in 'video'"):
         await parse([body(part("file", b"\xff\xd8\x00", '; filename="clip.mp4"'))])
 
 
