@@ -15,18 +15,14 @@ from torch import Tensor
 
 from dycoke_core.config import EngineConfig
 from dycoke_core.engine.admission import Admission
+from dycoke_core.engine.faults import has_broken_device, public_error
 from dycoke_core.engine.model_runner import ModelRunner
 from dycoke_core.engine.report import make_report
 from dycoke_core.engine.sampler import sample
 from dycoke_core.engine.scheduler import PromptWork, Scheduler
 from dycoke_core.engine.state import SequenceState
 from dycoke_core.engine.vision_encoder import VisionEncoder
-from dycoke_core.errors import (
-    DycokeError,
-    EngineError,
-    InvalidRequestError,
-    OutOfMemoryError,
-)
+from dycoke_core.errors import EngineError, InvalidRequestError
 from dycoke_core.model.llava_onevision import LlavaOnevision
 from dycoke_core.model.loader import load_model
 from dycoke_core.sequence import FinishReason, Sequence, Stage, TokenEvent
@@ -303,7 +299,7 @@ class Engine:
         try:
             return dict(zip(names, self._sample(states, logits), strict=True))
         except Exception as error:
-            if _has_broken_device(error):
+            if has_broken_device(error):
                 raise
         tokens = {}
         for row, state in enumerate(states):
@@ -362,7 +358,7 @@ class Engine:
 
     def _fail(self, state: SequenceState, error: Exception) -> TokenEvent:
         """Ends one sequence, unless its failure is the device's, which ends them all."""
-        if _has_broken_device(error):
+        if has_broken_device(error):
             raise error
         sequence = state.sequence
         logger.error("sequence failed", exc_info=error, extra={"job_id": sequence.sequence_id})
@@ -373,7 +369,7 @@ class Engine:
             token_ids=(),
             text="",
             finish_reason=FinishReason.ERROR,
-            error=_public_error(error),
+            error=public_error(error),
         )
 
     def _free(self, state: SequenceState) -> None:
@@ -391,18 +387,3 @@ class Engine:
         """Shows each running sequence's stage and progress to whoever looks at it."""
         for state in self._running():
             state.note_stage()
-
-
-def _has_broken_device(error: Exception) -> bool:
-    """Whether every later call would fail too: after most CUDA errors the process is lost."""
-    is_memory = isinstance(error, torch.OutOfMemoryError)
-    return not is_memory and isinstance(error, RuntimeError) and "CUDA error" in str(error)
-
-
-def _public_error(error: Exception) -> DycokeError:
-    """What a client may read of a failure."""
-    if isinstance(error, DycokeError):
-        return error
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error):
-        return OutOfMemoryError("the device ran out of memory for this request")
-    return EngineError("the engine failed on this request")
