@@ -75,10 +75,6 @@ class FrameStore:
             header: Any = await self._redis.getrange(key, _LENGTH_BYTES, end - 1)
         return _parse_header(header)
 
-    async def unpin(self, digest: str, job_id: str) -> bool:
-        """Takes a pin off before its job's end. False if there was none."""
-        return bool(await self._scripts.run("unpin_frames", digest, job_id))
-
 
 def frames_digest(
     video_id: str, *, num_frames: int, image_size: int, start_s: float | None, end_s: float | None

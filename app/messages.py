@@ -75,7 +75,6 @@ class JobRequest(Message):
     deadline_at_s: float  # Unix time
     upload_s: float = 0.0
     read_frames_s: float = 0.0
-    trace_context: dict[str, str] = {}
 
 
 class ModelCard(Message):
