@@ -11,16 +11,18 @@ from transformers import (
 from dycoke_core.model.attention import ATTENTION_NAME
 from dycoke_core.model.llava_onevision import LlavaOnevision
 from dycoke_core.model.loader import load_model
+from dycoke_core.model.packing import can_pack, pack_weights
 from dycoke_core.tiny.build import CHECKPOINT
 
 
 def random_llava_onevision_0_5b(
-    *, device: str, dtype: torch.dtype, num_vision_layers: int = 26
+    *, device: str, dtype: torch.dtype, num_vision_layers: int = 26, packed: bool = True
 ) -> LlavaOnevision:
     """LLaVA-OneVision-0.5B's geometry: 24 layers of 896, 14 heads on 2, SigLIP so400m at 384 px.
 
     Args:
         num_vision_layers: fewer where vision is not the subject; 196 tokens per frame all the same.
+        packed: as a loaded model's weights are where that helps; False: as transformers has them.
 
     Tokenizer and template are the bundled model's: their ids are the first of the real vocabulary.
     """
@@ -52,7 +54,7 @@ def random_llava_onevision_0_5b(
     config.text_config._attn_implementation = ATTENTION_NAME
     config.vision_config._attn_implementation = "sdpa"
     return LlavaOnevision(
-        model=_random_model(config, device, dtype),
+        model=_random_model(config, device, dtype, packed=packed),
         prompt_encoder=tiny.prompt_encoder,
         normalizer=tiny.normalizer,
         eos_token_ids=frozenset(),  # answers run to max_tokens
@@ -61,8 +63,11 @@ def random_llava_onevision_0_5b(
 
 
 def _random_model(
-    config: LlavaOnevisionConfig, device: str, dtype: torch.dtype
+    config: LlavaOnevisionConfig, device: str, dtype: torch.dtype, *, packed: bool
 ) -> LlavaOnevisionForConditionalGeneration:
     torch.manual_seed(0)
     model = LlavaOnevisionForConditionalGeneration._from_config(config, dtype=dtype)
-    return model.to(device).eval()
+    model = model.to(device).eval()
+    if packed and can_pack(model.device, dtype):
+        pack_weights(model)
+    return model

@@ -14,8 +14,8 @@ from torch import Tensor
 class Partial(NamedTuple):
     """Attention over a part of the keys.
 
-    output: [G, R, E]: R rows of queries for each key/value head.
-    log_total: float32 [G, R]: log of the sum of exponentials over the part.
+    output: [..., R, E]: R rows of queries; mostly [G, R, E], for each key/value head.
+    log_total: float32 [..., R]: log of the sum of exponentials over the part.
     """
 
     output: Tensor
@@ -46,7 +46,14 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, *, scaling: float) -> 
     Args:
         queries: [G, R, E]; keys, values: [S, G, E].
     """
-    return _fused(queries, keys.transpose(0, 1), values.transpose(0, 1), scaling, is_causal=False)
+    partial = _fused(
+        queries[None],
+        keys.transpose(0, 1)[None],
+        values.transpose(0, 1)[None],
+        scaling,
+        is_causal=False,
+    )
+    return Partial(partial.output[0], partial.log_total[0])
 
 
 def attend_causally(query: Tensor, keys: Tensor, values: Tensor, *, scaling: float) -> Partial:
@@ -58,34 +65,27 @@ def attend_causally(query: Tensor, keys: Tensor, values: Tensor, *, scaling: flo
     Returns:
         Rows packed as `pack_queries` does.
     """
-    num_queries, num_kv_heads, _ = keys.shape
-    heads_first = query.transpose(0, 1)  # [H, q, E]
-    group_size = heads_first.shape[0] // num_kv_heads
+    num_queries, num_kv_heads, head_size = keys.shape
+    shape = (num_kv_heads, query.shape[1] // num_kv_heads, num_queries, head_size)
     partial = _fused(
-        heads_first,
-        _repeat_heads(keys, group_size),
-        _repeat_heads(values, group_size),
+        query.transpose(0, 1).view(shape),
+        keys.transpose(0, 1)[:, None].expand(shape),  # a view: query heads share their keys
+        values.transpose(0, 1)[:, None].expand(shape),
         scaling,
         is_causal=True,
     )
-    log_total = partial.log_total.view(num_kv_heads, group_size, num_queries)
     return Partial(
-        pack_queries(partial.output.transpose(0, 1), num_kv_heads),
-        log_total.transpose(1, 2).reshape(num_kv_heads, -1),
+        partial.output.transpose(1, 2).reshape(num_kv_heads, -1, head_size),
+        partial.log_total.transpose(1, 2).reshape(num_kv_heads, -1),
     )
 
 
 def merge(first: Partial, second: Partial) -> Partial:
     """Attention over both parts. Source: the online softmax of FlashAttention."""
     log_total = torch.logaddexp(first.log_total, second.log_total)
-    output = first.output.float() * (first.log_total - log_total).exp()[..., None]
-    output += second.output.float() * (second.log_total - log_total).exp()[..., None]
+    share = (second.log_total - log_total).exp()[..., None]
+    output = torch.lerp(first.output.float(), second.output.float(), share)
     return Partial(output.to(first.output.dtype), log_total)
-
-
-def _repeat_heads(rows: Tensor, group_size: int) -> Tensor:
-    """[S, G, E] → [H, S, E]. A copy of one chunk's rows, never of the cache."""
-    return rows.transpose(0, 1).repeat_interleave(group_size, dim=0)
 
 
 def _fused(
@@ -94,9 +94,12 @@ def _fused(
     """PyTorch's fused kernels behind scaled_dot_product_attention, which keep the log total.
 
     Args:
-        queries: [heads, R, E]; keys, values: [heads, S, E].
+        queries: [B, heads, R, E]; keys, values: [B, heads, S, E], of any strides.
+
+    Returns:
+        output [B, heads, R, E], log_total [B, heads, R].
     """
-    arguments = (queries[None], keys[None], values[None], 0.0, is_causal)
+    arguments = (queries, keys, values, 0.0, is_causal)
     if queries.device.type == "cpu":
         output, log_total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             *arguments, scale=scaling
@@ -107,14 +110,14 @@ def _fused(
         )
     else:
         return _unfused(queries, keys, values, scaling, is_causal=is_causal)
-    return Partial(output[0], log_total[0])
+    return Partial(output, log_total)
 
 
 def _unfused(
     queries: Tensor, keys: Tensor, values: Tensor, scaling: float, *, is_causal: bool
 ) -> Partial:
     """The same in plain operations, for devices without a fused kernel for the dtype."""
-    logits = (queries @ keys.transpose(1, 2)).float() * scaling
+    logits = (queries @ keys.transpose(-1, -2)).float() * scaling
     if is_causal:
         ahead = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device).triu(1)
         logits = logits.masked_fill(ahead, -torch.inf)

@@ -99,6 +99,11 @@ class PrefixKV:
         on_host = [slab.on_host() for slab in self.slabs[first_layer:]]
         self.slabs[first_layer:] = on_host  # only once all have found room
 
+    @property
+    def is_partly_on_host(self) -> bool:
+        """Whether layers lie in another memory than the device's."""
+        return self.slabs[-1].keys.device != self.text_rows.device
+
     def rows_on_device(self, layer: int) -> tuple[Tensor, Tensor]:
         """All rows of a layer, staged from the host where they lie there: one layer at a time."""
         device = self.text_rows.device
@@ -132,6 +137,7 @@ class SequenceKV:
         self.first_pruned_layer = first_pruned_layer
         self.scoring_layer = max(first_pruned_layer - 1, 0)
         self.must_load_kept_rows = False  # since a failed pass left others in their place
+        self._kept_on_host: tuple[Tensor, Tensor] | None = None  # a kept set and its copy there
         self.num_own_tokens = 0  # question and answer tokens that the model has seen
         self.is_decoding = False
         num_kept = pruner.num_kept if pruner is not None else 0
@@ -166,8 +172,9 @@ class SequenceKV:
         for layer in range(self.first_pruned_layer, len(self.slabs)):
             keys, values = self.prefix.slabs[layer].rows()
             text_rows = slice(num_kept, self._num_front_rows)
-            _copy_rows(keys, self.prefix.text_rows, self.slabs[layer].keys[text_rows])
-            _copy_rows(values, self.prefix.text_rows, self.slabs[layer].values[text_rows])
+            places = self.prefix.text_rows.to(keys.device)
+            _copy_rows(keys, places, self.slabs[layer].keys[text_rows])
+            _copy_rows(values, places, self.slabs[layer].values[text_rows])
 
     def roll_back(self) -> None:
         """Drops the rows of a pass that failed."""
@@ -182,15 +189,25 @@ class SequenceKV:
     def load_kept_rows(self, layer: int) -> None:
         """Copies the kept rows from the prefix to the front of a pruned layer's slab."""
         assert self.pruner is not None and self.pruner.kept is not None
-        kept, own = self.pruner.kept, self.slabs[layer]
         keys, values = self.prefix.visual_rows(layer)
+        kept, own = self._kept_beside(keys), self.slabs[layer]
         _copy_rows(keys, kept, own.keys[: len(kept)])
         _copy_rows(values, kept, own.values[: len(kept)])
 
+    def _kept_beside(self, rows: Tensor) -> Tensor:
+        """The kept set in the memory that `rows` lie in; fetched once for all layers."""
+        assert self.pruner is not None and self.pruner.kept is not None
+        kept = self.pruner.kept
+        if kept.device == rows.device:
+            return kept
+        if self._kept_on_host is None or self._kept_on_host[0] is not kept:
+            self._kept_on_host = kept, kept.to(rows.device)
+        return self._kept_on_host[1]
+
 
 def _copy_rows(rows: Tensor, places: Tensor, out: Tensor) -> None:
-    """Gathers rows [n, G, E] into `out`. Rows in host memory make the host wait for `places`."""
-    if rows.device == places.device:
+    """Gathers rows [n, G, E] into `out`, on the same device or from host memory."""
+    if rows.device == out.device:
         torch.index_select(rows, 0, places, out=out)
     else:
-        out.copy_(rows[places.to(rows.device)].pin_memory(), non_blocking=True)
+        out.copy_(rows[places].pin_memory(), non_blocking=True)

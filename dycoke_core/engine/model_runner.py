@@ -27,8 +27,8 @@ class ModelRunner:
         prefix = state.held_prefix
         video = prefix.video
         assert video is not None and video.features is not None
-        sources = torch.tensor(video.sources, device=video.features.device)
-        features = video.features[sources]  # [F, N, D]
+        sources = self._model.integers(video.sources)
+        features = video.features.index_select(0, sources)  # [F, N, D]
         num_frames, tokens_per_frame, width = features.shape
         kept = state.policy.select_visual_tokens(features)
         assert len(kept) == state.num_visual_tokens
@@ -84,7 +84,7 @@ class ModelRunner:
         try:
             hidden = self._model.forward(embeds, positions, attention)
             wanted = [row for row, needed in zip(last_rows, needs_logits, strict=True) if needed]
-            logits = self._model.logits(hidden[wanted])
+            logits = self._model.logits(hidden.index_select(0, self._model.integers(wanted)))
         except Exception:
             attention.roll_back()
             raise
@@ -127,7 +127,7 @@ class ModelRunner:
             last_rows.append(len(positions) - 1)
         if token_ids:
             embeds.append(self._model.embed_tokens(token_ids))
-        return torch.cat(embeds), torch.tensor(positions, device=self._model.device), last_rows
+        return torch.cat(embeds), self._model.integers(positions), last_rows
 
     def _allocate_slabs(self, num_tokens: int) -> list[Slab]:
         geometry = self._model.text_geometry

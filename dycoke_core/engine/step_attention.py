@@ -126,11 +126,14 @@ class StepAttention:
         keys, _ = sequence.prefix.visual_rows(sequence.scoring_layer)
         scores = visual_scores(queries, keys, whole.log_total, scaling=scaling)
         changed = sequence.pruner.update(scores)
-        # On a CPU the answer is there at once and saves copies; a GPU's host must not wait for it.
-        self._changed[place] = bool(changed) if changed.device.type == "cpu" else changed
+        # The host must not wait for a GPU, which gathers the kept rows at every step. On a CPU the
+        # answer is there at once and saves gathering. Rows in host memory are gathered there, so
+        # the host has to know which: one wait a step, and copies at a refresh alone.
+        host_needs_it = changed.device.type == "cpu" or sequence.prefix.is_partly_on_host
+        self._changed[place] = bool(changed) if host_needs_it else changed
 
     def _load_kept_rows(self, place: int, layer: int) -> None:
-        """On a CPU only after a new selection, on a GPU at every step: see `_update_selection`."""
+        """After a new selection, or where the host does not know whether there was one."""
         sequence = self.decoding[place]
         if self._changed[place] is not False or sequence.must_load_kept_rows:
             sequence.load_kept_rows(layer)

@@ -72,10 +72,16 @@ class LlavaOnevision:
 
     def embed_tokens(self, token_ids: Sequence[int]) -> Tensor:
         """[len(token_ids), D]."""
-        ids = torch.tensor(token_ids, dtype=torch.long, device=self.device)
-        embedded = self.model.get_input_embeddings()(ids)
+        embedded = self.model.get_input_embeddings()(self.integers(token_ids))
         assert isinstance(embedded, Tensor)
         return embedded
+
+    def integers(self, values: Sequence[int]) -> Tensor:
+        """int64 [len(values)] on the device; the host does not wait for the copy."""
+        tensor = torch.tensor(values, dtype=torch.long)
+        if self.device.type == "cpu":
+            return tensor
+        return tensor.pin_memory().to(self.device, non_blocking=True)
 
     def forward(self, embeds: Tensor, positions: Tensor, attention: LayerAttention) -> Tensor:
         """Runs the language model's layers over new tokens.

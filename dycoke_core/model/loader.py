@@ -25,6 +25,7 @@ from transformers import (
 from dycoke_core.errors import ModelLoadError
 from dycoke_core.model.attention import ATTENTION_NAME
 from dycoke_core.model.llava_onevision import LlavaOnevision
+from dycoke_core.model.packing import can_pack, pack_weights
 from dycoke_core.preprocess import FrameNormalizer, PromptEncoder
 
 logger = logging.getLogger(__name__)
@@ -161,7 +162,10 @@ def _load_weights(
         raise ModelLoadError(f"the checkpoint lacks {len(faults)} tensors, first '{faults[0]}'")
     if info["unexpected_keys"]:
         logger.warning("checkpoint has %d tensors of no use", len(info["unexpected_keys"]))
-    return cast(LlavaOnevisionForConditionalGeneration, model.to(device).eval())
+    model = cast(LlavaOnevisionForConditionalGeneration, model.to(device).eval())
+    if can_pack(device, dtype):
+        pack_weights(model)
+    return model
 
 
 def _read_json(file: Path) -> dict[str, Any]:

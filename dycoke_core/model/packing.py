@@ -1,0 +1,120 @@
+"""Weights of bfloat16 models on a CPU, in the layout that its matrix products read fastest.
+
+PyTorch stores a linear layer's weights row by row and lays them out anew, or reads them badly, at
+every call. Laid out once at loading, a decode step of one row reads them at up to 1.6 times the
+rate, and the activations between the products of an MLP are applied while the product is still in
+registers: in a prefill they cost a third of the MLP otherwise.
+
+transformers' layers stay as they are; only their linear layers and MLPs are exchanged. The packed
+weights replace the plain ones, but for a language head that shares its weights with the embedding:
+that one is held twice. Packed and plain layers differ by rounding alone.
+
+What is not covered: float32 and float16, where the layout gains nothing; quantized weights.
+"""
+
+import torch
+from torch import Tensor, nn
+from transformers.activations import GELUTanh, SiLUActivation
+
+_NO_ACTIVATION = ("none", "")
+_SILU = ("swish", "")
+_GELU_TANH = ("gelu", "tanh")
+
+
+def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether this build of PyTorch has the packed products for a model's device and dtype."""
+    return (
+        device.type == "cpu"
+        and dtype == torch.bfloat16
+        and torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+    )
+
+
+def pack_weights(model: nn.Module) -> None:
+    """Exchanges every linear layer and every MLP of a known form for a packed one, in place."""
+    for name, child in list(model.named_children()):
+        packed = _packed(child)
+        if packed is not None:
+            setattr(model, name, packed)
+        else:
+            pack_weights(child)
+
+
+class PackedLinear(nn.Module):
+    """A linear layer, and what follows it in the same pass over its output.
+
+    Args:
+        linear: gives weights and bias; keeps no share in the packed copy.
+        activation: a name and algorithm of oneDNN's.
+    """
+
+    def __init__(self, linear: nn.Linear, activation: tuple[str, str] = _NO_ACTIVATION) -> None:
+        super().__init__()
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach())
+        self._bias = None if linear.bias is None else linear.bias.detach()
+        self._activation = activation
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """[..., in] → [..., out]."""
+        name, algorithm = self._activation
+        output: Tensor = torch.ops.mkldnn._linear_pointwise(
+            rows, self._weight, self._bias, name, [], algorithm
+        )
+        return output
+
+    def times(self, rows: Tensor, factor: Tensor) -> Tensor:
+        """The product's output multiplied by `factor` [..., out], element by element."""
+        output: Tensor = torch.ops.mkldnn._linear_pointwise.binary(
+            rows, factor, self._weight, self._bias, "mul"
+        )
+        return output
+
+
+class PackedGatedMlp(nn.Module):
+    """down(silu(gate(x)) * up(x)), as in Qwen2 and Llama."""
+
+    def __init__(self, gate: nn.Linear, up: nn.Linear, down: nn.Linear) -> None:
+        super().__init__()
+        self.gate_proj = PackedLinear(gate, _SILU)
+        self.up_proj = PackedLinear(up)
+        self.down_proj = PackedLinear(down)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        output: Tensor = self.down_proj(self.up_proj.times(rows, self.gate_proj(rows)))
+        return output
+
+
+class PackedMlp(nn.Module):
+    """fc2(gelu(fc1(x))), as in SigLIP."""
+
+    def __init__(self, first: nn.Linear, second: nn.Linear) -> None:
+        super().__init__()
+        self.fc1 = PackedLinear(first, _GELU_TANH)
+        self.fc2 = PackedLinear(second)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        output: Tensor = self.fc2(self.fc1(rows))
+        return output
+
+
+def _packed(module: nn.Module) -> nn.Module | None:
+    """The packed form of a module; None: look at its children."""
+    if type(module) is nn.Linear:
+        return PackedLinear(module)
+    children = dict(module.named_children())
+    names = children.keys()
+    if names == {"gate_proj", "up_proj", "down_proj", "act_fn"}:
+        products = [children[name] for name in ("gate_proj", "up_proj", "down_proj")]
+        if isinstance(children["act_fn"], nn.SiLU | SiLUActivation) and _are_linear(products):
+            return PackedGatedMlp(*products)
+    if names == {"fc1", "fc2", "activation_fn"}:
+        products = [children["fc1"], children["fc2"]]
+        if isinstance(children["activation_fn"], GELUTanh) and _are_linear(products):
+            return PackedMlp(*products)
+    return None
+
+
+def _are_linear(modules: list[nn.Module]) -> bool:
+    return all(type(module) is nn.Linear for module in modules)
