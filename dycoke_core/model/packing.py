@@ -12,6 +12,8 @@ that one is held twice. Packed and plain layers differ by rounding alone.
 What is not covered: float32 and float16, where the layout gains nothing; quantized weights.
 """
 
+from typing import TypeGuard
+
 import torch
 from torch import Tensor, nn
 from transformers.activations import GELUTanh, SiLUActivation
@@ -26,7 +28,6 @@ def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
     return (
         device.type == "cpu"
         and dtype == torch.bfloat16
-        and torch.backends.mkldnn.is_available()
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
         and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
     )
@@ -101,20 +102,21 @@ class PackedMlp(nn.Module):
 
 def _packed(module: nn.Module) -> nn.Module | None:
     """The packed form of a module; None: look at its children."""
-    if type(module) is nn.Linear:
+    if _is_linear(module):
         return PackedLinear(module)
     children = dict(module.named_children())
-    names = children.keys()
-    if names == {"gate_proj", "up_proj", "down_proj", "act_fn"}:
-        products = [children[name] for name in ("gate_proj", "up_proj", "down_proj")]
-        if isinstance(children["act_fn"], nn.SiLU | SiLUActivation) and _are_linear(products):
-            return PackedGatedMlp(*products)
-    if names == {"fc1", "fc2", "activation_fn"}:
-        products = [children["fc1"], children["fc2"]]
-        if isinstance(children["activation_fn"], GELUTanh) and _are_linear(products):
-            return PackedMlp(*products)
+    if children.keys() == {"gate_proj", "up_proj", "down_proj", "act_fn"}:
+        gate, up, down = (children[name] for name in ("gate_proj", "up_proj", "down_proj"))
+        is_silu = isinstance(children["act_fn"], nn.SiLU | SiLUActivation)
+        if is_silu and _is_linear(gate) and _is_linear(up) and _is_linear(down):
+            return PackedGatedMlp(gate, up, down)
+    if children.keys() == {"fc1", "fc2", "activation_fn"}:
+        first, second = children["fc1"], children["fc2"]
+        is_gelu = isinstance(children["activation_fn"], GELUTanh)
+        if is_gelu and _is_linear(first) and _is_linear(second):
+            return PackedMlp(first, second)
     return None
 
 
-def _are_linear(modules: list[nn.Module]) -> bool:
-    return all(type(module) is nn.Linear for module in modules)
+def _is_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
+    return type(module) is nn.Linear  # a subclass may do more
