@@ -22,7 +22,8 @@ from dycoke_core.errors import InvalidRequestError, UnsupportedContainerError
 from dycoke_core.video import SNIFF_BYTES, sniff_container
 
 FORM_OVERHEAD_BYTES = MAX_TEXT_BYTES + 65536  # text, and the headers of all parts
-IDLE_S = 30.0  # without a byte of the body
+IDLE_S = 30.0  # without a byte of the body, and the start that the rate below allows
+MIN_BYTES_S = 8192.0  # on average: a client that drips holds a place in the queue
 MULTIPART = "multipart/form-data"
 JSON = "application/json"
 VIDEO_FIELD = "video"
@@ -110,7 +111,7 @@ async def read_body(request: Request, *, max_bytes: int) -> AsyncGenerator[bytes
 
     Raises:
         UploadTooLargeError: by the announced length at once, else when the bytes have come.
-        UploadTimeoutError: nothing has come for `IDLE_S`.
+        UploadTimeoutError: nothing has come for `IDLE_S`, or less than `MIN_BYTES_S` since.
         ClientLeftError
     """
     too_large = UploadTooLargeError(f"the body is larger than {max_bytes} bytes")
@@ -118,17 +119,20 @@ async def read_body(request: Request, *, max_bytes: int) -> AsyncGenerator[bytes
     if announced.isdecimal() and int(announced) > max_bytes:
         raise too_large
     num_bytes = 0
+    now = asyncio.get_running_loop().time
+    started_at = now()
     async with aclosing(request.stream()) as chunks:
         while True:
+            slowest_at = started_at + num_bytes / MIN_BYTES_S
             try:
-                async with asyncio.timeout(IDLE_S) as idle:
+                async with asyncio.timeout_at(min(now(), slowest_at) + IDLE_S) as limit:
                     chunk = await anext(chunks, None)
             except ClientDisconnect:
                 raise ClientLeftError from None
             except TimeoutError:
-                if not idle.expired():
+                if not limit.expired():
                     raise
-                raise UploadTimeoutError("the body came to a halt") from None
+                raise UploadTimeoutError("the body came to a halt, or comes too slowly") from None
             if chunk is None:
                 return
             num_bytes += len(chunk)

@@ -164,6 +164,30 @@ async def test_client_that_stops_sending_is_told_and_frees_its_place(
     assert (await api.api.queue.depth("tiny")).waiting == 0
 
 
+async def test_client_that_drips_is_told_and_frees_its_place(
+    api: RunningApi, worker: ScriptedWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intake, "IDLE_S", 0.5)
+    reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
+    part = '--b\nContent-Disposition: form-data; name="question"\n\n'
+    writer.write(f"{upload_head(1000)}\n{part}".replace("\n", "\r\n").encode())
+
+    async def drip() -> None:
+        while True:
+            writer.write(b"?")
+            await asyncio.sleep(0.05)
+
+    dripping = asyncio.create_task(drip())
+    try:
+        async with asyncio.timeout(10):
+            reply = await reader.readuntil(b"upload_timeout")
+    finally:
+        dripping.cancel()
+        writer.close()
+    assert reply.startswith(b"HTTP/1.1 408 ")
+    assert (await api.api.queue.depth("tiny")).waiting == 0
+
+
 async def test_open_answers_are_bounded(api: RunningApi, worker: ScriptedWorker) -> None:
     async with api.posting() as first:
         url = f"/v1/jobs/{first.headers['x-job-id']}/events"

@@ -1,0 +1,161 @@
+"""What the engine's measurements share: the models, engines over lent prefixes, rows of results."""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from dycoke_core.config import CompressionConfig, EngineConfig
+from dycoke_core.engine import Engine, SamplingParams, Sequence
+from dycoke_core.engine.kv_cache import PrefixKV, Slab
+from dycoke_core.engine.prefix_cache import Prefix
+from dycoke_core.model.llava_onevision import LlavaOnevision
+from dycoke_core.sequence import ChatMessage, Stage
+
+NUM_FRAMES = 32
+NUM_STEPS = 12  # timed decode steps, after NUM_WARM_STEPS
+NUM_WARM_STEPS = 3
+QUESTION = "Which shape appears first, and what color does it have at the end of the video?"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One ratio. `ours` and `baseline` are what `unit` says.
+
+    at_least: the bound wanted. limit: the ratio if our side ran at the rates measured of the
+    machine in this run (`loadtest.limits`), None where that was not counted.
+    """
+
+    name: str
+    ratio: float
+    at_least: float | None
+    limit: float | None
+    ours: float
+    baseline: float
+    unit: str
+
+
+@dataclass
+class Bench:
+    """The model with its weights as the engine keeps them, and as transformers has them."""
+
+    model: LlavaOnevision
+    plain_model: LlavaOnevision
+    rows: list[Row] = field(default_factory=list)
+    figures: dict[str, float] = field(default_factory=dict)
+    prefixes: dict[str, PrefixKV] = field(default_factory=dict)  # by policy, prefilled once
+
+    def add(
+        self,
+        name: str,
+        *,
+        ours: float,
+        baseline: float,
+        unit: str,
+        at_least: float | None = None,
+        ideal: float | None = None,
+        ideal_baseline: float | None = None,
+        is_rate: bool = False,
+    ) -> None:
+        """Ratios above 1 are in our favour: of rates ours / baseline, of costs the other way.
+
+        Args:
+            ideal: `ours` at the machine's rates; `ideal_baseline` too, where the baseline is ours.
+        """
+
+        def ratio(mine: float, other: float) -> float:
+            return mine / other if is_rate else other / mine
+
+        limit = None if ideal is None else ratio(ideal, ideal_baseline or baseline)
+        row = Row(name, ratio(ours, baseline), at_least, limit, ours, baseline, unit)
+        self.rows.append(row)
+        bound = "" if at_least is None else f"  wanted {at_least}"
+        bound += "" if limit is None else f", limit here {limit:.3g}"
+        print(
+            f"  {name:62} {row.ratio:7.2f}{bound}   {ours:.4g} against {baseline:.4g} {unit}",
+            flush=True,
+        )
+
+
+def make_engine(model: LlavaOnevision, **settings: Any) -> Engine:
+    return Engine(
+        model, EngineConfig(device=str(model.device), kv_cache_bytes=8 * 2**30, **settings)
+    )
+
+
+def make_sequence(
+    name: str,
+    *,
+    video: int = 0,
+    compression: str | dict[str, Any] = "full",
+    max_tokens: int = 64,
+    question: str = QUESTION,
+) -> Sequence:
+    frames = np.random.default_rng(video).integers(0, 256, (NUM_FRAMES, 384, 384, 3), np.uint8)
+    return Sequence(
+        sequence_id=name,
+        messages=(ChatMessage("user", question),),
+        frames=frames,
+        sampling=SamplingParams(max_tokens=max_tokens),
+        compression=CompressionConfig.parse(compression),
+        video_key=f"video {video}",
+    )
+
+
+def lend_prefix(bench: Bench, engine: Engine, sequence: Sequence) -> None:
+    """Gives a sequence's video a copy of the prefix that its policy prefilled before."""
+    source = bench.prefixes[sequence.compression.policy]
+    admission = engine._admission
+    state = admission.prepare(sequence)
+    slabs = [Slab(slab.keys.clone(), slab.values.clone(), slab.length) for slab in source.slabs]
+    kv = PrefixKV(
+        slabs,
+        source.num_capacity_tokens,
+        source.first_visual,
+        source.num_visual,
+        source.num_tokens,
+    )
+    num_bytes = sum(slab.keys.nbytes + slab.values.nbytes for slab in slabs)
+    prefix = Prefix(state.prefix_key, None, num_bytes, kv=kv, kept_per_frame=(0,) * NUM_FRAMES)
+    admission._prefixes.add(prefix)
+    if engine._config.dp_cache == "host":
+        first_layer = admission._first_host_layer(state)
+        kv.move_to_host(first_layer)
+        host_share = 1 - first_layer / bench.model.text_geometry.num_layers
+        admission._prefixes.move_to_host(prefix, round(num_bytes * host_share))
+    admission._prefixes.release(prefix)
+
+
+def decoding_batch(
+    bench: Bench, size: int, compression: str | dict[str, Any], **settings: Any
+) -> Engine:
+    """An engine whose sequences, each about a video of its own, all decode."""
+    engine = make_engine(bench.model, max_running_sequences=size, **settings)
+    for video in range(size):
+        sequence = make_sequence(str(video), video=video, compression=compression)
+        lend_prefix(bench, engine, sequence)
+        engine.add(sequence)
+    while any(state.sequence.stage is not Stage.DECODING for state in engine._states.values()):
+        engine.step()
+    return engine
+
+
+def step_seconds(step: Callable[[], object]) -> float:
+    """Median over repetitions, after some that are not counted."""
+    for _ in range(NUM_WARM_STEPS):
+        step()
+    seconds = []
+    for _ in range(NUM_STEPS):
+        started_at = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - started_at)
+    return statistics.median(seconds)
+
+
+def end(engine: Engine) -> None:
+    for sequence_id in list(engine._states):
+        engine.abort(sequence_id)
+    engine.clear_caches()
