@@ -16,6 +16,7 @@ from app.api.drain import Drain
 from app.api.errors import InternalErrors, install_error_handlers
 from app.api.janitor import Janitor
 from app.api.lingering import LingeringClose
+from app.api.loop_lag import watch_loop_lag
 from app.api.observer import Followers
 from app.api.openapi import install_openapi
 from app.api.reading import FrameReading
@@ -55,6 +56,7 @@ def create_app(settings: Settings, *, readers: FrameReaders | None = None) -> Fa
     redis_url = settings.redis_url
     compression = _default_compression(settings)
     metrics = ApiMetrics(_registry())
+    metrics.set_capacity(queued_jobs=settings.max_queued_jobs, streams=settings.max_streams)
     drain = Drain()
     if readers is None:
         readers = _start_readers(settings)
@@ -120,6 +122,7 @@ async def _start(
     stack.push_async_callback(followers.aclose)
     janitor = asyncio.create_task(Janitor(queue, registry, videos, metrics).run())
     stack.push_async_callback(_stop, janitor)
+    stack.push_async_callback(_stop, asyncio.create_task(watch_loop_lag(metrics.observe_lag)))
     return Api(
         settings=settings,
         default_compression=compression,

@@ -11,11 +11,9 @@ from collections.abc import AsyncIterator, Sequence
 
 from app.api.feed import FeedItem, JobFeed
 from app.messages import DoneEvent, ErrorEvent, Event, TokenEvent
-from app.metrics import ApiMetrics
+from app.metrics import DONE, ApiMetrics
 
 logger = logging.getLogger(__name__)
-
-INTERRUPTED = "interrupted"  # this process was shut down before the job's end
 
 
 class JobObserver:
@@ -28,6 +26,7 @@ class JobObserver:
         self._policy = policy
         self._last_token_at_s: float | None = None
         self._is_closed = False
+        metrics.expect_request(model, policy)
 
     async def watch(
         self, batches: AsyncIterator[Sequence[FeedItem]]
@@ -43,7 +42,7 @@ class JobObserver:
             self._see_token()
         elif isinstance(event, DoneEvent):
             self._metrics.observe_done(event)
-            self.close("done")
+            self.close(DONE)
         elif isinstance(event, ErrorEvent):
             self.close(event.code)
 

@@ -9,7 +9,7 @@ import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
 
 from app.logs import configure_logging
 from app.metrics import WorkerMetrics
@@ -63,6 +63,7 @@ def run(settings: Settings, child: int, *, engine_factory: EngineFactory = load_
     """Runs a worker until SIGTERM or SIGINT, then drains it; returns the process's exit code."""
     configure_logging(settings.log_level, f"worker-{child}")
     registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
     metrics = WorkerMetrics(registry, model=settings.model_name)
     port = settings.worker_metrics_port and settings.worker_metrics_port + child
     try:

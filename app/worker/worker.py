@@ -58,6 +58,7 @@ class Worker:
         self._settings = settings
         self._worker_id = worker_id
         self._metrics = metrics
+        metrics.set_capacity(running_jobs=settings.max_running_jobs)
         self._is_stopped = asyncio.Event()
         self._jobs = RunningJobs(settings.max_running_jobs)
         self._leases = JobLeases(

@@ -9,13 +9,14 @@ from app.api.context import Api, ApiDep, PrincipalDep
 from app.api.disconnect import ClientLeftError, unless_disconnected
 from app.api.errors import response_for, response_for_event
 from app.api.feed import JobFeed, final_event
-from app.api.observer import INTERRUPTED, JobObserver
+from app.api.observer import JobObserver
 from app.api.openapi import CHAT_REQUEST_BODY, CHAT_RESPONSES
 from app.api.posting import PostedJob, post_job
 from app.api.sse import Ending, EventStream
 from app.api.streams import StreamSlot
 from app.errors import ShuttingDownError
 from app.messages import DoneEvent
+from app.metrics import INTERRUPTED
 
 router = APIRouter(tags=["chat"])
 
