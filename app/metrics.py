@@ -33,6 +33,7 @@ LAG_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5
 # How a job ends, besides by an error's code.
 DONE = "done"
 INTERRUPTED = "interrupted"  # this process was shut down before the job's end
+STAGES = ("upload", "read_frames", "queue", "vision", "compress", "prefill", "decode")
 CACHES = ("frames", "features", "prefix")
 
 
@@ -115,7 +116,7 @@ class WorkerMetrics:
         """Takes over what a finished job's receipt says."""
         model, receipt, timings = self._model, done.compression, done.timings_s
         policy = receipt.policy
-        for stage in ("queue", "vision", "compress", "prefill", "decode"):
+        for stage in STAGES:
             self._stage_seconds.labels(model, policy, stage).observe(getattr(timings, stage))
         for stage, count in (
             ("input", receipt.visual_tokens_in),
