@@ -7,7 +7,14 @@ carry job ids. Each process has one registry and one port.
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Summary,
+    disable_created_metrics,
+)
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
@@ -16,6 +23,9 @@ from app.messages import DoneEvent
 
 if TYPE_CHECKING:
     from dycoke_core.engine import EngineStats
+
+# Else each counter and histogram has a second series beside it, which nobody reads.
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 # From a millisecond (compression on a GPU) to minutes (prefill on a CPU).
 STAGE_BUCKETS_S = (
