@@ -38,6 +38,7 @@ loadtest: $(READY)
 
 dashboards: $(READY)
 	$(BIN)/python -m deploy.grafana.generate
+	$(BIN)/python -m deploy.k8s.generate
 
 clean:
 	rm -rf $(VENV) .dycoke .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info

@@ -70,7 +70,8 @@ class WorkerMetrics:
         self._requests_running = gauge("requests_running", "Sequences that the engine advances.")
         self._requests_waiting = gauge("requests_waiting", "Sequences waiting in the engine.")
         self._requests_capacity = gauge(
-            "requests_capacity", "Jobs that the worker takes at a time."
+            "requests_capacity",
+            "Jobs that the worker takes at a time; 0 while it loads its model and while it drains.",
         )
         self._kv_cache_usage_ratio = gauge(
             "kv_cache_usage_ratio", "KV bytes that running sequences hold, per byte of the budget."

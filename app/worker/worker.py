@@ -58,7 +58,6 @@ class Worker:
         self._settings = settings
         self._worker_id = worker_id
         self._metrics = metrics
-        metrics.set_capacity(running_jobs=settings.max_running_jobs)
         self._is_stopped = asyncio.Event()
         self._jobs = RunningJobs(settings.max_running_jobs)
         self._leases = JobLeases(
@@ -126,11 +125,13 @@ class Worker:
             tasks.start(self._engine.wait_for_failure()),
         ]
         logger.info("ready", extra={"model": card.model, "device": card.device})
+        self._metrics.set_capacity(running_jobs=self._settings.max_running_jobs)
         has_failed = False
         try:
             await tasks.first_of(is_stopped, intake, *services)
             logger.info("draining", extra={"running_jobs": len(self._jobs)})
             self._intake.stop()
+            self._metrics.set_capacity(running_jobs=0)
             await tasks.first_of(tasks.start(self._finish_jobs(keeper, intake)), *services)
         except Exception:
             logger.exception("a part of the worker failed")
