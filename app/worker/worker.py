@@ -20,6 +20,7 @@ from app.messages import ModelCard
 from app.metrics import WorkerMetrics
 from app.redis_keys import RedisKeys
 from app.settings import Settings
+from app.tracing import Tracing
 from app.worker.engine_thread import EngineThread
 from app.worker.intake import Intake
 from app.worker.lease_keeper import LeaseKeeper
@@ -53,6 +54,7 @@ class Worker:
         metrics: WorkerMetrics,
         *,
         worker_id: str,
+        tracing: Tracing | None = None,
     ) -> None:
         keys = RedisKeys(settings.redis_prefix)
         self._settings = settings
@@ -69,7 +71,11 @@ class Worker:
         )
         self._registry = WorkerRegistry(redis, keys)
         self._publisher = Publisher(
-            self._leases, self._jobs, metrics, on_lost=lambda job: self._intake.drop(job)
+            self._leases,
+            self._jobs,
+            metrics,
+            tracing or Tracing(),
+            on_lost=lambda job: self._intake.drop(job),
         )
         self._engine = EngineThread(make_engine, self._publisher.publish)
         self._intake = Intake(
@@ -167,7 +173,7 @@ class Worker:
             async with asyncio.timeout(STORE_TIMEOUT_S):
                 for delivery, is_to_blame in left:
                     await self._leases.hand_back(delivery, costs_delivery=is_to_blame)
-                    logger.info("job handed back", extra={"job_id": delivery.job_id})
+                    logger.info("job handed back", extra=delivery.request.log_fields)
         except (StoreUnavailableError, TimeoutError):
             logger.warning("the job store is away; leases are left to run out")
 
