@@ -11,6 +11,7 @@ from app.api.errors import STATUS_BY_CODE
 from app.errors import error_codes
 from tests.deploy.prometheus import CONFIG, RULES, tool
 
+LOCAL_CONFIG = CONFIG.with_name("local.yml")
 ALERTS = yaml.safe_load((RULES / "alerts.yml").read_text())
 ALERT_RULES: list[dict[str, Any]] = [rule for group in ALERTS["groups"] for rule in group["rules"]]
 
@@ -22,8 +23,14 @@ def promtool(*args: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_scrape_configuration_is_valid() -> None:
+def test_scrape_configurations_are_valid_and_name_the_same_jobs() -> None:
     promtool("check", "config", "--syntax-only", CONFIG.name)
+    promtool("check", "config", LOCAL_CONFIG.name)
+    deployed, local = (
+        {job["job_name"] for job in yaml.safe_load(path.read_text())["scrape_configs"]}
+        for path in (CONFIG, LOCAL_CONFIG)
+    )
+    assert local == deployed - {"prometheus"}
 
 
 def test_rules_are_valid() -> None:
