@@ -22,7 +22,7 @@ from loadtest.running import RunningService, running_service
 from loadtest.runs import Plan, Result, run_locust
 
 SETTINGS = ("full", "dycoke")
-OPEN_LOOP_SHARES = (0.5, 0.8, 1.1, 1.4)
+OPEN_LOOP_SHARES = (0.6, 1.0, 1.4)
 OBJECTIVE_FACTOR = 3.0  # of the median time to first token of full tokens and one user
 MAX_STALL_S = 1.0
 MAX_ATTEMPTS = 3
