@@ -64,6 +64,7 @@ CMD ["api"]
 # Loading a large model takes minutes, which the start period must cover.
 FROM runtime AS worker
 COPY --from=build-worker /opt/dycoke /opt/dycoke
+ENV TRITON_CACHE_DIR=/data/cache/triton
 EXPOSE 9400
 HEALTHCHECK --interval=15s --timeout=10s --start-period=120s --retries=4 \
     CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:9400/metrics', timeout=8)"]

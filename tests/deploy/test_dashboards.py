@@ -15,7 +15,9 @@ import pytest
 from deploy.grafana.generate import FOLDER, dashboards
 from loadtest.running import running_service
 from loadtest.runs import Plan, Result, run_locust
-from tests.deploy.prometheus import Prometheus, running_prometheus
+from tests.deploy.prometheus import Prometheus, running_prometheus, tool
+
+pytestmark = pytest.mark.timeout(300)
 
 SETTINGS = ("full", "dycoke")
 RUN_S = 8.0
@@ -62,6 +64,7 @@ class Loaded:
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loaded]:
+    tool("prometheus")  # before anything is started
     folder = tmp_path_factory.mktemp("load")
     settings = {"DYCOKE_WORKER_THREADS": "1", "DYCOKE_DTYPE": "float32"}
     with running_service(folder, settings) as service:
