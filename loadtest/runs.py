@@ -91,7 +91,8 @@ class Result:
 
     def as_json(self) -> dict[str, Any]:
         fields = asdict(self)
-        del fields["samples"], fields["ttfts_s"], fields["locust"]
+        del fields["samples"], fields["locust"]
+        fields["ttfts_s"] = [round(seconds, 4) for seconds in self.ttfts_s]  # for other objectives
         return fields
 
 
