@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo serve test lint clean
+.PHONY: setup demo serve test lint loadtest dashboards clean
 
 setup: $(READY)
 
@@ -15,7 +15,7 @@ $(READY): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV) (torch is large; this takes a minute or two) ..."
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) \
-		--constraint constraints.txt --editable '.[worker,embedded,loadtest,dev]'
+		--constraint constraints.txt --editable '.[worker,embedded,loadtest,tracing,dev]'
 	@touch $@
 
 demo: $(READY)
@@ -31,6 +31,14 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# LOADTEST_ARGS: `--model medium`, `--users 1 4 8`, `--duration 30`, `--out FOLDER`, see --help.
+loadtest: $(READY)
+	$(BIN)/python -m loadtest.compare $(LOADTEST_ARGS)
+
+dashboards: $(READY)
+	$(BIN)/python -m deploy.grafana.generate
+	$(BIN)/python -m deploy.k8s.generate
 
 clean:
 	rm -rf $(VENV) .dycoke .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info

@@ -128,3 +128,13 @@ class JobCancelledError(ServiceError):
 
 class JobFailedRepeatedlyError(ServiceError):
     code = "job_failed_repeatedly"
+
+
+def error_codes() -> tuple[str, ...]:
+    """Every code that an error of the service or the core may carry, sorted."""
+    codes, classes = set(), [DycokeError]
+    while classes:
+        error_class = classes.pop()
+        codes.add(error_class.code)
+        classes += error_class.__subclasses__()
+    return tuple(sorted(codes))

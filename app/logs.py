@@ -1,4 +1,7 @@
-"""Logs: one JSON object per line on standard error. Job ids go in as `extra={"job_id": ...}`."""
+"""Logs: one JSON object per line on standard error.
+
+Job ids, and trace ids where there are any, go in as `extra` (`JobRequest.log_fields`).
+"""
 
 import json
 import logging

@@ -75,6 +75,15 @@ class JobRequest(Message):
     deadline_at_s: float  # Unix time
     upload_s: float = 0.0
     read_frames_s: float = 0.0
+    traceparent: str | None = None  # the span it belongs to, as W3C writes it
+
+    @property
+    def log_fields(self) -> dict[str, str]:
+        """What a line of the log about this job carries."""
+        fields = {"job_id": self.job_id}
+        if self.traceparent is not None:
+            fields["trace_id"] = self.traceparent.split("-")[1]
+        return fields
 
 
 class ModelCard(Message):

@@ -7,14 +7,25 @@ carry job ids. Each process has one registry and one port.
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Summary,
+    disable_created_metrics,
+)
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
+from app.errors import error_codes
 from app.messages import DoneEvent
 
 if TYPE_CHECKING:
     from dycoke_core.engine import EngineStats
+
+# Else each counter and histogram has a second series beside it, which nobody reads.
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 # From a millisecond (compression on a GPU) to minutes (prefill on a CPU).
 STAGE_BUCKETS_S = (
@@ -27,6 +38,13 @@ TOKEN_BUCKETS_S = (
 )  # fmt: skip
 RATIO_BUCKETS = tuple(n / 20 for n in range(1, 21))
 BYTES_BUCKETS = tuple(float(2**n) for n in range(16, 40, 2))  # 64 KiB to 256 GiB
+LAG_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+
+# How a job ends, besides by an error's code.
+DONE = "done"
+INTERRUPTED = "interrupted"  # this process was shut down before the job's end
+STAGES = ("upload", "read_frames", "queue", "vision", "compress", "prefill", "decode")
+CACHES = ("frames", "features", "prefix")
 
 
 class WorkerMetrics:
@@ -51,6 +69,10 @@ class WorkerMetrics:
         )
         self._requests_running = gauge("requests_running", "Sequences that the engine advances.")
         self._requests_waiting = gauge("requests_waiting", "Sequences waiting in the engine.")
+        self._requests_capacity = gauge(
+            "requests_capacity",
+            "Jobs that the worker takes at a time; 0 while it loads its model and while it drains.",
+        )
         self._kv_cache_usage_ratio = gauge(
             "kv_cache_usage_ratio", "KV bytes that running sequences hold, per byte of the budget."
         )
@@ -70,15 +92,27 @@ class WorkerMetrics:
         self._generation_tokens = counter("generation_tokens", "Tokens generated.", "policy")
         self._cache_hits = counter("cache_hits", "Finished jobs that found theirs.", "cache")
         self._cache_misses = counter("cache_misses", "Finished jobs that did not.", "cache")
+        for cache in CACHES:
+            self._cache_hits.labels(model, cache)
+            self._cache_misses.labels(model, cache)
         self._lease_reclaims = counter(
             "lease_reclaims", "Jobs taken over from workers that died or drained."
         ).labels(model)
         self._kv_refreshes = counter(
             "kv_refreshes", "Times that decode selected its visual tokens anew.", "policy"
         )
+        self._flops = counter(
+            "flops",
+            "FLOPs of finished jobs, exactly counted: what they took, and what full tokens would.",
+            "policy",
+            "kind",
+        )
 
     def count_generated(self, policy: str, num_tokens: int) -> None:
         self._generation_tokens.labels(self._model, policy).inc(num_tokens)
+
+    def set_capacity(self, *, running_jobs: int) -> None:
+        self._requests_capacity.set(running_jobs)
 
     def count_reclaim(self) -> None:
         self._lease_reclaims.inc()
@@ -93,7 +127,7 @@ class WorkerMetrics:
         """Takes over what a finished job's receipt says."""
         model, receipt, timings = self._model, done.compression, done.timings_s
         policy = receipt.policy
-        for stage in ("queue", "vision", "compress", "prefill", "decode"):
+        for stage in STAGES:
             self._stage_seconds.labels(model, policy, stage).observe(getattr(timings, stage))
         for stage, count in (
             ("input", receipt.visual_tokens_in),
@@ -103,9 +137,11 @@ class WorkerMetrics:
             self._visual_tokens.labels(model, policy, stage).inc(count)
         self._prompt_tokens.labels(model, policy).inc(done.usage.prompt_tokens)
         self._kv_refreshes.labels(model, policy).inc(receipt.refreshes)
-        for cache, outcome in done.cache.model_dump().items():
-            hits_or_misses = self._cache_hits if outcome == "hit" else self._cache_misses
-            hits_or_misses.labels(model, cache).inc()
+        self._flops.labels(model, policy, "actual").inc(receipt.flops.exact.actual)
+        self._flops.labels(model, policy, "full").inc(receipt.flops.exact.full)
+        for cache in CACHES:
+            is_hit = getattr(done.cache, cache) == "hit"
+            (self._cache_hits if is_hit else self._cache_misses).labels(model, cache).inc()
 
 
 class ApiMetrics:
@@ -147,6 +183,12 @@ class ApiMetrics:
         self._request_kv_bytes = histogram(
             "request_kv_bytes", "KV cache in use at the end of an answer.", BYTES_BUCKETS
         )
+        self._request_kv_bytes_full_tokens = Summary(
+            "dycoke_request_kv_bytes_full_tokens",
+            "KV cache that the same answer would have filled with full tokens.",
+            ["model", "policy"],
+            registry=registry,
+        )
         self._request_peak_memory_bytes = histogram(
             "request_peak_memory_bytes",
             "Peak on the device while a job ran; on a CPU the worker's peak RSS.",
@@ -175,6 +217,19 @@ class ApiMetrics:
             "queue_oldest_age_seconds", "Age of the oldest queued job since acceptance.", "model"
         )
         self._workers_alive = gauge("workers_alive", "Workers that can take jobs.", "model")
+        self._queue_capacity = gauge("queue_capacity", "Jobs above which posts are refused.")
+        self._stream_capacity = gauge("stream_capacity", "Answers that this process may serve.")
+        self._event_loop_lag = Histogram(
+            "dycoke_event_loop_lag_seconds",
+            "How late the event loop runs what is due, sampled all the time.",
+            buckets=LAG_BUCKETS_S,
+            registry=registry,
+        )
+        # A counter that appears with its first event loses that event to rate() and increase().
+        self._outcomes = (DONE, INTERRUPTED, *error_codes())
+        self._known_requests: set[tuple[str, str]] = set()
+        for reason in error_codes():
+            self._rejections.labels(reason)
 
     def observe_done(self, done: DoneEvent) -> None:
         """Takes over what a finished job's receipt says."""
@@ -185,10 +240,19 @@ class ApiMetrics:
         self._retained_token_ratio.labels(*labels, "prefill").observe(ratio.prefill)
         self._retained_token_ratio.labels(*labels, "decode").observe(ratio.decode)
         self._request_kv_bytes.labels(*labels).observe(done.memory.kv_bytes)
+        full_bytes = done.memory.kv_bytes_full_tokens
+        self._request_kv_bytes_full_tokens.labels(*labels).observe(full_bytes)
         self._request_peak_memory_bytes.labels(*labels).observe(done.memory.peak_device_bytes)
 
     def observe_token_gap(self, model: str, policy: str, gap_s: float) -> None:
         self._inter_token_latency.labels(model, policy).observe(gap_s)
+
+    def expect_request(self, model: str, policy: str) -> None:
+        """Makes the counters of every end that a job may come to, at 0."""
+        if (model, policy) not in self._known_requests:
+            self._known_requests.add((model, policy))
+            for outcome in self._outcomes:
+                self._requests.labels(model, policy, outcome)
 
     def count_request(self, model: str, policy: str, outcome: str) -> None:
         self._requests.labels(model, policy, outcome).inc()
@@ -201,6 +265,13 @@ class ApiMetrics:
 
     def count_disconnect(self) -> None:
         self._client_disconnects.inc()
+
+    def observe_lag(self, lag_s: float) -> None:
+        self._event_loop_lag.observe(lag_s)
+
+    def set_capacity(self, *, queued_jobs: int, streams: int) -> None:
+        self._queue_capacity.set(queued_jobs)
+        self._stream_capacity.set(streams)
 
     def set_open_streams(self, count: int) -> None:
         self._open_streams.set(count)

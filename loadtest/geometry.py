@@ -1,5 +1,9 @@
 """Models of a real size with random weights, to measure speed and memory, not answers."""
 
+import json
+import shutil
+from pathlib import Path
+
 import torch
 from transformers import (
     LlavaOnevisionConfig,
@@ -71,3 +75,29 @@ def _random_model(
     if packed and can_pack(model.device, dtype):
         pack_weights(model)
     return model
+
+
+def write_medium_checkpoint(directory: Path) -> None:
+    """Writes random weights between the bundled model and a real one, for a CPU under load.
+
+    8 layers of 512, 8 heads on 2, 196 tokens per frame, a light vision tower: the language model's
+    share of an answer's cost is like a real model's, at a fifteenth of LLaVA-OneVision-0.5B's
+    weights. Tokenizer, template and special ids are the bundled model's.
+    """
+    shutil.copytree(CHECKPOINT, directory)
+    config = LlavaOnevisionConfig.from_pretrained(directory)
+    vision, text = config.vision_config, config.text_config
+    vision.hidden_size, vision.intermediate_size = 128, 512
+    vision.image_size, vision.patch_size = 378, 14
+    text.hidden_size, text.intermediate_size = 512, 1408
+    text.num_hidden_layers, text.num_attention_heads, text.num_key_value_heads = 8, 8, 2
+    text.layer_types = ["full_attention"] * text.num_hidden_layers
+    text.max_position_embeddings = 32_768
+    torch.manual_seed(0)
+    model = LlavaOnevisionForConditionalGeneration._from_config(config, dtype=torch.bfloat16)
+    model.save_pretrained(directory)
+    path = directory / "processor_config.json"
+    processor = json.loads(path.read_text())
+    processor["num_image_tokens"] = 196
+    processor["video_processor"]["size"] = dict.fromkeys(("height", "width"), vision.image_size)
+    path.write_text(json.dumps(processor))

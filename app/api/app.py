@@ -16,6 +16,7 @@ from app.api.drain import Drain
 from app.api.errors import InternalErrors, install_error_handlers
 from app.api.janitor import Janitor
 from app.api.lingering import LingeringClose
+from app.api.loop_lag import watch_loop_lag
 from app.api.observer import Followers
 from app.api.openapi import install_openapi
 from app.api.reading import FrameReading
@@ -28,6 +29,7 @@ from app.metrics import ApiMetrics
 from app.redis_client import connect
 from app.redis_keys import RedisKeys
 from app.settings import Settings
+from app.tracing import Tracing, tracing_from_environment
 from app.video_store import VideoStore
 from app.worker_registry import WorkerRegistry
 from dycoke_core.config import CompressionConfig
@@ -55,7 +57,9 @@ def create_app(settings: Settings, *, readers: FrameReaders | None = None) -> Fa
     redis_url = settings.redis_url
     compression = _default_compression(settings)
     metrics = ApiMetrics(_registry())
+    metrics.set_capacity(queued_jobs=settings.max_queued_jobs, streams=settings.max_streams)
     drain = Drain()
+    tracing = tracing_from_environment("api")
     if readers is None:
         readers = _start_readers(settings)
     metrics.watch_reader_kills(lambda: readers.kills)
@@ -64,7 +68,7 @@ def create_app(settings: Settings, *, readers: FrameReaders | None = None) -> Fa
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
             app.state.api = await _start(
-                settings, redis_url, compression, metrics, drain, readers, stack
+                settings, redis_url, compression, metrics, drain, readers, tracing, stack
             )
             yield
 
@@ -92,9 +96,11 @@ async def _start(
     metrics: ApiMetrics,
     drain: Drain,
     readers: FrameReaders,
+    tracing: Tracing,
     stack: AsyncExitStack,
 ) -> Api:
     """Builds what the routes work with; `stack` takes it apart again, last things first."""
+    stack.push_async_callback(asyncio.to_thread, tracing.close)
     keys = RedisKeys(settings.redis_prefix)
     redis = connect(redis_url, max_connections=STORE_CONNECTIONS)
     stack.push_async_callback(redis.aclose)
@@ -112,7 +118,7 @@ async def _start(
     queue = JobQueue(redis, keys, result_ttl_s=settings.result_ttl_s)
     frames = FrameStore(redis, keys, max_bytes=settings.max_frame_store_bytes)
     registry = WorkerRegistry(redis, keys)
-    reading = FrameReading(queue, frames, readers, metrics, patience_s=settings.lease_s)
+    reading = FrameReading(queue, frames, readers, metrics, tracing, patience_s=settings.lease_s)
     stack.push_async_callback(reading.aclose)
     cancellations = Cancellations(queue, reading)
     stack.push_async_callback(cancellations.aclose)
@@ -120,6 +126,7 @@ async def _start(
     stack.push_async_callback(followers.aclose)
     janitor = asyncio.create_task(Janitor(queue, registry, videos, metrics).run())
     stack.push_async_callback(_stop, janitor)
+    stack.push_async_callback(_stop, asyncio.create_task(watch_loop_lag(metrics.observe_lag)))
     return Api(
         settings=settings,
         default_compression=compression,
@@ -135,6 +142,7 @@ async def _start(
         reading=reading,
         cancellations=cancellations,
         followers=followers,
+        tracing=tracing,
     )
 
 

@@ -16,6 +16,7 @@ from app.event_log import EventLog
 from app.job_queue import JobQueue
 from app.metrics import ApiMetrics
 from app.settings import Settings
+from app.tracing import Tracing
 from app.video_store import VideoStore
 from app.worker_registry import WorkerRegistry
 from dycoke_core.config import CompressionConfig
@@ -38,6 +39,7 @@ class Api:
     reading: FrameReading
     cancellations: Cancellations
     followers: Followers
+    tracing: Tracing
 
 
 def get_api(request: Request) -> Api:

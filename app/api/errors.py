@@ -77,6 +77,11 @@ RETRY_AFTER_S: Mapping[str, int] = {
 }
 
 
+def is_our_fault(code: str) -> bool:
+    """Whether HTTP would call a failure the server's."""
+    return STATUS_BY_CODE.get(code, 500) >= 500
+
+
 class FieldProblem(BaseModel):
     field: str
     message: str

@@ -9,25 +9,28 @@ import logging
 import time
 from collections.abc import AsyncIterator, Sequence
 
+from app.api.errors import is_our_fault
 from app.api.feed import FeedItem, JobFeed
-from app.messages import DoneEvent, ErrorEvent, Event, TokenEvent
-from app.metrics import ApiMetrics
+from app.messages import DoneEvent, ErrorEvent, Event, JobRequest, TokenEvent
+from app.metrics import DONE, ApiMetrics
+from app.tracing import PostSpan
 
 logger = logging.getLogger(__name__)
-
-INTERRUPTED = "interrupted"  # this process was shut down before the job's end
 
 
 class JobObserver:
     """Sees one job's events as they come."""
 
-    def __init__(self, metrics: ApiMetrics, *, job_id: str, model: str, policy: str) -> None:
+    def __init__(self, metrics: ApiMetrics, request: JobRequest, span: PostSpan) -> None:
         self._metrics = metrics
-        self._job_id = job_id
-        self._model = model
-        self._policy = policy
+        self._request = request
+        self._span = span
+        self._model = request.model
+        self._policy = request.compression["policy"]
         self._last_token_at_s: float | None = None
         self._is_closed = False
+        metrics.expect_request(self._model, self._policy)
+        span.describe(request)
 
     async def watch(
         self, batches: AsyncIterator[Sequence[FeedItem]]
@@ -43,7 +46,7 @@ class JobObserver:
             self._see_token()
         elif isinstance(event, DoneEvent):
             self._metrics.observe_done(event)
-            self.close("done")
+            self.close(DONE)
         elif isinstance(event, ErrorEvent):
             self.close(event.code)
 
@@ -52,7 +55,8 @@ class JobObserver:
         if not self._is_closed:
             self._is_closed = True
             self._metrics.count_request(self._model, self._policy, outcome)
-            logger.info("job ended", extra={"job_id": self._job_id, "outcome": outcome})
+            self._span.end(outcome, is_error=outcome != DONE and is_our_fault(outcome))
+            logger.info("job ended", extra={**self._request.log_fields, "outcome": outcome})
 
     def _see_token(self) -> None:
         now = time.monotonic()

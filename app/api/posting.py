@@ -61,12 +61,17 @@ class StoredUpload:
 
 
 async def post_job(
-    api: Api, request: Request, principal: str, idempotency_key: str | None
+    api: Api,
+    request: Request,
+    principal: str,
+    idempotency_key: str | None,
+    traceparent: str | None = None,
 ) -> PostedJob:
     """Takes a request in and starts reading its video.
 
     Args:
         principal: who asks; idempotency keys of two principals never meet.
+        traceparent: the span that the job belongs to.
 
     Raises:
         DycokeError: refused; nothing of the request is left.
@@ -84,6 +89,7 @@ async def post_job(
             await place.move(card.model, max_jobs=api.settings.max_queued_jobs)
         _check_clip(fields, video.lease)
         job = _job_request(api, fields, card, video, place.job_id, accepted_at_s)
+        job = job.model_copy(update={"traceparent": traceparent})
         idempotency = _idempotency(api, idempotency_key, principal, fields, job.video_id)
         try:
             job_id = await api.queue.create(job, idempotency=idempotency)
@@ -93,6 +99,7 @@ async def post_job(
             raise
         if job_id != job.job_id:
             return PostedJob(await api.queue.get(job_id), fields, is_new=False)
+        api.tracing.record("receive", traceparent, start_s=accepted_at_s)
         api.reading.start(
             Reading(
                 request=job,

@@ -20,6 +20,7 @@ from app.frame_store import FramesHeader, FrameStore, encode_frames, frames_dige
 from app.job_queue import JobQueue
 from app.messages import ErrorEvent, FramesRef, JobRequest, JobState, StatusEvent
 from app.metrics import ApiMetrics
+from app.tracing import Tracing
 from app.video_store import VideoLease
 from dycoke_core.errors import DycokeError
 from dycoke_core.video import FrameReaders, FrameSpec, VideoFrames
@@ -63,6 +64,7 @@ class FrameReading:
         frames: FrameStore,
         readers: FrameReaders,
         metrics: ApiMetrics,
+        tracing: Tracing,
         *,
         patience_s: float,
     ) -> None:
@@ -70,6 +72,7 @@ class FrameReading:
         self._frames = frames
         self._readers = readers
         self._metrics = metrics
+        self._tracing = tracing
         self._patience_s = patience_s
         self._tasks: dict[str, asyncio.Task[None]] = {}  # by job id
         self._reads: dict[str, _SharedRead] = {}  # by frames digest
@@ -129,7 +132,7 @@ class FrameReading:
             await reading.place.stop_renewing()
 
     async def _read_and_enqueue(self, reading: Reading) -> None:
-        began_at = time.monotonic()
+        began_at, began_at_s = time.monotonic(), time.time()
         request = reading.request
         digest = frames_digest(
             request.video_id,
@@ -155,8 +158,9 @@ class FrameReading:
                 "read_frames_s": request.read_frames_s + time.monotonic() - began_at,
             }
         )
+        self._tracing.record("read frames", request.traceparent, start_s=began_at_s)
         if await self._persist(lambda: self._queue.enqueue(ready)):
-            logger.info("job queued", extra={"job_id": request.job_id})
+            logger.info("job queued", extra=request.log_fields)
 
     async def _find(self, digest: str, job_id: str) -> FramesHeader | None:
         if not await self._persist(lambda: self._frames.pin(digest, job_id)):

@@ -109,7 +109,7 @@ class Intake:
         logger.info(
             "job taken",
             extra={
-                "job_id": delivery.job_id,
+                **delivery.request.log_fields,
                 "attempt": delivery.attempt,
                 "num_published_tokens": len(delivery.published_token_ids),
                 "is_suspect": delivery.is_suspect,
@@ -126,7 +126,7 @@ class Intake:
         except DycokeError as error:
             self._publisher.fail(job, error)
         except Exception:
-            logger.exception("a job could not be prepared", extra={"job_id": job.job_id})
+            logger.exception("a job could not be prepared", extra=job.log_fields)
             self._publisher.fail(job, EngineError("the worker failed to prepare this request"))
 
     async def _make_sequence(self, delivery: Delivery) -> Sequence:

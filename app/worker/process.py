@@ -9,13 +9,14 @@ import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
 
 from app.logs import configure_logging
 from app.metrics import WorkerMetrics
 from app.redis_client import connect
 from app.settings import Settings
 from app.supervisor import EXIT_BAD_SETTINGS
+from app.tracing import Tracing, tracing_from_environment
 from app.worker.worker import Worker
 from dycoke_core.errors import ModelLoadError
 
@@ -62,7 +63,13 @@ def num_torch_threads(settings: Settings) -> int:
 def run(settings: Settings, child: int, *, engine_factory: EngineFactory = load_engine) -> int:
     """Runs a worker until SIGTERM or SIGINT, then drains it; returns the process's exit code."""
     configure_logging(settings.log_level, f"worker-{child}")
+    try:
+        tracing = tracing_from_environment("worker")
+    except ValueError as error:
+        logger.error("%s", error)
+        return EXIT_BAD_SETTINGS
     registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
     metrics = WorkerMetrics(registry, model=settings.model_name)
     port = settings.worker_metrics_port and settings.worker_metrics_port + child
     try:
@@ -72,7 +79,7 @@ def run(settings: Settings, child: int, *, engine_factory: EngineFactory = load_
         return EXIT_BAD_SETTINGS
     logger.info("serving metrics", extra={"port": server.server_port})
     try:
-        return asyncio.run(_run_worker(settings, child, engine_factory, metrics))
+        return asyncio.run(_run_worker(settings, child, engine_factory, metrics, tracing))
     except ModelLoadError as error:
         logger.error("cannot load the model: %s", error.message)
         return EXIT_BAD_SETTINGS
@@ -82,7 +89,11 @@ def run(settings: Settings, child: int, *, engine_factory: EngineFactory = load_
 
 
 async def _run_worker(
-    settings: Settings, child: int, engine_factory: EngineFactory, metrics: WorkerMetrics
+    settings: Settings,
+    child: int,
+    engine_factory: EngineFactory,
+    metrics: WorkerMetrics,
+    tracing: Tracing,
 ) -> int:
     assert settings.redis_url is not None
     redis = connect(settings.redis_url)
@@ -92,6 +103,7 @@ async def _run_worker(
         lambda: engine_factory(settings),
         metrics,
         worker_id=f"{socket.gethostname()}-{child}-{secrets.token_hex(4)}",
+        tracing=tracing,
     )
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
@@ -100,6 +112,7 @@ async def _run_worker(
         exit_code = 0 if await worker.run() else 1
     finally:
         await redis.aclose()
+        await asyncio.to_thread(tracing.close)
     if not await asyncio.to_thread(worker.close):
         logger.warning("the engine is in a long step, or still loading: ending without it")
         logging.shutdown()

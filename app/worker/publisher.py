@@ -14,6 +14,7 @@ from app.errors import StoreUnavailableError
 from app.job_leases import Append, Appended, JobLeases
 from app.messages import DoneEvent, ErrorEvent, StatusEvent, TokenEvent
 from app.metrics import WorkerMetrics
+from app.tracing import Tracing
 from app.worker import engine_thread
 from app.worker.receipt import make_done_event
 from app.worker.running_jobs import RunningJob, RunningJobs
@@ -35,12 +36,14 @@ class Publisher:
         leases: JobLeases,
         jobs: RunningJobs,
         metrics: WorkerMetrics,
+        tracing: Tracing,
         *,
         on_lost: Callable[[RunningJob], None],
     ) -> None:
         self._leases = leases
         self._jobs = jobs
         self._metrics = metrics
+        self._tracing = tracing
         self._on_lost = on_lost
         self._has_news = asyncio.Event()
         self._is_closed = False
@@ -59,7 +62,7 @@ class Publisher:
     def fail(self, job: RunningJob, error: DycokeError) -> None:
         """Ends a job with an error event behind whatever it has said."""
         if job.final is None:
-            logger.warning("job failed", extra={"job_id": job.job_id, "code": error.code})
+            logger.warning("job failed", extra={**job.log_fields, "code": error.code})
             job.final = ErrorEvent.of(error, job.job_id)
             self._has_news.set()
 
@@ -100,7 +103,8 @@ class Publisher:
             return  # Redis had lost what came before: the next append sends it again
         del job.statuses[: sum(isinstance(event, StatusEvent) for event in append.events)]
         if append.final is not None:
-            logger.info("job ended", extra={"job_id": job.job_id, "outcome": append.final.type})
+            logger.info("job ended", extra={**job.log_fields, "outcome": append.final.type})
+            self._tracing.record_attempt(job.delivery, append.final)
             if isinstance(append.final, DoneEvent):
                 self._metrics.observe_done(append.final)
             self._jobs.remove(job)
@@ -113,7 +117,7 @@ class Publisher:
         try:
             self._take_token(job, event)
         except Exception:
-            logger.exception("an event could not be published", extra={"job_id": job.job_id})
+            logger.exception("an event could not be published", extra=job.log_fields)
             self.fail(job, EngineError("the worker failed to publish the answer"))
 
     def _take_token(self, job: RunningJob, event: core.TokenEvent) -> None:

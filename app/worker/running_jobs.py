@@ -36,6 +36,10 @@ class RunningJob:
         return self.delivery.job_id
 
     @property
+    def log_fields(self) -> dict[str, str]:
+        return self.delivery.request.log_fields
+
+    @property
     def deadline_at_s(self) -> float:
         return self.delivery.request.deadline_at_s
 

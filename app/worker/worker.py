@@ -20,6 +20,7 @@ from app.messages import ModelCard
 from app.metrics import WorkerMetrics
 from app.redis_keys import RedisKeys
 from app.settings import Settings
+from app.tracing import Tracing
 from app.worker.engine_thread import EngineThread
 from app.worker.intake import Intake
 from app.worker.lease_keeper import LeaseKeeper
@@ -53,6 +54,7 @@ class Worker:
         metrics: WorkerMetrics,
         *,
         worker_id: str,
+        tracing: Tracing | None = None,
     ) -> None:
         keys = RedisKeys(settings.redis_prefix)
         self._settings = settings
@@ -69,7 +71,11 @@ class Worker:
         )
         self._registry = WorkerRegistry(redis, keys)
         self._publisher = Publisher(
-            self._leases, self._jobs, metrics, on_lost=lambda job: self._intake.drop(job)
+            self._leases,
+            self._jobs,
+            metrics,
+            tracing or Tracing(),
+            on_lost=lambda job: self._intake.drop(job),
         )
         self._engine = EngineThread(make_engine, self._publisher.publish)
         self._intake = Intake(
@@ -125,11 +131,13 @@ class Worker:
             tasks.start(self._engine.wait_for_failure()),
         ]
         logger.info("ready", extra={"model": card.model, "device": card.device})
+        self._metrics.set_capacity(running_jobs=self._settings.max_running_jobs)
         has_failed = False
         try:
             await tasks.first_of(is_stopped, intake, *services)
             logger.info("draining", extra={"running_jobs": len(self._jobs)})
             self._intake.stop()
+            self._metrics.set_capacity(running_jobs=0)
             await tasks.first_of(tasks.start(self._finish_jobs(keeper, intake)), *services)
         except Exception:
             logger.exception("a part of the worker failed")
@@ -165,7 +173,7 @@ class Worker:
             async with asyncio.timeout(STORE_TIMEOUT_S):
                 for delivery, is_to_blame in left:
                     await self._leases.hand_back(delivery, costs_delivery=is_to_blame)
-                    logger.info("job handed back", extra={"job_id": delivery.job_id})
+                    logger.info("job handed back", extra=delivery.request.log_fields)
         except (StoreUnavailableError, TimeoutError):
             logger.warning("the job store is away; leases are left to run out")
 

@@ -405,9 +405,14 @@ async def test_metrics_say_what_clients_experienced(
         f'dycoke_retained_token_ratio_sum{{{labels},stage="prefill"}} 0.5',
         f'dycoke_retained_token_ratio_sum{{{labels},stage="decode"}} 0.25',
         f"dycoke_request_kv_bytes_sum{{{labels}}} 1000.0",
+        f"dycoke_request_kv_bytes_full_tokens_sum{{{labels}}} 2000.0",
         f"dycoke_request_peak_memory_bytes_sum{{{labels}}} 1e+08",
         'dycoke_requests_total{model="tiny",outcome="done",policy="dycoke"} 1.0',
+        'dycoke_requests_total{model="tiny",outcome="engine_error",policy="dycoke"} 0.0',
         'dycoke_rejections_total{reason="invalid_request"} 1.0',
+        'dycoke_rejections_total{reason="queue_full"} 0.0',
+        "dycoke_queue_capacity 1.0",
+        "dycoke_stream_capacity 3.0",
         'dycoke_reader_kills_total{reason="timeout"} 0.0',
         "dycoke_stream_resumes_total 1.0",
         "dycoke_client_disconnects_total 0.0",
@@ -419,3 +424,5 @@ async def test_metrics_say_what_clients_experienced(
     ):
         assert line in text, line
     assert delivery.job_id not in text
+    lag_samples = api.api.metrics.registry.get_sample_value("dycoke_event_loop_lag_seconds_count")
+    assert lag_samples is not None and lag_samples > 0

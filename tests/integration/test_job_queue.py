@@ -208,6 +208,18 @@ async def test_positions_follow_the_queue(queue: JobQueue, leases: JobLeases) ->
     assert depth.oldest_age_s is not None and depth.oldest_age_s >= 0
 
 
+async def test_stream_is_as_long_as_what_waits_and_what_runs(
+    queue: JobQueue, leases: JobLeases, redis: Redis, keys: RedisKeys
+) -> None:
+    """What autoscalers read: the group's lag plus its pending entries."""
+    for job_id in ("a", "b", "c"):
+        await submit(queue, job_id)
+    delivery = await take(leases)
+    assert await entries(redis, keys) == (3, 1)
+    assert await finish(leases, delivery)
+    assert await entries(redis, keys) == (2, 0)
+
+
 async def test_empty_queue_has_no_age(queue: JobQueue) -> None:
     depth = await queue.depth("never seen")
     assert (depth.waiting, depth.running, depth.oldest_age_s) == (0, 0, None)

@@ -298,6 +298,9 @@ async def test_metrics_tell_what_the_engine_did(settings: Settings, client: Clie
         assert metric("prompt_tokens_total", policy="full") == 40
         assert (metric("generation_tokens_total", policy="full") or 0) > 8
         assert metric("kv_refreshes_total", policy="full") == 2
+        assert metric("requests_capacity") == settings.max_running_jobs
+        for kind in ("full", "actual"):
+            assert (metric("flops_total", policy="full", kind=kind) or 0) > 0
         assert metric("cache_misses_total", cache="frames") == 2
         assert metric("cache_hits_total", cache="features") == 2
         for stage in ("queue", "vision", "compress", "prefill", "decode"):
@@ -418,5 +421,7 @@ def test_metric_names_are_the_agreed_ones() -> None:
             "cache_misses",
             "lease_reclaims",
             "kv_refreshes",
+            "requests_capacity",
+            "flops",
         )
     }

@@ -7,15 +7,18 @@ from fastapi.responses import JSONResponse, Response
 
 from app.api.context import Api, ApiDep, PrincipalDep
 from app.api.disconnect import ClientLeftError, unless_disconnected
-from app.api.errors import response_for, response_for_event
+from app.api.errors import INTERNAL_ERROR, is_our_fault, response_for, response_for_event
 from app.api.feed import JobFeed, final_event
-from app.api.observer import INTERRUPTED, JobObserver
+from app.api.observer import JobObserver
 from app.api.openapi import CHAT_REQUEST_BODY, CHAT_RESPONSES
 from app.api.posting import PostedJob, post_job
 from app.api.sse import Ending, EventStream
 from app.api.streams import StreamSlot
 from app.errors import ShuttingDownError
 from app.messages import DoneEvent
+from app.metrics import INTERRUPTED
+from app.tracing import PostSpan
+from dycoke_core.errors import DycokeError
 
 router = APIRouter(tags=["chat"])
 
@@ -36,32 +39,38 @@ async def chat(
     ] = None,
 ) -> Response:
     slot = api.streams.take()
+    span = api.tracing.start_post(request.headers.get("traceparent"))
     try:
-        posted = await post_job(api, request, principal, idempotency_key)
-    except BaseException:
+        posted = await post_job(api, request, principal, idempotency_key, span.traceparent)
+    except BaseException as error:
         slot.release()
+        _end_refused(span, error)
         raise
-    answer = Answer(api, posted, slot)
+    answer = Answer(api, posted, slot, span)
     return answer.streamed() if posted.fields.stream else await answer.whole(request)
+
+
+def _end_refused(span: PostSpan, error: BaseException) -> None:
+    if isinstance(error, ClientLeftError):
+        span.end("client_left", is_error=False)
+        return
+    code = error.code if isinstance(error, DycokeError) else INTERNAL_ERROR
+    span.end(code, is_error=is_our_fault(code))
 
 
 class Answer:
     """The answer to one post, on the connection that posted it."""
 
-    def __init__(self, api: Api, posted: PostedJob, slot: StreamSlot) -> None:
+    def __init__(self, api: Api, posted: PostedJob, slot: StreamSlot, span: PostSpan) -> None:
         self._api = api
+        self._span = span
         self._posted = posted
         self._slot = slot
         self._job_id = posted.record.job_id
         self._feed = JobFeed(
             api.queue, api.log, posted.record, heartbeat_s=api.settings.heartbeat_s
         )
-        self._observer = JobObserver(
-            api.metrics,
-            job_id=self._job_id,
-            model=posted.record.model,
-            policy=posted.record.request.compression["policy"],
-        )
+        self._observer = JobObserver(api.metrics, posted.record.request, span)
         self._batches = self._feed.batches()
         if posted.is_new:
             self._batches = self._observer.watch(self._batches)
@@ -90,7 +99,10 @@ class Answer:
 
     def _on_end(self, ending: Ending) -> None:
         self._slot.release()
-        if ending is Ending.COMPLETE or not self._posted.is_new:
+        if not self._posted.is_new:
+            self._span.end("repeated", is_error=False)
+            return
+        if ending is Ending.COMPLETE:
             return
         if ending is Ending.SHUTDOWN:
             self._observer.close(INTERRUPTED)

@@ -1,0 +1,159 @@
+"""Dockerfile and compose file: linted, valid by the compose specification's schema, and in step
+with the service. No image is built here.
+"""
+
+import re
+import subprocess
+import sys
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from app.api.server import CLOSE_TIMEOUT_S
+from app.settings import ENV_PREFIX, Settings
+from app.worker.pool import STOP_MARGIN_S
+from tests.deploy.prometheus import CONFIG, DEPLOY
+
+ROOT = DEPLOY.parent
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+OURS = ("api", "worker", "worker-cpu")
+
+
+def test_dockerfile_passes_hadolint() -> None:
+    linter = Path(sys.executable).parent / "hadolint"
+    done = subprocess.run([linter, ROOT / "Dockerfile"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_compose_file_is_valid() -> None:
+    path = files("check_jsonschema") / "builtin_schemas" / "vendor" / "compose-spec.json"
+    schema = yaml.safe_load(path.read_text())
+    jsonschema.Draft7Validator(schema).validate(COMPOSE)
+
+
+def test_api_image_has_no_torch_and_no_image_has_development_tools() -> None:
+    installs = re.findall(r"pip install .*'\.\[(.*)\]'", DOCKERFILE)
+    assert [set(extras.split(",")) for extras in installs] == [
+        {"tracing"},
+        {"worker", "tracing"},
+    ]
+
+
+def test_images_run_as_nobody_in_particular() -> None:
+    runtime = DOCKERFILE.split("AS runtime")[1]
+    assert "\nUSER 10001:10001\n" in runtime and "USER root" not in DOCKERFILE
+
+
+def test_build_context_has_what_the_dockerfile_copies() -> None:
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    assert ignored[0] == "*"
+    allowed = {line[1:] for line in ignored if line.startswith("!")}
+    copied = {
+        word
+        for line in re.findall(r"^COPY (?!--from)(.+)$", DOCKERFILE, re.MULTILINE)
+        for word in line.split()[:-1]
+    }
+    assert copied == allowed
+    assert all((ROOT / name).exists() for name in copied)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_service_gets_only_settings_that_exist(name: str) -> None:
+    known = {ENV_PREFIX + field.upper() for field in Settings.model_fields}
+    given = {v for v in SERVICES[name]["environment"] if v.startswith(ENV_PREFIX)}
+    assert given and given <= known
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_service_is_confined_bounded_and_restarted(name: str) -> None:
+    service = SERVICES[name]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"] and "privileged" not in service
+    # Nothing else: Docker's default seccomp profile stays, which lets the readers use Landlock.
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["restart"] == "unless-stopped"
+    assert {"memory", "pids"} <= set(service["deploy"]["resources"]["limits"])
+    assert service["logging"]["options"]["max-size"]
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_ports_are_published_on_this_machine_only_and_redis_not_at_all(name: str) -> None:
+    ports = SERVICES[name].get("ports", [])
+    assert all(port.startswith("127.0.0.1:") for port in ports)
+    assert bool(ports) == (name in ("api", "prometheus", "grafana"))
+
+
+def test_redis_keeps_what_it_has_and_is_reached_from_inside_only() -> None:
+    redis = SERVICES["redis"]
+    words = redis["command"]
+    assert words[words.index("--maxmemory-policy") + 1] == "noeviction"
+    assert words[words.index("--appendonly") + 1] == "yes"
+    assert redis["networks"] == ["store"] and COMPOSE["networks"]["store"]["internal"]
+    assert any(volume.endswith(":/data") for volume in redis["volumes"])
+    limit_gb = int(words[words.index("--maxmemory") + 1].removesuffix("gb"))
+    assert int(redis["deploy"]["resources"]["limits"]["memory"].removesuffix("g")) > limit_gb
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_service_waits_for_redis_and_is_given_time_to_drain(name: str) -> None:
+    service = SERVICES[name]
+    assert service["depends_on"]["redis"] == {"condition": "service_healthy"}
+    drain_s = float(service["environment"]["DYCOKE_DRAIN_TIMEOUT_S"])
+    margin_s = CLOSE_TIMEOUT_S if name == "api" else STOP_MARGIN_S
+    assert float(service["stop_grace_period"].removesuffix("s")) > drain_s + margin_s
+
+
+def test_one_kind_of_worker_runs_by_default_and_the_other_by_its_profile() -> None:
+    assert (ROOT / ".env").read_text().splitlines()[-1] == "COMPOSE_PROFILES=gpu"
+    assert SERVICES["worker"]["profiles"] == ["gpu"]
+    (device,) = SERVICES["worker"]["deploy"]["resources"]["reservations"]["devices"]
+    assert device["capabilities"] == ["gpu"]
+    assert SERVICES["worker-cpu"]["profiles"] == ["cpu"]
+    assert SERVICES["worker-cpu"]["build"]["args"] == {"DEVICE": "cpu"}
+    assert "devices" not in str(SERVICES["worker-cpu"]["deploy"])
+
+
+def test_prometheus_asks_services_that_exist_on_ports_that_they_serve() -> None:
+    scrape = {job["job_name"]: job for job in yaml.safe_load(CONFIG.read_text())["scrape_configs"]}
+    (api,) = scrape["dycoke-api"]["dns_sd_configs"]
+    assert api["names"] == ["api"] and api["port"] == Settings().port
+    for number, worker in enumerate(scrape["dycoke-worker"]["dns_sd_configs"]):
+        assert worker["names"] == ["workers"]
+        assert worker["port"] == Settings().worker_metrics_port + number
+    for name in ("worker", "worker-cpu"):
+        assert "workers" in SERVICES[name]["networks"]["front"]["aliases"]
+
+
+def test_grafana_finds_datasource_and_dashboards_without_a_click() -> None:
+    grafana = SERVICES["grafana"]
+    mounts = dict(volume.split(":")[:2] for volume in grafana["volumes"])
+    provisioning = ROOT / "deploy" / "grafana" / "provisioning"
+    assert mounts["./deploy/grafana/provisioning"] == "/etc/grafana/provisioning"
+    source = yaml.safe_load((provisioning / "datasources" / "dycoke.yml").read_text())
+    (datasource,) = source["datasources"]
+    assert datasource["isDefault"] and datasource["url"] == "${PROMETHEUS_URL}"
+    assert grafana["environment"]["PROMETHEUS_URL"] == "http://prometheus:9090"
+    interval = yaml.safe_load(CONFIG.read_text())["global"]["scrape_interval"]
+    assert datasource["jsonData"]["timeInterval"] == interval
+    boards = yaml.safe_load((provisioning / "dashboards" / "dycoke.yml").read_text())
+    (provider,) = boards["providers"]
+    assert provider["options"]["path"] == mounts["./deploy/grafana/dashboards"]
+    assert provider["folder"] == "DyCoke"
+    home = grafana["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    assert (ROOT / "deploy" / "grafana" / "dashboards" / Path(home).name).is_file()
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_what_is_mounted_exists(name: str) -> None:
+    for volume in SERVICES[name].get("volumes", []):
+        source = volume.split(":")[0] if "${" not in volume else "models"
+        if source.startswith("./"):
+            assert (ROOT / source).exists()
+        else:
+            assert source in COMPOSE["volumes"]
