@@ -13,22 +13,19 @@ What is not covered: HTTP, Redis, frame reading.
 
 import argparse
 import json
-import os
-import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
-from typing import Any
 
 import torch
-import transformers
 from torch import Tensor
 
 from dycoke_core.compression.kv_pruning import KVPruner
 from dycoke_core.engine import Engine
 from dycoke_core.sequence import Stage
+from loadtest import machine
 from loadtest.bench import (
     QUESTION,
     Bench,
@@ -266,23 +263,6 @@ def measure_sixteen_questions(bench: Bench, _: Limits) -> None:
 # --- command line ---
 
 
-def environment() -> dict[str, Any]:
-    return {
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
-
-
-def _processor() -> str:
-    with open("/proc/cpuinfo") as file:
-        names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
 def measurements(
     arguments: argparse.Namespace,
 ) -> Iterator[tuple[str, Callable[[Bench, Limits], None]]]:
@@ -323,7 +303,8 @@ def main() -> int:
         print(f"  {name:62} {value:.4g}")
     if arguments.json:
         rows = [asdict(row) for row in bench.rows]
-        print(json.dumps({"environment": environment(), "ratios": rows, "figures": bench.figures}))
+        measured_with = machine.describe() | {"threads": torch.get_num_threads()}
+        print(json.dumps({"machine": measured_with, "ratios": rows, "figures": bench.figures}))
     return 0
 
 

@@ -7,7 +7,6 @@ import time
 import torch
 from torch import Tensor
 from transformers import DynamicCache
-from transformers.generation.streamers import BaseStreamer
 
 from dycoke_core.model.attention import ATTENTION_NAME
 from dycoke_core.model.llava_onevision import LlavaOnevision
@@ -62,8 +61,8 @@ class TransformersModel:
         return clock.median_seconds(NUM_WARM_STEPS)
 
 
-class _TokenClock(BaseStreamer):
-    """Notes when each token came; the first call brings the prompt."""
+class _TokenClock:
+    """A streamer that notes when each token came; the first call brings the prompt."""
 
     def __init__(self) -> None:
         self._came_at: list[float] = []
