@@ -212,10 +212,12 @@ def _about_end_colors(scene: Scene, ask: _Asker) -> Iterator[Question]:
 
 
 def _about_stillness(scene: Scene, ask: _Asker) -> Iterator[Question]:
-    still = [thing for thing in _lasting(scene) if thing.motion == "still"]
-    if scene.event != "flash" and len(still) == 1 and len(scene.things) > 1:
-        if still[0].new_color is None:
-            yield ask("stationary", f"The {still[0].name}.")
+    """Something else must be there, and nothing that flashes: is that stationary?"""
+    still = [thing for thing in scene.things if thing.motion == "still"]
+    if len(still) != 1 or len(scene.things) == 1 or scene.event == "flash":
+        return
+    if still[0].new_color is None:
+        yield ask("stationary", f"The {still[0].name}.")
 
 
 def _about_blinks(scene: Scene, ask: _Asker) -> Iterator[Question]:

@@ -41,7 +41,7 @@ def render_frames(scene: Scene, frames: range) -> list[Frames]:
     """Renders some frames of a scene, each [SIZE, SIZE, 3]; noise depends on the range."""
     rng = np.random.default_rng([_NOISE_KEY, scene.seed, scene.num_frames])
     strength = rng.uniform(0.5, 3.0)
-    brightness = rng.integers(-8, 9)
+    brightness = int(rng.integers(-8, 9))
     return [_render_frame(scene, frame, rng, strength, brightness) for frame in frames]
 
 
@@ -73,12 +73,12 @@ def _render_frame(
 
 def _paint(image: npt.NDArray[np.int16], thing: Thing, frame: int) -> None:
     radius = thing.radius
-    x, y = (int(round(float(c))) for c in thing.path[frame])
+    x, y = (round(float(c)) for c in thing.path[frame])
     left, top = max(0, x - radius), max(0, y - radius)
     right, bottom = min(SIZE, x + radius + 1), min(SIZE, y + radius + 1)
     mask = _mask(thing.shape, radius)
     cut = mask[top - y + radius : bottom - y + radius, left - x + radius : right - x + radius]
-    image[top:bottom, left:right][cut] = RGB[thing.color_at(frame)]
+    image[top:bottom, left:right][cut] = thing.paint or RGB[thing.color_at(frame)]
 
 
 @lru_cache(maxsize=256)

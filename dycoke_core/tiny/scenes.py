@@ -30,7 +30,7 @@ COLORS = ("red", "green", "blue", "yellow", "purple", "cyan")
 SHAPES = ("circle", "square", "triangle", "cross")
 BACKGROUNDS = ("black", "gray", "brown", "navy")
 DIRECTIONS = ("left", "right", "up", "down")
-EVENTS = ("none", "order", "blink", "change", "flash")
+EVENTS: tuple["Event", ...] = ("none", "order", "blink", "change", "flash")
 HELD_OUT = frozenset(
     {("red", "triangle"), ("blue", "square"), ("yellow", "circle"), ("purple", "cross")}
 )
@@ -60,6 +60,7 @@ class Thing:
     new_color: str | None = None
     changes_at: int = 0  # frame, where `new_color` is set
     flashes: bool = False
+    paint: tuple[int, int, int] | None = None  # RGB to be shown in instead of its colour's own
 
     @property
     def name(self) -> str:

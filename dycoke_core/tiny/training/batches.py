@@ -4,7 +4,7 @@ Scenes are those of the training split. A batch of frames teaches the vision tow
 videos, each with many questions, teaches the language model.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache, lru_cache
 
 import numpy as np
@@ -14,8 +14,8 @@ from torch import Tensor
 from dycoke_core.preprocess import PromptEncoder
 from dycoke_core.sequence import ChatMessage
 from dycoke_core.tiny.questions import FAMILIES, SHORT_FAMILIES, Question, questions_about
-from dycoke_core.tiny.render import render, render_frames
-from dycoke_core.tiny.scenes import Scene, Split, sample_scene
+from dycoke_core.tiny.render import RGB, render, render_frames
+from dycoke_core.tiny.scenes import BACKGROUNDS, HELD_OUT, Scene, Split, sample_scene
 from dycoke_core.tiny.tokenizer import CHAT_TEMPLATE, TURN_END, VIDEO, build_tokenizer
 from dycoke_core.tiny.training.targets import (
     FrameLabels,
@@ -28,6 +28,8 @@ IGNORED = -100
 NUM_SHORT = 12  # questions per video, next to the description
 SHORT_TOKENS, DESCRIPTION_TOKENS = 26, 54  # of a question with its answer, padded
 _SEEDS_PER_BATCH = 1024
+_PAINT_KEY = 8
+_COLORS_APART = 70  # of 255 * sqrt(3)
 _LANGUAGE_SEED = 2**40  # where the videos' seeds begin, away from the frames'
 
 # How often a family is asked, where a scene allows more questions than there is room for.
@@ -85,12 +87,18 @@ class BatchKey:
 
 
 def frame_batch(key: BatchKey, *, num_frames: int) -> FrameBatch:
-    """Frames of as many different scenes."""
+    """Frames of as many different scenes.
+
+    In every other training scene, things are painted in any colours at all, named or not, so that a
+    shape is learnt as such and not as one of the colours that it was seen in.
+    """
     first = key.first_scene
     shown: list[tuple[np.ndarray, FrameLabels]] = []
     for scene_seed in range(first, first + num_frames):
         scene = sample_scene(scene_seed, split=key.split, num_frames=8)
-        frame = scene_seed % scene.num_frames
+        if key.split == "train" and scene_seed % 2:
+            scene = _repaint(scene)
+        frame = scene_seed // 2 % scene.num_frames
         shown.append((render_frames(scene, range(frame, frame + 1))[0], frame_labels(scene, frame)))
     labels = {
         name: torch.from_numpy(np.stack([getattr(label, name) for _, label in shown]))
@@ -129,6 +137,22 @@ def prefix_ids() -> tuple[int, ...]:
 def encode_question(question: Question) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The ids behind the video as the service would send them, and those of the answer."""
     return _prompt(question.text)[1], _answer_ids(question.answer)
+
+
+def _repaint(scene: Scene) -> Scene:
+    rng = np.random.default_rng([_PAINT_KEY, scene.seed])
+    things = [replace(thing, paint=_any_color(rng, thing.shape)) for thing in scene.things]
+    return replace(scene, things=tuple(things))
+
+
+def _any_color(rng: np.random.Generator, shape: str) -> tuple[int, int, int]:
+    """Not near a colour that the shape must not be seen in, nor too near any background."""
+    avoided = [RGB[color] for color, other in HELD_OUT if other == shape]
+    avoided += [RGB[background] for background in BACKGROUNDS]
+    while True:
+        color = rng.integers(0, 256, 3)
+        if min(np.linalg.norm(color - np.array(other)) for other in avoided) > _COLORS_APART:
+            return (int(color[0]), int(color[1]), int(color[2]))
 
 
 def _choose(scene: Scene) -> list[Question]:

@@ -6,7 +6,6 @@ Source: Keller Jordan et al., "Muon: an optimizer for hidden layers in neural ne
 
 from collections import defaultdict
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +26,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # takes no closure
         for group in self.param_groups:
             by_shape: dict[tuple[int, ...], list[nn.Parameter]] = defaultdict(list)
             for parameter in group["params"]:
@@ -47,8 +46,8 @@ class Muon(torch.optim.Optimizer):
         state = self.state[parameter]
         if "mean" not in state:
             state["mean"] = torch.zeros_like(gradient)
-        state["mean"].lerp_(gradient, 1 - momentum)
-        return gradient.lerp(state["mean"], momentum)
+        mean: Tensor = state["mean"].lerp_(gradient, 1 - momentum)
+        return gradient.lerp(mean, momentum)
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
@@ -61,4 +60,5 @@ def orthogonal(matrices: Tensor) -> Tensor:
     for _ in range(_STEPS):
         square = x @ x.mT
         x = _A * x + (_B * square + _C * square @ square) @ x
-    return (x.mT if is_tall else x).float()
+    result: Tensor = x.mT if is_tall else x
+    return result.float()

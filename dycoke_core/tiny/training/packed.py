@@ -7,11 +7,12 @@ itself, never to another question, and its positions begin where the prefix ends
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2Model
 
 
 def run_packed(
-    language_model: nn.Module, prefix: Tensor, blocks: list[Tensor], *, tap_layer: int
+    language_model: Qwen2Model, prefix: Tensor, blocks: list[Tensor], *, tap_layer: int
 ) -> tuple[list[Tensor], Tensor]:
     """Runs a transformers Qwen2 model over a prefix and blocks of questions.
 
@@ -40,7 +41,7 @@ def run_packed(
 
 
 def _layer(
-    layer: nn.Module,
+    layer: Qwen2DecoderLayer,
     prefix: Tensor,
     blocks: list[Tensor],
     rotations: list[tuple[Tensor, Tensor]],
@@ -103,10 +104,9 @@ def _attend(
     weights = (torch.cat([to_prefix, to_self], dim=-1) * size**-0.5).softmax(dim=-1)
     from_prefix = weights[..., :num_prefix].flatten(2, 3) @ prefix_value
     from_self = weights[..., num_prefix:].transpose(1, 2) @ own_value  # [B, Q, H, S, E]
-    mixed = from_prefix.view(num_batch, num_heads, num_questions, length, size).permute(
-        0, 2, 3, 1, 4
-    )
-    return mixed + from_self.transpose(2, 3)
+    by_question = from_prefix.view(num_batch, num_heads, num_questions, length, size)
+    mixed: Tensor = by_question.permute(0, 2, 3, 1, 4) + from_self.transpose(2, 3)
+    return mixed
 
 
 def _join(parts: list[Tensor]) -> Tensor:
@@ -116,12 +116,16 @@ def _join(parts: list[Tensor]) -> Tensor:
 
 def _split(flat: Tensor, parts: list[Tensor]) -> list[Tensor]:
     sizes = [part.shape[1] * part.shape[2] for part in parts]
-    pieces = flat.split(sizes, dim=1)
-    return [piece.unflatten(1, part.shape[1:3]) for piece, part in zip(pieces, parts, strict=True)]
+    pieces = torch.split(flat, sizes, dim=1)
+    return [
+        piece.view(len(piece), *part.shape[1:3], -1)
+        for piece, part in zip(pieces, parts, strict=True)
+    ]
 
 
 def _heads(flat: Tensor, parts: list[Tensor], size: int) -> list[Tensor]:
-    return [piece.unflatten(-1, (-1, size)).transpose(2, 3) for piece in _split(flat, parts)]
+    pieces = _split(flat, parts)
+    return [piece.view(*piece.shape[:3], -1, size).transpose(2, 3) for piece in pieces]
 
 
 def _rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
 from transformers import LlavaOnevisionForConditionalGeneration
 
 from dycoke_core.tiny.architecture import new_model, save_checkpoint
@@ -66,7 +67,7 @@ def train(plan: TrainingPlan) -> None:
     plan.directory.mkdir(parents=True, exist_ok=True)
     meeting_point = plan.directory / "processes"
     meeting_point.unlink(missing_ok=True)
-    torch.multiprocessing.spawn(_work, (plan, meeting_point), nprocs=plan.processes)
+    spawn(_work, (plan, meeting_point), nprocs=plan.processes)  # type: ignore[no-untyped-call]
 
 
 def _work(rank: int, plan: TrainingPlan, meeting_point: Path) -> None:
@@ -192,7 +193,7 @@ def _average_gradients(optimizers: Sequence[torch.optim.Optimizer]) -> None:
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     flat = torch.cat([gradient.flatten() for gradient in gradients]) / dist.get_world_size()
     dist.all_reduce(flat)
-    pieces = flat.split([parameter.numel() for parameter in parameters])
+    pieces = torch.split(flat, [parameter.numel() for parameter in parameters])
     for parameter, piece in zip(parameters, pieces, strict=True):
         parameter.grad = piece.view_as(parameter)
 

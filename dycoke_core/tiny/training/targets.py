@@ -30,7 +30,7 @@ Labels = npt.NDArray[np.int64]
 class FrameLabels:
     """What one frame shows, cell by cell; the cells in raster order."""
 
-    color: Labels  # [N], index into SEEN_COLORS
+    color: Labels  # [N], index into SEEN_COLORS; none to learn where a thing is painted over
     shape: Labels  # [N]
     offset: npt.NDArray[np.float32]  # [N, 2], from the cell's centre to the thing's, in cells
     outline: npt.NDArray[np.float32]  # [N, POINTS ** 2], 1 inside a thing
@@ -42,7 +42,9 @@ def frame_labels(scene: Scene, frame: int) -> FrameLabels:
     covered = np.stack([_cover(thing, frame) for thing in scene.things])  # [things, N, points]
     counts = covered.sum(axis=2)
     thing = np.where(counts.max(axis=0) >= _FEWEST_POINTS, counts.argmax(axis=0), NOTHING)
-    colors = [SEEN_COLORS.index(t.color_at(frame)) for t in scene.things]
+    colors = [
+        SEEN_COLORS.index(t.color_at(frame)) if t.paint is None else NOTHING for t in scene.things
+    ]
     shapes = [SHAPES.index(t.shape) for t in scene.things]
     centres = np.stack([t.path[frame] for t in scene.things])[thing.clip(0)]  # [N, 2]
     columns, rows = np.tile(_CENTRES, GRID), np.repeat(_CENTRES, GRID)
@@ -50,8 +52,8 @@ def frame_labels(scene: Scene, frame: int) -> FrameLabels:
     return FrameLabels(
         color=_look_up(colors, thing, otherwise=0),
         shape=_look_up(shapes, thing),
-        offset=((centres - cells) / _CELL).astype(np.float32),
-        outline=covered.any(axis=0).astype(np.float32),
+        offset=np.asarray((centres - cells) / _CELL, np.float32),
+        outline=np.asarray(covered.any(axis=0), np.float32),
         background=np.full(GRID * GRID, BACKGROUNDS.index(scene.background_at(frame))),
         thing=thing,
     )

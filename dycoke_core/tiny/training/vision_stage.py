@@ -102,12 +102,15 @@ class VisionStage:
             tokens = visual_tokens(self.model, batch.frames)
         tokens = F.layer_norm(tokens.float(), tokens.shape[-1:])
         said = {name: head(tokens) for name, head in self.heads.items()}
-        seen = batch.color > 0
+        seen = batch.shape != NOTHING
+        named = batch.color > 0
         cells = torch.arange(GRID * GRID).expand(seen.shape)
         weights = torch.ones(len(SEEN_COLORS))
         weights[0] = 0.3  # most cells show nothing
         terms = {
-            "color": F.cross_entropy(said["color"].mT, batch.color, weight=weights),
+            "color": F.cross_entropy(
+                said["color"].mT, batch.color, weight=weights, ignore_index=NOTHING
+            ),
             "shape": F.cross_entropy(said["shape"].mT, batch.shape, ignore_index=NOTHING),
             "offset": F.smooth_l1_loss(said["offset"][seen], batch.offset[seen], beta=0.3),
             "outline": F.binary_cross_entropy_with_logits(said["outline"], batch.outline),
@@ -116,7 +119,7 @@ class VisionStage:
         }
         loss = torch.stack([_LOSS_WEIGHTS[name] * term for name, term in terms.items()]).sum()
         right = {
-            "color": (said["color"].argmax(-1) == batch.color)[seen],
+            "color": (said["color"].argmax(-1) == batch.color)[named],
             "shape": (said["shape"].argmax(-1) == batch.shape)[seen],
             "background": said["background"].argmax(-1) == batch.background,
             "cell": said["cell"].argmax(-1) == cells,
