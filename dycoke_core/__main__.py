@@ -15,7 +15,7 @@ from dycoke_core.config import CompressionConfig, EngineConfig
 from dycoke_core.engine import Engine, SamplingParams, Sequence
 from dycoke_core.errors import DycokeError, InvalidRequestError
 from dycoke_core.sequence import ChatMessage, SequenceReport
-from dycoke_core.tiny.build import CHECKPOINT
+from dycoke_core.tiny import CHECKPOINT
 from dycoke_core.video import FrameSpec, VideoFrames, read_video_frames
 
 

@@ -11,7 +11,7 @@ from transformers import (
 from dycoke_core.model.attention import ATTENTION_NAME
 from dycoke_core.model.llava_onevision import LlavaOnevision
 from dycoke_core.model.loader import load_model
-from dycoke_core.tiny.build import CHECKPOINT
+from dycoke_core.tiny import CHECKPOINT
 
 
 def random_llava_onevision_0_5b(

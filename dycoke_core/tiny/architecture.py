@@ -27,7 +27,6 @@ from dycoke_core.tiny.tokenizer import (
     build_tokenizer,
 )
 
-CHECKPOINT = Path(__file__).parent / "checkpoint"
 GRID = 7  # tokens per side of a frame
 TOKENS_PER_FRAME = GRID * GRID
 HIDDEN_SIZE = 256

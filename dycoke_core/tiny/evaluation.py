@@ -5,19 +5,25 @@ laboratory's business; here are the scores it starts from, and what the regressi
 """
 
 import math
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 from dycoke_core.config import CompressionConfig
 from dycoke_core.engine import Engine, SamplingParams
 from dycoke_core.engine import Sequence as EngineSequence
 from dycoke_core.sequence import ChatMessage
+from dycoke_core.tiny.clip import write_video
 from dycoke_core.tiny.questions import SHORT_FAMILIES, Question
 from dycoke_core.tiny.render import Frames, render
+from dycoke_core.tiny.scenes import SIZE, Scene
 from dycoke_core.tiny.testset import MAX_TOKENS, ExamScene, score
+from dycoke_core.video import FrameSpec, read_video_frames
 
 Policy = str | Mapping[str, Any]
+Source = Literal["frames", "file"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +38,19 @@ class Answer:
 
 
 def answers(
-    engine: Engine, exam: Sequence[ExamScene], policies: Sequence[Policy]
+    engine: Engine,
+    exam: Sequence[ExamScene],
+    policies: Sequence[Policy],
+    *,
+    source: Source = "frames",
 ) -> Iterator[list[Answer]]:
-    """Asks all questions under all policies; yields one list per scene, in order."""
+    """Asks all questions under all policies; yields one list per scene, in order.
+
+    Args:
+        source: "file" sends each scene through an H.264 file and the service's frame reader.
+    """
     for item in exam:
-        frames = render(item.scene)
+        frames = render(item.scene) if source == "frames" else read_back(item.scene)
         found: list[Answer] = []
         for number, policy in enumerate(policies):
             for question in item.questions:
@@ -64,6 +78,15 @@ def ask(engine: Engine, frames: Frames, question: Question, policy: Policy) -> s
                 raise event.error
             text += event.text
     return text
+
+
+def read_back(scene: Scene) -> Frames:
+    """The scene's frames after a way through an H.264 file."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "scene.mp4"
+        write_video(path, render(scene))
+        spec = FrameSpec(num_frames=scene.num_frames, image_size=SIZE)
+        return read_video_frames(path, spec).pixels
 
 
 def accuracies(found: Sequence[Answer], policy: int) -> dict[str, float]:

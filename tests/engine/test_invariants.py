@@ -1,6 +1,7 @@
-"""The engine's invariants (float32, bundled model): logits and kept sets, not tokens alone."""
+"""The engine's invariants (float32, random weights): logits and kept sets, not tokens alone."""
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +18,6 @@ from dycoke_core.engine.step_attention import StepAttention
 from dycoke_core.model.llava_onevision import LlavaOnevision
 from dycoke_core.preprocess import Prompt
 from dycoke_core.sequence import ChatMessage, FinishReason, Sequence
-from dycoke_core.tiny.build import CHECKPOINT
 from tests.compression import slow_loops
 from tests.engine.recording import (
     RecordingEngine,
@@ -31,9 +31,9 @@ QUESTION = "What color is the circle?"
 
 
 @pytest.fixture(scope="module")
-def reference() -> LlavaOnevisionForConditionalGeneration:
+def reference(random_checkpoint: Path) -> LlavaOnevisionForConditionalGeneration:
     return LlavaOnevisionForConditionalGeneration.from_pretrained(
-        CHECKPOINT, dtype=torch.float32, attn_implementation="sdpa"
+        random_checkpoint, dtype=torch.float32, attn_implementation="sdpa"
     ).eval()
 
 

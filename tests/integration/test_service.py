@@ -19,7 +19,7 @@ import httpx
 import psutil
 import pytest
 
-from dycoke_core.tiny.render_clip import CLIP
+from dycoke_core.tiny import CLIP
 from tests.video_clips import make_audio, make_clip
 
 PATIENCE_S = 60.0
