@@ -75,6 +75,15 @@ def _work(rank: int, plan: TrainingPlan, meeting_point: Path) -> None:
     dist.init_process_group(
         "gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=plan.processes
     )
+    try:
+        run_stages(plan, rank)
+        dist.barrier()
+    finally:
+        dist.destroy_process_group()
+
+
+def run_stages(plan: TrainingPlan, rank: int) -> None:
+    """One process's part of a run; the process group must be there."""
     torch.manual_seed(plan.seed)  # for the heads; all else has seeds of its own
     model = new_model(plan.seed)
     run = _Run(plan, rank, model)
@@ -84,8 +93,6 @@ def _work(rank: int, plan: TrainingPlan, meeting_point: Path) -> None:
     if rank == 0:
         run.write_log()
         save_checkpoint(model, plan.directory / "checkpoint")
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 @dataclass(slots=True)
