@@ -27,10 +27,10 @@ from dycoke_core.tiny.training.batches import (
 from dycoke_core.tiny.training.language_stage import StepPlan, choose_tokens, plan_step
 from dycoke_core.tiny.training.muon import orthogonal
 from dycoke_core.tiny.training.packed import run_packed
+from dycoke_core.tiny.training.projection import visual_tokens
 from dycoke_core.tiny.training.run import TrainingPlan, run_stages
 from dycoke_core.tiny.training.schedule import DECAY, learning_rate_factor, steps_to_finish
 from dycoke_core.tiny.training.targets import MOTIONS, NOTHING, history_labels
-from dycoke_core.tiny.training.vision_stage import visual_tokens
 
 
 @pytest.fixture

@@ -52,6 +52,7 @@ class FrameBatch:
     color: Tensor  # the fields of FrameLabels, [B, N, ...]
     shape: Tensor
     offset: Tensor
+    place: Tensor
     outline: Tensor
     background: Tensor
 
@@ -102,7 +103,7 @@ def frame_batch(key: BatchKey, *, num_frames: int) -> FrameBatch:
         shown.append((render_frames(scene, range(frame, frame + 1))[0], frame_labels(scene, frame)))
     labels = {
         name: torch.from_numpy(np.stack([getattr(label, name) for _, label in shown]))
-        for name in ("color", "shape", "offset", "outline", "background")
+        for name in ("color", "shape", "offset", "place", "outline", "background")
     }
     return FrameBatch(torch.from_numpy(np.stack([frame for frame, _ in shown])), **labels)
 

@@ -9,7 +9,7 @@ from typing import Any
 from dycoke_core.tiny.questions import FAMILIES
 
 Log = list[dict[str, Any]]
-_VISION_HEADS = ("color", "shape", "background", "cell")
+_VISION_HEADS = ("color", "shape", "background")
 
 
 def draw_curves(log: Log, directory: Path) -> None:

@@ -4,8 +4,8 @@ Each video brings a dozen questions and a description behind one shared prefix. 
 visual tokens half-way up say what has happened to their thing so far (motion, blinks, order); they
 teach the lower layers to look back in time, and are dropped afterwards.
 
-The curriculum begins with 8 frames and all tokens; later videos have 8 to 32 frames, and in some
-steps a random share of the visual tokens is missing. Which are missing is chance alone: neither
+The curriculum begins with 8 frames; later videos have 8 to 32. In some steps a random share of the
+visual tokens is missing. Which are missing is chance alone: neither
 stage I nor stage II of DyCoke is ever used in training.
 """
 
@@ -19,7 +19,7 @@ from transformers import LlavaOnevisionForConditionalGeneration
 
 from dycoke_core.tiny.architecture import HIDDEN_SIZE
 from dycoke_core.tiny.questions import FAMILIES
-from dycoke_core.tiny.scenes import BACKGROUNDS, COLORS, SHAPES
+from dycoke_core.tiny.scenes import BACKGROUNDS, COLORS
 from dycoke_core.tiny.training.batches import (
     IGNORED,
     BatchKey,
@@ -29,20 +29,21 @@ from dycoke_core.tiny.training.batches import (
 )
 from dycoke_core.tiny.training.muon import Muon
 from dycoke_core.tiny.training.packed import run_packed
+from dycoke_core.tiny.training.projection import visual_tokens
 from dycoke_core.tiny.training.targets import MOTIONS, NOTHING
-from dycoke_core.tiny.training.vision_stage import visual_tokens
 
 TAP_LAYER = 3
 _HEADS = {
     "color": len(COLORS),
-    "shape": len(SHAPES),
     "motion": len(MOTIONS),
     "blinks": 4,
     "rank": 3,
     "background": len(BACKGROUNDS),
 }
+_MEASURES = {"way": 2, "time": 1}
 _HEADS_WEIGHT = 0.15
 _PLAN_KEY, _DROP_KEY = 6, 7
+_EARLY = 0.35  # share of the steps that see short videos only
 _TEST_EVERY, _TEST_PARTS, _TEST_VIDEOS = 200, 6, 2  # steps, batches of so many videos
 
 
@@ -58,15 +59,12 @@ class StepPlan:
 def plan_step(seed: int, step: int, num_steps: int, *, drops_tokens: bool = True) -> StepPlan:
     """The curriculum. All processes draw the same plan; it holds about as many tokens each step."""
     rng = np.random.default_rng([_PLAN_KEY, seed, step])
-    if step < 0.3 * num_steps:
-        return StepPlan(num_frames=8, num_videos=8)
-    num_frames = int(rng.choice((8, 16, 32), p=(0.4, 0.25, 0.35)))
-    drops = rng.random() < 0.55
-    dropped = float(rng.uniform(0.3, 0.9))
-    if drops and drops_tokens:
-        num_videos = {8: 12, 16: 10, 32: 6}[num_frames]
-        return StepPlan(num_frames, num_videos, dropped)
-    return StepPlan(num_frames, {8: 12, 16: 6, 32: 4}[num_frames])
+    is_early = step < _EARLY * num_steps
+    num_frames = 8 if is_early else int(rng.choice((8, 16, 32), p=(0.3, 0.3, 0.4)))
+    dropped = float(rng.uniform(0.3, 0.7 if is_early else 0.9))
+    if drops_tokens and rng.random() < 0.55:
+        return StepPlan(num_frames, {8: 8, 16: 8, 32: 6}[num_frames], dropped)
+    return StepPlan(num_frames, {8: 8, 16: 6, 32: 4}[num_frames])
 
 
 def choose_tokens(
@@ -105,7 +103,7 @@ class LanguageStage:
         for module in (model.model.vision_tower, model.model.multi_modal_projector):
             module.requires_grad_(False)
         self.heads = nn.ModuleDict(
-            {name: nn.Linear(HIDDEN_SIZE, size) for name, size in _HEADS.items()}
+            {name: nn.Linear(HIDDEN_SIZE, size) for name, size in (_HEADS | _MEASURES).items()}
         )
         text = model.model.language_model
         matrices = [p for p in text.layers.parameters() if p.ndim == 2]
@@ -168,13 +166,23 @@ class LanguageStage:
             )
         loss, figures = self._answer_loss(batch, hidden)
         tapped = tapped[:, before.shape[1] : -1].float()
-        labels = {name: values.flatten(1)[:, kept] for name, values in batch.history.items()}
-        terms = {
-            name: F.cross_entropy(head(tapped).mT, labels[name], ignore_index=NOTHING)
-            for name, head in self.heads.items()
-        }
+        labels = {name: v.flatten(1, 2)[:, kept] for name, v in batch.history.items()}
+        terms = self._head_losses(tapped, labels)
         figures |= {f"head_{name}": float(term.detach()) for name, term in terms.items()}
         return loss + _HEADS_WEIGHT * torch.stack(list(terms.values())).sum(), figures
+
+    def _head_losses(self, tapped: Tensor, labels: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Terms without a label are left out."""
+        terms: dict[str, Tensor] = {}
+        for name in _HEADS:
+            said = self.heads[name](tapped)
+            if (labels[name] != NOTHING).any():
+                terms[name] = F.cross_entropy(said.mT, labels[name], ignore_index=NOTHING)
+        for name in _MEASURES:
+            said, measured = self.heads[name](tapped), labels[name].view(*tapped.shape[:2], -1)
+            known = ~measured.isnan()
+            terms[name] = 4 * F.smooth_l1_loss(said[known], measured[known], beta=0.3)
+        return terms
 
     def _answer_loss(
         self, batch: VideoBatch, hidden: list[Tensor]

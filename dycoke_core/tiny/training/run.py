@@ -117,6 +117,9 @@ class _Run:
         if self.state is not None:
             if stage.name != self.state["stage"]:
                 return  # trained to its end before
+            if self.state["is_finished"]:
+                self.state = None
+                return
             step, num_steps = self._resume(stage, self.state)
         recent: list[Figures] = []
         while step < num_steps:
@@ -130,7 +133,7 @@ class _Run:
                 self._save(stage, step, num_steps)
         stage.finish()
         if self.rank == 0:
-            self._save(stage, step, num_steps)
+            self._save(stage, step, num_steps, is_finished=True)
 
     def write_log(self) -> None:
         (self.plan.directory / "log.json").write_text(json.dumps(self.log, indent=1) + "\n")
@@ -156,8 +159,9 @@ class _Run:
             f"{stage} {step}/{num_steps} {seconds} s{'  TEST' if test else ''}  {shown}", flush=True
         )
 
-    def _save(self, stage: Stage, step: int, num_steps: int) -> None:
+    def _save(self, stage: Stage, step: int, num_steps: int, *, is_finished: bool = False) -> None:
         state = {
+            "is_finished": is_finished,
             "stage": stage.name,
             "step": step,
             "num_steps": num_steps,

@@ -33,6 +33,7 @@ class FrameLabels:
     color: Labels  # [N], index into SEEN_COLORS; none to learn where a thing is painted over
     shape: Labels  # [N]
     offset: npt.NDArray[np.float32]  # [N, 2], from the cell's centre to the thing's, in cells
+    place: npt.NDArray[np.float32]  # [N, 2], of the cell's centre in the picture, -1 to 1
     outline: npt.NDArray[np.float32]  # [N, POINTS ** 2], 1 inside a thing
     background: Labels  # [N]
     thing: Labels  # [N], index into the scene's things
@@ -53,6 +54,7 @@ def frame_labels(scene: Scene, frame: int) -> FrameLabels:
         color=_look_up(colors, thing, otherwise=0),
         shape=_look_up(shapes, thing),
         offset=np.asarray((centres - cells) / _CELL, np.float32),
+        place=np.asarray(2 * cells / SIZE - 1, np.float32),
         outline=np.asarray(covered.any(axis=0), np.float32),
         background=np.full(GRID * GRID, BACKGROUNDS.index(scene.background_at(frame))),
         thing=thing,
@@ -63,12 +65,13 @@ def frame_labels(scene: Scene, frame: int) -> FrameLabels:
 class HistoryLabels:
     """What has happened by each frame to the thing in each cell: each [F, N]."""
 
-    color: Labels  # that it had at first
-    shape: Labels
+    color: Labels  # that it had at first, where it now shows another
     motion: Labels  # after a quarter of its time
     blinks: Labels  # so far, the present one included
     rank: Labels  # how many things appeared before it
     background: Labels  # that the video began with
+    way: npt.NDArray[np.float32]  # [F, N, 2], from where it was first seen, in cells; else NaN
+    time: npt.NDArray[np.float32]  # frames so far, in units of 8
 
 
 def history_labels(scene: Scene) -> HistoryLabels:
@@ -77,17 +80,30 @@ def history_labels(scene: Scene) -> HistoryLabels:
     starts = [thing.visible.start for thing in scene.things]
     ranks = [sum(other < start for other in starts) for start in starts]
     by_frame = {
+        "color": [[_first_color(thing, f) for thing in scene.things] for f in frames],
         "motion": [[_motion(thing, f) for thing in scene.things] for f in frames],
         "blinks": [[_blinks(thing, f) for thing in scene.things] for f in frames],
     }
     return HistoryLabels(
-        color=_look_up([COLORS.index(t.color) for t in scene.things], things),
-        shape=_look_up([SHAPES.index(t.shape) for t in scene.things], things),
+        color=np.stack([_look_up(by_frame["color"][f], things[f]) for f in frames]),
         motion=np.stack([_look_up(by_frame["motion"][f], things[f]) for f in frames]),
         blinks=np.stack([_look_up(by_frame["blinks"][f], things[f]) for f in frames]),
         rank=_look_up(ranks, things),
         background=np.full(things.shape, BACKGROUNDS.index(scene.background)),
+        way=_ways(scene, things),
+        time=np.repeat(np.arange(scene.num_frames, dtype=np.float32)[:, None] / 8, GRID**2, axis=1),
     )
+
+
+def _ways(scene: Scene, things: Labels) -> npt.NDArray[np.float32]:
+    by_thing = [(t.path - t.path[t.visible.start]) / _CELL for t in scene.things]
+    ways = np.stack(by_thing, axis=1)  # [F, things, 2]
+    chosen = np.take_along_axis(ways, things.clip(0)[..., None], axis=1)
+    return np.where(things[..., None] >= 0, chosen, np.nan).astype(np.float32)
+
+
+def _first_color(thing: Thing, frame: int) -> int:
+    return COLORS.index(thing.color) if thing.color_at(frame) != thing.color else NOTHING
 
 
 def _motion(thing: Thing, frame: int) -> int:

@@ -1,8 +1,8 @@
 """Stage 1: the vision tower and the projector learn to say what each cell of a frame shows.
 
-Linear heads on the pooled visual tokens name colour, shape, offset, outline and background; the
-outline is what makes shapes learnable at all. The heads are dropped afterwards, the tower and the
-projector stay as they are from here on.
+Linear heads on the pooled visual tokens name colour, shape, place, outline and background; the
+outline is what makes shapes learnable at all. The heads are dropped afterwards; what they could
+read is brought out in the projector, and tower and projector stay as they are from here on.
 """
 
 import torch
@@ -10,33 +10,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LlavaOnevisionForConditionalGeneration
 
-from dycoke_core.model.vision import encode_frames
 from dycoke_core.tiny.architecture import GRID, HIDDEN_SIZE
 from dycoke_core.tiny.scenes import BACKGROUNDS, SHAPES
 from dycoke_core.tiny.training.batches import BatchKey, FrameBatch, frame_batch
 from dycoke_core.tiny.training.muon import Muon
+from dycoke_core.tiny.training.projection import bring_out, visual_tokens
 from dycoke_core.tiny.training.targets import NOTHING, POINTS, SEEN_COLORS
 
 FRAMES_PER_STEP = 96
-TOKEN_SCALE = 0.25  # standard deviation of a visual token's numbers, as the language model gets it
 _TEST_EVERY = 100  # steps
 _TEST_FRAMES = 192
+_FINISH_FRAMES = 384
 _LOSS_WEIGHTS = {
     "color": 1.0,
     "shape": 1.5,
     "offset": 2.0,
     "outline": 10.0,
     "background": 0.5,
-    "cell": 0.3,
+    "place": 6.0,
+    "centre": 6.0,
 }
-
-
-def visual_tokens(model: LlavaOnevisionForConditionalGeneration, frames: Tensor) -> Tensor:
-    """uint8 [B, S, S, 3] → [B, N, D], as the engine computes them."""
-    pixels = (frames.float() / 255 - 0.5) / 0.5
-    *_, tokens = encode_frames(model.model, pixels.permute(0, 3, 1, 2), slice_layers=99)
-    assert tokens is not None
-    return tokens
 
 
 class VisionStage:
@@ -62,7 +55,8 @@ class VisionStage:
                 "offset": nn.Linear(HIDDEN_SIZE, 2),
                 "outline": nn.Linear(HIDDEN_SIZE, POINTS * POINTS),
                 "background": nn.Linear(HIDDEN_SIZE, len(BACKGROUNDS)),
-                "cell": nn.Linear(HIDDEN_SIZE, GRID * GRID),
+                "place": nn.Linear(HIDDEN_SIZE, 2),
+                "centre": nn.Linear(HIDDEN_SIZE, 2),
             }
         )
         trained = [model.model.vision_tower, model.model.multi_modal_projector]
@@ -88,14 +82,10 @@ class VisionStage:
         key = BatchKey(self._seed, 0, split="test")
         return self._losses(frame_batch(key, num_frames=_TEST_FRAMES))[1]
 
-    @torch.no_grad()
     def finish(self) -> None:
-        """Scales the projector's output to TOKEN_SCALE: the same factor in every process."""
-        batch = frame_batch(BatchKey(self._seed, 0), num_frames=_TEST_FRAMES)
-        last = self.model.model.multi_modal_projector.linear_2
-        factor = TOKEN_SCALE / visual_tokens(self.model, batch.frames).std()
-        last.weight.mul_(factor)
-        last.bias.mul_(factor)
+        """The same in every process."""
+        batch = frame_batch(BatchKey(self._seed, 0), num_frames=_FINISH_FRAMES)
+        bring_out(self.model, batch, self._seed)
 
     def _losses(self, batch: FrameBatch) -> tuple[Tensor, dict[str, float]]:
         with torch.autocast("cpu", torch.bfloat16):
@@ -104,7 +94,7 @@ class VisionStage:
         said = {name: head(tokens) for name, head in self.heads.items()}
         seen = batch.shape != NOTHING
         named = batch.color > 0
-        cells = torch.arange(GRID * GRID).expand(seen.shape)
+        centre = batch.place + batch.offset * (2 / GRID)
         weights = torch.ones(len(SEEN_COLORS))
         weights[0] = 0.3  # most cells show nothing
         terms = {
@@ -115,15 +105,17 @@ class VisionStage:
             "offset": F.smooth_l1_loss(said["offset"][seen], batch.offset[seen], beta=0.3),
             "outline": F.binary_cross_entropy_with_logits(said["outline"], batch.outline),
             "background": F.cross_entropy(said["background"].mT, batch.background),
-            "cell": F.cross_entropy(said["cell"].mT, cells),
+            "place": F.smooth_l1_loss(said["place"], batch.place, beta=0.1),
+            "centre": F.smooth_l1_loss(said["centre"][seen], centre[seen], beta=0.1),
         }
         loss = torch.stack([_LOSS_WEIGHTS[name] * term for name, term in terms.items()]).sum()
         right = {
             "color": (said["color"].argmax(-1) == batch.color)[named],
             "shape": (said["shape"].argmax(-1) == batch.shape)[seen],
             "background": said["background"].argmax(-1) == batch.background,
-            "cell": said["cell"].argmax(-1) == cells,
         }
         figures = {name: float(hits.float().mean()) for name, hits in right.items()}
         figures["offset"] = float((said["offset"].detach() - batch.offset)[seen].abs().mean())
+        figures["place"] = float((said["place"].detach() - batch.place).abs().mean())
+        figures["centre"] = float((said["centre"].detach() - centre)[seen].abs().mean())
         return loss, figures | {"loss": float(loss.detach())}
