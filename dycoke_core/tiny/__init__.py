@@ -6,4 +6,5 @@ Small enough to come with the source, trained well enough that its answers can b
 from pathlib import Path
 
 CHECKPOINT = Path(__file__).parent / "checkpoint"
+FIGURES = Path(__file__).parent / "training_log" / "accuracy.json"
 CLIP = Path(__file__).parent / "clips" / "shapes.mp4"

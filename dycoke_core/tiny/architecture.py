@@ -53,6 +53,7 @@ def model_config(
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=8192,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
         tie_word_embeddings=False,
         bos_token_id=None,
         eos_token_id=tokenizer.convert_tokens_to_ids(TURN_END),

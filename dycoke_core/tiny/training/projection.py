@@ -19,6 +19,17 @@ from dycoke_core.tiny.scenes import BACKGROUNDS, SHAPES
 from dycoke_core.tiny.training.batches import FrameBatch
 from dycoke_core.tiny.training.targets import NOTHING, SEEN_COLORS
 
+FACTS = (
+    *SEEN_COLORS,
+    *SHAPES,
+    *BACKGROUNDS,
+    "place x",
+    "place y",
+    "centre x",
+    "centre y",
+    "offset x",
+    "offset y",
+)
 TOKEN_SCALE = 0.25  # standard deviation of a visual token's numbers
 _LOUDNESS = 3.5  # of what is known, in standard deviations of what was there before
 _RIDGE = 1e-6
@@ -44,10 +55,8 @@ def bring_out(model: LlavaOnevisionForConditionalGeneration, batch: FrameBatch, 
     weights = torch.where(batch.shape.flatten() == NOTHING, _EMPTY_WEIGHT, 1.0).double()
     reader = _read(tokens - mean, known, weights)  # [D, facts]
     reader = reader / ((tokens - mean) @ reader).std(dim=0)
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(HIDDEN_SIZE, known.shape[1], generator=generator, dtype=torch.float64)
-    directions = torch.linalg.qr(noise).Q  # [D, facts]
-    matrix = torch.eye(HIDDEN_SIZE) / spread + _LOUDNESS * directions @ reader.T
+    loud = _LOUDNESS * fact_directions(seed) @ reader.T
+    matrix = torch.eye(HIDDEN_SIZE) / spread + loud
     shift = -matrix @ mean
     scale = TOKEN_SCALE / (tokens @ matrix.T + shift).std()
     last = model.model.multi_modal_projector.linear_2
@@ -55,8 +64,16 @@ def bring_out(model: LlavaOnevisionForConditionalGeneration, batch: FrameBatch, 
     last.weight.copy_(scale * (matrix @ last.weight.double()))
 
 
+def fact_directions(seed: int) -> Tensor:
+    """[D, facts], orthonormal: where each of FACTS is written in a visual token."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(HIDDEN_SIZE, len(FACTS), generator=generator, dtype=torch.float64)
+    directions: Tensor = torch.linalg.qr(noise).Q
+    return directions
+
+
 def _known(batch: FrameBatch) -> Tensor:
-    """[cells, facts]: what is to be found in each cell's token, centred on 0."""
+    """[cells, facts]: what is to be found in each cell's token, in the order of FACTS."""
     shape = batch.shape.flatten()
     shown = shape != NOTHING
     facts = [
@@ -64,8 +81,7 @@ def _known(batch: FrameBatch) -> Tensor:
         torch.nn.functional.one_hot(shape.clamp(min=0), len(SHAPES)) * shown[:, None],
         torch.nn.functional.one_hot(batch.background.flatten(), len(BACKGROUNDS)),
         batch.place.flatten(0, 1),
-        (batch.place * GRID / 2 + batch.offset).flatten(0, 1)
-        * shown[:, None],
+        (batch.place * GRID / 2 + batch.offset).flatten(0, 1) * shown[:, None],
         batch.offset.flatten(0, 1) * shown[:, None],
     ]
     return torch.cat([fact.double() for fact in facts], dim=1)

@@ -25,6 +25,8 @@ from torch.multiprocessing.spawn import spawn
 from transformers import LlavaOnevisionForConditionalGeneration
 
 from dycoke_core.tiny.architecture import new_model, save_checkpoint
+from dycoke_core.tiny.tokenizer import build_tokenizer
+from dycoke_core.tiny.training.alignment import align
 from dycoke_core.tiny.training.curves import draw_curves
 from dycoke_core.tiny.training.language_stage import LanguageStage
 from dycoke_core.tiny.training.schedule import learning_rate_factor, steps_to_finish
@@ -86,6 +88,7 @@ def run_stages(plan: TrainingPlan, rank: int) -> None:
     """One process's part of a run; the process group must be there."""
     torch.manual_seed(plan.seed)  # for the heads; all else has seeds of its own
     model = new_model(plan.seed)
+    align(model, build_tokenizer(), plan.seed)
     run = _Run(plan, rank, model)
     share = (plan.seed, rank, plan.processes)
     run.train(VisionStage(model, *share), plan.vision_steps)
