@@ -179,6 +179,35 @@ def test_both_policies_answer_and_account_for_themselves(service: Service) -> No
         assert receipt["memory"]["peak_device_bytes"] > 10**8
 
 
+@pytest.mark.parametrize(
+    ("compression", "num_prefill", "num_decode"),
+    [
+        ({"policy": "random_ttm", "seed": 4}, 728, 218),
+        ("fewer_frames", 15 * 49, 220),
+        ({"policy": "vidcom2", "retained_ratio": 0.4}, 627, 627),
+        ("dycoke_one_shot", 728, 218),
+        ({"policy": "random_kv", "seed": 4, "k": 0.5}, 968, 290),
+        ("lowest_kv", 728, 218),
+    ],
+    ids=str,
+)
+def test_every_control_answers_twice_alike_and_accounts_for_itself(
+    compression: str | dict[str, Any], num_prefill: int, num_decode: int, service: Service
+) -> None:
+    video_id = service.upload()
+    first, second = (list(service.ask(video_id, compression=compression)) for _ in range(2))
+    assert tokens_of(first) == tokens_of(second)
+    receipt = receipt_of(iter(second))["compression"]
+    named = {"policy": compression} if isinstance(compression, str) else compression
+    assert named.items() <= {"policy": receipt["policy"], **receipt["parameters"]}.items()
+    assert receipt["visual_tokens_prefill"] == num_prefill == sum(receipt["kept_per_frame"])
+    assert receipt["visual_tokens_decode"] == num_decode
+    if compression == "fewer_frames":
+        assert sorted(set(receipt["kept_per_frame"])) == [0, 49]
+    if compression == "dycoke_one_shot":
+        assert receipt["refreshes"] == 0
+
+
 def test_a_second_question_skips_reading_vision_and_prefix(service: Service) -> None:
     video_id = service.upload()
     receipt_of(service.ask(video_id, question="What is it?"))
