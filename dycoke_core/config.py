@@ -4,6 +4,7 @@ Names `k`, `l`, `p` are the paper's: first-stage pruning rate, evaluation layer,
 pruning rate.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
@@ -93,6 +94,17 @@ class CompressionConfig:
                 raise InvalidRequestError(f"policy '{policy}' takes no parameter '{name}'")
             given[name] = _checked(name, number)
         return cls(**given)
+
+    @classmethod
+    def from_text(cls, text: str) -> "CompressionConfig":
+        """Builds a config from a command line or a setting: a policy's name, or JSON text."""
+        if not text.lstrip().startswith("{"):
+            return cls.parse(text)
+        try:
+            value = json.loads(text)
+        except ValueError as error:
+            raise InvalidRequestError("compression is not valid JSON") from error
+        return cls.parse(value)
 
     def check_num_frames(self, num_frames: int) -> None:
         """Raises InvalidRequestError: the policy cannot work on so few frames."""

@@ -25,6 +25,23 @@ def test_an_object_changes_what_it_names() -> None:
     assert (config.k, config.l, config.p) == (1.0, 0, 0.7)
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("full", {"policy": "full"}),
+        (' {"policy": "random_kv", "seed": 3}', {"policy": "random_kv", "seed": 3}),
+    ],
+)
+def test_a_command_line_says_a_name_or_json(text: str, expected: dict[str, object]) -> None:
+    assert CompressionConfig.from_text(text) == CompressionConfig.parse(expected)
+
+
+@pytest.mark.parametrize("text", ["{broken", "", "[]"])
+def test_a_command_line_that_is_neither_is_refused(text: str) -> None:
+    with pytest.raises(InvalidRequestError):
+        CompressionConfig.from_text(text)
+
+
 def test_a_receipt_can_be_sent_back_as_a_request() -> None:
     config = CompressionConfig.parse({"policy": "dycoke", "k": 0.3, "variant": "released"})
     assert CompressionConfig.parse(config.as_dict()) == config

@@ -1,6 +1,7 @@
 """What compression costs in right answers.
 
     python -m loadtest.accuracy [--model DIR] [--n 200] [--tables table1 table5 ...]
+    python -m loadtest.accuracy --policies dycoke '{"policy": "vidcom2", "retained_ratio": 0.5}'
 
 Asks a model the synthetic test set under every setting of the paper's tables: full tokens, DyCoke,
 its controls, VidCom2, FastV, PruMerge. Writes accuracy.json, accuracy.md and pictures, and prints
@@ -18,6 +19,7 @@ from pathlib import Path
 import matplotlib
 from tqdm import tqdm
 
+from dycoke_core.errors import DycokeError
 from dycoke_core.model.llava_onevision import LlavaOnevision
 from dycoke_core.tiny import CHECKPOINT
 from dycoke_core.tiny.questions import DESCRIBE, PHRASINGS
@@ -28,28 +30,32 @@ from loadtest.accuracy.markdown import to_markdown
 from loadtest.accuracy.pictures import draw_attention, draw_kept_tokens
 from loadtest.accuracy.processes import ModelSource, evaluate
 from loadtest.accuracy.report import make_report
-from loadtest.accuracy.settings import FULL, TABLES, settings_of, union
+from loadtest.accuracy.settings import (
+    FULL,
+    TABLES,
+    Setting,
+    settings_named,
+    settings_of,
+    union,
+)
 
 OUTPUT = Path(__file__).parent.parent / "results" / "accuracy"
 
 
 def main() -> int:
-    arguments = _parse_arguments()
+    try:
+        _run(_parse_arguments())
+    except DycokeError as error:
+        print(f"error: {error.code}: {error.message}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _run(arguments: argparse.Namespace) -> None:
     matplotlib.use("Agg")
     source = ModelSource(arguments.model, arguments.device, arguments.dtype)
     model = source.load()
-    tables = {
-        table: [
-            setting
-            for setting in settings_of(
-                table,
-                num_layers=model.text_geometry.num_layers,
-                tokens_per_frame=model.tokens_per_frame,
-            )
-            if setting.method == "policy" or not arguments.no_baselines
-        ]
-        for table in arguments.tables
-    }
+    tables = _tables(arguments, model)
     questions = load_questions(arguments.n, first_seed=arguments.first_seed)
     settings = union(list(tables.values()))
     assert settings[0].name == FULL
@@ -67,13 +73,25 @@ def main() -> int:
     draw_charts(report, arguments.output)
     _draw_one_answer(model, questions, arguments.output)
     print(text)
-    return 0
+
+
+def _tables(arguments: argparse.Namespace, model: LlavaOnevision) -> dict[str, list[Setting]]:
+    if arguments.policies:
+        return {"policies": settings_named(arguments.policies)}
+    num_layers, tokens_per_frame = model.text_geometry.num_layers, model.tokens_per_frame
+    tables = {
+        table: settings_of(table, num_layers=num_layers, tokens_per_frame=tokens_per_frame)
+        for table in arguments.tables
+    }
+    if arguments.no_baselines:
+        return {t: [row for row in rows if row.method == "policy"] for t, rows in tables.items()}
+    return tables
 
 
 def _draw_one_answer(model: LlavaOnevision, questions: QuestionSet, directory: Path) -> None:
     """Of the first video in which something flashes, where there is one."""
     clip = next((c for c in questions.clips if c.scene.event == "flash"), questions.clips[0])
-    frames, question = clip.frames(), PHRASINGS[DESCRIBE][0]
+    frames, question = clip.frames(model.image_size), PHRASINGS[DESCRIBE][0]
     draw_attention(model, frames, question, directory / "attention.png")
     draw_kept_tokens(
         model, frames, question, directory / "kept.png", first_frame=_window_of_flash(clip.scene)
@@ -96,6 +114,9 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("--model", default=str(CHECKPOINT), help="directory or hub id")
     parser.add_argument("--n", type=int, default=200, help="questions per family")
     parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES))
+    parser.add_argument(
+        "--policies", nargs="+", metavar="POLICY", help="names or JSON objects, instead of tables"
+    )
     parser.add_argument("--no-baselines", action="store_true", help="leave out FastV and PruMerge")
     parser.add_argument("--first-seed", type=int, default=0, help="of the test scenes")
     parser.add_argument("--output", type=Path, default=OUTPUT)

@@ -4,11 +4,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch.nn.functional import interpolate
 
 from dycoke_core.sequence import ChatMessage
 from dycoke_core.tiny.questions import DESCRIBE, FAMILIES, SHORT_FAMILIES, Question
 from dycoke_core.tiny.render import render
-from dycoke_core.tiny.scenes import Scene
+from dycoke_core.tiny.scenes import SIZE, Scene
 from dycoke_core.tiny.testset import MAX_TOKENS, test_set
 
 SHORT = tuple(range(len(SHORT_FAMILIES)))  # places in FAMILIES
@@ -37,9 +39,10 @@ class Clip:
     scene: Scene
     questions: tuple[AskedQuestion, ...]
 
-    def frames(self) -> npt.NDArray[np.uint8]:
-        """uint8 [F, S, S, 3], rendered anew at each call."""
-        return render(self.scene)
+    def frames(self, image_size: int) -> npt.NDArray[np.uint8]:
+        """uint8 [F, S, S, 3] at the model's image size S, rendered anew at each call."""
+        frames = render(self.scene)
+        return frames if image_size == SIZE else _resized(frames, image_size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,12 @@ def load_questions(num_questions: int, *, first_seed: int = 0) -> QuestionSet:
         videos += [len(clips)] * len(asked)
         clips.append(Clip(len(clips), exam.scene, asked))
     return QuestionSet(tuple(clips), np.array(families), np.array(videos))
+
+
+def _resized(frames: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
+    pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).float()
+    resized = interpolate(pixels, size=(size, size), mode="bilinear", antialias=True)
+    return resized.round().clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def sample_frames(frames: npt.NDArray[np.uint8], number: int) -> npt.NDArray[np.uint8]:

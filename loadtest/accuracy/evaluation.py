@@ -61,7 +61,7 @@ class Laboratory:
     def examine(self, clips: Sequence[Clip]) -> Outcomes:
         """Asks all questions about some videos under all settings."""
         outcomes = {setting.name: Outcome() for setting in self._settings}
-        videos = [(clip, clip.frames()) for clip in clips]
+        videos = [(clip, clip.frames(self._model.image_size)) for clip in clips]
         policies = [setting for setting in self._settings if setting.method == "policy"]
         asked = self._ask_all(policies, videos)
         for name, report in _drain(self._engine):

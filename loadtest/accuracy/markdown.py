@@ -11,6 +11,7 @@ Row = dict[str, Any]
 def to_markdown(report: dict[str, Any]) -> str:
     sections = [_heading(report)]
     writers: dict[str, Callable[[dict[str, Any]], str]] = {
+        "policies": _policies,
         "table1": _table1,
         "table5": _table5,
         "table6": _table6,
@@ -45,7 +46,15 @@ def _heading(report: dict[str, Any]) -> str:
     )
 
 
+def _policies(report: dict[str, Any]) -> str:
+    return f"## Policies and families\n\n{_by_family(report, 'policies')}"
+
+
 def _table1(report: dict[str, Any]) -> str:
+    return f"## Table 1: policies and families\n\n{_by_family(report, 'table1')}"
+
+
+def _by_family(report: dict[str, Any], table: str) -> str:
     """Policies x families, retained ratio, FLOPs."""
     families = list(report["test_set"]["questions"])
     full = report["settings"]["full"]
@@ -60,10 +69,10 @@ def _table1(report: dict[str, Any]) -> str:
             *(_score(row["families"][family]) for family in families),
             *_summary(row),
         ]
-        for name, row in settings_in(report, "table1")
+        for name, row in settings_in(report, table)
     ]
-    table = _table([*head, *families, *_SUMMARY], rows)
-    return f"## Table 1: policies and families\n\n{table}\n\nFLOPs by the paper's Eq. 8, R = 100."
+    cells = _table([*head, *families, *_SUMMARY], rows)
+    return f"{cells}\n\nFLOPs by the paper's Eq. 8, R = 100."
 
 
 def _table5(report: dict[str, Any]) -> str:

@@ -94,6 +94,20 @@ def settings_of(table: Table, *, num_layers: int, tokens_per_frame: int) -> list
     return rows
 
 
+def settings_named(policies: Sequence[str]) -> list[Setting]:
+    """Full tokens and policies as a request writes them: a name, or JSON text.
+
+    Raises:
+        InvalidRequestError: a policy or parameter that no request may name.
+    """
+    settings = [_full()]
+    for text in policies:
+        config = CompressionConfig.from_text(text)
+        parameters = ", ".join(f"{n}={v}" for n, v in config.as_dict().items() if n != "policy")
+        settings.append(Setting(f"{config.policy} ({parameters})", compression=config))
+    return union([settings])
+
+
 def union(tables: Sequence[Sequence[Setting]]) -> list[Setting]:
     """Every setting once, by name."""
     return list({setting.name: setting for table in tables for setting in table}.values())

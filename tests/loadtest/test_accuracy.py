@@ -41,6 +41,14 @@ def test_questions_are_as_many_of_every_family_and_one_of_each_per_video() -> No
     assert not seeds[0] & seeds[1]
 
 
+def test_frames_come_at_the_size_that_a_model_takes() -> None:
+    clip = load_questions(1).clips[0]
+    small, large = clip.frames(224), clip.frames(384)
+    assert (small.shape, large.shape) == ((32, 224, 224, 3), (32, 384, 384, 3))
+    assert large.dtype == np.uint8
+    assert abs(small.mean(axis=(1, 2)) - large.mean(axis=(1, 2))).max() < 1
+
+
 def test_fewer_frames_are_spread_over_the_video() -> None:
     frames = moving_square(1, 32)
     assert sample_frames(frames, 32) is frames
@@ -65,7 +73,7 @@ def test_many_at_once_score_as_one_by_one(
         sequence = Sequence(
             sequence_id="a",
             messages=asked.messages,
-            frames=sample_frames(clip.frames(), setting.num_frames),
+            frames=sample_frames(clip.frames(224), setting.num_frames),
             sampling=SamplingParams(max_tokens=asked.max_tokens),
             compression=setting.for_video(clip.scene.seed),
         )
@@ -148,6 +156,22 @@ def test_the_program_writes_tables_pictures_and_numbers(
         assert f"| {name} |" in text
     pictures = {path.name for path in tmp_path.glob("*.png")}
     assert pictures == {"attention.png", "families.png", "figure5.png", "kept.png"}
+
+
+def test_policies_can_be_named_as_requests_name_them(
+    random_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(program, "evaluate", arbitrary_outcomes)
+    monkeypatch.setattr("loadtest.accuracy.pictures.MAX_TOKENS", 2)
+    policies = ["lowest_kv", '{"policy": "vidcom2", "retained_ratio": 0.5}']
+    arguments = ["--policies", *policies, "--n", "5", "--quiet", "--output", str(tmp_path)]
+    arguments += ["--model", str(random_checkpoint), "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", ["accuracy", *arguments])
+    assert program.main() == 0
+    report = json.loads((tmp_path / "accuracy.json").read_text())
+    methods = [row["compression"]["policy"] for row in report["settings"].values()]
+    assert methods == ["full", "lowest_kv", "vidcom2"]
+    assert "| vidcom2 (retained_ratio=0.5) | 784 / 784 |" in (tmp_path / "accuracy.md").read_text()
 
 
 def test_the_gaze_of_the_scoring_layer_is_what_stage_two_selects_by(
