@@ -13,8 +13,10 @@ from dycoke_core.tiny.render import render
 from dycoke_core.tiny.scenes import SIZE, Scene
 from dycoke_core.tiny.testset import MAX_TOKENS, test_set
 
-SHORT = tuple(range(len(SHORT_FAMILIES)))  # places in FAMILIES
-DESCRIPTION = FAMILIES.index(DESCRIBE)
+# Places in FAMILIES.
+SHORT = tuple(range(len(SHORT_FAMILIES)))
+BRIEF = (FAMILIES.index("brief_event"),)
+DESCRIPTIONS = (FAMILIES.index(DESCRIBE),)
 
 
 @dataclass(frozen=True, slots=True)

@@ -119,7 +119,7 @@ def _table1(num_layers: int, tokens_per_frame: int) -> list[Setting]:
     fastv_layer = 5 if num_layers > 20 else 3
     return [
         _full(),
-        Setting(f"FastV (L={fastv_layer}, 35 %)", "fastv", layer=fastv_layer),
+        Setting("FastV (35 %)", "fastv", layer=fastv_layer),
         Setting("PruMerge (55 %)", "prumerge"),
         *(_dycoke(k=k) for k in (0.3, 0.5, 0.7, 0.9)),
         _dycoke(p=0.0),

@@ -3,7 +3,7 @@
 import pytest
 
 from dycoke_core.compression.flops import TextGeometry
-from loadtest.accuracy.report import CLAIMS
+from loadtest.accuracy.claims import CLAIMS
 from loadtest.accuracy.settings import FULL, TABLES, Setting, cost_of, settings_of, union
 
 QWEN2_7B = TextGeometry(3584, 18944, 28, 28, 4, 128, 152_064)
@@ -18,8 +18,9 @@ def test_settings_have_names_of_their_own_and_full_tokens_come_first() -> None:
     assert len(union(tables)) == len(by_name)
 
 
-def test_every_claim_is_about_settings_that_are_run() -> None:
-    tables = [settings_of(table, num_layers=6, tokens_per_frame=49) for table in TABLES]
+@pytest.mark.parametrize("num_layers", [6, 28])
+def test_every_claim_is_about_settings_that_are_run(num_layers: int) -> None:
+    tables = [settings_of(t, num_layers=num_layers, tokens_per_frame=49) for t in TABLES]
     names = {setting.name for setting in union(tables)}
     assert {name for claim in CLAIMS for name in (claim.ours, claim.theirs)} <= names
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from loadtest.accuracy.report import verdict_on
+from loadtest.accuracy.claims import verdict_on
 from loadtest.accuracy.statistics import Estimate, Paired, mcnemar
 
 
