@@ -33,6 +33,7 @@ def test_every_claim_is_about_settings_that_are_run(num_layers: int) -> None:
         ("dycoke (K=0.3, L=3, P=0.7)", 30.8, 0.1, 0.2325),
         ("dycoke (K=0.5, L=3, P=0.7)", 24.1, 0.15, 0.1875),
         ("dycoke (K=0.7, L=3, P=0.7)", 17.9, 0.15, 0.1425),
+        ("FastV (35 %)", 17.9, 0.3, 0.35),
         ("PruMerge (55 %)", 21.1, 0.3, 0.55),
     ],
 )
