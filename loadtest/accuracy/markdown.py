@@ -163,7 +163,9 @@ def _estimate(estimate: dict[str, float]) -> str:
 
 
 def _difference(estimate: dict[str, float]) -> str:
-    value, low, high = (f"{estimate[part]:+.3f}" for part in ("value", "low", "high"))
+    # Adding 0.0 turns a rounded -0.0 into 0.0.
+    rounded = (round(estimate[part], 3) + 0.0 for part in ("value", "low", "high"))
+    value, low, high = (f"{part:+.3f}" for part in rounded)
     return f"{value} [{low}, {high}]"
 
 

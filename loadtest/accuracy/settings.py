@@ -87,7 +87,7 @@ def settings_of(table: Table, *, num_layers: int, tokens_per_frame: int) -> list
         fewer = [_full(NUM_FRAMES // 4), _full(NUM_FRAMES // 2)]
         return [_full(), *fewer, _dycoke(), _dycoke(num_frames=NUM_FRAMES // 2)]
     frames = (NUM_FRAMES, NUM_FRAMES // 2, NUM_FRAMES // 4)
-    shares = (0.1, 0.3, 0.5, 0.7, 0.9)
+    shares = (0.3, 0.5, 0.7, 0.9)
     rows = [
         row for n in frames for row in (_full(n), *(_dycoke(k=k, num_frames=n) for k in shares))
     ]
