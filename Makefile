@@ -6,7 +6,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo serve test lint loadtest dashboards clean
+LMMS_VENV := .venv-lmms-eval
+LMMS_READY := $(LMMS_VENV)/.ready
+
+.PHONY: setup demo serve test lmms-eval lint loadtest dashboards clean
 
 setup: $(READY)
 
@@ -27,6 +30,20 @@ serve: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
+# lmms-eval wants an av of before 16 and a torchvision, which we have not: it is installed without
+# its dependencies, beside what it imports for the task of our test.
+lmms-eval: $(LMMS_READY)
+	$(LMMS_VENV)/bin/python -m pytest tests/lmms_plugin $(PYTEST_ARGS)
+
+$(LMMS_READY): pyproject.toml constraints.txt tests/lmms_plugin/requirements.txt
+	@test -x $(LMMS_VENV)/bin/python || $(PYTHON) -m venv $(LMMS_VENV)
+	$(LMMS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) \
+		--constraint constraints.txt --editable '.[worker]' pytest pytest-asyncio pytest-timeout \
+		--requirement tests/lmms_plugin/requirements.txt
+	$(LMMS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) \
+		--no-deps lmms-eval==0.7.3
+	@touch $@
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -41,4 +58,4 @@ dashboards: $(READY)
 	$(BIN)/python -m deploy.k8s.generate
 
 clean:
-	rm -rf $(VENV) .dycoke .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) $(LMMS_VENV) .dycoke .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info

@@ -1,7 +1,7 @@
-"""`make demo`: starts the service on a free port, asks a bundled clip two questions with full
-tokens and with DyCoke, streams the answers and prints the receipts side by side.
+"""`make demo`: starts the service on a free port, asks questions about a bundled clip with full
+tokens and with DyCoke, streams the answers, says which are right and prints the receipts.
 
-A client like any other: it knows the HTTP interface only.
+A client like any other: it knows the HTTP interface, and of the clip what it shows.
 """
 
 import contextlib
@@ -21,11 +21,14 @@ from typing import Any
 import httpx
 
 from app.settings import ENV_PREFIX
+from dycoke_core.tiny import CLIP
+from dycoke_core.tiny.clip import clip_scene
+from dycoke_core.tiny.descriptions import facts_of
+from dycoke_core.tiny.questions import DESCRIBE, Question, questions_about
 
-CLIP = Path(__file__).parent.parent / "dycoke_core" / "tiny" / "clips" / "shapes.mp4"
-QUESTIONS = ("Describe the video.", "What color is the object in the middle?")
+FAMILIES = ("direction", "brief_event", "transition", DESCRIBE)
 POLICIES = ("full", "dycoke")
-MAX_TOKENS = 40
+MAX_TOKENS = 64
 START_TIMEOUT_S = 120.0
 ANSWER_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 30.0
@@ -121,8 +124,7 @@ def _last_lines(log: Path) -> str:
 
 def _demonstrate(client: httpx.Client) -> None:
     model = client.get("/v1/models").json()["data"][0]["id"]
-    print(f"Model: {model}, about a million untrained weights: its answers are word salad, but")
-    print("they are computed, compressed, streamed and accounted for like a real model's.\n")
+    print(f"Model: {model}, four million weights, trained on moving shapes and nothing else.\n")
     with CLIP.open("rb") as video:
         response = client.post("/v1/videos", files={"video": (CLIP.name, video, "video/mp4")})
     if response.status_code >= 400:
@@ -132,13 +134,29 @@ def _demonstrate(client: httpx.Client) -> None:
     print("One short answer first, so that no policy pays alone for reading frames and vision:")
     warm_up = {"policy": "dycoke", "k": 0.5}  # shares no prefix with the questions below
     _ask(client, video_id, "Ready?", warm_up, max_tokens=4)
-    for question in QUESTIONS:
-        print(f"\nQuestion: {question}")
-        receipts = [
-            _ask(client, video_id, question, policy, max_tokens=MAX_TOKENS) for policy in POLICIES
-        ]
-        print("\n" + side_by_side(receipts))
-    print("\n`prefix: hit`: the second question about a video skips the prefill of its tokens.")
+    questions = [q for q in questions_about(clip_scene()) if q.family in FAMILIES]
+    verdicts: list[bool] = []
+    for question in questions:
+        print(f"\nQuestion: {question.text}")
+        receipts = []
+        for policy in POLICIES:
+            receipt = _ask(client, video_id, question.text, policy, max_tokens=MAX_TOKENS)
+            verdicts.append(_judge(question, receipt["text"]))
+            receipts.append(receipt)
+    print("\nThe receipts of the last question:\n\n" + side_by_side(receipts))
+    print("\n`prefix: hit`: later questions about a video skip the prefill of its tokens.")
+    print(f"{sum(verdicts)} of {len(verdicts)} answers are right.")
+
+
+def _judge(question: Question, answer: str) -> bool:
+    """Says whether an answer is right, and if not, what would be."""
+    if question.family == DESCRIBE:
+        is_right = facts_of(answer) == facts_of(question.answer)
+    else:
+        is_right = question.is_answered_by(answer)
+    verdict = "right" if is_right else f"WRONG; right is: {question.answer}"
+    print(f"{'':11}{verdict}")
+    return is_right
 
 
 def _ask(

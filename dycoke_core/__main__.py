@@ -4,7 +4,6 @@ python -m dycoke_core VIDEO QUESTION [--model DIR] [--compression NAME]
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ from dycoke_core.config import CompressionConfig, EngineConfig
 from dycoke_core.engine import Engine, SamplingParams, Sequence
 from dycoke_core.errors import DycokeError, InvalidRequestError
 from dycoke_core.sequence import ChatMessage, SequenceReport
-from dycoke_core.tiny.build import CHECKPOINT
+from dycoke_core.tiny import CHECKPOINT
 from dycoke_core.video import FrameSpec, VideoFrames, read_video_frames
 
 
@@ -49,7 +48,7 @@ def _parse_arguments() -> argparse.Namespace:
 
 
 def _answer(arguments: argparse.Namespace) -> None:
-    compression = CompressionConfig.parse(_parse_compression(arguments.compression))
+    compression = CompressionConfig.from_text(arguments.compression)
     sampling = SamplingParams(
         max_tokens=arguments.max_tokens,
         temperature=arguments.temperature,
@@ -70,16 +69,6 @@ def _answer(arguments: argparse.Namespace) -> None:
         if report is not None:
             print(flush=True)
             _print_receipt(frames, report)
-
-
-def _parse_compression(text: str) -> str | dict[str, object]:
-    if not text.lstrip().startswith("{"):
-        return text
-    try:
-        value: dict[str, object] = json.loads(text)
-    except ValueError as error:
-        raise InvalidRequestError("compression is not valid JSON") from error
-    return value
 
 
 def _stream(engine: Engine) -> Iterator[tuple[str, SequenceReport | None]]:

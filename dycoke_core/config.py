@@ -4,6 +4,7 @@ Names `k`, `l`, `p` are the paper's: first-stage pruning rate, evaluation layer,
 pruning rate.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
@@ -21,12 +22,35 @@ MAX_WINDOW = 1024  # frames
 POLICY_PARAMETERS: Mapping[str, tuple[str, ...]] = {
     "full": (),
     "dycoke": ("k", "l", "p", "window", "threshold", "variant"),
+    # dycoke with another stage I of as many tokens
+    "random_ttm": ("k", "l", "p", "window", "threshold", "seed"),
+    "fewer_frames": ("k", "l", "p", "window", "threshold"),
+    # dycoke with another stage II of as many tokens
+    "dycoke_one_shot": ("k", "l", "p", "window", "variant"),
+    "random_kv": ("k", "l", "p", "window", "threshold", "variant", "seed"),
+    "lowest_kv": ("k", "l", "p", "window", "threshold", "variant"),
+    # a stage I of other authors, alone
+    "vidcom2": ("retained_ratio",),
+}
+
+# Least and greatest value of each parameter that is a number, both included.
+PARAMETER_RANGES: Mapping[str, tuple[int, int]] = {
+    "k": (0, 1),
+    "l": (0, MAX_LAYER),
+    "p": (0, 1),
+    "window": (1, MAX_WINDOW),
+    "threshold": (-1, 1),
+    "seed": (0, 2**63 - 1),
+    "retained_ratio": (0, 1),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class CompressionConfig:
     """Which policy compresses a sequence's visual tokens, and with what parameters.
+
+    `seed` is a setting of its own and 0 unless named, not the seed of sampling: with a seed drawn
+    for each request no two questions about a video could share its prefix.
 
     Raises:
         InvalidRequestError: unknown policy, or a parameter outside its range.
@@ -39,20 +63,18 @@ class CompressionConfig:
     window: int = 4  # frames per stage-I window
     threshold: float = 0.9  # cosine of scores at and above which a selection is kept
     variant: TtmVariant = "paper"
+    seed: int = 0  # of what is chosen at random
+    retained_ratio: float = 0.25  # share of all visual tokens that vidcom2 keeps; its paper's
 
     def __post_init__(self) -> None:
         if self.policy not in POLICY_PARAMETERS:
             known = ", ".join(sorted(POLICY_PARAMETERS))
             raise InvalidRequestError(f"compression.policy must be one of: {known}")
-        for name in ("k", "p"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise InvalidRequestError(f"compression.{name} must be between 0 and 1")
-        if not -1.0 <= self.threshold <= 1.0:
-            raise InvalidRequestError("compression.threshold must be between -1 and 1")
-        if not 0 <= self.l <= MAX_LAYER:
-            raise InvalidRequestError(f"compression.l must be between 0 and {MAX_LAYER}")
-        if not 1 <= self.window <= MAX_WINDOW:
-            raise InvalidRequestError(f"compression.window must be between 1 and {MAX_WINDOW}")
+        for name, (least, greatest) in PARAMETER_RANGES.items():
+            if not least <= getattr(self, name) <= greatest:
+                raise InvalidRequestError(
+                    f"compression.{name} must be between {least} and {greatest}"
+                )
         if self.variant not in ("paper", "released"):
             raise InvalidRequestError("compression.variant must be 'paper' or 'released'")
         if self.variant == "released" and self.window != 4:
@@ -73,9 +95,21 @@ class CompressionConfig:
             given[name] = _checked(name, number)
         return cls(**given)
 
+    @classmethod
+    def from_text(cls, text: str) -> "CompressionConfig":
+        """Builds a config from a command line or a setting: a policy's name, or JSON text."""
+        if not text.lstrip().startswith("{"):
+            return cls.parse(text)
+        try:
+            value = json.loads(text)
+        except ValueError as error:
+            raise InvalidRequestError("compression is not valid JSON") from error
+        return cls.parse(value)
+
     def check_num_frames(self, num_frames: int) -> None:
         """Raises InvalidRequestError: the policy cannot work on so few frames."""
-        if self.policy == "dycoke" and self.variant == "released" and num_frames < 5:
+        takes_variant = "variant" in POLICY_PARAMETERS[self.policy]
+        if takes_variant and self.variant == "released" and num_frames < 5:
             raise InvalidRequestError("compression.variant 'released' needs at least 5 frames")
 
     def as_dict(self) -> dict[str, Any]:
@@ -107,7 +141,7 @@ class EngineConfig:
     device: str = "auto"  # auto: cuda if there is one, else cpu
     dtype: str = "auto"  # auto: the checkpoint's; float32 for float16 weights on a CPU
     max_running_sequences: int = 16
-    prefill_chunk_tokens: int = 2048
+    prefill_chunk_tokens: int = 4096  # 32 compressed frames of 196 tokens fit whole
     kv_cache_bytes: int | None = None  # None: a share of the device's free memory
     engines_per_device: int = 1  # among which that share is divided
     dp_cache: Literal["device", "host"] = "device"  # where pruned layers' visual KV is kept

@@ -14,17 +14,22 @@ What is not covered: HTTP, Redis, frame reading.
 import argparse
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from dycoke_core.compression.kv_pruning import KVPruner
 from dycoke_core.engine import Engine
+from dycoke_core.model.loader import load_model
 from dycoke_core.sequence import Stage
+from dycoke_core.tiny import CHECKPOINT
+from dycoke_core.tiny.architecture import new_model, save_checkpoint
 from loadtest import machine
 from loadtest.bench import (
     QUESTION,
@@ -38,6 +43,7 @@ from loadtest.bench import (
 )
 from loadtest.geometry import random_llava_onevision_0_5b
 from loadtest.limits import Limits, measure_limits
+from loadtest.refreshes import count_refreshes
 from loadtest.transformers_baseline import ATTENTIONS, TransformersModel
 
 FULL, COMPRESSED = 6272, 2960  # visual tokens in the prefill
@@ -263,6 +269,19 @@ def measure_sixteen_questions(bench: Bench, _: Limits) -> None:
 # --- command line ---
 
 
+def measure_refreshes(bench: Bench, _: Limits) -> None:
+    """Stage II on the bundled model's shape: with its own weights, and with random ones."""
+    with tempfile.TemporaryDirectory() as directory:
+        save_checkpoint(new_model(seed=0), Path(directory))
+        random_model = load_model(directory, device="cpu", dtype="float32")
+    bundled = load_model(CHECKPOINT, device="cpu", dtype="float32")
+    for name, model in (("bundled", bundled), ("random", random_model)):
+        counted = count_refreshes(model)
+        bench.figures[f"refresh_rate_{name}_weights"] = counted.rate
+        bench.figures[f"refresh_turnover_{name}_weights"] = counted.turnover
+        bench.figures[f"refresh_steps_{name}_weights"] = counted.steps
+
+
 def measurements(
     arguments: argparse.Namespace,
 ) -> Iterator[tuple[str, Callable[[Bench, Limits], None]]]:
@@ -274,6 +293,7 @@ def measurements(
         partial(measure_second_question, with_vision=arguments.with_vision),
     )
     yield "sixteen questions", measure_sixteen_questions
+    yield "refreshes", measure_refreshes
 
 
 def main() -> int:

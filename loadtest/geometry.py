@@ -16,7 +16,7 @@ from dycoke_core.model.attention import ATTENTION_NAME
 from dycoke_core.model.llava_onevision import LlavaOnevision
 from dycoke_core.model.loader import load_model
 from dycoke_core.model.packing import can_pack, pack_weights
-from dycoke_core.tiny.build import CHECKPOINT
+from dycoke_core.tiny import CHECKPOINT
 
 
 def random_llava_onevision_0_5b(

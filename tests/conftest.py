@@ -1,6 +1,7 @@
-"""What every test may use: the bundled checkpoint and an engine on it in float32."""
+"""What every test may use: a model of the bundled one's shape and an engine on it, in float32."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,14 +9,22 @@ import torch
 from dycoke_core.config import EngineConfig
 from dycoke_core.model.llava_onevision import LlavaOnevision
 from dycoke_core.model.loader import load_model
-from dycoke_core.tiny.build import CHECKPOINT
 from tests.engine.recording import RecordingEngine
+from tests.random_checkpoint import build_random_checkpoint
 
 
 @pytest.fixture(scope="session")
-def tiny_model() -> LlavaOnevision:
+def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Answers word salad that never ends early: see `tests.random_checkpoint`."""
+    directory = tmp_path_factory.mktemp("random") / "checkpoint"
+    build_random_checkpoint(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def tiny_model(random_checkpoint: Path) -> LlavaOnevision:
     torch.set_num_threads(1)
-    return load_model(CHECKPOINT, device="cpu", dtype="float32")
+    return load_model(random_checkpoint, device="cpu", dtype="float32")
 
 
 @pytest.fixture

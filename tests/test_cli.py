@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from dycoke_core.tiny.render_clip import CLIP
+from dycoke_core.tiny import CLIP
 
 
 def run(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":

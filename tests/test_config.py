@@ -2,7 +2,7 @@
 
 import pytest
 
-from dycoke_core.config import CompressionConfig, EngineConfig
+from dycoke_core.config import POLICY_PARAMETERS, CompressionConfig, EngineConfig
 from dycoke_core.errors import InvalidRequestError
 from dycoke_core.sequence import SamplingParams
 
@@ -25,9 +25,44 @@ def test_an_object_changes_what_it_names() -> None:
     assert (config.k, config.l, config.p) == (1.0, 0, 0.7)
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("full", {"policy": "full"}),
+        (' {"policy": "random_kv", "seed": 3}', {"policy": "random_kv", "seed": 3}),
+    ],
+)
+def test_a_command_line_says_a_name_or_json(text: str, expected: dict[str, object]) -> None:
+    assert CompressionConfig.from_text(text) == CompressionConfig.parse(expected)
+
+
+@pytest.mark.parametrize("text", ["{broken", "", "[]"])
+def test_a_command_line_that_is_neither_is_refused(text: str) -> None:
+    with pytest.raises(InvalidRequestError):
+        CompressionConfig.from_text(text)
+
+
 def test_a_receipt_can_be_sent_back_as_a_request() -> None:
     config = CompressionConfig.parse({"policy": "dycoke", "k": 0.3, "variant": "released"})
     assert CompressionConfig.parse(config.as_dict()) == config
+
+
+@pytest.mark.parametrize("policy", POLICY_PARAMETERS)
+def test_every_policy_can_be_asked_for_by_name_and_by_its_receipt(policy: str) -> None:
+    config = CompressionConfig.parse(policy)
+    receipt = config.as_dict()
+    assert set(receipt) == {"policy", *POLICY_PARAMETERS[policy]}
+    assert CompressionConfig.parse(receipt) == config
+
+
+@pytest.mark.parametrize("policy", ["dycoke", "random_kv"])
+def test_the_released_variant_refuses_few_frames_under_every_policy_that_takes_it(
+    policy: str,
+) -> None:
+    config = CompressionConfig.parse({"policy": policy, "variant": "released"})
+    config.check_num_frames(5)
+    with pytest.raises(InvalidRequestError, match="at least 5 frames"):
+        config.check_num_frames(4)
 
 
 def test_full_tokens_have_no_parameters() -> None:
@@ -37,7 +72,7 @@ def test_full_tokens_have_no_parameters() -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("fastest", "must be one of: dycoke, full"),
+        ("fastest", "must be one of: dycoke, dycoke_one_shot, fewer_frames, full, lowest_kv"),
         ({"policy": ["dycoke"]}, "must be one of"),
         ({"policy": "full", "k": 0.5}, "takes no parameter 'k'"),
         ({"policy": "dycoke", "q": 1}, "takes no parameter 'q'"),
@@ -51,6 +86,14 @@ def test_full_tokens_have_no_parameters() -> None:
         ({"window": 2, "variant": "released"}, "window must be 4"),
         ({"variant": "other"}, "compression.variant must be"),
         ({"threshold": 2}, "compression.threshold must be between"),
+        ({"policy": "random_kv", "seed": -1}, "compression.seed must be between 0 and 9223372036"),
+        ({"policy": "random_ttm", "seed": 0.5}, "compression.seed has the wrong type"),
+        ({"policy": "random_ttm", "variant": "released"}, "takes no parameter 'variant'"),
+        ({"policy": "dycoke", "seed": 1}, "takes no parameter 'seed'"),
+        ({"policy": "dycoke_one_shot", "threshold": 0.5}, "takes no parameter 'threshold'"),
+        ({"policy": "vidcom2", "k": 0.7}, "takes no parameter 'k'"),
+        ({"policy": "vidcom2", "retained_ratio": 1.5}, "retained_ratio must be between 0 and 1"),
+        ({"policy": "fastv"}, "must be one of"),  # the laboratory's alone
     ],
 )
 def test_what_makes_no_sense_is_refused_by_name(value: object, message: str) -> None:

@@ -7,7 +7,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
-from pydantic_core import from_json
 
 from app.api.auth import ApiKeys
 from app.api.cancelling import Cancellations
@@ -170,8 +169,7 @@ def _registry() -> CollectorRegistry:
 
 
 def _default_compression(settings: Settings) -> CompressionConfig:
-    text = settings.default_compression
     try:
-        return CompressionConfig.parse(from_json(text) if text.startswith("{") else text)
-    except (ValueError, InvalidRequestError) as error:
+        return CompressionConfig.from_text(settings.default_compression)
+    except InvalidRequestError as error:
         raise ValueError(f"DYCOKE_DEFAULT_COMPRESSION: {error}") from error

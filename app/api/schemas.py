@@ -11,6 +11,7 @@ from pydantic import (
     model_validator,
 )
 
+from app.api.compression_schema import compression_schema
 from app.api.errors import FieldProblem, InvalidFieldsError
 from app.messages import DoneEvent, ErrorEvent, JobState, Turn
 from app.settings import Settings
@@ -60,6 +61,7 @@ class ChatFields(Strict):
         None,
         description="A policy's name, or an object {policy, k, l, p, ...} (JSON text in a form "
         "field). Left out: the server's default.",
+        json_schema_extra=compression_schema(),
     )
     on_disconnect: Literal["cancel", "continue"] = Field(
         "cancel",

@@ -2,12 +2,21 @@
 
 Owns which visual tokens a decode step attends to. Knows no cache layout: the engine hands in the
 queries and keys of the scoring layer and moves keys and values itself.
+
+DyCoke keeps the highest scores. The other choices here are controls: a random one under the same
+gate, the lowest scores, and (`threshold=None`) a first selection that is never made anew.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from dycoke_core.compression.randomness import random_order
+
+# (scores [V], num_kept, step) → int64 [num_kept], ascending places; step 0 is the first decode step
+KVChoice = Callable[[Tensor, int, int], Tensor]
 
 
 def visual_scores(query: Tensor, keys: Tensor, log_total: Tensor, *, scaling: float) -> Tensor:
@@ -44,6 +53,33 @@ def select_visual_tokens(scores: Tensor, num_kept: int) -> Tensor:
     return order[:num_kept].sort().values
 
 
+def choose_highest(scores: Tensor, num_kept: int, step: int) -> Tensor:
+    """DyCoke's choice. Source: paper Eq. 6."""
+    return select_visual_tokens(scores, num_kept)
+
+
+def choose_lowest(scores: Tensor, num_kept: int, step: int) -> Tensor:
+    """A control that must do worse, if the scores mean anything. Ties by lower index as well.
+
+    Source: DYCOKE "Controls and baselines".
+    """
+    return select_visual_tokens(-scores, num_kept)
+
+
+@dataclass(frozen=True, slots=True)
+class RandomChoice:
+    """A control that looks at no score, only at whose turn it is: (seed, step).
+
+    Source: DYCOKE "Controls and baselines".
+    """
+
+    seed: int
+
+    def __call__(self, scores: Tensor, num_kept: int, step: int) -> Tensor:
+        order = random_order(self.seed, step, scores.shape[0], scores.device)
+        return order[:num_kept].sort().values
+
+
 def scores_agree(scores: Tensor, reference: Tensor, threshold: float) -> Tensor:
     """Whether the cosine of two score vectors reaches the threshold; never at zero norm.
 
@@ -67,7 +103,9 @@ class KVPruner:
 
     num_visual_tokens: int  # V
     num_kept: int  # n_keep, fixed for the sequence
-    threshold: float
+    threshold: float | None  # None: the first selection stays for good
+    choose: KVChoice = choose_highest
+    num_steps: int = 0  # decode steps seen; a replay counts the same
     kept: Tensor | None = None  # int64 [n_keep], ascending places among the V tokens
     reference: Tensor | None = None  # float32 [V], scores of the last selection
     num_refreshes: Tensor | None = None  # int64 []
@@ -81,15 +119,20 @@ class KVPruner:
         Returns:
             bool [], whether the kept set is a new one.
 
-        Source: paper section 3.3, DYCOKE "Stage II" 3-5.
+        Source: paper section 3.3, DYCOKE "Stage II" 3-5; without a threshold Table 5, "w/o DP".
         Deviation: the released code attends to everything while attention is stable, and compares
             with the previous step instead of the last selection.
         """
-        selected = select_visual_tokens(scores, self.num_kept)
+        step = self.num_steps
+        self.num_steps += 1
+        if self.kept is not None and self.threshold is None:
+            return torch.zeros((), dtype=torch.bool, device=scores.device)
+        selected = self.choose(scores, self.num_kept, step)
         if self.kept is None or self.reference is None or self.num_refreshes is None:
             self.kept, self.reference = selected, scores
             self.num_refreshes = torch.zeros((), dtype=torch.int64, device=scores.device)
             return torch.ones((), dtype=torch.bool, device=scores.device)
+        assert self.threshold is not None
         is_stable = scores_agree(scores, self.reference, self.threshold)
         self.kept = torch.where(is_stable, self.kept, selected)
         self.reference = torch.where(is_stable, self.reference, scores)

@@ -1,6 +1,7 @@
 """DYCOKE.md in plain Python loops: what the fast implementations are compared with."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -42,16 +43,89 @@ def ttm(features: Tensor, k: float) -> list[int]:
     return kept
 
 
+def vidcom2(features: Tensor, ratio: float) -> list[int]:
+    """VidCom2 token by token; features [F, N, D]."""
+    num_frames, num_tokens, num_channels = features.shape
+    rows = [[features[f, n].double() for n in range(num_tokens)] for f in range(num_frames)]
+    everything = torch.stack([row for frame in rows for row in frame])
+    spread = [float((c - c.mean()).square().sum()) for c in everything.T]
+    quiet = sorted(range(num_channels), key=lambda c: (spread[c], c))[: max(num_channels // 2, 1)]
+    units = [[_unit(row[quiet]) for row in frame] for frame in rows]
+    centers = [sum(frame) / num_tokens for frame in units]
+    video = sum(centers) / num_frames
+    like_video = [[_likeness(unit, video) for unit in frame] for frame in units]
+    like_frame = [
+        [_likeness(unit, center) for unit in frame]
+        for frame, center in zip(units, centers, strict=True)
+    ]
+    budgets = vidcom2_budgets([-sum(x) / num_tokens for x in like_video], num_tokens, ratio)
+    kept = []
+    for f, budget in enumerate(budgets):
+        order = sorted(range(num_tokens), key=lambda n: (like_video[f][n] + like_frame[f][n], n))
+        kept += sorted(f * num_tokens + n for n in order[:budget])
+    return kept
+
+
+def vidcom2_budgets(uniqueness: list[float], num_tokens: int, ratio: float) -> list[int]:
+    """Frames' budgets: softmax, cap by water-filling, largest remainder."""
+    num_frames = len(uniqueness)
+    weights = [math.exp((u - max(uniqueness)) / 0.01) for u in uniqueness]
+    wanted = [ratio * num_tokens * (1 + w / sum(weights) - 1 / num_frames) for w in weights]
+    for _ in range(num_frames):
+        surplus = sum(max(w - num_tokens, 0.0) for w in wanted)
+        wanted = [min(w, float(num_tokens)) for w in wanted]
+        rooms = [f for f in range(num_frames) if wanted[f] < num_tokens]
+        for f in rooms:
+            wanted[f] += surplus / len(rooms)
+    budgets = [math.floor(w) for w in wanted]
+    order = sorted(range(num_frames), key=lambda f: (-round(wanted[f] - budgets[f], 9), f))
+    left = math.floor(round(ratio * num_frames * num_tokens, 9)) - sum(budgets)
+    for f in [f for f in order if budgets[f] < num_tokens][:left]:
+        budgets[f] += 1
+    return budgets
+
+
+def _unit(row: Tensor) -> Tensor:
+    return row / max(float(row.square().sum().sqrt()), 1e-12)
+
+
+def _likeness(row: Tensor, center: Tensor) -> float:
+    squared = float((row - center).square().sum())
+    return sum(math.exp(-squared / (2 * width)) for width in (0.125, 0.25, 0.5, 1.0, 2.0))
+
+
+def highest(scores: Tensor, num_kept: int, step: int) -> list[int]:
+    """Places of the highest scores, equal ones by lower index."""
+    order = sorted(range(len(scores)), key=lambda place: (-float(scores[place]), place))
+    return sorted(order[:num_kept])
+
+
+def lowest(scores: Tensor, num_kept: int, step: int) -> list[int]:
+    order = sorted(range(len(scores)), key=lambda place: (float(scores[place]), place))
+    return sorted(order[:num_kept])
+
+
 class SlowStageTwo:
     """A `LayerAttention` that keeps every key and value of every token and attends by loops.
 
     Args:
         visual: positions of the visual tokens in the prompt.
         layer: L; p: share of the visual tokens hidden in decode steps.
+        threshold: None: the first selection stays.
+        choose: (scores, number kept, decode step) → places among the visual tokens.
     """
 
-    def __init__(self, visual: list[int], *, layer: int, p: float, threshold: float) -> None:
+    def __init__(
+        self,
+        visual: list[int],
+        *,
+        layer: int,
+        p: float,
+        threshold: float | None,
+        choose: Callable[[Tensor, int, int], list[int]] = highest,
+    ) -> None:
         self.visual, self.first_pruned, self.threshold = visual, layer, threshold
+        self.choose, self.num_steps = choose, 0
         self.num_kept = share(p, len(visual))
         self.keys: dict[int, list[Tensor]] = {}  # per layer, per token: [G, E]
         self.values: dict[int, list[Tensor]] = {}
@@ -85,13 +159,15 @@ class SlowStageTwo:
 
     def select(self, per_head: Tensor) -> None:
         scores = per_head.mean(dim=0)[self.visual]
+        step, self.num_steps = self.num_steps, self.num_steps + 1
         if self.reference is not None:
+            if self.threshold is None:
+                return
             norms = scores.norm() * self.reference.norm()
             if norms > 0 and float(scores @ self.reference) / float(norms) >= self.threshold:
                 return
             self.num_refreshes += 1
-        order = sorted(range(len(scores)), key=lambda place: (-float(scores[place]), place))
-        self.kept, self.reference = sorted(order[: self.num_kept]), scores
+        self.kept, self.reference = self.choose(scores, self.num_kept, step), scores
 
 
 def weights(query: Tensor, keys: list[Tensor], positions: list[int], scaling: float) -> Tensor:

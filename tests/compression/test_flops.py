@@ -1,5 +1,7 @@
 """FLOPs against the paper's tables and against torch's own counter."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -14,7 +16,6 @@ from dycoke_core.compression.flops import (
     vision_flops,
 )
 from dycoke_core.model.llava_onevision import LlavaOnevision
-from dycoke_core.tiny.build import CHECKPOINT
 
 SIZES = {
     "0.5B": {"hidden_size": 896, "intermediate_size": 4864, "num_layers": 24},
@@ -45,10 +46,10 @@ def test_the_formula_reproduces_the_papers_tables(
 
 
 @pytest.fixture(scope="module")
-def eager_model() -> LlavaOnevisionForConditionalGeneration:
+def eager_model(random_checkpoint: Path) -> LlavaOnevisionForConditionalGeneration:
     """Fused attention goes uncounted on a CPU."""
     return LlavaOnevisionForConditionalGeneration.from_pretrained(
-        CHECKPOINT, dtype=torch.float32, attn_implementation="eager"
+        random_checkpoint, dtype=torch.float32, attn_implementation="eager"
     )
 
 

@@ -6,6 +6,8 @@ from hypothesis import strategies as st
 
 from dycoke_core.compression.kv_pruning import (
     KVPruner,
+    RandomChoice,
+    choose_lowest,
     scores_agree,
     select_visual_tokens,
     visual_scores,
@@ -77,3 +79,61 @@ def test_scores_without_length_never_agree() -> None:
     assert not scores_agree(some, zero, -1.0)
     assert not scores_agree(zero, zero, -1.0)
     assert scores_agree(some, some, 0.999)
+
+
+@given(
+    scores=st.lists(st.sampled_from([0.0, 0.1, 0.2, 0.5]), min_size=1, max_size=30),
+    data=st.data(),
+)
+def test_the_lowest_choice_takes_the_lowest_scores_and_lower_indices_first(
+    scores: list[float], data: st.DataObject
+) -> None:
+    num_kept = data.draw(st.integers(0, len(scores)))
+    chosen = choose_lowest(torch.tensor(scores), num_kept, 0).tolist()
+    assert chosen == slow_loops.lowest(torch.tensor(scores), num_kept, 0)
+
+
+@given(seed=st.integers(0, 2**63 - 1), step=st.integers(0, 5000), num_kept=st.integers(0, 40))
+def test_a_random_choice_depends_on_seed_and_step_alone(
+    seed: int, step: int, num_kept: int
+) -> None:
+    scores = torch.zeros(40)
+    torch.manual_seed(step)
+    chosen = RandomChoice(seed)(scores, num_kept, step)
+    torch.manual_seed(step + 1)
+    assert torch.equal(RandomChoice(seed)(scores + 1, num_kept, step), chosen)
+    assert chosen.unique().tolist() == chosen.tolist()
+    assert len(chosen) == num_kept
+
+
+def test_random_choices_take_every_place_about_equally_often() -> None:
+    counts = torch.zeros(20)
+    for step in range(2000):
+        counts[RandomChoice(1)(counts, 5, step)] += 1
+    assert counts.sum() == 10_000
+    assert (counts - 500).abs().max() < 5 * (500 * 0.75) ** 0.5
+
+
+def test_a_random_choice_leaves_the_global_generator_alone() -> None:
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    RandomChoice(1)(torch.zeros(8), 4, 0)
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_random_selections_change_only_where_the_gate_opens() -> None:
+    pruner = KVPruner(num_visual_tokens=50, num_kept=10, threshold=0.9, choose=RandomChoice(3))
+    flat, steep = torch.ones(50), torch.eye(50)[7]
+    assert pruner.update(flat) and not pruner.update(2 * flat) and pruner.update(steep)
+    assert pruner.kept is not None
+    assert torch.equal(pruner.kept, RandomChoice(3)(steep, 10, 2)), "drawn for the third step"
+
+
+def test_without_a_threshold_the_first_selection_stays() -> None:
+    pruner = KVPruner(num_visual_tokens=4, num_kept=2, threshold=None)
+    assert pruner.update(torch.tensor([0.1, 0.4, 0.2, 0.3]))
+    for scores in ([0.9, 0.0, 0.0, 0.1], [0.0, 0.0, 0.0, 0.0]):
+        assert not pruner.update(torch.tensor(scores))
+    assert pruner.kept is not None and pruner.kept.tolist() == [1, 3]
+    assert pruner.num_refreshes is not None and int(pruner.num_refreshes) == 0

@@ -8,10 +8,49 @@ from dycoke_core.config import POLICY_PARAMETERS, CompressionConfig
 
 
 @pytest.mark.parametrize("name", POLICY_PARAMETERS)
-def test_every_named_policy_selects_as_many_tokens_as_it_announces(name: str) -> None:
+@pytest.mark.parametrize("num_frames", [1, 2, 9, 32])
+def test_every_named_policy_selects_as_many_tokens_as_it_announces(
+    name: str, num_frames: int
+) -> None:
     policy = make_policy(CompressionConfig(policy=name))
-    kept = policy.select_visual_tokens(torch.randn(9, 16, 8))
-    assert len(kept) == policy.count_visual_tokens(9, 16)
+    kept = policy.select_visual_tokens(torch.randn(num_frames, 16, 8))
+    assert len(kept) == policy.count_visual_tokens(num_frames, 16)
+    assert kept.tolist() == sorted(set(kept.tolist()))
+
+
+CHANGES: dict[str, object] = {
+    **{"k": 0.31, "l": 1, "p": 0.29, "window": 8, "threshold": 0.2},
+    **{"variant": "released", "seed": 9, "retained_ratio": 0.55},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "parameter"),
+    [(name, parameter) for name, taken in POLICY_PARAMETERS.items() for parameter in taken],
+)
+def test_a_parameter_of_stage_one_changes_its_key_and_one_of_stage_two_does_not(
+    name: str, parameter: str
+) -> None:
+    """Equal keys share a prefix, so a key must name all that its tokens depend on."""
+    before = make_policy(CompressionConfig(policy=name))
+    after = make_policy(CompressionConfig.parse({"policy": name, parameter: CHANGES[parameter]}))
+    of_stage_two = {"l", "p", "threshold"} | ({"seed"} if name == "random_kv" else set())
+    assert (before.stage_one_key == after.stage_one_key) is (parameter in of_stage_two)
+    assert before != after, "every parameter that a policy takes has an effect"
+
+
+@pytest.mark.parametrize("name", ["dycoke_one_shot", "random_kv", "lowest_kv"])
+def test_controls_of_stage_two_share_dycokes_stage_one(name: str) -> None:
+    ours, dycoke = (make_policy(CompressionConfig(policy=policy)) for policy in (name, "dycoke"))
+    assert ours.stage_one_key == dycoke.stage_one_key
+    assert ours.count_decode_tokens(2960, 28) == dycoke.count_decode_tokens(2960, 28)
+
+
+@pytest.mark.parametrize("name", ["random_ttm", "fewer_frames"])
+def test_controls_of_stage_one_share_dycokes_stage_two(name: str) -> None:
+    ours, dycoke = (make_policy(CompressionConfig(policy=policy)) for policy in (name, "dycoke"))
+    assert ours.stage_one_key != dycoke.stage_one_key
+    assert ours.kv_rule == dycoke.kv_rule
 
 
 def test_full_tokens_never_prune() -> None:

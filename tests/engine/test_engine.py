@@ -199,7 +199,7 @@ def test_the_card_says_what_numerics_depend_on(engine: RecordingEngine) -> None:
 
 
 def test_an_engine_loads_from_a_directory() -> None:
-    from dycoke_core.tiny.build import CHECKPOINT
+    from dycoke_core.tiny import CHECKPOINT
 
     engine = Engine.from_pretrained(CHECKPOINT, EngineConfig(device="cpu"))
     assert engine.card.dtype == "float32", "float16 weights become float32 on a CPU"

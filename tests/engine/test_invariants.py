@@ -1,6 +1,8 @@
-"""The engine's invariants (float32, bundled model): logits and kept sets, not tokens alone."""
+"""The engine's invariants (float32, random weights): logits and kept sets, not tokens alone."""
 
 import itertools
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import LlavaOnevisionForConditionalGeneration
 
+from dycoke_core.compression import randomness
 from dycoke_core.config import EngineConfig
 from dycoke_core.engine import engine as engine_module
 from dycoke_core.engine.admission import Admission
@@ -17,7 +20,6 @@ from dycoke_core.engine.step_attention import StepAttention
 from dycoke_core.model.llava_onevision import LlavaOnevision
 from dycoke_core.preprocess import Prompt
 from dycoke_core.sequence import ChatMessage, FinishReason, Sequence
-from dycoke_core.tiny.build import CHECKPOINT
 from tests.compression import slow_loops
 from tests.engine.recording import (
     RecordingEngine,
@@ -31,9 +33,9 @@ QUESTION = "What color is the circle?"
 
 
 @pytest.fixture(scope="module")
-def reference() -> LlavaOnevisionForConditionalGeneration:
+def reference(random_checkpoint: Path) -> LlavaOnevisionForConditionalGeneration:
     return LlavaOnevisionForConditionalGeneration.from_pretrained(
-        CHECKPOINT, dtype=torch.float32, attn_implementation="sdpa"
+        random_checkpoint, dtype=torch.float32, attn_implementation="sdpa"
     ).eval()
 
 
@@ -97,12 +99,78 @@ def test_both_stages_equal_slow_loops(
 ) -> None:
     compression = {"policy": "dycoke", "k": k, "l": layer, "p": p, "threshold": threshold}
     sequence = make_sequence(compression=compression, num_frames=7, max_tokens=10)
-    report = report_of(engine.run(sequence)["a"])
+    assert_equals_slow_loops(
+        engine, sequence, lambda features: slow_loops.ttm(features, k), threshold=threshold
+    )
 
-    model = engine.model
+
+def random_order(seed: int, counter: int, count: int) -> list[int]:
+    return randomness.random_order(seed, counter, count, torch.device("cpu")).tolist()
+
+
+def random_ttm(features: Tensor) -> list[int]:
+    """Seed 5, k = 0.7, over 7 frames."""
+    num_tokens = features.shape[1]
+    kept = []
+    for frame in range(7):
+        order = random_order(5, frame, num_tokens)
+        places = range(num_tokens) if frame % 4 == 0 else order[: slow_loops.share(0.7, num_tokens)]
+        kept += sorted(frame * num_tokens + place for place in places)
+    return kept
+
+
+CONTROLS: dict[str, dict[str, object]] = {
+    "random_ttm": {"seed": 5},
+    "fewer_frames": {},
+    "vidcom2": {"retained_ratio": 0.4},
+    "dycoke_one_shot": {},
+    "random_kv": {"seed": 5, "threshold": 0.1},
+    "lowest_kv": {},
+}
+
+
+@pytest.mark.parametrize("policy", CONTROLS)
+@torch.inference_mode()
+def test_controls_equal_slow_loops(policy: str, engine: RecordingEngine) -> None:
+    sequence = make_sequence(
+        compression={"policy": policy, **CONTROLS[policy]}, num_frames=7, max_tokens=10
+    )
+    # 7 frames of 49 tokens keep 168 under TTM: nearest to 3 whole frames.
+    spread = [frame * 49 + n for frame in (0, 3, 6) for n in range(49)]
+    selectors = {
+        "random_ttm": random_ttm,
+        "fewer_frames": lambda _: spread,
+        "vidcom2": lambda features: slow_loops.vidcom2(features, 0.4),
+    }
+    choices = {
+        "random_kv": lambda scores, m, step: sorted(random_order(5, step, len(scores))[:m]),
+        "lowest_kv": slow_loops.lowest,
+    }
+    assert_equals_slow_loops(
+        engine,
+        sequence,
+        selectors.get(policy, lambda features: slow_loops.ttm(features, 0.7)),
+        threshold=None if policy == "dycoke_one_shot" else sequence.compression.threshold,
+        choose=choices.get(policy, slow_loops.highest),
+        has_stage_two=policy != "vidcom2",
+    )
+
+
+def assert_equals_slow_loops(
+    engine: RecordingEngine,
+    sequence: Sequence,
+    select: Callable[[Tensor], list[int]],
+    *,
+    threshold: float | None,
+    choose: Callable[[Tensor, int, int], list[int]] = slow_loops.highest,
+    has_stage_two: bool = True,
+) -> None:
+    """Runs the sequence; its logits, kept sets and refreshes are those of plain loops."""
+    report = report_of(engine.run(sequence)["a"])
+    model, compression = engine.model, sequence.compression
     *_, features = model.encode_frames(torch.from_numpy(sequence.frames), slice_layers=99)
     assert features is not None
-    kept = slow_loops.ttm(features, k)
+    kept = select(features)
     assert report.compression.visual_tokens_prefill == len(kept)
     prompt = model.prompt_encoder(sequence.messages)
     prefix = model.embed_prefix(prompt.ids_before_video, features.flatten(0, 1)[kept])
@@ -110,16 +178,18 @@ def test_both_stages_equal_slow_loops(
     first_visual = len(prompt.ids_before_video)
     slow = slow_loops.SlowStageTwo(
         list(range(first_visual, first_visual + len(kept))),
-        layer=layer,
-        p=p,
+        layer=compression.l if has_stage_two else model.text_geometry.num_layers,
+        p=compression.p,
         threshold=threshold,
+        choose=choose,
     )
     logits, kept_sets = slow_loops.decode_slowly(model, embeds, sequence.output_token_ids, slow)
 
     recording = engine.recordings["a"]
     assert_same_logits(recording.logits, logits)
-    assert_same_kept(recording.kept, kept_sets)
-    assert report.compression.refreshes == slow.num_refreshes
+    if has_stage_two:
+        assert_same_kept(recording.kept, kept_sets)
+    assert report.compression.refreshes == (slow.num_refreshes if has_stage_two else 0)
 
 
 def test_the_bundled_model_keeps_some_selections_and_changes_others(
@@ -143,6 +213,9 @@ def test_sequences_side_by_side_equal_single_runs(tiny_model: LlavaOnevision) ->
             make_sequence("long", num_frames=32, question=QUESTION),
             make_sequence("short", num_frames=1, max_tokens=1),
             make_sequence("late", video=2, compression={"policy": "dycoke", "l": 0}),
+            make_sequence("random", video=2, compression={"policy": "random_kv", "seed": 3}),
+            make_sequence("one shot", video=2, compression="dycoke_one_shot"),
+            make_sequence("empty", compression={"policy": "vidcom2", "retained_ratio": 0}),
         ]
 
     together = RecordingEngine(tiny_model, EngineConfig(max_running_sequences=3))
@@ -166,12 +239,22 @@ def test_chunked_prefill_equals_whole_prefill(compression: str, tiny_model: Llav
     assert_same_kept(runs[0].kept, runs[1].kept)
 
 
-@pytest.mark.parametrize("threshold", [0.9, 0.1])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"policy": "dycoke", "threshold": 0.9},
+        {"policy": "dycoke", "threshold": 0.1},
+        {"policy": "random_kv", "threshold": 0.1, "seed": 2},
+        {"policy": "dycoke_one_shot"},
+        {"policy": "random_ttm", "seed": 2},
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("num_published", [1, 5, 11])
 def test_a_replayed_answer_continues_as_if_undisturbed(
-    num_published: int, threshold: float, tiny_model: LlavaOnevision
+    num_published: int, settings: dict[str, object], tiny_model: LlavaOnevision
 ) -> None:
-    settings: dict[str, object] = {"policy": "dycoke", "threshold": threshold}
+    torch.manual_seed(num_published)  # nothing may depend on it
     whole = make_sequence(compression=settings, max_tokens=12, temperature=0.7, seed=3)
     undisturbed = RecordingEngine(tiny_model, EngineConfig())
     report = report_of(undisturbed.run(whole)["a"])
@@ -299,13 +382,12 @@ def test_a_passing_fault_anywhere_changes_no_answer_that_is_finished(
     fault: str, tiny_model: LlavaOnevision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fails one call of each kind in turn: whoever ends well, ends as if nothing had happened."""
-    names = ("one", "two")
-    expected = {}
-    for name in names:
-        sequence = make_faulty_pair()[name]
+    expected, undisturbed = {}, {}
+    for name, sequence in make_faulty_batch().items():
         alone = RecordingEngine(tiny_model, EngineConfig())
         alone.run(sequence)
         expected[name] = sequence.output_token_ids
+        undisturbed[name] = alone.recordings[name]
     owner, attribute = FAULTS[fault]
     original = getattr(owner, attribute)
     num_survivors = 0
@@ -318,22 +400,26 @@ def test_a_passing_fault_anywhere_changes_no_answer_that_is_finished(
             return original(*arguments, **named)
 
         monkeypatch.setattr(owner, attribute, sometimes)
-        pair = make_faulty_pair()
+        batch = make_faulty_batch()
         engine = RecordingEngine(tiny_model, EngineConfig(vision_batch_frames=16))
-        events = engine.run(*pair.values())
+        events = engine.run(*batch.values())
         monkeypatch.setattr(owner, attribute, original)
-        for name, sequence in pair.items():
+        for name, sequence in batch.items():
             if events[name][-1].finish_reason is not FinishReason.ERROR:
                 num_survivors += 1
                 assert sequence.output_token_ids == expected[name]
+                assert_same_kept(engine.recordings[name].kept, undisturbed[name].kept)
         stats = engine.stats()
         assert stats.kv_bytes_in_use == 0 and engine._admission.leaked_bytes == 0
     assert num_survivors >= 8
 
 
-def make_faulty_pair() -> dict[str, Sequence]:
+def make_faulty_batch() -> dict[str, Sequence]:
     return {
         "one": make_sequence("one", max_tokens=8),
+        "random": make_sequence(
+            "random", max_tokens=8, compression={"policy": "random_kv", "threshold": 1}
+        ),
         "two": make_sequence("two", video=2, max_tokens=6, compression="full"),
     }
 

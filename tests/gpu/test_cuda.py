@@ -1,6 +1,7 @@
 """The engine on a CUDA device: the CPU's answers, no wait per step, bytes that are really freed."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,6 @@ from dycoke_core.engine.state import SequenceState
 from dycoke_core.model.llava_onevision import LlavaOnevision
 from dycoke_core.model.loader import load_model
 from dycoke_core.sequence import Sequence, Stage
-from dycoke_core.tiny.build import CHECKPOINT
 from tests.engine.recording import (
     RecordingEngine,
     assert_same_kept,
@@ -28,10 +28,10 @@ POLICIES = ["full", "dycoke", {"policy": "dycoke", "l": 0, "p": 0.5}]
 
 
 @pytest.fixture(scope="module")
-def cuda_model() -> Iterator[LlavaOnevision]:
+def cuda_model(random_checkpoint: Path) -> Iterator[LlavaOnevision]:
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = False
-    yield load_model(CHECKPOINT, device="cuda", dtype="float32")
+    yield load_model(random_checkpoint, device="cuda", dtype="float32")
     torch.backends.cuda.matmul.allow_tf32 = before
 
 
@@ -109,8 +109,8 @@ def test_all_device_memory_of_sequences_comes_back(cuda_model: LlavaOnevision) -
     assert torch.cuda.memory_allocated() <= before
 
 
-def test_bfloat16_runs_through_the_fused_kernels() -> None:
-    model = load_model(CHECKPOINT, device="cuda", dtype="bfloat16")
+def test_bfloat16_runs_through_the_fused_kernels(random_checkpoint: Path) -> None:
+    model = load_model(random_checkpoint, device="cuda", dtype="bfloat16")
     engine = engine_on(model)
     events = engine.run(*sequences())
     assert all(ends[-1].report is not None for ends in events.values())

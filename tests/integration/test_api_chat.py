@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from app.redis_keys import RedisKeys
-from dycoke_core.errors import UnreadableVideoError, UnsupportedCodecError
+from dycoke_core.config import POLICY_PARAMETERS, CompressionConfig
+from dycoke_core.errors import InvalidRequestError, UnreadableVideoError, UnsupportedCodecError
 from tests.integration.api import (
     CLIP,
     EventReader,
@@ -229,6 +230,12 @@ async def test_bad_field_is_refused_by_name(
         ({"policy": "full", "k": 0.5}, "takes no parameter"),
         ({"policy": "dycoke", "k": "much"}, "compression.k"),
         ("{broken", "compression"),
+        ("fastv", "compression.policy"),
+        ({"policy": "vidcom2", "retained_ratio": -0.5}, "compression.retained_ratio must be"),
+        ({"policy": "vidcom2", "k": 0.5}, "takes no parameter 'k'"),
+        ({"policy": "random_ttm", "seed": -1}, "compression.seed must be"),
+        ({"policy": "random_kv", "seed": 1.5}, "compression.seed has the wrong type"),
+        ({"policy": "dycoke_one_shot", "threshold": 0.9}, "takes no parameter 'threshold'"),
     ],
 )
 async def test_bad_compression_is_refused(
@@ -236,7 +243,37 @@ async def test_bad_compression_is_refused(
 ) -> None:
     response = await api.post(compression=compression)
     assert response.status_code == 400
+    assert response.json()["code"] == "invalid_request"
     assert word in response.json()["detail"]
+
+
+@pytest.mark.parametrize("policy", POLICY_PARAMETERS)
+async def test_every_policy_reaches_the_worker_with_its_parameters(
+    api: RunningApi, worker: ScriptedWorker, policy: str
+) -> None:
+    settings = CompressionConfig.parse(policy).as_dict()
+    if "seed" in settings:
+        settings["seed"] = 2**63 - 1
+    post = asyncio.create_task(api.post(compression=settings))
+    assert (await worker.answer()).request.compression == settings
+    assert (await post).status_code == 200
+
+
+async def test_openapi_document_says_what_each_policy_takes(api: RunningApi) -> None:
+    document = (await api.client.get("/openapi.json")).json()
+    field = document["components"]["schemas"]["ChatFields"]["properties"]["compression"]
+    kinds = {option.get("title", option["type"]): option for option in field["anyOf"]}
+    assert set(kinds["Policy"]["enum"]) == set(POLICY_PARAMETERS)
+    assert set(kinds) == {"Policy", "null", *POLICY_PARAMETERS}
+    for policy, taken in POLICY_PARAMETERS.items():
+        assert set(kinds[policy]["properties"]) == {"policy", *taken}
+        assert kinds[policy]["additionalProperties"] is False
+        for name, bounds in kinds[policy]["properties"].items():
+            for bound in {"minimum", "maximum", "default"} & set(bounds):
+                CompressionConfig.parse({"policy": policy, name: bounds[bound]})
+            if "maximum" in bounds:
+                with pytest.raises(InvalidRequestError):
+                    CompressionConfig.parse({"policy": policy, name: bounds["maximum"] + 1})
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"x"', b"[" * 5000, b"\xff", b'{"a": NaN}'])

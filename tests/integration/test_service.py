@@ -19,7 +19,7 @@ import httpx
 import psutil
 import pytest
 
-from dycoke_core.tiny.render_clip import CLIP
+from dycoke_core.tiny import CLIP
 from tests.video_clips import make_audio, make_clip
 
 PATIENCE_S = 60.0
@@ -177,6 +177,35 @@ def test_both_policies_answer_and_account_for_themselves(service: Service) -> No
         t = receipt["timings_s"]
         assert 0 < t["prefill"] <= t["ttft"] <= t["total"]
         assert receipt["memory"]["peak_device_bytes"] > 10**8
+
+
+@pytest.mark.parametrize(
+    ("compression", "num_prefill", "num_decode"),
+    [
+        ({"policy": "random_ttm", "seed": 4}, 728, 218),
+        ("fewer_frames", 15 * 49, 220),
+        ({"policy": "vidcom2", "retained_ratio": 0.4}, 627, 627),
+        ("dycoke_one_shot", 728, 218),
+        ({"policy": "random_kv", "seed": 4, "k": 0.5}, 968, 290),
+        ("lowest_kv", 728, 218),
+    ],
+    ids=str,
+)
+def test_every_control_answers_twice_alike_and_accounts_for_itself(
+    compression: str | dict[str, Any], num_prefill: int, num_decode: int, service: Service
+) -> None:
+    video_id = service.upload()
+    first, second = (list(service.ask(video_id, compression=compression)) for _ in range(2))
+    assert tokens_of(first) == tokens_of(second)
+    receipt = receipt_of(iter(second))["compression"]
+    named = {"policy": compression} if isinstance(compression, str) else compression
+    assert named.items() <= {"policy": receipt["policy"], **receipt["parameters"]}.items()
+    assert receipt["visual_tokens_prefill"] == num_prefill == sum(receipt["kept_per_frame"])
+    assert receipt["visual_tokens_decode"] == num_decode
+    if compression == "fewer_frames":
+        assert sorted(set(receipt["kept_per_frame"])) == [0, 49]
+    if compression == "dycoke_one_shot":
+        assert receipt["refreshes"] == 0
 
 
 def test_a_second_question_skips_reading_vision_and_prefix(service: Service) -> None:

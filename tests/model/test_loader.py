@@ -13,13 +13,12 @@ from dycoke_core.config import EngineConfig
 from dycoke_core.errors import ModelLoadError
 from dycoke_core.model.llava_onevision import LlavaOnevision
 from dycoke_core.model.loader import load_model, weights_digest
-from dycoke_core.tiny.build import CHECKPOINT
 from tests.engine.recording import RecordingEngine, assert_same_logits, make_sequence
 
 
 @pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
-    return Path(shutil.copytree(CHECKPOINT, tmp_path / "checkpoint"))
+def checkpoint(tmp_path: Path, random_checkpoint: Path) -> Path:
+    return Path(shutil.copytree(random_checkpoint, tmp_path / "checkpoint"))
 
 
 def edit_json(file: Path, **changes: object) -> None:
@@ -82,14 +81,16 @@ def test_every_layout_gives_the_same_logits(
 @pytest.mark.parametrize(
     ("dtype", "loaded"), [("auto", torch.float32), ("bfloat16", torch.bfloat16)]
 )
-def test_weights_come_in_the_dtype_asked_for(dtype: str, loaded: torch.dtype) -> None:
-    model = load_model(CHECKPOINT, device="cpu", dtype=dtype)
+def test_weights_come_in_the_dtype_asked_for(
+    dtype: str, loaded: torch.dtype, random_checkpoint: Path
+) -> None:
+    model = load_model(random_checkpoint, device="cpu", dtype=dtype)
     assert model.dtype is loaded
     assert model.model.lm_head.weight.dtype is loaded
 
 
-def test_a_bfloat16_model_answers() -> None:
-    model = load_model(CHECKPOINT, device="cpu", dtype="bfloat16")
+def test_a_bfloat16_model_answers(random_checkpoint: Path) -> None:
+    model = load_model(random_checkpoint, device="cpu", dtype="bfloat16")
     engine = RecordingEngine(model, EngineConfig())
     events = engine.run(make_sequence(max_tokens=5))["a"]
     assert len(events) == 5 and events[-1].report is not None
@@ -143,9 +144,9 @@ def test_end_tokens_come_from_the_generation_config(checkpoint: Path) -> None:
     assert load_model(checkpoint).eos_token_ids == {2}
 
 
-def test_the_digest_names_the_weights(checkpoint: Path) -> None:
-    assert weights_digest(checkpoint) == weights_digest(CHECKPOINT)
+def test_the_digest_names_the_weights(checkpoint: Path, random_checkpoint: Path) -> None:
+    assert weights_digest(checkpoint) == weights_digest(random_checkpoint)
     tensors = load_file(checkpoint / "model.safetensors")
     tensors["language_model.lm_head.weight"][-1, -1] += 1
     save_file(tensors, checkpoint / "model.safetensors", metadata={"format": "pt"})
-    assert weights_digest(checkpoint) != weights_digest(CHECKPOINT)
+    assert weights_digest(checkpoint) != weights_digest(random_checkpoint)

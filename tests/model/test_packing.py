@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from copy import deepcopy
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,7 +21,6 @@ from dycoke_core.model.packing import (
     can_pack,
     pack_weights,
 )
-from dycoke_core.tiny.build import CHECKPOINT
 from tests.engine.recording import RecordingEngine, make_sequence, report_of
 
 CPU = torch.device("cpu")
@@ -96,9 +96,9 @@ def test_only_bfloat16_on_a_cpu_is_packed(tiny_model: LlavaOnevision) -> None:
 
 @torch.inference_mode()
 def test_a_packed_model_keeps_its_embedding_and_answers_near_float32(
-    tiny_model: LlavaOnevision,
+    tiny_model: LlavaOnevision, random_checkpoint: Path
 ) -> None:
-    model = load_model(CHECKPOINT, device="cpu", dtype="bfloat16")
+    model = load_model(random_checkpoint, device="cpu", dtype="bfloat16")
     kinds = {type(module) for module in model.model.modules()}
     assert nn.Linear not in kinds and {PackedLinear, PackedGatedMlp, PackedMlp} <= kinds
     assert model.dtype == torch.bfloat16 and model.device == CPU

@@ -46,7 +46,7 @@ def test_features_are_transformers_video_features_without_the_newline(
     frames = pixels(5)
     expected = tiny_model.model.model.get_video_features(frames[None]).pooler_output[0]
     features = encode(tiny_model, frames)
-    assert features.shape == (5, tiny_model.tokens_per_frame, 128)
+    assert features.shape == (5, tiny_model.tokens_per_frame, 256)
     torch.testing.assert_close(features.flatten(0, 1), expected[: 5 * 49])
     for behind in expected[5 * 49 :]:  # releases before 5.23 append the newline elsewhere
         torch.testing.assert_close(tiny_model.model.model.image_newline, behind)

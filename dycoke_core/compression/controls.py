@@ -1,0 +1,71 @@
+"""Stage-I controls: ways to arrive at TTM's number of tokens without looking at the video.
+
+What TTM is worth shows against them: they cost the language model as much and know nothing of what
+moves. The stage-II controls are rules of `dycoke_core.compression.kv_pruning`.
+"""
+
+import torch
+from torch import Tensor
+
+from dycoke_core.compression import ttm
+from dycoke_core.compression.counts import share_of
+from dycoke_core.compression.randomness import random_order
+
+
+def select_random_tokens(features: Tensor, k: float, *, window: int = 4, seed: int = 0) -> Tensor:
+    """Picks as many tokens of each frame as TTM does, at random where TTM prunes.
+
+    The draw depends on the seed and the frame's number, not on the features: two videos of one
+    shape lose the same places under one seed.
+
+    Args:
+        features: [F, N, D], F >= 1.
+        k, window: TTM's.
+
+    Returns:
+        int64 [V], ascending indices into the F * N tokens.
+
+    Source: paper Table 5, "Random Pruning".
+    Deviation: the paper does not say what is random there; here it is stage I's choice.
+    """
+    num_frames, tokens_per_frame, _ = features.shape
+    num_kept = share_of(1.0 - k, tokens_per_frame)
+    kept = []
+    for frame, reference in ttm.reference_frames(num_frames, window=window).items():
+        places = torch.arange(tokens_per_frame, device=features.device)
+        if reference is not None:
+            order = random_order(seed, frame, tokens_per_frame, features.device)
+            places = order[:num_kept].sort().values
+        kept.append(frame * tokens_per_frame + places)
+    return torch.cat(kept)
+
+
+def select_fewer_frames(features: Tensor, k: float, *, window: int = 4) -> Tensor:
+    """Keeps whole frames, evenly spread: the number whose tokens come closest to TTM's.
+
+    Frames stay whole, as they do where a user asks for fewer of them, so the count is TTM's to
+    within half a frame: 15 of 32 at k = 0.7 (2940 tokens against 2960 at N = 196). At least one
+    stays. They are the ones that LLaVA would sample if these F frames were the video.
+
+    Args:
+        features: [F, N, D], F >= 1.
+        k, window: TTM's.
+
+    Returns:
+        int64 [V], ascending indices into the F * N tokens.
+
+    Source: DYCOKE "Controls and baselines"; the spread is LLaVA-OneVision's frame sampling.
+    """
+    num_frames, tokens_per_frame, _ = features.shape
+    frames = torch.tensor(fewer_frames(num_frames, tokens_per_frame, k, window=window))
+    tokens = torch.arange(num_frames * tokens_per_frame).view(num_frames, tokens_per_frame)
+    return tokens[frames].flatten().to(features.device)
+
+
+def fewer_frames(
+    num_frames: int, tokens_per_frame: int, k: float, *, window: int = 4
+) -> tuple[int, ...]:
+    """The frames that `select_fewer_frames` keeps; needs no features."""
+    wanted = ttm.count_tokens(num_frames, tokens_per_frame, k, window=window)
+    num_kept = max(1, (2 * wanted + tokens_per_frame) // (2 * tokens_per_frame))
+    return tuple(i * (num_frames - 1) // max(num_kept - 1, 1) for i in range(num_kept))

@@ -1,0 +1,21 @@
+"""Random choices that depend on (seed, counter) alone, never on what was drawn before.
+
+So an answer that goes on elsewhere draws what it would have drawn here, and no request changes
+another's draws. Equal on devices of one kind with one build of PyTorch.
+"""
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+
+def random_order(seed: int, counter: int, count: int, device: torch.device) -> Tensor:
+    """A random order of 0 … count - 1: int64 [count], drawn on the device without waiting for it.
+
+    Args:
+        counter: what is drawn under this seed, such as a frame or a decode step.
+    """
+    digest = hashlib.blake2b(f"{seed}:{counter}".encode(), digest_size=8).digest()
+    generator = torch.Generator(device).manual_seed(int.from_bytes(digest, "big", signed=True))
+    return torch.randperm(count, generator=generator, device=device)

@@ -1,0 +1,110 @@
+"""Stage I behind one small interface: which visual tokens the language model gets to see."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from dycoke_core.compression import controls, ttm, vidcom2
+from dycoke_core.config import TtmVariant
+
+
+class Selector(Protocol):
+    """A stage I. It knows features and settings, nothing of the question."""
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Everything that the choice depends on, besides the features."""
+        ...
+
+    def count(self, num_frames: int, tokens_per_frame: int) -> int:
+        """V, known before encoding."""
+        ...
+
+    def select(self, features: Tensor) -> Tensor:
+        """int64 [V] places among the F * N tokens of features [F, N, D]."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class AllTokens:
+    @property
+    def key(self) -> tuple[object, ...]:
+        return ("full",)
+
+    def count(self, num_frames: int, tokens_per_frame: int) -> int:
+        return num_frames * tokens_per_frame
+
+    def select(self, features: Tensor) -> Tensor:
+        return torch.arange(features.shape[0] * features.shape[1], device=features.device)
+
+
+@dataclass(frozen=True, slots=True)
+class TemporalMerging:
+    """DyCoke's own: `dycoke_core.compression.ttm`."""
+
+    k: float
+    window: int
+    variant: TtmVariant
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        return ("ttm", self.k, self.window, self.variant)
+
+    def count(self, num_frames: int, tokens_per_frame: int) -> int:
+        return ttm.count_tokens(
+            num_frames, tokens_per_frame, self.k, window=self.window, variant=self.variant
+        )
+
+    def select(self, features: Tensor) -> Tensor:
+        return ttm.select_tokens(features, self.k, window=self.window, variant=self.variant)
+
+
+@dataclass(frozen=True, slots=True)
+class RandomTokens:
+    k: float
+    window: int
+    seed: int
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        return ("random_ttm", self.k, self.window, self.seed)
+
+    def count(self, num_frames: int, tokens_per_frame: int) -> int:
+        return ttm.count_tokens(num_frames, tokens_per_frame, self.k, window=self.window)
+
+    def select(self, features: Tensor) -> Tensor:
+        return controls.select_random_tokens(features, self.k, window=self.window, seed=self.seed)
+
+
+@dataclass(frozen=True, slots=True)
+class FewerFrames:
+    k: float
+    window: int
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        return ("fewer_frames", self.k, self.window)
+
+    def count(self, num_frames: int, tokens_per_frame: int) -> int:
+        frames = controls.fewer_frames(num_frames, tokens_per_frame, self.k, window=self.window)
+        return len(frames) * tokens_per_frame
+
+    def select(self, features: Tensor) -> Tensor:
+        return controls.select_fewer_frames(features, self.k, window=self.window)
+
+
+@dataclass(frozen=True, slots=True)
+class VidCom2:
+    retained_ratio: float
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        return ("vidcom2", self.retained_ratio)
+
+    def count(self, num_frames: int, tokens_per_frame: int) -> int:
+        return vidcom2.count_tokens(num_frames, tokens_per_frame, self.retained_ratio)
+
+    def select(self, features: Tensor) -> Tensor:
+        return vidcom2.select_tokens(features, self.retained_ratio)

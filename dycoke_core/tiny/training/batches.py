@@ -1,0 +1,200 @@
+"""Training batches, drawn from their key alone: a resumed run sees what the first would have.
+
+Scenes are those of the training split. A batch of frames teaches the vision tower; a batch of
+videos, each with many questions, teaches the language model.
+"""
+
+from dataclasses import dataclass, fields, replace
+from functools import cache, lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dycoke_core.preprocess import PromptEncoder
+from dycoke_core.sequence import ChatMessage
+from dycoke_core.tiny.questions import FAMILIES, SHORT_FAMILIES, Question, questions_about
+from dycoke_core.tiny.render import RGB, render, render_frames
+from dycoke_core.tiny.scenes import BACKGROUNDS, HELD_OUT, Scene, Split, sample_scene
+from dycoke_core.tiny.tokenizer import CHAT_TEMPLATE, TURN_END, VIDEO, build_tokenizer
+from dycoke_core.tiny.training.targets import (
+    FrameLabels,
+    HistoryLabels,
+    frame_labels,
+    history_labels,
+)
+
+IGNORED = -100
+NUM_SHORT = 12  # questions per video, next to the description
+SHORT_TOKENS, DESCRIPTION_TOKENS = 26, 54  # of a question with its answer, padded
+_SEEDS_PER_BATCH = 1024
+_PAINT_KEY = 8
+_COLORS_APART = 70  # of 255 * sqrt(3)
+_LANGUAGE_SEED = 2**40  # where the videos' seeds begin, away from the frames'
+
+# How often a family is asked, where a scene allows more questions than there is room for.
+_WEIGHTS = dict.fromkeys(SHORT_FAMILIES, 1.0) | {
+    "shape": 0.7,
+    "transition": 0.7,
+    "direction": 1.2,
+    "first": 3.0,
+    "last": 3.0,
+    "end_color": 1.2,
+    "stationary": 2.0,
+    "action_count": 3.0,
+    "brief_event": 3.0,
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FrameBatch:
+    frames: Tensor  # uint8 [B, S, S, 3]
+    color: Tensor  # the fields of FrameLabels, [B, N, ...]
+    shape: Tensor
+    offset: Tensor
+    place: Tensor
+    outline: Tensor
+    background: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class QuestionBlock:
+    """Questions of one length, each with its answer: several per video."""
+
+    ids: Tensor  # int64 [B, questions, tokens]
+    targets: Tensor  # the next token where it belongs to the answer, else IGNORED
+    families: Tensor  # int64 [B, questions], index into FAMILIES
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class VideoBatch:
+    frames: Tensor  # uint8 [B, F, S, S, 3]
+    blocks: tuple[QuestionBlock, ...]
+    history: dict[str, Tensor]  # the fields of HistoryLabels, [B, F, N]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchKey:
+    """Names a batch: another key, other scenes."""
+
+    seed: int
+    step: int
+    worker: int = 0
+    split: Split = "train"
+
+    @property
+    def first_scene(self) -> int:
+        return ((self.seed * 64 + self.worker) * 2**20 + self.step) * _SEEDS_PER_BATCH
+
+
+def frame_batch(key: BatchKey, *, num_frames: int) -> FrameBatch:
+    """Frames of as many different scenes.
+
+    In every other training scene, things are painted in any colours at all, named or not, so that a
+    shape is learnt as such and not as one of the colours that it was seen in.
+    """
+    first = key.first_scene
+    shown: list[tuple[np.ndarray, FrameLabels]] = []
+    for scene_seed in range(first, first + num_frames):
+        scene = sample_scene(scene_seed, split=key.split, num_frames=8)
+        if key.split == "train" and scene_seed % 2:
+            scene = _repaint(scene)
+        frame = scene_seed // 2 % scene.num_frames
+        shown.append((render_frames(scene, range(frame, frame + 1))[0], frame_labels(scene, frame)))
+    labels = {
+        name: torch.from_numpy(np.stack([getattr(label, name) for _, label in shown]))
+        for name in ("color", "shape", "offset", "place", "outline", "background")
+    }
+    return FrameBatch(torch.from_numpy(np.stack([frame for frame, _ in shown])), **labels)
+
+
+def video_batch(key: BatchKey, *, num_videos: int, num_frames: int) -> VideoBatch:
+    """Videos with NUM_SHORT short questions and one description each."""
+    first = _LANGUAGE_SEED + key.first_scene
+    scenes = [
+        sample_scene(seed, split=key.split, num_frames=num_frames)
+        for seed in range(first, first + num_videos)
+    ]
+    histories = [history_labels(scene) for scene in scenes]
+    questions = [_choose(scene) for scene in scenes]
+    return VideoBatch(
+        frames=torch.from_numpy(np.stack([render(scene) for scene in scenes])),
+        blocks=(
+            _block([asked[:-1] for asked in questions], SHORT_TOKENS),
+            _block([asked[-1:] for asked in questions], DESCRIPTION_TOKENS),
+        ),
+        history={
+            field.name: torch.from_numpy(np.stack([getattr(h, field.name) for h in histories]))
+            for field in fields(HistoryLabels)
+        },
+    )
+
+
+def prefix_ids() -> tuple[int, ...]:
+    """What stands before the video in every prompt."""
+    return _prompt("Describe the video.")[0]
+
+
+def encode_question(question: Question) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The ids behind the video as the service would send them, and those of the answer."""
+    return _prompt(question.text)[1], _answer_ids(question.answer)
+
+
+def _repaint(scene: Scene) -> Scene:
+    rng = np.random.default_rng([_PAINT_KEY, scene.seed])
+    things = [replace(thing, paint=_any_color(rng, thing.shape)) for thing in scene.things]
+    return replace(scene, things=tuple(things))
+
+
+def _any_color(rng: np.random.Generator, shape: str) -> tuple[int, int, int]:
+    """Not near a colour that the shape must not be seen in, nor too near any background."""
+    avoided = [RGB[color] for color, other in HELD_OUT if other == shape]
+    avoided += [RGB[background] for background in BACKGROUNDS]
+    while True:
+        color = rng.integers(0, 256, 3)
+        if min(np.linalg.norm(color - np.array(other)) for other in avoided) > _COLORS_APART:
+            return (int(color[0]), int(color[1]), int(color[2]))
+
+
+def _choose(scene: Scene) -> list[Question]:
+    """NUM_SHORT questions by weight, and the description; some twice if there are too few."""
+    rng = np.random.default_rng([5, scene.seed])
+    first, again = questions_about(scene), questions_about(scene, draw=1)
+    short = first[:-1]
+    if len(short) < NUM_SHORT:
+        short += again[:-1] + first[:-1] * (NUM_SHORT // len(short))
+        return [*short[:NUM_SHORT], first[-1]]
+    weights = np.array([_WEIGHTS[question.family] for question in short])
+    chosen = rng.choice(len(short), NUM_SHORT, replace=False, p=weights / weights.sum())
+    return [*(short[index] for index in chosen), first[-1]]
+
+
+def _block(asked: list[list[Question]], length: int) -> QuestionBlock:
+    shape = (len(asked), len(asked[0]), length)
+    ids, targets = np.zeros(shape, np.int64), np.full(shape, IGNORED)
+    for row, questions in enumerate(asked):
+        for column, question in enumerate(questions):
+            prompt, answer = encode_question(question)
+            end = len(prompt) + len(answer)
+            ids[row, column, :end] = prompt + answer
+            targets[row, column, len(prompt) - 1 : end - 1] = answer
+    families = [[FAMILIES.index(q.family) for q in questions] for questions in asked]
+    return QuestionBlock(torch.from_numpy(ids), torch.from_numpy(targets), torch.tensor(families))
+
+
+@lru_cache(maxsize=1)
+def _encoder() -> PromptEncoder:
+    tokenizer = build_tokenizer()
+    video = tokenizer.convert_tokens_to_ids(VIDEO)
+    return PromptEncoder(tokenizer, chat_template=CHAT_TEMPLATE, video_token_id=video)
+
+
+@cache
+def _prompt(question: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    prompt = _encoder()((ChatMessage("user", question),))
+    return prompt.ids_before_video, prompt.ids_after_video
+
+
+@lru_cache(maxsize=2**16)
+def _answer_ids(answer: str) -> tuple[int, ...]:
+    return tuple(_encoder().tokenizer(answer + TURN_END)["input_ids"])

@@ -1,0 +1,85 @@
+"""Spreads the videos over processes: on a CPU two of one thread do more than one of two."""
+
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from transformers.utils import logging as transformers_logging
+
+from dycoke_core.model.llava_onevision import LlavaOnevision
+from dycoke_core.model.loader import load_model
+from loadtest.accuracy.clips import Clip, QuestionSet
+from loadtest.accuracy.evaluation import Laboratory, Outcome, Outcomes
+from loadtest.accuracy.settings import Setting
+
+CLIPS_AT_ONCE = 2
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """How each process loads the model."""
+
+    path: str
+    device: str = "auto"
+    dtype: str = "auto"
+
+    def load(self) -> LlavaOnevision:
+        transformers_logging.disable_progress_bar()
+        return load_model(self.path, device=self.device, dtype=self.dtype)
+
+
+def evaluate(
+    source: ModelSource,
+    questions: QuestionSet,
+    settings: Sequence[Setting],
+    *,
+    num_processes: int = 1,
+    on_clips: Callable[[int], object] = lambda _: None,
+) -> Outcomes:
+    """Every setting's answers to every question.
+
+    Args:
+        num_processes: 1 runs here, with all of torch's threads.
+        on_clips: called with numbers of videos that are through.
+    """
+    clips = questions.clips
+    groups = [clips[i : i + CLIPS_AT_ONCE] for i in range(0, len(clips), CLIPS_AT_ONCE)]
+    outcomes = {setting.name: Outcome() for setting in settings}
+    for group, found in zip(groups, _examine(source, settings, groups, num_processes), strict=True):
+        for name, outcome in found.items():
+            outcomes[name].add(outcome)
+        on_clips(len(group))
+    return outcomes
+
+
+def _examine(
+    source: ModelSource,
+    settings: Sequence[Setting],
+    groups: Sequence[Sequence[Clip]],
+    num_processes: int,
+) -> Iterator[Outcomes]:
+    """The groups' outcomes, in order."""
+    if num_processes == 1:
+        laboratory = Laboratory(source.load(), settings)
+        yield from map(laboratory.examine, groups)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(num_processes, context, _open_laboratory, (source, settings)) as pool:
+        yield from pool.map(_examine_group, groups)
+
+
+# One in each process of the pool, which has no other place to keep it.
+_laboratory: Laboratory | None = None
+
+
+def _open_laboratory(source: ModelSource, settings: Sequence[Setting]) -> None:
+    global _laboratory
+    torch.set_num_threads(1)
+    _laboratory = Laboratory(source.load(), settings)
+
+
+def _examine_group(clips: Sequence[Clip]) -> Outcomes:
+    assert _laboratory is not None, "the pool's initializer has run"
+    return _laboratory.examine(clips)

@@ -1,0 +1,100 @@
+"""From scores to what is published: one JSON object, which tables and charts are made from."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+
+from dycoke_core.model.llava_onevision import LlavaOnevision
+from dycoke_core.tiny.questions import FAMILIES
+from loadtest import machine
+from loadtest.accuracy.claims import check_claims
+from loadtest.accuracy.clips import DESCRIPTIONS, SHORT, QuestionSet
+from loadtest.accuracy.evaluation import Outcomes
+from loadtest.accuracy.settings import FULL, Setting, cost_of
+from loadtest.accuracy.statistics import Paired, mcnemar
+
+
+def make_report(
+    model: LlavaOnevision,
+    questions: QuestionSet,
+    tables: dict[str, list[Setting]],
+    outcomes: Outcomes,
+) -> dict[str, Any]:
+    """Everything that was measured, as JSON knows it."""
+    paired = Paired(questions.videos, questions.families, len(FAMILIES))
+    settings = {setting.name: setting for rows in tables.values() for setting in rows}
+    return {
+        "environment": {
+            **machine.describe(),
+            "threads": torch.get_num_threads(),
+            "device": str(model.device),
+            "dtype": str(model.dtype).removeprefix("torch."),
+        },
+        "model": _model(model),
+        "test_set": {
+            "videos": len(questions.clips),
+            "questions": {
+                family: int((questions.families == place).sum())
+                for place, family in enumerate(FAMILIES)
+            },
+        },
+        "settings": {
+            name: {
+                **_what(setting, model),
+                **_how_well(name, outcomes, questions, paired),
+            }
+            for name, setting in settings.items()
+        },
+        "claims": check_claims(outcomes, paired),
+        "tables": {table: [setting.name for setting in rows] for table, rows in tables.items()},
+    }
+
+
+def _what(setting: Setting, model: LlavaOnevision) -> dict[str, Any]:
+    cost = cost_of(setting, model.text_geometry, model.tokens_per_frame)
+    is_policy = setting.method == "policy"
+    return {
+        "method": setting.method,
+        "compression": setting.compression.as_dict() if is_policy else None,
+        "layer": setting.layer or None,
+        "num_frames": setting.num_frames,
+        **asdict(cost),
+        "retained_ratio": cost.retained_ratio,
+    }
+
+
+def _how_well(
+    name: str, outcomes: Outcomes, questions: QuestionSet, paired: Paired
+) -> dict[str, Any]:
+    ours, full = outcomes[name].in_order(), outcomes[FULL].in_order()
+    is_short = np.isin(questions.families, SHORT)
+    return {
+        "families": {
+            family: float(ours[questions.families == place].mean())
+            for place, family in enumerate(FAMILIES)
+        },
+        "short": asdict(paired.mean(ours, SHORT)),
+        "describe": asdict(paired.mean(ours, DESCRIPTIONS)),
+        "versus_full": {
+            "short": asdict(paired.difference(ours, full, SHORT)),
+            "describe": asdict(paired.difference(ours, full, DESCRIPTIONS)),
+            "mcnemar": asdict(mcnemar(ours[is_short], full[is_short])),
+        },
+        "refresh_rate": outcomes[name].refresh_rate,
+    }
+
+
+def _model(model: LlavaOnevision) -> dict[str, Any]:
+    return {
+        "weights_digest": model.weights_digest,
+        "tokens_per_frame": model.tokens_per_frame,
+        **asdict(model.text_geometry),
+    }
+
+
+def settings_in(report: dict[str, Any], table: str) -> Sequence[tuple[str, dict[str, Any]]]:
+    """The rows of a table, in order."""
+    return [(name, report["settings"][name]) for name in report["tables"][table]]
