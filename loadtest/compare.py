@@ -32,6 +32,7 @@ RESULTS = Path(__file__).parent / "results"
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = _parse(argv)
+    about = describe()  # before this puts load on the machine
     with tempfile.TemporaryDirectory(prefix="dycoke-loadtest-") as folder:
         settings = {"DYCOKE_MODEL": _model(options.model, Path(folder))} if options.model else {}
         settings |= dict(pair.split("=", 1) for pair in options.set)
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             comparison = Comparison(options, service, Path(folder))
             results = comparison.run()
             objective_s = comparison.objective_s
-    about = describe() | {
+    about |= {
         "model": options.model or "bundled",
         "settings": settings | ({"DYCOKE_MODEL": options.model} if options.model else {}),
         "argv": list(argv if argv is not None else sys.argv[1:]),

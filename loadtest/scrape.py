@@ -75,6 +75,7 @@ def main() -> int:
     parser.add_argument("--users", type=int, default=4)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    about = describe()  # before this puts load on the machine
     with tempfile.TemporaryDirectory(prefix="dycoke-scrape-") as name:
         folder = Path(name)
         with running_service(folder) as service:
@@ -89,7 +90,7 @@ def main() -> int:
         print(f"{row.lag_mean_ms:13.2f}{row.lag_p99_ms:8.1f}{row.lag_over_25_ms:9.1%}", end="")
         print(f"{row.itl_p50_ms:12.1f}{row.itl_p99_ms:8.1f}{row.stall_s:9.2f}")
     if options.json:
-        print(json.dumps(describe() | {"rows": [asdict(row) for row in rows]}))
+        print(json.dumps(about | {"rows": [asdict(row) for row in rows]}))
     return 0
 
 
