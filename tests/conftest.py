@@ -16,7 +16,7 @@ from tests.random_checkpoint import build_random_checkpoint
 @pytest.fixture(scope="session")
 def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Answers word salad that never ends early: see `tests.random_checkpoint`."""
-    directory = tmp_path_factory.mktemp("random") / "checkpoint"
+    directory = tmp_path_factory.mktemp("random") / "dycoke-tiny"
     build_random_checkpoint(directory)
     return directory
 

@@ -18,9 +18,9 @@ def run(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
 
 
 def test_it_streams_an_answer_and_says_what_it_cost() -> None:
-    finished = run(CLIP, "What moves?", "--max-tokens", "12", "--num-frames", "8")
+    finished = run(CLIP, "Describe the video.", "--max-tokens", "12", "--num-frames", "8")
     assert finished.returncode == 0, finished.stderr
-    assert len(finished.stdout.split()) >= 6
+    assert finished.stdout.startswith("There are ")
     assert "8 read with decord" in finished.stderr
     assert "392 tokens, 182 after stage I" in finished.stderr
 

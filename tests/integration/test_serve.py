@@ -27,9 +27,10 @@ Event = tuple[str | None, dict[str, Any]]  # id, data
 class Service:
     """One embedded service with its log."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, model: Path) -> None:
         self._log = folder / "log"
         env = os.environ | {
+            "DYCOKE_MODEL": str(model),  # answers that never end early
             "DYCOKE_DATA_DIR": str(folder / "data"),
             "DYCOKE_PORT": "0",
             "DYCOKE_WORKER_METRICS_PORT": "0",
@@ -68,9 +69,9 @@ class Service:
 
 
 @pytest.fixture(scope="module")
-def service() -> Iterator[Service]:
+def service(random_checkpoint: Path) -> Iterator[Service]:
     with tempfile.TemporaryDirectory(prefix="dycoke-test-") as folder:
-        service = Service(Path(folder))
+        service = Service(Path(folder), random_checkpoint)
         try:
             yield service
         finally:

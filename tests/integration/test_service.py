@@ -146,15 +146,21 @@ def running_service(folder: Path, **settings: str) -> Iterator[Service]:
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    with running_service(tmp_path_factory.mktemp("service"), DYCOKE_LEASE_S="1") as service:
+def service(tmp_path_factory: pytest.TempPathFactory, random_checkpoint: Path) -> Iterator[Service]:
+    settings = {"DYCOKE_MODEL": str(random_checkpoint), "DYCOKE_LEASE_S": "1"}
+    with running_service(tmp_path_factory.mktemp("service"), **settings) as service:
         yield service
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def pair(tmp_path_factory: pytest.TempPathFactory, random_checkpoint: Path) -> Iterator[Service]:
     """Two workers of one running job each."""
-    settings = {"DYCOKE_WORKERS": "2", "DYCOKE_MAX_RUNNING_JOBS": "1", "DYCOKE_LEASE_S": "1"}
+    settings = {
+        "DYCOKE_MODEL": str(random_checkpoint),
+        "DYCOKE_WORKERS": "2",
+        "DYCOKE_MAX_RUNNING_JOBS": "1",
+        "DYCOKE_LEASE_S": "1",
+    }
     with running_service(tmp_path_factory.mktemp("pair"), **settings) as service:
         wait_until(lambda: service.client.get("/v1/models").json()["data"][0]["num_workers"] == 2)
         yield service
