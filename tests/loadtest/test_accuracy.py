@@ -88,7 +88,7 @@ def test_baselines_answer_every_question_of_a_video(
     tiny_model: LlavaOnevision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("loadtest.accuracy.evaluation.score", arbitrary_score)
-    monkeypatch.setattr("loadtest.accuracy.clips.MAX_TOKENS", dict.fromkeys(FAMILIES, 4))
+    monkeypatch.setattr("loadtest.accuracy.clips.MAX_TOKENS", dict.fromkeys(FAMILIES, 12))
     questions = first_clip_of(load_questions(1))
     settings = [Setting("full"), Setting("F", "fastv", layer=3), Setting("P", "prumerge")]
     outcomes = Laboratory(tiny_model, settings).examine(questions.clips)
