@@ -74,8 +74,8 @@ class StepAttention:
         self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, scaling: float
     ) -> Tensor:
         """[B, H, E], one row per sequence."""
-        outputs: list[Tensor | None] = [None] * len(self.decoding)
-        packed = [pack_queries(row[None], keys.shape[1]) for row in queries]  # [G, H/G, E] each
+        outputs: list[Tensor] = []
+        packed = queries.unflatten(1, (keys.shape[1], -1)).unbind()  # [G, H/G, E] each, no copies
         for place, sequence in enumerate(self.decoding):
             sequence.slabs[layer].append(keys[place : place + 1], values[place : place + 1])
         over_prefix = self._attend_prefixes(layer, packed, scaling)
@@ -90,11 +90,11 @@ class StepAttention:
                 self._load_kept_rows(place, layer)
                 whole = attend(packed[place], *sequence.slabs[layer].rows(), scaling=scaling)
             assert whole is not None
-            outputs[place] = unpack_rows(whole.output, 1)[0]
-        return torch.stack([row for row in outputs if row is not None])
+            outputs.append(whole.output)
+        return torch.stack(outputs).flatten(1, 2)
 
     def _attend_prefixes(
-        self, layer: int, packed: list[Tensor], scaling: float
+        self, layer: int, packed: Sequence[Tensor], scaling: float
     ) -> dict[int, Partial]:
         """By place: attention over the prefix, for those that need it in this layer.
 

@@ -18,7 +18,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.semconv._incubating.attributes import gen_ai_attributes
 
 from app.tracing import Tracing, tracing_from_environment
-from dycoke_core.tiny.render_clip import CLIP
+from dycoke_core.tiny import CLIP
 from loadtest.running import RunningService, running_service
 
 PATIENCE_S = 60.0

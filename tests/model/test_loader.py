@@ -86,7 +86,9 @@ def test_weights_come_in_the_dtype_asked_for(
 ) -> None:
     model = load_model(random_checkpoint, device="cpu", dtype=dtype)
     assert model.dtype is loaded
-    assert model.model.lm_head.weight.dtype is loaded
+    assert all(parameter.dtype is loaded for parameter in model.model.parameters())
+    hidden = torch.zeros(1, model.text_geometry.hidden_size, dtype=loaded)
+    assert model.model.lm_head(hidden).dtype is loaded
 
 
 def test_a_bfloat16_model_answers(random_checkpoint: Path) -> None:
