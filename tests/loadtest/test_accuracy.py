@@ -143,7 +143,7 @@ def test_the_program_writes_tables_pictures_and_numbers(
     assert program.main() == 0
     report = json.loads((tmp_path / "accuracy.json").read_text())
     assert set(report["test_set"]["questions"].values()) == {20}
-    assert report["environment"]["torch"] and report["model"]["weights_digest"]
+    assert report["environment"]["packages"]["torch"] and report["model"]["weights_digest"]
     full, fastv = report["settings"]["full"], report["settings"]["FastV (35 %)"]
     assert full["versus_full"]["short"] == {"value": 0.0, "low": 0.0, "high": 0.0}
     assert fastv["short"]["value"] == pytest.approx(np.mean([*fastv["families"].values()][:-1]))
