@@ -75,7 +75,8 @@ class StepAttention:
     ) -> Tensor:
         """[B, H, E], one row per sequence."""
         outputs: list[Tensor] = []
-        packed = queries.unflatten(1, (keys.shape[1], -1)).unbind()  # [G, H/G, E] each, no copies
+        shape = (len(queries), keys.shape[1], -1, queries.shape[-1])
+        packed = queries.view(shape).unbind()  # [G, H/G, E] each, no copies
         for place, sequence in enumerate(self.decoding):
             sequence.slabs[layer].append(keys[place : place + 1], values[place : place + 1])
         over_prefix = self._attend_prefixes(layer, packed, scaling)

@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 from transformers import PreTrainedTokenizerFast
 
 from dycoke_core.config import EngineConfig
 from dycoke_core.engine import Engine
+from dycoke_core.engine.kv_cache import row_bytes
 from dycoke_core.errors import InvalidRequestError, PromptTooLongError
 from dycoke_core.model.llava_onevision import LlavaOnevision
 from dycoke_core.sequence import FinishReason, Stage
@@ -86,7 +88,7 @@ def test_the_report_counts_what_dycoke_kept(engine: RecordingEngine) -> None:
 
 def test_the_report_counts_the_bytes_of_the_cache(engine: RecordingEngine) -> None:
     report = report_of(engine.run(make_sequence(num_frames=32, max_tokens=8))["a"])
-    row = 2 * 2 * 32 * 4  # keys and values, 2 heads of 32, float32
+    row = row_bytes(engine.model.text_geometry, torch.float32)
     num_text = report.prompt_tokens - 728
     full_layers = 3 * (728 + num_text + 7) * row
     pruned_layers = 3 * (218 + num_text + 7) * row
