@@ -173,14 +173,16 @@ def test_dropping_is_left_to_chance() -> None:
     assert per_frame.std() > 0.08, "frames lose different shares"
 
 
-def test_the_curriculum_begins_with_whole_short_videos() -> None:
-    early = [plan_step(0, step, 1000) for step in range(300)]
-    late = [plan_step(0, step, 1000) for step in range(300, 1000)]
-    assert all(plan.dropped == 0 and plan.num_frames == 8 for plan in early)
-    assert 0.5 < np.mean([plan.dropped > 0 for plan in late]) < 0.6
+def test_the_curriculum_begins_with_short_videos_and_milder_dropping() -> None:
+    plans = [plan_step(0, step, 1000) for step in range(1000)]
+    early, late = plans[:350], plans[350:]
+    assert all(plan.num_frames == 8 and plan.dropped <= 0.7 for plan in early)
+    assert {plan.num_frames for plan in late} == {8, 16, 32}
+    assert 0.8 < max(plan.dropped for plan in late) <= 0.9
+    assert 0.5 < np.mean([plan.dropped > 0 for plan in plans]) < 0.6
     control = [plan_step(0, step, 1000, drops_tokens=False) for step in range(1000)]
     assert all(plan.dropped == 0 for plan in control)
-    assert [p.num_frames for p in control] == [p.num_frames for p in early + late]
+    assert [plan.num_frames for plan in control] == [plan.num_frames for plan in plans]
 
 
 def test_history_tells_what_has_happened_so_far_and_no_more() -> None:
