@@ -23,7 +23,7 @@ import httpx
 from app.settings import ENV_PREFIX
 from dycoke_core.tiny import CLIP
 from dycoke_core.tiny.clip import clip_scene
-from dycoke_core.tiny.descriptions import facts_of
+from dycoke_core.tiny.descriptions import share_of_facts
 from dycoke_core.tiny.questions import DESCRIBE, Question, questions_about
 
 FAMILIES = ("direction", "brief_event", "transition", DESCRIBE)
@@ -145,16 +145,17 @@ def _demonstrate(client: httpx.Client) -> None:
             receipts.append(receipt)
     print("\nThe receipts of the last question:\n\n" + side_by_side(receipts))
     print("\n`prefix: hit`: later questions about a video skip the prefill of its tokens.")
-    print(f"{sum(verdicts)} of {len(verdicts)} answers are right.")
+    print(f"{sum(verdicts)} of {len(verdicts)} answers are wholly right.")
 
 
 def _judge(question: Question, answer: str) -> bool:
     """Says whether an answer is right, and if not, what would be."""
     if question.family == DESCRIBE:
-        is_right = facts_of(answer) == facts_of(question.answer)
+        share = share_of_facts(answer, question.answer)
+        is_right, fault = share == 1.0, f"{share:.0%} right (F1 of its facts)"
     else:
-        is_right = question.is_answered_by(answer)
-    verdict = "right" if is_right else f"WRONG; right is: {question.answer}"
+        is_right, fault = question.is_answered_by(answer), "WRONG"
+    verdict = "right" if is_right else f"{fault}; right is: {question.answer}"
     print(f"{'':11}{verdict}")
     return is_right
 
