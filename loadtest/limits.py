@@ -70,15 +70,21 @@ def measure_limits(model: LlavaOnevision) -> Limits:
     weights = torch.randn(text.hidden_size, text.intermediate_size, device=device).to(model.dtype)
     num_flops = 2 * rows.shape[0] * weights.numel()
     memory = torch.ones(2**27, dtype=torch.int32, device=device)  # 512 MiB
-    head, row = model.model.lm_head, rows[:1]
-    head_bytes = text.vocab_size * text.hidden_size * model.dtype.itemsize
-    assert isinstance(head, PackedLinear | torch.nn.Linear)
     return Limits(
         model,
         matmul_flops_s=num_flops / _seconds(lambda: rows @ weights),
         read_bytes_s=memory.nbytes / _seconds(lambda: memory.max()),
-        weight_read_bytes_s=head_bytes / _seconds(lambda: head(row)),
+        weight_read_bytes_s=head_read_bytes_s(model),
     )
+
+
+def head_read_bytes_s(model: LlavaOnevision) -> float:
+    """Rate at which one row's product with the language head reads its weights."""
+    text, head = model.text_geometry, model.model.lm_head
+    assert isinstance(head, PackedLinear | torch.nn.Linear)
+    row = torch.randn(1, text.hidden_size, device=model.device).to(model.dtype)
+    num_bytes = text.vocab_size * text.hidden_size * model.dtype.itemsize
+    return num_bytes / _seconds(lambda: head(row))
 
 
 def _seconds(operation: Callable[[], Tensor]) -> float:

@@ -30,8 +30,9 @@ class TransformersModel:
         self._cache = DynamicCache(config=self._model.config.text_config)
 
     def prefill_seconds(self) -> float:
-        """Of the whole prompt and its first token, with sdpa."""
+        """Of the whole prompt and its first token, with sdpa, into an empty cache."""
         self._config._attn_implementation = "sdpa"
+        self._cache = DynamicCache(config=self._model.config.text_config)
         started_at = time.perf_counter()
         output = self._model.model.language_model(
             inputs_embeds=self._embeds, past_key_values=self._cache, use_cache=True

@@ -1,9 +1,10 @@
 """Weights of bfloat16 models on a CPU, in the layout that its matrix products read fastest.
 
 PyTorch stores a linear layer's weights row by row and lays them out anew, or reads them badly, at
-every call. Laid out once at loading, a decode step of one row reads them at up to 1.6 times the
-rate, and the activations between the products of an MLP are applied while the product is still in
-registers: in a prefill they cost a third of the MLP otherwise.
+every call. Laid out once at loading, a decode step of one row reads them faster (by how much is
+measured in `loadtest.engine`: `weight_read_gb_s` against `plain_weight_read_gb_s`), and the
+activations of an MLP are applied while a product is still in registers, not in passes over memory
+of their own.
 
 transformers' layers stay as they are; only their linear layers and MLPs are exchanged. The packed
 weights replace the plain ones, but for a language head that shares its weights with the embedding:
