@@ -4,9 +4,10 @@ Each video brings a dozen questions and a description behind one shared prefix. 
 visual tokens half-way up say what has happened to their thing so far (motion, blinks, order); they
 teach the lower layers to look back in time, and are dropped afterwards.
 
-The curriculum begins with 8 frames; later videos have 8 to 32. In some steps a random share of the
-visual tokens is missing. Which are missing is chance alone: neither
-stage I nor stage II of DyCoke is ever used in training.
+The curriculum begins with 8 frames; later videos have 8 to 32. In its last part, most steps lack
+a random share of the visual tokens. Which are missing is chance alone: neither stage I nor stage II
+of DyCoke is ever used in training. Until that part begins, the control that never lacks any is the
+same run.
 """
 
 from dataclasses import dataclass
@@ -44,6 +45,13 @@ _MEASURES = {"way": 2, "time": 1}
 _HEADS_WEIGHT = 0.15
 _PLAN_KEY, _DROP_KEY = 6, 7
 _EARLY = 0.35  # share of the steps that see short videos only
+_WHOLE = 0.55  # share of the steps that have all visual tokens; of the rest,
+_LACKING = 0.65  # this share lacks some
+
+# What an answer counts: more where few scenes allow the question.
+_ANSWER_WEIGHTS = dict.fromkeys(FAMILIES, 1.0) | dict.fromkeys(
+    ("first", "last", "stationary", "action_count", "brief_event"), 3.0
+)
 _TEST_EVERY, _TEST_PARTS, _TEST_VIDEOS = 200, 6, 2  # steps, batches of so many videos
 
 
@@ -61,8 +69,8 @@ def plan_step(seed: int, step: int, num_steps: int, *, drops_tokens: bool = True
     rng = np.random.default_rng([_PLAN_KEY, seed, step])
     is_early = step < _EARLY * num_steps
     num_frames = 8 if is_early else int(rng.choice((8, 16, 32), p=(0.3, 0.3, 0.4)))
-    dropped = float(rng.uniform(0.3, 0.7 if is_early else 0.9))
-    if drops_tokens and rng.random() < 0.55:
+    dropped = float(rng.uniform(0.3, 0.9))
+    if drops_tokens and step >= _WHOLE * num_steps and rng.random() < _LACKING:
         return StepPlan(num_frames, {8: 8, 16: 8, 32: 6}[num_frames], dropped)
     return StepPlan(num_frames, {8: 8, 16: 6, 32: 4}[num_frames])
 
@@ -187,16 +195,19 @@ class LanguageStage:
     def _answer_loss(
         self, batch: VideoBatch, hidden: list[Tensor]
     ) -> tuple[Tensor, dict[str, float]]:
-        """Cross-entropy over answer tokens, summed per answer, in the mean over answers."""
+        """Cross-entropy of answer tokens, summed per answer; the weighted mean over answers."""
+        weights = torch.tensor([_ANSWER_WEIGHTS[family] for family in FAMILIES])
         total = torch.zeros(())
-        num_answers = 0
+        total_weight = torch.zeros(())
         hits: dict[str, list[float]] = {}
         for block, states in zip(batch.blocks, hidden, strict=True):
             is_answer = block.targets != IGNORED
             logits = self.model.lm_head(states[is_answer]).float()
             targets = block.targets[is_answer]
-            total = total + F.cross_entropy(logits, targets, reduction="sum")
-            num_answers += block.families.numel()
+            by_token = F.cross_entropy(logits, targets, reduction="none")
+            by_answer = weights[block.families]  # [B, questions]
+            total = total + by_token @ by_answer[..., None].expand_as(is_answer)[is_answer]
+            total_weight = total_weight + by_answer.sum()
             wrong = torch.zeros(block.targets.shape, dtype=torch.bool)
             wrong[is_answer] = logits.detach().argmax(dim=-1) != targets
             is_right = ~wrong.any(dim=-1)
@@ -204,6 +215,6 @@ class LanguageStage:
                 block.families.flatten().tolist(), is_right.flatten().tolist(), strict=True
             ):
                 hits.setdefault(FAMILIES[family], []).append(float(right))
-        loss = total / num_answers
+        loss = total / total_weight
         figures = {family: sum(found) / len(found) for family, found in hits.items()}
         return loss, figures | {"loss": float(loss.detach())}
