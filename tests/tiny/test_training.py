@@ -99,12 +99,14 @@ def test_a_finish_file_shortens_the_run(tmp_path: Path, alone: None, small_steps
     assert (tmp_path / "checkpoint" / "model.safetensors").is_file()
 
 
-def test_the_learning_rate_warms_up_stays_and_falls_to_zero() -> None:
+def test_the_learning_rate_warms_up_falls_slowly_and_then_to_zero() -> None:
     factors = [learning_rate_factor(step, 1000) for step in range(1000)]
-    assert factors[0] < 0.1 and factors[-1] < 0.01
-    assert factors[100:600] == [1.0] * 500
-    assert factors[700:] == sorted(factors[700:], reverse=True)
-    assert learning_rate_factor(300, steps_to_finish(300)) == pytest.approx(1.0, abs=0.01)
+    assert factors[0] < 0.1 and factors[-1] < 0.001
+    assert factors[40:150] == [1.0] * 110
+    assert factors[150:] == sorted(factors[150:], reverse=True)
+    assert factors[599] == pytest.approx(0.5), "half of it at four times the steps"
+    before = learning_rate_factor(299, 1000)
+    assert learning_rate_factor(299, steps_to_finish(299)) == pytest.approx(before, abs=0.01)
     assert steps_to_finish(300) == pytest.approx(300 / (1 - DECAY), abs=1)
 
 
