@@ -101,7 +101,7 @@ def test_a_finish_file_shortens_the_run(tmp_path: Path, alone: None, small_steps
 
 def test_the_learning_rate_warms_up_falls_slowly_and_then_to_zero() -> None:
     factors = [learning_rate_factor(step, 1000) for step in range(1000)]
-    assert factors[0] < 0.1 and factors[-1] < 0.001
+    assert factors[0] < 0.1 and factors[-1] < 0.002
     assert factors[40:150] == [1.0] * 110
     assert factors[150:] == sorted(factors[150:], reverse=True)
     assert factors[599] == pytest.approx(0.5), "half of it at four times the steps"

@@ -1,4 +1,4 @@
-"""Learning rates by step: a warm-up, a slow fall, at last a linear decay to zero. Knows no clock."""
+"""Learning rates by step: a warm-up, a slow fall, then a linear decay to zero. Knows no clock."""
 
 import math
 
