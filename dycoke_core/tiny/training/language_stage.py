@@ -4,10 +4,9 @@ Each video brings a dozen questions and a description behind one shared prefix. 
 visual tokens half-way up say what has happened to their thing so far (motion, blinks, order); they
 teach the lower layers to look back in time, and are dropped afterwards.
 
-The curriculum begins with 8 frames; later videos have 8 to 32. In its last part, most steps lack
+The curriculum begins with 8 frames and all tokens; later videos have 8 to 32, and most steps lack
 a random share of the visual tokens. Which are missing is chance alone: neither stage I nor stage II
-of DyCoke is ever used in training. Until that part begins, the control that never lacks any is the
-same run.
+of DyCoke is ever used in training. Until then, the control that never lacks any is the same run.
 """
 
 from dataclasses import dataclass
@@ -44,9 +43,8 @@ _HEADS = {
 _MEASURES = {"way": 2, "time": 1}
 _HEADS_WEIGHT = 0.15
 _PLAN_KEY, _DROP_KEY = 6, 7
-_EARLY = 0.35  # share of the steps that see short videos only
-_WHOLE = 0.55  # share of the steps that have all visual tokens; of the rest,
-_LACKING = 0.65  # this share lacks some
+_EARLY = 0.35  # share of the steps that see short videos only, and all of their tokens
+_LACKING = 0.65  # share of the later steps that lack some
 
 # What an answer counts: more where few scenes allow the question.
 _ANSWER_WEIGHTS = dict.fromkeys(FAMILIES, 1.0) | dict.fromkeys(
@@ -70,7 +68,7 @@ def plan_step(seed: int, step: int, num_steps: int, *, drops_tokens: bool = True
     is_early = step < _EARLY * num_steps
     num_frames = 8 if is_early else int(rng.choice((8, 16, 32), p=(0.3, 0.3, 0.4)))
     dropped = float(rng.uniform(0.3, 0.9))
-    if drops_tokens and step >= _WHOLE * num_steps and rng.random() < _LACKING:
+    if drops_tokens and not is_early and rng.random() < _LACKING:
         return StepPlan(num_frames, {8: 8, 16: 8, 32: 6}[num_frames], dropped)
     return StepPlan(num_frames, {8: 8, 16: 6, 32: 4}[num_frames])
 
