@@ -4,11 +4,14 @@ Each video brings a dozen questions and a description behind one shared prefix. 
 visual tokens half-way up say what has happened to their thing so far (motion, blinks, order); they
 teach the lower layers to look back in time, and are dropped afterwards.
 
-The curriculum begins with 8 frames and all tokens; later videos have 8 to 32, and most steps lack
-a random share of the visual tokens. Which are missing is chance alone: neither stage I nor stage II
-of DyCoke is ever used in training. Until then, the control that never lacks any is the same run.
+The curriculum begins with 8 frames and even weights. Then rare questions count more (where they did
+from the beginning, and no tokens were missing, a run never learnt to find things by their shape),
+and at last videos have 8 to 32 frames. In most steps a random share of the visual tokens is
+missing. Which are missing is chance alone: neither stage I nor stage II of DyCoke is ever used in
+training.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,12 +46,16 @@ _HEADS = {
 _MEASURES = {"way": 2, "time": 1}
 _HEADS_WEIGHT = 0.15
 _PLAN_KEY, _DROP_KEY = 6, 7
-_EARLY = 0.35  # share of the steps that see short videos only, and all of their tokens
-_LACKING = 0.65  # share of the later steps that lack some
+_EARLY = 0.35  # share of the steps that see short videos only
+_EVEN = 0.25  # share of the steps in which every answer counts the same
+_LACKING = 0.55  # share of the steps that lack tokens
 
-# What an answer counts: more where few scenes allow the question.
-_ANSWER_WEIGHTS = dict.fromkeys(FAMILIES, 1.0) | dict.fromkeys(
-    ("first", "last", "stationary", "action_count", "brief_event"), 3.0
+# What an answer counts after that: more where few scenes allow the question, or it is learnt late.
+_EVEN_WEIGHTS = dict.fromkeys(FAMILIES, 1.0)
+_LATE_WEIGHTS = (
+    _EVEN_WEIGHTS
+    | dict.fromkeys(("direction", "position"), 2.0)
+    | dict.fromkeys(("first", "last", "stationary", "action_count", "brief_event"), 3.0)
 )
 _TEST_EVERY, _TEST_PARTS, _TEST_VIDEOS = 200, 6, 2  # steps, batches of so many videos
 
@@ -60,6 +67,7 @@ class StepPlan:
     num_frames: int
     num_videos: int  # of all processes
     dropped: float = 0.0  # share of the visual tokens
+    counts_evenly: bool = True  # every answer
 
 
 def plan_step(seed: int, step: int, num_steps: int, *, drops_tokens: bool = True) -> StepPlan:
@@ -67,10 +75,11 @@ def plan_step(seed: int, step: int, num_steps: int, *, drops_tokens: bool = True
     rng = np.random.default_rng([_PLAN_KEY, seed, step])
     is_early = step < _EARLY * num_steps
     num_frames = 8 if is_early else int(rng.choice((8, 16, 32), p=(0.3, 0.3, 0.4)))
-    dropped = float(rng.uniform(0.3, 0.9))
-    if drops_tokens and not is_early and rng.random() < _LACKING:
-        return StepPlan(num_frames, {8: 8, 16: 8, 32: 6}[num_frames], dropped)
-    return StepPlan(num_frames, {8: 8, 16: 6, 32: 4}[num_frames])
+    dropped = float(rng.uniform(0.3, 0.7 if is_early else 0.9))
+    counts_evenly = step < _EVEN * num_steps
+    if drops_tokens and rng.random() < _LACKING:
+        return StepPlan(num_frames, {8: 8, 16: 8, 32: 6}[num_frames], dropped, counts_evenly)
+    return StepPlan(num_frames, {8: 8, 16: 6, 32: 4}[num_frames], 0.0, counts_evenly)
 
 
 def choose_tokens(
@@ -132,7 +141,8 @@ class LanguageStage:
         num_videos = plan.num_videos // self._num_processes
         batch = video_batch(key, num_videos=num_videos, num_frames=plan.num_frames)
         rng = np.random.default_rng([_DROP_KEY, self._seed, step, self._process])
-        return self._losses(batch, plan.dropped, rng)
+        weights = _EVEN_WEIGHTS if plan.counts_evenly else _LATE_WEIGHTS
+        return self._losses(batch, plan.dropped, weights, rng)
 
     @torch.no_grad()
     def test(self, step: int) -> dict[str, float]:
@@ -143,7 +153,8 @@ class LanguageStage:
         for part in range(_TEST_PARTS):
             key = BatchKey(self._seed, part, split="test")
             batch = video_batch(key, num_videos=_TEST_VIDEOS, num_frames=32)
-            for name, value in self._losses(batch, 0.0, np.random.default_rng(0))[1].items():
+            rng = np.random.default_rng(0)
+            for name, value in self._losses(batch, 0.0, _EVEN_WEIGHTS, rng)[1].items():
                 found.setdefault(name, []).append(value)
         return {name: sum(values) / len(values) for name, values in found.items()}
 
@@ -151,7 +162,11 @@ class LanguageStage:
         """Nothing is left to do."""
 
     def _losses(
-        self, batch: VideoBatch, dropped: float, rng: np.random.Generator
+        self,
+        batch: VideoBatch,
+        dropped: float,
+        weights: Mapping[str, float],
+        rng: np.random.Generator,
     ) -> tuple[Tensor, dict[str, float]]:
         num_videos, num_frames = batch.frames.shape[:2]
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
@@ -170,7 +185,7 @@ class LanguageStage:
                 [embed(block.ids) for block in batch.blocks],
                 tap_layer=TAP_LAYER,
             )
-        loss, figures = self._answer_loss(batch, hidden)
+        loss, figures = self._answer_loss(batch, hidden, weights)
         tapped = tapped[:, before.shape[1] : -1].float()
         labels = {name: v.flatten(1, 2)[:, kept] for name, v in batch.history.items()}
         terms = self._head_losses(tapped, labels)
@@ -191,10 +206,10 @@ class LanguageStage:
         return terms
 
     def _answer_loss(
-        self, batch: VideoBatch, hidden: list[Tensor]
+        self, batch: VideoBatch, hidden: list[Tensor], weights: Mapping[str, float]
     ) -> tuple[Tensor, dict[str, float]]:
         """Cross-entropy of answer tokens, summed per answer; the weighted mean over answers."""
-        weights = torch.tensor([_ANSWER_WEIGHTS[family] for family in FAMILIES])
+        by_family = torch.tensor([weights[family] for family in FAMILIES])
         total = torch.zeros(())
         total_weight = torch.zeros(())
         hits: dict[str, list[float]] = {}
@@ -203,7 +218,7 @@ class LanguageStage:
             logits = self.model.lm_head(states[is_answer]).float()
             targets = block.targets[is_answer]
             by_token = F.cross_entropy(logits, targets, reduction="none")
-            by_answer = weights[block.families]  # [B, questions]
+            by_answer = by_family[block.families]  # [B, questions]
             total = total + by_token @ by_answer[..., None].expand_as(is_answer)[is_answer]
             total_weight = total_weight + by_answer.sum()
             wrong = torch.zeros(block.targets.shape, dtype=torch.bool)
