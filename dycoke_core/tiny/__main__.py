@@ -31,7 +31,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("directory", type=Path, nargs="?", default=Path("tiny-run"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--vision-steps", type=int, default=600)
-    parser.add_argument("--language-steps", type=int, default=3000)
+    parser.add_argument("--language-steps", type=int, default=2700)
     parser.add_argument("--processes", type=int, default=2, help="of one thread each")
     parser.add_argument(
         "--control", action="store_true", help="never drop visual tokens, for comparison"

@@ -42,8 +42,8 @@ Figures = dict[str, float]
 class TrainingPlan:
     directory: Path
     seed: int = 0
-    vision_steps: int = 900
-    language_steps: int = 3000
+    vision_steps: int = 600
+    language_steps: int = 2700
     processes: int = 2
     drops_tokens: bool = True
 
