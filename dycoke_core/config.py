@@ -130,6 +130,9 @@ def _checked(name: str, value: Any) -> Any:
     raise InvalidRequestError(f"compression.{name} has the wrong type")
 
 
+_QUESTION_TOKENS = 512  # of a pass, for questions about known videos beside a chunk of a new one
+
+
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
     """How an engine runs, whatever the request.
@@ -167,3 +170,7 @@ class EngineConfig:
             raise ValueError("dp_cache must be device or host")
         if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
             raise ValueError("dtype must be auto, float32, bfloat16 or float16")
+
+    @property
+    def max_prompt_tokens_per_pass(self) -> int:
+        return self.prefill_chunk_tokens + _QUESTION_TOKENS

@@ -5,6 +5,7 @@ its prefix and its longest answer fit beside all that is reserved, so nothing th
 of memory; what does not fit yet waits, and what can never fit is refused at once.
 """
 
+import logging
 import time
 
 import numpy as np
@@ -13,6 +14,7 @@ from dycoke_core.compression.policies import Policy, make_policy
 from dycoke_core.config import EngineConfig
 from dycoke_core.engine.budget import kv_budget_bytes
 from dycoke_core.engine.detokenizer import Detokenizer
+from dycoke_core.engine.faults import is_out_of_memory
 from dycoke_core.engine.kv_cache import row_bytes
 from dycoke_core.engine.prefix_cache import (
     ByteBudget,
@@ -27,6 +29,8 @@ from dycoke_core.engine.state import SequenceState
 from dycoke_core.errors import InvalidRequestError, PromptTooLongError
 from dycoke_core.model.llava_onevision import LlavaOnevision
 from dycoke_core.sequence import Sequence
+
+logger = logging.getLogger(__name__)
 
 
 class Admission:
@@ -110,10 +114,20 @@ class Admission:
         num_layers = self._model.text_geometry.num_layers
         host_bytes = prefix.kv.num_tokens * (num_layers - first_layer) * self._row_bytes
         if host_bytes and self._prefixes.make_host_room(host_bytes):
-            prefix.kv.move_to_host(first_layer)
-            self._prefixes.move_to_host(prefix, host_bytes)
+            self._move_to_host(prefix, first_layer, host_bytes)
         self._videos.release(prefix.video)
         prefix.video = prefix.embeds = None
+
+    def _move_to_host(self, prefix: Prefix, first_layer: int, num_bytes: int) -> None:
+        assert prefix.kv is not None
+        try:
+            prefix.kv.move_to_host(first_layer)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            logger.warning("the host has no memory to pin for a prefix, which stays on the device")
+        else:
+            self._prefixes.move_to_host(prefix, num_bytes)
 
     def release(self, state: SequenceState) -> None:
         """Gives back all that a sequence reserved and holds."""

@@ -1,23 +1,69 @@
 """How many bytes of keys and values an engine may hold, decided once at start."""
 
 import os
+from pathlib import Path
 
 import torch
 
 from dycoke_core.config import EngineConfig
 from dycoke_core.model.llava_onevision import LlavaOnevision
 
-_GPU_SHARE = 0.85  # of what is free once the weights are loaded; the rest is for activations
+_GPU_SHARE = 0.85  # of what is free once the weights are loaded; the rest is for fragments
 _CPU_SHARE = 0.25  # of what is available: other processes live here too
 _CPU_MAX_BYTES = 8 * 2**30
 
+# The control group's limit and use, as a container sees its own: of version 2, and of version 1.
+_CGROUPS = (
+    ("memory.max", "memory.current", "memory.stat"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
+)
+
 
 def kv_budget_bytes(model: LlavaOnevision, config: EngineConfig) -> int:
-    """The setting, else a share of the device's free memory now that the model is loaded."""
+    """The setting, else a share of the device's free memory now that the model is loaded.
+
+    On a GPU what passes and visual features take is left out of it; on a CPU they live in what the
+    share leaves.
+    """
     if config.kv_cache_bytes is not None:
         return config.kv_cache_bytes
     if model.device.type == "cuda":
         free_bytes, _ = torch.cuda.mem_get_info(model.device)
-        return int(free_bytes * _GPU_SHARE / config.engines_per_device)
-    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min(int(available * _CPU_SHARE), _CPU_MAX_BYTES) // config.engines_per_device
+        share = int(free_bytes * _GPU_SHARE / config.engines_per_device)
+        return max(share - config.feature_cache_bytes - pass_bytes(model, config), 0)
+    share = int(available_bytes() * _CPU_SHARE)
+    return min(share, _CPU_MAX_BYTES) // config.engines_per_device
+
+
+def pass_bytes(model: LlavaOnevision, config: EngineConfig) -> int:
+    """What the largest pass holds at once: an MLP's three products, and rows of the layer's width.
+
+    Those are residual, norm, queries, keys, values, attention's output and two in between.
+    """
+    geometry = model.text_geometry
+    num_rows = config.max_prompt_tokens_per_pass + config.max_running_sequences
+    row = 3 * geometry.intermediate_size + 8 * geometry.hidden_size
+    return num_rows * row * model.dtype.itemsize
+
+
+def available_bytes(root: Path = Path("/")) -> int:
+    """Memory that this process could take: the machine's, or what its control group leaves it.
+
+    Page cache counts as available: the kernel gives it up.
+    """
+    available = _fields(root / "proc/meminfo").get("MemAvailable:", 0) * 1024
+    if not available:
+        available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for names in _CGROUPS:
+        limit, used, stat = (root / "sys/fs/cgroup" / name for name in names)
+        if limit.is_file() and (text := limit.read_text().strip()).isdecimal():
+            in_use = int(used.read_text()) - _fields(stat).get("inactive_file", 0)
+            available = min(available, int(text) - in_use)
+    return max(available, 0)
+
+
+def _fields(path: Path) -> dict[str, int]:
+    """Lines of a name and a number, with or without a unit."""
+    lines = path.read_text().splitlines() if path.is_file() else []
+    words = [line.split() for line in lines]
+    return {line[0]: int(line[1]) for line in words if len(line) > 1 and line[1].isdecimal()}

@@ -27,8 +27,6 @@ from dycoke_core.model.llava_onevision import LlavaOnevision
 from dycoke_core.model.loader import load_model
 from dycoke_core.sequence import FinishReason, Sequence, Stage, TokenEvent
 
-QUESTION_TOKENS = 512  # of a step, for questions about known videos beside a chunk of a new one
-
 logger = logging.getLogger(__name__)
 
 
@@ -72,7 +70,7 @@ class Engine:
         self._states: dict[str, SequenceState] = {}
         self._scheduler = Scheduler(
             max_running=config.max_running_sequences,
-            max_prompt_tokens=config.prefill_chunk_tokens + QUESTION_TOKENS,
+            max_prompt_tokens=config.max_prompt_tokens_per_pass,
             admit=lambda sequence: self._admission.admit(self._states[sequence.sequence_id]),
             next_work=lambda sequence: self._next_work(self._states[sequence.sequence_id]),
         )
@@ -132,8 +130,6 @@ class Engine:
         if sequence.sequence_id in self._states:
             raise InvalidRequestError("a sequence of this id is already in the engine")
         state = self._admission.prepare(sequence)
-        if not self._scheduler.has_work and self.model.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.model.device)
         self._states[sequence.sequence_id] = state
         self._scheduler.add(sequence)
 
@@ -160,6 +156,7 @@ class Engine:
         if prefilling or decoding:
             events += self._run(prefilling, decoding)
         self._note_stages()
+        self._note_peak()
         if not self._scheduler.has_work and self._admission.leaked_bytes:
             logger.error("%d cached bytes have leaked", self._admission.leaked_bytes)
         return events
@@ -216,14 +213,19 @@ class Engine:
     ) -> list[TokenEvent]:
         """One pass for all; where it fails, one for each, so that only the culprits end."""
         started_at = time.perf_counter()
+        outcome = None
         try:
-            answering, logits, events = self._pass(prefilling, decoding)
+            outcome = self._pass(prefilling, decoding)
         except Exception as error:
             if len(prefilling) + len(decoding) == 1:
                 return [self._fail((prefilling + decoding)[0], error)]
+            if has_broken_device(error):
+                raise
+        if outcome is None:  # not in `except`, whose traceback holds the failed pass's tensors
             singles = [self._run([state], []) for state in prefilling]
             singles += [self._run([], [state]) for state in decoding]
             return [event for single in singles for event in single]
+        answering, logits, events = outcome
         sampling = [state for state in answering if not state.is_replaying]
         tokens = self._sample_each(sampling, logits)
         self._note_seconds(decoding, time.perf_counter() - started_at)
@@ -309,11 +311,13 @@ class Engine:
 
     def _append_token_guarded(self, state: SequenceState, sampled: int | None) -> TokenEvent | None:
         try:
-            if sampled is None and not state.is_replaying:
-                raise EngineError("no token could be sampled")
-            return self._append_token(state, sampled)
+            if sampled is not None or state.is_replaying:
+                return self._append_token(state, sampled)
         except Exception as error:
             return self._fail(state, error)
+        event = self._fail(state, EngineError("no token could be sampled"))
+        self._admission.clear()  # what it shared may be what its logits suffer from
+        return event
 
     def _append_token(self, state: SequenceState, sampled: int | None) -> TokenEvent | None:
         """Takes the sampled token, or the next forced one, which makes no event.
@@ -382,6 +386,14 @@ class Engine:
 
     def _running(self) -> list[SequenceState]:
         return [self._states[sequence.sequence_id] for sequence in self._scheduler.running]
+
+    def _note_peak(self) -> None:
+        """Lets a sequence's peak be that of the steps that it ran in, on a GPU."""
+        if self.model.device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(self.model.device)
+            torch.cuda.reset_peak_memory_stats(self.model.device)
+            for state in self._running():
+                state.peak_device_bytes = max(state.peak_device_bytes, peak)
 
     def _note_stages(self) -> None:
         """Shows each running sequence's stage and progress to whoever looks at it."""

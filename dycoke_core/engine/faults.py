@@ -4,17 +4,28 @@ import torch
 
 from dycoke_core.errors import DycokeError, EngineError, OutOfMemoryError
 
+# Of errors that have a class of their own in only some places: a failed allocation of PyTorch on a
+# CPU, of pinned memory, of cuBLAS.
+_NO_MEMORY = ("allocate memory", "CUDA error: out of memory", "ALLOC_FAILED")
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an allocation failed, on the device or the host. Nothing else is broken then."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _NO_MEMORY)
+
 
 def has_broken_device(error: Exception) -> bool:
     """Whether every later call would fail too: after most CUDA errors the process is lost."""
-    is_memory = isinstance(error, torch.OutOfMemoryError)
-    return not is_memory and isinstance(error, RuntimeError) and "CUDA error" in str(error)
+    is_cuda = isinstance(error, RuntimeError) and "CUDA error" in str(error)
+    return is_cuda and not is_out_of_memory(error)
 
 
 def public_error(error: Exception) -> DycokeError:
     """What a client may read of a failure."""
     if isinstance(error, DycokeError):
         return error
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error):
+    if is_out_of_memory(error):
         return OutOfMemoryError("the device ran out of memory for this request")
     return EngineError("the engine failed on this request")

@@ -31,10 +31,10 @@ def make_report(model: LlavaOnevision, state: SequenceState) -> SequenceReport:
     )
 
 
-def peak_device_bytes(device: torch.device) -> int:
-    """The most that was allocated on a GPU since its counter was reset; on a CPU peak RSS."""
+def _peak_device_bytes(device: torch.device, state: SequenceState) -> int:
+    """The most allocated on a GPU while the sequence ran; on a CPU the process's peak RSS."""
     if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
+        return max(state.peak_device_bytes, torch.cuda.max_memory_allocated(device))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # kilobytes on Linux
 
 
@@ -124,5 +124,5 @@ def _memory_report(model: LlavaOnevision, state: SequenceState) -> MemoryReport:
         kv_bytes=kv.num_active_rows * bytes_per_row,
         dp_cache_bytes=num_dp_rows * bytes_per_row,
         kv_bytes_full_tokens=num_full_rows * bytes_per_row,
-        peak_device_bytes=peak_device_bytes(model.device),
+        peak_device_bytes=_peak_device_bytes(model.device, state),
     )

@@ -2,11 +2,13 @@
 an answer that goes on elsewhere draws the numbers it would have drawn here."""
 
 import hashlib
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from dycoke_core.errors import EngineError
 from dycoke_core.sequence import SamplingParams
 
 
@@ -20,8 +22,15 @@ def sample(logits: Tensor, params: Sequence[SamplingParams], indices: Sequence[i
     Returns:
         Token ids. Waits for the device, once for all greedy rows and again for each row that is
         drawn: the host needs them to detokenize.
+
+    Raises:
+        EngineError: logits that are not finite, as after an overflow: no token would mean anything.
     """
-    chosen: list[int] = logits.argmax(dim=-1).tolist()
+    best = logits.argmax(dim=-1, keepdim=True)  # a NaN, where a row has one
+    fetched = torch.cat([best.double(), logits.gather(-1, best).double()], dim=-1).tolist()
+    if not all(math.isfinite(logit) for _, logit in fetched):
+        raise EngineError("the model's logits are not finite")
+    chosen = [int(token_id) for token_id, _ in fetched]
     for row, (sampling, index) in enumerate(zip(params, indices, strict=True)):
         if sampling.temperature > 0.0:
             chosen[row] = draw(logits[row], sampling, index)

@@ -57,6 +57,7 @@ class SequenceState:
     has_prefix_hit: bool = False
     # Set when its question is prefilled.
     kv: SequenceKV | None = None
+    peak_device_bytes: int = 0  # allocated on a GPU during its steps, but for the one under way
 
     @property
     def num_frames(self) -> int:

@@ -6,6 +6,7 @@ seconds, so even one micro-batch is cut by layers, and decodes run between the c
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -65,8 +66,8 @@ class VisionEncoder:
             assert video.frames is not None
             room = self._batch_frames - len(frames)
             for index in video.distinct[video.num_encoded :][:room]:
-                frames.append(torch.from_numpy(video.frames[index]))
-                self._batch.append(video)
+                self._batch.append(video)  # first: if its frame cannot be taken, it is to blame
+                frames.append(torch.from_numpy(np.ascontiguousarray(video.frames[index])))
         self._slices = self._model.encode_frames(torch.stack(frames), self._slice_layers)
 
     def _finish(self, features: Tensor) -> None:

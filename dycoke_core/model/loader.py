@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 _DIGEST_BLOCKS = 64
 _DIGEST_BLOCK_BYTES = 2**16
+_LEAST_CAPABILITY = (8, 0)  # Ampere
 
 
 def load_model(path: str | Path, *, device: str = "auto", dtype: str = "auto") -> LlavaOnevision:
@@ -55,9 +56,11 @@ def load_model(path: str | Path, *, device: str = "auto", dtype: str = "auto") -
         raise ModelLoadError(f"model type '{config.model_type}' is not supported")
     if config.vision_feature_select_strategy != "full":
         raise ModelLoadError("only vision_feature_select_strategy 'full' is supported")
+    resolved_dtype = _resolve_dtype(dtype, config, device)
+    _check_kernels(resolved_device, resolved_dtype)
     tokenizer = _load_tokenizer(directory)
     return LlavaOnevision(
-        model=_load_weights(directory, resolved_device, _resolve_dtype(dtype, config, device)),
+        model=_load_weights(directory, resolved_device, resolved_dtype),
         prompt_encoder=PromptEncoder(
             tokenizer,
             chat_template=_chat_template(directory, tokenizer),
@@ -85,6 +88,7 @@ def weights_digest(directory: Path) -> str:
         "chat_template.json",
         "processor_config.json",
         "preprocessor_config.json",
+        "video_preprocessor_config.json",
     )
     small = [directory / name for name in names]
     for file in [*small, *sorted(directory.glob("*.safetensors"))]:
@@ -136,6 +140,17 @@ def _resolve_dtype(dtype: str, config: LlavaOnevisionConfig, device: str) -> tor
     if stored == torch.float16 and _resolve_device(device).type == "cpu":
         return torch.float32
     return cast(torch.dtype, stored)
+
+
+def _check_kernels(device: torch.device, dtype: torch.dtype) -> None:
+    """Fused attention in half precision needs Ampere or newer; float32 runs anywhere."""
+    if device.type == "cuda" and dtype != torch.float32:
+        capability = torch.cuda.get_device_capability(device)
+        if capability < _LEAST_CAPABILITY:
+            raise ModelLoadError(
+                f"this GPU (compute capability {capability[0]}.{capability[1]}) has no fused "
+                "attention for half precision: set the dtype to float32"
+            )
 
 
 def _load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:

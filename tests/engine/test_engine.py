@@ -27,6 +27,17 @@ def test_events_number_the_tokens_and_their_text_is_the_answer(engine: Recording
     assert sequence.stage is Stage.FINISHED
 
 
+def test_frames_may_be_views_of_any_strides(engine: RecordingEngine) -> None:
+    sequence = make_sequence(max_tokens=3)
+    contiguous = sequence.frames
+    engine.run(sequence)
+    turned = make_sequence("turned", max_tokens=3)
+    turned.frames = contiguous[..., ::-1].copy()[..., ::-1]
+    engine.clear_caches()
+    engine.run(turned)
+    assert turned.output_token_ids == sequence.output_token_ids
+
+
 def test_an_end_token_stops_the_answer(tiny_model: LlavaOnevision) -> None:
     first = make_sequence(max_tokens=12)
     RecordingEngine(tiny_model, EngineConfig()).run(first)

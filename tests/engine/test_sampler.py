@@ -4,12 +4,21 @@ import pytest
 import torch
 
 from dycoke_core.engine.sampler import draw, sample, uniform
+from dycoke_core.errors import EngineError
 from dycoke_core.sequence import SamplingParams
 
 
 def test_temperature_zero_takes_the_largest() -> None:
     logits = torch.tensor([[0.1, 2.0, 1.9], [3.0, 2.0, 1.0]])
     assert sample(logits, [SamplingParams(), SamplingParams()], [0, 5]) == [1, 0]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_choose_nothing(bad: float) -> None:
+    logits = torch.randn(2, 20)
+    logits[1, 7] = bad
+    with pytest.raises(EngineError):
+        sample(logits, [SamplingParams(), SamplingParams(temperature=1.0)], [0, 0])
 
 
 def test_a_row_is_drawn_as_if_it_were_alone() -> None:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dycoke_core.config import EngineConfig
-from dycoke_core.engine.kv_cache import row_bytes
+from dycoke_core.engine.kv_cache import PrefixKV, row_bytes
 from dycoke_core.engine.prefix_cache import distinct_frames
 from dycoke_core.errors import PromptTooLongError
 from dycoke_core.model.llava_onevision import LlavaOnevision
@@ -229,6 +229,24 @@ def test_a_dp_cache_in_host_memory_changes_bytes_and_no_logit(
     assert engines["host"]._admission.host_budget.used_bytes == moved_bytes
     engines["host"].clear_caches()
     assert engines["host"]._admission.host_budget.used_bytes == 0
+
+
+def test_a_prefix_stays_on_the_device_where_the_host_cannot_pin_memory(
+    tiny_model: LlavaOnevision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = RecordingEngine(tiny_model, EngineConfig(dp_cache="host"))
+    expected.run(make_sequence())
+
+    def refuse(prefix: PrefixKV, first_layer: int) -> None:
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(PrefixKV, "move_to_host", refuse)
+    engine = RecordingEngine(tiny_model, EngineConfig(dp_cache="host"))
+    engine.run(make_sequence())
+    assert_same(engine.recordings["a"], expected.recordings["a"])
+    assert engine._admission.host_budget.used_bytes == 0
+    assert engine.stats().kv_bytes_cached > expected.stats().kv_bytes_cached
+    assert engine._admission.leaked_bytes == 0
 
 
 def test_host_memory_is_bounded_too(tiny_model: LlavaOnevision) -> None:

@@ -5,8 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from dycoke_core.config import EngineConfig
+from dycoke_core.engine.attention import (
+    attend,
+    attend_causally,
+    merge,
+    pack_queries,
+    unpack_rows,
+)
 from dycoke_core.engine.model_runner import ModelRunner
 from dycoke_core.engine.state import SequenceState
 from dycoke_core.model.llava_onevision import LlavaOnevision
@@ -107,6 +115,35 @@ def test_all_device_memory_of_sequences_comes_back(cuda_model: LlavaOnevision) -
         engine.clear_caches()
         engine.recordings.clear()
     assert torch.cuda.memory_allocated() <= before
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("heads", [(14, 2, 64), (28, 4, 128)])
+@pytest.mark.parametrize("num_new", [1, 2, 33, 130])
+def test_fused_parts_merge_to_exact_attention(
+    num_new: int, heads: tuple[int, int, int], dtype: torch.dtype
+) -> None:
+    num_heads, num_kv_heads, size = heads
+    generator = torch.Generator("cuda").manual_seed(num_new)
+
+    def rows(number: int, count: int) -> Tensor:
+        shape = (number, count, size)
+        return torch.randn(shape, device="cuda", generator=generator).to(dtype)
+
+    old_keys, old_values = rows(300, num_kv_heads), rows(300, num_kv_heads)
+    query, keys, values = rows(num_new, num_heads), *(rows(num_new, num_kv_heads) for _ in "kv")
+    earlier = attend(pack_queries(query, num_kv_heads), old_keys, old_values, scaling=size**-0.5)
+    own = attend_causally(query, keys, values, scaling=size**-0.5)
+    merged = unpack_rows(merge(earlier, own).output, num_new)
+
+    groups = num_heads // num_kv_heads
+    all_keys = torch.cat([old_keys, keys]).double().repeat_interleave(groups, dim=1)
+    all_values = torch.cat([old_values, values]).double().repeat_interleave(groups, dim=1)
+    logits = torch.einsum("qhe,khe->hqk", query.double(), all_keys) * size**-0.5
+    ahead = torch.ones(num_new, num_new, dtype=torch.bool, device="cuda").triu(1)
+    logits[:, :, 300:].masked_fill_(ahead, -torch.inf)
+    exact = torch.einsum("hqk,khe->qhe", logits.softmax(dim=-1), all_values)
+    torch.testing.assert_close(merged.double(), exact, atol=2e-2, rtol=0)
 
 
 def test_bfloat16_runs_through_the_fused_kernels(random_checkpoint: Path) -> None:
