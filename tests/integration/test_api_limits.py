@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from app.api import intake, server
+from app.api.janitor import SWEEP_S
 from app.redis_keys import RedisKeys
 from dycoke_core.errors import UnsupportedCodecError
 from tests.integration.api import (
@@ -270,6 +271,7 @@ async def test_outage_of_redis_is_a_503_at_once_and_heals_by_itself(
         post = asyncio.create_task(api.post())
         delivery = await worker.take()
         await worker.say(delivery, 0)
+        await until(lambda: is_store_up(api) == 1.0)
         own_redis_server.stop()
         began_at = time.monotonic()
         for method, path in (
@@ -284,12 +286,26 @@ async def test_outage_of_redis_is_a_503_at_once_and_heals_by_itself(
         assert (await api.post()).json()["code"] == "store_unavailable"
         assert time.monotonic() - began_at < 10
         assert (await api.client.get("/livez")).status_code == 200
+        await until(lambda: is_store_up(api) == 0.0)
         own_redis_server.start()
         await worker.say(delivery, 1)
         await worker.finish(delivery, 2)
         events = [e for e in parse_events((await post).text) if e.name != "status"]
         assert [e.name for e in events] == ["job", "token", "token", "done"]
         assert (await api.client.get("/readyz")).status_code == 200
+        await until(lambda: is_store_up(api) == 1.0)
+
+
+def is_store_up(api: RunningApi) -> float | None:
+    return api.api.metrics.registry.get_sample_value("dycoke_store_up")
+
+
+async def test_redis_that_never_was_there_is_not_up(keys: RedisKeys, tmp_path: Path) -> None:
+    async with running_api("unix:///nonexistent/redis.sock", keys, tmp_path) as api:
+        assert is_store_up(api) == 0.0
+        await asyncio.sleep(SWEEP_S + 0.5)  # it has looked
+        assert is_store_up(api) == 0.0
+        assert "dycoke_store_up 0.0" in (await api.client.get("/metrics")).text
 
 
 # --- what the framework would answer ---
@@ -411,6 +427,7 @@ async def test_metrics_say_what_clients_experienced(
         'dycoke_requests_total{model="tiny",outcome="engine_error",policy="dycoke"} 0.0',
         'dycoke_rejections_total{reason="invalid_request"} 1.0',
         'dycoke_rejections_total{reason="queue_full"} 0.0',
+        "dycoke_store_up 1.0",
         "dycoke_queue_capacity 1.0",
         "dycoke_stream_capacity 3.0",
         'dycoke_reader_kills_total{reason="timeout"} 0.0',
