@@ -10,6 +10,8 @@ import pytest
 
 from app.api import intake, server
 from app.api.janitor import SWEEP_S
+from app.errors import StoreUnavailableError
+from app.redis_client import connect
 from app.redis_keys import RedisKeys
 from dycoke_core.errors import UnsupportedCodecError
 from tests.integration.api import (
@@ -300,12 +302,44 @@ def is_store_up(api: RunningApi) -> float | None:
     return api.api.metrics.registry.get_sample_value("dycoke_store_up")
 
 
+def num_workers(api: RunningApi) -> float | None:
+    return api.api.metrics.registry.get_sample_value("dycoke_workers_alive", {"model": "tiny"})
+
+
 async def test_redis_that_never_was_there_is_not_up(keys: RedisKeys, tmp_path: Path) -> None:
     async with running_api("unix:///nonexistent/redis.sock", keys, tmp_path) as api:
         assert is_store_up(api) == 0.0
         await asyncio.sleep(SWEEP_S + 0.5)  # it has looked
         assert is_store_up(api) == 0.0
         assert "dycoke_store_up 0.0" in (await api.client.get("/metrics")).text
+
+
+async def test_redis_that_takes_no_writes_is_missed_by_its_workers_or_not_up(
+    own_redis_server: RedisServer, keys: RedisKeys, tmp_path: Path
+) -> None:
+    """Their heartbeats are refused. A full Redis still forgets them, a read-only one does not."""
+    redis = connect(own_redis_server.url)
+    async with (
+        running_api(own_redis_server.url, keys, tmp_path) as api,
+        scripted_worker(own_redis_server.url, keys) as worker,
+    ):
+        await until(lambda: num_workers(api) == 1.0)
+        await redis.config_set("maxmemory", 1)
+        with pytest.raises(StoreUnavailableError):
+            await worker.publish_card()
+        await redis.pexpire(keys.worker("worker-tiny"), 1)
+        await until(lambda: num_workers(api) == 0.0)
+        assert is_store_up(api) == 1.0
+        await redis.config_set("maxmemory", 0)
+        await worker.publish_card()
+        await redis.pexpire(keys.worker("worker-tiny"), 1000)
+        await redis.replicaof("127.0.0.1", "1")
+        with pytest.raises(StoreUnavailableError):
+            await worker.publish_card()
+        await until(lambda: is_store_up(api) == 0.0)
+        await redis.replicaof("no", "one")
+        await until(lambda: is_store_up(api) == 1.0)
+    await redis.aclose()
 
 
 # --- what the framework would answer ---
@@ -406,12 +440,7 @@ async def test_metrics_say_what_clients_experienced(
     await post
     await api.client.get(f"/v1/jobs/{delivery.job_id}/events", headers={"Last-Event-ID": "1-0"})
     await api.post(num_frames=0)
-    await until(
-        lambda: (
-            api.api.metrics.registry.get_sample_value("dycoke_workers_alive", {"model": "tiny"})
-            == 1.0
-        )
-    )
+    await until(lambda: num_workers(api) == 1.0)
     text = (await api.client.get("/metrics")).text
     labels = 'model="tiny",policy="dycoke"'
     for line in (
