@@ -4,8 +4,10 @@ Custom resources (KEDA's and the Prometheus operator's) have no schema here: wha
 asserted one by one.
 """
 
+import re
 import subprocess
 import sys
+import urllib.parse
 from typing import Any
 
 import kubernetes_validate
@@ -124,6 +126,7 @@ def test_workers_scale_on_the_jobs_of_their_stream() -> None:
     assert trigger["metadata"] == {
         "stream": RedisKeys().jobs(model),
         "streamLength": data["DYCOKE_MAX_RUNNING_JOBS"],
+        "enableTLS": "true",
     }
     assert spec["scaleTargetRef"]["name"] == "dycoke-worker"
     assert spec["minReplicaCount"] >= 1
@@ -131,6 +134,23 @@ def test_workers_scale_on_the_jobs_of_their_stream() -> None:
         trigger["authenticationRef"]["name"]
         == one("TriggerAuthentication", "dycoke-redis")["metadata"]["name"]
     )
+
+
+def test_example_secret_and_trigger_tell_of_the_same_redis() -> None:
+    """With TLS or without, and what each reads of the secret is in it."""
+    text = (FOLDER / "kustomization.yaml").read_text()
+    secret = dict(re.findall(r"--from-literal=(\w+)=(\S+)", text))
+    url = urllib.parse.urlsplit(secret["url"])
+    assert (url.netloc.rpartition("@")[2], url.password) == (secret["address"], secret["password"])
+    (trigger,) = one("ScaledObject", "dycoke-worker")["spec"]["triggers"]
+    assert (url.scheme == "rediss") == (trigger["metadata"]["enableTLS"] == "true")
+    targets = one("TriggerAuthentication", "dycoke-redis")["spec"]["secretTargetRef"]
+    assert {t["parameter"]: t["key"] for t in targets} == {
+        "address": "address",
+        "password": "password",
+    }
+    egress = one("NetworkPolicy", "dycoke-egress")["spec"]["egress"]
+    assert {"ports": [{"port": url.port}]} in egress
 
 
 def test_deployments_leave_their_size_to_the_autoscalers() -> None:
