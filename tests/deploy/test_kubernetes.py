@@ -111,6 +111,19 @@ def test_termination_leaves_time_for_the_drain(name: str, margin_s: float) -> No
     assert pod(name)["terminationGracePeriodSeconds"] > before_s + drain_s + margin_s
 
 
+@pytest.mark.parametrize("name", ["dycoke-videos", "dycoke-models"])
+def test_claim_can_be_written_and_is_mounted_by_many(name: str) -> None:
+    assert one("PersistentVolumeClaim", name)["spec"]["accessModes"] == ["ReadWriteMany"]
+
+
+def test_worker_reads_models_and_cannot_write_them() -> None:
+    (volume,) = [v for v in pod("dycoke-worker")["volumes"] if v["name"] == "models"]
+    assert volume["persistentVolumeClaim"] == {"claimName": "dycoke-models", "readOnly": True}
+    (mount,) = [m for m in container("dycoke-worker")["volumeMounts"] if m["name"] == "models"]
+    assert mount["readOnly"] is True
+    assert one("ConfigMap", "dycoke")["data"]["DYCOKE_MODEL"].startswith(mount["mountPath"] + "/")
+
+
 def test_worker_has_one_gpu_and_one_engine() -> None:
     resources = container("dycoke-worker")["resources"]
     assert resources["requests"]["nvidia.com/gpu"] == resources["limits"]["nvidia.com/gpu"] == "1"
