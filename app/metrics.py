@@ -217,6 +217,9 @@ class ApiMetrics:
             "queue_oldest_age_seconds", "Age of the oldest queued job since acceptance.", "model"
         )
         self._workers_alive = gauge("workers_alive", "Workers that can take jobs.", "model")
+        self._store_up = gauge(
+            "store_up", "1 while Redis answers this process, which asks every second; else 0."
+        )
         self._queue_capacity = gauge("queue_capacity", "Jobs above which posts are refused.")
         self._stream_capacity = gauge("stream_capacity", "Answers that this process may serve.")
         self._event_loop_lag = Histogram(
@@ -283,6 +286,9 @@ class ApiMetrics:
         self._queue_depth.labels(model).set(depth)
         self._queue_oldest_age.labels(model).set(oldest_age_s)
         self._workers_alive.labels(model).set(num_workers)
+
+    def set_store_up(self, is_up: bool) -> None:
+        self._store_up.set(is_up)
 
     def watch_reader_kills(self, kills: Callable[[], Mapping[str, int]]) -> None:
         """Exports the frame readers' own count of killed children, by reason."""

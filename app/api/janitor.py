@@ -50,6 +50,14 @@ class Janitor:
                 logger.warning("job swept", extra={"job_id": job_id, "reason": reason})
 
     async def _look(self) -> None:
+        try:
+            await self._look_at_queues()
+        except StoreUnavailableError:
+            self._metrics.set_store_up(False)
+            raise
+        self._metrics.set_store_up(True)
+
+    async def _look_at_queues(self) -> None:
         cards = await self._registry.cards()
         self._known_models.update(card.model for card in cards)
         for model in self._known_models:

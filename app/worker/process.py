@@ -17,6 +17,7 @@ from app.redis_client import connect
 from app.settings import Settings
 from app.supervisor import EXIT_BAD_SETTINGS
 from app.tracing import Tracing, tracing_from_environment
+from app.worker.cores import num_usable_cores
 from app.worker.worker import Worker
 from dycoke_core.errors import ModelLoadError
 
@@ -55,9 +56,8 @@ def load_engine(settings: Settings) -> "Engine":
 
 
 def num_torch_threads(settings: Settings) -> int:
-    """An equal share of this machine's cores for each worker, unless set."""
-    num_cores = len(os.sched_getaffinity(0))
-    return settings.worker_threads or max(1, num_cores // (settings.workers or 1))
+    """An equal share of the usable cores for each worker, unless set."""
+    return settings.worker_threads or max(1, num_usable_cores() // (settings.workers or 1))
 
 
 def run(settings: Settings, child: int, *, engine_factory: EngineFactory = load_engine) -> int:

@@ -23,6 +23,28 @@ DOCKERFILE = (ROOT / "Dockerfile").read_text()
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 OURS = ("api", "worker", "worker-cpu")
+TRACES = "OTEL_EXPORTER_OTLP_ENDPOINT"  # not one of ours, but documented beside them
+# Settings that a container fixes: by its image, its ports, its grace period or its kind.
+FIXED = {
+    "api": {"HOST", "PORT", "DATA_DIR", "REDIS_URL", "DRAIN_TIMEOUT_S"},
+    "worker": {"HOST", "WORKER_METRICS_PORT", "REDIS_URL", "DRAIN_TIMEOUT_S"},
+    "worker-cpu": {"HOST", "WORKER_METRICS_PORT", "REDIS_URL", "DRAIN_TIMEOUT_S", "DEVICE"},
+}
+
+
+def settings_read_by(package: str) -> set[str]:
+    """What the sources of `app/<package>`, and each process for its log, take from `Settings`."""
+    text = "".join(path.read_text() for path in (ROOT / "app" / package).rglob("*.py"))
+    read = set(re.findall(r"\b_?settings\.(\w+)", text)) | {"log_level"}
+    names = {"model" if name == "model_name" else name for name in read}
+    return {name.upper() for name in names & set(Settings.model_fields)}
+
+
+def documented_settings() -> set[str]:
+    """The names in the first column of the README's table of settings."""
+    table = (ROOT / "README.md").read_text().split(f"| `{ENV_PREFIX}…` |")[1].split("\n\n")[0]
+    columns = [line.split("|")[1] for line in table.splitlines()[2:]]
+    return {name for column in columns for name in re.findall(r"`([A-Z_]+[A-Z])`", column)}
 
 
 def test_dockerfile_passes_hadolint() -> None:
@@ -68,6 +90,22 @@ def test_service_gets_only_settings_that_exist(name: str) -> None:
     known = {ENV_PREFIX + field.upper() for field in Settings.model_fields}
     given = {v for v in SERVICES[name]["environment"] if v.startswith(ENV_PREFIX)}
     assert given and given <= known
+
+
+def test_every_setting_is_documented_and_concerns_a_service() -> None:
+    known = {field.upper() for field in Settings.model_fields}
+    assert documented_settings() == known | {TRACES}
+    assert settings_read_by("api") | settings_read_by("worker") == known
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_documented_settings_reach_the_service_unless_it_fixes_them(name: str) -> None:
+    environment = SERVICES[name]["environment"]
+    passed_on = {variable for variable, value in environment.items() if value is None}
+    concerned = settings_read_by("api" if name == "api" else "worker")
+    assert FIXED[name] <= concerned
+    expected = {ENV_PREFIX + setting for setting in concerned - FIXED[name]}
+    assert passed_on == expected | {TRACES}
 
 
 @pytest.mark.parametrize("name", SERVICES)

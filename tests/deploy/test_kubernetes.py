@@ -4,8 +4,10 @@ Custom resources (KEDA's and the Prometheus operator's) have no schema here: wha
 asserted one by one.
 """
 
+import re
 import subprocess
 import sys
+import urllib.parse
 from typing import Any
 
 import kubernetes_validate
@@ -109,6 +111,19 @@ def test_termination_leaves_time_for_the_drain(name: str, margin_s: float) -> No
     assert pod(name)["terminationGracePeriodSeconds"] > before_s + drain_s + margin_s
 
 
+@pytest.mark.parametrize("name", ["dycoke-videos", "dycoke-models"])
+def test_claim_can_be_written_and_is_mounted_by_many(name: str) -> None:
+    assert one("PersistentVolumeClaim", name)["spec"]["accessModes"] == ["ReadWriteMany"]
+
+
+def test_worker_reads_models_and_cannot_write_them() -> None:
+    (volume,) = [v for v in pod("dycoke-worker")["volumes"] if v["name"] == "models"]
+    assert volume["persistentVolumeClaim"] == {"claimName": "dycoke-models", "readOnly": True}
+    (mount,) = [m for m in container("dycoke-worker")["volumeMounts"] if m["name"] == "models"]
+    assert mount["readOnly"] is True
+    assert one("ConfigMap", "dycoke")["data"]["DYCOKE_MODEL"].startswith(mount["mountPath"] + "/")
+
+
 def test_worker_has_one_gpu_and_one_engine() -> None:
     resources = container("dycoke-worker")["resources"]
     assert resources["requests"]["nvidia.com/gpu"] == resources["limits"]["nvidia.com/gpu"] == "1"
@@ -124,6 +139,7 @@ def test_workers_scale_on_the_jobs_of_their_stream() -> None:
     assert trigger["metadata"] == {
         "stream": RedisKeys().jobs(model),
         "streamLength": data["DYCOKE_MAX_RUNNING_JOBS"],
+        "enableTLS": "true",
     }
     assert spec["scaleTargetRef"]["name"] == "dycoke-worker"
     assert spec["minReplicaCount"] >= 1
@@ -131,6 +147,23 @@ def test_workers_scale_on_the_jobs_of_their_stream() -> None:
         trigger["authenticationRef"]["name"]
         == one("TriggerAuthentication", "dycoke-redis")["metadata"]["name"]
     )
+
+
+def test_example_secret_and_trigger_tell_of_the_same_redis() -> None:
+    """With TLS or without, and what each reads of the secret is in it."""
+    text = (FOLDER / "kustomization.yaml").read_text()
+    secret = dict(re.findall(r"--from-literal=(\w+)=(\S+)", text))
+    url = urllib.parse.urlsplit(secret["url"])
+    assert (url.netloc.rpartition("@")[2], url.password) == (secret["address"], secret["password"])
+    (trigger,) = one("ScaledObject", "dycoke-worker")["spec"]["triggers"]
+    assert (url.scheme == "rediss") == (trigger["metadata"]["enableTLS"] == "true")
+    targets = one("TriggerAuthentication", "dycoke-redis")["spec"]["secretTargetRef"]
+    assert {t["parameter"]: t["key"] for t in targets} == {
+        "address": "address",
+        "password": "password",
+    }
+    egress = one("NetworkPolicy", "dycoke-egress")["spec"]["egress"]
+    assert {"ports": [{"port": url.port}]} in egress
 
 
 def test_deployments_leave_their_size_to_the_autoscalers() -> None:

@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 from app.api import intake, server
+from app.api.janitor import SWEEP_S
+from app.errors import StoreUnavailableError
+from app.redis_client import connect
 from app.redis_keys import RedisKeys
 from dycoke_core.errors import UnsupportedCodecError
 from tests.integration.api import (
@@ -270,6 +273,7 @@ async def test_outage_of_redis_is_a_503_at_once_and_heals_by_itself(
         post = asyncio.create_task(api.post())
         delivery = await worker.take()
         await worker.say(delivery, 0)
+        await until(lambda: is_store_up(api) == 1.0)
         own_redis_server.stop()
         began_at = time.monotonic()
         for method, path in (
@@ -284,12 +288,58 @@ async def test_outage_of_redis_is_a_503_at_once_and_heals_by_itself(
         assert (await api.post()).json()["code"] == "store_unavailable"
         assert time.monotonic() - began_at < 10
         assert (await api.client.get("/livez")).status_code == 200
+        await until(lambda: is_store_up(api) == 0.0)
         own_redis_server.start()
         await worker.say(delivery, 1)
         await worker.finish(delivery, 2)
         events = [e for e in parse_events((await post).text) if e.name != "status"]
         assert [e.name for e in events] == ["job", "token", "token", "done"]
         assert (await api.client.get("/readyz")).status_code == 200
+        await until(lambda: is_store_up(api) == 1.0)
+
+
+def is_store_up(api: RunningApi) -> float | None:
+    return api.api.metrics.registry.get_sample_value("dycoke_store_up")
+
+
+def num_workers(api: RunningApi) -> float | None:
+    return api.api.metrics.registry.get_sample_value("dycoke_workers_alive", {"model": "tiny"})
+
+
+async def test_redis_that_never_was_there_is_not_up(keys: RedisKeys, tmp_path: Path) -> None:
+    async with running_api("unix:///nonexistent/redis.sock", keys, tmp_path) as api:
+        assert is_store_up(api) == 0.0
+        await asyncio.sleep(SWEEP_S + 0.5)  # it has looked
+        assert is_store_up(api) == 0.0
+        assert "dycoke_store_up 0.0" in (await api.client.get("/metrics")).text
+
+
+async def test_redis_that_takes_no_writes_is_missed_by_its_workers_or_not_up(
+    own_redis_server: RedisServer, keys: RedisKeys, tmp_path: Path
+) -> None:
+    """Their heartbeats are refused. A full Redis still forgets them, a read-only one does not."""
+    redis = connect(own_redis_server.url)
+    async with (
+        running_api(own_redis_server.url, keys, tmp_path) as api,
+        scripted_worker(own_redis_server.url, keys) as worker,
+    ):
+        await until(lambda: num_workers(api) == 1.0)
+        await redis.config_set("maxmemory", 1)
+        with pytest.raises(StoreUnavailableError):
+            await worker.publish_card()
+        await redis.pexpire(keys.worker("worker-tiny"), 1)
+        await until(lambda: num_workers(api) == 0.0)
+        assert is_store_up(api) == 1.0
+        await redis.config_set("maxmemory", 0)
+        await worker.publish_card()
+        await redis.pexpire(keys.worker("worker-tiny"), 1000)
+        await redis.replicaof("127.0.0.1", "1")
+        with pytest.raises(StoreUnavailableError):
+            await worker.publish_card()
+        await until(lambda: is_store_up(api) == 0.0)
+        await redis.replicaof("no", "one")
+        await until(lambda: is_store_up(api) == 1.0)
+    await redis.aclose()
 
 
 # --- what the framework would answer ---
@@ -390,12 +440,7 @@ async def test_metrics_say_what_clients_experienced(
     await post
     await api.client.get(f"/v1/jobs/{delivery.job_id}/events", headers={"Last-Event-ID": "1-0"})
     await api.post(num_frames=0)
-    await until(
-        lambda: (
-            api.api.metrics.registry.get_sample_value("dycoke_workers_alive", {"model": "tiny"})
-            == 1.0
-        )
-    )
+    await until(lambda: num_workers(api) == 1.0)
     text = (await api.client.get("/metrics")).text
     labels = 'model="tiny",policy="dycoke"'
     for line in (
@@ -411,6 +456,7 @@ async def test_metrics_say_what_clients_experienced(
         'dycoke_requests_total{model="tiny",outcome="engine_error",policy="dycoke"} 0.0',
         'dycoke_rejections_total{reason="invalid_request"} 1.0',
         'dycoke_rejections_total{reason="queue_full"} 0.0',
+        "dycoke_store_up 1.0",
         "dycoke_queue_capacity 1.0",
         "dycoke_stream_capacity 3.0",
         'dycoke_reader_kills_total{reason="timeout"} 0.0',
