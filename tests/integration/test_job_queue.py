@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import aclosing
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
@@ -376,6 +377,31 @@ async def test_third_delivery_becomes_a_dead_letter(
     (_, letter), *others = await redis.xrange(keys.dead)
     assert letter[b"job_id"] == b"j" and letter[b"deliveries"] == b"2" and not others
     assert await entries(redis, keys) == (0, 0)
+
+
+async def test_repeated_claim_gives_the_same_delivery(
+    queue: JobQueue, leases: JobLeases, redis: Redis, keys: RedisKeys
+) -> None:
+    """As when the connection is lost before the reply, and the client sends the script again."""
+    for job_id in ("a", "b"):
+        await submit(queue, job_id)
+        await take(leases)
+    scripts = Scripts(redis, keys.prefix)
+    no_lease_ms, may_be_suspect, max_deliveries = 0, 1, 2
+
+    async def claim(take_id: str) -> list[Any]:
+        limits = (no_lease_ms, may_be_suspect, max_deliveries)
+        reply: list[Any] = await scripts.run(
+            "claim", MODEL, "worker-b", take_id, *limits, "{}", 60_000
+        )
+        return reply
+
+    first = await claim("one")
+    assert first[1][:2] == [b"a", b"2"]
+    assert await claim("one") == first
+    assert (await queue.get("a")).state is JobState.RUNNING
+    assert (await redis.hmget(keys.job("a"), "attempt", "deliveries")) == [b"2", b"2"]
+    assert await redis.xlen(keys.dead) == 0
 
 
 async def test_suspects_are_left_alone_by_who_has_one(
