@@ -35,11 +35,13 @@ from app.job_queue import Idempotency, JobRecord
 from app.messages import JobRequest, JobState, ModelCard
 from app.video_store import Upload, VideoLease
 from dycoke_core.config import CompressionConfig
+from dycoke_core.errors import PromptTooLongError
 from dycoke_core.video import FrameSpec
 
 STORE_LIMIT_S = 5.0  # for saying yes or no at the door
 MIN_READ_TIMEOUT_S = 1.0  # left for reading after a slow probe
 MAX_DRAWN_SEED = 2**53  # exact in every client's JSON
+MAX_CHARS_PER_TOKEN = 16  # on average, in a long text; tokenizers come to 3 to 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,8 +191,18 @@ def _check(api: Api, fields: ChatFields, models: dict[str, ModelCard]) -> ModelC
     fields.check_limits(api.settings)
     fields.compression_config(api.default_compression)
     card = choose_model(models, fields.model)
+    _check_text(fields, card)
     _frame_spec(fields, card)
     return card
+
+
+def _check_text(fields: ChatFields, card: ModelCard) -> None:
+    """Keeps out of Redis what no worker could take. Counting tokens is the worker's."""
+    num_chars = sum(len(turn.content) for turn in fields.turns())
+    if num_chars > MAX_CHARS_PER_TOKEN * card.max_model_tokens:
+        raise PromptTooLongError(
+            f"{num_chars} characters of text do not fit the model's {card.max_model_tokens} tokens"
+        )
 
 
 async def _find_video(api: Api, request: Request, fields: ChatFields) -> StoredUpload:
