@@ -79,7 +79,8 @@ class JobQueue:
     """Every method raises `StoreUnavailableError` when Redis does not answer.
 
     Args:
-        result_ttl_s: how long a job's record and events outlive its end.
+        result_ttl_s: how long a job's record and events outlive its end, unless those of later
+            jobs need the room.
     """
 
     def __init__(self, redis: Redis, keys: RedisKeys, *, result_ttl_s: float) -> None:
