@@ -48,11 +48,13 @@ MAX_CHARS_PER_TOKEN = 16  # on average, in a long text; tokenizers come to 3 to 
 class PostedJob:
     """Args:
     is_new: False: an earlier job with the same idempotency key stands for the request.
+    has_key: a later request may find the job by its idempotency key.
     """
 
     record: JobRecord
     fields: ChatFields
     is_new: bool
+    has_key: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +102,7 @@ async def post_job(
             api.cancellations.start(job.job_id, "the job store failed")
             raise
         if job_id != job.job_id:
-            return PostedJob(await api.queue.get(job_id), fields, is_new=False)
+            return PostedJob(await api.queue.get(job_id), fields, is_new=False, has_key=True)
         api.tracing.record("receive", traceparent, start_s=accepted_at_s)
         api.reading.start(
             Reading(
@@ -112,7 +114,7 @@ async def post_job(
             )
         )
         stack.pop_all()  # the reading has them now
-    return PostedJob(_new_record(job), fields, is_new=True)
+    return PostedJob(_new_record(job), fields, is_new=True, has_key=idempotency is not None)
 
 
 @asynccontextmanager
