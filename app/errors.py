@@ -116,7 +116,8 @@ class ReaderLostError(ServiceError):
 
 
 class JobLostError(ServiceError):
-    """The job's record vanished while its answer was being read: Redis lost its data."""
+    """The job's record vanished while its answer was being read: Redis lost its data, or newer
+    answers needed the room."""
 
     code = "job_lost"
     retryable = True

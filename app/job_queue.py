@@ -79,7 +79,8 @@ class JobQueue:
     """Every method raises `StoreUnavailableError` when Redis does not answer.
 
     Args:
-        result_ttl_s: how long a job's record and events outlive its end.
+        result_ttl_s: how long a job's record and events outlive its end, unless those of later
+            jobs need the room.
     """
 
     def __init__(self, redis: Redis, keys: RedisKeys, *, result_ttl_s: float) -> None:
@@ -122,8 +123,8 @@ class JobQueue:
 
         Returns:
             The id of the job that stands for the request: its own, or that of an earlier one with
-            the same idempotency key and fingerprint. Then nothing was created and the place is
-            given up.
+            the same idempotency key and fingerprint. Then nothing was created, the place is given
+            up, and that job is adopted (see `end`).
 
         Raises:
             IdempotencyConflictError: the key stands for another request. The place is given up.
@@ -187,20 +188,30 @@ class JobQueue:
             position=position,
         )
 
-    async def end(self, job_id: str, state: JobState, event: ErrorEvent) -> bool:
+    async def end(
+        self, job_id: str, state: JobState, event: ErrorEvent, *, unless_adopted: bool = False
+    ) -> bool:
         """Ends a live job from outside its worker: cancel, deadline, a reader's error.
 
         A worker that runs the job is told at once and refused from here on.
 
+        Args:
+            unless_adopted: spares a job that a later request with its idempotency key has found.
+
         Returns:
-            False if the job had ended already.
+            False if the job had ended already, or is spared.
 
         Raises:
             JobNotFoundError
         """
         assert state.is_final
         reply = await self._scripts.run(
-            "end", job_id, state.value, event.model_dump_json(), self._result_ttl_ms
+            "end",
+            job_id,
+            state.value,
+            event.model_dump_json(),
+            self._result_ttl_ms,
+            int(unless_adopted),
         )
         if reply < 0:
             raise JobNotFoundError("no such job")

@@ -11,6 +11,9 @@
     {p}:queued:{model}       zset      job_id -> time of queueing (ms), waiting for a worker
     {p}:starts:{model}       list      times (ms) at which the last jobs left the queue; TTL
     {p}:live                 zset      job_id -> deadline (ms) of all jobs without an end
+    {p}:ended_jobs           zset      job_id -> end of TTL (ms) of ended jobs whose record is there
+    {p}:ended_sizes          hash      job_id -> bytes of an ended job's record and events
+    {p}:ended_bytes          string    sum of ended_sizes; over the budget the oldest go first
     {p}:dead                 stream    dead letters, capped
     {p}:idempotency:{hash}   hash      fingerprint, job_id; TTL
     {p}:frames:{digest}      string    frames blob
@@ -61,6 +64,18 @@ class RedisKeys:
     @property
     def live(self) -> str:
         return f"{self.prefix}:live"
+
+    @property
+    def ended_jobs(self) -> str:
+        return f"{self.prefix}:ended_jobs"
+
+    @property
+    def ended_sizes(self) -> str:
+        return f"{self.prefix}:ended_sizes"
+
+    @property
+    def ended_bytes(self) -> str:
+        return f"{self.prefix}:ended_bytes"
 
     @property
     def dead(self) -> str:

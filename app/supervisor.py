@@ -159,17 +159,24 @@ class _Child:
             wait_s = min(wait_s * 2, self._restarts.max_wait_s)
 
     async def _run_once(self) -> int:
-        """Runs the process; returns its exit code, negative for a signal's number."""
+        """Runs the process; returns its exit code, negative for a signal's number, 1 if the
+        system has no room for a process just now."""
         spec = self.spec
-        self._process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-I", "-S", _CHILD_PROGRAM),
-            *(str(os.getpid()), str(int(spec.parent_death_signal))),
-            *spec.argv,
-            env={**os.environ, **spec.env},
-            pass_fds=spec.pass_fds,
-            stdout=STDERR_FD,  # some say there what belongs in the log
-            start_new_session=True,
-        )
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-I", "-S", _CHILD_PROGRAM),
+                *(str(os.getpid()), str(int(spec.parent_death_signal))),
+                *spec.argv,
+                env={**os.environ, **spec.env},
+                pass_fds=spec.pass_fds,
+                stdout=STDERR_FD,  # some say there what belongs in the log
+                start_new_session=True,
+            )
+        except OSError as error:
+            logger.error(
+                "child could not be started", extra={"child": spec.name, "errno": error.errno}
+            )
+            return 1
         logger.info("child started", extra={"child": spec.name, "child_pid": self._process.pid})
         if self._stopping.is_set():
             self._send(signal.SIGTERM)

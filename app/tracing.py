@@ -20,6 +20,7 @@ and answers are in no span. Attribute names are OpenTelemetry's for generative A
 import logging
 import os
 import re
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span, Tracer
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
-FLUSH_TIMEOUT_MS = 3000
+FLUSH_TIMEOUT_S = 3.0
 ROUTE = "/v1/video/chat"
 STAGES = ("vision", "compress", "prefill", "decode")
 
@@ -106,10 +107,12 @@ class Tracing:
             at_s = ends_at_s
 
     def close(self) -> None:
-        """Sends what is left, for at most `FLUSH_TIMEOUT_MS`. Blocks."""
+        """Sends what is left, for at most `FLUSH_TIMEOUT_S`. Blocks."""
         if self._provider is not None:
-            self._provider.force_flush(FLUSH_TIMEOUT_MS)
-            self._provider.shutdown()
+            # The provider's own time limits do not end a request that is under way.
+            shutdown = threading.Thread(target=self._provider.shutdown, daemon=True)
+            shutdown.start()
+            shutdown.join(FLUSH_TIMEOUT_S)
 
 
 class PostSpan:
@@ -152,7 +155,10 @@ def tracing_from_environment(process: str) -> Tracing:
     except ImportError:
         raise ValueError(f"{configured[0]} needs the extra 'tracing' installed") from None
     name = os.environ.get("OTEL_SERVICE_NAME", f"dycoke-{process}")
-    provider = TracerProvider(resource=Resource.create({"service.name": name}))
+    provider = TracerProvider(
+        resource=Resource.create({"service.name": name}),
+        shutdown_on_exit=False,  # `close` has waited already
+    )
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     logger.info("sending traces", extra={"service_name": name})
     return Tracing(provider)

@@ -35,22 +35,26 @@ from app.job_queue import Idempotency, JobRecord
 from app.messages import JobRequest, JobState, ModelCard
 from app.video_store import Upload, VideoLease
 from dycoke_core.config import CompressionConfig
+from dycoke_core.errors import PromptTooLongError
 from dycoke_core.video import FrameSpec
 
 STORE_LIMIT_S = 5.0  # for saying yes or no at the door
 MIN_READ_TIMEOUT_S = 1.0  # left for reading after a slow probe
 MAX_DRAWN_SEED = 2**53  # exact in every client's JSON
+MAX_CHARS_PER_TOKEN = 16  # on average, in a long text; tokenizers come to 3 to 5
 
 
 @dataclass(frozen=True, slots=True)
 class PostedJob:
     """Args:
     is_new: False: an earlier job with the same idempotency key stands for the request.
+    has_key: a later request may find the job by its idempotency key.
     """
 
     record: JobRecord
     fields: ChatFields
     is_new: bool
+    has_key: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +102,7 @@ async def post_job(
             api.cancellations.start(job.job_id, "the job store failed")
             raise
         if job_id != job.job_id:
-            return PostedJob(await api.queue.get(job_id), fields, is_new=False)
+            return PostedJob(await api.queue.get(job_id), fields, is_new=False, has_key=True)
         api.tracing.record("receive", traceparent, start_s=accepted_at_s)
         api.reading.start(
             Reading(
@@ -110,7 +114,7 @@ async def post_job(
             )
         )
         stack.pop_all()  # the reading has them now
-    return PostedJob(_new_record(job), fields, is_new=True)
+    return PostedJob(_new_record(job), fields, is_new=True, has_key=idempotency is not None)
 
 
 @asynccontextmanager
@@ -189,8 +193,18 @@ def _check(api: Api, fields: ChatFields, models: dict[str, ModelCard]) -> ModelC
     fields.check_limits(api.settings)
     fields.compression_config(api.default_compression)
     card = choose_model(models, fields.model)
+    _check_text(fields, card)
     _frame_spec(fields, card)
     return card
+
+
+def _check_text(fields: ChatFields, card: ModelCard) -> None:
+    """Keeps out of Redis what no worker could take. Counting tokens is the worker's."""
+    num_chars = sum(len(turn.content) for turn in fields.turns())
+    if num_chars > MAX_CHARS_PER_TOKEN * card.max_model_tokens:
+        raise PromptTooLongError(
+            f"{num_chars} characters of text do not fit the model's {card.max_model_tokens} tokens"
+        )
 
 
 async def _find_video(api: Api, request: Request, fields: ChatFields) -> StoredUpload:

@@ -2,16 +2,23 @@
 --
 -- XPENDING + XCLAIM instead of XAUTOCLAIM: what is claimed is chosen before it is claimed. A job
 -- that was in flight when a worker died is a suspect, and is left alone unless allow_suspect is 1.
+-- A repeated call gives what the first one gave: the job that carries its take_id. Only the dead
+-- letters are not told twice.
 -- ARGV: prefix, model, worker_id, take_id, lease_ms, allow_suspect, max_deliveries, fault, ttl_ms
 -- Returns {ids of jobs that this ended (dead letters), delivery or {}}.
 local PAGE = 100
+local MAX_HELD = 10000 -- more than a worker ever has pending
 local model, worker_id, take_id, lease_ms = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local stream = jobs_key(model)
 local dead = {}
 
-local function consider(entry_id)
+local function job_of(entry_id)
   local entry = redis.call('XRANGE', stream, entry_id, entry_id)[1]
-  local job_id = entry and entry[2][2]
+  return entry and entry[2][2]
+end
+
+local function consider(entry_id)
+  local job_id = job_of(entry_id)
   local job = job_id and job_fields(job_id, 'state', 'deliveries') or {}
   if not job.state or FINAL[job.state] then
     forget_entry(model, entry_id)
@@ -27,6 +34,13 @@ local function consider(entry_id)
   redis.call('XCLAIM', stream, GROUP, worker_id, lease_ms, entry_id, 'JUSTID')
   start(job_id, worker_id, take_id, deliveries > 0)
   return delivery(job_id)
+end
+
+for _, pending in ipairs(redis.call('XPENDING', stream, GROUP, '-', '+', MAX_HELD, worker_id)) do
+  local job_id = job_of(pending[1])
+  if job_id and redis.call('HGET', job_key(job_id), 'take_id') == take_id then
+    return {dead, delivery(job_id)}
+  end
 end
 
 local from = '-'

@@ -6,7 +6,8 @@
 -- fingerprint, whereupon the place is given up; `conflict` for another fingerprint; `no_place`.
 --
 -- A job that was cancelled, or that ended in an error worth another try, stands for its key no
--- longer: the retry that the key is for gets a job of its own.
+-- longer: the retry that the key is for gets a job of its own. One that a retry has found is
+-- adopted: it does not end with the connection that posted it.
 local function stands_for_its_key(job_id)
   local state = redis.call('HGET', job_key(job_id), 'state')
   if not state or state == 'cancelled' then return false end
@@ -22,6 +23,7 @@ if hash ~= '' then
   if earlier[2] and stands_for_its_key(earlier[2]) then
     redis.call('ZREM', places_key(model), job_id)
     if earlier[1] ~= ARGV[9] then return {'conflict', earlier[2]} end
+    redis.call('HSET', job_key(earlier[2]), 'is_adopted', 1)
     return {'existing', earlier[2]}
   end
 end

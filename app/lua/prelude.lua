@@ -8,6 +8,8 @@ if redis.replicate_commands then redis.replicate_commands() end
 local PREFIX = ARGV[1]
 local GROUP = 'workers'
 local HANDED_BACK = 'handed-back' -- consumer that holds entries which a draining worker gave up
+local MAX_ENDED_BYTES = 256 * 1024 * 1024 -- of ended jobs' records and events
+local MAX_FORGOTTEN = 1000 -- ended jobs at a time; more than the largest one ever displaces
 local FINAL = {done = true, error = true, cancelled = true}
 
 local function jobs_key(model) return PREFIX .. ':jobs:' .. model end
@@ -25,6 +27,9 @@ local function frame_sizes_key() return PREFIX .. ':frame_sizes' end
 local function frame_bytes_key() return PREFIX .. ':frame_bytes' end
 local function frame_uses_key() return PREFIX .. ':frame_uses' end
 local function frame_pins_key(digest) return PREFIX .. ':frame_pins:' .. digest end
+local function ended_jobs_key() return PREFIX .. ':ended_jobs' end
+local function ended_sizes_key() return PREFIX .. ':ended_sizes' end
+local function ended_bytes_key() return PREFIX .. ':ended_bytes' end
 local function ended_channel() return PREFIX .. ':ended' end
 
 local function now_ms()
@@ -61,6 +66,28 @@ local function append_unnumbered(job_id, event)
   redis.call('XADD', events_key(job_id), next_index .. '-' .. sequence, 'event', event)
 end
 
+-- Counts a job that has just ended, and deletes the oldest ended ones while all of them together
+-- exceed their budget. Drops from the count those whose TTL is over.
+local function make_room_for_ended(job_id, ttl_ms)
+  local now = now_ms()
+  local bytes = 0
+  for _, key in ipairs({job_key(job_id), events_key(job_id)}) do
+    bytes = bytes + (redis.call('MEMORY', 'USAGE', key, 'SAMPLES', 0) or 0)
+  end
+  redis.call('ZADD', ended_jobs_key(), now + ttl_ms, job_id)
+  redis.call('HSET', ended_sizes_key(), job_id, bytes)
+  local total = redis.call('INCRBY', ended_bytes_key(), bytes)
+  for _ = 1, MAX_FORGOTTEN do
+    local oldest = redis.call('ZRANGE', ended_jobs_key(), 0, 0, 'WITHSCORES')
+    local is_over = tonumber(oldest[2]) <= now
+    if oldest[1] == job_id or not is_over and total <= MAX_ENDED_BYTES then return end
+    redis.call('UNLINK', job_key(oldest[1]), events_key(oldest[1]))
+    redis.call('ZREM', ended_jobs_key(), oldest[1])
+    total = redis.call('DECRBY', ended_bytes_key(), redis.call('HGET', ended_sizes_key(), oldest[1]))
+    redis.call('HDEL', ended_sizes_key(), oldest[1])
+  end
+end
+
 -- The one way a job ends: terminal event, final state, TTLs, and all that it held is freed.
 local function finish(job_id, state, event, ttl_ms)
   local job = job_fields(job_id, 'model', 'frames_digest', 'entry_id', 'next_index')
@@ -74,6 +101,7 @@ local function finish(job_id, state, event, ttl_ms)
   redis.call('ZREM', live_key(), job_id)
   if job.frames_digest then redis.call('SREM', frame_pins_key(job.frames_digest), job_id) end
   if job.entry_id then forget_entry_if_read(job.model, job.entry_id) end
+  make_room_for_ended(job_id, ttl_ms)
 end
 
 -- Ends a job from outside its worker, which learns of it through the channel.

@@ -74,7 +74,7 @@ class Intake:
         self._jobs.remove(job)
         if job.loading is not None:
             job.loading.cancel()
-        self._engine.abort(job.job_id)
+        self._engine.abort(job.sequence_id)
 
     async def _take_one(self) -> None:
         if not self._jobs.has_room:
@@ -122,21 +122,21 @@ class Intake:
     async def _load(self, job: RunningJob) -> None:
         """The border of one job: whatever fails here fails this job alone."""
         try:
-            await self._engine.add(await self._make_sequence(job.delivery))
+            await self._engine.add(await self._make_sequence(job))
         except DycokeError as error:
             self._publisher.fail(job, error)
         except Exception:
             logger.exception("a job could not be prepared", extra=job.log_fields)
             self._publisher.fail(job, EngineError("the worker failed to prepare this request"))
 
-    async def _make_sequence(self, delivery: Delivery) -> Sequence:
-        request = delivery.request
+    async def _make_sequence(self, job: RunningJob) -> Sequence:
+        request = job.delivery.request
         if request.frames is None:
             raise EngineError("the request has no frames")
         blob = await self._fetch(request.frames.digest)
         frames = await asyncio.to_thread(decode_frames, blob)
         return Sequence(
-            sequence_id=delivery.job_id,
+            sequence_id=job.sequence_id,
             messages=tuple(ChatMessage(turn.role, turn.content) for turn in request.messages),
             frames=frames.pixels,
             sampling=SamplingParams(
@@ -147,7 +147,7 @@ class Intake:
                 stop=tuple(request.stop),
             ),
             compression=CompressionConfig.parse(request.compression),
-            forced_token_ids=delivery.published_token_ids,
+            forced_token_ids=job.delivery.published_token_ids,
             # The two readers' pixels differ a little, and the digest does not name the reader.
             video_key=f"{request.frames.digest}:{request.frames.reader}",
         )

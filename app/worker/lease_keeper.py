@@ -104,7 +104,7 @@ class LeaseKeeper:
                 self._publisher.fail(job, DeadlineExceededError("the job's time limit has passed"))
                 if job.loading is not None:
                     job.loading.cancel()
-                self._engine.abort(job.job_id)
+                self._engine.abort(job.sequence_id)
 
     async def _renew(self) -> None:
         jobs = list(self._jobs)

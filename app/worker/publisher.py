@@ -49,12 +49,12 @@ class Publisher:
         self._is_closed = False
 
     def publish(self, update: engine_thread.Update) -> None:
-        """Takes what one engine step did. What concerns no running job is dropped."""
+        """Takes what one engine step did. What concerns no running attempt is dropped."""
         for change in update.stages:
-            if (job := self._jobs.get(change.sequence_id)) and job.final is None:
+            if (job := self._jobs.of_sequence(change.sequence_id)) and job.final is None:
                 job.statuses.append(_status_event(change))
         for event in update.tokens:
-            if (job := self._jobs.get(event.sequence_id)) and job.final is None:
+            if (job := self._jobs.of_sequence(event.sequence_id)) and job.final is None:
                 self._take_event(job, event)
         self._metrics.set_engine(update.stats)
         self._has_news.set()

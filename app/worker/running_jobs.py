@@ -36,6 +36,11 @@ class RunningJob:
         return self.delivery.job_id
 
     @property
+    def sequence_id(self) -> str:
+        """What the engine calls this attempt. What an earlier attempt left behind has another."""
+        return f"{self.job_id}#{self.delivery.attempt}"
+
+    @property
     def log_fields(self) -> dict[str, str]:
         return self.delivery.request.log_fields
 
@@ -89,6 +94,11 @@ class RunningJobs:
 
     def get(self, job_id: str) -> RunningJob | None:
         return self._jobs.get(job_id)
+
+    def of_sequence(self, sequence_id: str) -> RunningJob | None:
+        """None for a sequence of an attempt that is over."""
+        job = self._jobs.get(sequence_id.rpartition("#")[0])
+        return job if job is not None and job.sequence_id == sequence_id else None
 
     def add(self, job: RunningJob) -> None:
         assert self.has_room and job.job_id not in self._jobs

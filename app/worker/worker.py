@@ -163,7 +163,7 @@ class Worker:
         self._intake.stop()
         await asyncio.wait([intake], timeout=STORE_TIMEOUT_S)
         for job in self._jobs:
-            self._engine.abort(job.job_id)
+            self._engine.abort(job.sequence_id)
         self._publisher.close()
         await asyncio.wait([publisher], timeout=FLUSH_TIMEOUT_S)
         left = [(job.delivery, has_failed and job.is_loaded) for job in self._jobs]

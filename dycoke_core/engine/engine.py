@@ -365,7 +365,7 @@ class Engine:
         if has_broken_device(error):
             raise error
         sequence = state.sequence
-        logger.error("sequence failed", exc_info=error, extra={"job_id": sequence.sequence_id})
+        logger.error("sequence failed", exc_info=error, extra={"sequence_id": sequence.sequence_id})
         self._free(state)
         return TokenEvent(
             sequence_id=sequence.sequence_id,

@@ -23,6 +23,7 @@ from tests.integration.api import (
     until_state,
 )
 from tests.integration.conftest import RedisServer
+from tests.integration.workers import wait_until
 
 
 @pytest.fixture
@@ -435,6 +436,43 @@ async def test_reader_by_idempotency_key_cancels_nothing(
     assert await worker.say(delivery, 0)
     await worker.finish(delivery, 1)
     assert parse_events((await first).text)[-1].name == "done"
+
+
+@pytest.mark.parametrize("is_reading", [True, False])
+async def test_job_that_a_retry_has_found_outlives_its_first_connection(
+    api: RunningApi, worker: ScriptedWorker, is_reading: bool
+) -> None:
+    """A dead connection may be noticed long after the client has tried again."""
+    headers = {"Idempotency-Key": "k"}
+    api.readers.may_read.clear()
+    first = asyncio.create_task(api.post(headers=headers))
+    await until(lambda: api.readers.num_reads == 1)
+    if not is_reading:
+        api.readers.may_read.set()
+        await until_state(api, await only_job(api), "queued")
+    async with api.posting(headers=headers) as retry:
+        job_id = retry.headers["x-job-id"]
+        first.cancel()
+
+        async def is_noticed() -> bool:
+            return "dycoke_client_disconnects_total 1.0" in (await api.client.get("/metrics")).text
+
+        await wait_until(is_noticed)
+        await api.api.cancellations.wait_until_none()
+        api.readers.may_read.set()
+        assert (await worker.answer()).job_id == job_id
+        assert (await EventReader(retry).rest())[-1].name == "done"
+
+
+async def test_adopted_job_is_cancelled_on_request(api: RunningApi, worker: ScriptedWorker) -> None:
+    headers = {"Idempotency-Key": "k"}
+    first = asyncio.create_task(api.post(headers=headers))
+    delivery = await worker.take()
+    async with api.posting(headers=headers):
+        pass
+    cancelled = await api.client.delete(f"/v1/jobs/{delivery.job_id}")
+    assert cancelled.json()["state"] == "cancelled"
+    assert parse_events((await first).text)[-1].data["code"] == "cancelled"
 
 
 async def test_retry_after_a_lost_connection_gets_a_job_of_its_own(

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from redis.asyncio import Redis
 
 from app.api import intake, server
 from app.api.janitor import SWEEP_S
@@ -155,6 +156,21 @@ async def test_large_json_body_is_a_413(api: RunningApi, worker: ScriptedWorker)
         headers={"content-type": "application/json"},
     )
     assert response.status_code == 413
+
+
+async def test_text_that_can_never_fit_the_model_is_refused_before_it_is_stored(
+    api: RunningApi, worker: ScriptedWorker, redis: Redis, keys: RedisKeys
+) -> None:
+    """The worker's card says 4,096 tokens."""
+    turns = [{"role": "user", "content": "x" * 32_768}] * 2
+    response = await api.post(question=None, messages=[*turns, {"role": "user", "content": "x"}])
+    assert response.status_code == 400
+    assert response.json()["code"] == "prompt_too_long"
+    assert await redis.keys(keys.job("*")) == []
+    assert (await api.api.queue.depth("tiny")).waiting == 0
+    post = asyncio.create_task(api.post(question=None, messages=turns))
+    await worker.answer()
+    assert (await post).status_code == 200, "what just might fit is the worker's to judge"
 
 
 async def test_client_that_stops_sending_is_told_and_frees_its_place(

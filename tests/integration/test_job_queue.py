@@ -2,6 +2,8 @@
 
 import asyncio
 from contextlib import aclosing
+from hashlib import sha1
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
@@ -16,7 +18,7 @@ from app.event_log import EventLog
 from app.job_leases import Append, Delivery, JobLeases
 from app.job_queue import Idempotency, JobQueue
 from app.messages import ErrorEvent, JobState, StatusEvent
-from app.redis_client import Scripts, connect
+from app.redis_client import Scripts, connect, load_script
 from app.redis_keys import GROUP, RedisKeys
 from tests.integration.jobs import (
     LEASE_S,
@@ -310,6 +312,70 @@ async def test_sweep_ends_overdue_jobs_and_those_of_lost_readers(
     assert (await queue.sweep(grace_s=0)).overdue == ()
 
 
+# --- what ended jobs leave behind ---
+
+
+async def left_behind(redis: Redis, keys: RedisKeys, job_ids: str) -> list[str]:
+    return [i for i in job_ids if await redis.exists(keys.job(i), keys.events(i))]
+
+
+async def check_count_of_ended(redis: Redis, keys: RedisKeys, *job_ids: str) -> None:
+    assert [i.decode() for i in await redis.zrange(keys.ended_jobs, 0, -1)] == [*job_ids]
+    sizes = await redis.hgetall(keys.ended_sizes)
+    assert {i.decode() for i in sizes} == {*job_ids}
+    assert int(await redis.get(keys.ended_bytes)) == sum(map(int, sizes.values()))
+
+
+async def test_oldest_ended_jobs_make_room_for_newer_ones(
+    queue: JobQueue,
+    leases: JobLeases,
+    log: EventLog,
+    redis: Redis,
+    keys: RedisKeys,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    budget = "MAX_ENDED_BYTES = 256 * 1024 * 1024"
+
+    def load_small(name: str) -> tuple[str, str]:
+        source, _ = load_script(name)
+        assert budget in source
+        source = source.replace(budget, "MAX_ENDED_BYTES = 60000")
+        return source, sha1(source.encode(), usedforsecurity=False).hexdigest()
+
+    monkeypatch.setattr("app.redis_client.load_script", load_small)
+    await submit(queue, "r")
+    running = await take(leases)
+    await submit(queue, "q")
+    for job_id in "abcd":
+        await queue.reserve(MODEL, job_id, max_jobs=100, lease_s=30)
+        request = make_request(job_id)
+        long = [request.messages[0].model_copy(update={"content": "x" * 20_000})]
+        await queue.create(request.model_copy(update={"messages": long}))
+        assert await queue.end(job_id, JobState.CANCELLED, cancelled(job_id))
+    assert await left_behind(redis, keys, "abcdrq") == ["c", "d", "r", "q"]
+    await check_count_of_ended(redis, keys, "c", "d")
+    with pytest.raises(JobNotFoundError):
+        await queue.get("a")
+    with pytest.raises(JobNotFoundError):
+        await log.read("a", block_s=0.01)
+    with pytest.raises(JobNotFoundError):
+        await queue.end("a", JobState.CANCELLED, cancelled("a"))
+    assert await say(leases, running, 0) == (True, 1)
+    assert await finish(leases, running)
+    assert (await take(leases)).job_id == "q"
+
+
+async def test_ended_jobs_are_counted_for_as_long_as_they_are_kept(
+    leases: JobLeases, redis: Redis, keys: RedisKeys
+) -> None:
+    fleeting = JobQueue(redis, keys, result_ttl_s=0.01)
+    for job_id in "ab":
+        await submit(fleeting, job_id)
+        assert await fleeting.end(job_id, JobState.CANCELLED, cancelled(job_id))
+        await asyncio.sleep(0.02)  # longer than it is kept
+    await check_count_of_ended(redis, keys, "b")
+
+
 # --- leases, fencing, redelivery ---
 
 
@@ -376,6 +442,31 @@ async def test_third_delivery_becomes_a_dead_letter(
     (_, letter), *others = await redis.xrange(keys.dead)
     assert letter[b"job_id"] == b"j" and letter[b"deliveries"] == b"2" and not others
     assert await entries(redis, keys) == (0, 0)
+
+
+async def test_repeated_claim_gives_the_same_delivery(
+    queue: JobQueue, leases: JobLeases, redis: Redis, keys: RedisKeys
+) -> None:
+    """As when the connection is lost before the reply, and the client sends the script again."""
+    for job_id in ("a", "b"):
+        await submit(queue, job_id)
+        await take(leases)
+    scripts = Scripts(redis, keys.prefix)
+    no_lease_ms, may_be_suspect, max_deliveries = 0, 1, 2
+
+    async def claim(take_id: str) -> list[Any]:
+        limits = (no_lease_ms, may_be_suspect, max_deliveries)
+        reply: list[Any] = await scripts.run(
+            "claim", MODEL, "worker-b", take_id, *limits, "{}", 60_000
+        )
+        return reply
+
+    first = await claim("one")
+    assert first[1][:2] == [b"a", b"2"]
+    assert await claim("one") == first
+    assert (await queue.get("a")).state is JobState.RUNNING
+    assert (await redis.hmget(keys.job("a"), "attempt", "deliveries")) == [b"2", b"2"]
+    assert await redis.xlen(keys.dead) == 0
 
 
 async def test_suspects_are_left_alone_by_who_has_one(

@@ -1,6 +1,7 @@
 """The supervisor with real processes: restarts, order, force, no orphans."""
 
 import asyncio
+import errno
 import logging
 import os
 import shlex
@@ -10,6 +11,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -83,6 +85,27 @@ async def test_dead_child_is_logged_and_started_again(
     assert [record.__dict__["exit_code"] for record in died] == [-9, -9, -9]
     assert [record.__dict__["restart_in_s"] for record in died] == [0.02, 0.04, 0.08]
     assert all(record.levelno == logging.ERROR for record in died)
+
+
+async def test_child_that_could_not_be_started_is_tried_again(
+    log: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spawn = asyncio.create_subprocess_exec
+    refusals = [errno.ENOMEM, errno.EAGAIN]
+
+    async def reluctant(*args: Any, **options: Any) -> asyncio.subprocess.Process:
+        if refusals:
+            raise OSError(refusals.pop(), "no room")
+        return await spawn(*args, **options)
+
+    monkeypatch.setattr("app.supervisor.asyncio.create_subprocess_exec", reluctant)
+    async with running(child(log, "a")):
+        await wait_for_lines(log, "start a", 1)
+    failed = [r for r in caplog.records if r.message == "child could not be started"]
+    assert [record.__dict__["errno"] for record in failed] == [errno.EAGAIN, errno.ENOMEM]
+    died = [record for record in caplog.records if "died" in record.message]
+    assert [record.__dict__["exit_code"] for record in died] == [1, 1]
+    assert [record.__dict__["restart_in_s"] for record in died] == [0.02, 0.04]
 
 
 async def test_child_that_lives_long_enough_is_restarted_without_delay(

@@ -4,7 +4,7 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -12,8 +12,13 @@ import httpx
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as WireSpan
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import (
+    BatchSpanProcessor,
+    SimpleSpanProcessor,
+    SpanExporter,
+    SpanExportResult,
+)
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.semconv._incubating.attributes import gen_ai_attributes
 
@@ -231,3 +236,42 @@ def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
     with pytest.raises(ValueError, match="tracing"):
         tracing_from_environment("api")
+
+
+class BlackHole(SpanExporter):
+    """A collector that takes the connection and never answers."""
+
+    def __init__(self) -> None:
+        self.is_asked, self.may_answer = threading.Event(), threading.Event()
+        self.has_answered = False
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        self.is_asked.set()
+        self.may_answer.wait(PATIENCE_S)
+        self.has_answered = True
+        return SpanExportResult.SUCCESS
+
+
+def test_collector_that_does_not_answer_does_not_hold_up_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("app.tracing.FLUSH_TIMEOUT_S", 0.01)
+    collector = BlackHole()
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(BatchSpanProcessor(collector))
+    tracing = Tracing(provider)
+    tracing.start_post(None).end("done", is_error=False)
+    tracing.close()
+    assert not collector.has_answered
+    assert collector.is_asked.wait(PATIENCE_S), "it was given the chance"
+    collector.may_answer.set()
+
+
+def test_nothing_is_sent_once_more_when_python_exits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
+    at_exit: list[object] = []
+    monkeypatch.setattr("atexit.register", lambda call, *args, **kwargs: at_exit.append(call))
+    tracing = tracing_from_environment("api")
+    tracing.close()
+    owners = [getattr(call, "__self__", None) for call in at_exit]
+    assert not any(isinstance(owner, TracerProvider) for owner in owners)

@@ -1,23 +1,33 @@
 """A worker in this process, with a fake engine on a real Redis."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
+from app.job_leases import Append, Appended, JobLeases
 from app.messages import DoneEvent, ErrorEvent, JobEvent, JobState, StatusEvent
 from app.metrics import WorkerMetrics
-from app.redis_client import connect
+from app.redis_client import Scripts, connect
 from app.redis_keys import GROUP, RedisKeys
 from app.settings import Settings
 from app.worker.worker import Worker
 from dycoke_core.errors import ModelLoadError
+from dycoke_core.sequence import TokenEvent
 from tests.integration.conftest import RedisServer
 from tests.integration.fake_engine import FakeEngine, answer, text_of
-from tests.integration.workers import Client, client_of, token_ids, tokens, wait_until
+from tests.integration.workers import (
+    PATIENCE_S,
+    Client,
+    client_of,
+    token_ids,
+    tokens,
+    wait_until,
+)
 
 LEASE_S = 0.6
 
@@ -139,11 +149,11 @@ async def test_cancelled_running_job_leaves_the_engine_at_once(
         neighbour = await client.ask("sleep:0.02 too", max_tokens=40)
         await client.wait_for_token(job_id, 2)
         assert await client.cancel(job_id)
-        num_tokens = len(worker.engine.sequences[job_id].output_token_ids)
-        sequence = worker.engine.sequences[job_id]
+        sequence = worker.engine.sequences[f"{job_id}#1"]
+        num_tokens = len(sequence.output_token_ids)
 
         async def is_gone() -> bool:
-            return job_id not in worker.engine.sequences
+            return f"{job_id}#1" not in worker.engine.sequences
 
         await wait_until(is_gone)
         # Not by the next renewal, but by the channel: well before a lease is over.
@@ -172,7 +182,7 @@ async def test_deadline_ends_a_running_job(settings: Settings, client: Client) -
         assert (last.code, last.retryable) == ("deadline_exceeded", True)
 
         async def is_gone() -> bool:
-            return job_id not in worker.engine.sequences
+            return f"{job_id}#1" not in worker.engine.sequences
 
         await wait_until(is_gone)
 
@@ -280,6 +290,64 @@ async def test_own_lease_that_ran_out_is_taken_up_anew(
         events = await client.events(job_id)
     assert isinstance(events[-1], DoneEvent)
     assert token_ids(events) == answer("sleep:0.02", 60)
+
+
+async def test_what_an_attempt_left_behind_does_not_touch_the_next(
+    settings: Settings,
+    client: Client,
+    redis: Redis,
+    keys: RedisKeys,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The worker takes its own job again while a step and an append of the first are under way."""
+    may_step, is_in_step = threading.Event(), threading.Event()
+    may_append = asyncio.Event()
+    may_step.set()
+    may_append.set()
+    append = JobLeases.append
+
+    async def held_append(leases: JobLeases, appends: Sequence[Append]) -> list[Appended]:
+        await may_append.wait()
+        return await append(leases, appends)
+
+    monkeypatch.setattr(JobLeases, "append", held_append)
+    async with running(settings) as worker:
+        engine, step = worker.engine, worker.engine.step
+
+        def held_step() -> list[TokenEvent]:
+            events = step()
+            if not may_step.is_set():
+                is_in_step.set()
+                may_step.wait()
+            return events
+
+        monkeypatch.setattr(engine, "step", held_step)
+        job_id = await client.ask("sleep:0.01", max_tokens=60)
+        await client.wait_for_token(job_id, 2)
+        (first,) = engine.sequences.values()
+        may_append.clear()
+        num_tokens = len(first.output_token_ids)
+
+        async def has_gone_on() -> bool:
+            return len(first.output_token_ids) > num_tokens + 3
+
+        await wait_until(has_gone_on)
+        may_step.clear()
+        assert await asyncio.to_thread(is_in_step.wait, PATIENCE_S)
+        entry_id = await redis.hget(keys.job(job_id), "entry_id")
+        hand_back = (client.model, job_id, "worker-a", 1, entry_id, 0)
+        assert await Scripts(redis, keys.prefix).run("hand_back", *hand_back)
+        await client.wait_for(job_id, lambda record: record.attempts == 2)
+        may_step.set()
+
+        async def is_taken_up() -> bool:
+            return any(sequence is not first for sequence in list(engine.sequences.values()))
+
+        await wait_until(is_taken_up)
+        may_append.set()
+        events = await client.events(job_id)
+    assert isinstance(events[-1], DoneEvent)
+    assert token_ids(events) == answer("sleep:0.01", 60)
 
 
 async def test_metrics_tell_what_the_engine_did(settings: Settings, client: Client) -> None:

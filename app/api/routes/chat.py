@@ -111,4 +111,8 @@ class Answer:
             self._api.metrics.count_disconnect()
         self._api.followers.follow(self._feed, self._observer)
         if self._posted.fields.on_disconnect == "cancel":
-            self._api.cancellations.start(self._job_id, "the client closed the connection")
+            self._api.cancellations.start(
+                self._job_id,
+                "the client closed the connection",
+                unless_adopted=self._posted.has_key,
+            )
