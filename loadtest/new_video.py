@@ -2,10 +2,10 @@
 
     python -m loadtest.new_video [--number 5] [--model DIR] [--json]
 
-Starts the service, and describes one H.264 file of 32 frames after the other, each a scene of its
-own, with full tokens and with DyCoke by turns: upload, frame reading, vision tower, prefill, some
-fifty tokens. Prints medians of what the client saw and of the receipts' stages, and with --json one
-JSON object last.
+Starts the service, and has H.264 files of 32 frames described with full tokens and with DyCoke by
+turns, the same scenes in files of their own: upload, frame reading, vision tower, prefill, some
+thirty tokens. Prints medians of what the client saw and of the receipts' stages, and with --json
+one JSON object last.
 
 What is not covered: several clients at once (`loadtest.compare`).
 """
@@ -22,12 +22,12 @@ from dycoke_core.tiny.clip import write_video
 from dycoke_core.tiny.questions import DESCRIBE, PHRASINGS
 from dycoke_core.tiny.render import render
 from dycoke_core.tiny.scenes import sample_scene
-from loadtest.client import Answer, Service
+from loadtest.client import Answer, Service, with_content_of_its_own
 from loadtest.machine import describe
 from loadtest.running import running_service
 
 POLICIES = ("full", "dycoke")
-STAGES = ("read_frames", "vision", "compress", "prefill", "decode")
+STAGES = ("read_frames", "vision", "compress", "prefill", "decode", "per_output_token")
 FIRST_SEED = 10_000  # of the test split, away from those of the accuracy figures
 
 Figures = dict[str, float]
@@ -52,8 +52,8 @@ def main() -> int:
             service = Service(running.url)
             _describe_scene(service, FIRST_SEED, "full", folder)  # the first answer warms up
             for place in range(options.number):
-                for turn, policy in enumerate(POLICIES, start=1):
-                    seed = FIRST_SEED + 2 * place + turn
+                for policy in POLICIES:
+                    seed = FIRST_SEED + 1 + place
                     seen[policy].append(_describe_scene(service, seed, policy, folder))
     medians = {policy: _medians(figures) for policy, figures in seen.items()}
     print(f"{'seconds, median':>20}" + "".join(f"{policy:>10}" for policy in POLICIES) + "  ratio")
@@ -72,7 +72,8 @@ def _describe_scene(service: Service, seed: int, policy: str, folder: Path) -> F
     write_video(path, render(sample_scene(seed, split="test")))
     fields = {"question": PHRASINGS[DESCRIBE][0], "compression": policy, "max_tokens": 64}
     answer = Answer(time.perf_counter())
-    with service.ask(fields, path.read_bytes()) as stream:
+    clip = with_content_of_its_own(path.read_bytes(), policy.encode())
+    with service.ask(fields, clip) as stream:
         for event in stream:
             answer.see(event)
     if answer.receipt is None or answer.ttft_s is None or answer.total_s is None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from loadtest.client import Answer, Service
+from loadtest.client import Answer, Service, with_content_of_its_own
 
 CLIP = Path(__file__).parent.parent / "dycoke_core" / "tiny" / "clips" / "shapes.mp4"
 MAX_KNOWN_VIDEOS = 8
@@ -229,6 +229,5 @@ class Scenarios:
         return {**self._common, "question": question, "max_tokens": max_tokens}
 
     def _clip(self, tag: bytes) -> bytes:
-        """The bundled clip with an empty box behind it: the same frames, content of its own."""
-        box = self._run_tag + tag
-        return CLIP.read_bytes() + struct.pack(">I4s", 8 + len(box), b"free") + box
+        """The bundled clip, content of its own."""
+        return with_content_of_its_own(CLIP.read_bytes(), self._run_tag + tag)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from dycoke_core.model.llava_onevision import LlavaOnevision
 from dycoke_core.tiny.architecture import new_model
-from dycoke_core.tiny.questions import questions_about
+from dycoke_core.tiny.questions import FAMILIES, questions_about
 from dycoke_core.tiny.render import render
 from dycoke_core.tiny.scenes import HELD_OUT, sample_scene
 from dycoke_core.tiny.training import language_stage, run, vision_stage
@@ -186,6 +186,29 @@ def test_the_curriculum_begins_with_short_videos_and_milder_dropping() -> None:
     control = [plan_step(0, step, 1000, drops_tokens=False) for step in range(1000)]
     assert all(plan.dropped == 0 for plan in control)
     assert [plan.num_frames for plan in control] == [plan.num_frames for plan in plans]
+
+
+def test_an_answer_counts_by_its_familys_weight() -> None:
+    stage = language_stage.LanguageStage(new_model(0), 0, 0, 1)
+    batch = video_batch(BatchKey(0, 0), num_videos=2, num_frames=8)
+    generator = torch.Generator().manual_seed(2)
+    hidden = [torch.randn(*block.ids.shape, 256, generator=generator) for block in batch.blocks]
+    present = {FAMILIES[i] for block in batch.blocks for i in block.families.flatten().tolist()}
+
+    def loss(weights: dict[str, float]) -> float:
+        return float(stage._answer_loss(batch, hidden, weights)[0].detach())
+
+    def number(family: str) -> int:
+        place = FAMILIES.index(family)
+        return sum(int((block.families == place).sum()) for block in batch.blocks)
+
+    nothing = dict.fromkeys(FAMILIES, 0.0)
+    alone = {family: loss(nothing | {family: 1.0}) for family in present}
+    weights = nothing | {family: 1.0 + i for i, family in enumerate(sorted(present))}
+    shares = {family: weights[family] * number(family) for family in present}
+    expected = sum(shares[f] * alone[f] for f in present) / sum(shares.values())
+    assert loss(weights) == pytest.approx(expected, rel=1e-5)
+    assert max(alone.values()) > 2 * min(alone.values()), "families differ, so weights show"
 
 
 def test_history_tells_what_has_happened_so_far_and_no_more() -> None:
