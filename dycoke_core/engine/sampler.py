@@ -26,11 +26,11 @@ def sample(logits: Tensor, params: Sequence[SamplingParams], indices: Sequence[i
     Raises:
         EngineError: logits that are not finite, as after an overflow: no token would mean anything.
     """
-    best = logits.argmax(dim=-1, keepdim=True)  # a NaN, where a row has one
-    fetched = torch.cat([best.double(), logits.gather(-1, best).double()], dim=-1).tolist()
-    if not all(math.isfinite(logit) for _, logit in fetched):
+    best = logits.max(dim=-1)  # a NaN, where a row has one
+    greatest, greedy = torch.stack([best.values.double(), best.indices.double()]).tolist()
+    if not all(math.isfinite(logit) for logit in greatest):
         raise EngineError("the model's logits are not finite")
-    chosen = [int(token_id) for token_id, _ in fetched]
+    chosen = [int(token_id) for token_id in greedy]
     for row, (sampling, index) in enumerate(zip(params, indices, strict=True)):
         if sampling.temperature > 0.0:
             chosen[row] = draw(logits[row], sampling, index)
