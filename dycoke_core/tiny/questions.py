@@ -6,7 +6,7 @@ has one right answer: "What color is the circle?" needs a single circle that kee
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -30,6 +30,7 @@ SHORT_FAMILIES = (
 )
 DESCRIBE = "describe"
 FAMILIES = (*SHORT_FAMILIES, DESCRIBE)
+GUESS = "guess"  # for training alone: questions that the video does not answer
 
 _MARGIN = 18  # pixels that a centre is away from the picture's middle lines, where a place is asked
 _QUESTION_KEY = 4
@@ -127,6 +128,26 @@ def questions_about(scene: Scene, *, draw: int = 0) -> list[Question]:
     phrasing = 0 if rng.random() < 0.8 else 1
     description = Question(DESCRIBE, PHRASINGS[DESCRIBE][phrasing], describe(scene))
     return [*questions, description]
+
+
+def guess_about(scene: Scene, rng: np.random.Generator) -> Question:
+    """A question about a shape or a colour that the video never shows, with an answer by chance.
+
+    Every colour and every shape is as likely an answer as any other, so these questions teach that
+    a question's own words say nothing of its answer.
+    """
+    ask = _Asker(rng)
+    color, shape = str(rng.choice(COLORS)), str(rng.choice(SHAPES))
+    if rng.random() < 1 / 3:
+        shown = {c for thing in scene.things for c in (thing.color, thing.new_color)}
+        asked = str(rng.choice([c for c in COLORS if c not in shown]))
+        question = ask("shape", f"It is a {shape}.", color=asked)
+    else:
+        shown = {thing.shape for thing in scene.things}
+        asked = str(rng.choice([s for s in SHAPES if s not in shown]))
+        family = "color" if rng.random() < 0.5 else "end_color"
+        question = ask(family, f"It is {color}.", shape=asked)
+    return replace(question, family=GUESS)
 
 
 class _Asker:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import numpy as np
 import pytest
 
 from dycoke_core.tiny.descriptions import describe, facts_of, share_of_facts
@@ -11,10 +12,11 @@ from dycoke_core.tiny.questions import (
     PHRASINGS,
     SHORT_FAMILIES,
     Question,
+    guess_about,
     questions_about,
 )
 from dycoke_core.tiny.render import render
-from dycoke_core.tiny.scenes import HELD_OUT, SIZE, sample_scene
+from dycoke_core.tiny.scenes import COLORS, HELD_OUT, SHAPES, SIZE, sample_scene
 from dycoke_core.tiny.testset import score, test_set
 from dycoke_core.tiny.tokenizer import build_tokenizer
 from tests.tiny.seen import Sighting, look_at
@@ -135,6 +137,23 @@ def test_existence_is_as_often_denied_as_affirmed() -> None:
         q for s in range(100) for q in questions_about(sample_scene(s)) if q.family == "existence"
     ]
     assert Counter(q.answer for q in asked)["Yes."] * 2 == len(asked)
+
+
+def test_guesses_ask_for_what_is_not_there_and_their_words_say_nothing_of_the_answer() -> None:
+    rng = np.random.default_rng(0)
+    pairs: Counter[tuple[str, str]] = Counter()
+    for seed in range(3000):
+        scene = sample_scene(seed, num_frames=8)
+        question = guess_about(scene, rng)
+        words = question.text.rstrip("?").split()
+        shown = {w for t in scene.things for w in (t.color, t.shape, t.new_color)}
+        (asked,) = {*COLORS, *SHAPES} & set(words)
+        assert asked not in shown
+        answered = question.answer.rstrip(".").split()[-1]
+        pairs[(answered, asked) if answered in COLORS else (asked, answered)] += 1
+    number = [pairs[color, shape] for color in COLORS for shape in SHAPES]
+    assert min(number) > 0.6 * np.mean(number)
+    assert max(number) < 1.5 * np.mean(number)
 
 
 def test_every_family_has_several_phrasings() -> None:

@@ -12,11 +12,12 @@ from safetensors.torch import load_file
 
 from dycoke_core.model.llava_onevision import LlavaOnevision
 from dycoke_core.tiny.architecture import new_model
-from dycoke_core.tiny.questions import FAMILIES, questions_about
+from dycoke_core.tiny.questions import GUESS, questions_about
 from dycoke_core.tiny.render import render
 from dycoke_core.tiny.scenes import HELD_OUT, sample_scene
 from dycoke_core.tiny.training import language_stage, run, vision_stage
 from dycoke_core.tiny.training.batches import (
+    ASKED,
     IGNORED,
     BatchKey,
     encode_question,
@@ -152,6 +153,18 @@ def test_a_batch_depends_on_its_key_alone() -> None:
         assert (is_answer.sum(dim=-1) >= 3).all()
 
 
+def test_a_guess_takes_the_place_of_one_short_question() -> None:
+    plain, guessing = (
+        video_batch(BatchKey(0, 0), num_videos=4, num_frames=8, has_guesses=has_guesses)
+        for has_guesses in (False, True)
+    )
+    for before, after in zip(plain.blocks, guessing.blocks, strict=True):
+        is_guess = after.families == ASKED.index(GUESS)
+        assert torch.equal(before.ids[~is_guess], after.ids[~is_guess])
+    assert [int((b.families == ASKED.index(GUESS)).sum()) for b in guessing.blocks] == [4, 0]
+    assert not any((block.families == ASKED.index(GUESS)).any() for block in plain.blocks)
+
+
 def test_no_frame_of_the_first_stage_shows_a_held_out_pair() -> None:
     from tests.tiny.seen import look_at
 
@@ -182,7 +195,9 @@ def test_the_curriculum_begins_with_short_videos_and_milder_dropping() -> None:
     assert {plan.num_frames for plan in late} == {8, 16, 32}
     assert [plan.counts_evenly for plan in plans] == [True] * 250 + [False] * 750
     assert 0.8 < max(plan.dropped for plan in late) <= 0.9
-    assert 0.5 < np.mean([plan.dropped > 0 for plan in plans]) < 0.6
+    assert [plan.has_guesses for plan in plans] == [False] * 720 + [True] * 280
+    assert 0.5 < np.mean([plan.dropped > 0 for plan in plans[:720]]) < 0.6
+    assert 0.65 < np.mean([plan.dropped > 0 for plan in plans[720:]]) < 0.75
     control = [plan_step(0, step, 1000, drops_tokens=False) for step in range(1000)]
     assert all(plan.dropped == 0 for plan in control)
     assert [plan.num_frames for plan in control] == [plan.num_frames for plan in plans]
@@ -193,16 +208,16 @@ def test_an_answer_counts_by_its_familys_weight() -> None:
     batch = video_batch(BatchKey(0, 0), num_videos=2, num_frames=8)
     generator = torch.Generator().manual_seed(2)
     hidden = [torch.randn(*block.ids.shape, 256, generator=generator) for block in batch.blocks]
-    present = {FAMILIES[i] for block in batch.blocks for i in block.families.flatten().tolist()}
+    present = {ASKED[i] for block in batch.blocks for i in block.families.flatten().tolist()}
 
     def loss(weights: dict[str, float]) -> float:
         return float(stage._answer_loss(batch, hidden, weights)[0].detach())
 
     def number(family: str) -> int:
-        place = FAMILIES.index(family)
+        place = ASKED.index(family)
         return sum(int((block.families == place).sum()) for block in batch.blocks)
 
-    nothing = dict.fromkeys(FAMILIES, 0.0)
+    nothing = dict.fromkeys(ASKED, 0.0)
     alone = {family: loss(nothing | {family: 1.0}) for family in present}
     weights = nothing | {family: 1.0 + i for i, family in enumerate(sorted(present))}
     shares = {family: weights[family] * number(family) for family in present}

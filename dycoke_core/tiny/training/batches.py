@@ -13,7 +13,14 @@ from torch import Tensor
 
 from dycoke_core.preprocess import PromptEncoder
 from dycoke_core.sequence import ChatMessage
-from dycoke_core.tiny.questions import FAMILIES, SHORT_FAMILIES, Question, questions_about
+from dycoke_core.tiny.questions import (
+    FAMILIES,
+    GUESS,
+    SHORT_FAMILIES,
+    Question,
+    guess_about,
+    questions_about,
+)
 from dycoke_core.tiny.render import RGB, render, render_frames
 from dycoke_core.tiny.scenes import BACKGROUNDS, HELD_OUT, Scene, Split, sample_scene
 from dycoke_core.tiny.tokenizer import CHAT_TEMPLATE, TURN_END, VIDEO, build_tokenizer
@@ -25,6 +32,7 @@ from dycoke_core.tiny.training.targets import (
 )
 
 IGNORED = -100
+ASKED = (*FAMILIES, GUESS)  # what a question of a batch can be
 NUM_SHORT = 12  # questions per video, next to the description
 SHORT_TOKENS, DESCRIPTION_TOKENS = 26, 54  # of a question with its answer, padded
 _SEEDS_PER_BATCH = 1024
@@ -63,7 +71,7 @@ class QuestionBlock:
 
     ids: Tensor  # int64 [B, questions, tokens]
     targets: Tensor  # the next token where it belongs to the answer, else IGNORED
-    families: Tensor  # int64 [B, questions], index into FAMILIES
+    families: Tensor  # int64 [B, questions], index into ASKED
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -108,15 +116,21 @@ def frame_batch(key: BatchKey, *, num_frames: int) -> FrameBatch:
     return FrameBatch(torch.from_numpy(np.stack([frame for frame, _ in shown])), **labels)
 
 
-def video_batch(key: BatchKey, *, num_videos: int, num_frames: int) -> VideoBatch:
-    """Videos with NUM_SHORT short questions and one description each."""
+def video_batch(
+    key: BatchKey, *, num_videos: int, num_frames: int, has_guesses: bool = False
+) -> VideoBatch:
+    """Videos with NUM_SHORT short questions and one description each.
+
+    Args:
+        has_guesses: one of the short questions has no answer in the video.
+    """
     first = _LANGUAGE_SEED + key.first_scene
     scenes = [
         sample_scene(seed, split=key.split, num_frames=num_frames)
         for seed in range(first, first + num_videos)
     ]
     histories = [history_labels(scene) for scene in scenes]
-    questions = [_choose(scene) for scene in scenes]
+    questions = [_choose(scene, has_guess=has_guesses) for scene in scenes]
     return VideoBatch(
         frames=torch.from_numpy(np.stack([render(scene) for scene in scenes])),
         blocks=(
@@ -156,17 +170,20 @@ def _any_color(rng: np.random.Generator, shape: str) -> tuple[int, int, int]:
             return (int(color[0]), int(color[1]), int(color[2]))
 
 
-def _choose(scene: Scene) -> list[Question]:
-    """NUM_SHORT questions by weight, and the description; some twice if there are too few."""
+def _choose(scene: Scene, *, has_guess: bool) -> list[Question]:
+    """NUM_SHORT questions, the last of them a guess or not, and the description."""
+    *short, description = questions_about(scene)
     rng = np.random.default_rng([5, scene.seed])
-    first, again = questions_about(scene), questions_about(scene, draw=1)
-    short = first[:-1]
     if len(short) < NUM_SHORT:
-        short += again[:-1] + first[:-1] * (NUM_SHORT // len(short))
-        return [*short[:NUM_SHORT], first[-1]]
-    weights = np.array([_WEIGHTS[question.family] for question in short])
-    chosen = rng.choice(len(short), NUM_SHORT, replace=False, p=weights / weights.sum())
-    return [*(short[index] for index in chosen), first[-1]]
+        again = questions_about(scene, draw=1)[:-1]
+        chosen = (short + again + short * (NUM_SHORT // len(short)))[:NUM_SHORT]
+    else:
+        weights = np.array([_WEIGHTS[question.family] for question in short])
+        places = rng.choice(len(short), NUM_SHORT, replace=False, p=weights / weights.sum())
+        chosen = [short[place] for place in places]
+    if has_guess:
+        chosen[-1] = guess_about(scene, rng)
+    return [*chosen, description]
 
 
 def _block(asked: list[list[Question]], length: int) -> QuestionBlock:
@@ -178,7 +195,7 @@ def _block(asked: list[list[Question]], length: int) -> QuestionBlock:
             end = len(prompt) + len(answer)
             ids[row, column, :end] = prompt + answer
             targets[row, column, len(prompt) - 1 : end - 1] = answer
-    families = [[FAMILIES.index(q.family) for q in questions] for questions in asked]
+    families = [[ASKED.index(q.family) for q in questions] for questions in asked]
     return QuestionBlock(torch.from_numpy(ids), torch.from_numpy(targets), torch.tensor(families))
 
 

@@ -6,9 +6,12 @@ teach the lower layers to look back in time, and are dropped afterwards.
 
 The curriculum begins with 8 frames and even weights. Then rare questions count more (where they did
 from the beginning, and no tokens were missing, a run never learnt to find things by their shape),
-and at last videos have 8 to 32 frames. In most steps a random share of the visual tokens is
-missing. Which are missing is chance alone: neither stage I nor stage II of DyCoke is ever used in
-training.
+then videos have 8 to 32 frames, and at last each brings a question that it does not answer. Without
+those the words of a question rule answers out: no yellow circle is ever seen in training, so
+"What color is the circle?" is not answered with "yellow" even where the tokens say so.
+
+In most steps a random share of the visual tokens is missing. Which are missing is chance alone:
+neither stage I nor stage II of DyCoke is ever used in training.
 """
 
 from collections.abc import Mapping
@@ -21,9 +24,9 @@ from torch import Tensor, nn
 from transformers import LlavaOnevisionForConditionalGeneration
 
 from dycoke_core.tiny.architecture import HIDDEN_SIZE
-from dycoke_core.tiny.questions import FAMILIES
 from dycoke_core.tiny.scenes import BACKGROUNDS, COLORS
 from dycoke_core.tiny.training.batches import (
+    ASKED,
     IGNORED,
     BatchKey,
     VideoBatch,
@@ -48,10 +51,11 @@ _HEADS_WEIGHT = 0.15
 _PLAN_KEY, _DROP_KEY = 6, 7
 _EARLY = 0.35  # share of the steps that see short videos only
 _EVEN = 0.25  # share of the steps in which every answer counts the same
-_LACKING = 0.55  # share of the steps that lack tokens
+_LATE = 0.72  # share of the steps before the last part of the curriculum
+_LACKING, _LACKING_LATE = 0.55, 0.7  # share of the steps that lack tokens
 
 # What an answer counts after that: more where few scenes allow the question, or it is learnt late.
-_EVEN_WEIGHTS = dict.fromkeys(FAMILIES, 1.0)
+_EVEN_WEIGHTS = dict.fromkeys(ASKED, 1.0)
 _LATE_WEIGHTS = (
     _EVEN_WEIGHTS
     | dict.fromkeys(("direction", "position"), 2.0)
@@ -68,6 +72,7 @@ class StepPlan:
     num_videos: int  # of all processes
     dropped: float = 0.0  # share of the visual tokens
     counts_evenly: bool = True  # every answer
+    has_guesses: bool = False
 
 
 def plan_step(seed: int, step: int, num_steps: int, *, drops_tokens: bool = True) -> StepPlan:
@@ -76,10 +81,16 @@ def plan_step(seed: int, step: int, num_steps: int, *, drops_tokens: bool = True
     is_early = step < _EARLY * num_steps
     num_frames = 8 if is_early else int(rng.choice((8, 16, 32), p=(0.3, 0.3, 0.4)))
     dropped = float(rng.uniform(0.3, 0.7 if is_early else 0.9))
-    counts_evenly = step < _EVEN * num_steps
-    if drops_tokens and rng.random() < _LACKING:
-        return StepPlan(num_frames, {8: 8, 16: 8, 32: 6}[num_frames], dropped, counts_evenly)
-    return StepPlan(num_frames, {8: 8, 16: 6, 32: 4}[num_frames], 0.0, counts_evenly)
+    is_late = step >= _LATE * num_steps
+    lacks_tokens = drops_tokens and rng.random() < (_LACKING_LATE if is_late else _LACKING)
+    num_videos = {8: 8, 16: 8, 32: 6} if lacks_tokens else {8: 8, 16: 6, 32: 4}
+    return StepPlan(
+        num_frames,
+        num_videos[num_frames],
+        dropped=dropped if lacks_tokens else 0.0,
+        counts_evenly=step < _EVEN * num_steps,
+        has_guesses=is_late,
+    )
 
 
 def choose_tokens(
@@ -138,8 +149,12 @@ class LanguageStage:
         """The loss, and per family the share of answers that are right word for word."""
         plan = plan_step(self._seed, step, num_steps, drops_tokens=self._drops_tokens)
         key = BatchKey(self._seed, step, self._process)
-        num_videos = plan.num_videos // self._num_processes
-        batch = video_batch(key, num_videos=num_videos, num_frames=plan.num_frames)
+        batch = video_batch(
+            key,
+            num_videos=plan.num_videos // self._num_processes,
+            num_frames=plan.num_frames,
+            has_guesses=plan.has_guesses,
+        )
         rng = np.random.default_rng([_DROP_KEY, self._seed, step, self._process])
         weights = _EVEN_WEIGHTS if plan.counts_evenly else _LATE_WEIGHTS
         return self._losses(batch, plan.dropped, weights, rng)
@@ -209,7 +224,7 @@ class LanguageStage:
         self, batch: VideoBatch, hidden: list[Tensor], weights: Mapping[str, float]
     ) -> tuple[Tensor, dict[str, float]]:
         """Cross-entropy of answer tokens, summed per answer; the weighted mean over answers."""
-        by_family = torch.tensor([weights[family] for family in FAMILIES])
+        by_family = torch.tensor([weights[family] for family in ASKED])
         total = torch.zeros(())
         total_weight = torch.zeros(())
         hits: dict[str, list[float]] = {}
@@ -227,7 +242,7 @@ class LanguageStage:
             for family, right in zip(
                 block.families.flatten().tolist(), is_right.flatten().tolist(), strict=True
             ):
-                hits.setdefault(FAMILIES[family], []).append(float(right))
+                hits.setdefault(ASKED[family], []).append(float(right))
         loss = total / total_weight
         figures = {family: sum(found) / len(found) for family, found in hits.items()}
         return loss, figures | {"loss": float(loss.detach())}
