@@ -148,7 +148,8 @@ class EngineConfig:
     kv_cache_bytes: int | None = None  # None: a share of the device's free memory
     engines_per_device: int = 1  # among which that share is divided
     dp_cache: Literal["device", "host"] = "device"  # where pruned layers' visual KV is kept
-    host_cache_bytes: int = 16 * 2**30  # for that, in host memory
+    host_cache_bytes: int | None = None  # for that; None: a share of the host's available memory
+    engines_per_host: int = 1  # among which that share is divided
     feature_cache_bytes: int = 512 * 2**20  # visual features of videos, before stage I
     vision_batch_frames: int = 4
     vision_slice_layers: int | None = None  # run between two decode steps; None: 2 on a CPU, all
@@ -160,6 +161,7 @@ class EngineConfig:
             "kv_cache_bytes",
             "engines_per_device",
             "host_cache_bytes",
+            "engines_per_host",
             "feature_cache_bytes",
             "vision_batch_frames",
             "vision_slice_layers",

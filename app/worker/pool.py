@@ -32,7 +32,11 @@ def worker_specs(
         ChildSpec(
             name=f"worker-{child}",
             argv=(sys.executable, "-m", "app", "worker", "--child", str(child)),
-            env={**env, **({"CUDA_VISIBLE_DEVICES": gpus[child % len(gpus)]} if gpus else {})},
+            env={
+                **env,
+                "DYCOKE_WORKERS": str(num_workers),  # who share the host's memory
+                **({"CUDA_VISIBLE_DEVICES": gpus[child % len(gpus)]} if gpus else {}),
+            },
             stop_order=stop_order,
             stop_timeout_s=settings.drain_timeout_s + STOP_MARGIN_S,
         )

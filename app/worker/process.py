@@ -51,6 +51,7 @@ def load_engine(settings: Settings) -> "Engine":
             # Workers share a CPU's memory. Of GPUs each has its own, see `app.worker.pool`.
             engines_per_device=(settings.workers or 1) if is_on_cpu else 1,
             dp_cache=settings.dp_cache,
+            engines_per_host=settings.workers or 1,
         ),
     )
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from dycoke_core.compression.policies import Policy, make_policy
 from dycoke_core.config import EngineConfig
-from dycoke_core.engine.budget import kv_budget_bytes
+from dycoke_core.engine.budget import host_budget_bytes, kv_budget_bytes
 from dycoke_core.engine.detokenizer import Detokenizer
 from dycoke_core.engine.faults import is_out_of_memory
 from dycoke_core.engine.kv_cache import row_bytes
@@ -40,7 +40,7 @@ class Admission:
         self._row_bytes = row_bytes(model.text_geometry, model.dtype)
         self.kv_budget = ByteBudget(kv_budget_bytes(model, config))
         self._videos: SharedPool[Video] = SharedPool(ByteBudget(config.feature_cache_bytes))
-        self.host_budget = ByteBudget(config.host_cache_bytes)
+        self.host_budget = ByteBudget(host_budget_bytes(config))
         self._prefixes: SharedPool[Prefix] = SharedPool(self.kv_budget, self.host_budget)
 
     @property

@@ -1,4 +1,7 @@
-"""How many bytes of keys and values an engine may hold, decided once at start."""
+"""How many bytes of keys and values an engine may hold, on its device and in host memory.
+
+Decided once, at start.
+"""
 
 import os
 from pathlib import Path
@@ -33,6 +36,13 @@ def kv_budget_bytes(model: LlavaOnevision, config: EngineConfig) -> int:
         return max(share - config.feature_cache_bytes - pass_bytes(model, config), 0)
     share = int(available_bytes() * _CPU_SHARE)
     return min(share, _CPU_MAX_BYTES) // config.engines_per_device
+
+
+def host_budget_bytes(config: EngineConfig) -> int:
+    """The setting, else a share of the host's available memory. On a CPU it adds to the KV's."""
+    if config.host_cache_bytes is not None:
+        return config.host_cache_bytes
+    return int(available_bytes() * _CPU_SHARE) // config.engines_per_host
 
 
 def pass_bytes(model: LlavaOnevision, config: EngineConfig) -> int:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dycoke_core.config import EngineConfig
 from dycoke_core.engine.admission import Admission
-from dycoke_core.engine.faults import has_broken_device, public_error
+from dycoke_core.engine.faults import has_broken_device, is_out_of_memory, public_error
 from dycoke_core.engine.model_runner import ModelRunner
 from dycoke_core.engine.report import make_report
 from dycoke_core.engine.sampler import sample
@@ -186,6 +186,9 @@ class Engine:
                 self._vision.encode_slice(pending)
                 self._runner.synchronize()
         except Exception as error:
+            if has_broken_device(error):
+                raise
+            logger.warning("a batch of frames failed", exc_info=error)
             culprits = self._vision.drop_failed_batch()
             doomed = [state for state in waiting if state.held_prefix.video in culprits]
             return [self._fail(state, error) for state in doomed]
@@ -213,7 +216,7 @@ class Engine:
     ) -> list[TokenEvent]:
         """One pass for all; where it fails, one for each, so that only the culprits end."""
         started_at = time.perf_counter()
-        outcome = None
+        outcome, lacks_memory = None, False
         try:
             outcome = self._pass(prefilling, decoding)
         except Exception as error:
@@ -221,7 +224,10 @@ class Engine:
                 return [self._fail((prefilling + decoding)[0], error)]
             if has_broken_device(error):
                 raise
+            lacks_memory = is_out_of_memory(error)
         if outcome is None:  # not in `except`, whose traceback holds the failed pass's tensors
+            if lacks_memory:
+                self._release_idle_memory()
             singles = [self._run([state], []) for state in prefilling]
             singles += [self._run([], [state]) for state in decoding]
             return [event for single in singles for event in single]
@@ -367,6 +373,8 @@ class Engine:
         sequence = state.sequence
         logger.error("sequence failed", exc_info=error, extra={"sequence_id": sequence.sequence_id})
         self._free(state)
+        if is_out_of_memory(error):
+            self._release_idle_memory()
         return TokenEvent(
             sequence_id=sequence.sequence_id,
             index=len(sequence.output_token_ids),
@@ -375,6 +383,12 @@ class Engine:
             finish_reason=FinishReason.ERROR,
             error=public_error(error),
         )
+
+    def _release_idle_memory(self) -> None:
+        """So that the next one finds room where the device holds less than the budget thinks."""
+        self._admission.clear()
+        if self.model.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _free(self, state: SequenceState) -> None:
         """The one place where a sequence leaves."""

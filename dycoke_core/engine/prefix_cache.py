@@ -115,6 +115,7 @@ class SharedPool(Generic[Item]):
 
     def release(self, item: Item) -> None:
         item.holders -= 1
+        self._items.move_to_end(item.key)
         if item.holders == 0 and not item.is_ready:
             self._drop(item)
 
@@ -138,19 +139,21 @@ class SharedPool(Generic[Item]):
         idle_bytes = sum(i.num_host_bytes for i in self._items.values() if i.holders == 0)
         if num_bytes > self.host_budget.free_bytes + idle_bytes:
             return False
-        self._evict_until(lambda: num_bytes <= self.host_budget.free_bytes)
+        self._evict_until(lambda: num_bytes <= self.host_budget.free_bytes, only_from_host=True)
         return True
 
     def clear(self) -> None:
         """Drops what nobody holds."""
         self._evict_until(lambda: False)
 
-    def _evict_until(self, is_enough: Callable[[], bool]) -> None:
+    def _evict_until(self, is_enough: Callable[[], bool], *, only_from_host: bool = False) -> None:
+        """Leaves alone, where told to, what holds nothing in host memory."""
         idle = [item for item in self._items.values() if item.holders == 0]
         for item in idle:
             if is_enough():
                 return
-            self._drop(item)
+            if item.num_host_bytes or not only_from_host:
+                self._drop(item)
 
     def _drop(self, item: Item) -> None:
         del self._items[item.key]

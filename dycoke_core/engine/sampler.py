@@ -45,10 +45,10 @@ def draw(logits: Tensor, params: SamplingParams, index: int) -> int:
     cumulative = ordered.cumsum(dim=-1)
     # The nucleus: tokens before which less than top_p has been summed up; never empty.
     num_candidates = (cumulative - ordered < params.top_p).sum()
-    total = cumulative[num_candidates - 1]
-    target = uniform(params.seed, index) * total
-    place = torch.searchsorted(cumulative, target, right=True).clamp(max=num_candidates - 1)
-    return int(ids[place])
+    last = (num_candidates - 1).view(1)
+    target = uniform(params.seed, index) * cumulative.index_select(0, last)
+    place = torch.searchsorted(cumulative, target, right=True).minimum(last)
+    return int(ids.index_select(0, place))
 
 
 def uniform(seed: int, index: int) -> float:

@@ -129,7 +129,7 @@ class StepAttention:
         changed = sequence.pruner.update(scores)
         # The host must not wait for a GPU, which gathers the kept rows at every step. On a CPU the
         # answer is there at once and saves gathering. Rows in host memory are gathered there, so
-        # the host has to know which: one wait a step, and copies at a refresh alone.
+        # the host has to know which: one wait for each such sequence, copies at a refresh alone.
         host_needs_it = changed.device.type == "cpu" or sequence.prefix.is_partly_on_host
         self._changed[place] = bool(changed) if host_needs_it else changed
 

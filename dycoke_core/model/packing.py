@@ -27,7 +27,7 @@ from transformers.activations import GELUTanh, SiLUActivation
 _NO_ACTIVATION = ("none", "")
 _SILU = ("swish", "")
 _GELU_TANH = ("gelu", "tanh")
-_BLOCK_ROWS = 512  # at most; all blocks but the last are equal multiples of _TILE_ROWS
+_BLOCK_ROWS = 512  # at most, a multiple of _TILE_ROWS
 _TILE_ROWS = 32
 
 
@@ -119,10 +119,17 @@ def _in_blocks(mlp: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
     num_rows = math.prod(rows.shape[:-1])
     if num_rows <= _BLOCK_ROWS:
         return mlp(rows)
+    blocks = torch.split(rows.flatten(0, -2), _block_sizes(num_rows))
+    return torch.cat([mlp(block) for block in blocks]).view(*rows.shape[:-1], -1)
+
+
+def _block_sizes(num_rows: int) -> list[int]:
+    """Of at most _BLOCK_ROWS rows each: whole tiles but for the last, and as equal as they get."""
     num_blocks = math.ceil(num_rows / _BLOCK_ROWS)
-    size = math.ceil(num_rows / num_blocks / _TILE_ROWS) * _TILE_ROWS
-    blocks = [mlp(block) for block in torch.split(rows.flatten(0, -2), size)]
-    return torch.cat(blocks).view(*rows.shape[:-1], -1)
+    fewest, num_larger = divmod(math.ceil(num_rows / _TILE_ROWS), num_blocks)
+    sizes = [(fewest + (place < num_larger)) * _TILE_ROWS for place in range(num_blocks)]
+    sizes[-1] -= sum(sizes) - num_rows
+    return sizes
 
 
 def _packed(module: nn.Module) -> nn.Module | None:

@@ -6,7 +6,12 @@ import pytest
 
 from dycoke_core.config import EngineConfig
 from dycoke_core.engine import budget
-from dycoke_core.engine.budget import available_bytes, kv_budget_bytes, pass_bytes
+from dycoke_core.engine.budget import (
+    available_bytes,
+    host_budget_bytes,
+    kv_budget_bytes,
+    pass_bytes,
+)
 from dycoke_core.model.llava_onevision import LlavaOnevision
 
 GIB = 2**30
@@ -65,6 +70,14 @@ def test_engines_on_a_cpu_share_a_quarter_of_it(
     monkeypatch.setattr(budget, "available_bytes", lambda: 400 * GIB)
     assert kv_budget_bytes(tiny_model, EngineConfig()) == 8 * GIB
     assert kv_budget_bytes(tiny_model, EngineConfig(kv_cache_bytes=5)) == 5
+
+
+def test_engines_on_a_host_share_a_quarter_of_it_for_the_dp_cache(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(budget, "available_bytes", lambda: 64 * GIB)
+    assert host_budget_bytes(EngineConfig(engines_per_host=4)) == 4 * GIB
+    assert host_budget_bytes(EngineConfig(engines_per_host=4, host_cache_bytes=7)) == 7
 
 
 def test_a_pass_takes_more_with_larger_chunks(tiny_model: LlavaOnevision) -> None:

@@ -1,5 +1,7 @@
 """Read once, ask many: hits equal cold runs, work is shared, memory is bounded and given back."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 
 from dycoke_core.config import EngineConfig
 from dycoke_core.engine.kv_cache import PrefixKV, row_bytes
-from dycoke_core.engine.prefix_cache import distinct_frames
+from dycoke_core.engine.prefix_cache import ByteBudget, Prefix, SharedPool, distinct_frames
 from dycoke_core.errors import PromptTooLongError
 from dycoke_core.model.llava_onevision import LlavaOnevision
 from dycoke_core.sequence import CacheReport, ChatMessage, Sequence
@@ -256,6 +258,46 @@ def test_host_memory_is_bounded_too(tiny_model: LlavaOnevision) -> None:
         engine.run(make_sequence(str(video), video=video, max_tokens=2))
         assert engine._admission.host_budget.used_bytes <= 800_000
     assert engine._admission.host_budget.used_bytes > 400_000
+
+
+def test_want_of_host_memory_evicts_nothing_that_lies_on_the_device(
+    tiny_model: LlavaOnevision,
+) -> None:
+    config = EngineConfig(dp_cache="host", host_cache_bytes=800_000)
+    engine = RecordingEngine(tiny_model, config)
+    engine.run(make_sequence("whole", video=9, compression="full", max_tokens=2))
+    for video in range(4):
+        engine.run(make_sequence(str(video), video=video, max_tokens=2))
+    report = report_of(engine.run(make_sequence("again", video=9, compression="full"))["again"])
+    assert report.cache.has_prefix_hit
+
+
+def test_what_was_let_go_last_is_evicted_last() -> None:
+    pool: SharedPool[Prefix] = SharedPool(ByteBudget(100))
+    first, second = (Prefix(name, None, 50) for name in "ab")
+    for prefix in (first, second):
+        prefix.kv = SimpleNamespace(is_complete=True)  # type: ignore[assignment]
+        pool.add(prefix)
+    pool.release(second)
+    pool.release(first)
+    pool.make_room(50)
+    assert pool.hold("a") is first
+    assert pool.hold("b") is None
+
+
+def test_an_engine_that_ran_out_of_memory_gives_up_what_nobody_uses(
+    tiny_model: LlavaOnevision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = RecordingEngine(tiny_model, EngineConfig())
+    engine.run(make_sequence("before", video=1))
+    assert engine.stats().kv_bytes_cached > 0
+    monkeypatch.setattr(
+        engine._runner, "compress", lambda state: (_ for _ in ()).throw(MemoryError())
+    )
+    engine.run(make_sequence("fails", video=2))
+    assert engine.stats().kv_bytes_cached == 0
+    monkeypatch.undo()
+    assert report_of(engine.run(make_sequence("after", video=2))["after"])
 
 
 def test_a_sequence_that_waits_evicts_nothing(tiny_model: LlavaOnevision) -> None:

@@ -18,6 +18,7 @@ from dycoke_core.model.packing import (
     PackedGatedMlp,
     PackedLinear,
     PackedMlp,
+    _block_sizes,
     can_pack,
     pack_weights,
 )
@@ -62,6 +63,15 @@ def test_a_packed_module_is_as_exact_as_the_plain_one(
     module = make_module().to(torch.bfloat16)
     packed, plain = errors(module, torch.randn(*shape, 96).to(torch.bfloat16))
     assert packed <= 1.5 * plain
+
+
+@pytest.mark.parametrize("num_rows", [513, 544, 1000, 2960, 4096, 7681, 8748])
+def test_blocks_of_rows_are_nearly_equal_and_never_too_large(num_rows: int) -> None:
+    sizes = _block_sizes(num_rows)
+    assert sum(sizes) == num_rows
+    assert max(sizes) <= 512
+    assert max(sizes) - min(sizes) <= 63, "a tile, and what the last tile lacks"
+    assert all(size % 32 == 0 for size in sizes[:-1])
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def test_one_worker_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "GPU_DEVICES", ())
     (spec,) = pool.worker_specs(Settings(), env={"DYCOKE_REDIS_URL": "redis://r"}, stop_order=1)
     assert spec.argv == (sys.executable, "-m", "app", "worker", "--child", "0")
-    assert spec.env == {"DYCOKE_REDIS_URL": "redis://r"}
+    assert spec.env == {"DYCOKE_REDIS_URL": "redis://r", "DYCOKE_WORKERS": "1"}
     assert spec.stop_order == 1
     assert spec.stop_timeout_s > Settings().drain_timeout_s
 
