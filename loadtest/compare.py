@@ -24,8 +24,8 @@ from loadtest.runs import Plan, Result, run_locust
 SETTINGS = ("full", "dycoke")
 OPEN_LOOP_SHARES = (0.3, 0.6, 0.9)
 OBJECTIVE_FACTOR = 1.5  # of the p95 time to first token of full tokens and one user
-MAX_STALL_S = 1.0
-MAX_ATTEMPTS = 3
+MAX_STALL_S = 1.0  # of the load generator; a run with a longer one is repeated
+MAX_ATTEMPTS = 3  # the last counts in any case; its stall is in the report
 CLEAR = "\r\033[K" if sys.stdout.isatty() else ""
 RESULTS = Path(__file__).parent / "results"
 
@@ -124,8 +124,14 @@ class Comparison:
         )
         self._num_done += 1
         head = f"[{self._num_done}/{self._num_runs}] {plan.label}"
-        result = run_locust(plan, self._service.url, self._folder, on_wait=lambda s: _show(head, s))
-        print(f"\r\033[K{head}: {_in_short(result)}", flush=True)
+        for _ in range(MAX_ATTEMPTS):
+            result = run_locust(
+                plan, self._service.url, self._folder, on_wait=lambda s: _show(head, s)
+            )
+            print(f"{CLEAR}{head}: {_in_short(result)}", flush=True)
+            if result.max_stall_s <= MAX_STALL_S:
+                break
+            print(f"The load generator stood still for {result.max_stall_s:.1f} s.", flush=True)
         return result
 
 

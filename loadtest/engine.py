@@ -323,6 +323,7 @@ def main() -> int:
         "--with-vision", action="store_true", help="the whole vision tower: minutes"
     )
     arguments = parser.parse_args()
+    measured_with = machine.describe()  # before this puts load on the machine
     print("Building LLaVA-OneVision-0.5B's geometry with random weights ...", flush=True)
     make_model = partial(
         random_llava_onevision_0_5b,
@@ -343,7 +344,7 @@ def main() -> int:
         print(f"  {name:62} {value:.4g}")
     if arguments.json:
         rows = [asdict(row) for row in bench.rows]
-        measured_with = machine.describe() | {"threads": torch.get_num_threads()}
+        measured_with |= {"threads": torch.get_num_threads()}
         print(json.dumps({"machine": measured_with, "ratios": rows, "figures": bench.figures}))
     return 0
 

@@ -6,6 +6,7 @@ python -m dycoke_core.tiny clip [FILE]           the bundled clip
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 from dycoke_core.tiny import CHECKPOINT, CLIP
@@ -49,18 +50,20 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    from dycoke_core.tiny.training.run import TrainingPlan, train
+    from dycoke_core.tiny.training.run import OtherPlanError, TrainingPlan, train
 
-    train(
-        TrainingPlan(
-            directory=arguments.directory,
-            seed=arguments.seed,
-            vision_steps=arguments.vision_steps,
-            language_steps=arguments.language_steps,
-            processes=arguments.processes,
-            drops_tokens=not arguments.control,
-        )
+    plan = TrainingPlan(
+        directory=arguments.directory,
+        seed=arguments.seed,
+        vision_steps=arguments.vision_steps,
+        language_steps=arguments.language_steps,
+        processes=arguments.processes,
+        drops_tokens=not arguments.control,
     )
+    try:
+        train(plan)
+    except OtherPlanError as error:
+        sys.exit(f"error: {error}")
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:

@@ -27,6 +27,7 @@ from dycoke_core.tiny.questions import FAMILIES, SHORT_FAMILIES
 from dycoke_core.tiny.testset import ExamScene, test_set
 
 POLICIES = ("full", "dycoke")
+NUM_FIRST = 6  # questions of each family whose scores are kept one by one
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +57,20 @@ def evaluate(evaluation: Evaluation) -> dict[str, Any]:
             policy: {
                 "mean_of_short_families": round(mean_of_short_families(by_family), 4),
                 "families": {family: round(by_family[family], 4) for family in FAMILIES},
+                "first_scores": first_scores(found, POLICIES.index(policy)),
             }
             for policy, by_family in by_policy.items()
         },
     }
+
+
+def first_scores(found: Sequence[Answer], policy: int) -> dict[str, list[float]]:
+    """Each family's first NUM_FIRST scores under one policy, in the order of the test set."""
+    scores: dict[str, list[float]] = {family: [] for family in FAMILIES}
+    for one in found:
+        if one.policy == policy and len(scores[one.family]) < NUM_FIRST:
+            scores[one.family].append(round(one.score, 4))
+    return scores
 
 
 def table(figures: dict[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """What compression costs in right answers.
 
-    python -m loadtest.accuracy [--model DIR] [--n 200] [--tables table1 table5 ...]
+    python -m loadtest.accuracy [--model DIR] [--n 200] [--tables table1 table5 ...] [--output DIR]
     python -m loadtest.accuracy --policies dycoke '{"policy": "vidcom2", "retained_ratio": 0.5}'
 
 Asks a model the synthetic test set under every setting of the paper's tables: full tokens, DyCoke,
@@ -24,6 +24,8 @@ from dycoke_core.model.llava_onevision import LlavaOnevision
 from dycoke_core.tiny import CHECKPOINT
 from dycoke_core.tiny.questions import DESCRIBE, PHRASINGS
 from dycoke_core.tiny.scenes import Scene
+from dycoke_core.tiny.testset import FIRST_SEED
+from loadtest import machine
 from loadtest.accuracy.charts import draw_charts
 from loadtest.accuracy.clips import QuestionSet, load_questions
 from loadtest.accuracy.markdown import to_markdown
@@ -39,8 +41,6 @@ from loadtest.accuracy.settings import (
     union,
 )
 
-OUTPUT = Path(__file__).parent.parent / "results" / "accuracy"
-
 
 def main() -> int:
     try:
@@ -53,6 +53,7 @@ def main() -> int:
 
 def _run(arguments: argparse.Namespace) -> None:
     matplotlib.use("Agg")
+    measured_with = machine.describe()  # before this puts load on the machine
     source = ModelSource(arguments.model, arguments.device, arguments.dtype)
     model = source.load()
     tables = _tables(arguments, model)
@@ -65,7 +66,8 @@ def _run(arguments: argparse.Namespace) -> None:
         outcomes = evaluate(
             source, questions, settings, num_processes=num_processes, on_clips=bar.update
         )
-    report = make_report(model, questions, tables, outcomes)
+    measured_with["processes"] = num_processes
+    report = make_report(model, questions, tables, outcomes, measured_with)
     arguments.output.mkdir(parents=True, exist_ok=True)
     (arguments.output / "accuracy.json").write_text(json.dumps(report, indent=2) + "\n")
     text = to_markdown(report)
@@ -118,8 +120,8 @@ def _parse_arguments() -> argparse.Namespace:
         "--policies", nargs="+", metavar="POLICY", help="names or JSON objects, instead of tables"
     )
     parser.add_argument("--no-baselines", action="store_true", help="leave out FastV and PruMerge")
-    parser.add_argument("--first-seed", type=int, default=0, help="of the test scenes")
-    parser.add_argument("--output", type=Path, default=OUTPUT)
+    parser.add_argument("--first-seed", type=int, default=FIRST_SEED, help="of the test scenes")
+    parser.add_argument("--output", type=Path, default=Path("accuracy-report"))
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--processes", type=int, help="one per core of a CPU, else one")

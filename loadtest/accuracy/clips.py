@@ -11,7 +11,7 @@ from dycoke_core.sequence import ChatMessage
 from dycoke_core.tiny.questions import DESCRIBE, FAMILIES, SHORT_FAMILIES, Question
 from dycoke_core.tiny.render import render
 from dycoke_core.tiny.scenes import SIZE, Scene
-from dycoke_core.tiny.testset import MAX_TOKENS, test_set
+from dycoke_core.tiny.testset import FIRST_SEED, MAX_TOKENS, test_set
 
 # Places in FAMILIES.
 SHORT = tuple(range(len(SHORT_FAMILIES)))
@@ -56,7 +56,7 @@ class QuestionSet:
     videos: npt.NDArray[np.int64]
 
 
-def load_questions(num_questions: int, *, first_seed: int = 0) -> QuestionSet:
+def load_questions(num_questions: int, *, first_seed: int = FIRST_SEED) -> QuestionSet:
     """`num_questions` of every family.
 
     Args:

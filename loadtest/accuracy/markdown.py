@@ -34,7 +34,7 @@ def _heading(report: dict[str, Any]) -> str:
             f"Model `{model['weights_digest'][:16]}` ({model['num_layers']} layers of "
             f"{model['hidden_size']}, {model['tokens_per_frame']} tokens per frame), "
             f"{measured_with['dtype']} on {measured_with['device']} "
-            f"({measured_with['machine']['cpu']}, {measured_with['threads']} threads), "
+            f"({measured_with['machine']['cpu']}, {measured_with['processes']} processes), "
             f"torch {packages['torch']}, transformers {packages['transformers']}, "
             f"Python {measured_with['python']}.",
             "",
@@ -60,12 +60,12 @@ def _by_family(report: dict[str, Any], table: str) -> str:
     """Policies x families, retained ratio, FLOPs."""
     families = list(report["test_set"]["questions"])
     full = report["settings"]["full"]
-    head = ["", "prefill / decode tokens", "retained (final)", "FLOPs (G)", "FLOPs ratio"]
+    head = ["", "prefill / decode tokens", "retained", "FLOPs (G)", "FLOPs ratio"]
     rows = [
         [
             name,
             f"{row['visual_tokens_prefill']} / {row['visual_tokens_decode']}",
-            f"{row['retained_ratio']:.2%}",
+            _retained(row),
             f"{row['paper_flops'] / 1e9:.2f}",
             f"{row['paper_flops'] / full['paper_flops']:.0%}",
             *(_score(row["families"][family]) for family in families),
@@ -74,7 +74,11 @@ def _by_family(report: dict[str, Any], table: str) -> str:
         for name, row in settings_in(report, table)
     ]
     cells = _table([*head, *families, *_SUMMARY], rows)
-    return f"{cells}\n\nFLOPs by the paper's Eq. 8, R = 100."
+    return (
+        f"{cells}\n\nRetained: share of the visual tokens in the prefill / in a decode step's last "
+        "layer (the paper's *final*) / in a decode step, mean of all layers. FLOPs by the paper's "
+        "Eq. 8, R = 100."
+    )
 
 
 def _table5(report: dict[str, Any]) -> str:
@@ -136,7 +140,8 @@ def _claims(report: dict[str, Any]) -> str:
     note = (
         "*holds*: the whole interval is above 0, or above -.02 where that is claimed; *fails*: it "
         "is below; *in the mean*: the difference is above -.02, not all of its interval; "
-        "*not shown*: the interval has both."
+        "*not shown*: the interval has both. Each interval is 95 % by itself: of twenty, one may "
+        "miss by chance."
     )
     return f"## What this shows\n\n{_table(['', 'difference', ''], rows)}\n\n{note}"
 
@@ -149,6 +154,12 @@ def _summary(row: Row) -> Iterator[str]:
     yield _estimate(row["short"])
     yield _difference(versus["short"])
     yield f"{versus['mcnemar']['p']:.2g}"
+
+
+def _retained(row: Row) -> str:
+    prefill = row["visual_tokens_prefill"] / row["visual_tokens_in"]
+    shares = (prefill, row["retained_ratio"], row["retained_ratio_decode_all_layers"])
+    return " / ".join(f"{share:.1%}" for share in shares)
 
 
 def _share_dropped(row: Row) -> str:

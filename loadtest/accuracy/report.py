@@ -5,11 +5,9 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-import torch
 
 from dycoke_core.model.llava_onevision import LlavaOnevision
 from dycoke_core.tiny.questions import FAMILIES
-from loadtest import machine
 from loadtest.accuracy.claims import check_claims
 from loadtest.accuracy.clips import DESCRIPTIONS, SHORT, QuestionSet
 from loadtest.accuracy.evaluation import Outcomes
@@ -22,14 +20,18 @@ def make_report(
     questions: QuestionSet,
     tables: dict[str, list[Setting]],
     outcomes: Outcomes,
+    measured_with: dict[str, Any],
 ) -> dict[str, Any]:
-    """Everything that was measured, as JSON knows it."""
+    """Everything that was measured, as JSON knows it.
+
+    Args:
+        measured_with: the machine, as it was before.
+    """
     paired = Paired(questions.videos, questions.families, len(FAMILIES))
     settings = {setting.name: setting for rows in tables.values() for setting in rows}
     return {
         "environment": {
-            **machine.describe(),
-            "threads": torch.get_num_threads(),
+            **measured_with,
             "device": str(model.device),
             "dtype": str(model.dtype).removeprefix("torch."),
         },
@@ -63,6 +65,7 @@ def _what(setting: Setting, model: LlavaOnevision) -> dict[str, Any]:
         "num_frames": setting.num_frames,
         **asdict(cost),
         "retained_ratio": cost.retained_ratio,
+        "retained_ratio_decode_all_layers": cost.visual_tokens_decode_mean / cost.visual_tokens_in,
     }
 
 

@@ -49,6 +49,7 @@ class Cost:
     visual_tokens_in: int
     visual_tokens_prefill: int  # in the layers before any pruning
     visual_tokens_decode: int  # in the last layer
+    visual_tokens_decode_mean: float  # over all layers
     paper_flops: float
 
     @property
@@ -63,14 +64,19 @@ def cost_of(setting: Setting, geometry: TextGeometry, tokens_per_frame: int) -> 
         num_kept = share_of(FASTV_RATIO, num_in)
         work = _flops(geometry, num_in, setting.layer)
         work += _flops(geometry, num_kept, geometry.num_layers - setting.layer)
-        return Cost(num_in, num_in, num_kept, work)
+        mean = _mean(geometry, setting.layer, num_in, num_kept)
+        return Cost(num_in, num_in, num_kept, mean, work)
     if setting.method == "prumerge":
         num_kept = setting.num_frames * share_of(PRUMERGE_RATIO, tokens_per_frame)
-        return Cost(num_in, num_kept, num_kept, _flops(geometry, num_kept, geometry.num_layers))
+        work = _flops(geometry, num_kept, geometry.num_layers)
+        return Cost(num_in, num_kept, num_kept, num_kept, work)
     policy = make_policy(setting.compression)
     num_visual = policy.count_visual_tokens(setting.num_frames, tokens_per_frame)
     num_decode = policy.count_decode_tokens(num_visual, geometry.num_layers)
-    return Cost(num_in, num_visual, num_decode, _flops(geometry, num_visual, geometry.num_layers))
+    first_pruned = policy.first_pruned_layer(num_visual, geometry.num_layers)
+    mean = _mean(geometry, first_pruned, num_visual, num_decode)
+    work = _flops(geometry, num_visual, geometry.num_layers)
+    return Cost(num_in, num_visual, num_decode, mean, work)
 
 
 def settings_of(table: Table, *, num_layers: int, tokens_per_frame: int) -> list[Setting]:
@@ -162,6 +168,12 @@ def _dycoke(*, num_frames: int = NUM_FRAMES, **changes: Any) -> Setting:
 
 def _policy(name: str, **parameters: Any) -> Setting:
     return Setting(name, compression=CompressionConfig(**parameters))
+
+
+def _mean(geometry: TextGeometry, first_pruned: int, before: int, after: int) -> float:
+    """Over the layers, of which those from `first_pruned` on see `after` tokens."""
+    num_layers = geometry.num_layers
+    return (first_pruned * before + (num_layers - first_pruned) * after) / num_layers
 
 
 def _flops(geometry: TextGeometry, num_visual_tokens: int, num_layers: int) -> float:

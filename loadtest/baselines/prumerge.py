@@ -55,7 +55,9 @@ def merge_tokens(view: TowerView, retained_ratio: float = 0.55) -> tuple[Tensor,
         int64 [V] places among the F * N tokens, ascending, and the merged tokens [V, D].
 
     Source: Shang et al., "LLaVA-PruMerge", arXiv 2403.15388; fixed 55 % as in DyCoke's paper.
-    Deviation: see `look_at`; each frame of the video is treated as an image of its own.
+    Deviation: see `look_at`; each frame of the video is an image of its own; tokens merge behind
+        the projector, only with pruned ones, and no token is added for all that was pruned. Of
+        frames of 49 tokens fewer than 32 are pruned, so every kept token gains the same.
     """
     num_frames, tokens_per_frame, _ = view.features.shape
     num_kept = share_of(retained_ratio, tokens_per_frame)

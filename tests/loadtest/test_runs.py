@@ -2,6 +2,7 @@
 
 import json
 import random
+from argparse import Namespace
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,11 @@ from typing import Any
 import pytest
 
 from dycoke_core.model.loader import load_model
+from loadtest import compare
 from loadtest.client import Answer, Event
 from loadtest.geometry import write_medium_checkpoint
 from loadtest.report import write_report
+from loadtest.running import RunningService
 from loadtest.runs import Plan, Spread, summarise
 from loadtest.scenarios import MIX, Draw
 
@@ -69,6 +72,22 @@ def test_throughput_counts_what_ended_in_time_and_goodput_all_who_asked() -> Non
     assert result.goodput_per_s(1.0) == pytest.approx(0.2)
     assert result.good_share(1.0) == 0.5, "the one that was refused counts as asked"
     assert result.good_share(0.05) == 0.0
+
+
+def test_a_run_whose_generator_stood_still_is_repeated_a_few_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stalls = iter([2.0, 0.1, 3.0, 3.0, 3.0])
+    monkeypatch.setattr(
+        compare,
+        "run_locust",
+        lambda plan, *_, **__: summarise(plan, raw() | {"max_stall_s": next(stalls)}),
+    )
+    options = Namespace(users=[1], duration=1.0, num_frames=8, seed=1)
+    comparison = compare.Comparison(options, RunningService("http://nowhere", tmp_path), tmp_path)
+    assert comparison._run("full", users=1).max_stall_s == 0.1
+    assert comparison._run("full", users=1).max_stall_s == 3.0
+    assert next(stalls, None) is None
 
 
 def test_report_has_a_table_plots_and_everything_as_json(tmp_path: Path) -> None:

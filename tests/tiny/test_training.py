@@ -29,7 +29,7 @@ from dycoke_core.tiny.training.language_stage import StepPlan, choose_tokens, pl
 from dycoke_core.tiny.training.muon import orthogonal
 from dycoke_core.tiny.training.packed import run_packed
 from dycoke_core.tiny.training.projection import visual_tokens
-from dycoke_core.tiny.training.run import TrainingPlan, run_stages
+from dycoke_core.tiny.training.run import OtherPlanError, TrainingPlan, run_stages, train
 from dycoke_core.tiny.training.schedule import DECAY, learning_rate_factor, steps_to_finish
 from dycoke_core.tiny.training.targets import MOTIONS, NOTHING, history_labels
 
@@ -139,6 +139,19 @@ def test_training_asks_in_the_prompts_that_the_engine_asks_in(tiny_model: LlavaO
     asked, answer = encode_question(question)
     assert (prefix_ids(), asked) == (prompt.ids_before_video, prompt.ids_after_video)
     assert tiny_model.prompt_encoder.tokenizer.decode(answer) == question.answer + "<|im_end|>"
+
+
+def test_a_run_is_not_gone_on_with_by_another_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[TrainingPlan] = []
+    monkeypatch.setattr(run, "spawn", lambda work, arguments, nprocs: started.append(arguments[0]))
+    plan = TrainingPlan(tmp_path)
+    train(plan)
+    train(plan)
+    with pytest.raises(OtherPlanError, match="another plan"):
+        train(TrainingPlan(tmp_path, drops_tokens=False))
+    assert started == [plan, plan]
 
 
 def test_a_batch_depends_on_its_key_alone() -> None:

@@ -5,16 +5,16 @@ gradients with the others'. On a shared machine that is several times faster tha
 several threads, which wait for each other in every operation. What comes out depends on the seed,
 the numbers of steps and the number of processes.
 
-A run lives in a directory: `state.pt` (written every few minutes, what a restart resumes from),
-`log.json`, the curves, and in the end `checkpoint/`. A file named `finish` in it begins the final
-decay of the learning rate at once.
+A run lives in a directory: `plan.json`, `state.pt` (written every few minutes, what a restart
+resumes from), `log.json`, the curves, and in the end `checkpoint/`. A file named `finish` in it
+begins the final decay of the learning rate at once.
 """
 
 import json
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -47,6 +47,14 @@ class TrainingPlan:
     processes: int = 2
     drops_tokens: bool = True
 
+    def recipe(self) -> dict[str, int]:
+        """What a run that goes on must have in common with the one before."""
+        return {name: int(value) for name, value in asdict(self).items() if name != "directory"}
+
+
+class OtherPlanError(Exception):
+    """Going on would mix two runs, or give out one for the other."""
+
 
 class Stage(Protocol):
     """What the loop trains. `step` of `num_steps` decides what a step trains on."""
@@ -65,11 +73,23 @@ class Stage(Protocol):
 
 
 def train(plan: TrainingPlan) -> None:
-    """Trains, or goes on where an earlier call left off, and writes the checkpoint."""
+    """Trains, or goes on where an earlier call left off, and writes the checkpoint.
+
+    Raises:
+        OtherPlanError: the directory holds a run of another plan.
+    """
     plan.directory.mkdir(parents=True, exist_ok=True)
+    _check_recipe(plan)
     meeting_point = plan.directory / "processes"
     meeting_point.unlink(missing_ok=True)
     spawn(_work, (plan, meeting_point), nprocs=plan.processes)  # type: ignore[no-untyped-call]
+
+
+def _check_recipe(plan: TrainingPlan) -> None:
+    file = plan.directory / "plan.json"
+    if file.is_file() and (recipe := json.loads(file.read_text())) != plan.recipe():
+        raise OtherPlanError(f"{plan.directory} holds a run of another plan: {recipe}")
+    file.write_text(json.dumps(plan.recipe()) + "\n")
 
 
 def _work(rank: int, plan: TrainingPlan, meeting_point: Path) -> None:
