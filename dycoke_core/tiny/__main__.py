@@ -35,7 +35,9 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--language-steps", type=int, default=2700)
     parser.add_argument("--processes", type=int, default=2, help="of one thread each")
     parser.add_argument(
-        "--control", action="store_true", help="never drop visual tokens, for comparison"
+        "--drop-tokens",
+        action="store_true",
+        help="train with random visual tokens missing, for comparison",
     )
     parser.set_defaults(run=_train)
 
@@ -58,7 +60,7 @@ def _train(arguments: argparse.Namespace) -> None:
         vision_steps=arguments.vision_steps,
         language_steps=arguments.language_steps,
         processes=arguments.processes,
-        drops_tokens=not arguments.control,
+        drops_tokens=arguments.drop_tokens,
     )
     try:
         train(plan)

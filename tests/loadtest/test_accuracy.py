@@ -8,9 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import loadtest
 from dycoke_core.config import CompressionConfig, EngineConfig
 from dycoke_core.model.llava_onevision import LlavaOnevision
+from dycoke_core.model.loader import load_model
 from dycoke_core.sequence import SamplingParams, Sequence
+from dycoke_core.tiny import CHECKPOINT
 from dycoke_core.tiny.questions import FAMILIES, Question
 from loadtest.accuracy import __main__ as program
 from loadtest.accuracy.clips import QuestionSet, load_questions, sample_frames
@@ -156,6 +159,14 @@ def test_the_program_writes_tables_pictures_and_numbers(
         assert f"| {name} |" in text
     pictures = {path.name for path in tmp_path.glob("*.png")}
     assert pictures == {"attention.png", "families.png", "figure5.png", "kept.png"}
+
+
+def test_the_published_tables_are_those_of_the_bundled_model() -> None:
+    results = Path(loadtest.__file__).parent / "results" / "accuracy"
+    report = json.loads((results / "accuracy.json").read_text())
+    bundled = load_model(CHECKPOINT, device="cpu", dtype="float32")
+    assert report["model"]["weights_digest"] == bundled.weights_digest
+    assert min(report["test_set"]["questions"].values()) >= 200
 
 
 def test_policies_can_be_named_as_requests_name_them(

@@ -5,13 +5,12 @@ visual tokens half-way up say what has happened to their thing so far (motion, b
 teach the lower layers to look back in time, and are dropped afterwards.
 
 The curriculum begins with 8 frames and even weights. Then rare questions count more (where they did
-from the beginning, and no tokens were missing, a run never learnt to find things by their shape),
-then videos have 8 to 32 frames, and at last each brings a question that it does not answer. Without
-those the words of a question rule answers out: no yellow circle is ever seen in training, so
-"What color is the circle?" is not answered with "yellow" even where the tokens say so.
+from the beginning, a run never learnt to find things by their shape), then videos have 8 to 32
+frames, and at last each brings a question that it does not answer, so that the words of a question
+rule no answer out: no yellow circle is ever seen in training.
 
-In most steps a random share of the visual tokens is missing. Which are missing is chance alone:
-neither stage I nor stage II of DyCoke is ever used in training.
+All visual tokens are there. For comparison a run may lack a random share of them in most steps:
+which, is chance alone. Neither stage I nor stage II of DyCoke is ever used in training.
 """
 
 from collections.abc import Mapping
@@ -75,7 +74,7 @@ class StepPlan:
     has_guesses: bool = False
 
 
-def plan_step(seed: int, step: int, num_steps: int, *, drops_tokens: bool = True) -> StepPlan:
+def plan_step(seed: int, step: int, num_steps: int, *, drops_tokens: bool = False) -> StepPlan:
     """The curriculum. All processes draw the same plan; it holds about as many tokens each step."""
     rng = np.random.default_rng([_PLAN_KEY, seed, step])
     is_early = step < _EARLY * num_steps
@@ -119,7 +118,7 @@ class LanguageStage:
         process: int,
         num_processes: int,
         *,
-        drops_tokens: bool = True,
+        drops_tokens: bool = False,
     ) -> None:
         self.model = model
         self._seed = seed

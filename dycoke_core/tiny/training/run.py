@@ -45,7 +45,7 @@ class TrainingPlan:
     vision_steps: int = 600
     language_steps: int = 2700
     processes: int = 2
-    drops_tokens: bool = True
+    drops_tokens: bool = False  # in many of the language stage's steps
 
     def recipe(self) -> dict[str, int]:
         """What a run that goes on must have in common with the one before."""
