@@ -127,13 +127,15 @@ class KVPruner:
         self.num_steps += 1
         if self.kept is not None and self.threshold is None:
             return torch.zeros((), dtype=torch.bool, device=scores.device)
-        selected = self.choose(scores, self.num_kept, step)
         if self.kept is None or self.reference is None or self.num_refreshes is None:
-            self.kept, self.reference = selected, scores
+            self.kept, self.reference = self.choose(scores, self.num_kept, step), scores
             self.num_refreshes = torch.zeros((), dtype=torch.int64, device=scores.device)
             return torch.ones((), dtype=torch.bool, device=scores.device)
         assert self.threshold is not None
         is_stable = scores_agree(scores, self.reference, self.threshold)
+        if is_stable.device.type == "cpu" and is_stable:  # known at once, and no sort is needed
+            return ~is_stable
+        selected = self.choose(scores, self.num_kept, step)
         self.kept = torch.where(is_stable, self.kept, selected)
         self.reference = torch.where(is_stable, self.reference, scores)
         self.num_refreshes = self.num_refreshes + (~is_stable)
