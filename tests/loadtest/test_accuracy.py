@@ -92,7 +92,8 @@ def test_baselines_answer_every_question_of_a_video(
 ) -> None:
     monkeypatch.setattr("loadtest.accuracy.evaluation.score", arbitrary_score)
     monkeypatch.setattr("loadtest.accuracy.clips.MAX_TOKENS", dict.fromkeys(FAMILIES, 12))
-    questions = first_clip_of(load_questions(1))
+    # Of a scene about which a model with random weights does not always say the same.
+    questions = first_clip_of(load_questions(1, first_seed=0))
     settings = [Setting("full"), Setting("F", "fastv", layer=3), Setting("P", "prumerge")]
     outcomes = Laboratory(tiny_model, settings).examine(questions.clips)
     full, fastv, prumerge = (outcomes[setting.name].in_order() for setting in settings)
