@@ -6,8 +6,7 @@ measured in `loadtest.engine`: `weight_read_gb_s` against `plain_weight_read_gb_
 of an MLP are applied while a product is still in registers, not in passes over memory of their own,
 and a long prompt goes through it block by block, so that what lies between its products stays in
 the processor's cache, and in memory that the allocator has at hand: in one piece it is tens of
-megabytes, which glibc returns to the kernel and faults in anew at every call (a third of the MLP's
-time at 4,096 rows of LLaVA-OneVision-0.5B).
+megabytes, which glibc returns to the kernel and faults in anew at every call.
 
 transformers' layers stay as they are; only their linear layers and MLPs are exchanged. The packed
 weights replace the plain ones, but for a language head that shares its weights with the embedding:
