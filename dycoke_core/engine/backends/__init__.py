@@ -1,0 +1,1 @@
+"""Where a step's numbers are computed: one backend per kind of device."""
