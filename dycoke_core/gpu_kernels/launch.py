@@ -5,6 +5,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from torch import Tensor
+
+from dycoke_core.gpu_kernels.rows import ROW_COLUMNS
+
 # Told a kernel's name at each launch; a graph's replay launches nothing here, its capture does.
 Observer = Callable[[str], None]
 
@@ -26,6 +30,18 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> No
     kernel[grid](*args, enable_fp_fusion=False, **options)
     for observer in tuple(_observers):
         observer(kernel.__name__)
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises ValueError unless an argument of a kernel's function is as it must be."""
+    if not condition:
+        raise ValueError(message)
+
+
+def check_rows(rows: Tensor, num_rows: int) -> None:
+    """Raises ValueError unless `rows` is a table of that many rows."""
+    require(rows.shape == (num_rows, ROW_COLUMNS), f"rows must be [B, {ROW_COLUMNS}]")
+    require(rows.is_contiguous(), "rows must be contiguous")
 
 
 @contextmanager
