@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -13,6 +14,19 @@ from dycoke_core.gpu_kernels.rows import ROW_COLUMNS
 Observer = Callable[[str], None]
 
 _observers: list[Observer] = []
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """What a kernel was to be launched with."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    args: tuple[Any, ...]
+    options: dict[str, Any]  # the kernel's constants and the compiler's options
+
+
+_records: list[list[Launch]] = []
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
@@ -27,7 +41,11 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> No
     """
     if 0 in grid:
         return
-    kernel[grid](*args, enable_fp_fusion=False, **options)
+    options["enable_fp_fusion"] = False
+    if _records:
+        _records[-1].append(Launch(kernel, grid, args, options))
+        return
+    kernel[grid](*args, **options)
     for observer in tuple(_observers):
         observer(kernel.__name__)
 
@@ -64,3 +82,17 @@ def counting_launches() -> Iterator[Counter[str]]:
 
     with observing_launches(count):
         yield counts
+
+
+@contextmanager
+def recording_launches() -> Iterator[list[Launch]]:
+    """Inside the block kernels are not run but written down, so that they can be compiled ahead.
+
+    The tensors may be without data (`device="meta"`).
+    """
+    record: list[Launch] = []
+    _records.append(record)
+    try:
+        yield record
+    finally:
+        _records.remove(record)
