@@ -1,15 +1,15 @@
 """One pool of keys and values for all layers, and which of its rows are taken.
 
-A *page* holds PAGE_TOKENS tokens in the layers [a, b): (b - a) * PAGE_TOKENS consecutive rows, one
-layer after the other. A *slot* names a token in all layers of its page at once: its row in layer t
-is `slot + t * PAGE_TOKENS`. So the slots of a page that starts at row r are `r - a * PAGE_TOKENS`
-and those that follow; where a page lacks the first layers they may be negative.
+A *page* holds PAGE tokens in the layers [a, b): (b - a) * PAGE consecutive rows, one layer after the
+other. A *slot* names a token in all layers of its page at once: its row in layer t is
+`slot + t * PAGE`. So the slots of a page that starts at row r are `r - a * PAGE` and those that
+follow; where a page lacks the first layers they may be negative.
 
 Tokens are allocated as an `Extent`, whose pages may lie anywhere: first fit from the low end, over
-free rows kept as coalesced runs. Extents of one height (number of layers) never fragment the pool,
-so where all have it, bytes that suffice always do. Extents of several heights do fragment it: in a
-simulation of three heights coming and going, a refusal became likely above 92 % of the rows. So
-where heights mix, an allocation is the only proof of room, and has to be made at admission.
+free rows kept as coalesced runs. Extents of one height (number of layers) never fragment the pool:
+where all have it, bytes that suffice always do. Heights that mix do fragment it: in a simulation of
+prefixes and seats of three heights, at 92 % use, every second allocation was refused whose rows
+were free. Where heights mix, only an allocation proves that there is room.
 
 Owns the memory and knows no sequence, no budget and no stream: freed rows may be handed out at
 once. Whoever frees them knows that no kernel in flight reads them, or that whatever writes to them
@@ -28,7 +28,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-PAGE_TOKENS = 64
+from dycoke_core.gpu_kernels.rows import PAGE
+
 _MAX_ROWS = 2**31 - 1  # slots are int32
 
 Integers = npt.NDArray[np.int64]
@@ -62,7 +63,7 @@ class Extent:
 
     @property
     def rows_per_page(self) -> int:
-        return self.num_layers * PAGE_TOKENS
+        return self.num_layers * PAGE
 
     @property
     def num_rows(self) -> int:
@@ -70,8 +71,8 @@ class Extent:
 
     def slots(self) -> npt.NDArray[np.int32]:
         """[num_tokens], in the tokens' order."""
-        firsts = self.page_rows - self.first_layer * PAGE_TOKENS
-        slots = (firsts[:, None] + np.arange(PAGE_TOKENS)).reshape(-1)
+        firsts = self.page_rows - self.first_layer * PAGE
+        slots = (firsts[:, None] + np.arange(PAGE)).reshape(-1)
         return slots[: self.num_tokens].astype(np.int32)
 
 
@@ -84,7 +85,7 @@ class KVPool:
     def __init__(
         self, shape: RowShape, num_rows: int, device: torch.device, *, is_pinned: bool = False
     ) -> None:
-        if not shape.num_layers * PAGE_TOKENS <= num_rows <= _MAX_ROWS:
+        if not shape.num_layers * PAGE <= num_rows <= _MAX_ROWS:
             raise ValueError(f"{num_rows} rows: a pool has a page of all layers, and under 2^31")
         self.shape = shape
         self.num_rows = num_rows
@@ -132,13 +133,13 @@ class KVPool:
 
     def bytes_of(self, num_tokens: int, num_layers: int) -> int:
         """Of an extent: whole pages, as a reservation has to count them."""
-        return num_pages(num_tokens) * num_layers * PAGE_TOKENS * self.shape.num_bytes
+        return num_pages(num_tokens) * num_layers * PAGE * self.shape.num_bytes
 
     def allocate(self, num_tokens: int, first_layer: int, end_layer: int) -> Extent | None:
         """Room for tokens in some layers; None, and nothing taken, where there is none."""
         if num_tokens < 0 or not 0 <= first_layer < end_layer <= self.shape.num_layers:
             raise ValueError(f"{num_tokens} tokens in layers {first_layer} to {end_layer}")
-        height = (end_layer - first_layer) * PAGE_TOKENS
+        height = (end_layer - first_layer) * PAGE
         rows = self._free.take(num_pages(num_tokens), height)
         if rows is None:
             return None
@@ -226,4 +227,4 @@ def _joined(starts: Integers, ends: Integers) -> tuple[Integers, Integers]:
 
 
 def num_pages(num_tokens: int) -> int:
-    return -(-num_tokens // PAGE_TOKENS)
+    return -(-num_tokens // PAGE)

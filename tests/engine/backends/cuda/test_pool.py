@@ -9,7 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dycoke_core.engine.backends.cuda.pool import PAGE_TOKENS, Extent, KVPool, RowShape, num_pages
+from dycoke_core.engine.backends.cuda.pool import Extent, KVPool, RowShape, num_pages
+from dycoke_core.gpu_kernels.rows import PAGE
 
 CPU = torch.device("cpu")
 NUM_LAYERS = 6
@@ -21,7 +22,7 @@ layer_ranges = st.tuples(st.integers(0, NUM_LAYERS - 1), st.integers(1, NUM_LAYE
 # Either an allocation, or which of the live extents is freed.
 operations = st.lists(
     st.one_of(
-        st.tuples(st.integers(0, 5 * PAGE_TOKENS), layer_ranges),
+        st.tuples(st.integers(0, 5 * PAGE), layer_ranges),
         st.integers(0, 100),
     ),
     max_size=60,
@@ -30,18 +31,18 @@ operations = st.lists(
 
 def small_pool(num_pages: int = 20, num_more_rows: int = 0) -> KVPool:
     """Room for so many pages of all layers beside the one set aside."""
-    num_rows = (num_pages + 1) * NUM_LAYERS * PAGE_TOKENS + num_more_rows
+    num_rows = (num_pages + 1) * NUM_LAYERS * PAGE + num_more_rows
     return KVPool(SHAPE, num_rows, CPU)
 
 
 def rows_by_slots(extent: Extent) -> list[int]:
-    """Every row that the extent's slots name, by the contract: slot + layer * PAGE_TOKENS."""
+    """Every row that the extent's slots name, by the contract: slot + layer * PAGE."""
     slots = extent.slots().tolist()
     layers = range(extent.first_layer, extent.end_layer)
-    return [slot + layer * PAGE_TOKENS for layer in layers for slot in slots]
+    return [slot + layer * PAGE for layer in layers for slot in slots]
 
 
-@given(operations=operations, num_more_rows=st.integers(0, 2 * PAGE_TOKENS))
+@given(operations=operations, num_more_rows=st.integers(0, 2 * PAGE))
 def test_rows_never_overlap_and_all_come_back(
     operations: list[int | tuple[int, tuple[int, int]]], num_more_rows: int
 ) -> None:
@@ -64,7 +65,7 @@ def test_rows_never_overlap_and_all_come_back(
         pool.check()
         rows = [row for extent in live for row in rows_by_slots(extent)]
         assert len(set(rows)) == len(rows), "two tokens in one row"
-        trash = set(range(NUM_LAYERS * PAGE_TOKENS))
+        trash = set(range(NUM_LAYERS * PAGE))
         assert all(0 <= row < pool.num_rows for row in rows) and not trash & set(rows)
         assert free_rows - pool.free_rows == sum(extent.num_rows for extent in live)
     assert pool.num_live_extents == len(live)
@@ -77,7 +78,7 @@ def test_rows_never_overlap_and_all_come_back(
 @given(
     layers=layer_ranges,
     sizes=st.lists(
-        st.tuples(st.integers(1, 4 * PAGE_TOKENS), st.integers(0, 100)), min_size=1, max_size=80
+        st.tuples(st.integers(1, 4 * PAGE), st.integers(0, 100)), min_size=1, max_size=80
     ),
 )
 def test_allocations_of_one_height_never_fail_while_bytes_suffice(
@@ -85,7 +86,7 @@ def test_allocations_of_one_height_never_fail_while_bytes_suffice(
 ) -> None:
     pool = small_pool()
     num_layers = layers[1] - layers[0]
-    height = num_layers * PAGE_TOKENS
+    height = num_layers * PAGE
     num_lost = pool.free_rows % height * SHAPE.num_bytes  # less than one page: of no use
     live: list[Extent] = []
     for num_tokens, victim in sizes:
@@ -101,7 +102,7 @@ def test_a_slot_names_a_row_in_every_layer_of_its_page() -> None:
     pool = small_pool()
     first = pool.allocate(70, 0, NUM_LAYERS)
     assert first is not None and first.slots().dtype == np.int32
-    page = NUM_LAYERS * PAGE_TOKENS
+    page = NUM_LAYERS * PAGE
     assert first.slots().tolist() == [*range(page, page + 64), *range(2 * page, 2 * page + 6)]
 
 
@@ -119,20 +120,20 @@ def test_slots_of_pages_without_the_first_layers_may_be_negative() -> None:
 
 def test_pages_fill_the_lowest_gaps() -> None:
     pool = small_pool()
-    extents = [pool.allocate(PAGE_TOKENS, 0, NUM_LAYERS) for _ in range(4)]
+    extents = [pool.allocate(PAGE, 0, NUM_LAYERS) for _ in range(4)]
     for place in (0, 2):
         pool.free(extents[place])  # type: ignore[arg-type]
-    across = pool.allocate(2 * PAGE_TOKENS, 0, NUM_LAYERS)
-    page = NUM_LAYERS * PAGE_TOKENS
+    across = pool.allocate(2 * PAGE, 0, NUM_LAYERS)
+    page = NUM_LAYERS * PAGE
     assert across is not None and across.page_rows.tolist() == [page, 3 * page]
 
 
 def test_what_does_not_fit_is_refused_and_takes_nothing() -> None:
     pool = small_pool(num_pages=3)
     free_rows = pool.free_rows
-    assert pool.allocate(3 * PAGE_TOKENS + 1, 0, NUM_LAYERS) is None
+    assert pool.allocate(3 * PAGE + 1, 0, NUM_LAYERS) is None
     assert pool.free_rows == free_rows
-    whole = pool.allocate(3 * PAGE_TOKENS, 0, NUM_LAYERS)
+    whole = pool.allocate(3 * PAGE, 0, NUM_LAYERS)
     assert whole is not None and pool.free_rows == 0
     assert pool.allocate(1, 0, 1) is None
     empty = pool.allocate(0, 0, 1)
@@ -143,8 +144,8 @@ def test_what_does_not_fit_is_refused_and_takes_nothing() -> None:
 def test_the_page_set_aside_is_handed_to_nobody() -> None:
     pool = small_pool(num_pages=1)
     assert pool.trash_slot == 0 and pool.num_live_extents == 0
-    extent = pool.allocate(PAGE_TOKENS, 0, NUM_LAYERS)
-    assert extent is not None and min(rows_by_slots(extent)) == NUM_LAYERS * PAGE_TOKENS
+    extent = pool.allocate(PAGE, 0, NUM_LAYERS)
+    assert extent is not None and min(rows_by_slots(extent)) == NUM_LAYERS * PAGE
 
 
 def test_an_extent_is_freed_once() -> None:
@@ -186,11 +187,11 @@ def test_the_check_finds_lost_and_doubly_used_rows(
 def test_a_reservation_counts_whole_pages() -> None:
     pool = small_pool()
     row = 2 * 2 * 4 * 4
-    assert pool.bytes_of(1, 3) == 3 * PAGE_TOKENS * row
-    assert pool.bytes_of(65, 2) == 2 * 2 * PAGE_TOKENS * row
+    assert pool.bytes_of(1, 3) == 3 * PAGE * row
+    assert pool.bytes_of(65, 2) == 2 * 2 * PAGE * row
     assert pool.bytes_of(0, 5) == 0
     before = pool.free_bytes
-    assert pool.usable_bytes == before == 20 * NUM_LAYERS * PAGE_TOKENS * row
+    assert pool.usable_bytes == before == 20 * NUM_LAYERS * PAGE * row
     assert pool.allocate(65, 1, 3) is not None
     assert before - pool.free_bytes == pool.bytes_of(65, 2)
 
