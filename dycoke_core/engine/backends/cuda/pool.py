@@ -1,9 +1,9 @@
 """One pool of keys and values for all layers, and which of its rows are taken.
 
-A *page* holds PAGE tokens in the layers [a, b): (b - a) * PAGE consecutive rows, one layer after the
-other. A *slot* names a token in all layers of its page at once: its row in layer t is
-`slot + t * PAGE`. So the slots of a page that starts at row r are `r - a * PAGE` and those that
-follow; where a page lacks the first layers they may be negative.
+A *page* holds PAGE tokens in the layers [a, b): (b - a) * PAGE consecutive rows, layer after layer.
+A *slot* names a token in all layers of its page at once: its row in layer t is `slot + t * PAGE`.
+So the slots of a page that starts at row r are `r - a * PAGE` and those that follow; where a page
+lacks the first layers they may be negative.
 
 Tokens are allocated as an `Extent`, whose pages may lie anywhere: first fit from the low end, over
 free rows kept as coalesced runs. Extents of one height (number of layers) never fragment the pool:
