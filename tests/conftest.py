@@ -34,4 +34,4 @@ def engine(tiny_model: LlavaOnevision) -> Iterator[RecordingEngine]:
     yield engine
     while engine.has_work:
         engine.step()
-    assert engine.stats().kv_bytes_in_use == 0 and engine._admission.leaked_bytes == 0
+    assert engine.stats().kv_bytes_in_use == 0 and engine.admission.leaked_bytes == 0
