@@ -1,22 +1,12 @@
 """What one step computes, as integers: the whole of what a backend is told about a step.
 
 Prefixes and seats are named by the numbers that the backend gave them when they were opened.
-A plan knows no tensor, no queue and no text, so it can be built and compared anywhere.
+A plan holds no tensor and knows no queue and no text.
 """
 
 from dataclasses import dataclass
 
-
-@dataclass(frozen=True, slots=True)
-class Draw:
-    """How one token is chosen from its logits.
-
-    uniform: the token's random number in [0, 1); of no use at temperature 0, which is greedy.
-    """
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-    uniform: float = 0.0
+from dycoke_core.engine.sampler import Draw
 
 
 @dataclass(frozen=True, slots=True)

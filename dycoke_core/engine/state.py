@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from dycoke_core.compression.policies import Policy
 from dycoke_core.engine.backend import SeatLayout
 from dycoke_core.engine.detokenizer import Detokenizer
-from dycoke_core.engine.plan import DecodeRow, Draw, QuestionChunk
+from dycoke_core.engine.plan import DecodeRow, QuestionChunk
 from dycoke_core.engine.prefix_cache import Prefix
-from dycoke_core.engine.sampler import uniform
+from dycoke_core.engine.sampler import Draw
 from dycoke_core.engine.scheduler import PromptWork, WorkKind
 from dycoke_core.preprocess import Prompt
 from dycoke_core.sequence import Sequence, Stage
@@ -169,10 +169,7 @@ class SequenceState:
         """How token `index` of the answer is chosen; None: an earlier attempt has published it."""
         if index < self.num_forced:
             return None
-        sampling = self.sequence.sampling
-        if sampling.temperature == 0.0:
-            return Draw()
-        return Draw(sampling.temperature, sampling.top_p, uniform(sampling.seed, index))
+        return Draw.of_token(self.sequence.sampling, index)
 
     def note_launched(self, num_tokens: int) -> None:
         """Counts own tokens that are being run. The last of the question, and every one after it,
