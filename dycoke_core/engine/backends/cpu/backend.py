@@ -113,9 +113,7 @@ class CpuBackend:
         kv = self._prefixes[prefix]
         geometry = self._model.text_geometry
         like = embeds.new_empty((geometry.num_kv_heads, geometry.head_size))
-        kv.slabs = [
-            Slab.allocate(kv.layout.num_tokens, like) for _ in range(geometry.num_layers)
-        ]
+        kv.slabs = [Slab.allocate(kv.layout.num_tokens, like) for _ in range(geometry.num_layers)]
         kv.embeds, kv.positions = embeds, positions
 
     def finish_prefix(self, prefix: int, *, to_host: bool) -> None:
@@ -124,6 +122,18 @@ class CpuBackend:
 
     def close_prefix(self, prefix: int) -> None:
         del self._prefixes[prefix]
+
+    def prefix_kv(self, prefix: int) -> PrefixKV:
+        """A prefix's keys and values, for benchmarks that lend them."""
+        return self._prefixes[prefix]
+
+    def lend_prefix(self, source: PrefixKV) -> int:
+        """Opens a finished prefix with copies of another's keys and values."""
+        number = self.open_prefix(source.layout)
+        kv = self._prefixes[number]
+        kv.num_tokens = source.num_tokens
+        kv.slabs = [Slab(s.keys.clone(), s.values.clone(), s.length) for s in source.slabs]
+        return number
 
     def open_seat(self, prefix: int, layout: SeatLayout) -> int:
         self._num_opened += 1
