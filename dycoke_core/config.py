@@ -6,7 +6,7 @@ pruning rate.
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from dycoke_core.errors import InvalidRequestError
@@ -132,6 +132,29 @@ def _checked(name: str, value: Any) -> Any:
 
 _QUESTION_TOKENS = 512  # of a pass, for questions about known videos beside a chunk of a new one
 
+BackendName = Literal["cpu", "cuda"]
+
+
+@dataclass(frozen=True, slots=True)
+class Batching:
+    """How much an engine takes on at once."""
+
+    max_running_sequences: int
+    prefill_chunk_tokens: int
+    vision_batch_frames: int
+
+    @property
+    def max_prompt_tokens_per_pass(self) -> int:
+        return self.prefill_chunk_tokens + _QUESTION_TOKENS
+
+
+# What a device is good for: a GPU's decode step costs the same up to some dozens of sequences, and
+# its matrix products want thousands of rows; on a CPU every row has its price.
+DEFAULT_BATCHING: Mapping[BackendName, Batching] = {
+    "cpu": Batching(max_running_sequences=16, prefill_chunk_tokens=4096, vision_batch_frames=4),
+    "cuda": Batching(max_running_sequences=64, prefill_chunk_tokens=8192, vision_batch_frames=32),
+}
+
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
@@ -142,37 +165,34 @@ class EngineConfig:
     """
 
     device: str = "auto"  # auto: cuda if there is one, else cpu
+    backend: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the device's own
     dtype: str = "auto"  # auto: the checkpoint's; float32 for float16 weights on a CPU
-    max_running_sequences: int = 16
-    prefill_chunk_tokens: int = 4096  # 32 compressed frames of 196 tokens fit whole
+    # None: by the backend, see `DEFAULT_BATCHING`.
+    max_running_sequences: int | None = None
+    prefill_chunk_tokens: int | None = None
+    vision_batch_frames: int | None = None
+    vision_slice_layers: int | None = None  # run between two decode steps; None: by the backend
     kv_cache_bytes: int | None = None  # None: a share of the device's free memory
     engines_per_device: int = 1  # among which that share is divided
     dp_cache: Literal["device", "host"] = "device"  # where pruned layers' visual KV is kept
     host_cache_bytes: int | None = None  # for that; None: a share of the host's available memory
     engines_per_host: int = 1  # among which that share is divided
     feature_cache_bytes: int = 512 * 2**20  # visual features of videos, before stage I
-    vision_batch_frames: int = 4
-    vision_slice_layers: int | None = None  # run between two decode steps; None: 2 on a CPU, all
 
     def __post_init__(self) -> None:
-        for name in (
-            "max_running_sequences",
-            "prefill_chunk_tokens",
-            "kv_cache_bytes",
-            "engines_per_device",
-            "host_cache_bytes",
-            "engines_per_host",
-            "feature_cache_bytes",
-            "vision_batch_frames",
-            "vision_slice_layers",
-        ):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, int) and value < 1:
+                raise ValueError(f"{field.name} must be at least 1")
+        if self.backend not in ("auto", "cpu", "cuda"):
+            raise ValueError("backend must be auto, cpu or cuda")
         if self.dp_cache not in ("device", "host"):
             raise ValueError("dp_cache must be device or host")
         if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
             raise ValueError("dtype must be auto, float32, bfloat16 or float16")
 
-    @property
-    def max_prompt_tokens_per_pass(self) -> int:
-        return self.prefill_chunk_tokens + _QUESTION_TOKENS
+    def batching(self, backend: BackendName) -> Batching:
+        """The settings, and the backend's defaults where none is set."""
+        given = {field.name: getattr(self, field.name) for field in fields(Batching)}
+        named = {name: value for name, value in given.items() if value is not None}
+        return replace(DEFAULT_BATCHING[backend], **named)

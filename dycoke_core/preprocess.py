@@ -29,10 +29,19 @@ class FrameNormalizer:
     std: tuple[float, ...]
     rescale_factor: float
 
-    def __call__(self, frames: Tensor, dtype: torch.dtype) -> Tensor:
-        """uint8 [F, S, S, 3] → normalised [F, 3, S, S] in `dtype`, computed in float32."""
-        mean = torch.tensor(self.mean, device=frames.device)
-        std = torch.tensor(self.std, device=frames.device)
+    def constants(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation, float32 [3] each. Making them waits for the device."""
+        return torch.tensor(self.mean, device=device), torch.tensor(self.std, device=device)
+
+    def __call__(
+        self, frames: Tensor, dtype: torch.dtype, constants: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
+        """uint8 [F, S, S, 3] → normalised [F, 3, S, S] in `dtype`, computed in float32.
+
+        Args:
+            constants: made before, so that nothing waits for the frames' device.
+        """
+        mean, std = constants or self.constants(frames.device)
         pixels = (frames.float() * self.rescale_factor - mean) / std
         return pixels.permute(0, 3, 1, 2).to(dtype)
 

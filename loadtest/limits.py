@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dycoke_core.compression import flops
-from dycoke_core.engine.kv_cache import row_bytes
+from dycoke_core.engine.budget import row_bytes
 from dycoke_core.model.llava_onevision import LlavaOnevision
 from dycoke_core.model.packing import PackedLinear
 from loadtest.bench import step_seconds

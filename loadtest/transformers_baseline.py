@@ -25,7 +25,7 @@ class TransformersModel:
         prompt = model.prompt_encoder((ChatMessage("user", QUESTION),))
         shape = (num_visual_tokens, model.text_geometry.hidden_size)
         visual = torch.randn(shape, dtype=model.dtype, device=model.device)
-        prefix = model.embed_prefix(prompt.ids_before_video, 0.02 * visual)
+        prefix, _ = model.embed_prefix(prompt.ids_before_video, 0.02 * visual)
         self._embeds = torch.cat([prefix, model.embed_tokens(prompt.ids_after_video)])[None]
         self._cache = DynamicCache(config=self._model.config.text_config)
 

@@ -80,6 +80,26 @@ class RandomChoice:
         return order[:num_kept].sort().values
 
 
+@dataclass(frozen=True, slots=True)
+class StageTwo:
+    """What stage II does to one sequence.
+
+    Args:
+        first_layer: L, the first pruned layer. Layer L - 1 scores, or layer 0 where L is 0.
+        num_kept: n_keep, visual tokens that a pruned layer attends to.
+        threshold: cosine at and above which a selection stays; None: the first one stays for good.
+    """
+
+    first_layer: int
+    num_kept: int
+    threshold: float | None
+    choose: KVChoice = choose_highest
+
+    @property
+    def scoring_layer(self) -> int:
+        return max(self.first_layer - 1, 0)
+
+
 def scores_agree(scores: Tensor, reference: Tensor, threshold: float) -> Tensor:
     """Whether the cosine of two score vectors reaches the threshold; never at zero norm.
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from dycoke_core.compression.counts import share_of
 from dycoke_core.compression.kv_pruning import (
     KVChoice,
-    KVPruner,
     RandomChoice,
+    StageTwo,
     choose_highest,
     choose_lowest,
 )
@@ -41,7 +41,7 @@ class KVRule:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What the engine asks of a policy. Stateless; a sequence's state is its `KVPruner`."""
+    """What the engine asks of a policy. Stateless: a sequence's state is the backend's."""
 
     selector: Selector
     kv_rule: KVRule | None = None
@@ -69,13 +69,13 @@ class Policy:
         rule = self._active_rule(num_visual_tokens, num_layers)
         return num_layers if rule is None else rule.first_layer
 
-    def make_pruner(self, num_visual_tokens: int, num_layers: int) -> KVPruner | None:
-        """A sequence's stage-II state, None where stage II is off."""
+    def stage_two(self, num_visual_tokens: int, num_layers: int) -> StageTwo | None:
+        """What stage II does to a sequence, None where it is off."""
         rule = self._active_rule(num_visual_tokens, num_layers)
         if rule is None:
             return None
         num_kept = self.count_decode_tokens(num_visual_tokens, num_layers)
-        return KVPruner(num_visual_tokens, num_kept, rule.threshold, rule.choose)
+        return StageTwo(rule.first_layer, num_kept, rule.threshold, rule.choose)
 
     def _active_rule(self, num_visual_tokens: int, num_layers: int) -> KVRule | None:
         rule = self.kv_rule

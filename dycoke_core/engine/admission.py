@@ -7,15 +7,16 @@ of memory; what does not fit yet waits, and what can never fit is refused at onc
 
 import logging
 import time
+from collections.abc import Callable
 
 import numpy as np
 
 from dycoke_core.compression.policies import Policy, make_policy
-from dycoke_core.config import EngineConfig
-from dycoke_core.engine.budget import host_budget_bytes, kv_budget_bytes
+from dycoke_core.config import Batching, EngineConfig
+from dycoke_core.engine.backend import Backend, PrefixLayout, SeatLayout
+from dycoke_core.engine.budget import host_budget_bytes
 from dycoke_core.engine.detokenizer import Detokenizer
 from dycoke_core.engine.faults import is_out_of_memory
-from dycoke_core.engine.kv_cache import row_bytes
 from dycoke_core.engine.prefix_cache import (
     ByteBudget,
     Prefix,
@@ -28,20 +29,32 @@ from dycoke_core.engine.prefix_cache import (
 from dycoke_core.engine.state import SequenceState
 from dycoke_core.errors import InvalidRequestError, PromptTooLongError
 from dycoke_core.model.llava_onevision import LlavaOnevision
+from dycoke_core.preprocess import Prompt
 from dycoke_core.sequence import Sequence
 
 logger = logging.getLogger(__name__)
 
 
 class Admission:
-    def __init__(self, model: LlavaOnevision, config: EngineConfig) -> None:
+    def __init__(
+        self, model: LlavaOnevision, backend: Backend, config: EngineConfig, batching: Batching
+    ) -> None:
         self._model = model
-        self._config = config
-        self._row_bytes = row_bytes(model.text_geometry, model.dtype)
-        self.kv_budget = ByteBudget(kv_budget_bytes(model, config))
-        self._videos: SharedPool[Video] = SharedPool(ByteBudget(config.feature_cache_bytes))
+        self._backend = backend
+        self._has_host_tier = config.dp_cache == "host"
+        self._max_chunk_tokens = batching.prefill_chunk_tokens
+        self.kv_budget = ByteBudget(backend.kv_budget_bytes)
         self.host_budget = ByteBudget(host_budget_bytes(config))
-        self._prefixes: SharedPool[Prefix] = SharedPool(self.kv_budget, self.host_budget)
+        self._videos: SharedPool[Video] = SharedPool(ByteBudget(config.feature_cache_bytes))
+        self._prefixes: SharedPool[Prefix] = SharedPool(
+            self.kv_budget,
+            self.host_budget,
+            on_drop=lambda prefix: backend.close_prefix(prefix.number),
+        )
+
+    @property
+    def num_prefixes(self) -> int:
+        return len(self._prefixes)
 
     @property
     def idle_prefix_bytes(self) -> int:
@@ -64,42 +77,75 @@ class Admission:
         prompt = self._model.prompt_encoder(sequence.messages)
         video_key = sequence.video_key or frames_digest(frames)
         distinct, sources = distinct_frames(frames)
+        layout = self._lay_out(sequence, policy, prompt)
         state = SequenceState(
             sequence=sequence,
             policy=policy,
             prompt=prompt,
-            num_visual_tokens=policy.count_visual_tokens(len(frames), self._model.tokens_per_frame),
+            layout=layout,
             video_key=content_key(video_key, len(frames)),
-            prefix_key=self._prefix_key(video_key, len(frames), policy, prompt.ids_before_video),
+            prefix_key=content_key(
+                video_key,
+                len(frames),
+                policy.stage_one_key,
+                prompt.ids_before_video,
+                layout.prefix.first_host_layer,
+            ),
             distinct_frames=distinct,
             frame_sources=sources,
             detokenizer=Detokenizer(self._model.prompt_encoder.tokenizer, sequence.sampling.stop),
+            max_chunk_tokens=self._max_chunk_tokens,
         )
         self._check_size(state)
         return state
 
     def admit(self, state: SequenceState) -> bool:
-        """Reserves a sequence's own rows and holds its prefix; False: there is no room now.
+        """Reserves a seat and holds its prefix; False: there is no room now.
 
-        Nothing is evicted for a sequence that is not admitted.
+        Nothing is evicted for a sequence whose bytes are not free or idle.
         """
-        own_bytes = self._own_bytes(state)
+        seat_bytes = self._backend.seat_bytes(state.layout)
         prefix = self._prefixes.hold(state.prefix_key)
         state.has_prefix_hit = prefix is not None
         if prefix is None:
-            prefix = self._add_prefix(state, own_bytes)
-        elif not self._prefixes.can_make_room(own_bytes):
+            prefix = self._add_prefix(state, seat_bytes)
+        elif not self._prefixes.can_make_room(seat_bytes):
             self._prefixes.release(prefix)
             prefix = None
         if prefix is None:
             return False
-        self._prefixes.make_room(own_bytes)
-        self.kv_budget.used_bytes += own_bytes
-        state.reserved_bytes = own_bytes
-        state.prefix = prefix
+        self._prefixes.make_room(seat_bytes)
+        seat = self._opened(lambda: self._backend.open_seat(prefix.number, state.layout))
+        if seat is None:
+            self._let_go(prefix)
+            return False
+        self.kv_budget.used_bytes += seat_bytes
+        state.reserved_bytes = seat_bytes
+        state.prefix, state.seat = prefix, seat
         state.has_video_hit = state.has_video_hit or state.has_prefix_hit
         state.clock.started_at = time.perf_counter()
         return True
+
+    def adopt_prefix(self, sequence: Sequence, number: int) -> None:
+        """Takes a finished prefix of the backend's as that of a sequence's video: benchmarks start
+        their decode steps so, without reading a video for each."""
+        state = self.prepare(sequence)
+        layout = state.layout.prefix
+        prefix = Prefix(
+            state.prefix_key,
+            number,
+            layout.num_tokens,
+            None,
+            self._backend.prefix_bytes(layout),
+            is_embedded=True,
+            num_run=layout.num_tokens,
+            kept_per_frame=(0,) * state.num_frames,
+        )
+        self._prefixes.add(prefix)
+        host_bytes = self._backend.host_bytes(layout)
+        if host_bytes and self._prefixes.make_host_room(host_bytes):
+            self._prefixes.move_to_host(prefix, self._backend.moved_bytes(layout), host_bytes)
+        self._prefixes.release(prefix)
 
     def finish_prefix(self, state: SequenceState) -> None:
         """Lets go of what only the prefill of a prefix needed.
@@ -108,36 +154,44 @@ class Admission:
         whole while it is prefilled, which few are at a time, and then keeps its unpruned layers.
         Where host memory is full it stays on the device.
         """
-        prefix = state.held_prefix
-        assert prefix.kv is not None and prefix.video is not None
-        first_layer = self._first_host_layer(state)
-        num_layers = self._model.text_geometry.num_layers
-        host_bytes = prefix.kv.num_tokens * (num_layers - first_layer) * self._row_bytes
-        if host_bytes and self._prefixes.make_host_room(host_bytes):
-            self._move_to_host(prefix, first_layer, host_bytes)
-        self._videos.release(prefix.video)
-        prefix.video = prefix.embeds = None
-
-    def _move_to_host(self, prefix: Prefix, first_layer: int, num_bytes: int) -> None:
-        assert prefix.kv is not None
+        prefix, layout = state.held_prefix, state.layout.prefix
+        assert prefix.video is not None
+        host_bytes = self._backend.host_bytes(layout)
+        to_host = bool(host_bytes) and self._prefixes.make_host_room(host_bytes)
         try:
-            prefix.kv.move_to_host(first_layer)
+            self._backend.finish_prefix(prefix.number, to_host=to_host)
         except Exception as error:
-            if not is_out_of_memory(error):
+            if not (to_host and is_out_of_memory(error)):
                 raise
             logger.warning("the host has no memory to pin for a prefix, which stays on the device")
+            self._backend.finish_prefix(prefix.number, to_host=False)
         else:
-            self._prefixes.move_to_host(prefix, num_bytes)
+            if to_host:
+                self._prefixes.move_to_host(prefix, self._backend.moved_bytes(layout), host_bytes)
+        self._videos.release(prefix.video)
+        prefix.video = None
 
     def release(self, state: SequenceState) -> None:
         """Gives back all that a sequence reserved and holds."""
+        if state.seat is not None:
+            self._backend.close_seat(state.seat)
         if state.prefix is not None:
-            self._prefixes.release(state.prefix)
-            if state.prefix.holders == 0 and state.prefix.video is not None:
-                self._videos.release(state.prefix.video)
+            self._let_go(state.prefix)
         self.kv_budget.used_bytes -= state.reserved_bytes
-        state.prefix = state.kv = None
+        state.prefix = state.seat = None
         state.reserved_bytes = 0
+
+    def _let_go(self, prefix: Prefix) -> None:
+        self._prefixes.release(prefix)
+        if prefix.holders == 0 and prefix.video is not None:
+            self._videos.release(prefix.video)
+
+    def _opened(self, reserve: Callable[[], int | None]) -> int | None:
+        """Evicts idle prefixes until what the backend has free comes in pieces that fit."""
+        number = reserve()
+        while number is None and self._prefixes.evict_one():
+            number = reserve()
+        return number
 
     @property
     def leaked_bytes(self) -> int:
@@ -145,14 +199,19 @@ class Admission:
         kv_bytes = self.kv_budget.used_bytes - self._prefixes.idle_bytes
         return kv_bytes + self._videos.budget.used_bytes - self._videos.idle_bytes
 
+    def clear_prefixes(self) -> None:
+        """Drops prefixes that nobody holds, and keeps their videos' features."""
+        self._prefixes.clear()
+
     def clear(self) -> None:
         self._prefixes.clear()
         self._videos.clear()
 
-    def _add_prefix(self, state: SequenceState, own_bytes: int) -> Prefix | None:
-        """A new prefix, held, and its video; None if there is no room beside `own_bytes`."""
-        prefix_bytes = self._prefix_bytes(state)
-        if not self._prefixes.can_make_room(prefix_bytes + own_bytes):
+    def _add_prefix(self, state: SequenceState, seat_bytes: int) -> Prefix | None:
+        """A new prefix, held, and its video; None if there is no room beside `seat_bytes`."""
+        layout = state.layout.prefix
+        prefix_bytes = self._backend.prefix_bytes(layout)
+        if not self._prefixes.can_make_room(prefix_bytes + seat_bytes):
             return None
         video = self._videos.hold(state.video_key)
         state.has_video_hit = video is not None
@@ -160,8 +219,12 @@ class Admission:
             video = self._add_video(state)
         if video is None:
             return None
-        self._prefixes.make_room(prefix_bytes + own_bytes)
-        prefix = Prefix(state.prefix_key, video, prefix_bytes)
+        self._prefixes.make_room(prefix_bytes + seat_bytes)
+        number = self._opened(lambda: self._backend.open_prefix(layout))
+        if number is None:
+            self._videos.release(video)
+            return None
+        prefix = Prefix(state.prefix_key, number, layout.num_tokens, video, prefix_bytes)
         self._prefixes.add(prefix)
         return prefix
 
@@ -190,7 +253,8 @@ class Admission:
                 f"prompt ({state.num_prompt_tokens} tokens) and max_tokens exceed "
                 f"the model's {limit} positions"
             )
-        kv_bytes = self._prefix_bytes(state) + self._own_bytes(state)
+        kv_bytes = self._backend.prefix_bytes(state.layout.prefix)
+        kv_bytes += self._backend.seat_bytes(state.layout)
         feature_bytes = state.num_frames * self._frame_feature_bytes
         if kv_bytes > self.kv_budget.max_bytes or feature_bytes > self._videos.budget.max_bytes:
             raise PromptTooLongError(
@@ -203,34 +267,18 @@ class Admission:
         width = self._model.text_geometry.hidden_size
         return self._model.tokens_per_frame * width * self._model.dtype.itemsize
 
-    def _prefix_key(
-        self, video_key: str, num_frames: int, policy: Policy, ids_before_video: tuple[int, ...]
-    ) -> str:
-        """Everything that changes a prefix's keys and values, and in which memory they lie."""
-        num_visual = policy.count_visual_tokens(num_frames, self._model.tokens_per_frame)
+    def _lay_out(self, sequence: Sequence, policy: Policy, prompt: Prompt) -> SeatLayout:
         num_layers = self._model.text_geometry.num_layers
-        first_pruned = policy.first_pruned_layer(num_visual, num_layers)
-        placement = max(first_pruned, 1) if self._config.dp_cache == "host" else None
-        return content_key(video_key, num_frames, policy.stage_one_key, ids_before_video, placement)
-
-    def _first_pruned_layer(self, state: SequenceState) -> int:
-        num_layers = self._model.text_geometry.num_layers
-        return state.policy.first_pruned_layer(state.num_visual_tokens, num_layers)
-
-    def _first_host_layer(self, state: SequenceState) -> int:
-        """From here on a finished prefix lies in host memory. The scoring layer never does."""
-        if self._config.dp_cache == "device":
-            return self._model.text_geometry.num_layers
-        return max(self._first_pruned_layer(state), 1)
-
-    def _prefix_bytes(self, state: SequenceState) -> int:
-        return state.num_prefix_tokens * self._model.text_geometry.num_layers * self._row_bytes
-
-    def _own_bytes(self, state: SequenceState) -> int:
-        """Of its slabs: question and answer in every layer, kept and text rows in pruned ones."""
-        num_layers, num_visual = self._model.text_geometry.num_layers, state.num_visual_tokens
-        num_pruned = num_layers - self._first_pruned_layer(state)
-        num_kept = state.policy.count_decode_tokens(num_visual, num_layers)
-        num_front = num_kept + state.num_prefix_tokens - num_visual
-        rows = num_layers * state.max_own_tokens + num_pruned * num_front
-        return rows * self._row_bytes
+        num_visual = policy.count_visual_tokens(len(sequence.frames), self._model.tokens_per_frame)
+        stage_two = policy.stage_two(num_visual, num_layers)
+        placed = self._model.lay_out_prefix(len(prompt.ids_before_video), num_visual)
+        first_host_layer = num_layers
+        if self._has_host_tier and stage_two is not None:
+            first_host_layer = max(stage_two.first_layer, 1)  # the scoring layer never lies there
+        return SeatLayout(
+            prefix=PrefixLayout(
+                placed.num_tokens, placed.visual, placed.next_position, first_host_layer
+            ),
+            max_own_tokens=len(prompt.ids_after_video) + sequence.sampling.max_tokens,
+            stage_two=stage_two,
+        )

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from dycoke_core.config import EngineConfig
+from dycoke_core.compression.flops import TextGeometry
+from dycoke_core.config import Batching, EngineConfig
 from dycoke_core.model.llava_onevision import LlavaOnevision
 
 _GPU_SHARE = 0.85  # of what is free once the weights are loaded; the rest is for fragments
@@ -22,18 +23,25 @@ _CGROUPS = (
 )
 
 
-def kv_budget_bytes(model: LlavaOnevision, config: EngineConfig) -> int:
-    """The setting, else a share of the device's free memory now that the model is loaded.
+def row_bytes(geometry: TextGeometry, dtype: torch.dtype) -> int:
+    """Bytes of one token's keys and values in one layer."""
+    return 2 * geometry.num_kv_heads * geometry.head_size * dtype.itemsize
 
-    On a GPU what passes and visual features take is left out of it; on a CPU they live in what the
-    share leaves.
-    """
+
+def gpu_kv_budget_bytes(model: LlavaOnevision, config: EngineConfig, batching: Batching) -> int:
+    """The setting, else a share of the device's free memory now that the model is loaded, less what
+    passes and visual features take."""
     if config.kv_cache_bytes is not None:
         return config.kv_cache_bytes
-    if model.device.type == "cuda":
-        free_bytes, _ = torch.cuda.mem_get_info(model.device)
-        share = int(free_bytes * _GPU_SHARE / config.engines_per_device)
-        return max(share - config.feature_cache_bytes - pass_bytes(model, config), 0)
+    free_bytes, _ = torch.cuda.mem_get_info(model.device)
+    share = int(free_bytes * _GPU_SHARE / config.engines_per_device)
+    return max(share - config.feature_cache_bytes - pass_bytes(model, batching), 0)
+
+
+def cpu_kv_budget_bytes(config: EngineConfig) -> int:
+    """The setting, else a share of the available memory; passes and features live in the rest."""
+    if config.kv_cache_bytes is not None:
+        return config.kv_cache_bytes
     share = int(available_bytes() * _CPU_SHARE)
     return min(share, _CPU_MAX_BYTES) // config.engines_per_device
 
@@ -45,13 +53,13 @@ def host_budget_bytes(config: EngineConfig) -> int:
     return int(available_bytes() * _CPU_SHARE) // config.engines_per_host
 
 
-def pass_bytes(model: LlavaOnevision, config: EngineConfig) -> int:
+def pass_bytes(model: LlavaOnevision, batching: Batching) -> int:
     """What the largest pass holds at once: an MLP's three products, and rows of the layer's width.
 
     Those are residual, norm, queries, keys, values, attention's output and two in between.
     """
     geometry = model.text_geometry
-    num_rows = config.max_prompt_tokens_per_pass + config.max_running_sequences
+    num_rows = batching.max_prompt_tokens_per_pass + batching.max_running_sequences
     row = 3 * geometry.intermediate_size + 8 * geometry.hidden_size
     return num_rows * row * model.dtype.itemsize
 

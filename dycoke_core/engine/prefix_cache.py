@@ -18,8 +18,6 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from dycoke_core.engine.kv_cache import PrefixKV
-
 
 @dataclass(slots=True, eq=False)
 class Video:
@@ -46,21 +44,23 @@ class Video:
 
 @dataclass(slots=True, eq=False)
 class Prefix:
-    """The KV of one video's prompt prefix; `kv` is set when its prefill begins."""
+    """One video's prompt prefix under one stage-I setting; a backend holds its keys and values."""
 
     key: str
+    number: int  # by which the backend knows it
+    num_tokens: int
     video: Video | None  # dropped when prefilled
     num_bytes: int
     num_host_bytes: int = 0
-    kv: PrefixKV | None = None
-    embeds: Tensor | None = None  # [P, D], dropped when prefilled
+    is_embedded: bool = False  # stage I is through: the backend has what is to be prefilled
+    num_run: int = 0  # tokens that have been prefilled
     kept_per_frame: tuple[int, ...] = ()
     holders: int = 0
 
     @property
     def is_ready(self) -> bool:
         """Whether it is prefilled and has let go of its video."""
-        return self.kv is not None and self.kv.is_complete and self.video is None
+        return self.num_run == self.num_tokens and self.video is None
 
 
 @dataclass(slots=True)
@@ -83,11 +83,18 @@ class SharedPool(Generic[Item]):
 
     Args:
         host_budget: of what items keep in host memory instead.
+        on_drop: called with each item that leaves.
     """
 
-    def __init__(self, budget: ByteBudget, host_budget: ByteBudget | None = None) -> None:
+    def __init__(
+        self,
+        budget: ByteBudget,
+        host_budget: ByteBudget | None = None,
+        on_drop: Callable[[Item], None] = lambda item: None,
+    ) -> None:
         self.budget = budget
         self.host_budget = host_budget or ByteBudget(0)
+        self._on_drop: Callable[[Item], None] = on_drop
         self._items: OrderedDict[str, Item] = OrderedDict()
 
     def __len__(self) -> int:
@@ -119,12 +126,12 @@ class SharedPool(Generic[Item]):
         if item.holders == 0 and not item.is_ready:
             self._drop(item)
 
-    def move_to_host(self, item: Item, num_bytes: int) -> None:
+    def move_to_host(self, item: Item, num_bytes: int, num_host_bytes: int) -> None:
         """Accounts for bytes of an item that now lie in host memory, where there is room."""
-        for budget, change in ((self.budget, -num_bytes), (self.host_budget, num_bytes)):
-            budget.used_bytes += change
+        self.budget.used_bytes -= num_bytes
         item.num_bytes -= num_bytes
-        item.num_host_bytes += num_bytes
+        self.host_budget.used_bytes += num_host_bytes
+        item.num_host_bytes += num_host_bytes
 
     def can_make_room(self, num_bytes: int) -> bool:
         """Whether so many bytes are free or could be, by evicting what nobody holds."""
@@ -146,6 +153,12 @@ class SharedPool(Generic[Item]):
         """Drops what nobody holds."""
         self._evict_until(lambda: False)
 
+    def evict_one(self) -> bool:
+        """Drops the least recently used item that nobody holds; False: there is none."""
+        num_before = len(self)
+        self._evict_until(lambda: len(self) < num_before)
+        return len(self) < num_before
+
     def _evict_until(self, is_enough: Callable[[], bool], *, only_from_host: bool = False) -> None:
         """Leaves alone, where told to, what holds nothing in host memory."""
         idle = [item for item in self._items.values() if item.holders == 0]
@@ -159,6 +172,7 @@ class SharedPool(Generic[Item]):
         del self._items[item.key]
         self.budget.used_bytes -= item.num_bytes
         self.host_budget.used_bytes -= item.num_host_bytes
+        self._on_drop(item)
 
 
 def distinct_frames(

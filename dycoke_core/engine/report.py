@@ -1,13 +1,10 @@
 """The engine's part of a receipt, from what a finished sequence counted and measured."""
 
-import resource
 from dataclasses import replace
 
-import torch
-
 from dycoke_core.compression.flops import AnswerShape, exact_flops, paper_flops
-from dycoke_core.compression.kv_pruning import KVPruner
-from dycoke_core.engine.kv_cache import row_bytes
+from dycoke_core.engine.backend import Backend
+from dycoke_core.engine.budget import row_bytes
 from dycoke_core.engine.state import SequenceState, StageClock
 from dycoke_core.model.llava_onevision import LlavaOnevision
 from dycoke_core.sequence import (
@@ -19,31 +16,23 @@ from dycoke_core.sequence import (
 )
 
 
-def make_report(model: LlavaOnevision, state: SequenceState) -> SequenceReport:
+def make_report(model: LlavaOnevision, state: SequenceState, backend: Backend) -> SequenceReport:
     return SequenceReport(
         prompt_tokens=state.num_prompt_tokens,
         completion_tokens=len(state.sequence.output_token_ids),
         text=state.detokenizer.text,
         compression=_compression_report(model, state),
         timings=_timing_report(state),
-        memory=_memory_report(model, state),
+        memory=_memory_report(model, state, backend),
         cache=CacheReport(state.has_video_hit, state.has_prefix_hit),
     )
 
 
-def _peak_device_bytes(device: torch.device, state: SequenceState) -> int:
-    """The most allocated on a GPU while the sequence ran; on a CPU the process's peak RSS."""
-    if device.type == "cuda":
-        return max(state.peak_device_bytes, torch.cuda.max_memory_allocated(device))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # kilobytes on Linux
-
-
 def _compression_report(model: LlavaOnevision, state: SequenceState) -> CompressionReport:
-    geometry, kv = model.text_geometry, state.finished_kv
+    geometry = model.text_geometry
     num_layers, num_visual = geometry.num_layers, state.num_visual_tokens
     num_in = state.num_frames * model.tokens_per_frame
-    num_decode = state.policy.count_decode_tokens(num_visual, num_layers)
-    first_pruned = state.policy.first_pruned_layer(num_visual, num_layers)
+    num_decode, first_pruned = _decode_tokens(state), _first_pruned_layer(model, state)
     num_all_layers = first_pruned * num_visual + (num_layers - first_pruned) * num_decode
     shape = AnswerShape(
         num_frames=0 if state.has_video_hit else len(state.distinct_frames),
@@ -51,7 +40,7 @@ def _compression_report(model: LlavaOnevision, state: SequenceState) -> Compress
         num_visual_tokens=num_visual,
         num_decode_tokens=num_decode,
         first_pruned_layer=first_pruned,
-        num_decode_steps=kv.num_own_tokens - state.num_question_tokens,
+        num_decode_steps=state.num_decode_steps,
         num_reused_tokens=state.num_prefix_tokens if state.has_prefix_hit else 0,
     )
     full = replace(
@@ -71,7 +60,7 @@ def _compression_report(model: LlavaOnevision, state: SequenceState) -> Compress
         retained_ratio_decode_all_layers=num_all_layers / (num_layers * num_in),
         kept_per_frame=state.held_prefix.kept_per_frame,
         decode_steps=shape.num_decode_steps,
-        refreshes=_num_refreshes(kv.pruner),
+        refreshes=state.num_refreshes,
         paper_flops_full=_paper_flops(model, num_in, full.num_decode_steps),
         paper_flops_actual=_paper_flops(model, num_visual, shape.num_decode_steps),
         exact_flops_full=exact_flops(model.vision_geometry, geometry, full),
@@ -79,8 +68,16 @@ def _compression_report(model: LlavaOnevision, state: SequenceState) -> Compress
     )
 
 
-def _num_refreshes(pruner: KVPruner | None) -> int:
-    return 0 if pruner is None or pruner.num_refreshes is None else int(pruner.num_refreshes)
+def _decode_tokens(state: SequenceState) -> int:
+    """n_keep."""
+    stage_two = state.layout.stage_two
+    return state.num_visual_tokens if stage_two is None else stage_two.num_kept
+
+
+def _first_pruned_layer(model: LlavaOnevision, state: SequenceState) -> int:
+    """L; the number of layers where stage II is off."""
+    stage_two = state.layout.stage_two
+    return model.text_geometry.num_layers if stage_two is None else stage_two.first_layer
 
 
 def _paper_flops(model: LlavaOnevision, num_visual_tokens: int, num_decode_steps: int) -> float:
@@ -114,15 +111,19 @@ def _per_output_token_s(clock: StageClock, state: SequenceState) -> float | None
     return (clock.last_token_at - clock.first_token_at) / (num_new - 1)
 
 
-def _memory_report(model: LlavaOnevision, state: SequenceState) -> MemoryReport:
-    geometry, kv = model.text_geometry, state.finished_kv
-    num_dropped = state.num_frames * model.tokens_per_frame - state.num_visual_tokens
-    num_full_rows = geometry.num_layers * (kv.num_tokens + num_dropped)
-    num_dp_rows = (geometry.num_layers - kv.first_pruned_layer) * state.num_visual_tokens
-    bytes_per_row = row_bytes(geometry, model.dtype)
+def _memory_report(model: LlavaOnevision, state: SequenceState, backend: Backend) -> MemoryReport:
+    """Rows that a decode step reads, over all layers; a shared prefix's count for each sequence."""
+    num_layers = model.text_geometry.num_layers
+    first_pruned, num_visual = _first_pruned_layer(model, state), state.num_visual_tokens
+    num_pruned_layers = num_layers - first_pruned
+    num_rest = state.num_text_tokens + state.num_decode_steps  # neither layer kind drops these
+    num_active_rows = num_layers * num_rest
+    num_active_rows += first_pruned * num_visual + num_pruned_layers * _decode_tokens(state)
+    num_full_rows = num_layers * (num_rest + state.num_frames * model.tokens_per_frame)
+    bytes_per_row = row_bytes(model.text_geometry, model.dtype)
     return MemoryReport(
-        kv_bytes=kv.num_active_rows * bytes_per_row,
-        dp_cache_bytes=num_dp_rows * bytes_per_row,
+        kv_bytes=num_active_rows * bytes_per_row,
+        dp_cache_bytes=num_pruned_layers * num_visual * bytes_per_row,
         kv_bytes_full_tokens=num_full_rows * bytes_per_row,
-        peak_device_bytes=_peak_device_bytes(model.device, state),
+        peak_device_bytes=max(state.peak_device_bytes, backend.peak_memory()),
     )

@@ -11,10 +11,15 @@ are never cut to the budget: their boundaries depend on the prompt alone.
 """
 
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Generic, Protocol, TypeVar
 
-from dycoke_core.sequence import Sequence, Stage
+
+class WorkKind(StrEnum):
+    VISION = "vision"
+    PREFIX = "prefix"
+    QUESTION = "question"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,74 +27,109 @@ class PromptWork:
     """The next thing that a sequence's prompt needs.
 
     Args:
-        key: of the work; that of sequences which share a video or a prefix is the same.
+        key: identifies the work; sequences that share a video or a prefix share a key.
         num_tokens: of the prompt; 0 for a slice of the vision tower.
     """
 
+    kind: WorkKind
     key: str
     num_tokens: int
 
+
+class Schedulable(Protocol):
+    """What the scheduler asks of a sequence that has been admitted."""
+
     @property
-    def is_vision(self) -> bool:
-        return self.num_tokens == 0
+    def prompt_work(self) -> PromptWork | None: ...
+
+    @property
+    def can_decode(self) -> bool: ...
+
+
+State = TypeVar("State", bound=Schedulable)
+State_contra = TypeVar("State_contra", bound=Schedulable, contravariant=True)
+
+
+class Admits(Protocol[State_contra]):
+    """Reserves what a sequence needs to run."""
+
+    def admit(self, state: State_contra) -> bool:
+        """False: not now, it keeps its place."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
-class ScheduledStep:
-    prompts: tuple[Sequence, ...]  # each gets its next piece of prompt work
-    decode: tuple[Sequence, ...]  # each gets one token
+class Chunk(Generic[State]):
+    """The next tokens of a prefix or of a question."""
+
+    state: State
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule(Generic[State]):
+    """What one step does, and for whom. `running` are all that wait for it."""
+
+    running: tuple[State, ...] = ()
+    encode: tuple[State, ...] = ()  # all whose video waits for the tower, oldest first
+    prefixes: tuple[Chunk[State], ...] = ()
+    questions: tuple[Chunk[State], ...] = ()
+    decode: tuple[State, ...] = ()  # each gets one token
 
 
 @dataclass(slots=True)
-class Scheduler:
-    """
-    Args:
-        admit: reserves what a sequence needs to run; False: not now, it keeps its place.
-        next_work: what a sequence's prompt needs next.
-    """
-
+class Scheduler(Generic[State]):
     max_running: int
     max_prompt_tokens: int  # per step
-    admit: Callable[[Sequence], bool]
-    next_work: Callable[[Sequence], PromptWork]
+    admission: Admits[State]
     # Bounded by the caller, which adds no more than it takes from its own queue.
-    waiting: deque[Sequence] = field(default_factory=deque)
-    running: list[Sequence] = field(default_factory=list)
+    waiting: deque[State] = field(default_factory=deque)
+    running: list[State] = field(default_factory=list)
 
     @property
     def has_work(self) -> bool:
         return bool(self.waiting or self.running)
 
-    def add(self, sequence: Sequence) -> None:
-        self.waiting.append(sequence)
+    def add(self, state: State) -> None:
+        self.waiting.append(state)
 
-    def remove(self, sequence: Sequence) -> None:
+    def remove(self, state: State) -> None:
         """Takes a sequence out, wherever it is."""
-        if sequence in self.running:
-            self.running.remove(sequence)
+        if state in self.running:
+            self.running.remove(state)
         else:
-            self.waiting.remove(sequence)
+            self.waiting.remove(state)
 
-    def schedule(self) -> ScheduledStep:
-        while self.waiting and len(self.running) < self.max_running and self.admit(self.waiting[0]):
+    def schedule(self) -> Schedule[State]:
+        self._admit_waiting()
+        works = [(state, work) for state in self.running if (work := state.prompt_work)]
+        chosen = self._choose_chunks(works)
+        return Schedule(
+            running=tuple(self.running),
+            encode=tuple(state for state, work in works if work.kind is WorkKind.VISION),
+            prefixes=tuple(chunk for kind, chunk in chosen if kind is WorkKind.PREFIX),
+            questions=tuple(chunk for kind, chunk in chosen if kind is WorkKind.QUESTION),
+            decode=tuple(state for state in self.running if state.can_decode),
+        )
+
+    def _admit_waiting(self) -> None:
+        while self.waiting and len(self.running) < self.max_running:
+            if not self.admission.admit(self.waiting[0]):
+                return
             self.running.append(self.waiting.popleft())
-        decode = tuple(s for s in self.running if s.stage is Stage.DECODING)
-        return ScheduledStep(self._schedule_prompts(), decode)
 
-    def _schedule_prompts(self) -> tuple[Sequence, ...]:
-        chosen: list[Sequence] = []
+    def _choose_chunks(
+        self, works: list[tuple[State, PromptWork]]
+    ) -> list[tuple[WorkKind, Chunk[State]]]:
+        chosen: list[tuple[WorkKind, Chunk[State]]] = []
         keys: set[str] = set()  # looked up only: no order shows
-        num_tokens, has_vision = 0, False
-        for sequence in self.running:
-            if sequence.stage is Stage.DECODING:
-                continue
-            work = self.next_work(sequence)
-            if work.key in keys or (work.is_vision and has_vision):
+        num_tokens = 0
+        for state, work in works:
+            if work.kind is WorkKind.VISION or work.key in keys:
                 continue
             if num_tokens and num_tokens + work.num_tokens > self.max_prompt_tokens:
                 continue
-            chosen.append(sequence)
+            chosen.append((work.kind, Chunk(state, work.num_tokens)))
             keys.add(work.key)
             num_tokens += work.num_tokens
-            has_vision = has_vision or work.is_vision
-        return tuple(chosen)
+        return chosen

@@ -1,16 +1,23 @@
 """What the engine knows of a sequence beyond the `Sequence` itself.
 
-Everything that belongs to a sequence hangs here and nowhere else; releasing its prefix and its
-bytes and dropping the state frees it.
+Everything that belongs to a sequence hangs here and nowhere else; releasing its prefix, its seat
+and its bytes and dropping the state frees it.
+
+On a device that runs a step behind the host, what has been launched is ahead of what is known:
+`num_own_run` and `num_chosen` count launched rows, `Sequence.output_token_ids` the tokens that
+have come back.
 """
 
 import time
 from dataclasses import dataclass, field
 
 from dycoke_core.compression.policies import Policy
+from dycoke_core.engine.backend import SeatLayout
 from dycoke_core.engine.detokenizer import Detokenizer
-from dycoke_core.engine.kv_cache import SequenceKV
+from dycoke_core.engine.plan import DecodeRow, QuestionChunk
 from dycoke_core.engine.prefix_cache import Prefix
+from dycoke_core.engine.sampler import Draw
+from dycoke_core.engine.scheduler import PromptWork, WorkKind
 from dycoke_core.preprocess import Prompt
 from dycoke_core.sequence import Sequence, Stage
 
@@ -25,7 +32,7 @@ class StageClock:
 
     added_at: float = field(default_factory=time.perf_counter)
     started_at: float | None = None
-    first_token_at: float | None = None  # the first new one, behind a replay
+    first_token_at: float | None = None  # of the first new one, after a replay
     last_token_at: float | None = None
     vision_s: float = 0.0
     compress_s: float = 0.0
@@ -43,34 +50,47 @@ class SequenceState:
     sequence: Sequence
     policy: Policy
     prompt: Prompt
-    num_visual_tokens: int  # V
+    layout: SeatLayout
     video_key: str
     prefix_key: str
     distinct_frames: tuple[int, ...]  # those that differ from the frame before
     frame_sources: tuple[int, ...]  # for each frame, its place among the distinct ones
     detokenizer: Detokenizer
+    max_chunk_tokens: int
     clock: StageClock = field(default_factory=StageClock)
     # Set at admission.
     prefix: Prefix | None = None
-    reserved_bytes: int = 0  # of its own rows
+    seat: int | None = None
+    reserved_bytes: int = 0  # of its seat
     has_video_hit: bool = False
     has_prefix_hit: bool = False
-    # Set when its question is prefilled.
-    kv: SequenceKV | None = None
-    peak_device_bytes: int = 0  # allocated on a GPU during its steps, but for the one under way
+    # Advanced when a step is launched.
+    num_own_run: int = 0  # tokens of its question and answer that the model has run
+    num_chosen: int = 0  # tokens of its answer that are chosen, or being chosen
+    # Advanced when a step is collected.
+    num_refreshes: int = 0
+    peak_device_bytes: int = 0  # held during its steps, but for those since the last prompt work
+    is_finished: bool = False
+
+    # --- counts ---
 
     @property
     def num_frames(self) -> int:
         return len(self.sequence.frames)
 
     @property
+    def num_visual_tokens(self) -> int:
+        """V."""
+        return self.layout.prefix.num_visual
+
+    @property
     def num_prefix_tokens(self) -> int:
         """Text before the video, visual tokens, newline: what every question about it shares."""
-        return len(self.prompt.ids_before_video) + self.num_visual_tokens + 1
+        return self.layout.prefix.num_tokens
 
     @property
     def num_question_tokens(self) -> int:
-        """Of the prompt behind the newline."""
+        """Of the prompt after the newline."""
         return len(self.prompt.ids_after_video)
 
     @property
@@ -83,18 +103,13 @@ class SequenceState:
         return self.num_prompt_tokens - self.num_visual_tokens
 
     @property
-    def max_own_tokens(self) -> int:
-        """Room that its question and its longest answer take."""
-        return self.num_question_tokens + self.sequence.sampling.max_tokens
-
-    @property
     def num_forced(self) -> int:
         return len(self.sequence.forced_token_ids)
 
     @property
-    def is_replaying(self) -> bool:
-        """Whether its next token is one that an earlier attempt has published."""
-        return len(self.sequence.output_token_ids) < len(self.sequence.forced_token_ids)
+    def num_decode_steps(self) -> int:
+        """That its answer so far has taken: each but the last token was run to choose the next."""
+        return max(len(self.sequence.output_token_ids) - 1, 0)
 
     @property
     def held_prefix(self) -> Prefix:
@@ -102,28 +117,75 @@ class SequenceState:
         return self.prefix
 
     @property
-    def finished_kv(self) -> SequenceKV:
-        assert self.kv is not None, "only sequences that have answered have a report"
-        return self.kv
+    def held_seat(self) -> int:
+        assert self.seat is not None, "only admitted sequences hold a seat"
+        return self.seat
+
+    # --- what to run next ---
 
     @property
-    def num_own_tokens_seen(self) -> int:
-        """Tokens of its question and answer that the model has seen."""
-        return 0 if self.kv is None else self.kv.num_own_tokens
+    def prompt_work(self) -> PromptWork | None:
+        """What its prompt needs next: its video, its prefix or its question; None: it is through.
+
+        Chunks depend on the prompt and the setting alone, and end where the prefix ends.
+        """
+        prefix = self.held_prefix
+        if not prefix.is_embedded:
+            return PromptWork(WorkKind.VISION, self.video_key, 0)
+        if not prefix.is_ready:
+            num_left = self.num_prefix_tokens - prefix.num_run
+            size = min(self.max_chunk_tokens, num_left)
+            return PromptWork(WorkKind.PREFIX, self.prefix_key, size)
+        num_left = self.num_question_tokens - self.num_own_run
+        if num_left <= 0:
+            return None
+        size = min(self.max_chunk_tokens, num_left)
+        return PromptWork(WorkKind.QUESTION, self.sequence.sequence_id, size)
 
     @property
-    def num_question_left(self) -> int:
-        return self.num_question_tokens - self.num_own_tokens_seen
+    def can_decode(self) -> bool:
+        """Whether a token is there, or on its way, that another may follow."""
+        return 0 < self.num_chosen < self.sequence.sampling.max_tokens
+
+    def question_chunk(self, size: int) -> QuestionChunk:
+        end = self.num_own_run + size
+        return QuestionChunk(
+            seat=self.held_seat,
+            start=self.num_own_run,
+            token_ids=self.prompt.ids_after_video[self.num_own_run : end],
+            draw=self._draw(0) if end == self.num_question_tokens else None,
+        )
+
+    def decode_row(self) -> DecodeRow:
+        index = self.num_chosen - 1  # of the input token in the answer
+        known = self.sequence.output_token_ids
+        forced = self.sequence.forced_token_ids
+        token_id = known[index] if index < len(known) else None
+        if index < len(forced):
+            token_id = forced[index]
+        return DecodeRow(self.held_seat, self.num_own_run, token_id, self._draw(self.num_chosen))
+
+    def _draw(self, index: int) -> Draw | None:
+        """How token `index` of the answer is chosen; None: an earlier attempt has published it."""
+        if index < self.num_forced:
+            return None
+        return Draw.of_token(self.sequence.sampling, index)
+
+    def note_launched(self, num_tokens: int) -> None:
+        """Counts own tokens that are being run. The last of the question, and every one after it,
+        chooses a token."""
+        self.num_own_run += num_tokens
+        if self.num_own_run >= self.num_question_tokens:
+            self.num_chosen += 1
 
     def note_stage(self) -> None:
         """Shows stage and progress on the sequence."""
         sequence, prefix = self.sequence, self.held_prefix
         if sequence.output_token_ids:
             sequence.stage, sequence.progress = Stage.DECODING, 0.0
-        elif prefix.kv is not None:
-            num_seen = prefix.kv.num_tokens + self.num_own_tokens_seen
+        elif prefix.is_embedded:
             sequence.stage = Stage.PREFILLING
-            sequence.progress = num_seen / self.num_prompt_tokens
+            sequence.progress = (prefix.num_run + self.num_own_run) / self.num_prompt_tokens
         elif prefix.video is not None:
             sequence.stage = Stage.ENCODING
             sequence.progress = prefix.video.num_encoded / len(prefix.video.distinct)

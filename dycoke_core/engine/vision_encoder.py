@@ -1,7 +1,8 @@
 """Runs the vision tower in slices: a micro-batch of frames, a few layers at a time.
 
-Micro-batches take frames of several videos, oldest first. On a CPU one frame of a real tower takes
-seconds, so even one micro-batch is cut by layers, and decodes run between the cuts.
+Micro-batches take frames of several videos, oldest first. Their size is fixed; what adapts to the
+load is how many layers run between two decode steps, which changes no number: a fixed number, or
+as many as fill a time slice, judged by the slices before; all of them while nothing decodes.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,28 +11,54 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dycoke_core.engine.backend import Backend, Mark
 from dycoke_core.engine.prefix_cache import Video
 from dycoke_core.model.llava_onevision import LlavaOnevision
 
+SLICE_S = 0.015  # beside running answers, about two decode steps of a large batch
+_FIRST_SLICE_LAYERS = 2  # while nothing has been measured
+_ALL_LAYERS = 10**6
+_MEMORY = 0.75  # of the running mean of a layer's seconds
+
 
 class VisionEncoder:
-    def __init__(self, model: LlavaOnevision, *, batch_frames: int, slice_layers: int) -> None:
+    """Args:
+    slice_layers: that run at a time; None: as many as take SLICE_S.
+    """
+
+    def __init__(
+        self,
+        model: LlavaOnevision,
+        backend: Backend,
+        *,
+        batch_frames: int,
+        slice_layers: int | None,
+    ) -> None:
         self._model = model
+        self._backend = backend
         self._batch_frames = batch_frames
         self._slice_layers = slice_layers
         self._batch: list[Video] = []  # the owner of each frame that is being encoded
-        self._slices: Iterator[Tensor | None] | None = None
+        self._layers: Iterator[Tensor | None] | None = None
         self._suspects: list[Video] = []  # of a micro-batch that failed: each goes alone
+        self._last_slice: tuple[Mark, Mark, int] | None = None
+        self._layer_s: float | None = None  # seconds that a layer has taken lately
 
-    def encode_slice(self, videos: Sequence[Video]) -> None:
+    def encode_slice(self, videos: Sequence[Video], *, beside_decode: bool) -> None:
         """Advances the micro-batch under way, or begins one from the videos in their order.
 
         `Video.num_encoded` grows when a micro-batch is through.
         """
-        if self._slices is None:
+        if self._layers is None:
             self._begin(videos)
-        assert self._slices is not None
-        features = next(self._slices)
+        assert self._layers is not None
+        num_layers = self._num_layers(beside_decode=beside_decode)
+        began, num_run = self._backend.mark(), 0
+        features = None
+        while features is None and num_run < num_layers:
+            features = next(self._layers)
+            num_run += 1
+        self._last_slice = began, self._backend.mark(), num_run
         if features is not None:
             self._finish(features)
 
@@ -52,8 +79,29 @@ class VisionEncoder:
         if self._batch and all(video.holders == 0 for video in self._batch):
             self._drop_batch()
 
+    def _num_layers(self, *, beside_decode: bool) -> int:
+        """How many layers the next slice runs."""
+        if self._slice_layers is not None:
+            return self._slice_layers
+        self._learn_from_last_slice()
+        if not beside_decode:
+            return _ALL_LAYERS
+        if self._layer_s is None:
+            return _FIRST_SLICE_LAYERS
+        return max(1, int(SLICE_S / self._layer_s))
+
+    def _learn_from_last_slice(self) -> None:
+        if self._last_slice is None:
+            return
+        began, ended, num_run = self._last_slice
+        seconds = self._backend.seconds(began, ended)
+        if seconds:  # else the device has not got past it yet
+            layer_s, self._last_slice = seconds / num_run, None
+            before = self._layer_s if self._layer_s is not None else layer_s
+            self._layer_s = _MEMORY * before + (1 - _MEMORY) * layer_s
+
     def _drop_batch(self) -> None:
-        self._batch, self._slices = [], None
+        self._batch, self._layers = [], None
 
     def _begin(self, videos: Sequence[Video]) -> None:
         self._suspects = [video for video in self._suspects if video.holders]
@@ -68,15 +116,16 @@ class VisionEncoder:
             for index in video.distinct[video.num_encoded :][:room]:
                 self._batch.append(video)  # first: if its frame cannot be taken, it is to blame
                 frames.append(torch.from_numpy(np.ascontiguousarray(video.frames[index])))
-        self._slices = self._model.encode_frames(torch.stack(frames), self._slice_layers)
+        self._layers = self._model.encode_frames(self._backend.stage_frames(frames))
 
     def _finish(self, features: Tensor) -> None:
         """features: [b, N, D]."""
-        for video, rows in zip(self._batch, features, strict=True):
+        for video in dict.fromkeys(self._batch):
+            rows = features[self._batch.index(video) :][: self._batch.count(video)]
             if video.features is None:
-                video.features = rows.new_empty((len(video.distinct), *rows.shape))
-            video.features[video.num_encoded] = rows
-            video.num_encoded += 1
+                video.features = rows.new_empty((len(video.distinct), *rows.shape[1:]))
+            video.features[video.num_encoded : video.num_encoded + len(rows)] = rows
+            video.num_encoded += len(rows)
             if video.is_ready:
                 video.frames = None
         self._drop_batch()

@@ -18,6 +18,18 @@ from dycoke_core.model.attention import LayerAttention
 from dycoke_core.preprocess import FrameNormalizer, PromptEncoder
 
 
+@dataclass(frozen=True, slots=True)
+class PromptLayout:
+    """Args:
+    visual: places of the visual tokens, as ascending runs.
+    next_position: of the first token behind the prefix, on every axis.
+    """
+
+    num_tokens: int
+    visual: tuple[range, ...]
+    next_position: int
+
+
 @dataclass(slots=True, eq=False)
 class LlavaOnevision:
     """A loaded checkpoint. Holds no state of any request."""
@@ -29,10 +41,12 @@ class LlavaOnevision:
     weights_digest: str
     text_geometry: TextGeometry = field(init=False)
     vision_geometry: VisionGeometry = field(init=False)
+    _pixel_constants: tuple[Tensor, Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
         self.text_geometry = _text_geometry(self.model)
         self.vision_geometry = _vision_geometry(self.model)
+        self._pixel_constants = self.normalizer.constants(self.device)
 
     @property
     def device(self) -> torch.device:
@@ -54,21 +68,35 @@ class LlavaOnevision:
         return math.ceil(self._grid_size() / 2) ** 2
 
     @property
+    def num_position_axes(self) -> int:
+        """Positions that a token has: 1, where they count along the sequence."""
+        return 1
+
+    @property
     def max_model_tokens(self) -> int:
         return int(self.model.config.text_config.max_position_embeddings)
 
-    def encode_frames(self, frames: Tensor, slice_layers: int) -> Iterator[Tensor | None]:
-        """uint8 [F, S, S, 3] on any device → visual tokens [F, N, D] on the model's.
+    def encode_frames(self, frames: Tensor) -> Iterator[Tensor | None]:
+        """uint8 [F, S, S, 3] on the model's device → visual tokens [F, N, D].
 
-        Yields None after every `slice_layers` layers of the tower, and the tokens in the end.
+        Yields None after every layer of the tower but the last, and the tokens in the end.
         """
-        pixels = self.normalizer(frames.to(self.device), self.dtype)
-        return vision.encode_frames(self.model.model, pixels, slice_layers)
+        pixels = self.normalizer(frames, self.dtype, self._pixel_constants)
+        return vision.encode_frames(self.model.model, pixels)
 
-    def embed_prefix(self, ids_before_video: tuple[int, ...], visual_tokens: Tensor) -> Tensor:
-        """[V, D] visual tokens → [P, D]: text, visual tokens, newline."""
+    def lay_out_prefix(self, num_ids_before_video: int, num_visual: int) -> PromptLayout:
+        """Where things are in a prefix: text, visual tokens, newline."""
+        num_tokens = num_ids_before_video + num_visual + 1
+        visual = range(num_ids_before_video, num_ids_before_video + num_visual)
+        return PromptLayout(num_tokens, (visual,) if num_visual else (), next_position=num_tokens)
+
+    def embed_prefix(
+        self, ids_before_video: tuple[int, ...], visual_tokens: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """[V, D] visual tokens → [P, D] embeddings and int64 [axes, P] positions of a prefix."""
         newline = self.model.model.image_newline.to(visual_tokens)[None]
-        return torch.cat([self.embed_tokens(ids_before_video), visual_tokens, newline])
+        embeds = torch.cat([self.embed_tokens(ids_before_video), visual_tokens, newline])
+        return embeds, torch.arange(len(embeds), device=embeds.device)[None]
 
     def embed_tokens(self, token_ids: Sequence[int]) -> Tensor:
         """[len(token_ids), D]."""
@@ -87,7 +115,7 @@ class LlavaOnevision:
         """Runs the language model's layers over new tokens.
 
         Args:
-            embeds: [q, D]; positions: int64 [q].
+            embeds: [q, D]; positions: int64 [axes, q].
             attention: stores the new keys and values and attends, layer by layer.
 
         Returns:
@@ -95,7 +123,7 @@ class LlavaOnevision:
         """
         output = self.model.model.language_model(
             inputs_embeds=embeds[None],
-            position_ids=positions[None],
+            position_ids=positions,
             use_cache=False,
             layer_attention=attention,
         )

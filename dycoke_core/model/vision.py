@@ -11,12 +11,10 @@ from torch import Tensor, nn
 from transformers.models.llava_onevision.modeling_llava_onevision import LlavaOnevisionModel
 
 
-def encode_frames(
-    model: LlavaOnevisionModel, pixel_values: Tensor, slice_layers: int
-) -> Iterator[Tensor | None]:
+def encode_frames(model: LlavaOnevisionModel, pixel_values: Tensor) -> Iterator[Tensor | None]:
     """Runs the vision tower up to its feature layer, then projects and pools.
 
-    A generator, so that other work can run between slices: None after every `slice_layers` layers,
+    A generator, so that other work can run between layers: None after every layer but the last,
     the features in the end.
 
     Args:
@@ -28,7 +26,7 @@ def encode_frames(
     Source: LLaVA-OneVision's video path; equal to transformers' `get_video_features` without the
         newline (tested).
     """
-    hidden = yield from _run_tower(model, pixel_values, slice_layers)
+    hidden = yield from _run_tower(model, pixel_values)
     pooled = model.apply_pooling(model.multi_modal_projector(hidden))
     assert isinstance(pooled, Tensor)
     yield pooled
@@ -39,9 +37,7 @@ def num_layers_run(model: LlavaOnevisionModel) -> int:
     return max(_feature_depths(model))
 
 
-def _run_tower(
-    model: LlavaOnevisionModel, pixel_values: Tensor, slice_layers: int
-) -> Generator[None, None, Tensor]:
+def _run_tower(model: LlavaOnevisionModel, pixel_values: Tensor) -> Generator[None, None, Tensor]:
     """Hidden states at the feature layers, concatenated: [F, patches, features].
 
     Steps through the layers instead of asking for all hidden states, which would hold every layer's
@@ -57,7 +53,7 @@ def _run_tower(
         hidden = output[0] if isinstance(output, tuple) else output
         if depth in depths:
             by_depth[depth] = hidden
-        if depth % slice_layers == 0 and depth < max(depths):
+        if depth < max(depths):
             yield
     return torch.cat([by_depth[depth] for depth in depths], dim=-1)
 

@@ -106,12 +106,12 @@ def answer_with_fastv(
     setting: Setting,
 ) -> list[str]:
     """Each question in a prefill of its own: what is pruned depends on it."""
-    *_, features = model.encode_frames(frames, slice_layers=1000)
+    *_, features = model.encode_frames(frames)
     assert features is not None
     texts = []
     for question in questions:
         prompt = model.prompt_encoder(question.messages)
-        prefix = model.embed_prefix(prompt.ids_before_video, features.flatten(0, 1))
+        prefix, _ = model.embed_prefix(prompt.ids_before_video, features.flatten(0, 1))
         embeds = torch.cat([prefix, model.embed_tokens(prompt.ids_after_video)])
         first = len(prompt.ids_before_video)
         attention = FastVAttention(
@@ -138,9 +138,9 @@ def answer_with_prumerge(
     for question in questions:
         prompt = model.prompt_encoder(question.messages)
         if not num_prefix:
-            prefix = model.embed_prefix(prompt.ids_before_video, tokens)
+            prefix, positions = model.embed_prefix(prompt.ids_before_video, tokens)
             num_prefix = prefix.shape[0]
-            model.forward(prefix, torch.arange(num_prefix, device=prefix.device), attention)
+            model.forward(prefix, positions, attention)
         attention.cut(num_prefix)
         token_ids = generate(
             model,

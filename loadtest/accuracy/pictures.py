@@ -65,11 +65,11 @@ class Gaze:
 @torch.inference_mode()
 def watch(model: LlavaOnevision, frames: npt.NDArray[np.uint8], question: str, k: float) -> Gaze:
     """Answers a question over what stage I keeps, without stage II."""
-    *_, features = model.encode_frames(torch.from_numpy(frames), slice_layers=1000)
+    *_, features = model.encode_frames(torch.from_numpy(frames))
     assert features is not None
     kept = ttm.select_tokens(features, k)
     prompt = model.prompt_encoder((ChatMessage("user", question),))
-    prefix = model.embed_prefix(prompt.ids_before_video, features.flatten(0, 1)[kept])
+    prefix, _ = model.embed_prefix(prompt.ids_before_video, features.flatten(0, 1)[kept])
     embeds = torch.cat([prefix, model.embed_tokens(prompt.ids_after_video)])
     attention = RecordingAttention()
     token_ids = generate(model, embeds, attention, max_tokens=MAX_TOKENS)

@@ -76,14 +76,15 @@ def generate(
     """
     token_ids: list[int] = []
     position = start + embeds.shape[0]
-    hidden = model.forward(embeds, torch.arange(start, position, device=embeds.device), attention)
+    positions = torch.arange(start, position, device=embeds.device)[None]
+    hidden = model.forward(embeds, positions, attention)
     while True:
         token_ids.append(int(model.logits(hidden[-1:])[0].argmax()))
         if token_ids[-1] in model.eos_token_ids or len(token_ids) == max_tokens:
             return token_ids
         hidden = model.forward(
             model.embed_tokens(token_ids[-1:]),
-            torch.tensor([position], device=embeds.device),
+            torch.tensor([[position]], device=embeds.device),
             attention,
         )
         position += 1

@@ -78,7 +78,7 @@ def _look_at_few(model: LlavaOnevision, frames: Tensor) -> TowerView:
         lambda module, arguments, output: inputs.append(output)
     )
     try:
-        *_, features = model.encode_frames(frames, slice_layers=1000)
+        *_, features = model.encode_frames(frames)
     finally:
         hook.remove()
     assert features is not None

@@ -187,11 +187,11 @@ def decode_slowly(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Runs a prompt, then forces an answer through; logits per token, kept set per decode step."""
     num_prompt = embeds.shape[0]
-    hidden = model.forward(embeds, torch.arange(num_prompt), attention)
+    hidden = model.forward(embeds, torch.arange(num_prompt)[None], attention)
     attention.is_decoding = True
     logits, kept = [model.logits(hidden[-1:])[0]], []
     for index, token in enumerate(answer[:-1]):
-        position = torch.tensor([num_prompt + index])
+        position = torch.tensor([[num_prompt + index]])
         hidden = model.forward(model.embed_tokens((token,)), position, attention)
         logits.append(model.logits(hidden[-1:])[0])
         kept.append(torch.tensor(attention.kept, dtype=torch.long))

@@ -55,15 +55,15 @@ def test_controls_of_stage_one_share_dycokes_stage_two(name: str) -> None:
 
 def test_full_tokens_never_prune() -> None:
     policy = make_policy(CompressionConfig(policy="full"))
-    assert policy.make_pruner(100, 6) is None
+    assert policy.stage_two(100, 6) is None
     assert policy.first_pruned_layer(100, 6) == 6
     assert policy.count_decode_tokens(100, 6) == 100
 
 
 def test_dycoke_prunes_from_its_layer_on() -> None:
     policy = make_policy(CompressionConfig(l=3, p=0.7))
-    pruner = policy.make_pruner(2960, 28)
-    assert pruner is not None and pruner.num_kept == 888
+    stage_two = policy.stage_two(2960, 28)
+    assert stage_two is not None and stage_two.num_kept == 888
     assert policy.first_pruned_layer(2960, 28) == 3
     assert policy.count_decode_tokens(2960, 28) == 888
 
@@ -76,5 +76,5 @@ def test_a_share_of_a_round_number_is_not_one_short() -> None:
 @pytest.mark.parametrize(("num_visual", "layer"), [(0, 3), (100, 6), (100, 9)])
 def test_stage_two_is_off_without_visual_tokens_or_layers(num_visual: int, layer: int) -> None:
     policy = make_policy(CompressionConfig(l=layer))
-    assert policy.make_pruner(num_visual, 6) is None
+    assert policy.stage_two(num_visual, 6) is None
     assert policy.count_decode_tokens(num_visual, 6) == num_visual

@@ -8,8 +8,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from dycoke_core.config import EngineConfig
+from dycoke_core.engine.backend import Pending
 from dycoke_core.engine.engine import Engine
+from dycoke_core.engine.plan import StepPlan
 from dycoke_core.engine.state import SequenceState
+from dycoke_core.model.llava_onevision import LlavaOnevision
 from dycoke_core.sequence import (
     ChatMessage,
     CompressionConfig,
@@ -30,24 +34,21 @@ class Recording:
 class RecordingEngine(Engine):
     """Keeps the logits of every token that was sampled and the kept set of every decode step."""
 
-    recordings: dict[str, Recording]
+    def __init__(self, model: LlavaOnevision, config: EngineConfig | None = None) -> None:
+        super().__init__(model, config or EngineConfig(), observer=self._record)
+        self.recordings: dict[str, Recording] = defaultdict(Recording)
+        self._num_forced: dict[str, int] = {}
 
-    def __init__(self, *args: object, **kwargs: object) -> None:
-        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
-        self.recordings = defaultdict(Recording)
-
-    def _sample(self, states: list[SequenceState], logits: Tensor) -> list[int]:
-        for state, row in zip(states, logits, strict=True):
-            self.recordings[state.sequence.sequence_id].logits.append(row.clone())
-        return super()._sample(states, logits)
-
-    def _append_token(self, state: SequenceState, sampled: int | None) -> TokenEvent | None:
-        recording = self.recordings[state.sequence.sequence_id]
-        pruner = state.kv.pruner if state.kv is not None else None
-        if pruner is not None and pruner.kept is not None:
-            recording.kept.append(pruner.kept.clone())
-            recording.refreshes.append(int(pruner.num_refreshes or 0))
-        return super()._append_token(state, sampled)
+    def _record(self, plan: StepPlan, states: tuple[SequenceState, ...], pending: Pending) -> None:
+        logits = iter(pending.logits.clone())
+        for row, state in zip(plan.answering, states, strict=True):
+            recording = self.recordings[state.sequence.sequence_id]
+            if row.draw is not None:
+                recording.logits.append(next(logits))
+            view = self.backend.view(row.seat)
+            if view.kept is not None:
+                recording.kept.append(view.kept.clone())
+                recording.refreshes.append(view.num_refreshes)
 
     def run(self, *sequences: Sequence) -> dict[str, list[TokenEvent]]:
         """Adds the sequences and steps until all have ended; events by sequence."""
@@ -60,7 +61,22 @@ class RecordingEngine(Engine):
         while self.has_work:
             for event in self.step():
                 events[event.sequence_id].append(event)
+                if event.report is not None:
+                    self._trim(event)
         return events
+
+    def _trim(self, end: TokenEvent) -> None:
+        """Drops what a device that runs a step behind has computed after the last token."""
+        assert end.report is not None
+        recording = self.recordings[end.sequence_id]
+        num_sampled = end.index + len(end.token_ids) - self._num_forced.pop(end.sequence_id, 0)
+        num_steps = end.report.compression.decode_steps
+        del recording.logits[num_sampled:], recording.kept[num_steps:]
+        del recording.refreshes[num_steps:]
+
+    def add(self, sequence: Sequence) -> None:
+        super().add(sequence)
+        self._num_forced[sequence.sequence_id] = len(sequence.forced_token_ids)
 
 
 def report_of(events: list[TokenEvent]) -> SequenceReport:

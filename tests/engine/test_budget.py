@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from dycoke_core.config import EngineConfig
+from dycoke_core.config import Batching, EngineConfig
 from dycoke_core.engine import budget
 from dycoke_core.engine.budget import (
     available_bytes,
+    cpu_kv_budget_bytes,
     host_budget_bytes,
-    kv_budget_bytes,
     pass_bytes,
 )
 from dycoke_core.model.llava_onevision import LlavaOnevision
@@ -62,14 +62,12 @@ def test_a_limit_never_adds_memory(
     assert available_bytes(root) == expected
 
 
-def test_engines_on_a_cpu_share_a_quarter_of_it(
-    tiny_model: LlavaOnevision, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_engines_on_a_cpu_share_a_quarter_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(budget, "available_bytes", lambda: 8 * GIB)
-    assert kv_budget_bytes(tiny_model, EngineConfig(engines_per_device=2)) == GIB
+    assert cpu_kv_budget_bytes(EngineConfig(engines_per_device=2)) == GIB
     monkeypatch.setattr(budget, "available_bytes", lambda: 400 * GIB)
-    assert kv_budget_bytes(tiny_model, EngineConfig()) == 8 * GIB
-    assert kv_budget_bytes(tiny_model, EngineConfig(kv_cache_bytes=5)) == 5
+    assert cpu_kv_budget_bytes(EngineConfig()) == 8 * GIB
+    assert cpu_kv_budget_bytes(EngineConfig(kv_cache_bytes=5)) == 5
 
 
 def test_engines_on_a_host_share_a_quarter_of_it_for_the_dp_cache(
@@ -82,5 +80,5 @@ def test_engines_on_a_host_share_a_quarter_of_it_for_the_dp_cache(
 
 def test_a_pass_takes_more_with_larger_chunks(tiny_model: LlavaOnevision) -> None:
     row = (3 * 512 + 8 * 256) * 4  # the bundled shape, float32
-    config = EngineConfig(prefill_chunk_tokens=1000, max_running_sequences=8)
-    assert pass_bytes(tiny_model, config) == (1000 + 512 + 8) * row
+    batching = Batching(max_running_sequences=8, prefill_chunk_tokens=1000, vision_batch_frames=4)
+    assert pass_bytes(tiny_model, batching) == (1000 + 512 + 8) * row

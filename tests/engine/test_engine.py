@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerFast
 
 from dycoke_core.config import EngineConfig
 from dycoke_core.engine import Engine
-from dycoke_core.engine.kv_cache import row_bytes
+from dycoke_core.engine.budget import row_bytes
 from dycoke_core.errors import InvalidRequestError, PromptTooLongError
 from dycoke_core.model.llava_onevision import LlavaOnevision
 from dycoke_core.sequence import FinishReason, Stage

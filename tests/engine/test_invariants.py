@@ -13,11 +13,11 @@ from transformers import LlavaOnevisionForConditionalGeneration
 
 from dycoke_core.compression import randomness
 from dycoke_core.config import EngineConfig
-from dycoke_core.engine import engine as engine_module
 from dycoke_core.engine.admission import Admission
-from dycoke_core.engine.kv_cache import SequenceKV
-from dycoke_core.engine.model_runner import ModelRunner
-from dycoke_core.engine.step_attention import StepAttention
+from dycoke_core.engine.backends.cpu import backend as cpu_backend
+from dycoke_core.engine.backends.cpu.backend import CpuBackend
+from dycoke_core.engine.backends.cpu.kv_cache import SequenceKV
+from dycoke_core.engine.backends.cpu.step_attention import StepAttention
 from dycoke_core.engine.vision_encoder import VisionEncoder
 from dycoke_core.model.llava_onevision import LlavaOnevision
 from dycoke_core.preprocess import Prompt
@@ -170,12 +170,12 @@ def assert_equals_slow_loops(
     """Runs the sequence; its logits, kept sets and refreshes are those of plain loops."""
     report = report_of(engine.run(sequence)["a"])
     model, compression = engine.model, sequence.compression
-    *_, features = model.encode_frames(torch.from_numpy(sequence.frames), slice_layers=99)
+    *_, features = model.encode_frames(torch.from_numpy(sequence.frames))
     assert features is not None
     kept = select(features)
     assert report.compression.visual_tokens_prefill == len(kept)
     prompt = model.prompt_encoder(sequence.messages)
-    prefix = model.embed_prefix(prompt.ids_before_video, features.flatten(0, 1)[kept])
+    prefix, _ = model.embed_prefix(prompt.ids_before_video, features.flatten(0, 1)[kept])
     embeds = torch.cat([prefix, model.embed_tokens(prompt.ids_after_video)])
     first_visual = len(prompt.ids_before_video)
     slow = slow_loops.SlowStageTwo(
@@ -349,10 +349,11 @@ def test_the_failure_of_one_sequence_is_its_own(
     attend = StepAttention.attend
 
     def fail_in_layer_4(step, layer, *arguments):  # type: ignore[no-untyped-def]
-        doomed = engine._states.get("fails")
-        is_decoding = doomed is not None and doomed.kv in step.decoding
-        if layer == 4 and is_decoding and len(doomed.sequence.output_token_ids) > 3:
-            raise torch.OutOfMemoryError("no memory at /secret/place")
+        doomed = engine.states.get("fails")
+        if layer == 4 and doomed is not None and len(doomed.sequence.output_token_ids) > 3:
+            own = [kv.num_own_tokens for kv in step.decoding]
+            if doomed.num_own_run in own:  # the other's question is of another length
+                raise torch.OutOfMemoryError("no memory at /secret/place")
         return attend(step, layer, *arguments)
 
     monkeypatch.setattr(StepAttention, "attend", fail_in_layer_4)
@@ -400,9 +401,8 @@ def test_logits_that_are_not_finite_end_their_sequence_and_its_prefix(
 
     def overflow(model, hidden):  # type: ignore[no-untyped-def]
         found = logits(model, hidden)
-        running = [sequence.sequence_id for sequence in engine._scheduler.running]
         if len(found) == 2 and len(engine.recordings["stays"].logits) == 4:
-            found[running.index("fails")] = torch.nan
+            found[list(engine.states).index("fails")] = torch.nan
         return found
 
     monkeypatch.setattr(LlavaOnevision, "logits", overflow)
@@ -417,13 +417,14 @@ def test_logits_that_are_not_finite_end_their_sequence_and_its_prefix(
 
 # Each place where a step may fail, called twice or more while the sequences run.
 FAULTS = {
-    "compress": (ModelRunner, "compress"),
-    "begin_question": (ModelRunner, "begin_question"),
+    "embed_prefix": (CpuBackend, "embed_prefix"),
+    "run": (CpuBackend, "run"),
+    "seat_rows": (SequenceKV, "__init__"),
     "forward": (LlavaOnevision, "forward"),
     "logits": (LlavaOnevision, "logits"),
     "attend": (StepAttention, "attend"),
     "finish_prefix": (Admission, "finish_prefix"),
-    "sample": (engine_module, "sample"),
+    "sample": (cpu_backend, "sample"),
     "encode_frames": (LlavaOnevision, "encode_frames"),
     "finish_frames": (VisionEncoder, "_finish"),
     "begin_decode": (SequenceKV, "begin_decode"),
@@ -467,7 +468,7 @@ def test_a_passing_fault_anywhere_changes_no_answer_that_is_finished(
                 assert sequence.output_token_ids == expected[name]
                 assert_same_kept(engine.recordings[name].kept, undisturbed[name].kept)
         stats = engine.stats()
-        assert stats.kv_bytes_in_use == 0 and engine._admission.leaked_bytes == 0
+        assert stats.kv_bytes_in_use == 0 and engine.admission.leaked_bytes == 0
     assert num_faults >= 2
     assert num_survivors >= num_faults
 
@@ -487,10 +488,10 @@ def test_a_video_that_breaks_the_vision_tower_breaks_no_other(
 ) -> None:
     encode = LlavaOnevision.encode_frames
 
-    def refuse_black(model, frames, slice_layers):  # type: ignore[no-untyped-def]
+    def refuse_black(model, frames):  # type: ignore[no-untyped-def]
         if any(not frame.any() for frame in frames):
             raise torch.OutOfMemoryError("no memory")
-        return encode(model, frames, slice_layers)
+        return encode(model, frames)
 
     monkeypatch.setattr(LlavaOnevision, "encode_frames", refuse_black)
     poison = make_sequence("poison")

@@ -1,92 +1,118 @@
 """The scheduler on its own: order, bounds and fairness."""
 
+from collections.abc import Iterable
+from dataclasses import dataclass
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dycoke_core.engine.scheduler import PromptWork, Scheduler
-from dycoke_core.sequence import Sequence, Stage
-from tests.engine.recording import make_sequence
-
-FRAMES = make_sequence().frames
+from dycoke_core.engine.scheduler import Chunk, PromptWork, Scheduler, WorkKind
 
 
-def plain_sequence(name: str) -> Sequence:
-    return Sequence(name, (), FRAMES)
+@dataclass(eq=False)
+class Item:
+    """What the scheduler sees of a sequence."""
+
+    name: str
+    prompt_work: PromptWork | None
+    can_decode: bool = False
+
+
+@dataclass
+class Door:
+    """Admits everybody, or only those named."""
+
+    names: set[str] | None = None
+
+    def admit(self, state: Item) -> bool:
+        return self.names is None or state.name in self.names
+
+
+def chunk(key: str, num_tokens: int, kind: WorkKind = WorkKind.PREFIX) -> PromptWork:
+    return PromptWork(kind, key, num_tokens)
+
+
+def vision(key: str) -> PromptWork:
+    return PromptWork(WorkKind.VISION, key, 0)
 
 
 def make_scheduler(
     works: dict[str, PromptWork], *, max_running: int = 8, max_prompt_tokens: int = 100
-) -> Scheduler:
+) -> Scheduler[Item]:
     """Sequences by name, with the prompt work that each has next."""
-    scheduler = Scheduler(
-        max_running, max_prompt_tokens, lambda sequence: True, lambda s: works[s.sequence_id]
-    )
-    for name in works:
-        scheduler.add(plain_sequence(name))
+    scheduler: Scheduler[Item] = Scheduler(max_running, max_prompt_tokens, Door())
+    for name, work in works.items():
+        scheduler.add(Item(name, work))
     return scheduler
 
 
-def names(sequences: tuple[Sequence, ...]) -> str:
-    return "".join(sequence.sequence_id for sequence in sequences)
+def names(items: Iterable[Item | Chunk[Item]]) -> str:
+    return "".join(item.state.name if isinstance(item, Chunk) else item.name for item in items)
 
 
 def test_prompts_are_worked_on_beside_all_decodes() -> None:
-    scheduler = make_scheduler({name: PromptWork(name, 60) for name in "abcde"}, max_running=4)
+    scheduler = make_scheduler({name: chunk(name, 60) for name in "abcde"}, max_running=4)
     first, _, third, *_ = scheduler.waiting
-    first.stage = third.stage = Stage.DECODING
+    for item in (first, third):
+        item.prompt_work, item.can_decode = None, True
     step = scheduler.schedule()
     assert names(step.decode) == "ac"
-    assert names(step.prompts) == "b", "the next prompt of 60 would exceed the step's 100 tokens"
-    assert names(tuple(scheduler.waiting)) == "e"
+    assert names(step.prefixes) == "b", "the next prompt of 60 would exceed the step's 100 tokens"
+    assert names(scheduler.waiting) == "e"
+    assert names(step.running) == "abcd"
 
 
 def test_small_prompts_share_a_step() -> None:
-    scheduler = make_scheduler({name: PromptWork(name, 30) for name in "abcde"})
-    assert names(scheduler.schedule().prompts) == "abc"
+    scheduler = make_scheduler({name: chunk(name, 30) for name in "abcde"})
+    assert names(scheduler.schedule().prefixes) == "abc"
 
 
 def test_a_prompt_larger_than_the_budget_goes_alone() -> None:
-    scheduler = make_scheduler({"a": PromptWork("a", 500), "b": PromptWork("b", 1)})
-    assert names(scheduler.schedule().prompts) == "a"
+    scheduler = make_scheduler({"a": chunk("a", 500), "b": chunk("b", 1)})
+    assert names(scheduler.schedule().prefixes) == "a"
 
 
 def test_what_is_left_of_the_budget_goes_to_younger_prompts_that_fit() -> None:
     sizes = {"a": 60, "b": 60, "c": 10}
-    scheduler = make_scheduler({name: PromptWork(name, size) for name, size in sizes.items()})
-    assert names(scheduler.schedule().prompts) == "ac"
+    scheduler = make_scheduler({name: chunk(name, size) for name, size in sizes.items()})
+    assert names(scheduler.schedule().prefixes) == "ac"
+
+
+def test_prefixes_and_questions_share_the_budget() -> None:
+    works = {"a": chunk("a", 60), "b": chunk("b", 30, WorkKind.QUESTION), "c": chunk("c", 30)}
+    step = make_scheduler(works).schedule()
+    assert (names(step.prefixes), names(step.questions)) == ("a", "b")
+    assert [piece.num_tokens for piece in (*step.prefixes, *step.questions)] == [60, 30]
 
 
 def test_shared_work_is_done_once() -> None:
-    works = {"a": PromptWork("video", 30), "b": PromptWork("video", 30), "c": PromptWork("c", 30)}
-    assert names(make_scheduler(works).schedule().prompts) == "ac"
+    works = {"a": chunk("video", 30), "b": chunk("video", 30), "c": chunk("c", 30)}
+    assert names(make_scheduler(works).schedule().prefixes) == "ac"
 
 
-def test_a_step_has_one_slice_of_the_vision_tower() -> None:
-    works = {"a": PromptWork("a", 0), "b": PromptWork("b", 0), "c": PromptWork("c", 30)}
-    assert names(make_scheduler(works).schedule().prompts) == "ac"
+def test_all_that_wait_for_the_tower_are_named_and_cost_no_tokens() -> None:
+    works = {"a": vision("a"), "b": vision("b"), "c": chunk("c", 100)}
+    step = make_scheduler(works).schedule()
+    assert (names(step.encode), names(step.prefixes)) == ("ab", "c")
 
 
 def test_what_is_not_admitted_keeps_its_place() -> None:
-    admitted: set[str] = set()
-    scheduler = Scheduler(
-        4, 100, lambda s: s.sequence_id in admitted, lambda s: PromptWork(s.sequence_id, 1)
-    )
+    door = Door(set())
+    scheduler: Scheduler[Item] = Scheduler(4, 100, door)
     for name in "ab":
-        scheduler.add(plain_sequence(name))
-    admitted.add("b")
-    assert scheduler.schedule().prompts == ()
-    admitted.add("a")
-    assert names(scheduler.schedule().prompts) == "ab"
+        scheduler.add(Item(name, chunk(name, 1)))
+    door.names = {"b"}
+    assert scheduler.schedule().prefixes == ()
+    door.names = {"a", "b"}
+    assert names(scheduler.schedule().prefixes) == "ab"
 
 
 class Load:
     """Sequences that need so many pieces of prompt work, then so many tokens."""
 
     def __init__(self, max_running: int, plans: list[tuple[int, int]]) -> None:
-        self.scheduler = Scheduler(
-            max_running, 100, lambda sequence: True, lambda s: PromptWork(s.sequence_id, 60)
-        )
-        self.arriving = [plain_sequence(str(index)) for index in range(len(plans))]
+        self.scheduler: Scheduler[Item] = Scheduler(max_running, 100, Door())
+        self.arriving = [Item(str(i), chunk(str(i), 60)) for i in range(len(plans))]
         self.pieces = {str(index): plan[0] for index, plan in enumerate(plans)}
         self.tokens = {str(index): plan[1] for index, plan in enumerate(plans)}
         self.started: list[str] = []
@@ -95,26 +121,25 @@ class Load:
     def arrive(self) -> None:
         self.scheduler.add(self.arriving.pop(0))
 
-    def end(self, sequence: Sequence) -> None:
-        self.scheduler.remove(sequence)
-        self.ended.add(sequence.sequence_id)
+    def end(self, item: Item) -> None:
+        self.scheduler.remove(item)
+        self.ended.add(item.name)
 
     def step(self) -> None:
         step = self.scheduler.schedule()
-        for sequence in step.decode:
-            self.tokens[sequence.sequence_id] -= 1
-            if self.tokens[sequence.sequence_id] <= 0:
-                self.end(sequence)
-        for sequence in step.prompts:
-            self._work_on_prompt(sequence)
+        for item in step.decode:
+            self.tokens[item.name] -= 1
+            if self.tokens[item.name] <= 0:
+                self.end(item)
+        for piece in step.prefixes:
+            self._work_on_prompt(piece.state)
 
-    def _work_on_prompt(self, sequence: Sequence) -> None:
-        name = sequence.sequence_id
-        if name not in self.started:
-            self.started.append(name)
-        self.pieces[name] -= 1
-        if self.pieces[name] == 0:
-            sequence.stage = Stage.DECODING
+    def _work_on_prompt(self, item: Item) -> None:
+        if item.name not in self.started:
+            self.started.append(item.name)
+        self.pieces[item.name] -= 1
+        if self.pieces[item.name] == 0:
+            item.prompt_work, item.can_decode = None, True
 
 
 @given(

@@ -1,7 +1,5 @@
 """Read once, ask many: hits equal cold runs, work is shared, memory is bounded and given back."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -9,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dycoke_core.config import EngineConfig
-from dycoke_core.engine.kv_cache import PrefixKV, row_bytes
+from dycoke_core.engine.backends.cpu.backend import CpuBackend
+from dycoke_core.engine.budget import row_bytes
 from dycoke_core.engine.prefix_cache import ByteBudget, Prefix, SharedPool, distinct_frames
 from dycoke_core.errors import PromptTooLongError
 from dycoke_core.model.llava_onevision import LlavaOnevision
@@ -100,10 +99,10 @@ def test_questions_at_once_about_a_new_video_do_its_work_once(
     num_encoded, num_rows = 0, 0
     encode, forward = LlavaOnevision.encode_frames, LlavaOnevision.forward
 
-    def count_frames(model, frames, slice_layers):  # type: ignore[no-untyped-def]
+    def count_frames(model, frames):  # type: ignore[no-untyped-def]
         nonlocal num_encoded
         num_encoded += len(frames)
-        return encode(model, frames, slice_layers)
+        return encode(model, frames)
 
     def count_rows(model, embeds, positions, attention):  # type: ignore[no-untyped-def]
         nonlocal num_rows
@@ -137,8 +136,8 @@ def test_frames_that_repeat_are_encoded_once(tiny_model: LlavaOnevision) -> None
     engine = RecordingEngine(tiny_model, EngineConfig(vision_batch_frames=6))
     engine.run(still)
 
-    *_, features = tiny_model.encode_frames(torch.from_numpy(frames), slice_layers=99)
-    video = next(iter(engine._admission._videos._items.values()))
+    *_, features = tiny_model.encode_frames(torch.from_numpy(frames))
+    video = next(iter(engine.admission._videos._items.values()))
     assert video.features is not None and len(video.features) == 4
     torch.testing.assert_close(video.features[list(video.sources)], features)
 
@@ -195,13 +194,9 @@ def test_a_reservation_covers_what_is_allocated(tiny_model: LlavaOnevision) -> N
     for compression in ("full", "dycoke", {"policy": "dycoke", "l": 0, "p": 0.1}):
         engine = RecordingEngine(tiny_model, EngineConfig())
         engine.add(make_sequence(compression=compression, max_tokens=9))
-        while not engine._states["a"].sequence.output_token_ids:
+        while not engine.states["a"].sequence.output_token_ids:
             engine.step()
-        state = engine._states["a"]
-        assert state.kv is not None
-        slabs = [*state.kv.slabs, *state.kv.prefix.slabs]
-        allocated = sum(slab.keys.nbytes + slab.values.nbytes for slab in slabs)
-        assert allocated == engine.stats().kv_bytes_in_use
+        assert engine.backend.allocated_bytes() == engine.stats().kv_bytes_in_use
         engine.abort("a")
 
 
@@ -228,9 +223,9 @@ def test_a_dp_cache_in_host_memory_changes_bytes_and_no_logit(
     num_prefix = 49 * 2 + 14 * 6 + num_text + 1  # visual tokens, text before, newline
     moved_bytes = (6 - max(layer, 1)) * num_prefix * row  # the scoring layer stays
     assert in_use["device"] - in_use["host"] == moved_bytes
-    assert engines["host"]._admission.host_budget.used_bytes == moved_bytes
+    assert engines["host"].admission.host_budget.used_bytes == moved_bytes
     engines["host"].clear_caches()
-    assert engines["host"]._admission.host_budget.used_bytes == 0
+    assert engines["host"].admission.host_budget.used_bytes == 0
 
 
 def test_a_prefix_stays_on_the_device_where_the_host_cannot_pin_memory(
@@ -239,16 +234,20 @@ def test_a_prefix_stays_on_the_device_where_the_host_cannot_pin_memory(
     expected = RecordingEngine(tiny_model, EngineConfig(dp_cache="host"))
     expected.run(make_sequence())
 
-    def refuse(prefix: PrefixKV, first_layer: int) -> None:
-        raise RuntimeError("CUDA error: out of memory")
+    finish = CpuBackend.finish_prefix
 
-    monkeypatch.setattr(PrefixKV, "move_to_host", refuse)
+    def refuse(backend: CpuBackend, prefix: int, *, to_host: bool) -> None:
+        if to_host:
+            raise RuntimeError("CUDA error: out of memory")
+        finish(backend, prefix, to_host=to_host)
+
+    monkeypatch.setattr(CpuBackend, "finish_prefix", refuse)
     engine = RecordingEngine(tiny_model, EngineConfig(dp_cache="host"))
     engine.run(make_sequence())
     assert_same(engine.recordings["a"], expected.recordings["a"])
-    assert engine._admission.host_budget.used_bytes == 0
+    assert engine.admission.host_budget.used_bytes == 0
     assert engine.stats().kv_bytes_cached > expected.stats().kv_bytes_cached
-    assert engine._admission.leaked_bytes == 0
+    assert engine.admission.leaked_bytes == 0
 
 
 def test_host_memory_is_bounded_too(tiny_model: LlavaOnevision) -> None:
@@ -256,8 +255,8 @@ def test_host_memory_is_bounded_too(tiny_model: LlavaOnevision) -> None:
     engine = RecordingEngine(tiny_model, config)
     for video in range(6):
         engine.run(make_sequence(str(video), video=video, max_tokens=2))
-        assert engine._admission.host_budget.used_bytes <= 800_000
-    assert engine._admission.host_budget.used_bytes > 400_000
+        assert engine.admission.host_budget.used_bytes <= 800_000
+    assert engine.admission.host_budget.used_bytes > 400_000
 
 
 def test_want_of_host_memory_evicts_nothing_that_lies_on_the_device(
@@ -274,10 +273,9 @@ def test_want_of_host_memory_evicts_nothing_that_lies_on_the_device(
 
 def test_what_was_let_go_last_is_evicted_last() -> None:
     pool: SharedPool[Prefix] = SharedPool(ByteBudget(100))
-    first, second = (Prefix(name, None, 50) for name in "ab")
-    for prefix in (first, second):
-        prefix.kv = SimpleNamespace(is_complete=True)  # type: ignore[assignment]
-        pool.add(prefix)
+    first, second = (Prefix(name, n, 9, None, 50, num_run=9) for n, name in enumerate("ab"))
+    pool.add(first)
+    pool.add(second)
     pool.release(second)
     pool.release(first)
     pool.make_room(50)
@@ -291,9 +289,11 @@ def test_an_engine_that_ran_out_of_memory_gives_up_what_nobody_uses(
     engine = RecordingEngine(tiny_model, EngineConfig())
     engine.run(make_sequence("before", video=1))
     assert engine.stats().kv_bytes_cached > 0
-    monkeypatch.setattr(
-        engine._runner, "compress", lambda state: (_ for _ in ()).throw(MemoryError())
-    )
+
+    def refuse(prefix: int, embeds: torch.Tensor, positions: torch.Tensor) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(engine.backend, "embed_prefix", refuse)
     engine.run(make_sequence("fails", video=2))
     assert engine.stats().kv_bytes_cached == 0
     monkeypatch.undo()
@@ -372,7 +372,7 @@ def test_random_mixes_equal_single_runs(
         if arriving and (not engine.has_work or data.draw(st.booleans())):
             engine.add(arriving.pop(0))
         if engine.has_work and data.draw(st.integers(0, 14)) == 0:
-            victim = data.draw(st.sampled_from(sorted(engine._states)))
+            victim = data.draw(st.sampled_from(sorted(engine.states)))
             engine.abort(victim)
             aborted.add(victim)
         engine.step()

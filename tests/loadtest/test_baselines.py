@@ -31,10 +31,10 @@ def eager(random_checkpoint: Path) -> LlavaOnevisionForConditionalGeneration:
 def prompt_of(model: LlavaOnevision) -> tuple[Tensor, range]:
     """[P, D] of a short clip and a question, and the places of its visual tokens."""
     frames = torch.from_numpy(moving_square(3, NUM_FRAMES))
-    *_, features = model.encode_frames(frames, slice_layers=99)
+    *_, features = model.encode_frames(frames)
     assert features is not None
     prompt = model.prompt_encoder((ChatMessage("user", "Describe the video."),))
-    prefix = model.embed_prefix(prompt.ids_before_video, features.flatten(0, 1))
+    prefix, _ = model.embed_prefix(prompt.ids_before_video, features.flatten(0, 1))
     first = len(prompt.ids_before_video)
     embeds = torch.cat([prefix, model.embed_tokens(prompt.ids_after_video)])
     return embeds, range(first, first + features.shape[0] * features.shape[1])
@@ -55,7 +55,7 @@ def test_a_cut_cache_answers_as_a_new_one(tiny_model: LlavaOnevision) -> None:
     attention = CachedAttention()
     prefix, question = embeds[: visual.stop], embeds[visual.stop :]
     with torch.inference_mode():
-        tiny_model.forward(prefix, torch.arange(visual.stop), attention)
+        tiny_model.forward(prefix, torch.arange(visual.stop)[None], attention)
     for _ in range(2):
         attention.cut(visual.stop)
         again = generate(tiny_model, question, attention, start=visual.stop, max_tokens=8)
@@ -144,7 +144,7 @@ def test_prumerge_sees_the_attention_and_keys_of_the_towers_last_layer(
 ) -> None:
     frames = torch.from_numpy(moving_square(3, 6))
     view = look_at(tiny_model, frames)
-    *_, features = tiny_model.encode_frames(frames, slice_layers=99)
+    *_, features = tiny_model.encode_frames(frames)
     assert features is not None
     torch.testing.assert_close(view.features, features)
     with torch.inference_mode():

@@ -14,10 +14,8 @@ def pixels(num_frames: int) -> torch.Tensor:
     return torch.randn(num_frames, 3, 224, 224, generator=generator)
 
 
-def encode(
-    model: LlavaOnevision, pixel_values: torch.Tensor, slice_layers: int = 99
-) -> torch.Tensor:
-    *pauses, features = vision.encode_frames(model.model.model, pixel_values, slice_layers)
+def encode(model: LlavaOnevision, pixel_values: torch.Tensor) -> torch.Tensor:
+    *pauses, features = vision.encode_frames(model.model.model, pixel_values)
     assert not any(pause is not None for pause in pauses)
     assert features is not None
     return features
@@ -34,7 +32,7 @@ def run_to_end(slices: Generator[None, None, torch.Tensor]) -> torch.Tensor:
 
 @torch.inference_mode()
 def test_the_tower_can_be_left_between_its_layers(tiny_model: LlavaOnevision) -> None:
-    slices = list(vision.encode_frames(tiny_model.model.model, pixels(2), slice_layers=1))
+    slices = list(vision.encode_frames(tiny_model.model.model, pixels(2)))
     assert len(slices) == 2, "two layers, one pause"
     torch.testing.assert_close(slices[-1], encode(tiny_model, pixels(2)))
 
@@ -62,7 +60,7 @@ def test_every_choice_of_feature_layer_is_followed(
     states = model.vision_tower(pixels(2), output_hidden_states=True).hidden_states
     wanted = [layer] if isinstance(layer, int) else layer
     expected = torch.cat([states[place] for place in wanted], dim=-1)
-    hidden = run_to_end(vision._run_tower(model, pixels(2), slice_layers=1))
+    hidden = run_to_end(vision._run_tower(model, pixels(2)))
     torch.testing.assert_close(hidden, expected)
 
 

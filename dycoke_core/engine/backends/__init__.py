@@ -1,1 +1,37 @@
-"""Where a step's numbers are computed: one backend per kind of device."""
+"""Where the engine's work is done: one package for each kind of device."""
+
+import torch
+
+from dycoke_core.config import BackendName, Batching, EngineConfig
+from dycoke_core.engine.backend import Backend
+from dycoke_core.engine.backends.cpu.backend import CpuBackend
+from dycoke_core.errors import ModelLoadError
+from dycoke_core.model.llava_onevision import LlavaOnevision
+
+
+def backend_name(config: EngineConfig, device: torch.device) -> BackendName:
+    """The backend for a device.
+
+    Raises:
+        ModelLoadError: the setting names one that does not run there.
+    """
+    if config.backend == "auto":
+        return "cuda" if device.type == "cuda" else "cpu"
+    if config.backend == "cpu" and device.type != "cpu":
+        raise ModelLoadError(
+            f"backend 'cpu' cannot run on device '{device.type}': set backend to 'cuda' or 'auto', "
+            "or device to 'cpu'"
+        )
+    return config.backend
+
+
+def make_backend(
+    name: BackendName, model: LlavaOnevision, config: EngineConfig, batching: Batching
+) -> Backend:
+    """Raises ModelLoadError: the backend's packages are missing, or the model does not fit it."""
+    if name == "cpu":
+        return CpuBackend(model, config)
+    # Imported only where it is asked for: it needs Triton.
+    from dycoke_core.engine.backends.cuda.backend import CudaBackend
+
+    return CudaBackend(model, config, batching)

@@ -39,7 +39,7 @@ _EMPTY_WEIGHT = 0.3  # of cells that show nothing but background
 def visual_tokens(model: LlavaOnevisionForConditionalGeneration, frames: Tensor) -> Tensor:
     """uint8 [B, S, S, 3] → [B, N, D], as the engine computes them."""
     pixels = (frames.float() / 255 - 0.5) / 0.5
-    *_, tokens = encode_frames(model.model, pixels.permute(0, 3, 1, 2), slice_layers=99)
+    *_, tokens = encode_frames(model.model, pixels.permute(0, 3, 1, 2))
     assert tokens is not None
     return tokens
 

@@ -20,7 +20,7 @@ from dycoke_core.engine.attention import (
     pack_queries,
     unpack_rows,
 )
-from dycoke_core.engine.kv_cache import PrefixKV, SequenceKV
+from dycoke_core.engine.backends.cpu.kv_cache import PrefixKV, SequenceKV
 
 
 @dataclass(slots=True, eq=False)
@@ -30,7 +30,7 @@ class StepAttention:
     prefix_chunks: Sequence[tuple[PrefixKV, int]]  # with their number of rows
     question_chunks: Sequence[tuple[SequenceKV, int]]
     decoding: Sequence[SequenceKV]
-    _changed: dict[int, bool | Tensor] = field(default_factory=dict)  # by place in `decoding`
+    _changed: dict[int, bool] = field(default_factory=dict)  # by place in `decoding`
     _pruners_before: list[KVPruner | None] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -85,7 +85,7 @@ class StepAttention:
             if place in over_prefix:
                 own = attend(packed[place], *sequence.own_rows(layer), scaling=scaling)
                 whole = merge(over_prefix[place], own)
-                if sequence.pruner is not None and layer == sequence.scoring_layer:
+                if layer == sequence.scoring_layer:
                     self._update_selection(place, packed[place], whole, scaling)
             if sequence.is_pruned(layer):
                 self._load_kept_rows(place, layer)
@@ -103,8 +103,7 @@ class StepAttention:
         """
         sharing: dict[int, list[int]] = {}
         for place, sequence in enumerate(self.decoding):
-            scores_here = sequence.pruner is not None and layer == sequence.scoring_layer
-            if scores_here or not sequence.is_pruned(layer):
+            if layer == sequence.scoring_layer or not sequence.is_pruned(layer):
                 sharing.setdefault(id(sequence.prefix), []).append(place)
         partials: dict[int, Partial] = {}
         for places in sharing.values():
@@ -123,20 +122,15 @@ class StepAttention:
         self, place: int, queries: Tensor, whole: Partial, scaling: float
     ) -> None:
         sequence = self.decoding[place]
-        assert sequence.pruner is not None
+        assert sequence.pruner is not None and sequence.scoring_layer is not None
         keys, _ = sequence.prefix.visual_rows(sequence.scoring_layer)
         scores = visual_scores(queries, keys, whole.log_total, scaling=scaling)
-        changed = sequence.pruner.update(scores)
-        # The host must not wait for a GPU, which gathers the kept rows at every step. On a CPU the
-        # answer is there at once and saves gathering. Rows in host memory are gathered there, so
-        # the host has to know which: one wait for each such sequence, copies at a refresh alone.
-        host_needs_it = changed.device.type == "cpu" or sequence.prefix.is_partly_on_host
-        self._changed[place] = bool(changed) if host_needs_it else changed
+        self._changed[place] = bool(sequence.pruner.update(scores))
 
     def _load_kept_rows(self, place: int, layer: int) -> None:
-        """After a new selection, or where the host does not know whether there was one."""
+        """After a new selection, and after a failed pass."""
         sequence = self.decoding[place]
-        if self._changed[place] is not False or sequence.must_load_kept_rows:
+        if self._changed[place] or sequence.must_load_kept_rows:
             sequence.load_kept_rows(layer)
             if layer == len(sequence.slabs) - 1:
                 sequence.must_load_kept_rows = False
@@ -162,7 +156,7 @@ def _attend_question_chunk(
     earlier_keys, earlier_values = sequence.own_rows(layer)
     if len(earlier_keys):
         partial = merge(attend(packed, earlier_keys, earlier_values, scaling=scaling), partial)
-    prefix_rows = sequence.prefix.rows_on_device(layer)
+    prefix_rows = sequence.prefix.slabs[layer].rows()
     partial = merge(attend(packed, *prefix_rows, scaling=scaling), partial)
     sequence.slabs[layer].append(keys, values)
     return unpack_rows(partial.output, query.shape[0])

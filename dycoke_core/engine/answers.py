@@ -1,0 +1,120 @@
+"""From a step's outcome to events: tokens become text, answers end, reports are made.
+
+Owns no device and no queue. Says which sequences have ended; the engine frees them.
+"""
+
+import logging
+from dataclasses import dataclass, replace
+
+from dycoke_core.engine.backend import Backend
+from dycoke_core.engine.executor import Answer, Failure, Outcome
+from dycoke_core.engine.faults import has_broken_device, public_error
+from dycoke_core.engine.report import make_report
+from dycoke_core.engine.state import SequenceState
+from dycoke_core.errors import EngineError
+from dycoke_core.model.llava_onevision import LlavaOnevision
+from dycoke_core.sequence import FinishReason, TokenEvent
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A sequence that has left; `error` where it failed."""
+
+    state: SequenceState
+    error: Exception | None = None
+
+
+class Answers:
+    def __init__(self, model: LlavaOnevision, backend: Backend) -> None:
+        self._model = model
+        self._backend = backend
+
+    def postprocess(self, outcome: Outcome) -> tuple[list[TokenEvent], list[Ended]]:
+        """Events of a step, and the sequences that ended in it.
+
+        Raises:
+            Exception: a sequence's failure that is the device's, and so the engine's end.
+        """
+        events: list[TokenEvent] = []
+        ended: list[Ended] = []
+        for failure in outcome.failures:
+            self._fail(failure, events, ended)
+        for answer in outcome.answers:
+            if answer.state.is_finished:
+                continue  # it ended while this step was on its way
+            try:
+                event = self._take(answer)
+            except Exception as error:
+                self._fail(Failure(answer.state, error), events, ended)
+                continue
+            if event is not None:
+                events.append(event)
+                if event.finish_reason is not None:
+                    ended.append(Ended(answer.state))
+        return events, ended
+
+    def _take(self, answer: Answer) -> TokenEvent | None:
+        """Takes the sampled token, or the next forced one, which makes no event.
+
+        A forced token that ends the answer, because the attempt before died between its last token
+        and its receipt, makes an event without tokens.
+        """
+        state, sequence = answer.state, answer.state.sequence
+        if not answer.is_finite:
+            raise EngineError("the model's logits are not finite")
+        state.num_refreshes = answer.num_refreshes
+        index = len(sequence.output_token_ids)
+        is_forced = index < state.num_forced
+        token_id = sequence.forced_token_ids[index] if is_forced else answer.token_id
+        assert token_id is not None
+        sequence.output_token_ids.append(token_id)
+        text = state.detokenizer.push(token_id)
+        is_replaying = len(sequence.output_token_ids) < state.num_forced
+        finish_reason = None if is_replaying else self._finish_reason(state, token_id)
+        if finish_reason is not None:
+            text += state.detokenizer.flush()
+        if is_forced and finish_reason is None:
+            return None
+        state.clock.note_token()
+        event = TokenEvent(
+            sequence_id=sequence.sequence_id,
+            index=index + 1 if is_forced else index,
+            token_ids=() if is_forced else (token_id,),
+            text="" if is_forced else text,
+            finish_reason=finish_reason,
+        )
+        if finish_reason is None:
+            return event
+        state.is_finished = True
+        return replace(event, report=make_report(self._model, state, self._backend))
+
+    def _finish_reason(self, state: SequenceState, token_id: int) -> FinishReason | None:
+        if token_id in self._model.eos_token_ids or state.detokenizer.is_stopped:
+            return FinishReason.STOP
+        if len(state.sequence.output_token_ids) >= state.sequence.sampling.max_tokens:
+            return FinishReason.LENGTH
+        return None
+
+    def _fail(self, failure: Failure, events: list[TokenEvent], ended: list[Ended]) -> None:
+        """Ends one sequence, unless its failure is the device's, which ends them all."""
+        state, error = failure
+        if has_broken_device(error):
+            raise error
+        if state.is_finished:
+            return
+        state.is_finished = True
+        sequence = state.sequence
+        logger.error("sequence failed", exc_info=error, extra={"sequence_id": sequence.sequence_id})
+        ended.append(Ended(state, error))
+        events.append(
+            TokenEvent(
+                sequence_id=sequence.sequence_id,
+                index=len(sequence.output_token_ids),
+                token_ids=(),
+                text="",
+                finish_reason=FinishReason.ERROR,
+                error=public_error(error),
+            )
+        )

@@ -1,0 +1,212 @@
+"""The seam between the engine and a device: who holds keys and values, and who runs a step.
+
+The engine decides what a step does (`StepPlan`), a backend does it. A backend owns every tensor of
+the KV cache and of stage II; the engine holds the numbers of prefixes and seats. It knows no
+sequence, no text and no queue.
+
+    open_prefix ── embed_prefix ── run … run ── finish_prefix ────────────── close_prefix
+                                     open_seat ── run … run ── close_seat
+
+A *prefix* is the prompt up to the question, shared by all questions about a video. A *seat* is
+what one running sequence owns over a prefix: its question's and answer's keys and values, and its
+stage-II state.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from dycoke_core.compression.kv_pruning import StageTwo
+from dycoke_core.engine.plan import StepPlan
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixLayout:
+    """The tokens of a prefix.
+
+    Args:
+        visual: places of the visual tokens, as ascending runs; the others are text.
+        next_position: of the first token behind it; not always the number of its tokens.
+        first_host_layer: from this layer on, a finished prefix may lie in host memory; the number
+            of layers: it stays on the device whole.
+    """
+
+    num_tokens: int
+    visual: tuple[range, ...]
+    next_position: int
+    first_host_layer: int
+
+    @property
+    def num_visual(self) -> int:
+        return sum(len(run) for run in self.visual)
+
+    @property
+    def num_text(self) -> int:
+        return self.num_tokens - self.num_visual
+
+
+@dataclass(frozen=True, slots=True)
+class SeatLayout:
+    """What a seat has to hold.
+
+    Args:
+        max_own_tokens: room for the question and the longest answer.
+        stage_two: None where stage II is off.
+    """
+
+    prefix: PrefixLayout
+    max_own_tokens: int
+    stage_two: StageTwo | None
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutcome:
+    """What a step chose, one entry for each of `StepPlan.answering`.
+
+    Args:
+        token_ids: None where nothing was drawn.
+        is_finite: False where the logits were not finite; the token means nothing then.
+        refreshes: of each seat so far; 0 for a question's chunk.
+    """
+
+    token_ids: tuple[int | None, ...]
+    is_finite: tuple[bool, ...]
+    refreshes: tuple[int, ...]
+
+
+class Pending(Protocol):
+    """A step that was launched; its outcome may still be on the device."""
+
+    @property
+    def logits(self) -> Tensor:
+        """float32 [draws, vocabulary], until the next step is launched. For tests."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class SeatView:
+    """A seat's stage-II state, for tests and the laboratory: fetching it waits for the device."""
+
+    kept: Tensor | None  # int64 [n_keep], ascending places among the V visual tokens
+    num_refreshes: int
+
+
+class Mark(Protocol):
+    """A moment in the device's work."""
+
+
+class Backend(Protocol):
+    """
+    Args:
+        depth: launched steps whose outcome may be outstanding while the next one is planned.
+        kv_budget_bytes: what prefixes and seats may reserve together.
+        vision_slice_layers: layers of the vision tower that run between two decode steps; None: as
+            many as fill a time slice.
+    """
+
+    depth: int
+    kv_budget_bytes: int
+    vision_slice_layers: int | None
+
+    # --- memory ---
+
+    def prefix_bytes(self, layout: PrefixLayout) -> int:
+        """Device bytes of a prefix while it is prefilled, as they are allocated."""
+        ...
+
+    def host_bytes(self, layout: PrefixLayout) -> int:
+        """Host bytes that `finish_prefix` moves it to; 0: it stays on the device."""
+        ...
+
+    def moved_bytes(self, layout: PrefixLayout) -> int:
+        """Device bytes that `finish_prefix` gives back when it moves layers to the host."""
+        ...
+
+    def seat_bytes(self, layout: SeatLayout) -> int:
+        """Device bytes of a seat, as they are allocated."""
+        ...
+
+    def allocated_bytes(self) -> int:
+        """Of keys and values, on the device, of all that is open."""
+        ...
+
+    def memory_in_use(self) -> int:
+        """Bytes allocated on a GPU now; 0 on a CPU."""
+        ...
+
+    def peak_memory(self) -> int:
+        """The most bytes held since `reset_peak_memory`; on a CPU the process's peak RSS."""
+        ...
+
+    def reset_peak_memory(self) -> None: ...
+
+    def release_idle_memory(self) -> None:
+        """Gives back what the device's allocator holds in reserve, after an allocation failed."""
+        ...
+
+    def check(self, *, num_prefixes: int) -> None:
+        """Raises AssertionError: with no seat and so many prefixes open, more is held, or twice."""
+        ...
+
+    # --- prefixes and seats ---
+
+    def open_prefix(self, layout: PrefixLayout) -> int | None:
+        """Reserves a prefix; None: its bytes are free, but not in pieces that fit."""
+        ...
+
+    def embed_prefix(self, prefix: int, embeds: Tensor, positions: Tensor) -> None:
+        """Hands over what the prefix's chunks will run.
+
+        Args:
+            embeds: [P, D]; positions: int64 [axes, P].
+        """
+        ...
+
+    def finish_prefix(self, prefix: int, *, to_host: bool) -> None:
+        """Lets go of what only prefilling needed, once all chunks have been launched.
+
+        Args:
+            to_host: moves the layers from `first_host_layer` on to host memory.
+
+        Raises:
+            Exception: an allocation failed; the prefix is whole, where it was.
+        """
+        ...
+
+    def close_prefix(self, prefix: int) -> None: ...
+
+    def open_seat(self, prefix: int, layout: SeatLayout) -> int | None:
+        """Reserves a seat over a prefix; None as for `open_prefix`."""
+        ...
+
+    def close_seat(self, seat: int) -> None: ...
+
+    def view(self, seat: int) -> SeatView: ...
+
+    # --- steps ---
+
+    def run(self, plan: StepPlan) -> Pending:
+        """Launches a step.
+
+        Raises:
+            Exception: whatever it was; caches and selections are as before.
+        """
+        ...
+
+    def collect(self, pending: Pending) -> StepOutcome:
+        """Waits for a step's outcome. Steps are collected in the order in which they ran."""
+        ...
+
+    def stage_frames(self, frames: Sequence[Tensor]) -> Tensor:
+        """uint8 [S, S, 3] each, in host memory → [len(frames), S, S, 3] on the device."""
+        ...
+
+    def mark(self) -> Mark:
+        """Marks this moment behind all work launched so far."""
+        ...
+
+    def seconds(self, start: Mark, end: Mark) -> float | None:
+        """Between two marks; None while the device has not got past the later one."""
+        ...

@@ -1,0 +1,319 @@
+"""Carries out what the scheduler decided: the vision tower, stage I, and one pass over all rows.
+
+Where a pass fails it is run again, one sequence at a time, so that only the culprits end. On a
+device that runs behind the host, a step's outcome comes back with a later step; the executor keeps
+what was launched in order and lets no more be outstanding than the backend allows.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from torch import Tensor
+
+from dycoke_core.engine.admission import Admission
+from dycoke_core.engine.backend import Backend, Mark, Pending
+from dycoke_core.engine.faults import has_broken_device, is_out_of_memory
+from dycoke_core.engine.plan import PrefixChunk, StepPlan
+from dycoke_core.engine.scheduler import Schedule
+from dycoke_core.engine.state import SequenceState
+from dycoke_core.engine.vision_encoder import VisionEncoder
+from dycoke_core.model.llava_onevision import LlavaOnevision
+
+logger = logging.getLogger(__name__)
+
+
+class Answer(NamedTuple):
+    """One sequence's next token, as it came back. token_id: None where it is a forced one."""
+
+    state: SequenceState
+    token_id: int | None
+    is_finite: bool
+    num_refreshes: int
+
+
+class Failure(NamedTuple):
+    state: SequenceState
+    error: Exception
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became known in a step, in the order in which it happened."""
+
+    answers: list[Answer] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+
+
+# Sees every pass after its launch: with the sequences that choose a token, in the plan's order.
+Observer = Callable[[StepPlan, tuple[SequenceState, ...], Pending], None]
+
+
+@dataclass(slots=True)
+class _Launched:
+    """A pass whose outcome is outstanding, and whose time counts for whom."""
+
+    pending: Pending
+    answering: tuple[SequenceState | None, ...]  # None: more of the question is to come
+    began: Mark
+    ended: Mark
+    decoding: tuple[SequenceState, ...]
+    prefilling: tuple[SequenceState, ...]
+
+
+@dataclass(slots=True)
+class _Timed:
+    """Vision or stage I, timed once the device has got past it."""
+
+    began: Mark
+    ended: Mark
+    encoding: tuple[SequenceState, ...] = ()
+    compressing: SequenceState | None = None
+
+
+class Executor:
+    def __init__(
+        self,
+        model: LlavaOnevision,
+        backend: Backend,
+        vision: VisionEncoder,
+        admission: Admission,
+        observer: Observer | None = None,
+    ) -> None:
+        self._model = model
+        self._backend = backend
+        self._vision = vision
+        self._admission = admission
+        self._observer = observer
+        self._launched: deque[_Launched | _Timed] = deque()
+
+    @property
+    def has_outstanding(self) -> bool:
+        return any(isinstance(item, _Launched) for item in self._launched)
+
+    def run(self, schedule: Schedule[SequenceState]) -> Outcome:
+        """Launches a step, and collects what may not stay outstanding any longer.
+
+        Raises:
+            RuntimeError: the device is lost.
+        """
+        outcome = Outcome()
+        if schedule.encode:
+            self._encode(schedule, outcome)
+        rows = schedule.prefixes or schedule.questions or schedule.decode
+        if rows or schedule.encode:  # also without rows: its outcome tells when vision is through
+            self._run_rows(schedule, outcome)
+            self._collect(outcome, max_outstanding=self._backend.depth)
+        else:
+            self._collect(outcome, max_outstanding=0)
+        if schedule.encode or schedule.prefixes or schedule.questions:
+            self._note_peak(schedule)
+        return outcome
+
+    def forget(self, state: SequenceState) -> None:
+        """A sequence has left; what only it was waiting for is dropped."""
+        self._vision.drop_orphaned_batch()
+        launched = [item for item in self._launched if isinstance(item, _Launched)]
+        waiting = [other for item in launched for other in item.answering if other is not None]
+        if all(other.is_finished for other in waiting):
+            self._launched.clear()
+
+    # --- vision and stage I ---
+
+    def _encode(self, schedule: Schedule[SequenceState], outcome: Outcome) -> None:
+        """One slice of the vision tower; stage I for the prefixes whose videos it completes."""
+        began = self._backend.mark()
+        videos = dict.fromkeys(state.held_prefix.video for state in schedule.encode)
+        pending = [video for video in videos if video is not None and not video.is_ready]
+        try:
+            if pending:
+                self._vision.encode_slice(pending, beside_decode=bool(schedule.decode))
+        except Exception as error:
+            if has_broken_device(error):
+                raise
+            logger.warning("a batch of frames failed", exc_info=error)
+            culprits = self._vision.drop_failed_batch()
+            outcome.failures += [
+                Failure(state, error)
+                for state in schedule.encode
+                if state.held_prefix.video in culprits
+            ]
+            return
+        self._launched.append(_Timed(began, self._backend.mark(), encoding=schedule.encode))
+        for state in schedule.encode:
+            self._compress(state, outcome)
+
+    def _compress(self, state: SequenceState, outcome: Outcome) -> None:
+        """Stage I: selects visual tokens and hands the embedded prefix to the backend."""
+        prefix, video = state.held_prefix, state.held_prefix.video
+        if prefix.is_embedded or video is None or not video.is_ready:
+            return
+        began = self._backend.mark()
+        try:
+            assert video.features is not None
+            features = video.features.index_select(0, self._model.integers(video.sources))
+            kept = state.policy.select_visual_tokens(features)
+            assert len(kept) == state.num_visual_tokens
+            visual_tokens = features.flatten(0, 1).index_select(0, kept)
+            before = state.prompt.ids_before_video
+            embeds, positions = self._model.embed_prefix(before, visual_tokens)
+            self._backend.embed_prefix(prefix.number, embeds, positions)
+            num_frames, tokens_per_frame, _ = features.shape
+            prefix.kept_per_frame = kept_per_frame(state, kept, num_frames, tokens_per_frame)
+        except Exception as error:
+            outcome.failures.append(Failure(state, error))
+            return
+        prefix.is_embedded = True
+        self._launched.append(_Timed(began, self._backend.mark(), compressing=state))
+
+    # --- passes ---
+
+    def _run_rows(self, schedule: Schedule[SequenceState], outcome: Outcome) -> None:
+        """One pass for all rows; where it fails, one for each, so that only the culprits end."""
+        self._collect(outcome, max_outstanding=self._backend.depth)
+        lacks_memory = False
+        try:
+            self._launch(schedule)
+        except Exception as error:
+            owners = _owners(schedule)
+            if len(owners) == 1:
+                outcome.failures.append(Failure(owners[0], error))
+                return
+            if has_broken_device(error):
+                raise
+            lacks_memory = is_out_of_memory(error)
+        else:
+            self._finish_prefixes(schedule, outcome)
+            return
+        # Not in `except`, whose traceback holds the failed pass's tensors.
+        if lacks_memory:
+            self._admission.clear()
+            self._backend.release_idle_memory()
+        for single in _singles(schedule):
+            self._run_rows(single, outcome)
+
+    def _launch(self, schedule: Schedule[SequenceState]) -> None:
+        """Raises whatever the backend raised; nothing has changed then."""
+        plan = StepPlan(
+            prefixes=tuple(
+                PrefixChunk(prefix.number, prefix.num_run, chunk.num_tokens)
+                for chunk in schedule.prefixes
+                if (prefix := chunk.state.held_prefix)
+            ),
+            questions=tuple(
+                chunk.state.question_chunk(chunk.num_tokens) for chunk in schedule.questions
+            ),
+            decode=tuple(state.decode_row() for state in schedule.decode),
+        )
+        answering = (*(chunk.state for chunk in schedule.questions), *schedule.decode)
+        began = self._backend.mark()
+        pending = self._backend.run(plan)
+        if self._observer is not None and answering:
+            self._observer(plan, answering, pending)
+        for prefix_chunk in schedule.prefixes:
+            prefix_chunk.state.held_prefix.num_run += prefix_chunk.num_tokens
+        for chunk in schedule.questions:
+            chunk.state.note_launched(chunk.num_tokens)
+        for state in schedule.decode:
+            state.note_launched(1)
+        waiting = [s for s in schedule.running if s.prefix is not None and s.prefix.is_embedded]
+        self._launched.append(
+            _Launched(
+                pending,
+                tuple(state if state.num_chosen else None for state in answering),
+                began,
+                self._backend.mark(),
+                decoding=schedule.decode,
+                prefilling=tuple(s for s in waiting if s not in schedule.decode) if plan else (),
+            )
+        )
+
+    def _finish_prefixes(self, schedule: Schedule[SequenceState], outcome: Outcome) -> None:
+        """Makes prefixes whose prefill is through ready for sharing."""
+        for chunk in schedule.prefixes:
+            prefix = chunk.state.held_prefix
+            if prefix.num_run < prefix.num_tokens:
+                continue
+            try:
+                self._admission.finish_prefix(chunk.state)
+            except Exception as error:
+                doomed = [other for other in schedule.running if other.prefix is prefix]
+                outcome.failures += [Failure(other, error) for other in doomed]
+
+    # --- outcomes ---
+
+    def _collect(self, outcome: Outcome, *, max_outstanding: int) -> None:
+        """Takes outcomes in, oldest first, until no more than so many are outstanding."""
+        num_outstanding = sum(isinstance(item, _Launched) for item in self._launched)
+        while num_outstanding > max_outstanding:
+            item = self._launched.popleft()
+            if isinstance(item, _Timed):
+                self._note_prompt_seconds(item)
+                continue
+            num_outstanding -= 1
+            result = self._backend.collect(item.pending)
+            rows = zip(
+                item.answering, result.token_ids, result.is_finite, result.refreshes, strict=True
+            )
+            outcome.answers += [
+                Answer(state, token_id, is_finite, num_refreshes)
+                for state, token_id, is_finite, num_refreshes in rows
+                if state is not None
+            ]
+            self._note_pass_seconds(item)
+
+    def _note_prompt_seconds(self, item: _Timed) -> None:
+        seconds = self._seconds(item)
+        for state in item.encoding:
+            state.clock.vision_s += seconds
+        if item.compressing is not None:
+            item.compressing.clock.compress_s += seconds
+
+    def _note_pass_seconds(self, item: _Launched) -> None:
+        """Every running sequence waited for the pass, those that had no part in it too."""
+        seconds = self._seconds(item)
+        for state in item.decoding:
+            state.clock.decode_s += seconds
+        for state in item.prefilling:
+            state.clock.prefill_s += seconds
+
+    def _seconds(self, item: "_Launched | _Timed") -> float:
+        seconds = self._backend.seconds(item.began, item.ended)
+        assert seconds is not None, "what was launched before a collected pass is over"
+        return seconds
+
+    def _note_peak(self, schedule: Schedule[SequenceState]) -> None:
+        """Decode steps allocate nothing worth counting, so only prompt work moves the peak."""
+        peak = self._backend.peak_memory()
+        self._backend.reset_peak_memory()
+        for state in schedule.running:
+            state.peak_device_bytes = max(state.peak_device_bytes, peak)
+
+
+def _owners(schedule: Schedule[SequenceState]) -> list[SequenceState]:
+    chunks = [*schedule.prefixes, *schedule.questions]
+    return [*(chunk.state for chunk in chunks), *schedule.decode]
+
+
+def _singles(schedule: Schedule[SequenceState]) -> list[Schedule[SequenceState]]:
+    """One schedule for each sequence that has rows in this one."""
+    running = schedule.running
+    return [
+        *(Schedule(running, prefixes=(chunk,)) for chunk in schedule.prefixes),
+        *(Schedule(running, questions=(chunk,)) for chunk in schedule.questions),
+        *(Schedule(running, decode=(state,)) for state in schedule.decode),
+    ]
+
+
+def kept_per_frame(
+    state: SequenceState, kept: Tensor, num_frames: int, tokens_per_frame: int
+) -> tuple[int, ...]:
+    """How many tokens of each frame stage I kept; known beforehand but for selectors that weigh
+    frames against each other, which waits for the device."""
+    counts = None
+    if counts is None:
+        kept_frames = (kept // tokens_per_frame).tolist()
+        counts = tuple(kept_frames.count(frame) for frame in range(num_frames))
+    return counts
