@@ -147,6 +147,17 @@ class KVPool:
         self._live[extent] = None
         return extent
 
+    def cut(self, extent: Extent, end_layer: int) -> Extent:
+        """Frees an extent's layers from `end_layer` on; its slots stay what they were."""
+        assert extent in self._live and extent.first_layer < end_layer <= extent.end_layer
+        del self._live[extent]
+        left = Extent(extent.num_tokens, extent.first_layer, end_layer, extent.page_rows)
+        self._live[left] = None
+        if end_layer < extent.end_layer:
+            height = (extent.end_layer - end_layer) * PAGE
+            self._free.put(extent.page_rows + left.rows_per_page, height)
+        return left
+
     def free(self, extent: Extent) -> None:
         assert extent in self._live, "an extent is freed once, in its own pool"
         del self._live[extent]

@@ -183,6 +183,10 @@ class StepUploads:
         self._device_steps: dict[StepLayout, DeviceStep] = {}
         self._next = 0
 
+    def clear(self) -> None:
+        """Zeros on the device: a step of padding in every layout."""
+        self._on_device.zero_()
+
     def device_step(self, layout: StepLayout) -> DeviceStep:
         """Where the device finds a step of this layout; always the same memory."""
         step = self._device_steps.get(layout)
