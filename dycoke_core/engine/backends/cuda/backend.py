@@ -41,10 +41,11 @@ from dycoke_core.engine.backends.cuda.graphs import (
 )
 from dycoke_core.engine.backends.cuda.pool import KVPool, RowShape
 from dycoke_core.engine.backends.cuda.prompts import PromptPass
-from dycoke_core.engine.backends.cuda.seats import Prefix, Seat, SeatTables, to_device
+from dycoke_core.engine.backends.cuda.seats import Prefix, Seat, SeatTables
 from dycoke_core.engine.backends.cuda.staging import (
     Download,
     ResultDownloads,
+    to_device,
 )
 from dycoke_core.engine.backends.cuda.tiles import LARGE_TILE, SMALL_TILE
 from dycoke_core.engine.budget import gpu_kv_budget_bytes, host_budget_bytes
@@ -242,8 +243,11 @@ class CudaBackend:
             ):
                 rows = pool[source : source + num_rows]
                 host[target : target + num_rows].copy_(rows, non_blocking=True)
-        prefix.extent = self._pool.cut(prefix.extent, prefix.layout.first_host_layer)
-        prefix.host_extent = extent
+        kept = self._pool.low_layers(prefix.extent, prefix.layout.first_host_layer)
+        if kept is None:
+            self._host_pool.free(extent)
+            raise MemoryError("the pool has no pages for the layers that stay")
+        prefix.extent, prefix.host_extent = kept, extent
 
     def close_prefix(self, prefix: int) -> None:
         entry = self._prefixes.pop(prefix)

@@ -20,12 +20,13 @@ from torch import Tensor
 from dycoke_core.compression.kv_pruning import RandomChoice, choose_highest, choose_lowest
 from dycoke_core.config import CompressionConfig
 from dycoke_core.engine.backends.cuda.pool import KVPool
-from dycoke_core.engine.backends.cuda.seats import Seat, SeatTables, to_device
+from dycoke_core.engine.backends.cuda.seats import Seat, SeatTables
 from dycoke_core.engine.backends.cuda.staging import (
     DeviceStep,
     HostStep,
     StepLayout,
     StepUploads,
+    to_device,
 )
 from dycoke_core.engine.backends.cuda.tiles import (
     LARGE_TILE,

@@ -21,7 +21,8 @@ from dycoke_core.engine.attention import (
     unpack_rows,
 )
 from dycoke_core.engine.backends.cuda.pool import KVPool
-from dycoke_core.engine.backends.cuda.seats import Prefix, Seat, SeatTables, to_device
+from dycoke_core.engine.backends.cuda.seats import Prefix, Seat, SeatTables
+from dycoke_core.engine.backends.cuda.staging import to_device
 from dycoke_core.engine.backends.cuda.tiles import (
     TileCapacity,
     TileRows,

@@ -19,6 +19,7 @@ from torch import Tensor
 from dycoke_core.compression.kv_pruning import StageTwo
 from dycoke_core.engine.backend import PrefixLayout, SeatLayout
 from dycoke_core.engine.backends.cuda.pool import Extent
+from dycoke_core.engine.backends.cuda.staging import to_device
 
 Int32s = npt.NDArray[np.int32]
 
@@ -174,11 +175,3 @@ class SeatTables:
 
     def _write(self, table: Tensor, first: int, slots: Int32s) -> None:
         table[first : first + len(slots)].copy_(to_device(slots, self.device), non_blocking=True)
-
-
-def to_device(array: npt.NDArray[np.generic], device: torch.device) -> Tensor:
-    """A copy on the device, for which the host does not wait."""
-    tensor = torch.from_numpy(np.ascontiguousarray(array))
-    if device.type == "cpu":
-        return tensor
-    return tensor.pin_memory().to(device, non_blocking=True)

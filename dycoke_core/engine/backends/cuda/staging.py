@@ -285,6 +285,14 @@ class ResultDownloads:
         return download
 
 
+def to_device(array: npt.NDArray[np.generic], device: torch.device) -> Tensor:
+    """A copy on the device, for which the host does not wait."""
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    if device.type == "cpu":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 def _host_words(num_words: int, device: torch.device) -> Tensor:
     is_pinned = device.type == "cuda"
     return torch.zeros(num_words, dtype=torch.int32, pin_memory=is_pinned)
