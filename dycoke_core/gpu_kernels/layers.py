@@ -256,7 +256,7 @@ def silu_mul_kernel(gate_up, out, WIDTH: tl.constexpr, TILE: tl.constexpr):
     dtype = out.dtype.element_ty
     gate = tl.load(gate_up + row * (2 * WIDTH) + i, mask=i < WIDTH, other=0.0).to(tl.float32)
     up = tl.load(gate_up + row * (2 * WIDTH) + WIDTH + i, mask=i < WIDTH, other=0.0)
-    silu = (gate / (1 + tl.exp(-gate))).to(dtype)
+    silu = (gate / (1 + tl.exp(tl.minimum(-gate, 88.0)))).to(dtype)  # exp(89) is infinite
     tl.store(out + row * WIDTH + i, silu * up, mask=i < WIDTH)
 
 

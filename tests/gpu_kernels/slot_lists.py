@@ -77,3 +77,64 @@ def table_row(**columns: int | float) -> list[int]:
         bits = struct.unpack("<i", struct.pack("<f", value))[0] if name == "threshold" else value
         row[getattr(layout, name.upper())] = int(bits)
     return row
+
+
+def slow_attention(
+    query: Tensor, keys: Tensor, values: Tensor, scaling: float
+) -> tuple[Tensor, Tensor]:
+    """One row's attention in float64 loops over heads: [H, E] and its log totals, [H].
+
+    Args:
+        query: [H, E]; keys, values: [S, G, E].
+    """
+    num_heads, head_size = query.shape
+    output = torch.zeros(num_heads, head_size, dtype=torch.float64, device=query.device)
+    totals = torch.full((num_heads,), -torch.inf, dtype=torch.float64, device=query.device)
+    for head in range(num_heads):
+        g = head * keys.shape[1] // num_heads
+        logits = keys[:, g].double() @ query[head].double() * scaling
+        if len(logits):
+            output[head] = logits.softmax(0) @ values[:, g].double()
+            totals[head] = logits.logsumexp(0)
+    return output, totals
+
+
+@dataclass
+class Plan:
+    """Items and parts of a step, put together row by row."""
+
+    tile_rows: int  # M
+    group: int  # R, query heads per key/value head
+    items: list[list[int]] = field(default_factory=list)
+    parts: tuple[dict[int, list[int]], dict[int, list[int]]] = field(
+        default_factory=lambda: ({}, {})
+    )
+
+    def add(
+        self,
+        sides: tuple[int, ...],
+        rows: range,
+        slots: range,
+        layers: tuple[int, int],
+        causal: int | None = None,
+    ) -> None:
+        """One item; it is a part of its rows on the given sides."""
+        assert len(rows) <= self.tile_rows // self.group
+        for j, row in enumerate(rows):
+            for side in sides:
+                part = len(self.items) * self.tile_rows + j * self.group
+                self.parts[side].setdefault(row, []).append(part)
+        seen = len(slots) if causal is None else causal
+        self.items.append([rows.start, len(rows), slots.start, len(slots), *layers, seen, 0])
+
+    def tables(self, num_rows: int) -> tuple[Tensor, Tensor, Tensor]:
+        """items [cap, 8], parts [*] and first [2, B + 1]; two items beyond the plan's are junk."""
+        parts: list[int] = []
+        first: list[list[int]] = [[0], [0]]
+        for side in (0, 1):
+            first[side][0] = len(parts)
+            for row in range(num_rows):
+                parts += self.parts[side].get(row, [])
+                first[side].append(len(parts))
+        junk = [[0, 1, 0, 1_000_000, -9, 99, 5, 0]] * 2
+        return int32(self.items + junk), int32(parts or [0]), int32(first)
