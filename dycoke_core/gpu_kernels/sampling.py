@@ -146,9 +146,7 @@ def sample(
 
 
 @triton.jit
-def row_maxima_kernel(
-    logits, rows, maxima, places, logits_stride, vocabulary, SPLIT: tl.constexpr
-):
+def row_maxima_kernel(logits, rows, maxima, places, logits_stride, vocabulary, SPLIT: tl.constexpr):
     b = tl.program_id(0).to(tl.int64)
     split = tl.program_id(1)
     if tl.load(rows + b * ROW_COLUMNS + SEAT) != 0:
