@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 
 Role = Literal["system", "user", "assistant"]
 
+# Of the definition by which tokens are drawn (`dycoke_core.engine.sampler`). Under another version
+# the same seed may draw another answer at a temperature above 0; greedy answers are the same.
+# 1: nucleus by sorting, inverse CDF in descending order. 2: nucleus by threshold, vocabulary order.
+SAMPLER_VERSION = 2
+
 
 @dataclass(frozen=True, slots=True)
 class ChatMessage:

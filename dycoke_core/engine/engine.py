@@ -18,7 +18,7 @@ from dycoke_core.engine.admission import Admission
 from dycoke_core.engine.faults import has_broken_device, is_out_of_memory, public_error
 from dycoke_core.engine.model_runner import ModelRunner
 from dycoke_core.engine.report import make_report
-from dycoke_core.engine.sampler import sample
+from dycoke_core.engine.sampler import Draw, sample
 from dycoke_core.engine.scheduler import PromptWork, Scheduler
 from dycoke_core.engine.state import SequenceState
 from dycoke_core.engine.vision_encoder import VisionEncoder
@@ -295,9 +295,14 @@ class Engine:
 
     def _sample(self, states: list[SequenceState], logits: Tensor) -> list[int]:
         """logits: float32 [len(states), vocabulary]."""
-        params = [state.sequence.sampling for state in states]
-        indices = [len(state.sequence.output_token_ids) for state in states]
-        return sample(logits, params, indices)
+        draws = [
+            Draw.of_token(state.sequence.sampling, len(state.sequence.output_token_ids))
+            for state in states
+        ]
+        sampled = sample(logits, draws)
+        if not bool(sampled.is_finite.all()):
+            raise EngineError("the model's logits are not finite")
+        return [int(token_id) for token_id in sampled.ids.tolist()]
 
     def _sample_each(self, states: list[SequenceState], logits: Tensor) -> dict[str, int]:
         """Token ids by sequence id; where sampling fails, only for those that can be sampled."""

@@ -12,6 +12,7 @@ from dycoke_core.gpu_kernels.compile_ahead import SHARED_LIMIT_BYTES
 KERNELS = {
     *("split_attend", "merge_parts", "visual_scores", "gate_select", "gather_kept"),
     *("add_rmsnorm", "rope_store", "silu_mul", "embed"),
+    *("row_maxima", "binade_sums", "choose_tokens"),
 }
 Row = dict[str, int | str]
 
