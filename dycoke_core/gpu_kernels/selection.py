@@ -4,6 +4,7 @@ Decides what `compression.kv_pruning` decides: equal scores by lower index, a re
 cosine falls below the threshold. The sum of a cosine may differ in its last bits from a CPU's.
 """
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -27,7 +28,7 @@ from dycoke_core.gpu_kernels.columns import (
     THRESHOLD,
     VISUAL_FIRST,
 )
-from dycoke_core.gpu_kernels.launch import check_rows, launch, require
+from dycoke_core.gpu_kernels.launch import check_rows, check_tensors, launch, require
 
 _MAX_TILE = 4096  # scores
 
@@ -61,17 +62,18 @@ def gate_select(
         changed: int32 [B], 1 where the set was chosen now. Rows that score in no layer get 0.
 
     Raises:
-        ValueError: shapes do not fit.
+        ValueError: shapes or dtypes do not fit.
 
     Source: paper section 3.3, `compression.kv_pruning.KVPruner`.
     """
     num_rows, stride = scores.shape
     check_rows(rows, num_rows)
-    require(scores.stride(1) == 1, "a row of scores must be contiguous")
     require(reference.shape[1] == stride == kept.shape[1], "state must have the scores' stride")
-    require(reference.is_contiguous() and kept.is_contiguous(), "state must be contiguous")
     require(reference.shape[0] == kept.shape[0] == refreshes.shape[0], "state must be per seat")
     require(changed.shape == (num_rows,), "changed must be [B]")
+    check_tensors(torch.float32, scores=scores, reference=reference)
+    integers = {"kept": kept, "slots": slots, "given": given}
+    check_tensors(torch.int32, refreshes=refreshes, changed=changed, **integers)
     tile = min(triton.next_power_of_2(stride), _MAX_TILE)
     launch(
         gate_select_kernel,
