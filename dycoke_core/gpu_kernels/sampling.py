@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dycoke_core.gpu_kernels.columns import ROW_COLUMNS, SEAT
-from dycoke_core.gpu_kernels.launch import check_rows, launch, require
+from dycoke_core.gpu_kernels.launch import check_rows, check_tensors, launch, require
 
 SPLIT = 4096  # logits per program
 CAPACITY = 8192  # weights that a row's program searches in registers, 16 per thread
@@ -103,8 +103,10 @@ def sample(
     check_rows(rows, num_rows)
     require(logits.stride(1) == 1, "a row of logits must be contiguous")
     for values in (temperature, top_p, uniform, ids, is_finite):
-        require(values.shape == (num_rows,) and values.is_contiguous(), "settings must be [B]")
-    require(uniform.dtype == torch.float64, "uniform must be float64")
+        require(values.shape == (num_rows,), "settings, ids and flags must be [B]")
+    check_tensors(torch.float32, temperature=temperature, top_p=top_p)
+    check_tensors(torch.float64, uniform=uniform)
+    check_tensors(torch.int32, last_ids=last_ids, ids=ids, is_finite=is_finite)
     num_splits = triton.cdiv(vocabulary, scratch.split)
     require(scratch.maxima.shape[1] == num_splits, "scratch is for another vocabulary")
     require(scratch.maxima.shape[0] >= num_rows, "scratch is for fewer rows")
