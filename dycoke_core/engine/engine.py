@@ -25,7 +25,7 @@ from dycoke_core.engine.vision_encoder import VisionEncoder
 from dycoke_core.errors import EngineError, InvalidRequestError
 from dycoke_core.model.llava_onevision import LlavaOnevision
 from dycoke_core.model.loader import load_model
-from dycoke_core.sequence import FinishReason, Sequence, Stage, TokenEvent
+from dycoke_core.sequence import SAMPLER_VERSION, FinishReason, Sequence, Stage, TokenEvent
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +42,7 @@ class EngineCard:
     num_layers: int
     max_model_tokens: int
     prefill_chunk_tokens: int
+    sampler_version: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,7 @@ class Engine:
             num_layers=self.model.text_geometry.num_layers,
             max_model_tokens=self.model.max_model_tokens,
             prefill_chunk_tokens=self._config.prefill_chunk_tokens,
+            sampler_version=SAMPLER_VERSION,
         )
 
     @property

@@ -32,8 +32,10 @@ class ModelRunner:
         num_frames, tokens_per_frame, width = features.shape
         kept = state.policy.select_visual_tokens(features)
         assert len(kept) == state.num_visual_tokens
-        counts = torch.bincount(kept // tokens_per_frame, minlength=num_frames)
-        prefix.kept_per_frame = tuple(counts.tolist())
+        counts = state.policy.count_per_frame(num_frames, tokens_per_frame)
+        if counts is None:
+            counts = tuple(torch.bincount(kept // tokens_per_frame, minlength=num_frames).tolist())
+        prefix.kept_per_frame = counts
         visual_tokens = features.view(-1, width).index_select(0, kept)
         prefix.embeds = self._model.embed_prefix(state.prompt.ids_before_video, visual_tokens)
         prefix.kv = PrefixKV(

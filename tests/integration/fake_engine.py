@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from dycoke_core.errors import EngineError, PromptTooLongError
 from dycoke_core.sequence import (
+    SAMPLER_VERSION,
     CacheReport,
     CompressionReport,
     FinishReason,
@@ -43,6 +44,7 @@ class EngineCard:
     num_layers: int
     max_model_tokens: int
     prefill_chunk_tokens: int
+    sampler_version: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,7 @@ class FakeEngine:
         num_layers=2,
         max_model_tokens=4096,
         prefill_chunk_tokens=64,
+        sampler_version=SAMPLER_VERSION,
     )
 
     @property
