@@ -312,7 +312,7 @@ def kept_per_frame(
 ) -> tuple[int, ...]:
     """How many tokens of each frame stage I kept; known beforehand but for selectors that weigh
     frames against each other, which waits for the device."""
-    counts = None
+    counts = state.policy.count_per_frame(num_frames, tokens_per_frame)
     if counts is None:
         kept_frames = (kept // tokens_per_frame).tolist()
         counts = tuple(kept_frames.count(frame) for frame in range(num_frames))

@@ -375,13 +375,14 @@ class CudaBackend:
     def mark(self) -> Mark:
         if not self._is_on_gpu:
             return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         return event
 
     def seconds(self, start: Mark, end: Mark) -> float | None:
         if isinstance(start, torch.cuda.Event) and isinstance(end, torch.cuda.Event):
-            return start.elapsed_time(end) / 1000 if end.query() else None
+            is_over = end.query()  # type: ignore[no-untyped-call]
+            return start.elapsed_time(end) / 1000 if is_over else None
         assert isinstance(start, float) and isinstance(end, float)
         return end - start
 
