@@ -379,10 +379,13 @@ class CudaBackend:
         event.record()
         return event
 
-    def seconds(self, start: Mark, end: Mark) -> float | None:
+    def has_passed(self, mark: Mark) -> bool:
+        return not isinstance(mark, torch.cuda.Event) or mark.query()  # type: ignore[no-untyped-call]
+
+    def seconds(self, start: Mark, end: Mark) -> float:
         if isinstance(start, torch.cuda.Event) and isinstance(end, torch.cuda.Event):
-            is_over = end.query()  # type: ignore[no-untyped-call]
-            return start.elapsed_time(end) / 1000 if is_over else None
+            end.synchronize()
+            return float(start.elapsed_time(end)) / 1000
         assert isinstance(start, float) and isinstance(end, float)
         return end - start
 
