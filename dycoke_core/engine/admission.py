@@ -244,9 +244,7 @@ class Admission:
 
     def _lay_out(self, sequence: Sequence, policy: Policy, prompt: Prompt) -> SeatLayout:
         num_layers = self._model.text_geometry.num_layers
-        num_visual = policy.count_visual_tokens(
-            len(sequence.frames), self._model.tokens_per_frame
-        )
+        num_visual = policy.count_visual_tokens(len(sequence.frames), self._model.tokens_per_frame)
         stage_two = policy.stage_two(num_visual, num_layers)
         placed = self._model.lay_out_prefix(len(prompt.ids_before_video), num_visual)
         first_host_layer = num_layers

@@ -19,7 +19,6 @@ import numpy.typing as npt
 from torch import Tensor
 
 
-
 @dataclass(slots=True, eq=False)
 class Video:
     """The features of one video's frames. Each distinct frame is encoded once.

@@ -11,9 +11,7 @@ from torch import Tensor, nn
 from transformers.models.llava_onevision.modeling_llava_onevision import LlavaOnevisionModel
 
 
-def encode_frames(
-    model: LlavaOnevisionModel, pixel_values: Tensor
-) -> Iterator[Tensor | None]:
+def encode_frames(model: LlavaOnevisionModel, pixel_values: Tensor) -> Iterator[Tensor | None]:
     """Runs the vision tower up to its feature layer, then projects and pools.
 
     A generator, so that other work can run between layers: None after every layer but the last,
@@ -39,9 +37,7 @@ def num_layers_run(model: LlavaOnevisionModel) -> int:
     return max(_feature_depths(model))
 
 
-def _run_tower(
-    model: LlavaOnevisionModel, pixel_values: Tensor
-) -> Generator[None, None, Tensor]:
+def _run_tower(model: LlavaOnevisionModel, pixel_values: Tensor) -> Generator[None, None, Tensor]:
     """Hidden states at the feature layers, concatenated: [F, patches, features].
 
     Steps through the layers instead of asking for all hidden states, which would hold every layer's

@@ -39,9 +39,7 @@ class RecordingEngine(Engine):
         self.recordings: dict[str, Recording] = defaultdict(Recording)
         self._num_forced: dict[str, int] = {}
 
-    def _record(
-        self, plan: StepPlan, states: tuple[SequenceState, ...], pending: Pending
-    ) -> None:
+    def _record(self, plan: StepPlan, states: tuple[SequenceState, ...], pending: Pending) -> None:
         logits = iter(pending.logits.clone())
         for row, state in zip(plan.answering, states, strict=True):
             recording = self.recordings[state.sequence.sequence_id]

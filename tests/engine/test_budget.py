@@ -80,7 +80,5 @@ def test_engines_on_a_host_share_a_quarter_of_it_for_the_dp_cache(
 
 def test_a_pass_takes_more_with_larger_chunks(tiny_model: LlavaOnevision) -> None:
     row = (3 * 512 + 8 * 256) * 4  # the bundled shape, float32
-    batching = Batching(
-        max_running_sequences=8, prefill_chunk_tokens=1000, vision_batch_frames=4
-    )
+    batching = Batching(max_running_sequences=8, prefill_chunk_tokens=1000, vision_batch_frames=4)
     assert pass_bytes(tiny_model, batching) == (1000 + 512 + 8) * row

@@ -47,9 +47,7 @@ def make_scheduler(
 
 
 def names(items: Iterable[Item | Chunk[Item]]) -> str:
-    return "".join(
-        item.state.name if isinstance(item, Chunk) else item.name for item in items
-    )
+    return "".join(item.state.name if isinstance(item, Chunk) else item.name for item in items)
 
 
 def test_prompts_are_worked_on_beside_all_decodes() -> None:

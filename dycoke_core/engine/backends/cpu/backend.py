@@ -113,9 +113,7 @@ class CpuBackend:
         kv = self._prefixes[prefix]
         geometry = self._model.text_geometry
         like = embeds.new_empty((geometry.num_kv_heads, geometry.head_size))
-        kv.slabs = [
-            Slab.allocate(kv.layout.num_tokens, like) for _ in range(geometry.num_layers)
-        ]
+        kv.slabs = [Slab.allocate(kv.layout.num_tokens, like) for _ in range(geometry.num_layers)]
         kv.embeds, kv.positions = embeds, positions
 
     def finish_prefix(self, prefix: int, *, to_host: bool) -> None:
