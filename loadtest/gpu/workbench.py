@@ -67,7 +67,13 @@ class Workbench:
 
     @classmethod
     def build(
-        cls, geometry: Geometry, sizes: Sizes, device: torch.device, *, kv_bytes: int
+        cls,
+        geometry: Geometry,
+        sizes: Sizes,
+        device: torch.device,
+        *,
+        kv_bytes: int,
+        backend: Mapping[str, Any] = BACKEND,
     ) -> "Workbench":
         started_at = time.perf_counter()
         model = random_llava_onevision(geometry, device=str(device), dtype=sizes.dtype)
@@ -76,7 +82,7 @@ class Workbench:
             max_running_sequences=sizes.wide_batch,
             kv_cache_bytes=kv_bytes,
             feature_cache_bytes=sizes.feature_bytes,
-            **BACKEND,
+            **backend,
         )
         engine = Engine(model, config)
         question = question_of(model, sizes.num_text_tokens)
