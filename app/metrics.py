@@ -5,7 +5,6 @@ carry job ids. Each process has one registry and one port.
 """
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
 
 from prometheus_client import (
     CollectorRegistry,
@@ -20,9 +19,7 @@ from prometheus_client.registry import Collector
 
 from app.errors import error_codes
 from app.messages import DoneEvent
-
-if TYPE_CHECKING:
-    from dycoke_core.engine import EngineStats
+from dycoke_core.engine_card import EngineStats
 
 # Else each counter and histogram has a second series beside it, which nobody reads.
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -117,7 +114,7 @@ class WorkerMetrics:
     def count_reclaim(self) -> None:
         self._lease_reclaims.inc()
 
-    def set_engine(self, stats: "EngineStats") -> None:
+    def set_engine(self, stats: EngineStats) -> None:
         self._requests_running.set(stats.num_running)
         self._requests_waiting.set(stats.num_waiting)
         self._kv_cache_usage_ratio.set(stats.kv_bytes_in_use / stats.kv_bytes_budget)

@@ -35,6 +35,7 @@ class Settings(BaseSettings):
     # The model.
     model: str = str(BUNDLED_MODEL)
     device: str = "auto"
+    backend: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the device's own
     dtype: str = Field("auto", pattern="^(auto|float32|bfloat16|float16)$")
     kv_cache_bytes: int | None = Field(None, ge=1)  # per worker; unset: by free memory
     dp_cache: Literal["device", "host"] = "device"  # where pruned layers' visual KV is kept
@@ -45,7 +46,7 @@ class Settings(BaseSettings):
     max_video_store_bytes: int = Field(20 * 2**30, ge=1)
     max_frame_store_bytes: int = Field(1 * 2**30, ge=1)
     max_queued_jobs: int = Field(64, ge=1)  # reserved, reading and queued together
-    max_running_jobs: int = Field(4, ge=1)  # per worker
+    max_running_jobs: int | None = Field(None, ge=1)  # per worker; unset: 64 on a GPU, else 4
     max_streams: int = Field(512, ge=1)  # event readers per API process
     max_frames: int = Field(128, ge=1)
     max_tokens: int = Field(4096, ge=1)

@@ -10,8 +10,8 @@ import numpy as np
 
 from dycoke_core.config import CompressionConfig, EngineConfig
 from dycoke_core.engine import Engine, SamplingParams, Sequence
-from dycoke_core.engine.kv_cache import PrefixKV, Slab
-from dycoke_core.engine.prefix_cache import Prefix
+from dycoke_core.engine.backends.cpu.backend import CpuBackend
+from dycoke_core.engine.backends.cpu.kv_cache import PrefixKV
 from dycoke_core.model.llava_onevision import LlavaOnevision
 from dycoke_core.sequence import ChatMessage, Stage
 
@@ -108,25 +108,13 @@ def make_sequence(
 def lend_prefix(bench: Bench, engine: Engine, sequence: Sequence) -> None:
     """Gives a sequence's video a copy of the prefix that its policy prefilled before."""
     source = bench.prefixes[sequence.compression.policy]
-    admission = engine._admission
-    state = admission.prepare(sequence)
-    slabs = [Slab(slab.keys.clone(), slab.values.clone(), slab.length) for slab in source.slabs]
-    kv = PrefixKV(
-        slabs,
-        source.num_capacity_tokens,
-        source.first_visual,
-        source.num_visual,
-        source.num_tokens,
-    )
-    num_bytes = sum(slab.keys.nbytes + slab.values.nbytes for slab in slabs)
-    prefix = Prefix(state.prefix_key, None, num_bytes, kv=kv, kept_per_frame=(0,) * NUM_FRAMES)
-    admission._prefixes.add(prefix)
-    if engine._config.dp_cache == "host":
-        first_layer = admission._first_host_layer(state)
-        kv.move_to_host(first_layer)
-        host_share = 1 - first_layer / bench.model.text_geometry.num_layers
-        admission._prefixes.move_to_host(prefix, round(num_bytes * host_share))
-    admission._prefixes.release(prefix)
+    number = cpu_backend(engine).lend_prefix(source)
+    engine.admission.adopt_prefix(sequence, number)
+
+
+def cpu_backend(engine: Engine) -> CpuBackend:
+    assert isinstance(engine.backend, CpuBackend), "this benchmark measures the CPU's backend"
+    return engine.backend
 
 
 def decoding_batch(
@@ -138,7 +126,7 @@ def decoding_batch(
         sequence = make_sequence(str(video), video=video, compression=compression)
         lend_prefix(bench, engine, sequence)
         engine.add(sequence)
-    while any(state.sequence.stage is not Stage.DECODING for state in engine._states.values()):
+    while any(state.sequence.stage is not Stage.DECODING for state in engine.states.values()):
         engine.step()
     return engine
 
@@ -156,6 +144,6 @@ def step_seconds(step: Callable[[], object]) -> float:
 
 
 def end(engine: Engine) -> None:
-    for sequence_id in list(engine._states):
+    for sequence_id in list(engine.states):
         engine.abort(sequence_id)
     engine.clear_caches()

@@ -13,6 +13,9 @@ from torch import Tensor
 
 from dycoke_core.config import CompressionConfig, EngineConfig
 from dycoke_core.engine import Engine, SamplingParams, Sequence
+from dycoke_core.engine.backend import Pending
+from dycoke_core.engine.plan import StepPlan
+from dycoke_core.engine.state import SequenceState
 from dycoke_core.model.llava_onevision import LlavaOnevision
 from dycoke_core.sequence import ChatMessage
 from dycoke_core.tiny.questions import DESCRIBE
@@ -31,17 +34,29 @@ class Refreshes:
 
 
 def count_refreshes(model: LlavaOnevision, *, num_scenes: int = 8) -> Refreshes:
-    engine = Engine(model, EngineConfig(device=str(model.device)))
+    steps: list[tuple[Tensor, int]] = []  # the kept set and the refreshes so far, of each step
+
+    def observe(plan: StepPlan, states: tuple[SequenceState, ...], pending: Pending) -> None:
+        for row in plan.decode:
+            view = engine.backend.view(row.seat)
+            assert view.kept is not None
+            steps.append((view.kept, view.num_refreshes))
+
+    engine = Engine(model, EngineConfig(device=str(model.device)), observer=observe)
     num_steps, turnovers = 0, []
     for exam in test_set(num_scenes, families=(DESCRIBE,)):
-        sequence = Sequence(
-            sequence_id="exam",
-            messages=(ChatMessage("user", exam.questions[0].text),),
-            frames=render(exam.scene),
-            sampling=SamplingParams(max_tokens=MAX_TOKENS[DESCRIBE]),
-            compression=CompressionConfig(),
+        steps.clear()
+        engine.add(
+            Sequence(
+                sequence_id="exam",
+                messages=(ChatMessage("user", exam.questions[0].text),),
+                frames=render(exam.scene),
+                sampling=SamplingParams(max_tokens=MAX_TOKENS[DESCRIBE]),
+                compression=CompressionConfig(),
+            )
         )
-        steps = _selections(engine, sequence)
+        while engine.has_work:
+            engine.step()
         for (before, count_before), (after, count) in itertools.pairwise(steps):
             num_steps += 1
             if count > count_before:
@@ -49,16 +64,3 @@ def count_refreshes(model: LlavaOnevision, *, num_scenes: int = 8) -> Refreshes:
         engine.clear_caches()
     turnover = sum(turnovers) / len(turnovers) if turnovers else 0.0
     return Refreshes(len(turnovers) / max(num_steps, 1), turnover, num_steps)
-
-
-def _selections(engine: Engine, sequence: Sequence) -> list[tuple[Tensor, int]]:
-    """The kept set and the refreshes so far, after each decode step; the last one's are gone."""
-    engine.add(sequence)
-    steps = []
-    while engine.has_work:
-        engine.step()
-        state = engine._states.get(sequence.sequence_id)
-        pruner = state.kv.pruner if state is not None and state.kv is not None else None
-        if pruner is not None and pruner.kept is not None:
-            steps.append((pruner.kept, int(pruner.num_refreshes or 0)))
-    return steps

@@ -1,10 +1,15 @@
 """What every test may use: a model of the bundled one's shape and an engine on it, in float32."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():  # kernels choose the interpreter when they are imported
+    os.environ["TRITON_INTERPRET"] = "1"
+    os.environ["TRITON_DEFAULT_FP_FUSION"] = "0"
 
 from dycoke_core.config import EngineConfig
 from dycoke_core.model.llava_onevision import LlavaOnevision

@@ -19,11 +19,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from dycoke_core.engine_card import EngineCard, EngineStats
 from dycoke_core.errors import EngineError
 from dycoke_core.sequence import Sequence, Stage, TokenEvent
 
 if TYPE_CHECKING:
-    from dycoke_core.engine import Engine, EngineCard, EngineStats
+    from dycoke_core.engine import Engine
 
 PROGRESS_STEP = 0.1  # a status event at most every tenth of a stage
 
@@ -43,7 +44,7 @@ class Update:
 
     tokens: list[TokenEvent]
     stages: list[StageChange]
-    stats: "EngineStats"
+    stats: EngineStats
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,7 @@ class EngineThread:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
-    async def card(self) -> "EngineCard":
+    async def card(self) -> EngineCard:
         """Waits until the engine is loaded; raises what loading raised."""
         return await asyncio.shield(self._card)
 

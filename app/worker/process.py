@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+CPU_RUNNING_JOBS = 4  # unless set: there a job more slows down all the others
+
 EngineFactory = Callable[[Settings], "Engine"]
 
 
@@ -45,8 +47,10 @@ def load_engine(settings: Settings) -> "Engine":
         settings.model,
         EngineConfig(
             device=settings.device,
+            backend=settings.backend,
             dtype=settings.dtype,
-            max_running_sequences=settings.max_running_jobs,
+            max_running_sequences=settings.max_running_jobs
+            or (CPU_RUNNING_JOBS if is_on_cpu else None),
             kv_cache_bytes=settings.kv_cache_bytes,
             # Workers share a CPU's memory. Of GPUs each has its own, see `app.worker.pool`.
             engines_per_device=(settings.workers or 1) if is_on_cpu else 1,

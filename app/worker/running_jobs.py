@@ -71,10 +71,13 @@ class RunningJob:
 
 
 class RunningJobs:
-    """At most `max_jobs`, in the order in which they came. Belongs to the event loop."""
+    """At most `max_jobs`, in the order in which they came. Belongs to the event loop.
 
-    def __init__(self, max_jobs: int) -> None:
-        self._max_jobs = max_jobs
+    None are taken before the engine has said how many it runs.
+    """
+
+    def __init__(self, max_jobs: int = 0) -> None:
+        self.max_jobs = max_jobs
         self._jobs: dict[str, RunningJob] = {}
         self._on_removal = asyncio.Event()
 
@@ -86,7 +89,7 @@ class RunningJobs:
 
     @property
     def has_room(self) -> bool:
-        return len(self._jobs) < self._max_jobs
+        return len(self._jobs) < self.max_jobs
 
     @property
     def has_suspect(self) -> bool:

@@ -27,9 +27,10 @@ from app.worker.lease_keeper import LeaseKeeper
 from app.worker.publisher import Publisher
 from app.worker.running_jobs import RunningJobs
 from app.worker_registry import WorkerRegistry
+from dycoke_core.engine_card import EngineCard
 
 if TYPE_CHECKING:
-    from dycoke_core.engine import Engine, EngineCard
+    from dycoke_core.engine import Engine
 
 FLUSH_TIMEOUT_S = 2.0  # for the last events of a worker that ends
 STORE_TIMEOUT_S = 5.0  # for withdrawing and handing back
@@ -61,7 +62,7 @@ class Worker:
         self._worker_id = worker_id
         self._metrics = metrics
         self._is_stopped = asyncio.Event()
-        self._jobs = RunningJobs(settings.max_running_jobs)
+        self._jobs = RunningJobs()
         self._leases = JobLeases(
             redis,
             keys,
@@ -111,6 +112,7 @@ class Worker:
         return self._engine.stop(timeout_s=ENGINE_STOP_TIMEOUT_S)
 
     async def _serve(self, card: ModelCard, is_stopped: Task, tasks: "_Tasks") -> bool:
+        self._jobs.max_jobs = card.max_running_jobs
         keeper = LeaseKeeper(
             self._leases,
             self._registry,
@@ -131,7 +133,7 @@ class Worker:
             tasks.start(self._engine.wait_for_failure()),
         ]
         logger.info("ready", extra={"model": card.model, "device": card.device})
-        self._metrics.set_capacity(running_jobs=self._settings.max_running_jobs)
+        self._metrics.set_capacity(running_jobs=card.max_running_jobs)
         has_failed = False
         try:
             await tasks.first_of(is_stopped, intake, *services)
@@ -177,7 +179,7 @@ class Worker:
         except (StoreUnavailableError, TimeoutError):
             logger.warning("the job store is away; leases are left to run out")
 
-    def _model_card(self, card: "EngineCard") -> ModelCard:
+    def _model_card(self, card: EngineCard) -> ModelCard:
         return ModelCard(
             worker_id=self._worker_id,
             model=self._settings.model_name,
@@ -189,7 +191,7 @@ class Worker:
             num_layers=card.num_layers,
             max_model_tokens=card.max_model_tokens,
             prefill_chunk_tokens=card.prefill_chunk_tokens,
-            max_running_jobs=self._settings.max_running_jobs,
+            max_running_jobs=card.max_running_sequences,
             running_jobs=0,
         )
 

@@ -41,7 +41,7 @@ class KVRule:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What the engine asks of a policy. Stateless; a sequence's state belongs to the engine's backend."""
+    """What the engine asks of a policy. Stateless: a sequence's state is the backend's."""
 
     selector: Selector
     kv_rule: KVRule | None = None

@@ -126,6 +126,27 @@ class Admission:
         state.clock.started_at = time.perf_counter()
         return True
 
+    def adopt_prefix(self, sequence: Sequence, number: int) -> None:
+        """Takes a finished prefix of the backend's as that of a sequence's video: benchmarks start
+        their decode steps so, without reading a video for each."""
+        state = self.prepare(sequence)
+        layout = state.layout.prefix
+        prefix = Prefix(
+            state.prefix_key,
+            number,
+            layout.num_tokens,
+            None,
+            self._backend.prefix_bytes(layout),
+            is_embedded=True,
+            num_run=layout.num_tokens,
+            kept_per_frame=(0,) * state.num_frames,
+        )
+        self._prefixes.add(prefix)
+        host_bytes = self._backend.host_bytes(layout)
+        if host_bytes and self._prefixes.make_host_room(host_bytes):
+            self._prefixes.move_to_host(prefix, self._backend.moved_bytes(layout), host_bytes)
+        self._prefixes.release(prefix)
+
     def finish_prefix(self, state: SequenceState) -> None:
         """Lets go of what only the prefill of a prefix needed.
 
@@ -177,6 +198,10 @@ class Admission:
         """With no sequence in the engine, only what nobody holds may be left."""
         kv_bytes = self.kv_budget.used_bytes - self._prefixes.idle_bytes
         return kv_bytes + self._videos.budget.used_bytes - self._videos.idle_bytes
+
+    def clear_prefixes(self) -> None:
+        """Drops prefixes that nobody holds, and keeps their videos' features."""
+        self._prefixes.clear()
 
     def clear(self) -> None:
         self._prefixes.clear()

@@ -6,7 +6,6 @@ A sequence that fails ends in an event with its error; the others go on.
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,38 +19,13 @@ from dycoke_core.engine.faults import is_out_of_memory
 from dycoke_core.engine.scheduler import Scheduler
 from dycoke_core.engine.state import SequenceState
 from dycoke_core.engine.vision_encoder import VisionEncoder
+from dycoke_core.engine_card import EngineCard, EngineStats
 from dycoke_core.errors import EngineError, InvalidRequestError
 from dycoke_core.model.llava_onevision import LlavaOnevision
 from dycoke_core.model.loader import load_model
 from dycoke_core.sequence import Sequence, Stage, TokenEvent
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class EngineCard:
-    """What a client of the engine has to know of its model, and what its numerics depend on."""
-
-    weights_digest: str
-    device: str
-    dtype: str
-    image_size: int
-    tokens_per_frame: int
-    num_layers: int
-    max_model_tokens: int
-    prefill_chunk_tokens: int
-    backend: str
-    max_running_sequences: int
-
-
-@dataclass(frozen=True, slots=True)
-class EngineStats:
-    num_waiting: int
-    num_running: int
-    kv_bytes_in_use: int  # reserved by running sequences: their prefixes and their own rows
-    kv_bytes_cached: int  # prefixes that nobody holds: free on demand
-    kv_bytes_budget: int
-    device_memory_bytes: int  # allocated on a GPU now; 0 on a CPU
 
 
 class Engine:

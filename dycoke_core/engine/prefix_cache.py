@@ -94,7 +94,7 @@ class SharedPool(Generic[Item]):
     ) -> None:
         self.budget = budget
         self.host_budget = host_budget or ByteBudget(0)
-        self._on_drop = on_drop
+        self._on_drop: Callable[[Item], None] = on_drop
         self._items: OrderedDict[str, Item] = OrderedDict()
 
     def __len__(self) -> int:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from dycoke_core.engine.model_runner import ModelRunner
 from torch import Tensor
 
 from dycoke_core.config import EngineConfig
@@ -15,7 +16,6 @@ from dycoke_core.engine.attention import (
     pack_queries,
     unpack_rows,
 )
-from dycoke_core.engine.model_runner import ModelRunner
 from dycoke_core.engine.state import SequenceState
 from dycoke_core.model.llava_onevision import LlavaOnevision
 from dycoke_core.model.loader import load_model

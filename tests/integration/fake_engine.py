@@ -14,6 +14,7 @@ import time
 import zlib
 from dataclasses import dataclass, field
 
+from dycoke_core.engine_card import EngineCard, EngineStats
 from dycoke_core.errors import EngineError, PromptTooLongError
 from dycoke_core.sequence import (
     CacheReport,
@@ -30,47 +31,26 @@ from dycoke_core.sequence import (
 FATAL_TOKEN = 2  # new tokens before the steered mishaps
 
 
-# As in dycoke_core.engine, whose import of torch costs each worker process seconds.
-
-
-@dataclass(frozen=True, slots=True)
-class EngineCard:
-    weights_digest: str
-    device: str
-    dtype: str
-    image_size: int
-    tokens_per_frame: int
-    num_layers: int
-    max_model_tokens: int
-    prefill_chunk_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class EngineStats:
-    num_waiting: int
-    num_running: int
-    kv_bytes_in_use: int
-    kv_bytes_cached: int
-    kv_bytes_budget: int
-    device_memory_bytes: int
-
-
 @dataclass
 class FakeEngine:
     max_running_sequences: int = 4
     sequences: dict[str, Sequence] = field(default_factory=dict)
     aborted: list[str] = field(default_factory=list)
 
-    card = EngineCard(
-        weights_digest="fake",
-        device="cpu",
-        dtype="float32",
-        image_size=8,
-        tokens_per_frame=4,
-        num_layers=2,
-        max_model_tokens=4096,
-        prefill_chunk_tokens=64,
-    )
+    @property
+    def card(self) -> EngineCard:
+        return EngineCard(
+            weights_digest="fake",
+            device="cpu",
+            dtype="float32",
+            image_size=8,
+            tokens_per_frame=4,
+            num_layers=2,
+            max_model_tokens=4096,
+            prefill_chunk_tokens=64,
+            backend="cpu",
+            max_running_sequences=self.max_running_sequences,
+        )
 
     @property
     def has_work(self) -> bool:

@@ -3,7 +3,7 @@
 import sys
 
 from app.settings import load_settings
-from app.worker.process import run
+from app.worker.process import CPU_RUNNING_JOBS, run
 from tests.integration.fake_engine import FakeEngine
 
 if __name__ == "__main__":
@@ -11,6 +11,8 @@ if __name__ == "__main__":
         run(
             load_settings(),
             int(sys.argv[1]),
-            engine_factory=lambda settings: FakeEngine(settings.max_running_jobs),
+            engine_factory=lambda settings: FakeEngine(
+                settings.max_running_jobs or CPU_RUNNING_JOBS
+            ),
         )
     )

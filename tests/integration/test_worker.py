@@ -15,6 +15,7 @@ from app.metrics import WorkerMetrics
 from app.redis_client import Scripts, connect
 from app.redis_keys import GROUP, RedisKeys
 from app.settings import Settings
+from app.worker.process import CPU_RUNNING_JOBS
 from app.worker.worker import Worker
 from dycoke_core.errors import ModelLoadError
 from dycoke_core.sequence import TokenEvent
@@ -49,7 +50,7 @@ class RunningWorker:
     """A worker and what a test may look at: its engine, its metrics, its result."""
 
     def __init__(self, settings: Settings, redis: Redis, name: str) -> None:
-        self.engine = FakeEngine(settings.max_running_jobs)
+        self.engine = FakeEngine(settings.max_running_jobs or CPU_RUNNING_JOBS)
         self.registry = CollectorRegistry()
         self.worker = Worker(
             settings,
@@ -136,7 +137,7 @@ async def test_jobs_run_side_by_side_up_to_the_limit(settings: Settings, client:
             return all(record.state.is_final for record in records)
 
         await wait_until(are_done)
-        assert 1 < most <= settings.max_running_jobs
+        assert 1 < most <= CPU_RUNNING_JOBS
     for question, job_id in jobs.items():
         assert token_ids(await client.events(job_id)) == answer(question, 8)
 
@@ -366,7 +367,7 @@ async def test_metrics_tell_what_the_engine_did(settings: Settings, client: Clie
         assert metric("prompt_tokens_total", policy="full") == 40
         assert (metric("generation_tokens_total", policy="full") or 0) > 8
         assert metric("kv_refreshes_total", policy="full") == 2
-        assert metric("requests_capacity") == settings.max_running_jobs
+        assert metric("requests_capacity") == CPU_RUNNING_JOBS
         for kind in ("full", "actual"):
             assert (metric("flops_total", policy="full", kind=kind) or 0) > 0
         assert metric("cache_misses_total", cache="frames") == 2

@@ -1,7 +1,5 @@
 """Where the engine's work is done: one package for each kind of device."""
 
-from typing import cast
-
 import torch
 
 from dycoke_core.config import BackendName, Batching, EngineConfig
@@ -18,7 +16,7 @@ def backend_name(config: EngineConfig, device: torch.device) -> BackendName:
         ModelLoadError: the setting names one that does not run there.
     """
     if config.backend == "auto":
-        return cast(BackendName, "cuda" if device.type == "cuda" else "cpu")
+        return "cuda" if device.type == "cuda" else "cpu"
     if config.backend == "cpu" and device.type != "cpu":
         raise ModelLoadError(
             f"backend 'cpu' cannot run on device '{device.type}': set backend to 'cuda' or 'auto', "

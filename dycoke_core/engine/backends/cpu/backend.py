@@ -123,6 +123,18 @@ class CpuBackend:
     def close_prefix(self, prefix: int) -> None:
         del self._prefixes[prefix]
 
+    def prefix_kv(self, prefix: int) -> PrefixKV:
+        """A prefix's keys and values, for benchmarks that lend them."""
+        return self._prefixes[prefix]
+
+    def lend_prefix(self, source: PrefixKV) -> int:
+        """Opens a finished prefix with copies of another's keys and values."""
+        number = self.open_prefix(source.layout)
+        kv = self._prefixes[number]
+        kv.num_tokens = source.num_tokens
+        kv.slabs = [Slab(s.keys.clone(), s.values.clone(), s.length) for s in source.slabs]
+        return number
+
     def open_seat(self, prefix: int, layout: SeatLayout) -> int:
         self._num_opened += 1
         self._seats[self._num_opened] = _Seat(self._prefixes[prefix], layout)

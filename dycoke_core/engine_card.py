@@ -1,0 +1,29 @@
+"""What an engine says of itself. Standard library only: processes without torch read it too."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class EngineCard:
+    """What a client of the engine has to know of its model, and what its numerics depend on."""
+
+    weights_digest: str
+    device: str
+    dtype: str
+    image_size: int
+    tokens_per_frame: int
+    num_layers: int
+    max_model_tokens: int
+    prefill_chunk_tokens: int
+    backend: str
+    max_running_sequences: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    num_waiting: int
+    num_running: int
+    kv_bytes_in_use: int  # reserved by running sequences: their prefixes and their own rows
+    kv_bytes_cached: int  # prefixes that nobody holds: free on demand
+    kv_bytes_budget: int
+    device_memory_bytes: int  # allocated on a GPU now; 0 on a CPU

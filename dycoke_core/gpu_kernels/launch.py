@@ -1,0 +1,98 @@
+"""The one place where kernels are launched, so that launches can be counted."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from dycoke_core.gpu_kernels.rows import ROW_COLUMNS
+
+# Told a kernel's name at each launch; a graph's replay launches nothing here, its capture does.
+Observer = Callable[[str], None]
+
+_observers: list[Observer] = []
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """What a kernel was to be launched with."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    args: tuple[Any, ...]
+    options: dict[str, Any]  # the kernel's constants and the compiler's options
+
+
+_records: list[list[Launch]] = []
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
+    """Launches a kernel on the current device and tells the observers. Waits for nothing.
+
+    Multiplications and additions are not fused, so that results round as PyTorch's operations do.
+
+    Args:
+        kernel: a function under `triton.jit`.
+        grid: number of programs in one to three dimensions; nothing runs where one of them is 0.
+        args, options: the kernel's arguments, its constants, `num_warps` and `num_stages`.
+    """
+    if 0 in grid:
+        return
+    options["enable_fp_fusion"] = False
+    if _records:
+        _records[-1].append(Launch(kernel, grid, args, options))
+        return
+    kernel[grid](*args, **options)
+    for observer in tuple(_observers):
+        observer(kernel.__name__)
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises ValueError unless an argument of a kernel's function is as it must be."""
+    if not condition:
+        raise ValueError(message)
+
+
+def check_rows(rows: Tensor, num_rows: int) -> None:
+    """Raises ValueError unless `rows` is a table of that many rows."""
+    require(rows.shape == (num_rows, ROW_COLUMNS), f"rows must be [B, {ROW_COLUMNS}]")
+    require(rows.is_contiguous(), "rows must be contiguous")
+
+
+@contextmanager
+def observing_launches(observer: Observer) -> Iterator[None]:
+    """Calls the observer with each kernel's name until the block ends; for every thread."""
+    _observers.append(observer)
+    try:
+        yield
+    finally:
+        _observers.remove(observer)
+
+
+@contextmanager
+def counting_launches() -> Iterator[Counter[str]]:
+    """How often each kernel is launched inside the block, by name."""
+    counts: Counter[str] = Counter()
+
+    def count(name: str) -> None:
+        counts[name] += 1
+
+    with observing_launches(count):
+        yield counts
+
+
+@contextmanager
+def recording_launches() -> Iterator[list[Launch]]:
+    """Inside the block kernels are not run but written down, so that they can be compiled ahead.
+
+    The tensors may be without data (`device="meta"`).
+    """
+    record: list[Launch] = []
+    _records.append(record)
+    try:
+        yield record
+    finally:
+        _records.remove(record)

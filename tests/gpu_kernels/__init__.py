@@ -1,0 +1,1 @@
+"""The kernels against slow loops and the project's own functions: on a GPU, or interpreted."""

@@ -1,0 +1,50 @@
+"""The kernels of a decoder layer in plain operations: what the fused ones have to compute."""
+
+import torch
+from torch import Tensor
+
+from dycoke_core.gpu_kernels.rows import PAGE
+
+
+class PlainKernels:
+    """`dycoke_core.model.fused.LayerKernels` on any device; counts its calls by name."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def add_rmsnorm(self, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> Tensor:
+        self.calls.append("add_rmsnorm")
+        if residual is not None:
+            residual.add_(x)
+            x = residual
+        wide = x.float()
+        normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+        return weight * normed.to(x.dtype)
+
+    def rope_store(
+        self,
+        qkv: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        write_slots: Tensor,
+        k_pool: Tensor,
+        v_pool: Tensor,
+        *,
+        layer: int,
+        num_heads: int,
+    ) -> None:
+        self.calls.append("rope_store")
+        num_kv_heads, head_size = k_pool.shape[1:]
+        heads = qkv.view(len(qkv), -1, head_size)
+        rotated = heads[:, : num_heads + num_kv_heads]
+        first, second = rotated.chunk(2, dim=-1)
+        turned = torch.cat([-second, first], dim=-1)
+        rotated.copy_(rotated * cos[:, None] + turned * sin[:, None])
+        rows = write_slots.long() + layer * PAGE
+        k_pool[rows] = rotated[:, num_heads:]
+        v_pool[rows] = heads[:, num_heads + num_kv_heads :]
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        self.calls.append("silu_mul")
+        gate, up = gate_up.chunk(2, dim=-1)
+        return torch.nn.functional.silu(gate) * up
