@@ -4,6 +4,7 @@ Knows no sequence: `items` says which rows read which slots in which layers, `pa
 belong to a row. Keys and values lie in one pool for all layers (`rows.PAGE`).
 """
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -25,7 +26,8 @@ from dycoke_core.gpu_kernels.launch import check_rows, launch, require
 
 TILE_ROWS = (16, 64)  # M: what a tensor-core instruction takes, and what sequences may share
 _TILE_SLOTS = 64  # 128 slots at M = 64 need more registers than there are
-_TILE_PARTS = 32
+# Few programs must each have many reads on their way, many programs must leave each other room.
+_TILE_PARTS_OF_FEW, _TILE_PARTS_OF_MANY, _FEW = 64, 16, 512
 
 
 def split_attend(
@@ -93,7 +95,7 @@ def split_attend(
         E=head_size,
         M=tile_rows,
         N=_TILE_SLOTS,
-        num_warps=4,
+        num_warps=8 if q.dtype == torch.float32 else 4,  # float32 has no tensor cores, but spills
         num_stages=3,
     )
 
@@ -136,6 +138,7 @@ def merge_parts(
     require(first.is_contiguous(), "first must be contiguous")
     require(total.shape == (num_rows, num_heads), "total must be [B, H]")
     require(o.is_contiguous() and total.is_contiguous(), "o and total must be contiguous")
+    is_small = num_rows * num_heads <= _FEW
     launch(
         merge_parts_kernel,
         (num_rows, num_heads),
@@ -152,7 +155,7 @@ def merge_parts(
         G=num_kv_heads,
         E=head_size,
         M=tile_rows,
-        P=_TILE_PARTS,
+        P=_TILE_PARTS_OF_FEW if is_small else _TILE_PARTS_OF_MANY,
         num_warps=4,
     )
 

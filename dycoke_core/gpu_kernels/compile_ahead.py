@@ -29,6 +29,7 @@ from dycoke_core.gpu_kernels.host_copy import gather_kept
 from dycoke_core.gpu_kernels.launch import Launch, recording_launches
 from dycoke_core.gpu_kernels.layers import add_rmsnorm, embed, rope_store, silu_mul
 from dycoke_core.gpu_kernels.rows import ITEM_COLUMNS, ROW_COLUMNS, WRITE_SLOT
+from dycoke_core.gpu_kernels.sampling import SamplingScratch, sample
 from dycoke_core.gpu_kernels.scoring import visual_scores
 from dycoke_core.gpu_kernels.selection import gate_select
 
@@ -38,6 +39,7 @@ _POINTERS = {
     torch.bfloat16: "*bf16",
     torch.float16: "*fp16",
     torch.float32: "*fp32",
+    torch.float64: "*fp64",
     torch.int32: "*i32",
     torch.int64: "*i64",
 }
@@ -51,6 +53,7 @@ class Model:
     head_size: int  # E
     hidden: int  # D
     intermediate: int  # I
+    vocabulary: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,17 +71,19 @@ class Compiled:
     asynchronous_copies: int
 
 
-LARGE = Model("7B", 28, 4, 128, 3584, 18944)
-SMALL = Model("0.5B", 14, 2, 64, 896, 4864)
-TINY = Model("tiny", 4, 2, 64, 256, 512)
-_CASES = [
-    (90, LARGE, torch.bfloat16),
-    (90, LARGE, torch.float16),
-    (90, SMALL, torch.bfloat16),
-    (90, TINY, torch.float32),
-    (80, LARGE, torch.bfloat16),
-    (80, SMALL, torch.float16),
-    (100, LARGE, torch.bfloat16),
+LARGE = Model("7B", 28, 4, 128, 3584, 18944, 152064)
+SMALL = Model("0.5B", 14, 2, 64, 896, 4864, 151936)
+TINY = Model("tiny", 4, 2, 64, 256, 512, 526)
+_MATRIX_KERNELS = ("split_attend_kernel", "visual_scores_kernel")
+_CASES = [  # whether all kernels, or only those that a dtype, a shape, a GPU changes most
+    (90, LARGE, torch.bfloat16, True),
+    (90, LARGE, torch.float16, False),
+    (90, SMALL, torch.bfloat16, True),
+    (90, TINY, torch.float32, False),
+    (80, LARGE, torch.bfloat16, True),
+    (80, SMALL, torch.float16, False),
+    (100, LARGE, torch.bfloat16, True),
+    (100, SMALL, torch.bfloat16, False),
 ]
 
 
@@ -99,13 +104,14 @@ def main() -> None:
 
 def compile_all() -> Iterator[Compiled]:
     """Every kernel for every case, one after another."""
-    for target, model, dtype in _CASES:
+    for target, model, dtype, is_whole in _CASES:
         for launch in launches_of(model, dtype):
-            yield compile_launch(launch, target, model)
+            if is_whole or launch.kernel.__name__ in _MATRIX_KERNELS:
+                yield compile_launch(launch, target, model)
 
 
 def launches_of(model: Model, dtype: torch.dtype) -> list[Launch]:
-    """What a decode step of 64 rows launches, with each variant of each kernel once."""
+    """What decode steps of 64 rows and of one launch, each variant of each kernel once."""
     rows, seats, cap, stride = 64, 65, 1024, 4096
     heads, kv_heads, head_size = model.num_heads, model.num_kv_heads, model.head_size
 
@@ -137,8 +143,11 @@ def launches_of(model: Model, dtype: torch.dtype) -> list[Launch]:
                 layer=0,
                 scaling=0.125,
             )
-            o = make(rows, heads, head_size)
-            merge_parts(out, parts, ints(cap), ints(2, rows + 1), table, o, total, **tile)
+            for n in (1, rows):
+                o = make(n, heads, head_size)
+                merge_parts(
+                    *(out, parts, ints(cap), ints(2, n + 1), table[:n], o, total[:n]), **tile
+                )
         visual_scores(q, k_pool, slots, table, total, scores, layer=0, scaling=0.125)
         state = (scores, reference, kept, slots, ints(100), ints(seats), changed)
         gate_select(table, *state, layer=0)
@@ -150,6 +159,10 @@ def launches_of(model: Model, dtype: torch.dtype) -> list[Launch]:
         rope_store(qkv, angles, angles, write_slots, k_pool, v_pool, layer=0, num_heads=heads)
         silu_mul(make(rows, 2 * model.intermediate))
         embed(table, ints(seats), make(1000, model.hidden))
+        sampling = (floats(rows), floats(rows), make(rows, dtype=torch.float64))
+        outputs = (ints(seats), ints(rows), ints(rows))
+        scratch = SamplingScratch.allocate(rows, model.vocabulary, "meta")
+        sample(make(rows, model.vocabulary), *sampling, table, *outputs, scratch)
     return launches
 
 

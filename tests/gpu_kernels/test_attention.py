@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from dycoke_core.engine import attention as fused
+from dycoke_core.gpu_kernels import attention
 from dycoke_core.gpu_kernels.attention import merge_parts, split_attend
 from tests.gpu_kernels.slot_lists import (
     DEVICE,
@@ -193,8 +194,12 @@ def test_queries_may_lie_among_keys_and_values() -> None:
     assert_attends(pool, [slots] * 3, q, o, total, layer=0)
 
 
-@pytest.mark.parametrize("num_parts", [31, 32, 33, 70])
-def test_any_number_of_parts_merges_into_what_the_engine_attends_to(num_parts: int) -> None:
+@pytest.mark.parametrize("tile_parts", [16, 64])
+@pytest.mark.parametrize("num_parts", [15, 16, 17, 64, 70])
+def test_any_number_of_parts_merges_into_what_the_engine_attends_to(
+    num_parts: int, tile_parts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "_FEW", 4 if tile_parts == 64 else 3)
     pool, plan = SlotPool(1, 32), Plan(16, group=4)
     slots = pool.take(2 * num_parts)
     offset = pool.put(slots)

@@ -1,0 +1,56 @@
+"""Every kernel fits the GPUs it is meant for, compiled here without one."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from dycoke_core.gpu_kernels.compile_ahead import SHARED_LIMIT_BYTES
+
+KERNELS = {
+    *("split_attend", "merge_parts", "visual_scores", "gate_select", "gather_kept"),
+    *("add_rmsnorm", "rope_store", "silu_mul", "embed"),
+    *("row_maxima", "binade_sums", "choose_tokens"),
+}
+Row = dict[str, int | str]
+
+
+@pytest.fixture(scope="module")
+def compiled() -> list[Row]:
+    """In a process of its own: here Triton may be set to interpret."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "dycoke_core.gpu_kernels.compile_ahead", "--json"]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr
+    rows: list[Row] = json.loads(result.stdout.splitlines()[-1])
+    return rows
+
+
+def test_every_kernel_compiles_for_every_gpu(compiled: list[Row]) -> None:
+    for target in SHARED_LIMIT_BYTES:
+        assert {row["kernel"] for row in compiled if row["target"] == target} >= KERNELS
+
+
+def test_no_kernel_spills_registers(compiled: list[Row]) -> None:
+    assert [row for row in compiled if row["spill_bytes"]] == []
+
+
+def test_shared_memory_fits(compiled: list[Row]) -> None:
+    for row in compiled:
+        assert row["shared_bytes"] <= SHARED_LIMIT_BYTES[row["target"]], row
+
+
+def test_attention_multiplies_in_tensor_cores_and_copies_ahead(compiled: list[Row]) -> None:
+    rows = [r for r in compiled if r["kernel"] in ("split_attend", "visual_scores")]
+    assert all(r["tensor_core_instructions"] for r in rows if r["dtype"] in ("bf16", "fp16"))
+    assert all(r["asynchronous_copies"] for r in rows)
+
+
+def test_five_programs_of_the_usual_tile_share_a_multiprocessor(compiled: list[Row]) -> None:
+    """What hides the memory's latency: see `split_attend`."""
+    for row in compiled:
+        if row["kernel"] == "split_attend" and "M=16" in row["constants"] and row["target"] >= 90:
+            threads = 32 * row["num_warps"]
+            assert 5 * row["shared_bytes"] <= 227 * 1024 and 4 * row["registers"] * threads <= 65536
