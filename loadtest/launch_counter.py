@@ -31,7 +31,7 @@ CPU, which counts as one launch where the host's tensor first meets the device's
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -139,7 +139,8 @@ class _Memory:
     def add(self, value: Any) -> None:
         for tensor in _tensors(value):
             if (storage := _storage(tensor)) is not None:
-                self._host[storage._cdata] = StorageWeakRef(storage)
+                reference = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
+                self._host[storage._cdata] = reference
 
     def discard(self, tensor: Tensor) -> None:
         if (storage := _storage(tensor)) is not None:
@@ -201,7 +202,9 @@ class _Calls(TorchFunctionMode):
     ) -> Tensor:
         """`Tensor.to`, with memory of its own where a GPU would give it some."""
         was_host = self._memory.is_host(tensor)
-        becomes_host = self._memory.is_host(target) if isinstance(target, Tensor) else target == "cpu"
+        becomes_host = (
+            self._memory.is_host(target) if isinstance(target, Tensor) else target == "cpu"
+        )
         moved: Tensor = func(*args, **kwargs)
         if was_host == becomes_host:
             return moved
@@ -215,9 +218,9 @@ class _Calls(TorchFunctionMode):
         return moved
 
 
-class _Operations(TorchDispatchMode):
+class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, memory: _Memory) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.launches: Launches | None = None  # set while counting
         self.refuses_waits = True
         self._memory = memory
@@ -277,7 +280,9 @@ class _Operations(TorchDispatchMode):
             self.refuse(name)
         if name == "repeat_interleave" and kwargs.get("output_size") is None:
             self.refuse("repeat_interleave without output_size")
-        if name in _INDEXED and any(t.dtype in (torch.bool, torch.uint8) for t in _tensors(args[1])):
+        if name in _INDEXED and any(
+            t.dtype in (torch.bool, torch.uint8) for t in _tensors(args[1])
+        ):
             self.refuse(f"{name} by a mask")
 
     def _upload(self, tensor: Tensor) -> None:
@@ -323,5 +328,3 @@ def _is_in_interpreter() -> bool:
             return True
         caller = caller.f_back
     return False
-
-

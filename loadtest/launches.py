@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-os.environ["TRITON_INTERPRET"] = "1"  # read when kernels are defined
+os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it when it is imported
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "0")
 
 import torch

@@ -1,12 +1,13 @@
 """The sections of a run, in their order."""
 
 from loadtest.gpu.kit import Section
-from loadtest.gpu.sections import busy, decode, device, peers, serving, suite
+from loadtest.gpu.sections import busy, decode, device, kernels, peers, serving, suite
 
 SECTIONS: tuple[Section, ...] = (
     Section("machine", device.describe, 2, "device"),
     Section("ceilings", device.measure_ceilings, 12, "device"),
     Section("tests", suite.run_tests, 90, "device"),
+    Section("kernels", kernels.measure_kernels, 45, "kernels"),
     Section("decode", decode.measure_batch, 80, "engine"),
     Section("cached", decode.measure_cached, 25, "engine"),
     Section("single", decode.measure_single, 8, "engine"),

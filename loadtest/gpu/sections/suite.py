@@ -13,7 +13,11 @@ _OUTCOMES = ("passed", "failed", "skipped", "error", "errors", "deselected", "wa
 
 def run_tests(kit: Kit) -> None:
     """Raises RuntimeError: a test failed, or none ran on a GPU."""
-    command = [sys.executable, "-m", "pytest", "-c", "tests/gpu/pytest.ini", "tests/gpu", "-q"]
+    # What is compiled ahead needs no GPU, and takes long.
+    folders = ["tests/gpu", "tests/gpu_kernels", "--ignore=tests/gpu_kernels/test_compile_ahead.py"]
+    if kit.is_dry:
+        folders = folders[:1]
+    command = [sys.executable, "-m", "pytest", "-q", "-c", "tests/gpu/pytest.ini", *folders]
     log = kit.report.directory / "gpu-tests.log"
     with log.open("w") as output:
         try:
