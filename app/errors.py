@@ -9,6 +9,7 @@
         ├── TooManyStreamsError, VideoStoreFullError
         ├── NoWorkerError, ShuttingDownError, StoreUnavailableError
         ├── DeadlineExceededError, ReaderLostError, JobLostError, JobCancelledError
+        ├── SamplerChangedError          an upgrade in mid-answer
         └── JobFailedRepeatedlyError     every worker that took the job died
 
 Which HTTP status a code gets is known to `app.api.errors` alone.
@@ -120,6 +121,13 @@ class JobLostError(ServiceError):
     answers needed the room."""
 
     code = "job_lost"
+    retryable = True
+
+
+class SamplerChangedError(ServiceError):
+    """Part of the answer was drawn by a release whose seeds give other tokens than this one's."""
+
+    code = "sampler_changed"
     retryable = True
 
 

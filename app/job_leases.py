@@ -33,8 +33,10 @@ from app.messages import (
 from app.redis_client import Scripts, milliseconds, seconds, store_call
 from app.redis_keys import GROUP, RedisKeys
 from dycoke_core.errors import EngineError
+from dycoke_core.sequence import SAMPLER_VERSION
 
 MAX_DELIVERIES = 2
+UNNAMED_SAMPLER_VERSION = 1  # of releases that do not note which version drew their tokens
 FORGET_CONSUMER_AFTER_S = 3600.0
 
 logger = getLogger(__name__)
@@ -54,6 +56,7 @@ class Delivery:
     started_at_s: float
     first_token_at_s: float | None
     is_suspect: bool  # was in flight when a worker died
+    sampler_version: int | None  # which drew what is published; None: nothing is
 
     @property
     def published_token_ids(self) -> tuple[int, ...]:
@@ -242,7 +245,8 @@ class JobLeases:
     async def _delivery(self, reply: Sequence[Any]) -> Delivery | None:
         """Reads what was published before. A request that cannot be read ends its job."""
         job_id = reply[0].decode()
-        attempt, entry_id, request_json, next_index, *times, is_suspect = reply[1:]
+        attempt, entry_id, request_json, next_index, *times, is_suspect, version = reply[1:]
+        has_published = int(next_index) > 0
         try:
             request = JobRequest.model_validate_json(request_json)
         except ValidationError:
@@ -254,11 +258,12 @@ class JobLeases:
             worker_id=self._worker_id,
             attempt=int(attempt),
             request=request,
-            published=await self._published(job_id) if int(next_index) else (),
+            published=await self._published(job_id) if has_published else (),
             queued_at_s=int(times[0]) / 1000,
             started_at_s=int(times[1]) / 1000,
             first_token_at_s=seconds(times[2]),
             is_suspect=is_suspect == b"1",
+            sampler_version=int(version or UNNAMED_SAMPLER_VERSION) if has_published else None,
         )
 
     async def _published(self, job_id: str) -> tuple[TokenEvent, ...]:
@@ -290,6 +295,7 @@ class JobLeases:
             str(state),
             final.model_dump_json() if final else "",
             milliseconds(first_token_at_s) if first_token_at_s is not None else "",
+            SAMPLER_VERSION,
         ]
         for event in append.events:
             args += [*_positions(event), event.model_dump_json()]

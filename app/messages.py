@@ -71,6 +71,7 @@ class JobRequest(Message):
     weights_digest: str
     dtype: str
     prefill_chunk_tokens: int
+    sampler_version: int = 1  # of releases that do not say
     accepted_at_s: float  # Unix time
     deadline_at_s: float  # Unix time
     upload_s: float = 0.0
@@ -100,6 +101,7 @@ class ModelCard(Message):
     num_layers: int
     max_model_tokens: int
     prefill_chunk_tokens: int
+    sampler_version: int = 1  # of releases that do not say
     max_running_jobs: int
     running_jobs: int
 

@@ -3,8 +3,8 @@
     {p}:jobs:{model}         stream    queue, read by consumer group `workers`; entry field `job_id`
     {p}:models               set       models that ever had a job
     {p}:job:{id}             hash      state, attempt, deliveries, entry_id, worker, request
-                                       (JobRequest JSON), next_index, times (ms), ...; TTL after
-                                       the job's end
+                                       (JobRequest JSON), next_index, sampler_version (of what
+                                       is published), times (ms), ...; TTL after the job's end
     {p}:events:{id}          stream    the answer as it grew, field `event`; TTL after the job's end
     {p}:places:{model}       zset      job_id -> lease end (ms) of those reserved or reading,
                                        whose API renews the lease

@@ -15,6 +15,7 @@ class EngineCard:
     num_layers: int
     max_model_tokens: int
     prefill_chunk_tokens: int
+    sampler_version: int
     backend: str
     max_running_sequences: int
 

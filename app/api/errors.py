@@ -59,6 +59,7 @@ STATUS_BY_CODE: Mapping[str, int] = {
     "job_lost": 503,
     "no_worker": 503,
     "reader_lost": 503,
+    "sampler_changed": 503,
     "sandbox_unavailable": 503,
     "shutting_down": 503,
     "store_unavailable": 503,

@@ -254,6 +254,7 @@ def _job_request(
         weights_digest=card.weights_digest,
         dtype=card.dtype,
         prefill_chunk_tokens=card.prefill_chunk_tokens,
+        sampler_version=card.sampler_version,
         accepted_at_s=accepted_at_s,
         deadline_at_s=accepted_at_s + api.settings.job_timeout_s,
         upload_s=video.upload_s,

@@ -3,8 +3,8 @@
 -- Sending the same again is harmless: tokens below next_index are skipped, and a job that this
 -- attempt has ended says so. A gap (Redis lost the last tokens) writes nothing.
 -- ARGV: prefix, job_id, worker_id, attempt, ttl_ms, final_state ('' for none), final_event,
---       first_token_at_ms ('' for unknown), then for each event: first index, index behind its
---       last token (both '' for a status), event
+--       first_token_at_ms ('' for unknown), sampler_version (of the tokens), then for each event:
+--       first index, index behind its last token (both '' for a status), event
 -- Returns {1 or 0 for refused, next_index}.
 local job_id, worker_id, attempt, final_state = ARGV[2], ARGV[3], ARGV[4], ARGV[6]
 local key = job_key(job_id)
@@ -14,7 +14,7 @@ if not is_held(job, worker_id, attempt) then
   local is_mine = job.ended_by == worker_id and job.attempt == attempt
   return {is_mine and 1 or 0, next_index}
 end
-for i = 9, #ARGV, 3 do
+for i = 10, #ARGV, 3 do
   local first, behind = tonumber(ARGV[i]), ARGV[i + 1]
   if not first then
     append_unnumbered(job_id, ARGV[i + 2])
@@ -23,7 +23,7 @@ for i = 9, #ARGV, 3 do
   elseif first == next_index then
     redis.call('XADD', events_key(job_id), behind .. '-0', 'event', ARGV[i + 2])
     next_index = tonumber(behind)
-    redis.call('HSET', key, 'next_index', behind, 'sequence', 0)
+    redis.call('HSET', key, 'next_index', behind, 'sequence', 0, 'sampler_version', ARGV[9])
   end
 end
 if ARGV[8] ~= '' then redis.call('HSETNX', key, 'first_token_at', ARGV[8]) end

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import time
 
-from app.errors import StoreUnavailableError
+from app.errors import SamplerChangedError, StoreUnavailableError
 from app.frame_store import FrameStore, decode_frames
 from app.job_leases import Delivery, JobLeases
 from app.metrics import WorkerMetrics
@@ -21,7 +21,7 @@ from app.worker.publisher import Publisher
 from app.worker.running_jobs import RunningJob, RunningJobs
 from dycoke_core.config import CompressionConfig
 from dycoke_core.errors import DycokeError, EngineError
-from dycoke_core.sequence import ChatMessage, SamplingParams, Sequence
+from dycoke_core.sequence import SAMPLER_VERSION, ChatMessage, SamplingParams, Sequence
 
 RETRY_AFTER_S = 0.2
 MAX_POLL_S = 1.0
@@ -133,6 +133,7 @@ class Intake:
         request = job.delivery.request
         if request.frames is None:
             raise EngineError("the request has no frames")
+        _check_sampler(job.delivery)
         blob = await self._fetch(request.frames.digest)
         frames = await asyncio.to_thread(decode_frames, blob)
         return Sequence(
@@ -162,3 +163,17 @@ class Intake:
             if blob is None:
                 raise StoreUnavailableError("the frames of this request are no longer stored")
             return blob
+
+
+def _check_sampler(delivery: Delivery) -> None:
+    """Refuses to resume an answer whose tokens another version of the sampler has drawn.
+
+    A greedy answer does not depend on the version, and one of which nothing is published may begin
+    under any.
+    """
+    is_drawn = delivery.request.temperature > 0.0
+    if is_drawn and delivery.sampler_version not in (None, SAMPLER_VERSION):
+        raise SamplerChangedError(
+            "the service was upgraded while it was answering, and draws other tokens from a seed "
+            "now: ask again"
+        )

@@ -191,6 +191,7 @@ class Worker:
             num_layers=card.num_layers,
             max_model_tokens=card.max_model_tokens,
             prefill_chunk_tokens=card.prefill_chunk_tokens,
+            sampler_version=card.sampler_version,
             max_running_jobs=card.max_running_sequences,
             running_jobs=0,
         )

@@ -23,7 +23,7 @@ from dycoke_core.engine_card import EngineCard, EngineStats
 from dycoke_core.errors import EngineError, InvalidRequestError
 from dycoke_core.model.llava_onevision import LlavaOnevision
 from dycoke_core.model.loader import load_model
-from dycoke_core.sequence import Sequence, Stage, TokenEvent
+from dycoke_core.sequence import SAMPLER_VERSION, Sequence, Stage, TokenEvent
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +79,7 @@ class Engine:
             num_layers=self.model.text_geometry.num_layers,
             max_model_tokens=self.model.max_model_tokens,
             prefill_chunk_tokens=self.batching.prefill_chunk_tokens,
+            sampler_version=SAMPLER_VERSION,
             backend=self.backend_name,
             max_running_sequences=self.batching.max_running_sequences,
         )

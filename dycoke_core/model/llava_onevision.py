@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import LlavaOnevisionForConditionalGeneration
 
 from dycoke_core.compression.flops import TextGeometry, VisionGeometry
@@ -57,6 +57,19 @@ class LlavaOnevision:
         dtype = self.model.dtype
         assert isinstance(dtype, torch.dtype)
         return dtype
+
+    @property
+    def language_model(self) -> nn.Module:
+        """The decoder without its head."""
+        module = self.model.model.language_model
+        assert isinstance(module, nn.Module)
+        return module
+
+    @property
+    def lm_head(self) -> nn.Module:
+        module = self.model.lm_head
+        assert isinstance(module, nn.Module)
+        return module
 
     @property
     def image_size(self) -> int:

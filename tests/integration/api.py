@@ -208,6 +208,7 @@ class ScriptedWorker:
             num_layers=6,
             max_model_tokens=4096,
             prefill_chunk_tokens=64,
+            sampler_version=3,
             max_running_jobs=4,
             running_jobs=0,
         )

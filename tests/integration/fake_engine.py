@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from dycoke_core.engine_card import EngineCard, EngineStats
 from dycoke_core.errors import EngineError, PromptTooLongError
 from dycoke_core.sequence import (
+    SAMPLER_VERSION,
     CacheReport,
     CompressionReport,
     FinishReason,
@@ -48,6 +49,7 @@ class FakeEngine:
             num_layers=2,
             max_model_tokens=4096,
             prefill_chunk_tokens=64,
+            sampler_version=SAMPLER_VERSION,
             backend="cpu",
             max_running_sequences=self.max_running_sequences,
         )

@@ -111,7 +111,7 @@ async def test_fields_reach_the_worker_as_resolved(api: RunningApi, worker: Scri
     assert (request.max_tokens, request.temperature, request.top_p) == (7, 0.5, 0.9)
     assert (request.seed, request.stop) == (5, ["\n", "END"])
     assert (request.compression["k"], request.compression["l"]) == (0.5, 2)
-    assert request.weights_digest == "w"
+    assert (request.weights_digest, request.sampler_version) == ("w", 3)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from app.job_queue import Idempotency, JobQueue
 from app.messages import ErrorEvent, JobState, StatusEvent
 from app.redis_client import Scripts, connect, load_script
 from app.redis_keys import GROUP, RedisKeys
+from dycoke_core.sequence import SAMPLER_VERSION
 from tests.integration.jobs import (
     LEASE_S,
     MODEL,
@@ -545,6 +546,20 @@ async def test_first_token_time_is_kept_across_attempts(
     await leases.append([Append(delivery, [token(0)], first_token_at_s=1000.5)])
     await leases.append([Append(delivery, [token(1)], first_token_at_s=2000.5)])
     assert (await take_over(other_leases)).first_token_at_s == 1000.5
+
+
+async def test_sampler_version_is_that_of_the_published_tokens(
+    queue: JobQueue, leases: JobLeases, other_leases: JobLeases
+) -> None:
+    await submit(queue, "j")
+    delivery = await take(leases)
+    assert delivery.sampler_version is None
+    await leases.append([Append(delivery, [StatusEvent(stage="prefilling")])])
+    assert await leases.hand_back(delivery)
+    delivery = await take_over(other_leases)
+    assert delivery.sampler_version is None
+    await other_leases.append([Append(delivery, [token(0)])])
+    assert (await take_over(leases)).sampler_version == SAMPLER_VERSION
 
 
 async def test_unreadable_request_ends_its_job_and_not_the_worker(

@@ -18,7 +18,7 @@ from app.settings import Settings
 from app.worker.process import CPU_RUNNING_JOBS
 from app.worker.worker import Worker
 from dycoke_core.errors import ModelLoadError
-from dycoke_core.sequence import TokenEvent
+from dycoke_core.sequence import SAMPLER_VERSION, TokenEvent
 from tests.integration.conftest import RedisServer
 from tests.integration.fake_engine import FakeEngine, answer, text_of
 from tests.integration.workers import (
@@ -245,6 +245,65 @@ async def test_drain_hands_back_the_rest_and_another_worker_goes_on(
         assert (done.attempts, done.usage.completion_tokens) == (2, 40)
         assert done.text == "".join(map(text_of, answer("sleep:0.02", 40)))
         assert other.metric("lease_reclaims_total") == 1
+
+
+@pytest.mark.parametrize("noted", [SAMPLER_VERSION + 1, None])
+async def test_drawn_answer_that_another_sampler_began_ends_in_a_retryable_error(
+    settings: Settings, client: Client, redis: Redis, keys: RedisKeys, noted: int | None
+) -> None:
+    """None: the release that began it did not note its version, which then was 1."""
+    job_id = await hand_back_in_mid_answer(settings, client, temperature=0.7)
+    if noted is None:
+        await redis.hdel(keys.job(job_id), "sampler_version")
+    else:
+        await redis.hset(keys.job(job_id), "sampler_version", noted)
+    published = await client.log.read(job_id, block_s=1)
+    async with running(settings, "worker-b") as worker:
+        events = await client.events(job_id)
+        assert not worker.engine.sequences
+    last = events[-1]
+    assert isinstance(last, ErrorEvent)
+    assert (last.code, last.retryable) == ("sampler_changed", True)
+    assert tokens(events) == tokens([logged.event for logged in published])
+
+
+@pytest.mark.parametrize(
+    ("temperature", "noted"), [(0.7, SAMPLER_VERSION), (0.0, SAMPLER_VERSION + 1)]
+)
+async def test_answer_goes_on_where_the_sampler_is_the_same_or_the_answer_greedy(
+    settings: Settings,
+    client: Client,
+    redis: Redis,
+    keys: RedisKeys,
+    temperature: float,
+    noted: int,
+) -> None:
+    job_id = await hand_back_in_mid_answer(settings, client, temperature=temperature)
+    assert await redis.hget(keys.job(job_id), "sampler_version") == b"%d" % SAMPLER_VERSION
+    await redis.hset(keys.job(job_id), "sampler_version", noted)
+    async with running(settings, "worker-b"):
+        events = await client.events(job_id)
+    assert isinstance(events[-1], DoneEvent)
+    assert token_ids(events) == answer("sleep:0.02", 40)
+
+
+async def test_drawn_answer_may_begin_under_another_sampler_than_at_admission(
+    settings: Settings, client: Client
+) -> None:
+    job_id = await client.ask("why?", max_tokens=4, temperature=0.7)
+    assert (await client.queue.get(job_id)).request.sampler_version != SAMPLER_VERSION
+    async with running(settings):
+        assert isinstance((await client.events(job_id))[-1], DoneEvent)
+
+
+async def hand_back_in_mid_answer(settings: Settings, client: Client, *, temperature: float) -> str:
+    """A job of 40 tokens, some of them published, that waits for another worker."""
+    async with running(settings.model_copy(update={"drain_timeout_s": 0.1})) as worker:
+        job_id = await client.ask("sleep:0.02", max_tokens=40, temperature=temperature)
+        await client.wait_for_token(job_id, 5)
+        assert await worker.stop()
+    assert (await client.queue.get(job_id)).state is JobState.QUEUED
+    return job_id
 
 
 async def test_engine_failure_ends_the_worker_and_its_job_goes_on_elsewhere(

@@ -49,12 +49,20 @@ class Client:
         self.frames = FrameStore(redis, self.keys, max_bytes=2**20)
         self.registry = WorkerRegistry(redis, self.keys)
 
-    async def ask(self, question: str, *, max_tokens: int = 8, timeout_s: float = 60.0) -> str:
+    async def ask(
+        self,
+        question: str,
+        *,
+        max_tokens: int = 8,
+        timeout_s: float = 60.0,
+        temperature: float = 0.0,
+    ) -> str:
         job_id = uuid.uuid4().hex
         request = make_request(job_id, timeout_s=timeout_s, model=self.model).model_copy(
             update={
                 "messages": [Turn(role="user", content=question)],
                 "max_tokens": max_tokens,
+                "temperature": temperature,
             }
         )
         await self.queue.reserve(self.model, job_id, max_jobs=1000, lease_s=30)

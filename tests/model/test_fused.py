@@ -12,8 +12,9 @@ from transformers.activations import GELUTanh
 
 from dycoke_core.engine.backends.cuda.pool import KVPool, RowShape
 from dycoke_core.errors import ModelLoadError
+from dycoke_core.gpu_kernels import layers as triton_kernels
 from dycoke_core.gpu_kernels.rows import PAGE
-from dycoke_core.model.fused import FusedDecoder
+from dycoke_core.model.fused import FusedDecoder, LayerKernels
 from dycoke_core.model.llava_onevision import LlavaOnevision
 from tests.model.plain_kernels import PlainKernels
 
@@ -36,9 +37,10 @@ def language_model(model: LlavaOnevision) -> Any:
     return model.model.model.language_model
 
 
-def fused(model: LlavaOnevision) -> FusedDecoder:
+def fused(model: LlavaOnevision, kernels: LayerKernels | None = None) -> FusedDecoder:
     head = model.model.lm_head
-    return FusedDecoder(language_model(model), head, model.text_geometry, PlainKernels())
+    kernels = kernels or PlainKernels()
+    return FusedDecoder(language_model(model), head, model.text_geometry, kernels)
 
 
 def new_pool(model: LlavaOnevision, num_tokens: int) -> tuple[KVPool, Tensor]:
@@ -74,14 +76,15 @@ def forward(model: LlavaOnevision, embeds: Tensor, positions: Tensor) -> Tensor:
     return hidden
 
 
-@pytest.mark.parametrize("num_tokens", [1, 2, 150])
+@pytest.mark.parametrize("num_tokens", [1, 2, 20])
+@pytest.mark.parametrize("kernels", [PlainKernels(), triton_kernels])
 @torch.inference_mode()
 def test_a_prefill_gives_the_hidden_states_of_transformers(
-    num_tokens: int, model: LlavaOnevision
+    kernels: LayerKernels, num_tokens: int, model: LlavaOnevision
 ) -> None:
     embeds, positions = random_embeds(model, num_tokens), torch.arange(3, 3 + num_tokens)
     expected = forward(model, embeds, positions)
-    decoder = fused(model)
+    decoder = fused(model, kernels)
     pool, slots = new_pool(model, num_tokens)
     cos, sin = decoder.rotary(positions[None])
     hidden = decoder.run(embeds, cos, sin, slots, pool.keys, pool.values, attend_causally)

@@ -28,6 +28,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from dycoke_core.engine.backends.cuda.staging import to_device
 from dycoke_core.gpu_kernels.rows import PAGE
 
 _MAX_ROWS = 2**31 - 1  # slots are int32
@@ -146,6 +147,26 @@ class KVPool:
         extent = Extent(num_tokens, first_layer, end_layer, rows)
         self._live[extent] = None
         return extent
+
+    def low_layers(self, extent: Extent, end_layer: int) -> Extent | None:
+        """Copies an extent's layers below `end_layer` to pages of their own, and frees the extent.
+
+        None, and nothing changed, where there is no room for the copy. Cut where they lie, they
+        would leave holes that fit no page of all layers.
+        """
+        assert extent.first_layer < end_layer <= extent.end_layer
+        copy = self.allocate(extent.num_tokens, extent.first_layer, end_layer)
+        if copy is None:
+            return None
+        rows = np.arange(copy.rows_per_page)
+        sources, targets = (
+            to_device((pages[:, None] + rows).reshape(-1), self.keys.device)
+            for pages in (extent.page_rows, copy.page_rows)
+        )
+        for tensor in (self.keys, self.values):
+            tensor.index_copy_(0, targets, tensor.index_select(0, sources))
+        self.free(extent)
+        return copy
 
     def free(self, extent: Extent) -> None:
         assert extent in self._live, "an extent is freed once, in its own pool"

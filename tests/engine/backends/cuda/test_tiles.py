@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,6 +24,7 @@ from dycoke_core.engine.backends.cuda.tiles import (
     sizes_of_groups,
     split_length,
 )
+from dycoke_core.gpu_kernels.attention import merge_parts, split_attend
 from dycoke_core.gpu_kernels.rows import (
     CAUSAL,
     END_LAYER,
@@ -32,7 +34,9 @@ from dycoke_core.gpu_kernels.rows import (
     ITEM_COLUMNS,
     NUM_ROWS,
     NUM_SLOTS,
+    PAGE,
 )
+from tests.gpu_kernels.slot_lists import DEVICE, SlotPool, int32, slow_attention, table_row
 
 NUM_LAYERS = 6
 MAX_TOKENS = 1200
@@ -291,6 +295,50 @@ def test_a_large_batch_gets_fewer_items_per_row_than_a_small_one() -> None:
         lengths[batch] = int(tiles.items[:, NUM_SLOTS].max())
         assert len(tiles.items) <= 2 * batch + shape.num_spare_items
     assert lengths[1] == 256 < lengths[64] < lengths[256]
+
+
+@pytest.mark.parametrize("tile_rows", [SMALL_TILE, LARGE_TILE])
+@pytest.mark.parametrize("list_layer", [-1, 0, 2, 3])
+def test_the_kernels_attend_to_exactly_these_slots(list_layer: int, tile_rows: int) -> None:
+    seats = [
+        *(Seat(0, 3, 70, own) for own in (3, 150, 20)),
+        Seat(1, 0, 70, 40),
+        Seat(1, NUM_LAYERS, 70, 60, num_rows=11),
+    ]
+    rows = table(seats, [290, 70])
+    shape = TileShape(tile_rows, num_heads_per_group=3, num_kv_heads=2, num_layers=NUM_LAYERS)
+    capacity = TileCapacity.for_batch(len(rows), MAX_TOKENS, shape)
+    tiles = plan_tiles(rows, shape, capacity)
+    pool = SlotPool(num_kv_heads=2, head_size=16, num_rows=120 * 4 * PAGE)
+    pool.put(pool.take(int(rows.seat_first[-1]) + 141))  # one slot for each place in SLOTS
+    q = pool.random((len(rows), 6, 16))
+    layer = max(list_layer, 0)
+    parts_shape = (len(tiles.items), 2, tile_rows)
+    out = torch.full((*parts_shape, 16), torch.nan, device=DEVICE)
+    log_total = torch.full(parts_shape, torch.nan, device=DEVICE)
+    items, parts, first = (
+        torch.from_numpy(each).to(DEVICE) for each in (tiles.items, tiles.parts, tiles.first)
+    )
+    split_attend(
+        *(q, pool.keys, pool.values, pool.slots(), items, int32([len(items)]), out, log_total),
+        layer=layer,
+        list_layer=list_layer,
+        scaling=0.3,
+        tile_rows=tile_rows,
+    )
+    o, total = torch.empty_like(q), torch.empty(q.shape[:2], device=DEVICE)
+    table_rows = int32([table_row(first_pruned=int(pruned)) for pruned in rows.first_pruned])
+    merge_parts(
+        *(out, log_total, parts, first, table_rows, o, total),
+        list_layer=list_layer,
+        tile_rows=tile_rows,
+    )
+    for row, first_pruned in enumerate(rows.first_pruned.tolist()):
+        seen = visible_slots(rows, row, side=int(list_layer >= first_pruned))
+        slots = [pool.lists[place] for place in seen]
+        output, log_totals = slow_attention(q[row], *pool.read(slots, layer), 0.3)
+        torch.testing.assert_close(o[row].double(), output, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(total[row].double(), log_totals, atol=1e-5, rtol=1e-5)
 
 
 def test_an_empty_batch_has_no_items() -> None:

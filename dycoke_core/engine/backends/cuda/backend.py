@@ -1,0 +1,453 @@
+"""The backend of CUDA devices: slot lists over one pool, decode steps as graphs, one step ahead.
+
+A step is launched as at most two passes: prompts eagerly, decode rows as one graph. Its tokens stay
+on the device, where the next step reads them; the host fetches them one step late, so that it plans
+a step while the device runs the one before. Nothing is copied at a refresh, and no step waits for
+the device.
+
+On a CPU device with TRITON_INTERPRET=1 the same passes run in Triton's interpreter, eagerly: slow,
+and exact in float32, so that whoever changes a kernel or a plan needs no GPU.
+
+Memory: one pool for all keys and values, taken at the start with what graphs and steps need set
+aside; admission opens prefixes and seats only where their pages are free.
+"""
+
+import logging
+import os
+import resource
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dycoke_core.config import Batching, EngineConfig
+from dycoke_core.engine.backend import (
+    Mark,
+    Pending,
+    PrefixLayout,
+    SeatLayout,
+    SeatView,
+    StepOutcome,
+)
+from dycoke_core.engine.backends.cuda.decode import DecodePass, StepShape
+from dycoke_core.engine.backends.cuda.graphs import (
+    CudaGraphs,
+    DecodeGraphs,
+    GraphKey,
+    decode_keys,
+)
+from dycoke_core.engine.backends.cuda.pool import KVPool, RowShape
+from dycoke_core.engine.backends.cuda.prompts import PromptPass
+from dycoke_core.engine.backends.cuda.seats import Prefix, Seat, SeatTables
+from dycoke_core.engine.backends.cuda.staging import (
+    Download,
+    ResultDownloads,
+    to_device,
+)
+from dycoke_core.engine.backends.cuda.tiles import LARGE_TILE, SMALL_TILE
+from dycoke_core.engine.budget import gpu_kv_budget_bytes, host_budget_bytes
+from dycoke_core.engine.plan import DecodeRow, StepPlan
+from dycoke_core.errors import ModelLoadError
+from dycoke_core.gpu_kernels.rows import PAGE
+from dycoke_core.model.fused import FusedDecoder
+from dycoke_core.model.llava_onevision import LlavaOnevision
+
+logger = logging.getLogger(__name__)
+
+_INTERPRETED_KV_BYTES = 256 * 2**20
+_PASSES_PER_STEP = 2  # each has a download of its own
+_EAGER_STEPS = 64  # after memory ran out, before graphs are captured again
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CudaPending:
+    """A step under way.
+
+    Args:
+        places: of each decode row of the plan, among the rows as they ran.
+        drawn: logits of a pass, and which of its rows are those that the plan draws, in order.
+    """
+
+    plan: StepPlan
+    prompts: Download | None
+    decode: Download | None
+    places: tuple[int, ...]
+    ended: Mark
+    drawn: tuple[tuple[Tensor, tuple[int, ...]], ...]
+
+    @property
+    def logits(self) -> Tensor:
+        return torch.cat([part[list(places)].float() for part, places in self.drawn])
+
+
+class CudaBackend:
+    """Args:
+    batching: its `max_running_sequences` is the largest batch that graphs are captured for.
+    """
+
+    depth = 1
+    vision_slice_layers: int | None = None
+
+    def __init__(self, model: LlavaOnevision, config: EngineConfig, batching: Batching) -> None:
+        _check_device(model)
+        self._device, self._is_on_gpu = model.device, model.device.type == "cuda"
+        geometry = model.text_geometry
+        self._shape = RowShape(
+            geometry.num_layers, geometry.num_kv_heads, geometry.head_size, model.dtype
+        )
+        max_rows = batching.max_running_sequences
+        has_host_tier = config.dp_cache == "host"
+        self._host_pool = (
+            KVPool.pinned(host_budget_bytes(config), self._shape) if has_host_tier else None
+        )
+        self._tables = SeatTables(max_rows, model.max_model_tokens, self._device, has_host_tier)
+        decoder = FusedDecoder(model.language_model, model.lm_head, geometry)
+        parts = _Parts(decoder, self._host_pool, self._tables, model)
+        self._graphs: DecodeGraphs[tuple[Tensor, Tensor]] = DecodeGraphs(
+            decode_keys(max_rows, geometry.num_heads // geometry.num_kv_heads),
+            lambda: CudaGraphs(self._device),
+        )
+        self._pool = self._take_pool(model, config, batching, parts)
+        self.kv_budget_bytes = self._pool.usable_bytes
+        self._decode = parts.decode_pass(self._pool, max_rows, self.depth)
+        self._prompts = parts.prompt_pass(self._pool)
+        in_flight = _PASSES_PER_STEP * (self.depth + 1)
+        self._downloads = ResultDownloads(max_rows, self._device, depth=in_flight)
+        self._prefixes: dict[int, Prefix] = {}
+        self._seats: dict[int, Seat] = {}
+        self._num_opened = 0  # numbers are never used twice
+        self._num_steps_without_graphs = 0  # that are still to come, after memory ran out
+        if self._is_on_gpu:
+            self._capture()
+
+    def _take_pool(
+        self, model: LlavaOnevision, config: EngineConfig, batching: Batching, parts: "_Parts"
+    ) -> KVPool:
+        """All that the budget leaves once decode steps have what they take at most."""
+        page_bytes = self._shape.num_layers * PAGE * self._shape.num_bytes
+        if not self._is_on_gpu or config.kv_cache_bytes is not None:
+            num_bytes = config.kv_cache_bytes or _INTERPRETED_KV_BYTES
+            return KVPool.within(num_bytes + page_bytes, self._shape, self._device)
+        torch.cuda.reset_peak_memory_stats(self._device)
+        before = torch.cuda.memory_allocated(self._device)
+        smallest = KVPool.within(2 * page_bytes, self._shape, self._device)
+        trial = parts.decode_pass(smallest, batching.max_running_sequences, self.depth)
+        for tile_rows in (SMALL_TILE, LARGE_TILE):
+            trial.run(StepShape(batching.max_running_sequences, tile_rows))
+        step_bytes = torch.cuda.max_memory_allocated(self._device) - before
+        del trial, smallest
+        torch.cuda.empty_cache()
+        budget = gpu_kv_budget_bytes(model, config, batching) - 2 * step_bytes
+        logger.info("decode steps take up to %d MiB", step_bytes // 2**20)
+        return KVPool.within(max(budget, 2 * page_bytes), self._shape, self._device)
+
+    # --- memory ---
+
+    def prefix_bytes(self, layout: PrefixLayout) -> int:
+        return self._pool.bytes_of(layout.num_tokens, self._shape.num_layers)
+
+    def host_bytes(self, layout: PrefixLayout) -> int:
+        if self._host_pool is None or layout.first_host_layer == self._shape.num_layers:
+            return 0
+        num_layers = self._shape.num_layers - _first_copied_layer(layout)
+        return self._host_pool.bytes_of(layout.num_tokens, num_layers)
+
+    def moved_bytes(self, layout: PrefixLayout) -> int:
+        num_layers = self._shape.num_layers - layout.first_host_layer
+        return self._pool.bytes_of(layout.num_tokens, num_layers)
+
+    def seat_bytes(self, layout: SeatLayout) -> int:
+        """Question and answer in every layer; kept and text rows in pruned ones, where the prefix
+        may leave the device."""
+        num_bytes = self._pool.bytes_of(layout.max_own_tokens, self._shape.num_layers)
+        if self._needs_front(layout) and layout.stage_two is not None:
+            num_layers = self._shape.num_layers - layout.stage_two.first_layer
+            num_front = layout.stage_two.num_kept + layout.prefix.num_text
+            num_bytes += self._pool.bytes_of(num_front, num_layers)
+        return num_bytes
+
+    def _needs_front(self, layout: SeatLayout) -> bool:
+        can_move = layout.prefix.first_host_layer < self._shape.num_layers
+        return can_move and layout.stage_two is not None
+
+    def allocated_bytes(self) -> int:
+        return self._pool.usable_bytes - self._pool.free_bytes
+
+    def memory_in_use(self) -> int:
+        return torch.cuda.memory_allocated(self._device) if self._is_on_gpu else 0
+
+    def peak_memory(self) -> int:
+        if self._is_on_gpu:
+            return torch.cuda.max_memory_allocated(self._device)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # kilobytes on Linux
+
+    def reset_peak_memory(self) -> None:
+        if self._is_on_gpu:
+            torch.cuda.reset_peak_memory_stats(self._device)
+
+    def release_idle_memory(self) -> None:
+        """Gives the graphs' memory back too; they are captured again after some eager steps."""
+        if self._is_on_gpu:
+            self._graphs.drop()
+            torch.cuda.empty_cache()
+            self._num_steps_without_graphs = _EAGER_STEPS
+
+    def check(self, *, num_prefixes: int) -> None:
+        assert not self._seats, f"{len(self._seats)} seats are open"
+        assert len(self._prefixes) == num_prefixes, f"{len(self._prefixes)} prefixes are open"
+        assert self._pool.num_live_extents == num_prefixes, "pages belong to nobody"
+        self._pool.check()
+        self._tables.check()
+        if self._host_pool is not None:
+            num_moved = sum(p.host_extent is not None for p in self._prefixes.values())
+            assert self._host_pool.num_live_extents == num_moved, "host pages belong to nobody"
+            self._host_pool.check()
+
+    # --- prefixes and seats ---
+
+    def open_prefix(self, layout: PrefixLayout) -> int | None:
+        extent = self._pool.allocate(layout.num_tokens, 0, self._shape.num_layers)
+        if extent is None:
+            return None
+        self._num_opened += 1
+        self._prefixes[self._num_opened] = Prefix(layout, extent)
+        return self._num_opened
+
+    def embed_prefix(self, prefix: int, embeds: Tensor, positions: Tensor) -> None:
+        entry = self._prefixes[prefix]
+        entry.write_slots = to_device(entry.extent.slots(), self._device)
+        entry.embeds, entry.positions = embeds, positions
+
+    def finish_prefix(self, prefix: int, *, to_host: bool) -> None:
+        entry = self._prefixes[prefix]
+        if to_host:
+            self._move_to_host(entry)
+        entry.embeds = entry.positions = entry.write_slots = None
+
+    def _move_to_host(self, prefix: Prefix) -> None:
+        """Copies page by page; kernels that read the host's memory are queued after the copies."""
+        assert self._host_pool is not None
+        first, end = _first_copied_layer(prefix.layout), self._shape.num_layers
+        extent = self._host_pool.allocate(prefix.layout.num_tokens, first, end)
+        if extent is None:
+            raise MemoryError("the host's pool has no pages that fit")
+        num_rows = extent.rows_per_page
+        for source, target in zip(prefix.extent.page_rows, extent.page_rows, strict=True):
+            source += first * PAGE
+            for pool, host in (
+                (self._pool.keys, self._host_pool.keys),
+                (self._pool.values, self._host_pool.values),
+            ):
+                rows = pool[source : source + num_rows]
+                host[target : target + num_rows].copy_(rows, non_blocking=True)
+        kept = self._pool.low_layers(prefix.extent, prefix.layout.first_host_layer)
+        if kept is None:
+            self._host_pool.free(extent)
+            raise MemoryError("the pool has no pages for the layers that stay")
+        prefix.extent, prefix.host_extent = kept, extent
+
+    def close_prefix(self, prefix: int) -> None:
+        entry = self._prefixes.pop(prefix)
+        self._pool.free(entry.extent)
+        if entry.host_extent is not None:
+            assert self._host_pool is not None
+            self._host_pool.free(entry.host_extent)
+
+    def open_seat(self, prefix: int, layout: SeatLayout) -> int | None:
+        own = self._pool.allocate(layout.max_own_tokens, 0, self._shape.num_layers)
+        if own is None:
+            return None
+        front = None
+        if self._needs_front(layout):
+            assert layout.stage_two is not None
+            num_front = layout.stage_two.num_kept + layout.prefix.num_text
+            first_layer = layout.stage_two.first_layer
+            front = self._pool.allocate(num_front, first_layer, self._shape.num_layers)
+            if front is None:
+                self._pool.free(own)
+                return None
+        self._num_opened += 1
+        row = self._tables.take_row()
+        self._seats[self._num_opened] = Seat(row, self._prefixes[prefix], layout, own, front)
+        return self._num_opened
+
+    def close_seat(self, seat: int) -> None:
+        entry = self._seats.pop(seat)
+        self._tables.leave(entry)
+        self._pool.free(entry.own)
+        if entry.front is not None:
+            self._pool.free(entry.front)
+
+    def view(self, seat: int) -> SeatView:
+        entry = self._seats[seat]
+        if entry.stage_two is None or entry.num_steps == 0:
+            return SeatView(None, 0)
+        kept = self._tables.kept[entry.row, : entry.stage_two.num_kept]
+        return SeatView(kept.long(), int(self._tables.refreshes[entry.row]))
+
+    # --- steps ---
+
+    def run(self, plan: StepPlan) -> CudaPending:
+        questions = [(chunk, self._seats[chunk.seat]) for chunk in plan.questions]
+        for _, seat in questions:
+            if not seat.is_listed:
+                self._tables.list_seat(seat)
+        prompts = decode = None
+        drawn: list[tuple[Tensor, tuple[int, ...]]] = []
+        if plan.prefixes or questions:
+            prefixes = [(chunk, self._prefixes[chunk.prefix]) for chunk in plan.prefixes]
+            results, logits = self._prompts.run(prefixes, questions)
+            if results.shape[1]:
+                prompts = self._downloads.start(results)
+                drawn.append((logits, tuple(range(results.shape[1]))))
+        places: tuple[int, ...] = ()
+        if plan.decode:
+            results, logits, places = self._run_decode(plan.decode)
+            decode = self._downloads.start(results)
+            rows = zip(plan.decode, places, strict=True)
+            drawn.append((logits, tuple(place for row, place in rows if row.draw is not None)))
+        return CudaPending(plan, prompts, decode, places, self.mark(), tuple(drawn))
+
+    def _run_decode(self, plan: Sequence[DecodeRow]) -> tuple[Tensor, Tensor, tuple[int, ...]]:
+        """Results, logits, and the place of each row of the plan among the rows that ran."""
+        # Neighbours that share a prefix and a first pruned layer read it together.
+        order = sorted(range(len(plan)), key=lambda place: self._sharing(plan[place]))
+        rows = [plan[place] for place in order]
+        seats = [self._seats[row.seat] for row in rows]
+        for seat in seats:
+            if seat.owns_kept_rows and seat.num_steps == 0:
+                self._decode.copy_text(seat)
+        bucket = self._graphs.bucket_for(len(rows))
+        shape = self._decode.fill(rows, seats, bucket)
+        key = GraphKey(bucket, shape.tile_rows)
+        if shape.is_usual and self._has_graphs():
+            results, logits = self._graphs.replay(key)
+        else:
+            before = self._decode.remember(seats)
+            try:
+                results, logits = self._decode.run(shape)
+            except Exception:
+                self._decode.restore(before, seats, shape)
+                raise
+        for seat in seats:
+            seat.num_steps += 1
+        places = [0] * len(order)
+        for place, index in enumerate(order):
+            places[index] = place
+        return results, logits, tuple(places)
+
+    def _sharing(self, row: DecodeRow) -> tuple[int, int]:
+        seat = self._seats[row.seat]
+        first_pruned = seat.stage_two.first_layer if seat.stage_two else self._shape.num_layers
+        return self._tables.prefix_first(seat.prefix), first_pruned
+
+    def collect(self, pending: Pending) -> StepOutcome:
+        assert isinstance(pending, CudaPending)
+        plan = pending.plan
+        prompts = pending.prompts.read() if pending.prompts is not None else None
+        decode = pending.decode.read() if pending.decode is not None else None
+        if prompts is None and decode is None and isinstance(pending.ended, torch.cuda.Event):
+            pending.ended.synchronize()
+        ids: list[int | None] = []
+        is_finite: list[bool] = []
+        refreshes: list[int] = []
+        num_drawn = 0
+        for chunk in plan.questions:
+            is_drawn = chunk.draw is not None
+            ids.append(int(prompts.ids[num_drawn]) if is_drawn and prompts else None)
+            is_finite.append(not is_drawn or prompts is None or bool(prompts.flags[num_drawn]))
+            refreshes.append(0)
+            num_drawn += is_drawn
+        for row, place in zip(plan.decode, pending.places, strict=True):
+            assert decode is not None
+            is_drawn = row.draw is not None
+            ids.append(int(decode.ids[place]) if is_drawn else None)
+            is_finite.append(not is_drawn or bool(decode.flags[place]))
+            refreshes.append(int(decode.refreshes[place]))
+        return StepOutcome(tuple(ids), tuple(is_finite), tuple(refreshes))
+
+    def stage_frames(self, frames: Sequence[Tensor]) -> Tensor:
+        return to_device(np.stack([frame.numpy() for frame in frames]), self._device)
+
+    def mark(self) -> Mark:
+        if not self._is_on_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def seconds(self, start: Mark, end: Mark) -> float | None:
+        if isinstance(start, torch.cuda.Event) and isinstance(end, torch.cuda.Event):
+            return start.elapsed_time(end) / 1000 if end.query() else None
+        assert isinstance(start, float) and isinstance(end, float)
+        return end - start
+
+    # --- graphs ---
+
+    def _has_graphs(self) -> bool:
+        """Whether steps may be replayed; captures them again some steps after memory ran out."""
+        if self._num_steps_without_graphs:
+            self._num_steps_without_graphs -= 1
+            if self._num_steps_without_graphs == 0:
+                self._capture()
+        return not self._graphs.is_eager
+
+    def _capture(self) -> None:
+        self._decode.clear()
+        self._graphs.capture_all(lambda key: self._decode.run(StepShape(key.batch, key.tile_rows)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What passes are made of, over one pool or another."""
+
+    decoder: FusedDecoder
+    host_pool: KVPool | None
+    tables: SeatTables
+    model: LlavaOnevision
+
+    def decode_pass(self, pool: KVPool, max_rows: int, depth: int) -> DecodePass:
+        return DecodePass(
+            self.decoder,
+            pool,
+            self.host_pool,
+            self.tables,
+            max_rows=max_rows,
+            num_heads=self.model.text_geometry.num_heads,
+            num_axes=self.model.num_position_axes,
+            depth=depth,
+        )
+
+    def prompt_pass(self, pool: KVPool) -> PromptPass:
+        return PromptPass(
+            self.decoder,
+            pool,
+            self.host_pool,
+            self.tables,
+            num_heads=self.model.text_geometry.num_heads,
+            num_axes=self.model.num_position_axes,
+        )
+
+
+def _first_copied_layer(layout: PrefixLayout) -> int:
+    """Of the host's copy. Layer 0, though it stays on the device, where layer 1 leaves it: for a
+    sequence that prunes layer 0 too."""
+    return layout.first_host_layer if layout.first_host_layer > 1 else 0
+
+
+def _check_device(model: LlavaOnevision) -> None:
+    if model.device.type == "cuda":
+        return
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        raise ModelLoadError(
+            "backend 'cuda' needs a CUDA device; on a CPU it runs in Triton's interpreter alone, "
+            "with TRITON_INTERPRET=1"
+        )
+    if model.dtype not in (torch.float32, torch.float16):
+        raise ModelLoadError(
+            "backend 'cuda' on a CPU runs in Triton's interpreter, in float32 or float16: "
+            "set the dtype"
+        )
