@@ -38,6 +38,7 @@ class Geometry:
     num_vision_heads: int = 16
     image_size: int = 384
     patch_size: int = 14
+    max_tokens: int = 32_768
 
 
 GEOMETRY_0_5B = Geometry("0.5b", 896, 4864, 24, 14, 2, 151_936, ties_embeddings=True)
@@ -95,7 +96,7 @@ def model_config(geometry: Geometry, tiny: LlavaOnevision) -> LlavaOnevisionConf
             num_hidden_layers=geometry.num_layers,
             num_attention_heads=geometry.num_heads,
             num_key_value_heads=geometry.num_kv_heads,
-            max_position_embeddings=32_768,
+            max_position_embeddings=geometry.max_tokens,
             tie_word_embeddings=geometry.ties_embeddings,
         ),
         image_token_index=tiny.model.config.image_token_index,

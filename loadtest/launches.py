@@ -22,13 +22,14 @@ os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "0")
 import torch
 
 from loadtest.gpu.sizes import DRY, TOY
-from loadtest.gpu.workbench import BACKEND, DYCOKE, FULL, Compression, Workbench
+from loadtest.gpu.workbench import BACKEND, Workbench
 from loadtest.launch_counter import LaunchCounter, Launches
 
 LAYERS = 28  # LLaVA-OneVision-7B's
 BATCHES = (1, 16, 64)
+_KV_BYTES = 2**18  # of a sequence and a layer, more than enough
 PER_LAYER, FIXED = 12, 40  # at most, whatever the batch
-POLICIES: dict[str, Compression] = {"full": FULL, "dycoke": DYCOKE}
+POLICIES = ("full", "dycoke")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,18 +69,18 @@ def count_step(
     Raises:
         HostWait: the step waits for the device; those of the CPU's backend may, and are counted.
     """
-    sizes = replace(DRY, large=replace(TOY, num_layers=num_layers), wide_batch=batch, num_frames=4)
+    sizes = replace(DRY, large=replace(TOY, num_layers=num_layers), wide_batch=batch, stagger=32)
     with torch.inference_mode(), LaunchCounter() as counter:
         bench = Workbench.build(
             sizes.large,
             sizes,
             torch.device("cpu"),
-            kv_bytes=sizes.kv_bytes[0] * max(batch // 4, 1),
+            kv_bytes=batch * num_layers * _KV_BYTES,
             backend=backend,
         )
         is_cpu = bench.engine.backend_name == "cpu"
         with (
-            bench.decoding(POLICIES[policy], batch, num_videos=num_videos),
+            bench.decoding(getattr(bench.policies, policy), batch, num_videos=num_videos),
             counter.counting(refuse_waits=not is_cpu) as launches,
         ):
             bench.engine.step()

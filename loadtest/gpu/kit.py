@@ -19,8 +19,8 @@ class Kit:
     device: torch.device
     sizes: Sizes
     deadline: float = float("inf")  # of the section that runs, on the monotonic clock
-    _benches: dict[str, Workbench] = field(default_factory=dict)
-    _failures: dict[str, Exception] = field(default_factory=dict)
+    _benches: dict[Geometry, Workbench] = field(default_factory=dict)
+    _failures: dict[Geometry, Exception] = field(default_factory=dict)
 
     @classmethod
     def create(cls, report: Report) -> "Kit":
@@ -44,22 +44,19 @@ class Kit:
         Raises:
             Exception: whatever the build raised.
         """
-        if size in self._failures:
-            raise self._failures[size]
-        if size not in self._benches:
-            try:
-                self._benches[size] = self._build(size)
-            except Exception as error:
-                self._failures[size] = error
-                raise
-        return self._benches[size]
-
-    def _build(self, size: Literal["large", "small"]) -> Workbench:
         geometry: Geometry = getattr(self.sizes, size)
-        kv_bytes = self.sizes.kv_bytes[size == "small"]
-        bench = Workbench.build(geometry, self.sizes, self.device, kv_bytes=kv_bytes)
-        self.report.detail(f"build_{size}_s", bench.build_s)
-        return bench
+        if geometry in self._failures:
+            raise self._failures[geometry]
+        if geometry not in self._benches:
+            try:
+                kv_bytes = self.sizes.kv_bytes[size == "small"]
+                bench = Workbench.build(geometry, self.sizes, self.device, kv_bytes=kv_bytes)
+            except Exception as error:
+                self._failures[geometry] = error
+                raise
+            self._benches[geometry] = bench
+            self.report.detail(f"build_{size}_s", bench.build_s)
+        return self._benches[geometry]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,15 +8,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from dycoke_core.config import CompressionConfig, EngineConfig
-from dycoke_core.engine import Engine, SamplingParams, Sequence, backends
+from dycoke_core.config import MAX_LAYER, CompressionConfig, EngineConfig
+from dycoke_core.engine import Engine, SamplingParams, Sequence
 from dycoke_core.model.llava_onevision import LlavaOnevision
 from dycoke_core.sequence import ChatMessage, SequenceReport, Stage, TokenEvent
 from loadtest.geometry import Geometry, random_llava_onevision
@@ -25,17 +24,33 @@ from loadtest.gpu.timing import StepTimes, time_steps
 
 Compression = Mapping[str, Any]
 
-FULL: Compression = {"policy": "full"}
-TTM: Compression = {"policy": "dycoke", "l": 1000}  # stage II is off from the last layer on
-DYCOKE: Compression = {"policy": "dycoke"}
-# The gate stays shut at a cosine of 1 alone; reports say how often it opened.
-REFRESHING: Compression = {"policy": "dycoke", "threshold": 1.0}
-
 # The backend of the engines under test, in Triton's interpreter where there is no GPU.
-_HAS_CUDA_BACKEND = (Path(backends.__file__).parent / "cuda" / "backend.py").is_file()
-BACKEND: dict[str, Any] = {"backend": "cuda"} if _HAS_CUDA_BACKEND else {}
+BACKEND: dict[str, Any] = {"backend": "cuda"}
 
-_STAGGER = 32  # steps by which the first of a batch may be ahead of the last
+
+@dataclass(frozen=True, slots=True)
+class Policies:
+    """What is compared. All but `full` share a video's prefix.
+
+    Args:
+        ttm: stage II is off where L is beyond the model's layers.
+        refreshing: the gate stays shut at a cosine of 1 alone; reports say how often it opened.
+    """
+
+    full: Compression
+    ttm: Compression
+    dycoke: Compression
+    refreshing: Compression
+
+    @classmethod
+    def create(cls, first_pruned_layer: int) -> "Policies":
+        dycoke = {"policy": "dycoke", "l": first_pruned_layer}
+        return cls(
+            full={"policy": "full"},
+            ttm={"policy": "dycoke", "l": MAX_LAYER},
+            dycoke=dycoke,
+            refreshing={**dycoke, "threshold": 1.0},
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +74,7 @@ class Workbench:
     model: LlavaOnevision
     engine: Engine
     sizes: Sizes
+    policies: Policies
     question: str
     build_s: float
     _filled: dict[str, int] = field(default_factory=dict)  # number of videos by stage I
@@ -86,7 +102,9 @@ class Workbench:
         )
         engine = Engine(model, config)
         question = question_of(model, sizes.num_text_tokens)
-        return cls(model, engine, sizes, question, time.perf_counter() - started_at)
+        policies = Policies.create(sizes.first_pruned_layer)
+        seconds = time.perf_counter() - started_at
+        return cls(model, engine, sizes, policies, question, seconds)
 
     def sequence(
         self,
@@ -170,7 +188,7 @@ class Workbench:
         num_needed = sizes.num_warm_steps + (num_steps or sizes.num_steps) + 2
         sequences = [
             self._known_video(
-                compression, index % num_videos, max_tokens=num_needed + _STAGGER, **sampling
+                compression, index % num_videos, max_tokens=num_needed + sizes.stagger, **sampling
             )
             for index in range(batch)  # questions about one video do not come one after the other
         ]
@@ -180,7 +198,7 @@ class Workbench:
             while any(sequence.stage is not Stage.DECODING for sequence in sequences):
                 check(engine.step())
             ahead = max(len(sequence.output_token_ids) for sequence in sequences)
-            if ahead > _STAGGER:
+            if ahead > sizes.stagger:
                 raise RuntimeError(f"the first sequence is {ahead} tokens ahead of the last")
             for _ in range(sizes.num_warm_steps):
                 check(engine.step())

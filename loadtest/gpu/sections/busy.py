@@ -16,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 from dycoke_core.engine import Engine
 from loadtest.gpu.kit import Kit
 from loadtest.gpu.timing import DeviceTimer, synchronize, time_steps
-from loadtest.gpu.workbench import DYCOKE, FULL, Compression, Workbench
+from loadtest.gpu.workbench import Compression, Workbench
 
 _HOST_LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel", "cudaGraphLaunch", "cudaMemcpyAsync")
 _NUM_TOP = 15
@@ -35,7 +35,8 @@ class DeviceWork:
 
 def measure_busy(kit: Kit) -> None:
     bench, batch = kit.bench("large"), kit.sizes.batch
-    cases = {"full_b64": (FULL, batch), "dycoke_b64": (DYCOKE, batch), "dycoke_b1": (DYCOKE, 1)}
+    full, dycoke = bench.policies.full, bench.policies.dycoke
+    cases = {"full_b64": (full, batch), "dycoke_b64": (dycoke, batch), "dycoke_b1": (dycoke, 1)}
     for name, (compression, size) in cases.items():
         _measure(kit, bench, name, compression, size)
     share = kit.report.figures.get("busy_share_dycoke_b64")

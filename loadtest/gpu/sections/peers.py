@@ -17,7 +17,6 @@ import torch
 from loadtest.geometry import random_llava_onevision
 from loadtest.gpu.kit import Kit
 from loadtest.gpu.timing import by_turns, ratios
-from loadtest.gpu.workbench import FULL
 from loadtest.transformers_baseline import TransformersModel
 
 
@@ -48,10 +47,10 @@ def _tokens_s(kit: Kit) -> dict[str, list[float]]:
     theirs = TransformersModel(plain, sizes.num_frames * bench.model.tokens_per_frame)
     prefill_ms = [theirs.prefill_seconds() * 1e3 for _ in range(3)][1:]
     kit.report.record("transformers_prefill_full_ms", prefill_ms, "ms")
-    bench.fill(FULL, 1)
+    bench.fill(bench.policies.full, 1)
     return by_turns(
         {
-            "ours": lambda: 1 / bench.decode(FULL, 1).times.median_s,
+            "ours": lambda: 1 / bench.decode(bench.policies.full, 1).times.median_s,
             "transformers": lambda: 1 / theirs.decode_seconds("sdpa"),
         },
         turns=sizes.turns,

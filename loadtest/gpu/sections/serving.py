@@ -4,13 +4,18 @@ import statistics
 import time
 from collections.abc import Callable
 
+from dycoke_core.compression.policies import make_policy
 from dycoke_core.sequence import Stage
 from loadtest.gpu.kit import Kit
 from loadtest.gpu.timing import by_turns, ratios, synchronize
-from loadtest.gpu.workbench import DYCOKE, FULL, Compression, Workbench, check, noise_frames
+from loadtest.gpu.workbench import Compression, Workbench, check, noise_frames
 
 _PAGE_TOKENS = 64  # the pool's granularity: a list of slots may waste the rest of its last page
 _LONGEST_ANSWER = 256
+
+
+def _compared(bench: Workbench) -> dict[str, Compression]:
+    return {"full": bench.policies.full, "dycoke": bench.policies.dycoke}
 
 
 def measure_prefill(kit: Kit) -> None:
@@ -20,8 +25,8 @@ def measure_prefill(kit: Kit) -> None:
     """
     bench = kit.bench("large")
     samples = by_turns(
-        {"full": _prefill(bench, FULL), "dycoke": _prefill(bench, DYCOKE)},
-        turns=2 + kit.sizes.turns,
+        {name: _prefill(bench, policy) for name, policy in _compared(bench).items()},
+        turns=2 * kit.sizes.turns - 1,
         has_time=kit.has_time,
     )
     for policy, seconds in samples.items():
@@ -53,7 +58,7 @@ def measure_first_token(kit: Kit) -> None:
     bench, samples, stages = kit.bench("large"), [], []
     for number in range(kit.sizes.num_idle_requests + 1):
         frames = noise_frames(kit.sizes, 100 + number, bench.model.image_size)
-        sequence = bench.sequence(DYCOKE, frames, f"idle {number}", max_tokens=2)
+        sequence = bench.sequence(bench.policies.dycoke, frames, f"idle {number}", max_tokens=2)
         seconds, report = bench.first_token_seconds(sequence)
         samples.append(seconds * 1e3)
         timings = report.timings
@@ -67,7 +72,7 @@ def measure_first_token(kit: Kit) -> None:
 def measure_memory(kit: Kit) -> None:
     """Bytes that a cold sequence reserves, against the count of its tokens."""
     bench = kit.bench("large")
-    for policy, compression in (("full", FULL), ("dycoke", DYCOKE)):
+    for policy, compression in _compared(bench).items():
         least, most, measured = _kv_bytes(kit, bench, compression)
         note = f"{least / 1e6:.1f} MB by its tokens, {most / 1e6:.1f} in whole pages"
         is_exact = least <= measured <= most
@@ -83,9 +88,12 @@ def _kv_bytes(kit: Kit, bench: Workbench, compression: Compression) -> tuple[int
     while sequence.stage is not Stage.DECODING:
         check(bench.engine.step())
     measured = bench.engine.stats().kv_bytes_in_use
-    reports = bench.drain()
+    bench.engine.abort(sequence.sequence_id)
     prompt = bench.model.prompt_encoder(sequence.messages)
-    prefix = reports[-1].prompt_tokens - len(prompt.ids_after_video)
+    num_visual = make_policy(sequence.compression).count_visual_tokens(
+        len(frames), bench.model.tokens_per_frame
+    )
+    prefix = len(prompt.ids_before_video) + num_visual + 1
     own = len(prompt.ids_after_video) + _LONGEST_ANSWER
     row = 2 * text.num_layers * text.num_kv_heads * text.head_size * kit.sizes.dtype.itemsize
     pages = -(-prefix // _PAGE_TOKENS) - (-own // _PAGE_TOKENS)
@@ -99,9 +107,13 @@ def measure_cold(kit: Kit) -> None:
     beginning that decode few and those at its end that prefill none.
     """
     bench = kit.bench("large")
+    for compression in _compared(bench).values():  # so that every kernel has run
+        frames = noise_frames(kit.sizes, 999, bench.model.image_size)
+        bench.engine.add(bench.sequence(compression, frames, "warm-up", max_tokens=4))
+        bench.drain()
     samples = by_turns(
-        {"full": _cold(kit, bench, FULL), "dycoke": _cold(kit, bench, DYCOKE)},
-        turns=2,
+        {name: _cold(kit, bench, policy) for name, policy in _compared(bench).items()},
+        turns=min(kit.sizes.turns, 2),
         has_time=kit.has_time,
     )
     for policy, rates in samples.items():
