@@ -9,7 +9,7 @@ import pytest
 
 from dycoke_core.gpu_kernels.compile_ahead import SHARED_LIMIT_BYTES
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.slow
 
 KERNELS = {
     *("split_attend", "merge_parts", "visual_scores", "gate_select", "gather_kept"),
