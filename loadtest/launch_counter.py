@@ -32,7 +32,7 @@ CPU, which counts as one launch where the host's tensor first meets the device's
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any
@@ -98,6 +98,10 @@ class LaunchCounter:
 
     def __exit__(self, *_: object) -> None:
         self._modes.close()
+
+    def uncounted(self) -> AbstractContextManager[None]:
+        """Inside the block nothing is counted, refused, or noted."""
+        return self._operations.uncounted()
 
     @contextmanager
     def counting(self, *, refuse_waits: bool = True) -> Iterator[Launches]:
