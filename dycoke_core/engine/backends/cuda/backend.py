@@ -300,9 +300,9 @@ class CudaBackend:
         if plan.prefixes or questions:
             prefixes = [(chunk, self._prefixes[chunk.prefix]) for chunk in plan.prefixes]
             results, logits = self._prompts.run(prefixes, questions)
-            if results.shape[1]:
+            drawn.append((logits, tuple(range(len(logits)))))
+            if len(logits):
                 prompts = self._downloads.start(results)
-                drawn.append((logits, tuple(range(results.shape[1]))))
         places: tuple[int, ...] = ()
         if plan.decode:
             results, logits, places = self._run_decode(plan.decode)
