@@ -1,4 +1,4 @@
-"""A checkpoint of the bundled model's shape with random weights: its answers are word salad.
+"""Checkpoints of the bundled model's form with random weights: their answers are word salad.
 
 Tests of compression, resume and failover want answers that never end early and that change with
 every token, frame and rounding; the trained model's short, certain answers would hide faults. Plain
@@ -12,17 +12,27 @@ import torch
 from torch import Tensor, nn
 from transformers import LlavaOnevisionForConditionalGeneration, PreTrainedTokenizerFast
 
-from dycoke_core.tiny.architecture import NUM_LAYERS, new_model, save_checkpoint
+from dycoke_core.tiny.architecture import BUNDLED_SHAPE, ModelShape, new_model, save_checkpoint
 from dycoke_core.tiny.tokenizer import build_tokenizer
 
 SEED = 20241122
+# For kernels in Triton's interpreter, where every program costs a good part of a millisecond: 96
+# pixels, pooled to 3 x 3 = 9 tokens per frame.
+SMALL_SHAPE = ModelShape(
+    image_size=96,
+    num_layers=4,
+    hidden_size=64,
+    intermediate_size=96,
+    vision_hidden_size=32,
+    max_tokens=512,
+)
 
 
 def build_random_checkpoint(
-    directory: Path, *, seed: int = SEED, num_layers: int = NUM_LAYERS
+    directory: Path, *, seed: int = SEED, shape: ModelShape = BUNDLED_SHAPE
 ) -> None:
     """The same seed gives the same bytes."""
-    model = new_model(seed, num_layers=num_layers)
+    model = new_model(seed, shape)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         _scale_weights(model, build_tokenizer())

@@ -1,10 +1,12 @@
 """The bundled model's shape: a genuine LLaVA-OneVision of about four million weights.
 
 224-pixel frames in patches of 16 make 14 x 14 features, pooled to 7 x 7 = 49 tokens per frame. Six
-layers of text, so that both of DyCoke's stages have something to act on.
+layers of text, so that both of DyCoke's stages have something to act on. Tests may ask for others.
 """
 
 import json
+import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -28,31 +30,43 @@ from dycoke_core.tiny.tokenizer import (
 )
 
 GRID = 7  # tokens per side of a frame
-TOKENS_PER_FRAME = GRID * GRID
 HIDDEN_SIZE = 256
-NUM_LAYERS = 6
+PATCH_SIZE = 16
 
 
-def model_config(
-    tokenizer: PreTrainedTokenizerFast, *, num_layers: int = NUM_LAYERS
-) -> LlavaOnevisionConfig:
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """Sizes in which a model may differ from the bundled one."""
+
+    image_size: int = SIZE
+    num_layers: int = 6
+    hidden_size: int = HIDDEN_SIZE
+    intermediate_size: int = 512
+    vision_hidden_size: int = 128
+    max_tokens: int = 8192
+
+
+BUNDLED_SHAPE = ModelShape()
+
+
+def model_config(tokenizer: PreTrainedTokenizerFast, shape: ModelShape) -> LlavaOnevisionConfig:
     vision = SiglipVisionConfig(
-        hidden_size=128,
+        hidden_size=shape.vision_hidden_size,
         intermediate_size=512,
         num_hidden_layers=2,
         num_attention_heads=4,
-        image_size=SIZE,
-        patch_size=16,
+        image_size=shape.image_size,
+        patch_size=PATCH_SIZE,
         vision_use_head=False,
     )
     text = Qwen2Config(
         vocab_size=len(tokenizer),
-        hidden_size=HIDDEN_SIZE,
-        intermediate_size=512,
-        num_hidden_layers=num_layers,
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.intermediate_size,
+        num_hidden_layers=shape.num_layers,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=8192,
+        max_position_embeddings=shape.max_tokens,
         rope_parameters={"rope_type": "default", "rope_theta": 1e6},
         tie_word_embeddings=False,
         bos_token_id=None,
@@ -64,16 +78,18 @@ def model_config(
         text_config=text,
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
         video_token_index=tokenizer.convert_tokens_to_ids(VIDEO),
-        image_grid_pinpoints=[[SIZE, SIZE]],
+        image_grid_pinpoints=[[shape.image_size, shape.image_size]],
         tie_word_embeddings=False,
     )
 
 
-def new_model(seed: int, *, num_layers: int = NUM_LAYERS) -> LlavaOnevisionForConditionalGeneration:
+def new_model(
+    seed: int, shape: ModelShape = BUNDLED_SHAPE
+) -> LlavaOnevisionForConditionalGeneration:
     """A model with random weights: the same seed gives the same ones."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        config = model_config(build_tokenizer(), num_layers=num_layers)
+        config = model_config(build_tokenizer(), shape)
         model = LlavaOnevisionForConditionalGeneration(config)
         with torch.no_grad():
             model.model.language_model.embed_tokens.weight.normal_(0, 0.1)
@@ -91,15 +107,15 @@ def save_checkpoint(model: LlavaOnevisionForConditionalGeneration, directory: Pa
     model.half().save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     (directory / "chat_template.jinja").write_text(CHAT_TEMPLATE)
-    _write_processor_config(directory)
+    _write_processor_config(directory, model.config.vision_config.image_size)
 
 
-def _write_processor_config(directory: Path) -> None:
+def _write_processor_config(directory: Path, image_size: int) -> None:
     half = [0.5, 0.5, 0.5]
     video = {
         "video_processor_type": "LlavaOnevisionVideoProcessor",
         "do_resize": True,
-        "size": {"height": SIZE, "width": SIZE},
+        "size": {"height": image_size, "width": image_size},
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
@@ -108,7 +124,7 @@ def _write_processor_config(directory: Path) -> None:
     }
     settings = {
         "processor_class": "LlavaOnevisionProcessor",
-        "num_image_tokens": TOKENS_PER_FRAME,
+        "num_image_tokens": math.ceil(image_size // PATCH_SIZE / 2) ** 2,
         "vision_feature_select_strategy": "full",
         "video_processor": video,
     }

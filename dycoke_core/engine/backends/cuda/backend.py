@@ -39,7 +39,7 @@ from dycoke_core.engine.backends.cuda.graphs import (
     GraphKey,
     decode_keys,
 )
-from dycoke_core.engine.backends.cuda.pool import KVPool, RowShape
+from dycoke_core.engine.backends.cuda.pool import Extent, KVPool, RowShape
 from dycoke_core.engine.backends.cuda.prompts import PromptPass
 from dycoke_core.engine.backends.cuda.seats import Prefix, Seat, SeatTables
 from dycoke_core.engine.backends.cuda.staging import (
@@ -234,20 +234,27 @@ class CudaBackend:
         extent = self._host_pool.allocate(prefix.layout.num_tokens, first, end)
         if extent is None:
             raise MemoryError("the host's pool has no pages that fit")
-        num_rows = extent.rows_per_page
-        for source, target in zip(prefix.extent.page_rows, extent.page_rows, strict=True):
-            source += first * PAGE
+        try:
+            self._copy_to_host(prefix.extent, extent)
+            kept = self._pool.low_layers(prefix.extent, prefix.layout.first_host_layer)
+            if kept is None:
+                raise MemoryError("the pool has no pages for the layers that stay")
+        except Exception:
+            self._host_pool.free(extent)
+            raise
+        prefix.extent, prefix.host_extent = kept, extent
+
+    def _copy_to_host(self, source: Extent, target: Extent) -> None:
+        assert self._host_pool is not None
+        num_rows, skipped = target.rows_per_page, target.first_layer * PAGE
+        for page, host_page in zip(source.page_rows, target.page_rows, strict=True):
+            first = page + skipped
             for pool, host in (
                 (self._pool.keys, self._host_pool.keys),
                 (self._pool.values, self._host_pool.values),
             ):
-                rows = pool[source : source + num_rows]
-                host[target : target + num_rows].copy_(rows, non_blocking=True)
-        kept = self._pool.low_layers(prefix.extent, prefix.layout.first_host_layer)
-        if kept is None:
-            self._host_pool.free(extent)
-            raise MemoryError("the pool has no pages for the layers that stay")
-        prefix.extent, prefix.host_extent = kept, extent
+                rows = pool[first : first + num_rows]
+                host[host_page : host_page + num_rows].copy_(rows, non_blocking=True)
 
     def close_prefix(self, prefix: int) -> None:
         entry = self._prefixes.pop(prefix)
@@ -300,9 +307,9 @@ class CudaBackend:
         if plan.prefixes or questions:
             prefixes = [(chunk, self._prefixes[chunk.prefix]) for chunk in plan.prefixes]
             results, logits = self._prompts.run(prefixes, questions)
-            if results.shape[1]:
+            drawn.append((logits, tuple(range(len(logits)))))
+            if len(logits):
                 prompts = self._downloads.start(results)
-                drawn.append((logits, tuple(range(results.shape[1]))))
         places: tuple[int, ...] = ()
         if plan.decode:
             results, logits, places = self._run_decode(plan.decode)

@@ -153,20 +153,30 @@ class KVPool:
 
         None, and nothing changed, where there is no room for the copy. Cut where they lie, they
         would leave holes that fit no page of all layers.
+
+        Raises:
+            Exception: an allocation failed; nothing has changed.
         """
         assert extent.first_layer < end_layer <= extent.end_layer
         copy = self.allocate(extent.num_tokens, extent.first_layer, end_layer)
         if copy is None:
             return None
-        rows = np.arange(copy.rows_per_page)
+        try:
+            self._copy_low_layers(extent, copy)
+        except Exception:
+            self.free(copy)
+            raise
+        self.free(extent)
+        return copy
+
+    def _copy_low_layers(self, source: Extent, target: Extent) -> None:
+        rows = np.arange(target.rows_per_page)
         sources, targets = (
             to_device((pages[:, None] + rows).reshape(-1), self.keys.device)
-            for pages in (extent.page_rows, copy.page_rows)
+            for pages in (source.page_rows, target.page_rows)
         )
         for tensor in (self.keys, self.values):
             tensor.index_copy_(0, targets, tensor.index_select(0, sources))
-        self.free(extent)
-        return copy
 
     def free(self, extent: Extent) -> None:
         assert extent in self._live, "an extent is freed once, in its own pool"

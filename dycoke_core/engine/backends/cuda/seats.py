@@ -145,19 +145,34 @@ class SeatTables:
                 prefix.place = None
 
     def list_seat(self, seat: Seat) -> None:
-        """Sends a seat's list to the device, and its prefix's where no other seat has."""
+        """Sends a seat's list to the device, and its prefix's where no other seat has.
+
+        Raises:
+            Exception: an allocation failed; nothing is listed that was not before.
+        """
         prefix = seat.prefix
+        is_first = prefix.place is None
         if prefix.place is None:
             prefix.place = self._free_places.pop()
-            slots = prefix.in_list_order(prefix.extent.slots())
-            self._write(self.slots, self.prefix_first(prefix), slots)
-            if prefix.host_extent is not None:
-                host_slots = prefix.in_list_order(prefix.host_extent.slots())
-                self._write(self.host_slots, self.host_first(prefix), host_slots)
+        try:
+            if is_first:
+                self._list_prefix(prefix)
+            self._write(self.slots, self.seat_first(seat), seat.slots())
+        except Exception:
+            if is_first:
+                self._free_places.append(prefix.place)
+                prefix.place = None
+            raise
+        self.refreshes[seat.row : seat.row + 1].zero_()
         prefix.num_seats += 1
         seat.is_listed = True
-        self._write(self.slots, self.seat_first(seat), seat.slots())
-        self.refreshes[seat.row : seat.row + 1].zero_()
+
+    def _list_prefix(self, prefix: Prefix) -> None:
+        slots = prefix.in_list_order(prefix.extent.slots())
+        self._write(self.slots, self.prefix_first(prefix), slots)
+        if prefix.host_extent is not None:
+            host_slots = prefix.in_list_order(prefix.host_extent.slots())
+            self._write(self.host_slots, self.host_first(prefix), host_slots)
 
     def seat_first(self, seat: Seat) -> int:
         """Offset of a seat's list in `slots`."""
