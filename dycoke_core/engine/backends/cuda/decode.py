@@ -75,6 +75,7 @@ class Before:
     """Stage II's state of the rows of a step, before it."""
 
     rows: Tensor  # int64 [B], of the seats
+    has_selected: Tensor  # int32 [B]; the kept places of the others mean nothing
     reference: Tensor
     kept: Tensor
     slots: Tensor
@@ -280,6 +281,7 @@ class DecodePass:
         lists = tables.slots[: (tables.num_seats + 1) * tables.max_tokens]
         return Before(
             rows,
+            to_device(np.array([seat.num_steps > 0 for seat in seats], np.int32), tables.device),
             tables.reference.index_select(0, rows),
             tables.kept.index_select(0, rows),
             lists.view(-1, tables.max_tokens).index_select(0, rows),
@@ -297,7 +299,8 @@ class DecodePass:
         tables.refreshes.copy_(before.refreshes)
         tables.last_ids.copy_(before.last_ids)
         if any(seat.owns_kept_rows and seat.num_steps for seat in seats):
-            self._changed.fill_(1)
+            self._changed.zero_()
+            self._changed[: len(seats)].copy_(before.has_selected)
             step = self._uploads.device_step(self.layout(shape.num_rows, shape.tile_rows))
             for layer in range(self._pool.shape.num_layers):
                 self._gather(step.rows, self._tables.kept, layer)
