@@ -4,9 +4,10 @@
     python -m loadtest.before_after ../before [--turns 5] [--json]
 
 Both engines stay loaded, in a process each, and take turns; only one works at a time, so that both
-see the same machine. LLaVA-OneVision-0.5B's geometry on the CPU with random weights, one layer
-of vision tower, and 16 frames: 3,136 visual tokens, 1,480 after stage I. Prints the median ratio of paired turns, ours / the other's, for each measurement:
-below 1 we are faster. Uses nothing but the engine's public interface, which both have.
+see the same machine. LLaVA-OneVision-0.5B's geometry on the CPU with random weights, one layer of
+vision tower, and 16 frames: 3,136 visual tokens, 1,480 after stage I. Prints the median ratio of
+paired turns, ours / the other's, for each measurement: below 1 we are faster. Uses nothing but the
+engine's public interface, which both have.
 """
 
 import argparse
