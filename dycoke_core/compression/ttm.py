@@ -16,10 +16,11 @@ from dycoke_core.transfer import to_device
 
 # Features are compared in blocks of at most so many values, three float64 tensors at a time. On a
 # GPU an operation costs its launch: 64 frames of a 7B model are one block, of 1.1 GB (32 frames, of
-# which 24 are compared: 0.4 GB). On a CPU 8 MB stay in its caches; larger blocks took 3 to 4 times
-# as long.
+# which 24 are compared: 0.4 GB). On a CPU a block of 1 MB, often a single frame, stays in the cache
+# of a core; 8 MB took 1.5 times as long, all frames at once 3 to 4 times.
 _BLOCK_VALUES = 3 * 2**24
-_BLOCK_VALUES_ON_CPU = 2**20
+_BLOCK_VALUES_ON_CPU = 2**17
+
 _EPSILON = 1e-12  # of a norm, as in torch.nn.functional.normalize
 
 
