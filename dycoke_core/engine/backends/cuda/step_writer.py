@@ -1,8 +1,8 @@
 """A decode step's numbers, written by the host and sent in one upload.
 
 Knows the columns of ROWS, which slots each row reads and which bucket the step is padded to; runs
-nothing. What stays the same over a sequence's steps is kept as a finished row on its seat, so that
-a step writes four columns anew: 64 rows take about half a millisecond of one core.
+nothing. What stays the same over a sequence's steps is kept as a finished row on its seat, and a
+step fills in the rest: 0.6 ms for 64 rows on one core of a small cloud machine, tiles included.
 """
 
 from collections.abc import Iterable, Sequence
