@@ -5,6 +5,7 @@ PIP_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+TEST_READY := $(VENV)/.ready-test
 
 LMMS_VENV := .venv-lmms-eval
 LMMS_READY := $(LMMS_VENV)/.ready
@@ -21,13 +22,19 @@ $(READY): pyproject.toml constraints.txt
 		--constraint constraints.txt --editable '.[worker,embedded,loadtest,tracing,dev]'
 	@touch $@
 
+# Triton takes 0.7 GB, which only the tests of the kernels need where there is no GPU.
+$(TEST_READY): $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) \
+		--constraint constraints.txt --editable '.[kernels]'
+	@touch $@
+
 demo: $(READY)
 	@$(BIN)/python -m app.demo
 
 serve: $(READY)
 	@$(BIN)/python -m app serve
 
-test: $(READY)
+test: $(TEST_READY)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 # lmms-eval wants an av of before 16 and a torchvision, which we have not: it is installed without
@@ -50,7 +57,7 @@ lint: $(READY)
 	$(BIN)/mypy
 
 # LOADTEST_ARGS: `--model medium`, `--users 1 4 8`, `--duration 30`, `--out FOLDER`, see --help.
-loadtest: $(READY)
+loadtest: $(TEST_READY)
 	$(BIN)/python -m loadtest.compare $(LOADTEST_ARGS)
 
 dashboards: $(READY)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,59 +20,101 @@ from dycoke_core.model.packing import can_pack, pack_weights
 from dycoke_core.tiny import CHECKPOINT
 
 
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """A LLaVA-OneVision's shape. The vision tower's is SigLIP so400m's unless named."""
+
+    name: str
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    vocab_size: int
+    ties_embeddings: bool
+    vision_hidden_size: int = 1152
+    vision_intermediate_size: int = 4304
+    num_vision_layers: int = 26
+    num_vision_heads: int = 16
+    image_size: int = 384
+    patch_size: int = 14
+    max_tokens: int = 32_768
+
+
+GEOMETRY_0_5B = Geometry("0.5b", 896, 4864, 24, 14, 2, 151_936, ties_embeddings=True)
+GEOMETRY_7B = Geometry("7b", 3584, 18_944, 28, 28, 4, 152_064, ties_embeddings=False)
+
+
 def random_llava_onevision_0_5b(
     *, device: str, dtype: torch.dtype, num_vision_layers: int = 26, packed: bool = True
 ) -> LlavaOnevision:
-    """LLaVA-OneVision-0.5B's geometry: 24 layers of 896, 14 heads on 2, SigLIP so400m at 384 px.
+    """LLaVA-OneVision-0.5B's geometry.
 
     Args:
         num_vision_layers: fewer where vision is not the subject; 196 tokens per frame all the same.
+    """
+    geometry = replace(GEOMETRY_0_5B, num_vision_layers=num_vision_layers)
+    return random_llava_onevision(geometry, device=device, dtype=dtype, packed=packed)
+
+
+def random_llava_onevision(
+    geometry: Geometry, *, device: str, dtype: torch.dtype, packed: bool = True
+) -> LlavaOnevision:
+    """A model of random weights, made on its device: host memory never holds them.
+
+    Args:
         packed: as a loaded model's weights are where that helps; False: as transformers has them.
 
     Tokenizer and template are the bundled model's: their ids are the first of the real vocabulary.
     """
     tiny = load_model(CHECKPOINT, device="cpu")
-    config = LlavaOnevisionConfig(
-        vision_config=SiglipVisionConfig(
-            hidden_size=1152,
-            intermediate_size=4304,
-            num_hidden_layers=num_vision_layers,
-            num_attention_heads=16,
-            image_size=384,
-            patch_size=14,
-            vision_use_head=False,
-        ),
-        text_config=Qwen2Config(
-            vocab_size=151_936,
-            hidden_size=896,
-            intermediate_size=4864,
-            num_hidden_layers=24,
-            num_attention_heads=14,
-            num_key_value_heads=2,
-            max_position_embeddings=32_768,
-            tie_word_embeddings=True,
-        ),
-        image_token_index=tiny.model.config.image_token_index,
-        video_token_index=tiny.model.config.video_token_index,
-        tie_word_embeddings=True,
-    )
-    config.text_config._attn_implementation = ATTENTION_NAME
-    config.vision_config._attn_implementation = "sdpa"
     return LlavaOnevision(
-        model=_random_model(config, device, dtype, packed=packed),
+        model=_random_model(model_config(geometry, tiny), device, dtype, packed=packed),
         prompt_encoder=tiny.prompt_encoder,
         normalizer=tiny.normalizer,
         eos_token_ids=frozenset(),  # answers run to max_tokens
-        weights_digest=f"random-0.5b-{num_vision_layers}",
+        weights_digest=f"random-{geometry.name}-{geometry.num_vision_layers}",
     )
+
+
+def model_config(geometry: Geometry, tiny: LlavaOnevision) -> LlavaOnevisionConfig:
+    """Args: tiny: gives the special tokens' ids."""
+    config = LlavaOnevisionConfig(
+        vision_config=SiglipVisionConfig(
+            hidden_size=geometry.vision_hidden_size,
+            intermediate_size=geometry.vision_intermediate_size,
+            num_hidden_layers=geometry.num_vision_layers,
+            num_attention_heads=geometry.num_vision_heads,
+            image_size=geometry.image_size,
+            patch_size=geometry.patch_size,
+            vision_use_head=False,
+        ),
+        text_config=Qwen2Config(
+            vocab_size=geometry.vocab_size,
+            hidden_size=geometry.hidden_size,
+            intermediate_size=geometry.intermediate_size,
+            num_hidden_layers=geometry.num_layers,
+            num_attention_heads=geometry.num_heads,
+            num_key_value_heads=geometry.num_kv_heads,
+            max_position_embeddings=geometry.max_tokens,
+            tie_word_embeddings=geometry.ties_embeddings,
+        ),
+        image_token_index=tiny.model.config.image_token_index,
+        video_token_index=tiny.model.config.video_token_index,
+        tie_word_embeddings=geometry.ties_embeddings,
+    )
+    config.text_config._attn_implementation = ATTENTION_NAME
+    config.vision_config._attn_implementation = "sdpa"
+    return config
 
 
 def _random_model(
     config: LlavaOnevisionConfig, device: str, dtype: torch.dtype, *, packed: bool
 ) -> LlavaOnevisionForConditionalGeneration:
     torch.manual_seed(0)
-    model = LlavaOnevisionForConditionalGeneration._from_config(config, dtype=dtype)
-    model = model.to(device).eval()
+    with torch.device(device):
+        model = LlavaOnevisionForConditionalGeneration._from_config(config, dtype=dtype)
+    model = model.eval()
     if packed and can_pack(model.device, dtype):
         pack_weights(model)
     return model

@@ -1,14 +1,18 @@
 """What a result was measured with: versions and machine."""
 
+import contextlib
 import os
 import platform
 import subprocess
 import time
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("torch", "transformers", "fastapi", "uvicorn", "redis", "locust", "dycoke-serve")
+PACKAGES = (
+    *("torch", "triton", "transformers", "numpy", "safetensors"),
+    *("fastapi", "uvicorn", "redis", "locust", "dycoke-serve"),
+)
 
 
 def describe() -> dict[str, Any]:
@@ -16,7 +20,7 @@ def describe() -> dict[str, Any]:
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "commit": _commit(),
         "python": platform.python_version(),
-        "packages": {name: version(name) for name in PACKAGES},
+        "packages": _versions(),
         "machine": {
             "cpu": _cpu(),
             "cores": len(os.sched_getaffinity(0)),
@@ -27,6 +31,15 @@ def describe() -> dict[str, Any]:
             "load_before": os.getloadavg()[0],
         },
     }
+
+
+def _versions() -> dict[str, str]:
+    """Of those packages that are installed: a bare GPU image has few."""
+    found = {}
+    for name in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def _commit() -> str:

@@ -80,6 +80,13 @@ def test_core_imports_neither_the_service_nor_its_packages(path: Path) -> None:
     assert not names & (OUTER_PACKAGES | {"app"})
 
 
+def test_triton_is_imported_by_kernels_alone_and_by_nothing_that_starts_without_a_gpu() -> None:
+    core = modules("dycoke_core")
+    users = {path for path in core if "triton" in map(top, imports(path, is_at_start=False))}
+    assert users and {path.parent.name for path in users} == {"gpu_kernels"}
+    assert not users & reachable([ROOT / "dycoke_core/engine/__init__.py", *modules("app")])
+
+
 @pytest.mark.parametrize("path", modules("app/api"), ids=lambda p: str(p.relative_to(ROOT)))
 def test_api_imports_no_torch_at_all(path: Path) -> None:
     names = {top(name) for name in imports(path, is_at_start=False)}

@@ -10,6 +10,7 @@ from torch import Tensor
 from dycoke_core.compression import ttm
 from dycoke_core.compression.counts import share_of
 from dycoke_core.compression.randomness import random_order
+from dycoke_core.transfer import to_device
 
 
 def select_random_tokens(features: Tensor, k: float, *, window: int = 4, seed: int = 0) -> Tensor:
@@ -30,14 +31,15 @@ def select_random_tokens(features: Tensor, k: float, *, window: int = 4, seed: i
     """
     num_frames, tokens_per_frame, _ = features.shape
     num_kept = share_of(1.0 - k, tokens_per_frame)
-    kept = []
-    for frame, reference in ttm.reference_frames(num_frames, window=window).items():
-        places = torch.arange(tokens_per_frame, device=features.device)
-        if reference is not None:
-            order = random_order(seed, frame, tokens_per_frame, features.device)
-            places = order[:num_kept].sort().values
-        kept.append(frame * tokens_per_frame + places)
-    return torch.cat(kept)
+    references = ttm.reference_frames(num_frames, window=window)
+    no_orders = torch.empty(0, tokens_per_frame, dtype=torch.long, device=features.device)
+    orders = [
+        random_order(seed, frame, tokens_per_frame, features.device).unsqueeze(0)
+        for frame, reference in references.items()
+        if reference is not None
+    ]
+    survivors = torch.cat([no_orders, *orders])[:, :num_kept].sort(dim=1).values
+    return ttm.assemble(references, survivors, tokens_per_frame)
 
 
 def select_fewer_frames(features: Tensor, k: float, *, window: int = 4) -> Tensor:
@@ -58,8 +60,9 @@ def select_fewer_frames(features: Tensor, k: float, *, window: int = 4) -> Tenso
     """
     num_frames, tokens_per_frame, _ = features.shape
     frames = torch.tensor(fewer_frames(num_frames, tokens_per_frame, k, window=window))
-    tokens = torch.arange(num_frames * tokens_per_frame).view(num_frames, tokens_per_frame)
-    return tokens[frames].flatten().to(features.device)
+    firsts = to_device(frames * tokens_per_frame, features.device)
+    places = torch.arange(tokens_per_frame, device=features.device)
+    return (firsts.unsqueeze(1) + places).flatten()
 
 
 def fewer_frames(

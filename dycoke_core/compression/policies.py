@@ -55,6 +55,10 @@ class Policy:
         """V, known before encoding."""
         return self.selector.count(num_frames, tokens_per_frame)
 
+    def count_per_frame(self, num_frames: int, tokens_per_frame: int) -> tuple[int, ...] | None:
+        """V by frames, known before encoding; None where the features decide, as with vidcom2."""
+        return self.selector.count_per_frame(num_frames, tokens_per_frame)
+
     def select_visual_tokens(self, features: Tensor) -> Tensor:
         """Stage I: int64 [V] places among the F * N tokens of features [F, N, D]."""
         return self.selector.select(features)

@@ -22,6 +22,10 @@ class Selector(Protocol):
         """V, known before encoding."""
         ...
 
+    def count_per_frame(self, num_frames: int, tokens_per_frame: int) -> tuple[int, ...] | None:
+        """How many tokens of each frame stay; None where that depends on the features."""
+        ...
+
     def select(self, features: Tensor) -> Tensor:
         """int64 [V] places among the F * N tokens of features [F, N, D]."""
         ...
@@ -35,6 +39,9 @@ class AllTokens:
 
     def count(self, num_frames: int, tokens_per_frame: int) -> int:
         return num_frames * tokens_per_frame
+
+    def count_per_frame(self, num_frames: int, tokens_per_frame: int) -> tuple[int, ...]:
+        return (tokens_per_frame,) * num_frames
 
     def select(self, features: Tensor) -> Tensor:
         return torch.arange(features.shape[0] * features.shape[1], device=features.device)
@@ -57,6 +64,11 @@ class TemporalMerging:
             num_frames, tokens_per_frame, self.k, window=self.window, variant=self.variant
         )
 
+    def count_per_frame(self, num_frames: int, tokens_per_frame: int) -> tuple[int, ...]:
+        return ttm.count_per_frame(
+            num_frames, tokens_per_frame, self.k, window=self.window, variant=self.variant
+        )
+
     def select(self, features: Tensor) -> Tensor:
         return ttm.select_tokens(features, self.k, window=self.window, variant=self.variant)
 
@@ -74,6 +86,9 @@ class RandomTokens:
     def count(self, num_frames: int, tokens_per_frame: int) -> int:
         return ttm.count_tokens(num_frames, tokens_per_frame, self.k, window=self.window)
 
+    def count_per_frame(self, num_frames: int, tokens_per_frame: int) -> tuple[int, ...]:
+        return ttm.count_per_frame(num_frames, tokens_per_frame, self.k, window=self.window)
+
     def select(self, features: Tensor) -> Tensor:
         return controls.select_random_tokens(features, self.k, window=self.window, seed=self.seed)
 
@@ -88,8 +103,11 @@ class FewerFrames:
         return ("fewer_frames", self.k, self.window)
 
     def count(self, num_frames: int, tokens_per_frame: int) -> int:
-        frames = controls.fewer_frames(num_frames, tokens_per_frame, self.k, window=self.window)
-        return len(frames) * tokens_per_frame
+        return sum(self.count_per_frame(num_frames, tokens_per_frame))
+
+    def count_per_frame(self, num_frames: int, tokens_per_frame: int) -> tuple[int, ...]:
+        kept = controls.fewer_frames(num_frames, tokens_per_frame, self.k, window=self.window)
+        return tuple(tokens_per_frame * (frame in kept) for frame in range(num_frames))
 
     def select(self, features: Tensor) -> Tensor:
         return controls.select_fewer_frames(features, self.k, window=self.window)
@@ -105,6 +123,9 @@ class VidCom2:
 
     def count(self, num_frames: int, tokens_per_frame: int) -> int:
         return vidcom2.count_tokens(num_frames, tokens_per_frame, self.retained_ratio)
+
+    def count_per_frame(self, num_frames: int, tokens_per_frame: int) -> None:
+        return None
 
     def select(self, features: Tensor) -> Tensor:
         return vidcom2.select_tokens(features, self.retained_ratio)

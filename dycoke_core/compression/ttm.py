@@ -5,12 +5,21 @@ nothing of the question, and so gives the same tokens for every question about a
 the paper's word; nothing is averaged.
 """
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor
 
 from dycoke_core.compression.counts import share_of
 from dycoke_core.config import TtmVariant
+from dycoke_core.transfer import to_device
 
+# Features are compared in blocks of at most so many values, three float64 tensors at a time. On a
+# GPU an operation costs its launch: 64 frames of a 7B model are one block, of 1.1 GB (32 frames, of
+# which 24 are compared: 0.4 GB). On a CPU 8 MB stay in its caches; larger blocks took 3 to 4 times
+# as long.
+_BLOCK_VALUES = 3 * 2**24
+_BLOCK_VALUES_ON_CPU = 2**20
 _EPSILON = 1e-12  # of a norm, as in torch.nn.functional.normalize
 
 
@@ -48,15 +57,10 @@ def select_tokens(
     num_frames, tokens_per_frame, _ = features.shape
     references = reference_frames(num_frames, window=window, variant=variant)
     num_kept = share_of(1.0 - _checked_share(k), tokens_per_frame)
-    pruned = [frame for frame, reference in references.items() if reference is not None]
-    kept = {frame: torch.arange(tokens_per_frame, device=features.device) for frame in references}
-    if pruned:
-        ranked = _rank_by_change(features, pruned, [references[frame] for frame in pruned])
-        survivors = ranked[:, :num_kept]  # [pruned, m]
-        if variant == "paper":
-            survivors = survivors.sort(dim=1).values
-        kept.update(zip(pruned, survivors.unbind(), strict=True))
-    return torch.cat([frame * tokens_per_frame + kept[frame] for frame in references])
+    survivors = _rank_by_change(features, references)[:, :num_kept]
+    if variant == "paper":
+        survivors = survivors.sort(dim=1).values
+    return assemble(references, survivors, tokens_per_frame)
 
 
 def count_tokens(
@@ -68,10 +72,22 @@ def count_tokens(
     variant: TtmVariant = "paper",
 ) -> int:
     """The length of what `select_tokens` returns, known before a frame is encoded."""
+    return sum(count_per_frame(num_frames, tokens_per_frame, k, window=window, variant=variant))
+
+
+def count_per_frame(
+    num_frames: int,
+    tokens_per_frame: int,
+    k: float,
+    *,
+    window: int = 4,
+    variant: TtmVariant = "paper",
+) -> tuple[int, ...]:
+    """How many tokens of each frame `select_tokens` keeps; 0 for one that "released" drops."""
     references = reference_frames(num_frames, window=window, variant=variant)
-    num_pruned = sum(reference is not None for reference in references.values())
     num_kept = share_of(1.0 - _checked_share(k), tokens_per_frame)
-    return (len(references) - num_pruned) * tokens_per_frame + num_pruned * num_kept
+    counts = {f: tokens_per_frame if r is None else num_kept for f, r in references.items()}
+    return tuple(counts.get(frame, 0) for frame in range(num_frames))
 
 
 def reference_frames(
@@ -102,22 +118,78 @@ def _released_references(num_frames: int, window: int) -> dict[int, int | None]:
     return references
 
 
-def _rank_by_change(features: Tensor, frames: list[int], references: list[int | None]) -> Tensor:
-    """Places of each frame's tokens, the most changed first, ties by lower index: [frames, N].
+def assemble(
+    references: Mapping[int, int | None], survivors: Tensor, tokens_per_frame: int
+) -> Tensor:
+    """Puts whole and pruned frames together, in the order of the frames.
 
-    One frame at a time in float64 bounds the working memory to a few N * D doubles; the loop runs
-    over frames, never over tokens.
+    Args:
+        references: `reference_frames`.
+        survivors: int64 [pruned frames, m], places in their frames.
+
+    Returns:
+        int64 [V], indices into the F * N tokens.
     """
-    changes = []
-    for frame, reference in zip(frames, references, strict=True):
-        difference = _unit(features[frame]) - _unit(features[reference])
-        changes.append(difference.square_().sum(dim=-1))
-    return torch.stack(changes).sort(dim=1, descending=True, stable=True).indices
+    whole, firsts_of_whole, pruned, firsts_of_pruned = [], [], [], []
+    num_kept, num_tokens = survivors.shape[1], 0
+    for frame, reference in references.items():
+        if reference is None:
+            whole.append(frame * tokens_per_frame)
+            firsts_of_whole.append(num_tokens)
+            num_tokens += tokens_per_frame
+        else:
+            pruned.append(frame * tokens_per_frame)
+            firsts_of_pruned.append(num_tokens)
+            num_tokens += num_kept
+    columns = (whole, firsts_of_whole, pruned, firsts_of_pruned)
+    whole_at, to_whole, pruned_at, to_pruned = (
+        column.unsqueeze(1) for column in _columns(columns, survivors.device)
+    )
+    places = torch.arange(tokens_per_frame, device=survivors.device)
+    kept = torch.empty(num_tokens, dtype=torch.long, device=survivors.device)
+    kept[to_whole + places] = whole_at + places
+    kept[to_pruned + places[:num_kept]] = pruned_at + survivors
+    return kept
+
+
+def _rank_by_change(features: Tensor, references: Mapping[int, int | None]) -> Tensor:
+    """Places of each pruned frame's tokens, the most changed first: int64 [pruned frames, N].
+
+    Ties by lower index.
+    """
+    compared = [(frame, r) for frame, r in references.items() if r is not None]
+    if not compared:
+        return torch.empty(0, features.shape[1], dtype=torch.long, device=features.device)
+    frames, against = _columns(
+        ([f for f, _ in compared], [r for _, r in compared]), features.device
+    )
+    limit = _BLOCK_VALUES_ON_CPU if features.device.type == "cpu" else _BLOCK_VALUES
+    block = max(1, limit // max(1, features[0].numel()))  # frames
+    changes = [
+        _changes(features, frames[first : first + block], against[first : first + block])
+        for first in range(0, len(compared), block)
+    ]
+    return torch.cat(changes).sort(dim=1, descending=True, stable=True).indices
+
+
+def _changes(features: Tensor, frames: Tensor, against: Tensor) -> Tensor:
+    """How much each token differs from its reference: float64 [frames, N]."""
+    difference = _unit(features.index_select(0, frames))
+    difference -= _unit(features.index_select(0, against))
+    return difference.square_().sum(dim=-1)
 
 
 def _unit(tokens: Tensor) -> Tensor:
+    """float64; overwrites float64 tokens."""
     tokens = tokens.double()
-    return tokens / tokens.square().sum(dim=-1, keepdim=True).sqrt().clamp_min_(_EPSILON)
+    norms = tokens.square().sum(dim=-1, keepdim=True).sqrt_().clamp_min_(_EPSILON)
+    return tokens.div_(norms)
+
+
+def _columns(columns: Sequence[Sequence[int]], device: torch.device) -> list[Tensor]:
+    """int64 [n] of each, in one copy that the host does not wait for."""
+    flat = to_device(torch.tensor([n for column in columns for n in column]).long(), device)
+    return list(torch.split(flat, [len(column) for column in columns]))
 
 
 def _checked_share(k: float) -> float:

@@ -207,6 +207,10 @@ class Backend(Protocol):
         """Marks this moment behind all work launched so far."""
         ...
 
-    def seconds(self, start: Mark, end: Mark) -> float | None:
-        """Between two marks; None while the device has not got past the later one."""
+    def has_passed(self, mark: Mark) -> bool:
+        """Whether the device has got to a mark; does not wait."""
+        ...
+
+    def seconds(self, start: Mark, end: Mark) -> float:
+        """Between two marks; waits until the device has got to the later one."""
         ...

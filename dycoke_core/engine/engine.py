@@ -150,9 +150,11 @@ class Engine:
         for end in ended:
             self._free(end.state)
         errors = [end.error for end in ended if end.error is not None]
-        if any(is_out_of_memory(error) or isinstance(error, EngineError) for error in errors):
-            # Idle memory is what the next one lacks, and what logits may have suffered from.
+        lacks_memory = any(is_out_of_memory(error) for error in errors)
+        if lacks_memory or any(isinstance(error, EngineError) for error in errors):
+            # What the next one lacks, or what logits that are not finite may have suffered from.
             self.admission.clear()
+        if lacks_memory:
             self.backend.release_idle_memory()
 
     def _free(self, state: SequenceState) -> None:
@@ -161,7 +163,7 @@ class Engine:
         del self._states[state.sequence.sequence_id]
         self._scheduler.remove(state)
         self.admission.release(state)
-        self._executor.forget(state)
+        self._vision.drop_orphaned_batch()
         state.sequence.stage = Stage.FINISHED
 
     def _check_idle(self) -> None:

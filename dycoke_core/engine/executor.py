@@ -112,14 +112,6 @@ class Executor:
             self._note_peak(schedule)
         return outcome
 
-    def forget(self, state: SequenceState) -> None:
-        """A sequence has left; what only it was waiting for is dropped."""
-        self._vision.drop_orphaned_batch()
-        launched = [item for item in self._launched if isinstance(item, _Launched)]
-        waiting = [other for item in launched for other in item.answering if other is not None]
-        if all(other.is_finished for other in waiting):
-            self._launched.clear()
-
     # --- vision and stage I ---
 
     def _encode(self, schedule: Schedule[SequenceState], outcome: Outcome) -> None:
@@ -218,7 +210,12 @@ class Executor:
             chunk.state.note_launched(chunk.num_tokens)
         for state in schedule.decode:
             state.note_launched(1)
-        waiting = [s for s in schedule.running if s.prefix is not None and s.prefix.is_embedded]
+        decoding = {id(state) for state in schedule.decode}
+        prefilling = [
+            state
+            for state in schedule.running
+            if plan and id(state) not in decoding and state.held_prefix.is_embedded
+        ]
         self._launched.append(
             _Launched(
                 pending,
@@ -226,7 +223,7 @@ class Executor:
                 began,
                 self._backend.mark(),
                 decoding=schedule.decode,
-                prefilling=tuple(s for s in waiting if s not in schedule.decode) if plan else (),
+                prefilling=tuple(prefilling),
             )
         )
 
@@ -265,7 +262,7 @@ class Executor:
             self._note_pass_seconds(item)
 
     def _note_prompt_seconds(self, item: _Timed) -> None:
-        seconds = self._seconds(item)
+        seconds = self._backend.seconds(item.began, item.ended)
         for state in item.encoding:
             state.clock.vision_s += seconds
         if item.compressing is not None:
@@ -273,16 +270,11 @@ class Executor:
 
     def _note_pass_seconds(self, item: _Launched) -> None:
         """Every running sequence waited for the pass, those that had no part in it too."""
-        seconds = self._seconds(item)
+        seconds = self._backend.seconds(item.began, item.ended)
         for state in item.decoding:
             state.clock.decode_s += seconds
         for state in item.prefilling:
             state.clock.prefill_s += seconds
-
-    def _seconds(self, item: "_Launched | _Timed") -> float:
-        seconds = self._backend.seconds(item.began, item.ended)
-        assert seconds is not None, "what was launched before a collected pass is over"
-        return seconds
 
     def _note_peak(self, schedule: Schedule[SequenceState]) -> None:
         """Decode steps allocate nothing worth counting, so only prompt work moves the peak."""
@@ -312,7 +304,7 @@ def kept_per_frame(
 ) -> tuple[int, ...]:
     """How many tokens of each frame stage I kept; known beforehand but for selectors that weigh
     frames against each other, which waits for the device."""
-    counts = None
+    counts = state.policy.count_per_frame(num_frames, tokens_per_frame)
     if counts is None:
         kept_frames = (kept // tokens_per_frame).tolist()
         counts = tuple(kept_frames.count(frame) for frame in range(num_frames))

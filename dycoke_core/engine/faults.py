@@ -5,8 +5,14 @@ import torch
 from dycoke_core.errors import DycokeError, EngineError, OutOfMemoryError
 
 # Of errors that have a class of their own in only some places: a failed allocation of PyTorch on a
-# CPU, of pinned memory, of cuBLAS.
-_NO_MEMORY = ("allocate memory", "CUDA error: out of memory", "ALLOC_FAILED")
+# CPU, of pinned memory, of cuBLAS, and of Triton, which raises what the driver returns.
+_NO_MEMORY = (
+    "allocate memory",
+    "CUDA error: out of memory",
+    "Triton Error [CUDA]: out of memory",
+    "ALLOC_FAILED",
+)
+_DEVICE_ERRORS = ("CUDA error", "Triton Error [CUDA]", "cuDNN error", "CUBLAS_STATUS")
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -17,9 +23,12 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def has_broken_device(error: Exception) -> bool:
-    """Whether every later call would fail too: after most CUDA errors the process is lost."""
-    is_cuda = isinstance(error, RuntimeError) and "CUDA error" in str(error)
-    return is_cuda and not is_out_of_memory(error)
+    """Whether every later call would fail too: after most CUDA errors the process is lost, and a
+    kernel that does not compile, or asks for more than the device has, will never run."""
+    if type(error).__module__.startswith("triton."):
+        return True
+    is_device = isinstance(error, RuntimeError) and any(t in str(error) for t in _DEVICE_ERRORS)
+    return is_device and not is_out_of_memory(error)
 
 
 def public_error(error: Exception) -> DycokeError:

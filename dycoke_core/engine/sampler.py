@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from dycoke_core.sequence import SamplingParams
+from dycoke_core.transfer import to_device
 
 # Rows are drawn in blocks of about this many logits (6 rows of a vocabulary of 152 thousand): some
 # 40 MB of working memory, mostly float64. Larger blocks were slower on a CPU (2.4 ms a row; 3.9 at
@@ -86,12 +87,12 @@ def sample(logits: Tensor, draws: Sequence[Draw]) -> Sampled:
     ids = best.indices
     drawn = [row for row, draw in enumerate(draws) if draw.temperature > 0.0]
     if drawn:
-        rows = _to_device(torch.tensor(drawn), logits.device)
+        rows = to_device(torch.tensor(drawn), logits.device)
         settings = torch.tensor(
             [(draws[row].temperature, draws[row].top_p, draws[row].uniform) for row in drawn],
             dtype=torch.float64,
         )
-        settings = _to_device(settings, logits.device)
+        settings = to_device(settings, logits.device)
         has_nucleus = any(draws[row].top_p < 1.0 for row in drawn)
         block = max(1, _BLOCK_LOGITS // logits.shape[-1])
         picked = []
@@ -154,9 +155,3 @@ def _nucleus_threshold(weights: Tensor, bits: Tensor, top_p: Tensor) -> Tensor:
         above = at_least.gather(1, digit + 1)
         low = low + (digit.int() << shift)
     return low
-
-
-def _to_device(values: Tensor, device: torch.device) -> Tensor:
-    if device.type == "cpu":
-        return values
-    return values.pin_memory().to(device, non_blocking=True)

@@ -91,14 +91,12 @@ class VisionEncoder:
         return max(1, int(SLICE_S / self._layer_s))
 
     def _learn_from_last_slice(self) -> None:
-        if self._last_slice is None:
+        if self._last_slice is None or not self._backend.has_passed(self._last_slice[1]):
             return
-        began, ended, num_run = self._last_slice
-        seconds = self._backend.seconds(began, ended)
-        if seconds:  # else the device has not got past it yet
-            layer_s, self._last_slice = seconds / num_run, None
-            before = self._layer_s if self._layer_s is not None else layer_s
-            self._layer_s = _MEMORY * before + (1 - _MEMORY) * layer_s
+        (began, ended, num_run), self._last_slice = self._last_slice, None
+        layer_s = max(self._backend.seconds(began, ended) / num_run, 1e-6)
+        before = self._layer_s if self._layer_s is not None else layer_s
+        self._layer_s = _MEMORY * before + (1 - _MEMORY) * layer_s
 
     def _drop_batch(self) -> None:
         self._batch, self._layers = [], None

@@ -22,7 +22,7 @@ from dycoke_core.gpu_kernels.columns import (
     PAGE,
     ROW_COLUMNS,
 )
-from dycoke_core.gpu_kernels.launch import check_rows, launch, require
+from dycoke_core.gpu_kernels.launch import check_rows, check_tensors, launch, require
 
 TILE_ROWS = (16, 64)  # M: what a tensor-core instruction takes, and what sequences may share
 _TILE_SLOTS = 64  # 128 slots at M = 64 need more registers than there are
@@ -49,8 +49,9 @@ def split_attend(
 
     Row j of an item sees its slot i where i < CAUSAL + j. A row that sees no slot gets zeros and a
     log total of -inf. Parts of items that are not active, and rows beyond an item's, stay as they
-    are. Keys and values are read once per item: 2 * G * E elements a slot, copied ahead of their
-    use. M = 16 needs about 39 KB of shared memory, so that five programs fill a multiprocessor.
+    are. Keys and values are read once per item: 2 * G * E elements a slot. A program has the next
+    64 slots on their way while it computes: of 7B's heads in bfloat16 three programs of M = 16, or
+    one or two of M = 64, share a multiprocessor and have about 200 KB on their way.
 
     Args:
         q: [B, H, E], rows of any stride.
@@ -59,8 +60,8 @@ def split_attend(
         items: int32 [cap, ITEM_COLUMNS]; NUM_ROWS at most tile_rows // (H / G).
         num_items: int32 [1], how many of the items there are in this step.
         out, log_total: float32 [cap, G, M, E] and [cap, G, M], written.
-        layer: whose keys are read; list_layer: which items are active, FIRST_LAYER <= list_layer <
-            END_LAYER.
+        layer: whose keys are read.
+        list_layer: items are active where FIRST_LAYER <= list_layer < END_LAYER.
         tile_rows: M, 16 or 64.
 
     Raises:
@@ -70,11 +71,15 @@ def split_attend(
     cap, num_kv_heads = items.shape[0], k_pool.shape[1]
     _check_heads(num_heads, num_kv_heads, head_size, tile_rows)
     require(q.stride(2) == 1 and q.stride(1) == head_size, "a row of q must be contiguous")
-    _check_pools(q, k_pool, v_pool)
+    require(k_pool.shape == v_pool.shape, "pools must be of one shape")
+    require(k_pool.shape[2] == head_size, "pools and q must have one head size")
+    check_tensors(q.dtype, k_pool=k_pool, v_pool=v_pool)
     require(items.shape == (cap, ITEM_COLUMNS.value), "items must be [cap, 8]")
     require(out.shape == (cap, num_kv_heads, tile_rows, head_size), "out must be [cap, G, M, E]")
     require(log_total.shape == out.shape[:3], "log_total must be [cap, G, M]")
-    require(out.is_contiguous() and log_total.is_contiguous(), "parts must be contiguous")
+    check_tensors(torch.int32, slots=slots, items=items, num_items=num_items)
+    check_tensors(torch.float32, out=out, log_total=log_total)
+    has_tensor_cores = q.dtype != torch.float32
     launch(
         split_attend_kernel,
         (cap * num_kv_heads,),
@@ -95,8 +100,8 @@ def split_attend(
         E=head_size,
         M=tile_rows,
         N=_TILE_SLOTS,
-        num_warps=8 if q.dtype == torch.float32 else 4,  # float32 has no tensor cores, but spills
-        num_stages=3,
+        num_warps=4 if has_tensor_cores and tile_rows == 16 else 8,
+        num_stages=5 if has_tensor_cores else 2,  # with 3, copies are waited for as they begin
     )
 
 
@@ -122,23 +127,22 @@ def merge_parts(
         parts: int32 [*], item * M + (row - first row of the item) * H / G.
         first: int32 [2, B + 1], where each row's parts begin, by side.
         rows: int32 [B, ROW_COLUMNS].
-        o: [B, H, E] in the model's dtype; total: float32 [B, H], log of the softmax denominators;
-            both written.
+        o: [B, H, E] in the model's dtype, written.
+        total: float32 [B, H], written: log of the softmax denominators.
 
     Raises:
-        ValueError: shapes do not fit.
+        ValueError: shapes or dtypes do not fit.
     """
     num_rows, num_heads, head_size = o.shape
     num_kv_heads = out.shape[1]
     _check_heads(num_heads, num_kv_heads, head_size, tile_rows)
     require(out.shape[1:] == (num_kv_heads, tile_rows, head_size), "out must be [cap, G, M, E]")
-    require(out.is_contiguous() and log_total.is_contiguous(), "parts must be contiguous")
     check_rows(rows, num_rows)
     require(first.shape == (2, num_rows + 1), "first must be [2, B + 1]")
-    require(first.is_contiguous(), "first must be contiguous")
     require(total.shape == (num_rows, num_heads), "total must be [B, H]")
-    require(o.is_contiguous() and total.is_contiguous(), "o and total must be contiguous")
-    is_small = num_rows * num_heads <= _FEW
+    require(o.is_contiguous(), "o must be contiguous")
+    check_tensors(torch.int32, parts=parts, first=first)
+    check_tensors(torch.float32, out=out, log_total=log_total, total=total)
     launch(
         merge_parts_kernel,
         (num_rows, num_heads),
@@ -155,7 +159,7 @@ def merge_parts(
         G=num_kv_heads,
         E=head_size,
         M=tile_rows,
-        P=_TILE_PARTS_OF_FEW if is_small else _TILE_PARTS_OF_MANY,
+        P=_TILE_PARTS_OF_FEW if num_rows * num_heads <= _FEW else _TILE_PARTS_OF_MANY,
         num_warps=4,
     )
 
@@ -165,13 +169,6 @@ def _check_heads(num_heads: int, num_kv_heads: int, head_size: int, tile_rows: i
     require(tile_rows in TILE_ROWS, f"tile_rows must be one of {TILE_ROWS}")
     require(num_heads // num_kv_heads <= tile_rows, "a tile must hold the rows of one token")
     require(head_size in (16, 32, 64, 128, 256), "E must be a power of two from 16 to 256")
-
-
-def _check_pools(q: Tensor, k_pool: Tensor, v_pool: Tensor) -> None:
-    require(k_pool.shape == v_pool.shape, "pools must be of one shape")
-    require(k_pool.shape[2] == q.shape[2], "pools and q must have one head size")
-    require(k_pool.dtype == v_pool.dtype == q.dtype, "pools and q must have one dtype")
-    require(k_pool.is_contiguous() and v_pool.is_contiguous(), "pools must be contiguous")
 
 
 @triton.jit(do_not_specialize=["layer", "list_layer"])
@@ -197,59 +194,58 @@ def split_attend_kernel(
     # Programs that run at the same time read neighbouring heads of the same slots.
     item = tl.program_id(0) // G
     g = tl.program_id(0) % G
-    if item < tl.load(num_items):
-        entry = items + item * ITEM_COLUMNS
-        is_active = list_layer >= tl.load(entry + FIRST_LAYER)
-        if is_active & (list_layer < tl.load(entry + END_LAYER)):
-            first_row = tl.load(entry + FIRST_ROW).to(tl.int64)
-            num_rows = tl.load(entry + NUM_ROWS)
-            num_slots = tl.load(entry + NUM_SLOTS)
-            causal = tl.load(entry + CAUSAL)
-            item_slots = slots + tl.load(entry + FIRST_SLOT)
-            first_place = layer.to(tl.int64) * PAGE
+    # All at once, so that a program without work leaves after one read.
+    entry = items + item * ITEM_COLUMNS
+    first_layer = tl.load(entry + FIRST_LAYER)
+    end_layer = tl.load(entry + END_LAYER)
+    first_row = tl.load(entry + FIRST_ROW).to(tl.int64)
+    num_rows = tl.load(entry + NUM_ROWS)
+    first_slot = tl.load(entry + FIRST_SLOT)
+    num_slots = tl.load(entry + NUM_SLOTS)
+    causal = tl.load(entry + CAUSAL)
+    is_item = item < tl.load(num_items)
+    if is_item & (first_layer <= list_layer) & (list_layer < end_layer):
+        item_slots = slots + first_slot
+        first_place = layer.to(tl.int64) * PAGE
 
-            m = tl.arange(0, M)
-            n = tl.arange(0, N)
-            e = tl.arange(0, E)
-            is_row = m < num_rows * R
-            sees = causal + m // R  # [M] slots before this one
-            q_row = q + (first_row + m // R) * q_stride + (g * R + m % R) * E
-            query = tl.load(q_row[:, None] + e[None, :], mask=is_row[:, None], other=0.0)
+        m = tl.arange(0, M)
+        n = tl.arange(0, N)
+        e = tl.arange(0, E)
+        is_row = m < num_rows * R
+        sees = causal + m // R  # [M] slots before this one
+        q_row = q + (first_row + m // R) * q_stride + (g * R + m % R) * E
+        query = tl.load(q_row[:, None] + e[None, :], mask=is_row[:, None], other=0.0)
 
-            top = tl.full([M], -float("inf"), tl.float32)
-            total = tl.zeros([M], tl.float32)
-            output = tl.zeros([M, E], tl.float32)
-            for begin in range(0, num_slots, N):
-                is_slot = begin + n < num_slots
-                slot = tl.load(item_slots + begin + n, mask=is_slot, other=0)
-                place = ((slot + first_place) * G + g) * E
-                key = tl.load(
-                    k_pool + place[:, None] + e[None, :], mask=is_slot[:, None], other=0.0
-                )
-                value = tl.load(
-                    v_pool + place[:, None] + e[None, :], mask=is_slot[:, None], other=0.0
-                )
-                logits = tl.dot(query, tl.trans(key), input_precision="ieee") * scaling
-                is_seen = is_slot[None, :] & ((begin + n)[None, :] < sees[:, None])
-                logits = tl.where(is_seen, logits, -float("inf"))
-                new_top = tl.maximum(top, tl.max(logits, 1))
-                # Nothing seen yet: any finite number will do, where -inf - -inf would not.
-                base = tl.where(new_top == -float("inf"), 0.0, new_top)
-                weights = tl.exp(logits - base[:, None])
-                shrink = tl.exp(top - base)
-                total = total * shrink + tl.sum(weights, 1)
-                output = output * shrink[:, None]
-                output += tl.dot(weights.to(value.dtype), value, input_precision="ieee")
-                top = new_top
+        top = tl.full([M], -float("inf"), tl.float32)
+        total = tl.zeros([M], tl.float32)
+        output = tl.zeros([M, E], tl.float32)
+        for begin in range(0, num_slots, N):
+            is_slot = begin + n < num_slots
+            slot = tl.load(item_slots + begin + n, mask=is_slot, other=0)
+            place = ((slot + first_place) * G + g) * E
+            key = tl.load(k_pool + place[:, None] + e[None, :], mask=is_slot[:, None], other=0.0)
+            value = tl.load(v_pool + place[:, None] + e[None, :], mask=is_slot[:, None], other=0.0)
+            logits = tl.dot(query, tl.trans(key), input_precision="ieee") * scaling
+            is_seen = is_slot[None, :] & ((begin + n)[None, :] < sees[:, None])
+            logits = tl.where(is_seen, logits, -float("inf"))
+            new_top = tl.maximum(top, tl.max(logits, 1))
+            # Nothing seen yet: any finite number will do, where -inf - -inf would not.
+            base = tl.where(new_top == -float("inf"), 0.0, new_top)
+            weights = tl.exp(logits - base[:, None])
+            shrink = tl.exp(top - base)
+            total = total * shrink + tl.sum(weights, 1)
+            output = output * shrink[:, None]
+            output += tl.dot(weights.to(value.dtype), value, input_precision="ieee")
+            top = new_top
 
-            total = tl.where(total > 0, total, 1.0)
-            part = (item * G + g).to(tl.int64) * M
-            tl.store(
-                out + (part + m)[:, None] * E + e[None, :],
-                output / total[:, None],
-                mask=is_row[:, None],
-            )
-            tl.store(log_total + part + m, top + tl.log(total), mask=is_row)
+        total = tl.where(total > 0, total, 1.0)
+        part = (item * G + g).to(tl.int64) * M
+        tl.store(
+            out + (part + m)[:, None] * E + e[None, :],
+            output / total[:, None],
+            mask=is_row[:, None],
+        )
+        tl.store(log_total + part + m, top + tl.log(total), mask=is_row)
 
 
 @triton.jit(do_not_specialize=["list_layer", "num_rows"])

@@ -143,11 +143,9 @@ def launches_of(model: Model, dtype: torch.dtype) -> list[Launch]:
                 layer=0,
                 scaling=0.125,
             )
-            for n in (1, rows):
-                o = make(n, heads, head_size)
-                merge_parts(
-                    *(out, parts, ints(cap), ints(2, n + 1), table[:n], o, total[:n]), **tile
-                )
+            n = 1 if tile_rows == 16 else rows  # few rows and many take different tiles
+            o = make(n, heads, head_size)
+            merge_parts(*(out, parts, ints(cap), ints(2, n + 1), table[:n], o, total[:n]), **tile)
         visual_scores(q, k_pool, slots, table, total, scores, layer=0, scaling=0.125)
         state = (scores, reference, kept, slots, ints(100), ints(seats), changed)
         gate_select(table, *state, layer=0)

@@ -1,5 +1,6 @@
 """Kept keys and values from the host's memory, where the DP cache lives there."""
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -15,7 +16,7 @@ from dycoke_core.gpu_kernels.columns import (
     ROW_COLUMNS,
     SEAT,
 )
-from dycoke_core.gpu_kernels.launch import check_rows, launch, require
+from dycoke_core.gpu_kernels.launch import check_rows, check_tensors, launch, require
 
 _TILE_BYTES = 8192  # per pool
 _PROGRAMS = 128  # 2 MB on their way: more than the bus carries in a round trip
@@ -53,12 +54,11 @@ def gather_kept(
     width = k_pool.shape[1] * k_pool.shape[2]  # G * E
     pools = (host_k, host_v, k_pool, v_pool)
     require(all(p.shape[1:] == k_pool.shape[1:] for p in pools), "pools must have one G and E")
-    require(len({p.dtype for p in pools}) == 1, "pools must have one dtype")
-    require(all(p.is_contiguous() for p in pools), "pools must be contiguous")
+    check_tensors(k_pool.dtype, host_k=host_k, host_v=host_v, k_pool=k_pool, v_pool=v_pool)
     num_rows = rows.shape[0]
     check_rows(rows, num_rows)
     require(changed.shape == (num_rows,), "changed must be [B]")
-    require(kept.is_contiguous(), "kept must be contiguous")
+    check_tensors(torch.int32, kept=kept, changed=changed, host_slots=host_slots, slots=slots)
     padded = triton.next_power_of_2(width)
     tile = max(1, _TILE_BYTES // (padded * k_pool.element_size()))
     launch(

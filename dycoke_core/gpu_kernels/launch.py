@@ -1,4 +1,4 @@
-"""The one place where kernels are launched, so that launches can be counted."""
+"""The one place where kernels are launched, so that launches can be counted; and their checks."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dycoke_core.gpu_kernels.rows import ROW_COLUMNS
@@ -59,7 +60,14 @@ def require(condition: bool, message: str) -> None:
 def check_rows(rows: Tensor, num_rows: int) -> None:
     """Raises ValueError unless `rows` is a table of that many rows."""
     require(rows.shape == (num_rows, ROW_COLUMNS), f"rows must be [B, {ROW_COLUMNS}]")
-    require(rows.is_contiguous(), "rows must be contiguous")
+    check_tensors(torch.int32, rows=rows)
+
+
+def check_tensors(dtype: torch.dtype, **tensors: Tensor) -> None:
+    """Raises ValueError unless each is contiguous and of that dtype."""
+    for name, tensor in tensors.items():
+        require(tensor.dtype == dtype, f"{name} must be {dtype}, not {tensor.dtype}")
+        require(tensor.is_contiguous(), f"{name} must be contiguous")
 
 
 @contextmanager
@@ -95,4 +103,4 @@ def recording_launches() -> Iterator[list[Launch]]:
     try:
         yield record
     finally:
-        _records.remove(record)
+        _records.pop()

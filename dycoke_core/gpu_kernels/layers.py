@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dycoke_core.gpu_kernels.columns import PAGE, ROW_COLUMNS, SEAT, TOKEN_ID
-from dycoke_core.gpu_kernels.launch import check_rows, launch, require
+from dycoke_core.gpu_kernels.launch import check_rows, check_tensors, launch, require
 
 MAX_HIDDEN = 8192  # D: one program holds a row in registers
 _TILE = 1024
@@ -37,10 +37,11 @@ def add_rmsnorm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) 
     num_rows, hidden = x.shape
     require(hidden <= MAX_HIDDEN, f"D must be at most {MAX_HIDDEN}")
     require(x.stride(1) == 1, "a row of x must be contiguous")
-    require(weight.shape == (hidden,) and weight.dtype == x.dtype, "weight must be [D], as x")
+    require(weight.shape == (hidden,), "weight must be [D]")
+    check_tensors(x.dtype, weight=weight)
     if residual is not None:
-        require(residual.shape == x.shape and residual.dtype == x.dtype, "residual must be as x")
-        require(residual.is_contiguous(), "residual must be contiguous")
+        require(residual.shape == x.shape, "residual must be of x's shape")
+        check_tensors(x.dtype, residual=residual)
     normed = torch.empty((num_rows, hidden), dtype=x.dtype, device=x.device)
     tile = triton.next_power_of_2(hidden)
     launch(
@@ -94,13 +95,12 @@ def rope_store(
     require(num_heads % num_kv_heads == 0, "H must be a multiple of G")
     require(qkv.stride(1) == 1, "a row of qkv must be contiguous")
     require(cos.shape == sin.shape == (num_rows, head_size), "cos and sin must be [n, E]")
-    require(cos.is_contiguous() and sin.is_contiguous(), "cos and sin must be contiguous")
     require(write_slots.shape == (num_rows,), "write_slots must be [n]")
+    require(write_slots.dtype == torch.int32, "write_slots must be int32")
     require(k_pool.shape == v_pool.shape, "pools must be of one shape")
-    require(k_pool.is_contiguous() and v_pool.is_contiguous(), "pools must be contiguous")
-    dtypes = {t.dtype for t in (qkv, cos, sin, k_pool, v_pool)}
-    require(len(dtypes) == 1, "all but the slots must have one dtype")
+    check_tensors(qkv.dtype, cos=cos, sin=sin, k_pool=k_pool, v_pool=v_pool)
     group = num_heads // num_kv_heads
+    tile_heads = triton.next_power_of_2(group + 1)
     launch(
         rope_store_kernel,
         (num_rows, num_kv_heads),
@@ -116,8 +116,10 @@ def rope_store(
         G=num_kv_heads,
         R=group,
         E=head_size,
-        HEADS=triton.next_power_of_2(group + 1),
-        num_warps=2,
+        HEADS=tile_heads,
+        # Eight pairs a thread: with fewer, two warps would share some, of which one would read
+        # what the other has already rotated.
+        num_warps=max(1, tile_heads * head_size // 512),
     )
 
 
@@ -156,12 +158,12 @@ def embed(rows: Tensor, last_ids: Tensor, table: Tensor) -> Tensor:
         [n, D]; zeros where an id is in no row of the table.
 
     Raises:
-        ValueError: shapes do not fit.
+        ValueError: shapes or dtypes do not fit.
     """
     num_rows, (num_ids, hidden) = rows.shape[0], table.shape
     check_rows(rows, num_rows)
-    require(table.is_contiguous(), "table must be contiguous")
-    require(last_ids.is_contiguous(), "last_ids must be contiguous")
+    check_tensors(table.dtype, table=table)
+    check_tensors(torch.int32, last_ids=last_ids)
     out = torch.empty((num_rows, hidden), dtype=table.dtype, device=table.device)
     grid = (num_rows, triton.cdiv(hidden, _TILE))
     args = (rows, last_ids, table, out, num_ids)
@@ -196,7 +198,7 @@ def add_rmsnorm_kernel(
     tl.store(normed + row * D + d, (w * hidden).to(dtype), mask=d < D)
 
 
-@triton.jit(do_not_specialize=["layer"])
+@triton.jit(do_not_specialize=["layer", "slots_stride"])
 def rope_store_kernel(
     qkv,
     cos,

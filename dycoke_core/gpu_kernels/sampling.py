@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dycoke_core.gpu_kernels.columns import ROW_COLUMNS, SEAT
-from dycoke_core.gpu_kernels.launch import check_rows, launch, require
+from dycoke_core.gpu_kernels.launch import check_rows, check_tensors, launch, require
 
 SPLIT = 4096  # logits per program
 CAPACITY = 8192  # weights that a row's program searches in registers, 16 per thread
@@ -103,8 +103,10 @@ def sample(
     check_rows(rows, num_rows)
     require(logits.stride(1) == 1, "a row of logits must be contiguous")
     for values in (temperature, top_p, uniform, ids, is_finite):
-        require(values.shape == (num_rows,) and values.is_contiguous(), "settings must be [B]")
-    require(uniform.dtype == torch.float64, "uniform must be float64")
+        require(values.shape == (num_rows,), "settings, ids and flags must be [B]")
+    check_tensors(torch.float32, temperature=temperature, top_p=top_p)
+    check_tensors(torch.float64, uniform=uniform)
+    check_tensors(torch.int32, last_ids=last_ids, ids=ids, is_finite=is_finite)
     num_splits = triton.cdiv(vocabulary, scratch.split)
     require(scratch.maxima.shape[1] == num_splits, "scratch is for another vocabulary")
     require(scratch.maxima.shape[0] >= num_rows, "scratch is for fewer rows")
@@ -138,7 +140,7 @@ def sample(
         logits.stride(0),
         vocabulary,
         num_splits,
-        SPLIT=scratch.split,
+        TILE=scratch.split // 2,  # at 4096, Triton 3.6 spills registers
         SPLITS=num_splits_padded,
         CAPACITY=scratch.collected.shape[1],
         num_warps=16,
@@ -189,11 +191,11 @@ def binade_sums_kernel(
         binade = _binades(bits)
         at = sums + (b * num_splits + split) * BINADES
         if tl.load(top_p + b) < 1:
-            for j in tl.static_range(BINADES):
+            for j in range(BINADES):
                 tl.store(at + j, tl.sum(tl.where(binade == j, weight, 0.0), 0))
         else:  # only the sum of all is asked for
-            j = tl.arange(0, BINADES)
-            tl.store(at + j, tl.where(j == 0, tl.sum(weight, 0), 0.0))
+            every = tl.arange(0, BINADES)
+            tl.store(at + every, tl.where(every == 0, tl.sum(weight, 0), 0.0))
 
 
 @triton.jit
@@ -213,7 +215,7 @@ def choose_tokens_kernel(
     logits_stride,
     vocabulary,
     num_splits,
-    SPLIT: tl.constexpr,
+    TILE: tl.constexpr,
     SPLITS: tl.constexpr,
     CAPACITY: tl.constexpr,
 ):
@@ -242,12 +244,12 @@ def choose_tokens_kernel(
                     collected + b * CAPACITY,
                     vocabulary,
                     num_splits,
-                    SPLIT,
+                    TILE,
                     SPLITS,
                     CAPACITY,
                 )
                 target = tl.load(uniform + b) * mass
-                token = _pick(row, top, row_temperature, least, target, vocabulary, SPLIT)
+                token = _pick(row, top, row_temperature, least, target, vocabulary, TILE)
         tl.store(last_ids + seat, token)
     tl.store(ids + b, token)
     tl.store(is_finite + b, has_token)
@@ -293,7 +295,7 @@ def _nucleus(
     collected,
     vocabulary,
     num_splits,
-    SPLIT: tl.constexpr,
+    TILE: tl.constexpr,
     SPLITS: tl.constexpr,
     CAPACITY: tl.constexpr,
 ):
@@ -320,7 +322,7 @@ def _nucleus(
         while (count > CAPACITY) & (num_bits > 0):
             middle = least + (1 << (num_bits - 1))
             count, upper = _collect(
-                row, top, temperature, least, middle, end, collected, vocabulary, SPLIT, CAPACITY
+                row, top, temperature, least, middle, end, collected, vocabulary, TILE, CAPACITY
             )
             if count > CAPACITY:
                 num_bits -= 1
@@ -355,7 +357,7 @@ def _collect(
     end,
     collected,
     vocabulary,
-    SPLIT: tl.constexpr,
+    TILE: tl.constexpr,
     CAPACITY: tl.constexpr,
 ):
     """Stores the first CAPACITY weights in [least, end).
@@ -364,9 +366,9 @@ def _collect(
         How many such weights there are, and the sum of those in [middle, end).
     """
     count = 0
-    upper = tl.zeros([SPLIT], tl.float64)
-    for begin in range(0, vocabulary, SPLIT):
-        bits = _weight_bits(row, begin + tl.arange(0, SPLIT), vocabulary, top, temperature)
+    upper = tl.zeros([TILE], tl.float64)
+    for begin in range(0, vocabulary, TILE):
+        bits = _weight_bits(row, begin + tl.arange(0, TILE), vocabulary, top, temperature)
         is_in = (bits >= least) & (bits < end)
         num_in = tl.sum(is_in.to(tl.int32), 0)
         if num_in > 0:
@@ -378,13 +380,13 @@ def _collect(
 
 
 @triton.jit
-def _pick(row, top, temperature, least, target, vocabulary, SPLIT: tl.constexpr):
+def _pick(row, top, temperature, least, target, vocabulary, TILE: tl.constexpr):
     """The first candidate at which the running sum exceeds the target, else the last candidate."""
     token = vocabulary
     before = target * 0
     begin = 0
     while (token == vocabulary) & (begin < vocabulary):
-        n = begin + tl.arange(0, SPLIT)
+        n = begin + tl.arange(0, TILE)
         bits = _weight_bits(row, n, vocabulary, top, temperature)
         weight = tl.where(bits >= least, _weights(bits), 0.0)
         mass = tl.sum(weight, 0)
@@ -392,11 +394,11 @@ def _pick(row, top, temperature, least, target, vocabulary, SPLIT: tl.constexpr)
             running = before + tl.cumsum(weight, 0)
             token = tl.min(tl.where((bits >= least) & (running > target), n, vocabulary), 0)
         before += mass
-        begin += SPLIT
+        begin += TILE
     if token == vocabulary:
         token = 0
-        for begin in range(0, vocabulary, SPLIT):
-            n = begin + tl.arange(0, SPLIT)
+        for begin in range(0, vocabulary, TILE):
+            n = begin + tl.arange(0, TILE)
             bits = _weight_bits(row, n, vocabulary, top, temperature)
             token = tl.maximum(token, tl.max(tl.where(bits >= least, n, 0), 0))
     return token

@@ -3,6 +3,7 @@
 Knows no selection: the rows whose SCORING_LAYER is the layer get scores, the others nothing.
 """
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -14,7 +15,7 @@ from dycoke_core.gpu_kernels.columns import (
     SCORING_LAYER,
     VISUAL_FIRST,
 )
-from dycoke_core.gpu_kernels.launch import check_rows, launch, require
+from dycoke_core.gpu_kernels.launch import check_rows, check_tensors, launch, require
 
 _TILE_SLOTS = 64
 _PROGRAMS = 1024  # what fills a device of up to about 150 multiprocessors
@@ -53,11 +54,13 @@ def visual_scores(
     num_kv_heads = k_pool.shape[1]
     require(num_heads % num_kv_heads == 0, "H must be a multiple of G")
     require(q.stride(2) == 1 and q.stride(1) == head_size, "a row of q must be contiguous")
-    require(k_pool.shape[2] == head_size and k_pool.is_contiguous(), "k_pool must be [R, G, E]")
-    require(k_pool.dtype == q.dtype, "the pool and q must have one dtype")
+    require(k_pool.shape[2] == head_size, "k_pool must be [R, G, E]")
+    check_tensors(q.dtype, k_pool=k_pool)
+    check_tensors(torch.int32, slots=slots)
     check_rows(rows, num_rows)
     require(total.shape == (num_rows, num_heads), "total must be [B, H]")
-    require(scores.shape[0] == num_rows and scores.stride(1) == 1, "scores must be [B, stride]")
+    require(scores.dim() == 2 and scores.shape[0] == num_rows, "scores must be [B, stride]")
+    check_tensors(torch.float32, total=total, scores=scores)
     group = num_heads // num_kv_heads
     tiles = triton.cdiv(scores.shape[1], _TILE_SLOTS)
     launch(

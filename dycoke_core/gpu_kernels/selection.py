@@ -4,6 +4,7 @@ Decides what `compression.kv_pruning` decides: equal scores by lower index, a re
 cosine falls below the threshold. The sum of a cosine may differ in its last bits from a CPU's.
 """
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -27,7 +28,7 @@ from dycoke_core.gpu_kernels.columns import (
     THRESHOLD,
     VISUAL_FIRST,
 )
-from dycoke_core.gpu_kernels.launch import check_rows, launch, require
+from dycoke_core.gpu_kernels.launch import check_rows, check_tensors, launch, require
 
 _MAX_TILE = 4096  # scores
 
@@ -47,8 +48,9 @@ def gate_select(
     """Compares each scoring row's scores with those of its last selection and selects where due.
 
     A selection writes the row's `reference`, `kept`, the first NUM_KEPT slots of its seat's list
-    (unless KEPT_IN_OWN_ROWS) and, unless it is the first, counts a refresh. One program per row;
-    the NUM_KEPT-th score is found bit by bit, in 31 passes over scores that stay in the L1 cache.
+    (unless KEPT_IN_OWN_ROWS) and counts a refresh; the first one sets the count to 0, so that a
+    seat's state needs no clearing. One program per row; the NUM_KEPT-th score is found bit by bit,
+    in 31 passes over scores that stay in the L1 cache.
 
     Args:
         rows: int32 [B, ROW_COLUMNS]; NUM_KEPT at most V.
@@ -61,17 +63,18 @@ def gate_select(
         changed: int32 [B], 1 where the set was chosen now. Rows that score in no layer get 0.
 
     Raises:
-        ValueError: shapes do not fit.
+        ValueError: shapes or dtypes do not fit.
 
     Source: paper section 3.3, `compression.kv_pruning.KVPruner`.
     """
     num_rows, stride = scores.shape
     check_rows(rows, num_rows)
-    require(scores.stride(1) == 1, "a row of scores must be contiguous")
     require(reference.shape[1] == stride == kept.shape[1], "state must have the scores' stride")
-    require(reference.is_contiguous() and kept.is_contiguous(), "state must be contiguous")
     require(reference.shape[0] == kept.shape[0] == refreshes.shape[0], "state must be per seat")
     require(changed.shape == (num_rows,), "changed must be [B]")
+    check_tensors(torch.float32, scores=scores, reference=reference)
+    integers = {"kept": kept, "slots": slots, "given": given}
+    check_tensors(torch.int32, refreshes=refreshes, changed=changed, **integers)
     tile = min(triton.next_power_of_2(stride), _MAX_TILE)
     launch(
         gate_select_kernel,
@@ -161,8 +164,9 @@ def gate_select_kernel(
                     tl.store(kept_slots + rank, slot, mask=is_kept & (rank < num_written))
                     ties_left -= tl.sum(is_tie)
                     num_chosen += tl.sum(is_kept.to(tl.int32))
-            if is_first == 0:
-                tl.store(refreshes + seat, tl.load(refreshes + seat) + 1)
+            # A seat keeps the count of its sequence before until the next one's first selection.
+            count = tl.where(is_first, 0, tl.load(refreshes + seat) + 1)
+            tl.store(refreshes + seat, count)
 
 
 @triton.jit

@@ -16,6 +16,7 @@ from dycoke_core.compression.flops import TextGeometry, VisionGeometry
 from dycoke_core.model import vision
 from dycoke_core.model.attention import LayerAttention
 from dycoke_core.preprocess import FrameNormalizer, PromptEncoder
+from dycoke_core.transfer import to_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,10 +120,7 @@ class LlavaOnevision:
 
     def integers(self, values: Sequence[int]) -> Tensor:
         """int64 [len(values)] on the device; the host does not wait for the copy."""
-        tensor = torch.tensor(values, dtype=torch.long)
-        if self.device.type == "cpu":
-            return tensor
-        return tensor.pin_memory().to(self.device, non_blocking=True)
+        return to_device(torch.tensor(values, dtype=torch.long), self.device)
 
     def forward(self, embeds: Tensor, positions: Tensor, attention: LayerAttention) -> Tensor:
         """Runs the language model's layers over new tokens.

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dycoke_core.compression.ttm import reference_frames
+from dycoke_core.config import TtmVariant
 from dycoke_core.model.llava_onevision import LlavaOnevision
 
 
@@ -42,6 +44,29 @@ def ttm(features: Tensor, k: float) -> list[int]:
                 survivors = sorted(order[: share(k, num_tokens)])
             kept += [frame * num_tokens + n for n in survivors]
     return kept
+
+
+def ttm_by_frames(features: Tensor, k: float, window: int, variant: TtmVariant) -> list[int]:
+    """Stage I frame by frame, with the arithmetic of `ttm.select_tokens`: equal to the last bit."""
+    num_tokens = features.shape[1]
+    kept: list[int] = []
+    references = reference_frames(len(features), window=window, variant=variant)
+    for frame, reference in references.items():
+        survivors = list(range(num_tokens))
+        if reference is not None:
+            difference = _units(features[frame]) - _units(features[reference])
+            changes = difference.square().sum(dim=-1)
+            order = changes.sort(descending=True, stable=True).indices.tolist()
+            survivors = order[: share(k, num_tokens)]
+            if variant == "paper":
+                survivors.sort()
+        kept += [frame * num_tokens + n for n in survivors]
+    return kept
+
+
+def _units(tokens: Tensor) -> Tensor:
+    tokens = tokens.double()
+    return tokens / tokens.square().sum(dim=-1, keepdim=True).sqrt().clamp_min(1e-12)
 
 
 def vidcom2(features: Tensor, ratio: float) -> list[int]:

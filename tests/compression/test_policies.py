@@ -16,6 +16,10 @@ def test_every_named_policy_selects_as_many_tokens_as_it_announces(
     kept = policy.select_visual_tokens(torch.randn(num_frames, 16, 8))
     assert len(kept) == policy.count_visual_tokens(num_frames, 16)
     assert kept.tolist() == sorted(set(kept.tolist()))
+    counts = policy.count_per_frame(num_frames, 16)
+    assert (counts is None) is (name == "vidcom2"), "where the features decide"
+    if counts is not None:
+        assert counts == tuple(torch.bincount(kept // 16, minlength=num_frames).tolist())
 
 
 CHANGES: dict[str, object] = {

@@ -5,8 +5,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dycoke_core.compression.ttm import count_tokens, reference_frames, select_tokens
+from dycoke_core.compression import ttm
+from dycoke_core.compression.ttm import (
+    count_per_frame,
+    count_tokens,
+    reference_frames,
+    select_tokens,
+)
+from dycoke_core.config import TtmVariant
 from tests.compression import slow_loops
+from tests.operations import CountingOperations
 
 SHARES = st.one_of(st.sampled_from([0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0]), st.floats(0, 1))
 
@@ -74,6 +82,56 @@ def test_selection_equals_the_slow_loop(
     assert (counts[::4] == num_tokens).all(), "frame 0 of each window stays whole"
     pruned = [frame for frame in range(num_frames) if frame % 4]
     assert (counts[pruned] == slow_loops.share(k, num_tokens)).all()
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    num_frames=st.integers(1, 9),
+    num_tokens=st.integers(1, 12),
+    window=st.integers(1, 5),
+    variant=st.sampled_from(["paper", "released"]),
+    k=SHARES,
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    noise=st.sampled_from([0.0, 1e-7, 1e-3, 1.0]),  # 0: all frames are the same
+    block=st.sampled_from([1, 100, 2**20]),
+    seed=st.integers(0, 2**16),
+)
+def test_selection_equals_that_of_one_frame_after_the_other(
+    num_frames: int,
+    num_tokens: int,
+    window: int,
+    variant: TtmVariant,
+    k: float,
+    dtype: torch.dtype,
+    noise: float,
+    block: int,
+    seed: int,
+) -> None:
+    if variant == "released":
+        num_frames, window = max(num_frames, 5), 4
+    generator = torch.Generator().manual_seed(seed)
+    still = torch.randn(1, num_tokens, 17, generator=generator)
+    moving = torch.randn(num_frames, num_tokens, 17, generator=generator)
+    features = (still + noise * moving).to(dtype)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ttm, "_BLOCK_VALUES_ON_CPU", block)
+        kept = select_tokens(features, k, window=window, variant=variant)
+    assert kept.tolist() == slow_loops.ttm_by_frames(features, k, window, variant)
+    counts = count_per_frame(num_frames, num_tokens, k, window=window, variant=variant)
+    assert counts == tuple(torch.bincount(kept // num_tokens, minlength=num_frames).tolist())
+
+
+@pytest.mark.parametrize("variant", ["paper", "released"])
+def test_operations_do_not_grow_with_the_frames_and_none_waits_for_the_device(
+    variant: TtmVariant,
+) -> None:
+    counts = []
+    for num_frames in (8, 32):
+        with CountingOperations() as operations:
+            select_tokens(torch.randn(num_frames, 9, 6), 0.7, variant=variant)
+        assert not operations.waiting
+        counts.append(operations.counts)
+    assert counts[0] == counts[1]
 
 
 @settings(deadline=None, max_examples=30)

@@ -9,6 +9,8 @@ import pytest
 
 from dycoke_core.gpu_kernels.compile_ahead import SHARED_LIMIT_BYTES
 
+pytestmark = pytest.mark.slow
+
 KERNELS = {
     *("split_attend", "merge_parts", "visual_scores", "gate_select", "gather_kept"),
     *("add_rmsnorm", "rope_store", "silu_mul", "embed"),
@@ -48,9 +50,10 @@ def test_attention_multiplies_in_tensor_cores_and_copies_ahead(compiled: list[Ro
     assert all(r["asynchronous_copies"] for r in rows)
 
 
-def test_five_programs_of_the_usual_tile_share_a_multiprocessor(compiled: list[Row]) -> None:
-    """What hides the memory's latency: see `split_attend`."""
+def test_three_programs_of_attention_share_a_multiprocessor(compiled: list[Row]) -> None:
+    """Those of the usual tile, as `split_attend` says; each takes 1 KB of shared memory more."""
     for row in compiled:
-        if row["kernel"] == "split_attend" and "M=16" in row["constants"] and row["target"] >= 90:
-            threads = 32 * row["num_warps"]
-            assert 5 * row["shared_bytes"] <= 227 * 1024 and 4 * row["registers"] * threads <= 65536
+        is_usual = row["kernel"] == "split_attend" and "M=16" in row["constants"]
+        if is_usual and row["dtype"] != "fp32" and row["target"] >= 90:
+            assert 3 * (row["shared_bytes"] + 1024) <= 228 * 1024, row
+            assert 3 * row["registers"] * 32 * row["num_warps"] <= 65536, row

@@ -177,10 +177,12 @@ def test_a_call_is_three_launches_whatever_the_batch(num_rows: int) -> None:
     assert sum(step.launches.values()) == 3
 
 
-def test_scratch_for_another_vocabulary_is_refused() -> None:
+def test_what_does_not_fit_is_refused() -> None:
     scratch = SamplingScratch.allocate(2, 100, DEVICE, split=64)
     floats, ints = torch.zeros(2, device=DEVICE), torch.zeros(2, dtype=torch.int32, device=DEVICE)
     rows = torch.zeros(2, ROW_COLUMNS, dtype=torch.int32, device=DEVICE)
+    doubles, outputs = floats.double(), (rows, ints, ints, ints, scratch)
     with pytest.raises(ValueError, match="another vocabulary"):
-        logits = torch.zeros(2, 300, device=DEVICE)
-        sample(logits, floats, floats, floats.double(), rows, ints, ints, ints, scratch)
+        sample(torch.zeros(2, 300, device=DEVICE), floats, floats, doubles, *outputs)
+    with pytest.raises(ValueError, match="uniform must be"):
+        sample(torch.zeros(2, 100, device=DEVICE), floats, floats, floats, *outputs)

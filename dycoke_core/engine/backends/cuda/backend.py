@@ -382,13 +382,17 @@ class CudaBackend:
     def mark(self) -> Mark:
         if not self._is_on_gpu:
             return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         return event
 
-    def seconds(self, start: Mark, end: Mark) -> float | None:
+    def has_passed(self, mark: Mark) -> bool:
+        return not isinstance(mark, torch.cuda.Event) or mark.query()  # type: ignore[no-untyped-call]
+
+    def seconds(self, start: Mark, end: Mark) -> float:
         if isinstance(start, torch.cuda.Event) and isinstance(end, torch.cuda.Event):
-            return start.elapsed_time(end) / 1000 if end.query() else None
+            end.synchronize()
+            return float(start.elapsed_time(end)) / 1000
         assert isinstance(start, float) and isinstance(end, float)
         return end - start
 

@@ -251,7 +251,7 @@ class DecodePass:
             hidden,
             cos,
             sin,
-            step.rows[:, columns.WRITE_SLOT].contiguous(),
+            step.rows[:, columns.WRITE_SLOT],
             self._pool.keys,
             self._pool.values,
             _Attention(self, shape, step),

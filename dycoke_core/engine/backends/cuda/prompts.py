@@ -137,7 +137,7 @@ class PromptPass:
         logits = decoder.logits(hidden.index_select(0, to_device(first_row + last_rows, device)))
         results = torch.zeros((3, len(drawn)), dtype=torch.int32, device=device)
         if drawn:
-            draws = [chunk.draw for chunk, _ in drawn]
+            draws = [draw for chunk, _ in drawn if (draw := chunk.draw) is not None]
             sample(
                 logits,
                 to_device(np.array([d.temperature for d in draws], np.float32), device),

@@ -27,6 +27,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from dycoke_core import transfer
 from dycoke_core.engine.backends.cuda.tiles import TileBuffers, TileCapacity
 from dycoke_core.gpu_kernels.rows import (
     ITEM_COLUMNS,
@@ -287,10 +288,7 @@ class ResultDownloads:
 
 def to_device(array: npt.NDArray[np.generic], device: torch.device) -> Tensor:
     """A copy on the device, for which the host does not wait."""
-    tensor = torch.from_numpy(np.ascontiguousarray(array))
-    if device.type == "cpu":
-        return tensor
-    return tensor.pin_memory().to(device, non_blocking=True)
+    return transfer.to_device(torch.from_numpy(np.ascontiguousarray(array)), device)
 
 
 def _host_words(num_words: int, device: torch.device) -> Tensor:
