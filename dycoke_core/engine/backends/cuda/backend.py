@@ -113,6 +113,7 @@ class CudaBackend:
         )
         self._pool = self._take_pool(model, config, batching, parts)
         self.kv_budget_bytes = self._pool.usable_bytes
+        self.host_budget_bytes = self._host_pool.usable_bytes if self._host_pool is not None else 0
         self._decode = parts.decode_pass(self._pool, max_rows, self.depth)
         self._prompts = parts.prompt_pass(self._pool)
         in_flight = _PASSES_PER_STEP * (self.depth + 1)
