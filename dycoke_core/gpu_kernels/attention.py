@@ -50,8 +50,8 @@ def split_attend(
     Row j of an item sees its slot i where i < CAUSAL + j. A row that sees no slot gets zeros and a
     log total of -inf. Parts of items that are not active, and rows beyond an item's, stay as they
     are. Keys and values are read once per item: 2 * G * E elements a slot. A program has the next
-    64 slots on their way while it computes; in bfloat16 three programs of M = 16 or two of M = 64
-    share a multiprocessor, about 200 KB on their way.
+    64 slots on their way while it computes: of 7B's heads in bfloat16 three programs of M = 16, or
+    one or two of M = 64, share a multiprocessor and have about 200 KB on their way.
 
     Args:
         q: [B, H, E], rows of any stride.
@@ -100,7 +100,7 @@ def split_attend(
         E=head_size,
         M=tile_rows,
         N=_TILE_SLOTS,
-        num_warps=4 if has_tensor_cores else 8,
+        num_warps=4 if has_tensor_cores and tile_rows == 16 else 8,
         num_stages=5 if has_tensor_cores else 2,  # with 3, copies are waited for as they begin
     )
 

@@ -100,6 +100,7 @@ def rope_store(
     require(k_pool.shape == v_pool.shape, "pools must be of one shape")
     check_tensors(qkv.dtype, cos=cos, sin=sin, k_pool=k_pool, v_pool=v_pool)
     group = num_heads // num_kv_heads
+    tile_heads = triton.next_power_of_2(group + 1)
     launch(
         rope_store_kernel,
         (num_rows, num_kv_heads),
@@ -115,8 +116,10 @@ def rope_store(
         G=num_kv_heads,
         R=group,
         E=head_size,
-        HEADS=triton.next_power_of_2(group + 1),
-        num_warps=2,
+        HEADS=tile_heads,
+        # Eight pairs a thread: with fewer, two warps would share some, of which one would read
+        # what the other has already rotated.
+        num_warps=max(1, tile_heads * head_size // 512),
     )
 
 

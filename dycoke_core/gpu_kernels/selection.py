@@ -48,8 +48,9 @@ def gate_select(
     """Compares each scoring row's scores with those of its last selection and selects where due.
 
     A selection writes the row's `reference`, `kept`, the first NUM_KEPT slots of its seat's list
-    (unless KEPT_IN_OWN_ROWS) and, unless it is the first, counts a refresh. One program per row;
-    the NUM_KEPT-th score is found bit by bit, in 31 passes over scores that stay in the L1 cache.
+    (unless KEPT_IN_OWN_ROWS) and counts a refresh; the first one sets the count to 0, so that a
+    seat's state needs no clearing. One program per row; the NUM_KEPT-th score is found bit by bit,
+    in 31 passes over scores that stay in the L1 cache.
 
     Args:
         rows: int32 [B, ROW_COLUMNS]; NUM_KEPT at most V.
@@ -163,8 +164,9 @@ def gate_select_kernel(
                     tl.store(kept_slots + rank, slot, mask=is_kept & (rank < num_written))
                     ties_left -= tl.sum(is_tie)
                     num_chosen += tl.sum(is_kept.to(tl.int32))
-            if is_first == 0:
-                tl.store(refreshes + seat, tl.load(refreshes + seat) + 1)
+            # A seat keeps the count of its sequence before until the next one's first selection.
+            count = tl.where(is_first, 0, tl.load(refreshes + seat) + 1)
+            tl.store(refreshes + seat, count)
 
 
 @triton.jit

@@ -17,9 +17,10 @@ class Selections:
     def __init__(self, pruners: list[KVPruner], stride: int) -> None:
         self.pruners, num_seats = pruners, len(pruners) + 1
         self.scores = torch.zeros(len(pruners), stride, device=DEVICE)
-        self.reference = torch.zeros(num_seats, stride, device=DEVICE)
+        # What an earlier sequence left on these seats.
+        self.reference = torch.ones(num_seats, stride, device=DEVICE)
         self.kept = torch.full((num_seats, stride), -7, dtype=torch.int32, device=DEVICE)
-        self.refreshes = int32([0] * num_seats)
+        self.refreshes = int32([9] * num_seats)
         self.changed = int32([5] * len(pruners))
         generator = torch.Generator().manual_seed(0)
         num_visual = sum(p.num_visual_tokens for p in pruners)

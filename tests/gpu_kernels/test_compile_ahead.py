@@ -9,7 +9,7 @@ import pytest
 
 from dycoke_core.gpu_kernels.compile_ahead import SHARED_LIMIT_BYTES
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.slow
 
 KERNELS = {
     *("split_attend", "merge_parts", "visual_scores", "gate_select", "gather_kept"),
@@ -50,10 +50,10 @@ def test_attention_multiplies_in_tensor_cores_and_copies_ahead(compiled: list[Ro
     assert all(r["asynchronous_copies"] for r in rows)
 
 
-def test_programs_of_attention_share_a_multiprocessor(compiled: list[Row]) -> None:
-    """So many as `split_attend` counts on; each takes a kilobyte of shared memory more."""
+def test_three_programs_of_attention_share_a_multiprocessor(compiled: list[Row]) -> None:
+    """Those of the usual tile, as `split_attend` says; each takes 1 KB of shared memory more."""
     for row in compiled:
-        if row["kernel"] == "split_attend" and row["dtype"] != "fp32" and row["target"] >= 90:
-            num_programs = 3 if "M=16" in row["constants"] else 2
-            assert num_programs * (row["shared_bytes"] + 1024) <= 228 * 1024, row
-            assert num_programs * row["registers"] * 32 * row["num_warps"] <= 65536, row
+        is_usual = row["kernel"] == "split_attend" and "M=16" in row["constants"]
+        if is_usual and row["dtype"] != "fp32" and row["target"] >= 90:
+            assert 3 * (row["shared_bytes"] + 1024) <= 228 * 1024, row
+            assert 3 * row["registers"] * 32 * row["num_warps"] <= 65536, row

@@ -61,6 +61,17 @@ def test_equal_scores_and_a_zero_norm() -> None:
     assert [int(p.num_refreshes) for p in pruners] == [3] * 3  # at zero norm always
 
 
+@pytest.mark.parametrize(("threshold", "second"), [(1.0, (1.0, 0.0)), (0.0, (0.0, 1.0))])
+def test_a_cosine_at_the_threshold_keeps_the_set(
+    threshold: float, second: tuple[float, float]
+) -> None:
+    pruner = KVPruner(2, 1, threshold)
+    selections = Selections([pruner], stride=4)
+    for scores in ((1.0, 0.0), second):
+        selections.step([torch.tensor(scores)])
+    assert int(pruner.num_refreshes) == 0
+
+
 def run(rows: list[list[int]], changed: Tensor, slots: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     scores = torch.rand(len(rows), 16, generator=torch.Generator().manual_seed(0)).to(DEVICE)
     reference, kept = torch.zeros(9, 16, device=DEVICE), int32([[-7] * 16] * 9)
