@@ -14,7 +14,6 @@ import numpy as np
 from dycoke_core.compression.policies import Policy, make_policy
 from dycoke_core.config import Batching, EngineConfig
 from dycoke_core.engine.backend import Backend, PrefixLayout, SeatLayout
-from dycoke_core.engine.budget import host_budget_bytes
 from dycoke_core.engine.detokenizer import Detokenizer
 from dycoke_core.engine.faults import is_out_of_memory
 from dycoke_core.engine.prefix_cache import (
@@ -44,7 +43,7 @@ class Admission:
         self._has_host_tier = config.dp_cache == "host"
         self._max_chunk_tokens = batching.prefill_chunk_tokens
         self.kv_budget = ByteBudget(backend.kv_budget_bytes)
-        self.host_budget = ByteBudget(host_budget_bytes(config))
+        self.host_budget = ByteBudget(backend.host_budget_bytes)
         self._videos: SharedPool[Video] = SharedPool(ByteBudget(config.feature_cache_bytes))
         self._prefixes: SharedPool[Prefix] = SharedPool(
             self.kv_budget,

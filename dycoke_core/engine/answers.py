@@ -39,8 +39,6 @@ class Answers:
         """
         events: list[TokenEvent] = []
         ended: list[Ended] = []
-        for failure in outcome.failures:
-            self._fail(failure, events, ended)
         for answer in outcome.answers:
             if answer.state.is_finished:
                 continue  # it ended while this step was on its way
@@ -53,6 +51,8 @@ class Answers:
                 events.append(event)
                 if event.finish_reason is not None:
                     ended.append(Ended(answer.state))
+        for failure in outcome.failures:
+            self._fail(failure, events, ended)
         return events, ended
 
     def _take(self, answer: Answer) -> TokenEvent | None:

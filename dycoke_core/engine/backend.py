@@ -102,12 +102,14 @@ class Backend(Protocol):
     Args:
         depth: launched steps whose outcome may be outstanding while the next one is planned.
         kv_budget_bytes: what prefixes and seats may reserve together.
+        host_budget_bytes: what finished prefixes may take of the host's memory.
         vision_slice_layers: layers of the vision tower that run between two decode steps; None: as
             many as fill a time slice.
     """
 
     depth: int
     kv_budget_bytes: int
+    host_budget_bytes: int
     vision_slice_layers: int | None
 
     # --- memory ---

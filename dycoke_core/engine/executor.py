@@ -41,7 +41,7 @@ class Failure(NamedTuple):
 
 @dataclass(slots=True)
 class Outcome:
-    """What became known in a step, in the order in which it happened."""
+    """What became known in a step. A sequence's answers came before its failure."""
 
     answers: list[Answer] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
@@ -107,6 +107,8 @@ class Executor:
             self._run_rows(schedule, outcome)
             self._collect(outcome, max_outstanding=self._backend.depth)
         else:
+            self._collect(outcome, max_outstanding=0)
+        if outcome.failures:  # what they had chosen before is on its way
             self._collect(outcome, max_outstanding=0)
         if schedule.encode or schedule.prefixes or schedule.questions:
             self._note_peak(schedule)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -130,6 +131,19 @@ def lowest(scores: Tensor, num_kept: int, step: int) -> list[int]:
     return sorted(order[:num_kept])
 
 
+@dataclass(frozen=True)
+class SlowStep:
+    """A decode step's selection.
+
+    is_borderline: whether rounding may decide otherwise: two scores at the cut, or the cosine and
+        the threshold, are within 1e-5.
+    """
+
+    kept: list[int]
+    num_refreshes: int
+    is_borderline: bool
+
+
 class SlowStageTwo:
     """A `LayerAttention` that keeps every key and value of every token and attends by loops.
 
@@ -150,7 +164,8 @@ class SlowStageTwo:
         choose: Callable[[Tensor, int, int], list[int]] = highest,
     ) -> None:
         self.visual, self.first_pruned, self.threshold = visual, layer, threshold
-        self.choose, self.num_steps = choose, 0
+        self.choose = choose
+        self.steps: list[SlowStep] = []
         self.num_kept = share(p, len(visual))
         self.keys: dict[int, list[Tensor]] = {}  # per layer, per token: [G, E]
         self.values: dict[int, list[Tensor]] = {}
@@ -184,15 +199,31 @@ class SlowStageTwo:
 
     def select(self, per_head: Tensor) -> None:
         scores = per_head.mean(dim=0)[self.visual]
-        step, self.num_steps = self.num_steps, self.num_steps + 1
+        is_borderline = self.update(scores)
+        self.steps.append(SlowStep(self.kept, self.num_refreshes, is_borderline))
+
+    def update(self, scores: Tensor) -> bool:
+        """Returns whether rounding may decide otherwise."""
+        is_near_gate = False
         if self.reference is not None:
             if self.threshold is None:
-                return
-            norms = scores.norm() * self.reference.norm()
-            if norms > 0 and float(scores @ self.reference) / float(norms) >= self.threshold:
-                return
+                return False
+            norms = float(scores.norm() * self.reference.norm())
+            cosine = float(scores @ self.reference) / norms if norms > 0 else -2.0
+            is_near_gate = abs(cosine - self.threshold) < 1e-5
+            if cosine >= self.threshold:
+                return is_near_gate
             self.num_refreshes += 1
-        self.kept, self.reference = self.choose(scores, self.num_kept, step), scores
+        self.kept = self.choose(scores, self.num_kept, len(self.steps))
+        self.reference = scores
+        return is_near_gate or is_near_cut(scores, set(self.kept))
+
+
+def is_near_cut(scores: Tensor, kept: set[int]) -> bool:
+    """Whether a score that was kept is within 1e-5 of one that was not."""
+    is_kept = torch.tensor([place in kept for place in range(len(scores))], dtype=torch.bool)
+    inside, outside = scores[is_kept][:, None], scores[~is_kept][None]
+    return bool(((inside - outside).abs() <= 1e-5 * inside.maximum(outside)).any())
 
 
 def weights(query: Tensor, keys: list[Tensor], positions: list[int], scaling: float) -> Tensor:
@@ -209,15 +240,14 @@ def decode_slowly(
     embeds: Tensor,
     answer: list[int],
     attention: SlowStageTwo,
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Runs a prompt, then forces an answer through; logits per token, kept set per decode step."""
+) -> list[Tensor]:
+    """Runs a prompt, then forces an answer through: logits per token."""
     num_prompt = embeds.shape[0]
     hidden = model.forward(embeds, torch.arange(num_prompt)[None], attention)
     attention.is_decoding = True
-    logits, kept = [model.logits(hidden[-1:])[0]], []
+    logits = [model.logits(hidden[-1:])[0]]
     for index, token in enumerate(answer[:-1]):
         position = torch.tensor([[num_prompt + index]])
         hidden = model.forward(model.embed_tokens((token,)), position, attention)
         logits.append(model.logits(hidden[-1:])[0])
-        kept.append(torch.tensor(attention.kept, dtype=torch.long))
-    return logits, kept
+    return logits

@@ -24,7 +24,10 @@ from dycoke_core.sequence import (
 )
 
 
-@dataclass
+MAX_STEPS = 10_000  # of a test; whoever needs more waits for something that never comes
+
+
+@dataclass(repr=False)
 class Recording:
     logits: list[Tensor] = field(default_factory=list)  # float32 [vocabulary], one per token
     kept: list[Tensor] = field(default_factory=list)  # of the step that led to the token
@@ -40,14 +43,14 @@ class RecordingEngine(Engine):
         self._num_forced: dict[str, int] = {}
 
     def _record(self, plan: StepPlan, states: tuple[SequenceState, ...], pending: Pending) -> None:
-        logits = iter(pending.logits.clone())
+        logits = iter(pending.logits.cpu().clone())
         for row, state in zip(plan.answering, states, strict=True):
             recording = self.recordings[state.sequence.sequence_id]
             if row.draw is not None:
                 recording.logits.append(next(logits))
             view = self.backend.view(row.seat)
             if view.kept is not None:
-                recording.kept.append(view.kept.clone())
+                recording.kept.append(view.kept.cpu().clone())
                 recording.refreshes.append(view.num_refreshes)
 
     def run(self, *sequences: Sequence) -> dict[str, list[TokenEvent]]:
@@ -58,19 +61,26 @@ class RecordingEngine(Engine):
 
     def drain(self) -> dict[str, list[TokenEvent]]:
         events: dict[str, list[TokenEvent]] = defaultdict(list)
-        while self.has_work:
+        for _ in range(MAX_STEPS):
+            if not self.has_work:
+                return events
             for event in self.step():
                 events[event.sequence_id].append(event)
-                if event.report is not None:
-                    self._trim(event)
+        raise AssertionError("sequences wait for what never comes")
+
+    def step(self) -> list[TokenEvent]:
+        events = super().step()
+        for event in events:
+            if event.finish_reason is not None:
+                self._trim(event)
         return events
 
     def _trim(self, end: TokenEvent) -> None:
         """Drops what a device that runs a step behind has computed after the last token."""
-        assert end.report is not None
         recording = self.recordings[end.sequence_id]
-        num_sampled = end.index + len(end.token_ids) - self._num_forced.pop(end.sequence_id, 0)
-        num_steps = end.report.compression.decode_steps
+        num_tokens = end.index + len(end.token_ids)
+        num_sampled = max(num_tokens - self._num_forced.pop(end.sequence_id), 0)
+        num_steps = max(num_tokens - 1, 0)
         del recording.logits[num_sampled:], recording.kept[num_steps:]
         del recording.refreshes[num_steps:]
 
@@ -89,11 +99,12 @@ def moving_square(seed: int, num_frames: int = 8, size: int = 224) -> npt.NDArra
     rng = np.random.default_rng(seed)
     background, color = rng.integers(0, 256, (2, 3))
     start, speed = rng.integers(10, 120, 2), rng.integers(-4, 5, 2)
+    side = 50 * size // 224
     frames = np.empty((num_frames, size, size, 3), np.int16)
     frames[:] = background
     for index, frame in enumerate(frames):
-        y, x = (start + speed * index) % (size - 50)
-        frame[y : y + 50, x : x + 50] = color
+        y, x = (start + speed * index) % (size - side)
+        frame[y : y + side, x : x + side] = color
     noisy = frames + rng.integers(-4, 5, frames.shape)
     return np.clip(noisy, 0, 255).astype(np.uint8)
 
@@ -107,16 +118,23 @@ def make_sequence(
     max_tokens: int = 12,
     compression: str | dict[str, object] = "dycoke",
     forced: tuple[int, ...] = (),
+    image_size: int = 224,
     **sampling: object,
 ) -> Sequence:
     return Sequence(
         sequence_id=name,
         messages=(ChatMessage("user", question),),
-        frames=moving_square(video, num_frames),
+        frames=moving_square(video, num_frames, image_size),
         sampling=SamplingParams(max_tokens=max_tokens, **sampling),  # type: ignore[arg-type]
         compression=CompressionConfig.parse(compression),
         forced_token_ids=forced,
     )
+
+
+def assert_same(actual: Recording, expected: Recording) -> None:
+    assert_same_logits(actual.logits, expected.logits)
+    assert_same_kept(actual.kept, expected.kept)
+    assert actual.refreshes == expected.refreshes
 
 
 def assert_same_logits(actual: list[Tensor], expected: list[Tensor]) -> None:

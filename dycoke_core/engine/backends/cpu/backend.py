@@ -25,7 +25,7 @@ from dycoke_core.engine.backend import (
 )
 from dycoke_core.engine.backends.cpu.kv_cache import PrefixKV, SequenceKV, Slab
 from dycoke_core.engine.backends.cpu.step_attention import StepAttention
-from dycoke_core.engine.budget import cpu_kv_budget_bytes, row_bytes
+from dycoke_core.engine.budget import cpu_kv_budget_bytes, host_budget_bytes, row_bytes
 from dycoke_core.engine.plan import DecodeRow, StepPlan
 from dycoke_core.engine.sampler import sample
 from dycoke_core.model.llava_onevision import LlavaOnevision
@@ -55,6 +55,7 @@ class CpuBackend:
     def __init__(self, model: LlavaOnevision, config: EngineConfig) -> None:
         self._model = model
         self.kv_budget_bytes = cpu_kv_budget_bytes(config)
+        self.host_budget_bytes = host_budget_bytes(config)
         self._row_bytes = row_bytes(model.text_geometry, model.dtype)
         self._prefixes: dict[int, PrefixKV] = {}
         self._seats: dict[int, _Seat] = {}

@@ -32,7 +32,7 @@ from dycoke_core.engine.backend import (
     SeatView,
     StepOutcome,
 )
-from dycoke_core.engine.backends.cuda.decode import DecodePass, StepShape
+from dycoke_core.engine.backends.cuda.decode import DecodePass
 from dycoke_core.engine.backends.cuda.graphs import (
     CudaGraphs,
     DecodeGraphs,
@@ -47,6 +47,7 @@ from dycoke_core.engine.backends.cuda.staging import (
     ResultDownloads,
     to_device,
 )
+from dycoke_core.engine.backends.cuda.step_writer import StepShape, StepWriter
 from dycoke_core.engine.backends.cuda.tiles import LARGE_TILE, SMALL_TILE
 from dycoke_core.engine.budget import gpu_kv_budget_bytes, host_budget_bytes
 from dycoke_core.engine.plan import DecodeRow, StepPlan
@@ -112,6 +113,7 @@ class CudaBackend:
         )
         self._pool = self._take_pool(model, config, batching, parts)
         self.kv_budget_bytes = self._pool.usable_bytes
+        self.host_budget_bytes = self._host_pool.usable_bytes if self._host_pool is not None else 0
         self._decode = parts.decode_pass(self._pool, max_rows, self.depth)
         self._prompts = parts.prompt_pass(self._pool)
         in_flight = _PASSES_PER_STEP * (self.depth + 1)
@@ -328,7 +330,7 @@ class CudaBackend:
             if seat.owns_kept_rows and seat.num_steps == 0:
                 self._decode.copy_text(seat)
         bucket = self._graphs.bucket_for(len(rows))
-        shape = self._decode.fill(rows, seats, bucket)
+        shape = self._decode.writer.write(rows, seats, bucket)
         key = GraphKey(bucket, shape.tile_rows)
         if shape.is_usual and self._has_graphs():
             results, logits = self._graphs.replay(key)
@@ -407,7 +409,7 @@ class CudaBackend:
         return not self._graphs.is_eager
 
     def _capture(self) -> None:
-        self._decode.clear()
+        self._decode.writer.clear()
         self._graphs.capture_all(lambda key: self._decode.run(StepShape(key.batch, key.tile_rows)))
 
 
@@ -421,15 +423,16 @@ class _Parts:
     model: LlavaOnevision
 
     def decode_pass(self, pool: KVPool, max_rows: int, depth: int) -> DecodePass:
-        return DecodePass(
-            self.decoder,
+        writer = StepWriter(
             pool,
-            self.host_pool,
             self.tables,
             max_rows=max_rows,
             num_heads=self.model.text_geometry.num_heads,
             num_axes=self.model.num_position_axes,
             depth=depth,
+        )
+        return DecodePass(
+            self.decoder, pool, self.host_pool, self.tables, writer, max_rows=max_rows
         )
 
     def prompt_pass(self, pool: KVPool) -> PromptPass:

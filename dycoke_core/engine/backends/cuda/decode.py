@@ -17,28 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dycoke_core.compression.kv_pruning import RandomChoice, choose_highest, choose_lowest
-from dycoke_core.config import CompressionConfig
 from dycoke_core.engine.backends.cuda.pool import KVPool
 from dycoke_core.engine.backends.cuda.seats import Seat, SeatTables
-from dycoke_core.engine.backends.cuda.staging import (
-    DeviceStep,
-    HostStep,
-    StepLayout,
-    StepUploads,
-    to_device,
-)
-from dycoke_core.engine.backends.cuda.tiles import (
-    LARGE_TILE,
-    SMALL_TILE,
-    TileCapacity,
-    TileRows,
-    TileShape,
-    choose_tile_rows,
-    plan_tiles,
-    sizes_of_groups,
-)
-from dycoke_core.engine.plan import DecodeRow
+from dycoke_core.engine.backends.cuda.staging import DeviceStep, to_device
+from dycoke_core.engine.backends.cuda.step_writer import StepShape, StepWriter
 from dycoke_core.gpu_kernels import rows as columns
 from dycoke_core.gpu_kernels.attention import merge_parts, split_attend
 from dycoke_core.gpu_kernels.host_copy import gather_kept
@@ -47,27 +29,6 @@ from dycoke_core.gpu_kernels.sampling import SamplingScratch, sample
 from dycoke_core.gpu_kernels.scoring import visual_scores
 from dycoke_core.gpu_kernels.selection import gate_select
 from dycoke_core.model.fused import FusedDecoder
-
-USUAL_SCORING_LAYER = max(CompressionConfig().l - 1, 0)
-
-
-@dataclass(frozen=True, slots=True)
-class StepShape:
-    """What decides a step's launches."""
-
-    num_rows: int  # of the bucket
-    tile_rows: int  # M
-    scoring_layers: tuple[int, ...] = (USUAL_SCORING_LAYER,)
-    prunes_layer_0: bool = False
-    is_given: bool = False  # some row's choice comes from the host
-
-    @property
-    def is_usual(self) -> bool:
-        return (
-            set(self.scoring_layers) <= {USUAL_SCORING_LAYER}
-            and not self.prunes_layer_0
-            and not self.is_given
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +46,9 @@ class Before:
 
 class DecodePass:
     """Args:
-    max_rows: of the largest bucket.
     host_pool: where prefixes' pruned layers may lie; None: nowhere.
+    writer: of the steps that are run.
+    max_rows: of the largest bucket.
     """
 
     def __init__(
@@ -95,21 +57,14 @@ class DecodePass:
         pool: KVPool,
         host_pool: KVPool | None,
         tables: SeatTables,
+        writer: StepWriter,
         *,
         max_rows: int,
-        num_heads: int,
-        num_axes: int,
-        depth: int,
     ) -> None:
         self._decoder, self._pool, self._host_pool = decoder, pool, host_pool
-        self._tables = tables
-        self._num_heads, self._num_axes = num_heads, num_axes
+        self._tables, self.writer = tables, writer
         shape, device = pool.shape, tables.device
-        layouts = {tile: self.layout(max_rows, tile) for tile in self._tiles()}
-        num_words = max(layout.num_words for layout in layouts.values())
-        self._uploads = StepUploads(num_words, device, depth=depth)
-        largest = max(layout.capacity.items * tile for tile, layout in layouts.items())
-        num_totals = largest * shape.num_kv_heads
+        num_totals = writer.max_part_rows * shape.num_kv_heads
 
         def empty(*size: int, dtype: torch.dtype) -> Tensor:
             return torch.empty(size, dtype=dtype, device=device)
@@ -118,122 +73,8 @@ class DecodePass:
         self._log_total = empty(num_totals, dtype=torch.float32)
         self._scores = torch.zeros(max_rows, tables.max_tokens, device=device)
         self._changed = torch.zeros(max_rows, dtype=torch.int32, device=device)
-        self._given = torch.zeros(1, dtype=torch.int32, device=device)
         self._results = torch.zeros(3 * max_rows, dtype=torch.int32, device=device)
         self._scratch = SamplingScratch.allocate(max_rows, len(decoder.embedding), device)
-
-    # --- on the host ---
-
-    def fill(self, rows: Sequence[DecodeRow], seats: Sequence[Seat], bucket: int) -> StepShape:
-        """Writes a step's numbers, in this order, and sends them."""
-        tile_rows = self._tile_rows(rows, seats)
-        layout = self.layout(bucket, tile_rows.m)
-        step = self._uploads.begin(layout)
-        given = self._fill_rows(step, rows, seats)
-        step.pad(len(rows), self._pool.trash_slot)
-        step.rows[len(rows) :, columns.FIRST_PRUNED] = self._pool.shape.num_layers
-        tile_shape = self._tile_shape(tile_rows.m)
-        plan_tiles(tile_rows.rows, tile_shape, layout.capacity).write(step)
-        self._uploads.send(layout)
-        if given:
-            self._given = to_device(np.concatenate(given).astype(np.int32), self._tables.device)
-        stages = [seat.stage_two for seat in seats if seat.stage_two is not None]
-        return StepShape(
-            num_rows=bucket,
-            tile_rows=tile_rows.m,
-            scoring_layers=tuple(sorted({stage.scoring_layer for stage in stages})),
-            prunes_layer_0=any(stage.first_layer == 0 for stage in stages),
-            is_given=bool(given),
-        )
-
-    def layout(self, bucket: int, tile_rows: int) -> StepLayout:
-        capacity = TileCapacity.for_batch(
-            bucket, self._tables.max_tokens, self._tile_shape(tile_rows)
-        )
-        return StepLayout(bucket, capacity, self._num_axes)
-
-    def clear(self) -> None:
-        """Makes what the device sees a step of padding, whatever its layout: all zeros are one."""
-        self._uploads.clear()
-
-    @property
-    def _num_per_group(self) -> int:
-        return self._num_heads // self._pool.shape.num_kv_heads
-
-    def _tiles(self) -> list[int]:
-        return [tile for tile in (SMALL_TILE, LARGE_TILE) if tile >= self._num_per_group]
-
-    def _tile_shape(self, tile_rows: int) -> TileShape:
-        shape = self._pool.shape
-        return TileShape(tile_rows, self._num_per_group, shape.num_kv_heads, shape.num_layers)
-
-    def _tile_rows(self, rows: Sequence[DecodeRow], seats: Sequence[Seat]) -> "_Reads":
-        num_layers, tables = self._pool.shape.num_layers, self._tables
-        reads = TileRows(
-            prefix_first=_integers(tables.prefix_first(seat.prefix) for seat in seats),
-            prefix_length=_integers(seat.prefix.layout.num_tokens for seat in seats),
-            first_pruned=_integers(
-                seat.stage_two.first_layer if seat.stage_two else num_layers for seat in seats
-            ),
-            seat_first=_integers(tables.seat_first(seat) for seat in seats),
-            num_front=_integers(seat.num_front for seat in seats),
-            num_own=_integers(row.start + 1 for row in rows),
-        )
-        sizes = sizes_of_groups(reads).tolist()
-        return _Reads(reads, choose_tile_rows(sizes, self._num_per_group))
-
-    def _fill_rows(
-        self, step: HostStep, rows: Sequence[DecodeRow], seats: Sequence[Seat]
-    ) -> list[np.ndarray]:
-        """Writes each row; returns the choices that the host makes."""
-        given: list[np.ndarray] = []
-        num_given = 0
-        for place, (row, seat) in enumerate(zip(rows, seats, strict=True)):
-            entry, stage = step.rows[place], seat.stage_two
-            prefix = seat.prefix
-            entry[:] = 0
-            entry[columns.SEAT] = seat.row
-            token_id = columns.LAST_TOKEN if row.token_id is None else row.token_id
-            entry[columns.TOKEN_ID] = token_id
-            entry[columns.WRITE_SLOT] = slot_of(seat, row.start)
-            entry[columns.FIRST_PRUNED] = self._pool.shape.num_layers
-            entry[columns.SCORING_LAYER] = columns.NO_LAYER
-            step.positions[:, place] = prefix.layout.next_position + row.start
-            draw = row.draw
-            step.temperature[place] = draw.temperature if draw is not None else 0.0
-            step.top_p[place] = draw.top_p if draw is not None else 1.0
-            step.uniforms[place] = draw.uniform if draw is not None else 0.0
-            if stage is None:
-                continue
-            entry[columns.FIRST_PRUNED] = stage.first_layer
-            entry[columns.SCORING_LAYER] = stage.scoring_layer
-            entry[columns.NUM_VISUAL] = prefix.layout.num_visual
-            entry[columns.NUM_KEPT] = stage.num_kept
-            entry[columns.VISUAL_FIRST] = self._tables.prefix_first(prefix)
-            entry[columns.KEPT_FIRST] = self._tables.seat_first(seat)
-            threshold = np.float32(stage.threshold if stage.threshold is not None else 0.0)
-            entry[columns.THRESHOLD] = threshold.view(np.int32)
-            entry[columns.FLAGS] = (
-                columns.FIRST_STEP * (seat.num_steps == 0)
-                | columns.ONE_SHOT * (stage.threshold is None)
-                | columns.KEPT_IN_OWN_ROWS * seat.owns_kept_rows
-            )
-            if seat.owns_kept_rows:
-                entry[columns.HOST_FIRST] = self._tables.host_first(prefix)
-            if stage.choose is choose_lowest:
-                entry[columns.CHOICE] = columns.LOWEST
-            elif isinstance(stage.choose, RandomChoice):
-                entry[columns.CHOICE] = columns.GIVEN
-                entry[columns.GIVEN_FIRST] = num_given
-                # Drawn on the host: the choice does not look at the scores.
-                blank = torch.zeros(prefix.layout.num_visual)
-                given.append(stage.choose(blank, stage.num_kept, seat.num_steps).numpy())
-                num_given += stage.num_kept
-            else:
-                assert stage.choose is choose_highest, "a choice that no kernel makes"
-        return given
-
-    # --- on the device ---
 
     def run(self, shape: StepShape) -> tuple[Tensor, Tensor]:
         """Launches a step of whatever was sent last.
@@ -243,7 +84,7 @@ class DecodePass:
 
         Some ten launches a layer; waits for nothing, and allocates only what lives in the step.
         """
-        step = self._uploads.device_step(self.layout(shape.num_rows, shape.tile_rows))
+        step = self.writer.on_device(shape)
         decoder, tables = self._decoder, self._tables
         hidden = embed(step.rows, tables.last_ids, decoder.embedding)
         cos, sin = decoder.rotary(step.positions)
@@ -277,7 +118,7 @@ class DecodePass:
 
     def remember(self, seats: Sequence[Seat]) -> Before:
         tables = self._tables
-        rows = to_device(_integers(seat.row for seat in seats), tables.device)
+        rows = to_device(np.array([seat.row for seat in seats], np.int64), tables.device)
         lists = tables.slots[: (tables.num_seats + 1) * tables.max_tokens]
         return Before(
             rows,
@@ -301,7 +142,7 @@ class DecodePass:
         if any(seat.owns_kept_rows and seat.num_steps for seat in seats):
             self._changed.zero_()
             self._changed[: len(seats)].copy_(before.has_selected)
-            step = self._uploads.device_step(self.layout(shape.num_rows, shape.tile_rows))
+            step = self.writer.on_device(shape)
             for layer in range(self._pool.shape.num_layers):
                 self._gather(step.rows, self._tables.kept, layer)
 
@@ -337,12 +178,6 @@ class DecodePass:
             self._tables.slots,
             layer=layer,
         )
-
-
-@dataclass(frozen=True, slots=True)
-class _Reads:
-    rows: TileRows
-    m: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -424,18 +259,8 @@ class _Attention:
             tables.reference,
             tables.kept,
             tables.slots,
-            owner._given,
+            owner.writer.given,
             tables.refreshes,
             owner._changed[: len(rows)],
             layer=layer,
         )
-
-
-def slot_of(seat: Seat, index: int) -> int:
-    """Slot of a seat's own token."""
-    page, place = divmod(index, columns.PAGE)
-    return int(seat.own.page_rows[page]) - seat.own.first_layer * columns.PAGE + place
-
-
-def _integers(values: object) -> np.ndarray:
-    return np.fromiter(values, dtype=np.int64)  # type: ignore[call-overload, no-any-return]

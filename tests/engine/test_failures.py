@@ -1,0 +1,353 @@
+"""Aborts and failures: whoever leaves frees all that was theirs, and nobody else notices."""
+
+import itertools
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from dycoke_core.engine.admission import Admission
+from dycoke_core.engine.backends.cpu import backend as cpu_backend
+from dycoke_core.engine.backends.cpu.backend import CpuBackend
+from dycoke_core.engine.backends.cpu.kv_cache import SequenceKV
+from dycoke_core.engine.backends.cpu.step_attention import StepAttention
+from dycoke_core.engine.backends.cuda import decode, prompts, seats
+from dycoke_core.engine.backends.cuda.backend import CudaBackend
+from dycoke_core.engine.backends.cuda.decode import DecodePass
+from dycoke_core.engine.backends.cuda.pool import KVPool
+from dycoke_core.engine.backends.cuda.prompts import PromptPass
+from dycoke_core.engine.backends.cuda.seats import SeatTables
+from dycoke_core.engine.plan import StepPlan
+from dycoke_core.model.fused import FusedDecoder
+from dycoke_core.model.llava_onevision import LlavaOnevision
+from dycoke_core.sequence import CacheReport, FinishReason
+from tests.engine.lab import Lab
+from tests.engine.recording import RecordingEngine, assert_same, report_of
+
+STAYS: dict[str, Any] = {"video": 2}
+not_in_graphs = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="faults cannot be injected into a graph's replay"
+)
+
+
+# --- aborts ---
+
+
+@pytest.mark.parametrize("dp_cache", ["device", "host"])
+def test_abort_at_any_step_frees_everything_and_leaves_the_others_unchanged(
+    dp_cache: str, lab: Lab
+) -> None:
+    expected = lab.alone(**STAYS).recording
+    for steps_before_abort in range(10):
+        engine = lab.engine(dp_cache=dp_cache)
+        engine.add(lab.sequence("goes", max_tokens=50))
+        engine.add(lab.sequence("stays", **STAYS))
+        for _ in range(steps_before_abort):
+            engine.step()
+        assert engine.abort("goes")
+        assert not engine.abort("goes")
+        events = engine.drain()
+        assert "goes" not in events
+        assert_same(engine.recordings["stays"], expected)
+        lab.check()
+
+
+def test_a_question_is_aborted_between_its_chunks(lab: Lab) -> None:
+    engine = lab.engine(prefill_chunk_tokens=2)
+    engine.add(lab.sequence("goes"))
+    engine.add(lab.sequence("stays"))
+    while not 0 < engine.states["goes"].num_own_run < engine.states["goes"].num_question_tokens:
+        engine.step()
+    engine.abort("goes")
+    engine.drain()
+    assert_same(engine.recordings["stays"], lab.alone().recording)
+
+
+def test_who_takes_the_place_of_an_aborted_sequence_inherits_nothing(lab: Lab) -> None:
+    """Neither its selection nor its last token, whatever is still on its way for it."""
+    engine = lab.engine(max_running_sequences=1)
+    asks: list[dict[str, Any]] = [
+        {"compression": {"policy": "dycoke", "l": 1, "threshold": 0.1}},
+        {"compression": "full", "video": 2},
+        {"compression": "dycoke_one_shot", "num_frames": 1},
+        {"compression": {"policy": "dycoke", "l": 0, "p": 0.9}},
+    ]
+    for index, ask in enumerate(asks * 2):
+        engine.add(lab.sequence(f"goes {index}", max_tokens=40, num_frames=16))
+        while len(engine.states[f"goes {index}"].sequence.output_token_ids) < 5:
+            engine.step()
+        engine.abort(f"goes {index}")
+        name = f"comes {index}"
+        report = report_of(engine.run(lab.sequence(name, **ask))[name])
+        alone = lab.alone(**ask)
+        assert_same(engine.recordings[name], alone.recording)
+        assert report.compression.refreshes == alone.report.compression.refreshes
+
+
+# --- failures ---
+
+
+@not_in_graphs
+def test_the_failure_of_one_sequence_is_its_own(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = lab.alone(**STAYS).recording
+    engine = lab.engine()
+
+    def fail_in_last_layer(plan: StepPlan, layer: int) -> None:
+        doomed = engine.states.get("fails")
+        if layer < lab.num_layers - 1 or doomed is None:
+            return
+        is_in_pass = doomed.seat in [row.seat for row in plan.decode]
+        if is_in_pass and len(doomed.sequence.output_token_ids) > 3:
+            raise torch.OutOfMemoryError("no memory at /secret/place")
+
+    lab.watch_layers(monkeypatch, fail_in_last_layer)
+    events = engine.run(lab.sequence("fails"), lab.sequence("stays", **STAYS))
+    last = events["fails"][-1]
+    assert last.finish_reason is FinishReason.ERROR
+    assert last.error is not None and last.error.code == "out_of_memory"
+    assert "secret" not in last.error.message
+    assert_same(engine.recordings["stays"], expected)
+
+
+@not_in_graphs
+def test_a_failed_pass_is_repeated_without_what_it_held(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a retry for want of memory would find less of it."""
+    held: list[weakref.ref[Tensor]] = []
+    were_freed: list[bool] = []
+
+    def fail_in_company(plan: StepPlan, layer: int) -> None:
+        were_freed.extend(reference() is None for reference in held)
+        held.clear()
+        if len(plan.decode) == 2:
+            activations = torch.ones(3)
+            held.append(weakref.ref(activations))
+            raise torch.OutOfMemoryError("no memory for two")
+
+    lab.watch_layers(monkeypatch, fail_in_company)
+    events = lab.engine().run(lab.sequence("one"), lab.sequence("two", video=2))
+    assert all(ends[-1].finish_reason is FinishReason.LENGTH for ends in events.values())
+    assert were_freed and all(were_freed)
+
+
+def test_logits_that_are_not_finite_end_their_sequence_and_its_prefix(lab: Lab) -> None:
+    stays = lab.alone(**STAYS)
+    own = lab.alone().token_ids
+    place, fatal = next(
+        (place, token) for place, token in enumerate(own) if place and token not in stays.token_ids
+    )
+    engine = lab.engine()
+    with lab.spoiled_embedding(fatal):
+        events = engine.run(lab.sequence("fails"), lab.sequence("stays", **STAYS))
+    assert events["fails"][-1].error is not None
+    assert events["fails"][-1].error.code == "engine_error"
+    assert [token for event in events["fails"] for token in event.token_ids] == own[: place + 1]
+    assert_same(engine.recordings["stays"], stays.recording)
+    again = engine.run(lab.sequence("again", max_tokens=2))["again"]
+    assert report_of(again).cache == CacheReport(False, False)
+
+
+def test_a_video_that_breaks_the_vision_tower_breaks_no_other(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = LlavaOnevision.encode_frames
+
+    def refuse_black(model: LlavaOnevision, frames: Tensor) -> Any:
+        if any(not frame.any() for frame in frames):
+            raise torch.OutOfMemoryError("no memory")
+        return encode(model, frames)
+
+    monkeypatch.setattr(LlavaOnevision, "encode_frames", refuse_black)
+    poison = lab.sequence("poison")
+    poison.frames = np.zeros_like(poison.frames)
+    others = [lab.sequence(str(video), video=video, num_frames=2) for video in range(3)]
+    events = lab.engine(vision_batch_frames=16).run(others[0], poison, *others[1:])
+    reasons = {name: events[name][-1].finish_reason for name in events}
+    assert reasons.pop("poison") is FinishReason.ERROR
+    assert set(reasons.values()) == {FinishReason.LENGTH}
+
+
+def test_a_lost_device_ends_the_engine_not_one_sequence(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose(*arguments: object) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    engine = lab.engine()
+    engine.add(lab.sequence())
+    with monkeypatch.context() as patches:
+        patches.setattr(lab.backend_class, "run", lose)
+        with pytest.raises(RuntimeError, match="CUDA error"):
+            engine.drain()
+
+
+# --- passing faults ---
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A place where a step may fail, called twice or more while the sequences run.
+
+    is_late: it fails when its work is done, which has to be undone then.
+    """
+
+    owner: Any
+    attribute: str
+    is_late: bool = False
+
+    def __str__(self) -> str:
+        name = self.owner.__name__.rsplit(".", 1)[-1]
+        return f"{'after' if self.is_late else 'before'} {name}.{self.attribute}"
+
+
+CPU_FAULTS = [
+    Fault(CpuBackend, "embed_prefix"),
+    Fault(CpuBackend, "run"),
+    Fault(SequenceKV, "__init__"),
+    Fault(SequenceKV, "begin_decode"),
+    Fault(LlavaOnevision, "forward", is_late=True),
+    Fault(LlavaOnevision, "logits"),
+    Fault(StepAttention, "attend"),
+    Fault(cpu_backend, "sample"),
+]
+CUDA_FAULTS = [
+    Fault(CudaBackend, "embed_prefix"),
+    Fault(CudaBackend, "run"),
+    Fault(PromptPass, "run"),
+    Fault(PromptPass, "run", is_late=True),
+    Fault(DecodePass, "fill", is_late=True),
+    Fault(DecodePass, "run"),
+    Fault(DecodePass, "run", is_late=True),
+    Fault(DecodePass, "remember"),
+    Fault(FusedDecoder, "run", is_late=True),
+    Fault(FusedDecoder, "logits"),
+    Fault(SeatTables, "list_seat"),
+    Fault(seats, "to_device"),  # midway in listing a seat
+    Fault(decode, "gate_select", is_late=True),
+    Fault(decode, "merge_parts"),
+    Fault(decode, "sample", is_late=True),
+    Fault(prompts, "sample", is_late=True),
+]
+SHARED_FAULTS = [
+    Fault(Admission, "finish_prefix"),
+    Fault(LlavaOnevision, "encode_frames"),
+    Fault(LlavaOnevision, "embed_prefix"),
+]
+HOST_FAULTS = [
+    Fault(CudaBackend, "finish_prefix"),
+    Fault(DecodePass, "run", is_late=True),
+    Fault(DecodePass, "copy_text"),
+    Fault(DecodePass, "copy_text", is_late=True),
+    Fault(decode, "gate_select", is_late=True),
+    Fault(decode, "gather_kept", is_late=True),
+    Fault(KVPool, "low_layers"),
+    Fault(seats, "to_device"),
+]
+FAULTS = [
+    *(pytest.param("cpu", "device", fault, id=f"cpu-{fault}") for fault in CPU_FAULTS),
+    *(pytest.param("cuda", "device", fault, id=f"cuda-{fault}") for fault in CUDA_FAULTS),
+    *(
+        pytest.param(name, "device", fault, id=f"{name}-{fault}")
+        for name in ("cpu", "cuda")
+        for fault in SHARED_FAULTS
+    ),
+    *(pytest.param("cuda", "host", fault, id=f"cuda-host-{fault}") for fault in HOST_FAULTS),
+]
+FAULTY_BATCH: dict[str, dict[str, Any]] = {
+    "one": {"max_tokens": 8, "compression": {"policy": "dycoke", "threshold": 0.1}},
+    "random": {"max_tokens": 8, "compression": {"policy": "random_kv", "threshold": 1}},
+    "layer 0": {"max_tokens": 5, "video": 2, "compression": {"policy": "dycoke", "l": 0}},
+    "two": {"video": 2, "max_tokens": 6, "compression": "full"},
+}
+
+
+@not_in_graphs
+@pytest.mark.parametrize(("lab", "dp_cache", "fault"), FAULTS, indirect=["lab"])
+def test_a_passing_fault_anywhere_changes_no_answer_that_is_finished(
+    fault: Fault, dp_cache: str, lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fails one call of each kind in turn: whoever ends well, ends as if nothing had happened."""
+    expected = {name: lab.alone(**ask) for name, ask in FAULTY_BATCH.items()}
+    num_faults = 0
+    for failing_call in (0, 1, 4, 9, 30, 67):
+        # The second of three batches of frames has frames of both videos.
+        engine = lab.engine(vision_batch_frames=6, dp_cache=dp_cache)
+        with monkeypatch.context() as patches:
+            num_calls = inject(patches, fault, failing_call)
+            batch = {name: lab.sequence(name, **ask) for name, ask in FAULTY_BATCH.items()}
+            events = engine.run(*batch.values())
+        if num_calls() <= failing_call:
+            break  # nothing calls it so often
+        num_faults += 1
+        errors = {name: events[name][-1].error for name in batch}
+        survivors = [name for name, error in errors.items() if error is None]
+        for name in survivors:
+            assert batch[name].output_token_ids == expected[name].token_ids
+            assert_same_selections(engine, name, lab)
+        assert len(survivors) >= 2  # those that shared what failed do not
+        assert {error.code for error in errors.values() if error} <= {"out_of_memory"}
+        lab.check()
+    assert num_faults >= 2
+
+
+def inject(patches: pytest.MonkeyPatch, fault: Fault, failing_call: int) -> Callable[[], int]:
+    """Makes one call fail; returns how to ask for the number of calls."""
+    original = getattr(fault.owner, fault.attribute)
+    calls = itertools.count()
+    num_calls = 0
+
+    def sometimes(*arguments: Any, **named: Any) -> Any:
+        nonlocal num_calls
+        num_calls += 1
+        is_failing = next(calls) == failing_call
+        if is_failing and not fault.is_late:
+            raise torch.OutOfMemoryError("no memory")
+        result = original(*arguments, **named)
+        if is_failing:
+            raise torch.OutOfMemoryError("no memory")
+        return result
+
+    patches.setattr(fault.owner, fault.attribute, sometimes)
+    return lambda: num_calls
+
+
+def assert_same_selections(engine: RecordingEngine, name: str, lab: Lab) -> None:
+    actual, expected = engine.recordings[name], lab.alone(**FAULTY_BATCH[name]).recording
+    assert [kept.tolist() for kept in actual.kept] == [kept.tolist() for kept in expected.kept]
+    assert actual.refreshes == expected.refreshes
+
+
+@not_in_graphs
+@pytest.mark.parametrize("lab", ["cuda"], indirect=True)
+def test_a_failed_step_restores_only_rows_that_had_selected(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sequence in its first decode step has nothing to restore: what its row holds is another's,
+    who kept less."""
+    engine = lab.engine(dp_cache="host", max_running_sequences=2)
+    engine.run(*(lab.sequence(f"before {n}", num_frames=1, max_tokens=3) for n in range(2)))
+    run = DecodePass.run
+    failed_at: list[int] = []
+
+    def fail_first_step_in_company(this: DecodePass, shape: Any) -> Any:
+        results = run(this, shape)
+        if shape.num_rows == 2 and not failed_at:
+            failed_at.append(len(engine.states["early"].sequence.output_token_ids))
+            raise torch.OutOfMemoryError("no memory for two")
+        return results
+
+    monkeypatch.setattr(DecodePass, "run", fail_first_step_in_company)
+    engine.add(lab.sequence("early"))
+    while len(engine.states["early"].sequence.output_token_ids) < 4:
+        engine.step()
+    events = engine.run(lab.sequence("late", max_tokens=6))
+    assert failed_at and failed_at[0] < 12
+    assert all(ends[-1].error is None for ends in events.values())
+    assert_same(engine.recordings["early"], lab.alone().recording)
+    assert_same(engine.recordings["late"], lab.alone(max_tokens=6).recording)
