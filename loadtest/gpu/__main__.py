@@ -13,8 +13,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-if "--dry-run" in sys.argv:  # Triton reads it when it is imported
-    os.environ["TRITON_INTERPRET"] = "1"
+# Triton reads these when it is imported.
+os.environ["TRITON_INTERPRET"] = "1" if "--dry-run" in sys.argv else "0"
+if "--dry-run" in sys.argv:
     os.environ["TRITON_DEFAULT_FP_FUSION"] = "0"
 
 import torch

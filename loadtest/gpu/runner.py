@@ -5,6 +5,7 @@ takes its process along, and the next sections need another. What a section has 
 by then; see `loadtest.gpu.report`.
 """
 
+import gc
 import signal
 import subprocess
 import sys
@@ -67,6 +68,9 @@ def _run_section(kit: Kit, section: Section, budget: float) -> bool:
         print(f"  failed: {type(error).__name__}: {error}", flush=True)
     run.seconds = time.monotonic() - started_at
     report.save()
+    if kit.device.type == "cuda" and not is_lost:
+        gc.collect()
+        torch.cuda.empty_cache()  # the next section may need it in larger pieces
     return not is_lost
 
 

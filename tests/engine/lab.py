@@ -212,4 +212,3 @@ def check_idle(engine: RecordingEngine) -> None:
     assert not engine.has_work and not engine.states
     assert engine.admission.leaked_bytes == 0
     engine.backend.check(num_prefixes=engine.admission.num_prefixes)
-

@@ -24,7 +24,8 @@ from dycoke_core.compression.kv_pruning import (
 from dycoke_core.engine import sampler
 from dycoke_core.engine.backends.cuda import decode, prompts
 from dycoke_core.engine.backends.cuda.pool import Extent, KVPool
-from dycoke_core.gpu_kernels import layers, rows as columns
+from dycoke_core.gpu_kernels import layers
+from dycoke_core.gpu_kernels import rows as columns
 from dycoke_core.gpu_kernels.rows import PAGE
 from tests.model.plain_kernels import PlainKernels
 

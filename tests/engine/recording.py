@@ -23,7 +23,6 @@ from dycoke_core.sequence import (
     TokenEvent,
 )
 
-
 MAX_STEPS = 10_000  # of a test; whoever needs more waits for something that never comes
 
 

@@ -44,9 +44,7 @@ def test_layers_0_and_1_share_a_prefix_there_and_others_do_not(lab: Lab) -> None
 
 
 @pytest.mark.parametrize("chunk_tokens", [3, 4096])
-def test_questions_about_videos_here_and_there_run_in_one_step(
-    chunk_tokens: int, lab: Lab
-) -> None:
+def test_questions_about_videos_here_and_there_run_in_one_step(chunk_tokens: int, lab: Lab) -> None:
     """Some prefixes on the device, some in host memory from different layers on."""
     asks: list[dict[str, Any]] = [
         {"compression": "full"},

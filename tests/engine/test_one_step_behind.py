@@ -236,9 +236,7 @@ def test_a_failed_step_takes_back_no_token_that_was_chosen_before(
     assert events[-1].finish_reason is FinishReason.ERROR
 
 
-def test_an_answer_that_has_ended_does_not_fail(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_answer_that_has_ended_does_not_fail(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     """The step behind an end token computes nothing that anyone wants; it may as well fail."""
     text = lab.alone().report.text
     stop = text[20:24]

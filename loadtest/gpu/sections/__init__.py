@@ -1,7 +1,8 @@
 """The sections of a run, in their order.
 
-Cold requests come first of those that share an engine: they empty its caches, which the others fill
-once. The profiler comes last, because it may stay attached.
+Those that leave prefixes of no further use behind come first of those that share an engine: cold
+requests empty its caches, and what is oldest is evicted first. The profiler comes last, because it
+may stay attached.
 """
 
 from loadtest.gpu.kit import Section
@@ -13,12 +14,12 @@ SECTIONS: tuple[Section, ...] = (
     Section("tests", suite.run_tests, 90, "device"),
     Section("kernels", kernels.measure_kernels, 45, "kernels"),
     Section("cold", serving.measure_cold, 70, "engine"),
-    Section("decode", decode.measure_batch, 80, "engine"),
-    Section("cached", decode.measure_cached, 25, "engine"),
-    Section("single", decode.measure_single, 8, "engine"),
     Section("prefill", serving.measure_prefill, 10, "engine"),
     Section("first-token", serving.measure_first_token, 8, "engine"),
     Section("memory", serving.measure_memory, 5, "engine"),
+    Section("decode", decode.measure_batch, 80, "engine"),
+    Section("cached", decode.measure_cached, 25, "engine"),
+    Section("single", decode.measure_single, 8, "engine"),
     Section("wide", decode.measure_wide, 40, "engine"),
     Section("small", decode.measure_small_model, 25, "engine"),
     Section("peers", peers.measure_peers, 30, "engine"),

@@ -4,7 +4,6 @@ transformers runs its own layers with sdpa and a dynamic cache, as `generate` do
 is asked of it. What is not covered: its static cache with torch.compile, which takes minutes.
 """
 
-import gc
 import importlib.util
 import json
 import tempfile
@@ -34,9 +33,6 @@ def _measure_transformers(kit: Kit) -> None:
     for name, rates in samples.items():
         kit.report.record(f"{name}_b1_tokens_s", rates, "tokens/s")
     kit.report.record("ours_over_transformers", ratios(samples["ours"], samples["transformers"]))
-    gc.collect()
-    if kit.device.type == "cuda":
-        torch.cuda.empty_cache()  # transformers' copy of the weights
 
 
 def _tokens_s(kit: Kit) -> dict[str, list[float]]:

@@ -116,6 +116,7 @@ def measure_cold(kit: Kit) -> None:
         turns=min(kit.sizes.turns, 2),
         has_time=kit.has_time,
     )
+    bench.engine.clear_caches()
     for policy, rates in samples.items():
         kit.report.record(f"cold_{policy}_requests_s", rates)
     kit.report.record("cold_dycoke_over_full", ratios(samples["dycoke"], samples["full"]))

@@ -1,47 +1,76 @@
-"""The GPU tests, in a process of their own with a configuration of their own."""
+"""The GPU tests, with a configuration of their own: a process for each file, all at once.
+
+Most of their time is the compiler's, which uses one core.
+"""
 
 import re
 import subprocess
 import sys
+import time
+from collections import Counter
 from pathlib import Path
 
 from loadtest.gpu.kit import Kit
 
 ROOT = Path(__file__).parents[3]
+_FOLDERS = ("tests/gpu", "tests/gpu_kernels")
+_LEFT_OUT = "test_compile_ahead.py"  # needs no GPU, and takes long
 _OUTCOMES = ("passed", "failed", "skipped", "error", "errors", "deselected", "warning", "warnings")
 
 
 def run_tests(kit: Kit) -> None:
     """Raises RuntimeError: a test failed, or none ran on a GPU."""
-    # What is compiled ahead needs no GPU, and takes long.
-    folders = ["tests/gpu", "tests/gpu_kernels", "--ignore=tests/gpu_kernels/test_compile_ahead.py"]
-    if kit.is_dry:
-        folders = folders[:1]
-    command = [sys.executable, "-m", "pytest", "-q", "-c", "tests/gpu/pytest.ini", *folders]
-    log = kit.report.directory / "gpu-tests.log"
-    with log.open("w") as output:
-        try:
-            code = subprocess.run(
-                command,
-                cwd=ROOT,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                timeout=max(kit.seconds_left, 20.0),
-                check=False,
-            ).returncode
-        except subprocess.TimeoutExpired:
-            code = -1
-            kit.report.note("the tests ran out of time")
-    text = log.read_text()
-    counts = outcomes(text)
-    kit.report.detail("counts", counts)
-    kit.report.detail("log tail", text[-6000:])
+    logs = kit.report.directory / "gpu-tests"
+    logs.mkdir(exist_ok=True)
+    targets = ["tests/gpu"] if kit.is_dry else test_files()
+    codes = _run_all(targets, logs, max(kit.seconds_left, 20.0))
+    counts: Counter[str] = Counter()
+    for target, code in codes.items():
+        text = _log(logs, target).read_text()
+        found = outcomes(text)
+        counts.update(found)
+        kit.report.detail(target, {"exit_status": code, **found})
+        if code != 0:
+            kit.report.detail(f"{target}: end of the log", text[-4000:])
+            kit.report.note(f"{target}: {'out of time' if code is None else f'exit {code}'}")
     kit.report.note(", ".join(f"{n} {name}" for name, n in counts.items()) or "no summary")
     for name in ("passed", "failed", "skipped"):
-        kit.report.record(f"gpu_tests_{name}", counts.get(name, 0), "tests")
-    has_run = kit.is_dry or counts.get("passed", 0) > 0
-    if code != 0 or not has_run:
-        raise RuntimeError(f"pytest ended with {code}: see {log}")
+        kit.report.record(f"gpu_tests_{name}", counts[name], "tests")
+    if any(codes.values()) or None in codes.values() or not (kit.is_dry or counts["passed"]):
+        raise RuntimeError(f"not all tests passed: see {logs}")
+
+
+def test_files() -> list[str]:
+    files = [path for folder in _FOLDERS for path in sorted((ROOT / folder).glob("test_*.py"))]
+    return [str(path.relative_to(ROOT)) for path in files if path.name != _LEFT_OUT]
+
+
+def _run_all(targets: list[str], logs: Path, seconds: float) -> dict[str, int | None]:
+    """Exit statuses; None: killed after so many seconds."""
+    ends_at = time.monotonic() + seconds
+    running = {}
+    for target in targets:
+        command = [sys.executable, "-m", "pytest", "-q", "-c", "tests/gpu/pytest.ini", target]
+        with _log(logs, target).open("w") as output:
+            running[target] = subprocess.Popen(
+                command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT
+            )
+    codes: dict[str, int | None] = {}
+    try:
+        for target, process in running.items():
+            try:
+                codes[target] = process.wait(timeout=max(ends_at - time.monotonic(), 0.0))
+            except subprocess.TimeoutExpired:
+                codes[target] = None
+    finally:
+        for process in running.values():
+            process.kill()
+            process.wait()
+    return codes
+
+
+def _log(logs: Path, target: str) -> Path:
+    return logs / (target.replace("/", "-").removesuffix(".py") + ".log")
 
 
 def outcomes(text: str) -> dict[str, int]:
