@@ -88,7 +88,7 @@ def test_api_imports_no_torch_at_all(path: Path) -> None:
 
 def test_nothing_that_the_api_imports_imports_torch() -> None:
     api = reachable(modules("app/api"))
-    assert ROOT / "app/job_queue.py" in api
+    assert ROOT / "app/store/job_queue.py" in api
     assert ROOT / "dycoke_core/video/__init__.py" in api
     for path in api:
         names = {top(name) for name in imports(path, is_at_start=True)}

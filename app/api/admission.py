@@ -8,9 +8,9 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from app.errors import ModelNotFoundError, NoWorkerError, StoreUnavailableError
-from app.job_queue import JobQueue
 from app.messages import ModelCard
-from app.worker_registry import WorkerRegistry
+from app.store.job_queue import JobQueue
+from app.store.worker_registry import WorkerRegistry
 from dycoke_core.errors import InvalidRequestError
 
 MAX_RENEW_S = 1.0  # a job that was ended elsewhere stops its reading here within this

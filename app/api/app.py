@@ -21,16 +21,16 @@ from app.api.openapi import install_openapi
 from app.api.reading import FrameReading
 from app.api.routes import chat, health, jobs, models, videos
 from app.api.streams import StreamSlots
-from app.event_log import EventLog
-from app.frame_store import FrameStore
-from app.job_queue import JobQueue
 from app.metrics import ApiMetrics
-from app.redis_client import connect
-from app.redis_keys import RedisKeys
 from app.settings import Settings
+from app.store.client import connect
+from app.store.event_log import EventLog
+from app.store.frame_store import FrameStore
+from app.store.job_queue import JobQueue
+from app.store.keys import RedisKeys
+from app.store.worker_registry import WorkerRegistry
 from app.tracing import Tracing, tracing_from_environment
 from app.video_store import VideoStore
-from app.worker_registry import WorkerRegistry
 from dycoke_core.config import CompressionConfig
 from dycoke_core.errors import InvalidRequestError
 from dycoke_core.video import FrameReaders, ReadLimits

@@ -7,8 +7,8 @@ from contextlib import suppress
 
 from app.api.reading import FrameReading
 from app.errors import JobCancelledError, JobNotFoundError, StoreUnavailableError
-from app.job_queue import JobQueue
 from app.messages import ErrorEvent, JobState
+from app.store.job_queue import JobQueue
 
 logger = logging.getLogger(__name__)
 

@@ -12,13 +12,13 @@ from app.api.drain import Drain
 from app.api.observer import Followers
 from app.api.reading import FrameReading
 from app.api.streams import StreamSlots
-from app.event_log import EventLog
-from app.job_queue import JobQueue
 from app.metrics import ApiMetrics
 from app.settings import Settings
+from app.store.event_log import EventLog
+from app.store.job_queue import JobQueue
+from app.store.worker_registry import WorkerRegistry
 from app.tracing import Tracing
 from app.video_store import VideoStore
-from app.worker_registry import WorkerRegistry
 from dycoke_core.config import CompressionConfig
 from dycoke_core.video import FrameReaders
 

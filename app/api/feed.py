@@ -11,9 +11,9 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
 from app.errors import JobLostError, JobNotFoundError, StoreUnavailableError
-from app.event_log import FIRST_EVENT, MAX_EVENTS_PER_READ, EventLog, LoggedEvent
-from app.job_queue import JobQueue, JobRecord
 from app.messages import FINAL_EVENTS, DoneEvent, ErrorEvent, Event, JobState, StatusEvent
+from app.store.event_log import FIRST_EVENT, MAX_EVENTS_PER_READ, EventLog, LoggedEvent
+from app.store.job_queue import JobQueue, JobRecord
 
 POSITION_POLL_S = 0.5
 MIN_PATIENCE_S = 10.0  # with Redis, whatever the job's deadline

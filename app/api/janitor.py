@@ -8,10 +8,10 @@ import time
 from collections.abc import Awaitable, Callable
 
 from app.errors import StoreUnavailableError
-from app.job_queue import JobQueue
 from app.metrics import ApiMetrics
+from app.store.job_queue import JobQueue
+from app.store.worker_registry import WorkerRegistry
 from app.video_store import VideoStore
-from app.worker_registry import WorkerRegistry
 
 logger = logging.getLogger(__name__)
 

@@ -31,8 +31,8 @@ from app.api.intake import (
 from app.api.reading import Reading
 from app.api.schemas import ChatFields
 from app.errors import DeadlineExceededError, StoreUnavailableError, VideoNotFoundError
-from app.job_queue import Idempotency, JobRecord
 from app.messages import JobRequest, JobState, ModelCard
+from app.store.job_queue import Idempotency, JobRecord
 from app.video_store import Upload, VideoLease
 from dycoke_core.config import CompressionConfig
 from dycoke_core.errors import PromptTooLongError

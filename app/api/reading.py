@@ -16,10 +16,10 @@ from typing import TypeVar
 from app.api.admission import Place
 from app.api.errors import INTERNAL_ERROR, incident_message, log_incident
 from app.errors import JobNotFoundError, ReaderLostError, StoreUnavailableError
-from app.frame_store import FramesHeader, FrameStore, encode_frames, frames_digest
-from app.job_queue import JobQueue
 from app.messages import ErrorEvent, FramesRef, JobRequest, JobState, StatusEvent
 from app.metrics import ApiMetrics
+from app.store.frame_store import FramesHeader, FrameStore, encode_frames, frames_digest
+from app.store.job_queue import JobQueue
 from app.tracing import Tracing
 from app.video_store import VideoLease
 from dycoke_core.errors import DycokeError

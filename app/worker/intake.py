@@ -13,9 +13,9 @@ import logging
 import time
 
 from app.errors import SamplerChangedError, StoreUnavailableError
-from app.frame_store import FrameStore, decode_frames
-from app.job_leases import Delivery, JobLeases
 from app.metrics import WorkerMetrics
+from app.store.frame_store import FrameStore, decode_frames
+from app.store.job_leases import Delivery, JobLeases
 from app.worker.engine_thread import EngineThread
 from app.worker.publisher import Publisher
 from app.worker.running_jobs import RunningJob, RunningJobs

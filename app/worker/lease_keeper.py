@@ -11,12 +11,12 @@ from collections.abc import Callable
 from contextlib import aclosing
 
 from app.errors import DeadlineExceededError, StoreUnavailableError
-from app.job_leases import JobLeases
 from app.messages import ModelCard
+from app.store.job_leases import JobLeases
+from app.store.worker_registry import WorkerRegistry
 from app.worker.engine_thread import EngineThread
 from app.worker.publisher import Publisher
 from app.worker.running_jobs import RunningJob, RunningJobs
-from app.worker_registry import WorkerRegistry
 from dycoke_core.errors import EngineError
 
 MAX_TICK_S = 1.0

@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable, Sequence
 
 from app.errors import StoreUnavailableError
-from app.job_leases import Append, Appended, JobLeases
 from app.messages import DoneEvent, ErrorEvent, StatusEvent, TokenEvent
 from app.metrics import WorkerMetrics
+from app.store.job_leases import Append, Appended, JobLeases
 from app.tracing import Tracing
 from app.worker import engine_thread
 from app.worker.receipt import make_done_event

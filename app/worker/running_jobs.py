@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from app.job_leases import Append, Delivery
 from app.messages import DoneEvent, ErrorEvent, StatusEvent, TokenEvent
+from app.store.job_leases import Append, Delivery
 
 
 @dataclass(slots=True, eq=False)

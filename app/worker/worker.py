@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING, Any, Self
 from redis.asyncio import Redis
 
 from app.errors import StoreUnavailableError
-from app.frame_store import FrameStore
-from app.job_leases import JobLeases
 from app.messages import ModelCard
 from app.metrics import WorkerMetrics
-from app.redis_keys import RedisKeys
 from app.settings import Settings
+from app.store.frame_store import FrameStore
+from app.store.job_leases import JobLeases
+from app.store.keys import RedisKeys
+from app.store.worker_registry import WorkerRegistry
 from app.tracing import Tracing
 from app.worker.engine_thread import EngineThread
 from app.worker.intake import Intake
 from app.worker.lease_keeper import LeaseKeeper
 from app.worker.publisher import Publisher
 from app.worker.running_jobs import RunningJobs
-from app.worker_registry import WorkerRegistry
 from dycoke_core.engine_card import EngineCard
 
 if TYPE_CHECKING:

@@ -17,7 +17,6 @@ import numpy as np
 from app.api.app import create_app
 from app.api.context import Api
 from app.api.server import ApiServer, bind
-from app.job_leases import Append, Delivery, JobLeases
 from app.messages import (
     CacheUse,
     CompressionReceipt,
@@ -33,10 +32,11 @@ from app.messages import (
     TokenEvent,
     Usage,
 )
-from app.redis_client import connect
-from app.redis_keys import RedisKeys
 from app.settings import Settings
-from app.worker_registry import WorkerRegistry
+from app.store.client import connect
+from app.store.job_leases import Append, Delivery, JobLeases
+from app.store.keys import RedisKeys
+from app.store.worker_registry import WorkerRegistry
 from dycoke_core.video import FrameReaders, FrameSpec, VideoFrames, VideoProbe
 
 MODEL = "tiny"

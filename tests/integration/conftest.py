@@ -16,8 +16,8 @@ from redis.exceptions import RedisError
 
 from app import child
 from app.embedded_redis import find_redis_server
-from app.redis_client import connect
-from app.redis_keys import RedisKeys
+from app.store.client import connect
+from app.store.keys import RedisKeys
 
 
 class RedisServer:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from app.redis_keys import RedisKeys
+from app.store.keys import RedisKeys
 from dycoke_core.config import POLICY_PARAMETERS, CompressionConfig
 from dycoke_core.errors import InvalidRequestError, UnreadableVideoError, UnsupportedCodecError
 from tests.integration.api import (

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from app.errors import StoreUnavailableError
-from app.redis_client import connect
-from app.redis_keys import RedisKeys
+from app.store.client import connect
+from app.store.keys import RedisKeys
 from tests.integration.api import (
     CLIP,
     EventReader,

@@ -12,8 +12,8 @@ from redis.asyncio import Redis
 from app.api import intake, server
 from app.api.janitor import SWEEP_S
 from app.errors import StoreUnavailableError
-from app.redis_client import connect
-from app.redis_keys import RedisKeys
+from app.store.client import connect
+from app.store.keys import RedisKeys
 from dycoke_core.errors import UnsupportedCodecError
 from tests.integration.api import (
     CLIP,

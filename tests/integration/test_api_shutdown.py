@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.redis_keys import RedisKeys
+from app.store.keys import RedisKeys
 from tests.integration.api import (
     PATIENCE_S,
     EventReader,

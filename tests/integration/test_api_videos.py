@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from app.frame_store import decode_frames
-from app.redis_keys import RedisKeys
+from app.store.frame_store import decode_frames
+from app.store.keys import RedisKeys
 from tests.integration.api import (
     RunningApi,
     ScriptedWorker,

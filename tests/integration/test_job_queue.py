@@ -14,12 +14,12 @@ from app.errors import (
     QueueFullError,
     StoreUnavailableError,
 )
-from app.event_log import EventLog
-from app.job_leases import Append, Delivery, JobLeases
-from app.job_queue import Idempotency, JobQueue
 from app.messages import ErrorEvent, JobState, StatusEvent
-from app.redis_client import Scripts, connect, load_script
-from app.redis_keys import GROUP, RedisKeys
+from app.store.client import Scripts, connect, load_script
+from app.store.event_log import EventLog
+from app.store.job_leases import Append, Delivery, JobLeases
+from app.store.job_queue import Idempotency, JobQueue
+from app.store.keys import GROUP, RedisKeys
 from dycoke_core.sequence import SAMPLER_VERSION
 from tests.integration.jobs import (
     LEASE_S,
@@ -343,7 +343,7 @@ async def test_oldest_ended_jobs_make_room_for_newer_ones(
         source = source.replace(budget, "MAX_ENDED_BYTES = 60000")
         return source, sha1(source.encode(), usedforsecurity=False).hexdigest()
 
-    monkeypatch.setattr("app.redis_client.load_script", load_small)
+    monkeypatch.setattr("app.store.client.load_script", load_small)
     await submit(queue, "r")
     running = await take(leases)
     await submit(queue, "q")

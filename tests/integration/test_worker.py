@@ -9,12 +9,12 @@ import pytest
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
-from app.job_leases import Append, Appended, JobLeases
 from app.messages import DoneEvent, ErrorEvent, JobEvent, JobState, StatusEvent
 from app.metrics import WorkerMetrics
-from app.redis_client import Scripts, connect
-from app.redis_keys import GROUP, RedisKeys
 from app.settings import Settings
+from app.store.client import Scripts, connect
+from app.store.job_leases import Append, Appended, JobLeases
+from app.store.keys import GROUP, RedisKeys
 from app.worker.process import CPU_RUNNING_JOBS
 from app.worker.worker import Worker
 from dycoke_core.errors import ModelLoadError

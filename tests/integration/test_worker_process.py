@@ -11,8 +11,8 @@ import pytest
 from redis.asyncio import Redis
 
 from app.messages import DoneEvent, ErrorEvent, JobState
-from app.redis_keys import RedisKeys
 from app.settings import Settings
+from app.store.keys import RedisKeys
 from app.supervisor import ChildSpec, RestartPolicy, Supervisor
 from tests.integration.conftest import RedisServer
 from tests.integration.fake_engine import answer, text_of

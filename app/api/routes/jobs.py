@@ -12,9 +12,9 @@ from app.api.openapi import EVENT_STREAM_RESPONSES, PROBLEMS
 from app.api.schemas import JobResource
 from app.api.sse import Ending, EventStream
 from app.errors import JobNotFoundError
-from app.event_log import FIRST_EVENT, parse_event_id
-from app.job_queue import JobRecord
 from app.messages import DoneEvent, ErrorEvent
+from app.store.event_log import FIRST_EVENT, parse_event_id
+from app.store.job_queue import JobRecord
 
 router = APIRouter(tags=["jobs"], responses=PROBLEMS)
 

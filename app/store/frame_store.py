@@ -13,8 +13,8 @@ import numpy as np
 from redis.asyncio import Redis
 
 from app.errors import StoreUnavailableError
-from app.redis_client import Scripts, store_call
-from app.redis_keys import RedisKeys
+from app.store.client import Scripts, store_call
+from app.store.keys import RedisKeys
 from dycoke_core.video import VideoFrames
 from dycoke_core.video.types import ReaderName
 

@@ -1,4 +1,4 @@
-"""What a worker does to jobs: take, renew, append, hand back. The other half of `app.job_queue`.
+"""What a worker does to jobs: take, renew, append, hand back; `job_queue` is the other half.
 
 A job is given out as a lease: its stream entry stays pending under the worker's name, and renewing
 resets the entry's idle time. Each take raises the job's attempt, which fences every later write: a
@@ -19,7 +19,6 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from app.errors import JobFailedRepeatedlyError
-from app.job_queue import fault_json
 from app.messages import (
     EVENT_ADAPTER,
     DoneEvent,
@@ -30,8 +29,9 @@ from app.messages import (
     StatusEvent,
     TokenEvent,
 )
-from app.redis_client import Scripts, milliseconds, seconds, store_call
-from app.redis_keys import GROUP, RedisKeys
+from app.store.client import Scripts, milliseconds, seconds, store_call
+from app.store.job_queue import fault_json
+from app.store.keys import GROUP, RedisKeys
 from dycoke_core.errors import EngineError
 from dycoke_core.sequence import SAMPLER_VERSION
 

@@ -1,6 +1,6 @@
 -- Prelude of every script: names of keys, the clock, and the transitions that several scripts share.
 --
--- ARGV[1] is the key prefix in each of them. Keys are derived from it (app/redis_keys.py has the
+-- ARGV[1] is the key prefix in each of them. Keys are derived from it (app/store/keys.py has the
 -- same list and says what each holds), so no script declares KEYS: Redis Cluster is not supported.
 -- Redis before 7 replicates scripts by their text unless told otherwise; ours read the clock.
 if redis.replicate_commands then redis.replicate_commands() end

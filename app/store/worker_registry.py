@@ -5,8 +5,8 @@ from typing import Any
 from redis.asyncio import Redis
 
 from app.messages import ModelCard
-from app.redis_client import milliseconds, store_call
-from app.redis_keys import RedisKeys
+from app.store.client import milliseconds, store_call
+from app.store.keys import RedisKeys
 
 
 class WorkerRegistry:

@@ -27,7 +27,7 @@
     {p}:ended                channel   id of a job that ended otherwise than by its worker
 
 Times are Redis' own clock, deadlines the API's. Lua scripts touch several of these at once (one
-Redis, no Cluster) and derive the names from the prefix: `app/lua/prelude.lua` repeats this list.
+Redis, no Cluster) and derive the names from the prefix: `lua/prelude.lua` repeats this list.
 """
 
 from dataclasses import dataclass

@@ -86,7 +86,7 @@ async def store_call() -> AsyncIterator[None]:
 
 
 class Scripts:
-    """Runs the scripts of `app/lua` by their digest, loading them where Redis lacks them."""
+    """Runs the scripts of `app/store/lua` by their digest, loading them where Redis lacks them."""
 
     def __init__(self, redis: Redis, prefix: str) -> None:
         self._redis = redis
@@ -128,8 +128,8 @@ class Scripts:
 
 @cache
 def load_script(name: str) -> tuple[str, str]:
-    """Reads `app/lua/{name}.lua`; returns its text behind the prelude, and the text's SHA-1."""
-    folder = files("app") / "lua"
+    """Reads `lua/{name}.lua`; returns its text behind the prelude, and the text's SHA-1."""
+    folder = files("app.store") / "lua"
     text = "\n".join((folder / f"{part}.lua").read_text("utf-8") for part in ("prelude", name))
     return text, sha1(text.encode(), usedforsecurity=False).hexdigest()
 

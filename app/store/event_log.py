@@ -1,8 +1,8 @@
 """Reading a job's events, from any point on, by any number of readers.
 
-Events are appended by the scripts of `app.job_queue` and `app.job_leases`. The id of an event says
-where in the answer it stands (`app/lua/prelude.lua`), so an id that a client has seen stays good
-for resuming, whatever happened since.
+Events are appended by the scripts of `app.store.job_queue` and `app.store.job_leases`. The id of an
+event says where in the answer it stands (`app/store/lua/prelude.lua`), so an id that a client has
+seen stays good for resuming, whatever happened since.
 """
 
 import re
@@ -13,8 +13,8 @@ from redis.asyncio import Redis
 
 from app.errors import JobNotFoundError
 from app.messages import EVENT_ADAPTER, Event
-from app.redis_client import MAX_BLOCK_S, milliseconds, store_call
-from app.redis_keys import RedisKeys
+from app.store.client import MAX_BLOCK_S, milliseconds, store_call
+from app.store.keys import RedisKeys
 from dycoke_core.errors import InvalidRequestError
 
 FIRST_EVENT = "0-0"  # read after this to read everything

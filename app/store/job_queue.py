@@ -7,7 +7,8 @@
 
 Each transition is one Lua script that refuses what the diagram does not show, so any number of
 APIs and workers may call them at once, and each may be sent twice. What workers do to a job is in
-`app.job_leases`. The queue is bounded by `reserve`; a job that nobody ends is ended by `sweep`.
+`app.store.job_leases`. The queue is bounded by `reserve`; a job that nobody ends is ended by
+`sweep`.
 """
 
 import json
@@ -26,8 +27,8 @@ from app.errors import (
     StoreUnavailableError,
 )
 from app.messages import ErrorEvent, JobEvent, JobRequest, JobState, StatusEvent
-from app.redis_client import Scripts, milliseconds, seconds, store_call
-from app.redis_keys import RedisKeys
+from app.store.client import Scripts, milliseconds, seconds, store_call
+from app.store.keys import RedisKeys
 from dycoke_core.errors import DycokeError
 
 MAX_RETRY_AFTER_S = 60
