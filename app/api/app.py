@@ -8,19 +8,19 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
 
+from app.api.answer.observer import Followers
 from app.api.auth import ApiKeys
-from app.api.cancelling import Cancellations
+from app.api.connection.drain import Drain
+from app.api.connection.lingering import LingeringClose
+from app.api.connection.streams import StreamSlots
 from app.api.context import Api
-from app.api.drain import Drain
 from app.api.errors import InternalErrors, install_error_handlers
-from app.api.janitor import Janitor
-from app.api.lingering import LingeringClose
-from app.api.loop_lag import watch_loop_lag
-from app.api.observer import Followers
 from app.api.openapi import install_openapi
-from app.api.reading import FrameReading
+from app.api.post.cancelling import Cancellations
+from app.api.post.reading import FrameReading
 from app.api.routes import chat, health, jobs, models, videos
-from app.api.streams import StreamSlots
+from app.api.upkeep.janitor import Janitor
+from app.api.upkeep.loop_lag import watch_loop_lag
 from app.metrics import ApiMetrics
 from app.settings import Settings
 from app.store.client import connect

@@ -6,12 +6,12 @@ from typing import Annotated, cast
 from fastapi import Depends, Request, Security
 from fastapi.security import HTTPBearer
 
+from app.api.answer.observer import Followers
 from app.api.auth import ApiKeys
-from app.api.cancelling import Cancellations
-from app.api.drain import Drain
-from app.api.observer import Followers
-from app.api.reading import FrameReading
-from app.api.streams import StreamSlots
+from app.api.connection.drain import Drain
+from app.api.connection.streams import StreamSlots
+from app.api.post.cancelling import Cancellations
+from app.api.post.reading import FrameReading
 from app.metrics import ApiMetrics
 from app.settings import Settings
 from app.store.event_log import EventLog

@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api.disconnect import ClientLeftError
+from app.api.connection.disconnect import ClientLeftError
 from app.errors import QueueFullError
 from app.messages import ErrorEvent
 from dycoke_core.errors import DycokeError, InvalidRequestError

@@ -19,8 +19,8 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from app.api.app import create_app
+from app.api.connection.drain import Drain
 from app.api.context import Api
-from app.api.drain import Drain
 from app.errors import ShuttingDownError
 from app.settings import Settings
 from app.supervisor import EXIT_BAD_SETTINGS

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from app.api import intake, server
-from app.api.janitor import SWEEP_S
+from app.api import server
+from app.api.post import intake
+from app.api.upkeep.janitor import SWEEP_S
 from app.errors import StoreUnavailableError
 from app.store.client import connect
 from app.store.keys import RedisKeys

@@ -5,15 +5,15 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Request
 from fastapi.responses import JSONResponse, Response
 
+from app.api.answer.feed import JobFeed, final_event
+from app.api.answer.observer import JobObserver
+from app.api.answer.sse import Ending, EventStream
+from app.api.connection.disconnect import ClientLeftError, unless_disconnected
+from app.api.connection.streams import StreamSlot
 from app.api.context import Api, ApiDep, PrincipalDep
-from app.api.disconnect import ClientLeftError, unless_disconnected
 from app.api.errors import INTERNAL_ERROR, is_our_fault, response_for, response_for_event
-from app.api.feed import JobFeed, final_event
-from app.api.observer import JobObserver
 from app.api.openapi import CHAT_REQUEST_BODY, CHAT_RESPONSES
-from app.api.posting import PostedJob, post_job
-from app.api.sse import Ending, EventStream
-from app.api.streams import StreamSlot
+from app.api.post.submissions import PostedJob, post_job
 from app.errors import ShuttingDownError
 from app.messages import DoneEvent
 from app.metrics import INTERRUPTED

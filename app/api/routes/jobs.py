@@ -6,11 +6,11 @@ from typing import Annotated
 from fastapi import APIRouter, Header
 from fastapi.responses import Response
 
+from app.api.answer.feed import AT_ONCE_S, JobFeed, final_event
+from app.api.answer.sse import Ending, EventStream
 from app.api.context import Api, ApiDep, PrincipalDep
-from app.api.feed import AT_ONCE_S, JobFeed, final_event
 from app.api.openapi import EVENT_STREAM_RESPONSES, PROBLEMS
 from app.api.schemas import JobResource
-from app.api.sse import Ending, EventStream
 from app.errors import JobNotFoundError
 from app.messages import DoneEvent, ErrorEvent
 from app.store.event_log import FIRST_EVENT, parse_event_id

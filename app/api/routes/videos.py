@@ -3,12 +3,12 @@
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from app.api.connection.disconnect import unless_disconnected
 from app.api.context import ApiDep, PrincipalDep
-from app.api.disconnect import unless_disconnected
 from app.api.errors import FieldProblem, InvalidFieldsError
-from app.api.intake import MULTIPART, VIDEO_FIELD, check_content_type, read_form
 from app.api.openapi import PROBLEMS, UPLOAD_REQUEST_BODY
-from app.api.posting import limited_intake, store_upload
+from app.api.post.intake import MULTIPART, VIDEO_FIELD, check_content_type, read_form
+from app.api.post.submissions import limited_intake, store_upload
 from app.api.schemas import VideoResource
 
 router = APIRouter(tags=["videos"], responses=PROBLEMS)

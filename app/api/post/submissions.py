@@ -16,11 +16,11 @@ from dataclasses import dataclass
 
 from starlette.requests import Request
 
-from app.api.admission import Place, choose_model, served_models
+from app.api.connection.disconnect import unless_disconnected
 from app.api.context import Api
-from app.api.disconnect import unless_disconnected
 from app.api.errors import FieldProblem, InvalidFieldsError
-from app.api.intake import (
+from app.api.post.admission import Place, choose_model, served_models
+from app.api.post.intake import (
     JSON,
     MULTIPART,
     check_content_type,
@@ -28,7 +28,7 @@ from app.api.intake import (
     read_form_fields,
     read_json_fields,
 )
-from app.api.reading import Reading
+from app.api.post.reading import Reading
 from app.api.schemas import ChatFields
 from app.errors import DeadlineExceededError, StoreUnavailableError, VideoNotFoundError
 from app.messages import JobRequest, JobState, ModelCard

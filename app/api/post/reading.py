@@ -13,8 +13,8 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
-from app.api.admission import Place
 from app.api.errors import INTERNAL_ERROR, incident_message, log_incident
+from app.api.post.admission import Place
 from app.errors import JobNotFoundError, ReaderLostError, StoreUnavailableError
 from app.messages import ErrorEvent, FramesRef, JobRequest, JobState, StatusEvent
 from app.metrics import ApiMetrics

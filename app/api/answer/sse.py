@@ -13,10 +13,10 @@ from enum import StrEnum
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from app.api.disconnect import ClientLeftError, unless_disconnected
-from app.api.drain import Drain
+from app.api.answer.feed import FeedItem
+from app.api.connection.disconnect import ClientLeftError, unless_disconnected
+from app.api.connection.drain import Drain
 from app.api.errors import INTERNAL_ERROR, incident_message, log_incident
-from app.api.feed import FeedItem
 from app.errors import ShuttingDownError
 from app.messages import ErrorEvent
 

@@ -9,8 +9,8 @@ import logging
 import time
 from collections.abc import AsyncIterator, Sequence
 
+from app.api.answer.feed import FeedItem, JobFeed
 from app.api.errors import is_our_fault
-from app.api.feed import FeedItem, JobFeed
 from app.messages import DoneEvent, ErrorEvent, Event, JobRequest, TokenEvent
 from app.metrics import DONE, ApiMetrics
 from app.tracing import PostSpan

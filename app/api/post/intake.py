@@ -12,9 +12,9 @@ from pydantic import ValidationError
 from pydantic_core import from_json
 from starlette.requests import ClientDisconnect, Request
 
-from app.api.disconnect import ClientLeftError
+from app.api.connection.disconnect import ClientLeftError
 from app.api.errors import FieldProblem, InvalidFieldsError
-from app.api.multipart import MAX_TEXT_BYTES, MultipartForm, read_multipart
+from app.api.post.multipart import MAX_TEXT_BYTES, MultipartForm, read_multipart
 from app.api.schemas import ChatFields
 from app.errors import UnsupportedMediaTypeError, UploadTimeoutError, UploadTooLargeError
 from app.video_store import Upload

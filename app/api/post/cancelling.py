@@ -5,7 +5,7 @@ import logging
 import time
 from contextlib import suppress
 
-from app.api.reading import FrameReading
+from app.api.post.reading import FrameReading
 from app.errors import JobCancelledError, JobNotFoundError, StoreUnavailableError
 from app.messages import ErrorEvent, JobState
 from app.store.job_queue import JobQueue
