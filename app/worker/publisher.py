@@ -8,7 +8,7 @@ running jobs' `max_tokens`, and each job's time by its deadline.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from app.errors import StoreUnavailableError
 from app.messages import DoneEvent, ErrorEvent, StatusEvent, TokenEvent
@@ -27,24 +27,17 @@ logger = logging.getLogger(__name__)
 
 
 class Publisher:
-    """Args:
-    on_lost: called with a job that is no longer this worker's.
-    """
-
     def __init__(
         self,
         leases: JobLeases,
         jobs: RunningJobs,
         metrics: WorkerMetrics,
         tracing: Tracing,
-        *,
-        on_lost: Callable[[RunningJob], None],
     ) -> None:
         self._leases = leases
         self._jobs = jobs
         self._metrics = metrics
         self._tracing = tracing
-        self._on_lost = on_lost
         self._has_news = asyncio.Event()
         self._is_closed = False
 
@@ -95,7 +88,7 @@ class Publisher:
 
     def _take_reply(self, job: RunningJob, append: Append, reply: Appended) -> None:
         if not reply.is_accepted:
-            self._on_lost(job)
+            self._jobs.drop(job)
             return
         job.next_index = reply.next_index
         last = append.events[-1] if append.events else None

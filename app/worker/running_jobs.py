@@ -1,7 +1,7 @@
 """The jobs that a worker holds, from their delivery until their end is in the event log."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -19,7 +19,7 @@ class RunningJob:
     first_token_at_s: float | None  # Unix time, of any attempt
     statuses: list[StatusEvent] = field(default_factory=list)  # not in the log yet
     final: DoneEvent | ErrorEvent | None = None  # set once; nothing comes after it
-    loading: "asyncio.Task[None] | None" = None  # brings it to the engine; set by the intake
+    loading: "asyncio.Task[None] | None" = None  # brings it to the engine; set by the taker
 
     @classmethod
     def of(cls, delivery: Delivery) -> "RunningJob":
@@ -74,10 +74,14 @@ class RunningJobs:
     """At most `max_jobs`, in the order in which they came. Belongs to the event loop.
 
     None are taken before the engine has said how many it runs.
+
+    Args:
+        abort: makes the engine drop a sequence, within one step.
     """
 
-    def __init__(self, max_jobs: int = 0) -> None:
-        self.max_jobs = max_jobs
+    def __init__(self, abort: Callable[[str], object]) -> None:
+        self.max_jobs = 0
+        self._abort = abort
         self._jobs: dict[str, RunningJob] = {}
         self._on_removal = asyncio.Event()
 
@@ -106,6 +110,17 @@ class RunningJobs:
     def add(self, job: RunningJob) -> None:
         assert self.has_room and job.job_id not in self._jobs
         self._jobs[job.job_id] = job
+
+    def drop(self, job: RunningJob) -> None:
+        """Lets go of a job that has ended or is another worker's; the engine within one step."""
+        self.remove(job)
+        self.stop(job)
+
+    def stop(self, job: RunningJob) -> None:
+        """Keeps a job from the engine, or has the engine abort it; its place stays taken."""
+        if job.loading is not None:
+            job.loading.cancel()
+        self._abort(job.sequence_id)
 
     def remove(self, job: RunningJob) -> None:
         """Forgets a job, unless another attempt of it has taken its place."""

@@ -29,7 +29,7 @@ MAX_POLL_S = 1.0
 logger = logging.getLogger(__name__)
 
 
-class Intake:
+class JobTaker:
     def __init__(
         self,
         leases: JobLeases,
@@ -69,13 +69,6 @@ class Intake:
                 self._take_over_from = time.monotonic() + self._lease_s
                 await asyncio.sleep(RETRY_AFTER_S)
 
-    def drop(self, job: RunningJob) -> None:
-        """Lets go of a job that has ended or is another worker's; the engine within one step."""
-        self._jobs.remove(job)
-        if job.loading is not None:
-            job.loading.cancel()
-        self._engine.abort(job.sequence_id)
-
     async def _take_one(self) -> None:
         if not self._jobs.has_room:
             await self._jobs.wait_for_removal(self._poll_s)
@@ -105,7 +98,7 @@ class Intake:
 
     def _start(self, delivery: Delivery) -> None:
         if earlier := self._jobs.get(delivery.job_id):
-            self.drop(earlier)  # our own lease ran out, and this is the job's next attempt
+            self._jobs.drop(earlier)  # our own lease ran out, and this is the job's next attempt
         logger.info(
             "job taken",
             extra={
