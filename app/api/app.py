@@ -8,6 +8,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
 
+from app.api.answer.answers import Answers
+from app.api.answer.jobs import Jobs
 from app.api.answer.observer import Followers
 from app.api.auth import ApiKeys
 from app.api.connection.drain import Drain
@@ -18,6 +20,8 @@ from app.api.errors import InternalErrors, install_error_handlers
 from app.api.openapi import install_openapi
 from app.api.post.cancelling import Cancellations
 from app.api.post.reading import FrameReading
+from app.api.post.submissions import Submissions
+from app.api.post.uploads import Uploads
 from app.api.routes import chat, health, jobs, models, videos
 from app.api.upkeep.janitor import Janitor
 from app.api.upkeep.loop_lag import watch_loop_lag
@@ -126,21 +130,30 @@ async def _start(
     janitor = asyncio.create_task(Janitor(queue, registry, videos, metrics).run())
     stack.push_async_callback(_stop, janitor)
     stack.push_async_callback(_stop, asyncio.create_task(watch_loop_lag(metrics.observe_lag)))
+    uploads = Uploads(videos, readers, drain, timeout_s=settings.job_timeout_s)
+    jobs = Jobs(queue, EventLog(log_redis, keys), heartbeat_s=settings.heartbeat_s)
     return Api(
-        settings=settings,
-        default_compression=compression,
         keys=ApiKeys(settings.api_keys),
-        metrics=metrics,
         drain=drain,
         streams=StreamSlots(settings.max_streams, metrics),
-        queue=queue,
-        log=EventLog(log_redis, keys),
         registry=registry,
         videos=videos,
-        readers=readers,
-        reading=reading,
+        uploads=uploads,
+        submissions=Submissions(
+            settings,
+            compression,
+            drain,
+            registry,
+            queue,
+            uploads,
+            reading,
+            cancellations,
+            tracing,
+        ),
         cancellations=cancellations,
-        followers=followers,
+        jobs=jobs,
+        answers=Answers(jobs, drain, metrics, followers, cancellations),
+        metrics=metrics,
         tracing=tracing,
     )
 

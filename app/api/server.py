@@ -110,18 +110,13 @@ class ApiServer(uvicorn.Server):
         try:
             async with self._drain.until_expired(), asyncio.timeout(self._drain_timeout_s):
                 if hasattr(self._app.state, "api"):  # else it has not started yet
-                    await _wait_until_idle(self._app.state.api)
+                    api: Api = self._app.state.api
+                    await api.wait_until_idle()
         except (TimeoutError, ShuttingDownError):
             logger.info("ending what is still open")
         finally:
             self._drain.expire()
             self.should_exit = True
-
-
-async def _wait_until_idle(api: Api) -> None:
-    await api.streams.wait_until_none()
-    await api.reading.wait_until_none()
-    await api.cancellations.wait_until_none()
 
 
 def raise_open_file_limit() -> None:

@@ -113,6 +113,7 @@ class RunningApi:
     readers: FakeReaders
     server: ApiServer
     api: Api
+    settings: Settings
     serving: asyncio.Task[None]
 
     async def post(self, **fields: Any) -> httpx.Response:
@@ -171,7 +172,7 @@ async def running_api(
         base_url = f"http://127.0.0.1:{port}"
         try:
             async with httpx.AsyncClient(base_url=base_url, timeout=PATIENCE_S) as client:
-                yield RunningApi(client, port, readers, server, app.state.api, serving)
+                yield RunningApi(client, port, readers, server, app.state.api, config, serving)
         finally:
             server.begin_drain()
             server.begin_drain()  # at once

@@ -206,7 +206,7 @@ async def test_delete_cancels_a_job_whose_frames_are_being_read(
         error = (await reader.rest())[-1]
     assert (error.name, error.data["code"]) == ("error", "cancelled")
     await until(lambda: api.readers.num_cancelled == 1)
-    assert (await api.api.queue.depth("tiny")).waiting == 0
+    assert (await api.api.jobs.queue.depth("tiny")).waiting == 0
 
 
 async def test_delete_in_another_api_stops_the_reading_here(
@@ -276,11 +276,11 @@ async def test_closing_while_uploading_frees_the_place_and_the_disk(
     )
     await writer.drain()
     await until(lambda: any(p.stat().st_size for p in incoming(api)))
-    assert (await api.api.queue.depth("tiny")).waiting == 1
+    assert (await api.api.jobs.queue.depth("tiny")).waiting == 1
     writer.close()
     await until(lambda: incoming(api) == [])
     async with asyncio.timeout(10):
-        while (await api.api.queue.depth("tiny")).waiting:
+        while (await api.api.jobs.queue.depth("tiny")).waiting:
             await asyncio.sleep(0.02)
     assert api.api.videos._used_bytes == 0
 
@@ -294,7 +294,7 @@ async def test_closing_while_probing_kills_the_probe(
     post.cancel()
     await until(lambda: api.readers.num_cancelled == 1)
     await until(lambda: incoming(api) == [])
-    assert (await api.api.queue.depth("tiny")).waiting == 0
+    assert (await api.api.jobs.queue.depth("tiny")).waiting == 0
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -394,7 +394,7 @@ async def test_cancel_by_disconnect_waits_for_redis(
 
         async def state() -> str:
             try:
-                return str((await api.api.queue.get(delivery.job_id)).state)
+                return str((await api.api.jobs.queue.get(delivery.job_id)).state)
             except StoreUnavailableError:
                 return "unknown"
 
@@ -420,7 +420,7 @@ async def test_same_key_and_request_is_the_same_job(
     assert texts[0][-1] == texts[1][-1]
     third = await api.post(headers=headers)
     assert third.headers["x-job-id"] == delivery.job_id
-    assert (await api.api.queue.depth("tiny")).waiting == 0
+    assert (await api.api.jobs.queue.depth("tiny")).waiting == 0
     assert api.readers.num_reads == 1
 
 
@@ -515,12 +515,12 @@ async def test_malformed_idempotency_key_is_a_400(
 
 
 def incoming(api: RunningApi) -> list[Path]:
-    return list((api.api.settings.data_dir / "videos" / "incoming").iterdir())
+    return list((api.settings.data_dir / "videos" / "incoming").iterdir())
 
 
 async def only_job(api: RunningApi) -> str:
-    keys = RedisKeys(api.api.settings.redis_prefix)
-    redis = connect(api.api.settings.redis_url or "")
+    keys = RedisKeys(api.settings.redis_prefix)
+    redis = connect(api.settings.redis_url or "")
     (job_id,) = await redis.zrange(keys.live, 0, -1)
     await redis.aclose()
     return str(job_id.decode())

@@ -104,7 +104,7 @@ async def test_upload_and_reading_cut_by_shutdown_end_in_retryable_errors(
             )
             upload = asyncio.create_task(raw_request(api.port, head, b"--b\r\n"))
             async with asyncio.timeout(PATIENCE_S):
-                while (await api.api.queue.depth("tiny")).waiting < 2:
+                while (await api.api.jobs.queue.depth("tiny")).waiting < 2:
                     await asyncio.sleep(0.02)
             api.server.begin_drain()
             reply = await upload
@@ -112,7 +112,7 @@ async def test_upload_and_reading_cut_by_shutdown_end_in_retryable_errors(
         assert reply.startswith(b"HTTP/1.1 503 ") and b'"shutting_down"' in reply
         job = await until_state(other, job_id, "error")
         assert (job["error"]["code"], job["error"]["retryable"]) == ("reader_lost", True)
-        assert (await other.api.queue.depth("tiny")).waiting == 0
+        assert (await other.api.jobs.queue.depth("tiny")).waiting == 0
 
 
 async def test_reading_of_a_killed_api_ends_in_a_retryable_error(
@@ -129,7 +129,7 @@ async def test_reading_of_a_killed_api_ends_in_a_retryable_error(
             stop_renewing_places()
             error = (await reader.rest())[-1]
         assert (error.data["code"], error.data["retryable"]) == ("reader_lost", True)
-        assert (await other.api.queue.depth("tiny")).waiting == 0
+        assert (await other.api.jobs.queue.depth("tiny")).waiting == 0
 
 
 def stop_renewing_places() -> None:

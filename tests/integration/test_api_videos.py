@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from redis.asyncio import Redis
 
 from app.store.frame_store import decode_frames
 from app.store.keys import RedisKeys
@@ -39,13 +40,19 @@ async def api(
     [("x.mp4", "libx264"), ("x.webm", "libvpx-vp9"), ("x.avi", "mpeg4"), ("x.mkv", "libx265")],
 )
 async def test_frames_of_a_video_reach_the_worker(
-    api: RunningApi, worker: ScriptedWorker, tmp_path: Path, name: str, codec: str
+    api: RunningApi,
+    worker: ScriptedWorker,
+    redis: Redis,
+    keys: RedisKeys,
+    tmp_path: Path,
+    name: str,
+    codec: str,
 ) -> None:
     content = make_clip(tmp_path / name, codec=codec, num_frames=40).read_bytes()
     post = asyncio.create_task(api.post(clip=content, num_frames=5))
     delivery = await worker.take()
     assert delivery.request.frames is not None
-    blob = await api.api.reading._frames.get(delivery.request.frames.digest)
+    blob = await redis.get(keys.frames(delivery.request.frames.digest))
     assert blob is not None
     assert frame_numbers(decode_frames(blob).pixels) == [0, 9, 19, 29, 39]
     await worker.finish(delivery, 0)
