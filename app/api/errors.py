@@ -65,6 +65,7 @@ STATUS_BY_CODE: Mapping[str, int] = {
     "store_unavailable": 503,
     "too_many_streams": 503,
     "video_store_full": 503,
+    "workers_lost": 503,
     "deadline_exceeded": 504,
 }
 

@@ -4,10 +4,13 @@ A job is given out as a lease: its stream entry stays pending under the worker's
 resets the entry's idle time. Each take raises the job's attempt, which fences every later write: a
 worker that was paused past its lease, or whose job was ended by someone else, is refused.
 
-A job is delivered at most `MAX_DELIVERIES` times, then it goes to the dead letters. What a
-draining worker hands back costs no delivery.
+A job that was alone in the engine of a worker that died is charged with a death; one that was there
+with others becomes a suspect, to be run alone, and is charged with nothing. Two deaths, or eight
+deliveries, end a job. A delivery that was handed back, whose worker died with nothing of the job in
+its engine, or whose worker turns out to live counts for neither (`lua/prelude.lua`).
 """
 
+import json
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
@@ -18,7 +21,7 @@ from pydantic import ValidationError
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from app.errors import JobFailedRepeatedlyError
+from app.errors import JobFailedRepeatedlyError, WorkersLostError
 from app.messages import (
     EVENT_ADAPTER,
     DoneEvent,
@@ -30,12 +33,11 @@ from app.messages import (
     TokenEvent,
 )
 from app.store.client import Scripts, milliseconds, seconds, store_call
-from app.store.job_queue import fault_json
+from app.store.job_queue import fault
 from app.store.keys import GROUP, RedisKeys
 from dycoke_core.errors import EngineError
 from dycoke_core.sequence import SAMPLER_VERSION
 
-MAX_DELIVERIES = 2
 UNNAMED_SAMPLER_VERSION = 1  # of releases that do not note which version drew their tokens
 FORGET_CONSUMER_AFTER_S = 3600.0
 
@@ -55,7 +57,7 @@ class Delivery:
     queued_at_s: float
     started_at_s: float
     first_token_at_s: float | None
-    is_suspect: bool  # was in flight when a worker died
+    is_suspect: bool  # was in the engine of a worker that died: runs alone
     sampler_version: int | None  # which drew what is published; None: nothing is
 
     @property
@@ -83,10 +85,12 @@ class Appended:
     is_accepted: False: the worker no longer holds the job and must drop it.
     next_index: index of the token that Redis expects next. Below the first token of the append,
         nothing was written, for Redis had lost what came before: send again from there.
+    is_suspect: Whether the job must still run alone.
     """
 
     is_accepted: bool
     next_index: int
+    is_suspect: bool = False
 
 
 class JobLeases:
@@ -105,8 +109,11 @@ class JobLeases:
         self._model = model
         self._worker_id = worker_id
         self._result_ttl_ms = milliseconds(result_ttl_s)
-        self._failed_repeatedly = fault_json(
-            JobFailedRepeatedlyError("every worker that took the job died")
+        self._faults = json.dumps(
+            {
+                "deaths": fault(JobFailedRepeatedlyError("the job ended two workers")),
+                "deliveries": fault(WorkersLostError("the workers that took the job were lost")),
+            }
         )
 
     async def ensure_group(self) -> None:
@@ -139,8 +146,7 @@ class JobLeases:
             job_id,
             self._worker_id,
             uuid.uuid4().hex,
-            MAX_DELIVERIES,
-            self._failed_repeatedly,
+            self._faults,
             self._result_ttl_ms,
         )
         if reply == [b"dead"]:
@@ -148,10 +154,15 @@ class JobLeases:
             return None
         return await self._delivery(reply) if reply else None
 
-    async def take_over(self, *, lease_s: float, may_be_suspect: bool) -> Delivery | None:
+    async def take_over(
+        self, *, lease_s: float, may_be_suspect: bool, suspect_idle_s: float = 0.0
+    ) -> Delivery | None:
         """Takes a job that was handed back or whose lease ran out, if there is one.
 
-        Sends jobs that have been delivered often enough to the dead letters on the way.
+        Sends jobs that have had all their tries to the dead letters on the way.
+
+        Args:
+            suspect_idle_s: leaves suspects to others until they have been idle for so long.
         """
         try:
             dead, reply = await self._scripts.run(
@@ -160,9 +171,8 @@ class JobLeases:
                 self._worker_id,
                 uuid.uuid4().hex,
                 milliseconds(lease_s),
-                int(may_be_suspect),
-                MAX_DELIVERIES,
-                self._failed_repeatedly,
+                milliseconds(suspect_idle_s) if may_be_suspect else -1,
+                self._faults,
                 self._result_ttl_ms,
             )
         except ResponseError as error:
@@ -179,25 +189,37 @@ class JobLeases:
         )
         return [bool(reply) for reply in replies]
 
+    async def enter(self, delivery: Delivery) -> bool:
+        """Notes, before the engine gets the job, that it may be to blame if the worker dies.
+
+        Returns:
+            False if it is no longer this worker's.
+        """
+        return bool(await self._scripts.run("enter", *self._fence(delivery)[1:]))
+
     async def append(self, appends: Sequence[Append]) -> list[Appended]:
         """Appends an engine step's events of many jobs in one round trip; ends those that ended.
 
         Sending the same again, after a lost reply, changes nothing.
         """
         replies = await self._scripts.run_many("append", [self._append_args(a) for a in appends])
-        return [Appended(bool(accepted), next_index) for accepted, next_index in replies]
+        return [
+            Appended(bool(is_taken), next_index, bool(alone))
+            for is_taken, next_index, alone in replies
+        ]
 
-    async def hand_back(self, delivery: Delivery, *, costs_delivery: bool = False) -> bool:
+    async def hand_back(self, delivery: Delivery, *, crew: int = 0) -> bool:
         """Gives a job up, so that any worker may take it over at once.
 
         Args:
-            costs_delivery: the job may be to blame; it is redelivered as a suspect.
+            crew: the job was in an engine that failed, with so many in all. It is redelivered as a
+                suspect.
 
         Returns:
             False if it was no longer this worker's.
         """
         reply = await self._scripts.run(
-            "hand_back", *self._fence(delivery), delivery.entry_id, int(costs_delivery)
+            "hand_back", *self._fence(delivery), delivery.entry_id, crew
         )
         return bool(reply)
 

@@ -227,8 +227,8 @@ class JobQueue:
             "sweep",
             self._result_ttl_ms,
             milliseconds(grace_s),
-            fault_json(DeadlineExceededError("the job's time limit has passed")),
-            fault_json(ReaderLostError("the process that read the video is gone")),
+            json.dumps(fault(DeadlineExceededError("the job's time limit has passed"))),
+            json.dumps(fault(ReaderLostError("the process that read the video is gone"))),
             MAX_SWEPT_JOBS,
         )
         return Sweep(tuple(i.decode() for i in overdue), tuple(i.decode() for i in lost))
@@ -243,6 +243,6 @@ class JobQueue:
         )
 
 
-def fault_json(error: DycokeError) -> str:
+def fault(error: DycokeError) -> dict[str, str | bool]:
     """What Lua needs of an error to write its event."""
-    return json.dumps({"code": error.code, "message": error.message, "retryable": error.retryable})
+    return {"code": error.code, "message": error.message, "retryable": error.retryable}

@@ -2,9 +2,11 @@
 
     {p}:jobs:{model}         stream    queue, read by consumer group `workers`; entry field `job_id`
     {p}:models               set       models that ever had a job
-    {p}:job:{id}             hash      state, attempt, deliveries, entry_id, worker, request
+    {p}:job:{id}             hash      state, attempt, entry_id, worker, request
                                        (JobRequest JSON), next_index, sampler_version (of what
-                                       is published), times (ms), ...; TTL after the job's end
+                                       is published), times (ms), ...; of blame: is_in_engine
+                                       (of the attempt), deliveries, deaths, losses,
+                                       lost:{attempt}, is_suspect; TTL after the job's end
     {p}:events:{id}          stream    the answer as it grew, field `event`; TTL after the job's end
     {p}:places:{model}       zset      job_id -> lease end (ms) of those reserved or reading,
                                        whose API renews the lease

@@ -1,11 +1,12 @@
 """Takes jobs while there is room and brings them to the engine.
 
-A worker takes handed-back and abandoned jobs before fresh ones, and at most one suspect at a time:
-two jobs that were in flight when workers died never share a worker, so a killer among them takes
-none of the others along.
+A worker takes handed-back and abandoned jobs before fresh ones. A suspect has the engine to itself
+until it is cleared, so a killer takes no other job along: nothing is taken while there is one, and
+it waits for those that were there before it. Idle workers are given some time to take suspects
+before busy ones do.
 
-Waits: for a job, at most `poll_s` at a time; for room, likewise; for frames, until the job's
-deadline (`app.worker.lease_keeper` ends the wait).
+Waits: for a job, at most `poll_s` at a time; for room, likewise; for frames and for the engine,
+until the job's deadline (`app.worker.lease_keeper` ends the wait).
 """
 
 import asyncio
@@ -70,8 +71,8 @@ class JobTaker:
                 await asyncio.sleep(RETRY_AFTER_S)
 
     async def _take_one(self) -> None:
-        if not self._jobs.has_room:
-            await self._jobs.wait_for_removal(self._poll_s)
+        if not self._jobs.has_room or self._jobs.has_suspect:
+            await self._jobs.wait_for_change(self._poll_s)
             return
         delivery = await self._take_over()
         if delivery is None:
@@ -88,7 +89,9 @@ class JobTaker:
         if now < self._take_over_from:
             return None
         delivery = await self._leases.take_over(
-            lease_s=self._lease_s, may_be_suspect=not self._jobs.has_suspect
+            lease_s=self._lease_s,
+            may_be_suspect=True,
+            suspect_idle_s=self._lease_s + 2 * self._poll_s if len(self._jobs) else 0.0,
         )
         if delivery is None:
             self._take_over_from = now + self._poll_s
@@ -128,6 +131,9 @@ class JobTaker:
             raise EngineError("the request has no frames")
         _check_sampler(job.delivery)
         blob = await self._fetch(request.frames.digest)
+        if job.is_suspect:
+            await self._jobs.wait_until_alone()
+        await self._enter(job)
         frames = await asyncio.to_thread(decode_frames, blob)
         return Sequence(
             sequence_id=job.sequence_id,
@@ -145,6 +151,20 @@ class JobTaker:
             # The two readers' pixels differ a little, and the digest does not name the reader.
             video_key=f"{request.frames.digest}:{request.frames.reader}",
         )
+
+    async def _enter(self, job: RunningJob) -> None:
+        """Leaves word that the job goes to the engine, for when this process leaves none."""
+        job.is_in_engine = True
+        while True:
+            try:
+                is_ours = await self._leases.enter(job.delivery)
+            except StoreUnavailableError:
+                await asyncio.sleep(RETRY_AFTER_S)
+                continue
+            if not is_ours:
+                self._jobs.drop(job)  # cancels this task
+                await asyncio.sleep(0)
+            return
 
     async def _fetch(self, digest: str) -> bytes:
         while True:

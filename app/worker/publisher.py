@@ -91,6 +91,8 @@ class Publisher:
             self._jobs.drop(job)
             return
         job.next_index = reply.next_index
+        if job.is_suspect and not reply.is_suspect:
+            self._jobs.clear(job)
         last = append.events[-1] if append.events else None
         if isinstance(last, TokenEvent) and reply.next_index < last.next_index:
             return  # Redis had lost what came before: the next append sends it again

@@ -152,7 +152,7 @@ class Worker:
             async with asyncio.timeout(self._settings.drain_timeout_s):
                 await asyncio.wait([taking])
                 while len(self._jobs):
-                    await self._jobs.wait_for_removal(timeout_s=1.0)
+                    await self._jobs.wait_for_change(timeout_s=1.0)
 
     async def _hand_back(self, taking: Task, publisher: Task, *, has_failed: bool) -> None:
         """Gives up what is left, with all that the engine has made of it."""
@@ -162,13 +162,14 @@ class Worker:
             self._engine.abort(job.sequence_id)
         self._publisher.close()
         await asyncio.wait([publisher], timeout=FLUSH_TIMEOUT_S)
-        left = [(job.delivery, has_failed and job.is_loaded) for job in self._jobs]
+        left = [(job.delivery, has_failed and job.is_in_engine) for job in self._jobs]
+        crew = sum(was_in_engine for _, was_in_engine in left)
         for job in self._jobs:
             self._jobs.drop(job)
         try:
             async with asyncio.timeout(STORE_TIMEOUT_S):
-                for delivery, is_to_blame in left:
-                    await self._leases.hand_back(delivery, costs_delivery=is_to_blame)
+                for delivery, was_in_engine in left:
+                    await self._leases.hand_back(delivery, crew=crew if was_in_engine else 0)
                     logger.info("job handed back", extra=delivery.request.log_fields)
         except (StoreUnavailableError, TimeoutError):
             logger.warning("the job store is away; leases are left to run out")

@@ -62,6 +62,13 @@ async def say(leases: JobLeases, delivery: Delivery, *indices: int) -> tuple[boo
     return appended.is_accepted, appended.next_index
 
 
+async def start(leases: JobLeases) -> Delivery:
+    """Takes the next job and gives it to an engine."""
+    delivery = await take(leases)
+    assert await leases.enter(delivery)
+    return delivery
+
+
 async def finish(leases: JobLeases, delivery: Delivery) -> bool:
     final = ErrorEvent(code="x", message="x", retryable=False, job_id=delivery.job_id)
     return (await leases.append([Append(delivery, [], final)]))[0].is_accepted
@@ -384,7 +391,7 @@ async def test_job_of_a_dead_worker_goes_on_where_it_stood(
     queue: JobQueue, leases: JobLeases, other_leases: JobLeases, log: EventLog
 ) -> None:
     await submit(queue, "j")
-    first = await take(leases)
+    first = await start(leases)
     await say(leases, first, 0, 1)
     second = await take_over(other_leases)
     assert (second.attempt, second.is_suspect) == (2, True)
@@ -423,40 +430,18 @@ async def test_two_claimants_get_one_delivery(
     assert sum(claim is not None for claim in claims) == 1
 
 
-async def test_third_delivery_becomes_a_dead_letter(
-    queue: JobQueue,
-    leases: JobLeases,
-    other_leases: JobLeases,
-    log: EventLog,
-    redis: Redis,
-    keys: RedisKeys,
-) -> None:
-    await submit(queue, "j")
-    await take(leases)
-    assert (await take_over(other_leases)).attempt == 2
-    while (await queue.get("j")).state is JobState.RUNNING:
-        assert await leases.take_over(lease_s=LEASE_S, may_be_suspect=True) is None
-        await asyncio.sleep(0.02)
-    last = (await log.read("j", after="0-1", block_s=1))[-1].event
-    assert isinstance(last, ErrorEvent)
-    assert (last.code, last.retryable) == ("job_failed_repeatedly", False)
-    (_, letter), *others = await redis.xrange(keys.dead)
-    assert letter[b"job_id"] == b"j" and letter[b"deliveries"] == b"2" and not others
-    assert await entries(redis, keys) == (0, 0)
-
-
 async def test_repeated_claim_gives_the_same_delivery(
     queue: JobQueue, leases: JobLeases, redis: Redis, keys: RedisKeys
 ) -> None:
     """As when the connection is lost before the reply, and the client sends the script again."""
     for job_id in ("a", "b"):
         await submit(queue, job_id)
-        await take(leases)
+        await start(leases)
     scripts = Scripts(redis, keys.prefix)
-    no_lease_ms, may_be_suspect, max_deliveries = 0, 1, 2
+    no_lease_ms = suspect_idle_ms = 0
 
     async def claim(take_id: str) -> list[Any]:
-        limits = (no_lease_ms, may_be_suspect, max_deliveries)
+        limits = (no_lease_ms, suspect_idle_ms)
         reply: list[Any] = await scripts.run(
             "claim", MODEL, "worker-b", take_id, *limits, "{}", 60_000
         )
@@ -475,7 +460,7 @@ async def test_suspects_are_left_alone_by_who_has_one(
 ) -> None:
     for job_id in ("a", "b"):
         await submit(queue, job_id)
-        await take(leases)
+        await start(leases)
     suspect = await take_over(other_leases)
     assert suspect.is_suspect
     assert await other_leases.take_over(lease_s=LEASE_S, may_be_suspect=False) is None
@@ -500,15 +485,15 @@ async def test_handing_back_costs_no_delivery(
     assert delivery.published_token_ids == (100, 101, 102, 103)
 
 
-async def test_handing_back_at_a_cost_makes_a_suspect(
+async def test_handing_back_from_an_engine_that_failed_makes_a_suspect(
     queue: JobQueue, leases: JobLeases, other_leases: JobLeases
 ) -> None:
     await submit(queue, "j")
-    assert await leases.hand_back(await take(leases), costs_delivery=True)
+    assert await leases.hand_back(await start(leases), crew=1)
     assert await other_leases.take_over(lease_s=600, may_be_suspect=False) is None
     suspect = await other_leases.take_over(lease_s=600, may_be_suspect=True)
     assert suspect is not None and suspect.is_suspect
-    assert await other_leases.hand_back(suspect, costs_delivery=True)
+    assert await other_leases.hand_back(suspect, crew=1)
     assert await leases.take_over(lease_s=600, may_be_suspect=True) is None
     assert (await queue.get("j")).state is JobState.ERROR
 
@@ -584,7 +569,7 @@ async def test_lost_group_is_made_anew_and_running_jobs_are_fenced(
     await redis.xgroup_destroy(keys.jobs(MODEL), GROUP)
     assert await other_leases.take_over(lease_s=LEASE_S, may_be_suspect=True) is None
     second = await take(other_leases)
-    assert (second.job_id, second.attempt, second.is_suspect) == ("j", 2, True)
+    assert (second.job_id, second.attempt, second.is_suspect) == ("j", 2, False)
     assert await say(leases, first, 0) == (False, 0)
     await redis.delete(keys.jobs(MODEL))
     assert await leases.take(block_s=0.05) is None

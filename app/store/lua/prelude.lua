@@ -10,6 +10,10 @@ local GROUP = 'workers'
 local HANDED_BACK = 'handed-back' -- consumer that holds entries which a draining worker gave up
 local MAX_ENDED_BYTES = 256 * 1024 * 1024 -- of ended jobs' records and events
 local MAX_FORGOTTEN = 1000 -- ended jobs at a time; more than the largest one ever displaces
+local MAX_HELD = 10000 -- more than a worker ever has pending
+local MAX_DEATHS = 2 -- of a job's own
+local MAX_DELIVERIES = 8 -- that were not given back
+local PROBATION_TOKENS = 16 -- that a suspect makes alone before others may join it
 local FINAL = {done = true, error = true, cancelled = true}
 
 local function jobs_key(model) return PREFIX .. ':jobs:' .. model end
@@ -120,14 +124,16 @@ end
 
 -- Gives a queued or running job to a worker. The attempt is the fencing token: whoever held the
 -- job before is refused from here on.
-local function start(job_id, worker_id, take_id, is_suspect)
+local function start(job_id, worker_id, take_id)
   local key = job_key(job_id)
-  local model = redis.call('HGET', key, 'model')
+  local job = job_fields(job_id, 'model', 'next_index')
+  local model = job.model
   local now = now_ms()
   redis.call('HINCRBY', key, 'attempt', 1)
   redis.call('HINCRBY', key, 'deliveries', 1)
   redis.call('HSET', key, 'state', 'running', 'worker', worker_id, 'take_id', take_id,
-    'is_suspect', is_suspect and 1 or 0, 'started_at', now)
+    'started_at', now, 'cleared_at', job.next_index + PROBATION_TOKENS)
+  redis.call('HDEL', key, 'is_in_engine', 'crew')
   if redis.call('ZREM', queued_key(model), job_id) == 1 then
     redis.call('LPUSH', starts_key(model), now)
     redis.call('LTRIM', starts_key(model), 0, 31)
@@ -148,12 +154,93 @@ local function is_held(job, worker_id, attempt)
   return job.state == 'running' and job.worker == worker_id and job.attempt == attempt
 end
 
--- Ends a job that no worker survived, and leaves a dead letter without a word of its content.
-local function bury(job_id, fault, ttl_ms)
-  local job = job_fields(job_id, 'model', 'deliveries', 'worker')
+-- Who is to blame when a worker is gone.
+--
+-- `is_in_engine` of a job, set before the worker's engine gets it, outlives the process: the jobs
+-- of a worker that have it are its crew, and one of them may have killed it. Alone, it is a death
+-- of the job's own; several become suspects and are charged with nothing. Either way the loss is
+-- noted as lost:{attempt}, so that a worker that was only away takes it back when it returns.
+
+-- Notes on each job of a worker that is gone how many were in its engine.
+local function muster(model, worker_id)
+  local stream, crew = jobs_key(model), {}
+  for _, pending in ipairs(redis.call('XPENDING', stream, GROUP, '-', '+', MAX_HELD, worker_id)) do
+    local entry = redis.call('XRANGE', stream, pending[1], pending[1])[1]
+    local job_id = entry and entry[2][2]
+    local job = job_id and job_fields(job_id, 'state', 'worker', 'is_in_engine') or {}
+    if job.state == 'running' and job.worker == worker_id and job.is_in_engine then
+      crew[#crew + 1] = job_id
+    end
+  end
+  for _, job_id in ipairs(crew) do redis.call('HSETNX', job_key(job_id), 'crew', #crew) end
+end
+
+-- A job that was in the engine of a worker that is gone, beside `crew - 1` others.
+local function accuse(job_id, crew)
+  local key = job_key(job_id)
+  if tonumber(crew) == 1 then redis.call('HINCRBY', key, 'deaths', 1) end
+  redis.call('HINCRBY', key, 'losses', 1)
+  redis.call('HSET', key, 'is_suspect', 1)
+end
+
+-- The worker of an attempt that was given up for lost is there: the job has not killed it.
+local function acquit(job_id, attempt)
+  local key = job_key(job_id)
+  local lost = 'lost:' .. attempt
+  local job = job_fields(job_id, 'state', 'attempt', 'crew', lost)
+  if not job.state or FINAL[job.state] then return end
+  if job.crew and job.attempt == attempt then redis.call('HDEL', key, 'crew') end
+  if not job[lost] then return end
+  redis.call('HDEL', key, lost)
+  if job[lost] == '1' then redis.call('HINCRBY', key, 'deaths', -1) end
+  if redis.call('HINCRBY', key, 'losses', -1) == 0 then redis.call('HSET', key, 'is_suspect', 0) end
+  if job.attempt == attempt then -- nobody has taken it over: its lease goes on
+    redis.call('HDEL', key, 'judged')
+  else
+    redis.call('HINCRBY', key, 'deliveries', -1)
+  end
+end
+
+-- Judges, once, the loss of the attempt that is under way, before `claimant` takes the job over.
+local function judge(job_id, claimant)
+  local key = job_key(job_id)
+  local job = job_fields(job_id, 'state', 'model', 'worker', 'attempt', 'is_in_engine', 'judged')
+  if job.state ~= 'running' then return end
+  if job.worker == claimant then
+    acquit(job_id, job.attempt)
+  elseif job.judged == job.attempt then
+    return
+  end
+  redis.call('HSET', key, 'judged', job.attempt)
+  if job.worker == claimant or not job.is_in_engine then
+    redis.call('HINCRBY', key, 'deliveries', -1)
+    return
+  end
+  muster(job.model, job.worker)
+  local crew = redis.call('HGET', key, 'crew')
+  accuse(job_id, crew)
+  redis.call('HSET', key, 'lost:' .. job.attempt, crew)
+end
+
+-- Whether this worker, by this attempt, still holds the job; hears what its being there proves.
+local function is_held_by_living(job_id, job, worker_id, attempt)
+  acquit(job_id, attempt)
+  return is_held(job, worker_id, attempt)
+end
+
+-- Ends a job that has had all the tries it gets, and leaves a dead letter without a word of its
+-- content. Returns whether it did.
+-- faults: JSON object {deaths, deliveries}, each a fault
+local function bury_if_spent(job_id, faults, ttl_ms)
+  local job = job_fields(job_id, 'model', 'deliveries', 'deaths', 'worker')
+  local deaths, deliveries = tonumber(job.deaths or 0), tonumber(job.deliveries)
+  local reason = deaths >= MAX_DEATHS and 'deaths' or deliveries >= MAX_DELIVERIES and 'deliveries'
+  if not reason then return false end
   redis.call('XADD', dead_key(), 'MAXLEN', '~', 1000, '*', 'job_id', job_id, 'model', job.model,
-    'deliveries', job.deliveries, 'worker', job.worker or '')
+    'deliveries', deliveries, 'deaths', deaths, 'worker', job.worker or '')
+  local fault = cjson.encode(cjson.decode(faults)[reason])
   finish_and_tell(job_id, 'error', error_event(job_id, fault), ttl_ms)
+  return true
 end
 
 local function pin_frames(digest, job_id)
