@@ -16,7 +16,7 @@ from app.api.connection.drain import Drain
 from app.api.connection.lingering import LingeringClose
 from app.api.connection.streams import StreamSlots
 from app.api.context import Api
-from app.api.errors import InternalErrors, install_error_handlers
+from app.api.errors import LastErrors, install_error_handlers
 from app.api.openapi import install_openapi
 from app.api.post.cancelling import Cancellations
 from app.api.post.reading import FrameReading
@@ -87,7 +87,7 @@ def create_app(settings: Settings, *, readers: FrameReaders | None = None) -> Fa
     install_openapi(app)
     for module in (chat, videos, jobs, models, health):
         app.include_router(module.router)
-    app.add_middleware(InternalErrors)
+    app.add_middleware(LastErrors, is_draining=lambda: drain.is_draining)
     app.add_middleware(LingeringClose)
     return app
 

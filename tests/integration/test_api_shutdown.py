@@ -139,6 +139,35 @@ def stop_renewing_places() -> None:
             task.cancel()
 
 
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/v1/jobs/j"),
+        ("DELETE", "/v1/jobs/j"),
+        ("GET", "/v1/jobs/j/events"),
+        ("POST", "/v1/video/chat"),
+        ("GET", "/v1/models"),
+    ],
+)
+async def test_shutdown_while_redis_does_not_answer_says_so_on_every_route(
+    own_redis_server: RedisServer, keys: RedisKeys, tmp_path: Path, method: str, path: str
+) -> None:
+    async with running_api(own_redis_server.url, keys, tmp_path, drain_timeout_s=0.2) as api:
+        body = {"question": "?", "video_id": "v"} if method == "POST" else None
+        own_redis_server.pause()
+        try:
+            request = asyncio.create_task(api.client.request(method, path, json=body))
+            await asyncio.sleep(0.3)
+            api.server.begin_drain()
+            response = await request
+        finally:
+            own_redis_server.resume()
+        assert response.status_code == 503
+        assert response.headers["content-type"] == "application/problem+json"
+        problem = response.json()
+        assert (problem["code"], problem["retryable"]) == ("shutting_down", True)
+
+
 # --- the process ---
 
 
