@@ -19,6 +19,7 @@ from app.api.context import Api
 from app.api.errors import LastErrors, install_error_handlers
 from app.api.openapi import install_openapi
 from app.api.post.cancelling import Cancellations
+from app.api.post.orphans import Orphans
 from app.api.post.reading import FrameReading
 from app.api.post.submissions import Submissions
 from app.api.post.uploads import Uploads
@@ -127,7 +128,15 @@ async def _start(
     stack.push_async_callback(cancellations.aclose)
     followers = Followers(MAX_FOLLOWERS)
     stack.push_async_callback(followers.aclose)
-    janitor = asyncio.create_task(Janitor(queue, registry, videos, metrics).run())
+    orphans = Orphans(
+        queue,
+        videos,
+        reading,
+        drain,
+        lease_s=settings.lease_s,
+        read_timeout_s=settings.read_timeout_s,
+    )
+    janitor = asyncio.create_task(Janitor(queue, registry, videos, orphans, metrics).run())
     stack.push_async_callback(_stop, janitor)
     stack.push_async_callback(_stop, asyncio.create_task(watch_loop_lag(metrics.observe_lag)))
     uploads = Uploads(videos, readers, drain, timeout_s=settings.job_timeout_s)

@@ -32,6 +32,7 @@ from app.store.keys import RedisKeys
 from dycoke_core.errors import DycokeError
 
 MAX_RETRY_AFTER_S = 60
+MAX_ADOPTIONS = 3  # of a job whose frames are being read
 MAX_SWEPT_JOBS = 100  # at a time; the rest comes with the next sweep
 
 
@@ -69,11 +70,22 @@ class QueueDepth:
 
 
 @dataclass(frozen=True, slots=True)
+class Orphan:
+    """A job whose frames nobody reads any more."""
+
+    model: str
+    job_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Sweep:
-    """Ids of the jobs that a sweep ended."""
+    """Args:
+    overdue: ids of the jobs that the sweep ended.
+    orphans: for somebody to adopt.
+    """
 
     overdue: tuple[str, ...]
-    reader_lost: tuple[str, ...]
+    orphans: tuple[Orphan, ...]
 
 
 class JobQueue:
@@ -190,7 +202,13 @@ class JobQueue:
         )
 
     async def end(
-        self, job_id: str, state: JobState, event: ErrorEvent, *, unless_adopted: bool = False
+        self,
+        job_id: str,
+        state: JobState,
+        event: ErrorEvent,
+        *,
+        unless_adopted: bool = False,
+        reader: int | None = None,
     ) -> bool:
         """Ends a live job from outside its worker: cancel, deadline, a reader's error.
 
@@ -198,6 +216,8 @@ class JobQueue:
 
         Args:
             unless_adopted: spares a job that a later request with its idempotency key has found.
+            reader: number of a reader that has failed, 0 for the first: spares a job that is read
+                already, or has another reader by now.
 
         Returns:
             False if the job had ended already, or is spared.
@@ -213,25 +233,52 @@ class JobQueue:
             event.model_dump_json(),
             self._result_ttl_ms,
             int(unless_adopted),
+            "" if reader is None else reader,
         )
         if reply < 0:
             raise JobNotFoundError("no such job")
         return bool(reply)
 
     async def sweep(self, *, grace_s: float = 5.0) -> Sweep:
-        """Ends jobs past their deadline and jobs whose reading API is gone; any API, every second.
+        """Ends jobs past their deadline, finds those whose reading API is gone; any API, every
+        second.
 
         A running job's worker enforces the deadline itself and is given `grace_s` to do so.
         """
-        overdue, lost = await self._scripts.run(
+        overdue, orphans = await self._scripts.run(
             "sweep",
             self._result_ttl_ms,
             milliseconds(grace_s),
             json.dumps(fault(DeadlineExceededError("the job's time limit has passed"))),
-            json.dumps(fault(ReaderLostError("the process that read the video is gone"))),
             MAX_SWEPT_JOBS,
         )
-        return Sweep(tuple(i.decode() for i in overdue), tuple(i.decode() for i in lost))
+        words = [word.decode() for word in orphans]
+        return Sweep(
+            overdue=tuple(job_id.decode() for job_id in overdue),
+            orphans=tuple(map(Orphan, words[::2], words[1::2])),
+        )
+
+    async def adopt(self, orphan: Orphan, *, lease_s: float) -> tuple[JobRequest, int] | None:
+        """Takes an orphan's place, to read its frames; of several callers one gets it.
+
+        Returns:
+            The request, and the number that tells this reader from earlier ones (see `end`).
+            None where there is nothing to do: somebody else has it, or it has ended.
+        """
+        lost = ReaderLostError("the processes that read the video are gone")
+        reply = await self._scripts.run(
+            "adopt_reading",
+            orphan.model,
+            orphan.job_id,
+            milliseconds(lease_s),
+            MAX_ADOPTIONS,
+            json.dumps(fault(lost)),
+            self._result_ttl_ms,
+        )
+        if not reply:
+            return None
+        request, reader = reply
+        return JobRequest.model_validate_json(request), reader
 
     async def depth(self, model: str) -> QueueDepth:
         places, queued, running, age_ms = await self._scripts.run("depth", model)

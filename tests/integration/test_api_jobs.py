@@ -475,6 +475,60 @@ async def test_adopted_job_is_cancelled_on_request(api: RunningApi, worker: Scri
     assert parse_events((await first).text)[-1].data["code"] == "cancelled"
 
 
+async def test_retry_keeps_the_job_whose_creation_got_no_answer(
+    redis_server: RedisServer,
+    keys: RedisKeys,
+    tmp_path: Path,
+    worker: ScriptedWorker,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Redis carries out the creation, its reply is lost, and the retry finds the job elsewhere."""
+    async with (
+        running_api(redis_server.url, keys, tmp_path) as api,
+        running_api(redis_server.url, keys, tmp_path) as other,
+    ):
+        queue = api.api.jobs.queue
+        create, end, is_back = queue.create, queue.end, asyncio.Event()
+
+        async def create_without_reply(*args: Any, **kwargs: Any) -> str:
+            await create(*args, **kwargs)
+            raise StoreUnavailableError("the job store does not answer")
+
+        async def end_later(*args: Any, **kwargs: Any) -> bool:
+            if not is_back.is_set():
+                raise StoreUnavailableError("the job store does not answer")
+            return await end(*args, **kwargs)
+
+        monkeypatch.setattr(queue, "create", create_without_reply)
+        monkeypatch.setattr(queue, "end", end_later)
+        headers = {"Idempotency-Key": "k"}
+        refused = await api.post(headers=headers)
+        assert (refused.status_code, refused.json()["code"]) == (503, "store_unavailable")
+        async with other.posting(headers=headers) as response:
+            reader = EventReader(response)
+            job = await reader.until("job")
+            is_back.set()
+            delivery = await worker.answer()
+            assert delivery.job_id == job.data["job_id"]
+            assert (await reader.rest())[-1].name == "done"
+
+
+async def test_job_whose_creation_got_no_answer_ends_retryable_if_nobody_asks_again(
+    api: RunningApi, worker: ScriptedWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue = api.api.jobs.queue
+    create, created = queue.create, []
+
+    async def create_without_reply(*args: Any, **kwargs: Any) -> str:
+        created.append(await create(*args, **kwargs))
+        raise StoreUnavailableError("the job store does not answer")
+
+    monkeypatch.setattr(queue, "create", create_without_reply)
+    assert (await api.post()).status_code == 503
+    job = await until_state(api, created[0], "error", "cancelled")
+    assert (job["error"]["code"], job["error"]["retryable"]) == ("store_unavailable", True)
+
+
 async def test_retry_after_a_lost_connection_gets_a_job_of_its_own(
     api: RunningApi, worker: ScriptedWorker
 ) -> None:

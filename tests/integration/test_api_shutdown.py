@@ -88,7 +88,7 @@ async def test_whole_answer_cut_by_shutdown_names_its_job(
         assert await worker.say(delivery, 0)
 
 
-async def test_upload_and_reading_cut_by_shutdown_end_in_retryable_errors(
+async def test_upload_and_reading_cut_by_shutdown_end_retryable_where_none_has_the_video(
     redis_server: RedisServer, keys: RedisKeys, tmp_path: Path, worker: ScriptedWorker
 ) -> None:
     async with (
@@ -110,12 +110,31 @@ async def test_upload_and_reading_cut_by_shutdown_end_in_retryable_errors(
             reply = await upload
             await response.aread()
         assert reply.startswith(b"HTTP/1.1 503 ") and b'"shutting_down"' in reply
+        await asyncio.wait_for(asyncio.shield(api.serving), PATIENCE_S)
         job = await until_state(other, job_id, "error")
         assert (job["error"]["code"], job["error"]["retryable"]) == ("reader_lost", True)
         assert (await other.api.jobs.queue.depth("tiny")).waiting == 0
 
 
-async def test_reading_of_a_killed_api_ends_in_a_retryable_error(
+async def test_reading_of_an_api_that_stops_goes_on_at_another(
+    redis_server: RedisServer, keys: RedisKeys, tmp_path: Path, worker: ScriptedWorker
+) -> None:
+    async with (
+        running_api(redis_server.url, keys, tmp_path, drain_timeout_s=0.1) as api,
+        running_api(redis_server.url, keys, tmp_path) as other,
+    ):
+        api.readers.may_read.clear()
+        async with api.posting() as response:
+            job_id = response.headers["x-job-id"]
+            api.server.begin_drain()
+            await response.aread()
+        assert (await worker.answer()).job_id == job_id
+        assert other.readers.num_reads == 1
+        job = await until_state(other, job_id, "done", "error")
+        assert job["state"] == "done"
+
+
+async def test_reading_of_a_killed_api_goes_on_at_another(
     redis_server: RedisServer, keys: RedisKeys, tmp_path: Path, worker: ScriptedWorker
 ) -> None:
     async with (
@@ -127,8 +146,11 @@ async def test_reading_of_a_killed_api_ends_in_a_retryable_error(
             reader = EventReader(response)
             await reader.until("status", stage="reading_frames")
             stop_renewing_places()
-            error = (await reader.rest())[-1]
-        assert (error.data["code"], error.data["retryable"]) == ("reader_lost", True)
+            delivery = await worker.answer()
+            assert (await reader.rest())[-1].name == "done"
+        assert other.readers.num_reads == 1
+        assert delivery.request.frames is not None
+        assert delivery.request.frames.indices == list(range(32))
         assert (await other.api.jobs.queue.depth("tiny")).waiting == 0
 
 

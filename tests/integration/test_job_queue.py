@@ -18,7 +18,7 @@ from app.messages import ErrorEvent, JobState, StatusEvent
 from app.store.client import Scripts, connect, load_script
 from app.store.event_log import EventLog
 from app.store.job_leases import Append, Delivery, JobLeases
-from app.store.job_queue import Idempotency, JobQueue
+from app.store.job_queue import MAX_ADOPTIONS, Idempotency, JobQueue, Orphan
 from app.store.keys import GROUP, RedisKeys
 from dycoke_core.sequence import SAMPLER_VERSION
 from tests.integration.jobs import (
@@ -295,8 +295,8 @@ async def test_cancel_while_running_tells_and_fences_the_worker(
     assert await event_types(log, "j") == [("0-1", "job"), ("1-0", "token"), ("2-0", "error")]
 
 
-async def test_sweep_ends_overdue_jobs_and_those_of_lost_readers(
-    queue: JobQueue, leases: JobLeases, log: EventLog
+async def test_sweep_ends_overdue_jobs_and_finds_those_of_lost_readers(
+    queue: JobQueue, leases: JobLeases
 ) -> None:
     await submit(queue, "runs", timeout_s=-1)
     delivery = await take(leases)
@@ -306,18 +306,30 @@ async def test_sweep_ends_overdue_jobs_and_those_of_lost_readers(
     await asyncio.sleep(0.05)
 
     sweep = await queue.sweep(grace_s=60)
-    assert (sweep.overdue, sweep.reader_lost) == (("waits",), ("reads",))
-    assert [e.event for e in await log.read("reads", after="0-1", block_s=1)] == [
-        ErrorEvent(
-            code="reader_lost",
-            message="the process that read the video is gone",
-            retryable=True,
-            job_id="reads",
-        )
-    ]
+    assert (sweep.overdue, sweep.orphans) == (("waits",), (Orphan(MODEL, "reads"),))
+    assert (await queue.sweep(grace_s=60)).orphans == sweep.orphans
     assert (await queue.sweep(grace_s=0)).overdue == ("runs",)
     assert await say(leases, delivery, 0) == (False, 0)
     assert (await queue.sweep(grace_s=0)).overdue == ()
+
+
+async def test_orphan_is_adopted_by_one_and_not_for_ever(queue: JobQueue, log: EventLog) -> None:
+    await queue.reserve(MODEL, "reads", max_jobs=100, lease_s=0.01)
+    request = make_request("reads")
+    await queue.create(request)
+    orphan = Orphan(MODEL, "reads")
+    await asyncio.sleep(0.03)
+    for reader in range(1, MAX_ADOPTIONS + 1):
+        adopted = await asyncio.gather(*(queue.adopt(orphan, lease_s=30) for _ in range(5)))
+        assert adopted.count(None) == 4 and (request, reader) in adopted
+        failure = cancelled("reads")
+        assert not await queue.end("reads", JobState.ERROR, failure, reader=reader - 1)
+        assert await queue.renew_place(MODEL, "reads", lease_s=0)
+    assert await queue.adopt(orphan, lease_s=30) is None
+    last = (await log.read("reads", block_s=1))[-1].event
+    assert isinstance(last, ErrorEvent)
+    assert (last.code, last.retryable) == ("reader_lost", True)
+    assert (await queue.sweep()).orphans == ()
 
 
 # --- what ended jobs leave behind ---

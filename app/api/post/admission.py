@@ -60,14 +60,19 @@ class Place:
         self._renewing: asyncio.Task[None] | None = None
 
     @classmethod
+    def held(cls, queue: JobQueue, model: str, job_id: str, *, lease_s: float) -> "Place":
+        """A place that has been taken already."""
+        place = cls(queue, model, job_id, lease_s=lease_s)
+        place._renewing = asyncio.create_task(place._renew())
+        return place
+
+    @classmethod
     async def reserve(
         cls, queue: JobQueue, model: str, job_id: str, *, max_jobs: int, lease_s: float
     ) -> "Place":
         """Raises: QueueFullError."""
         await queue.reserve(model, job_id, max_jobs=max_jobs, lease_s=lease_s)
-        place = cls(queue, model, job_id, lease_s=lease_s)
-        place._renewing = asyncio.create_task(place._renew())
-        return place
+        return cls.held(queue, model, job_id, lease_s=lease_s)
 
     async def move(self, model: str, *, max_jobs: int) -> None:
         """Goes over to another model's queue. Raises: QueueFullError."""
@@ -92,6 +97,12 @@ class Place:
         await self.stop_renewing()
         with suppress(StoreUnavailableError):
             await self._queue.release(self.model, self.job_id)
+
+    async def abandon(self) -> None:
+        """Lets the lease run out at once: another API may go on with the job."""
+        await self.stop_renewing()
+        with suppress(StoreUnavailableError):
+            await self._queue.renew_place(self.model, self.job_id, lease_s=0.0)
 
     async def _renew(self) -> None:
         while True:

@@ -31,6 +31,12 @@ class Admitted:
         """Takes the place to another model's queue. Raises: QueueFullError."""
         await self._held_place.move(model, max_jobs=max_jobs)
 
+    async def forsake(self) -> None:
+        """Lets the place run out by itself: there may be a job on it, for another API to read."""
+        if self._place is not None:
+            await self._place.stop_renewing()
+            self._place = None
+
     def hand_over(self) -> tuple[Place, VideoLease]:
         """Passes both on: whoever calls this gives them back."""
         place, video = self._held_place, self.video

@@ -5,11 +5,12 @@ then says. Pure functions.
 import hashlib
 import json
 import secrets
+from dataclasses import asdict
 
 from app.api.errors import FieldProblem, InvalidFieldsError
 from app.api.post.admission import choose_model
 from app.api.schemas import ChatFields
-from app.messages import JobRequest, ModelCard
+from app.messages import FramesWanted, JobRequest, ModelCard
 from app.settings import Settings
 from app.store.job_queue import Idempotency
 from app.video_store import VideoLease
@@ -53,6 +54,12 @@ def frame_spec(fields: ChatFields, card: ModelCard) -> FrameSpec:
     )
 
 
+def wanted_spec(request: JobRequest) -> FrameSpec | None:
+    """Which frames a job wants; None where its request does not say."""
+    wanted = request.frames_wanted
+    return None if wanted is None else FrameSpec(**wanted.model_dump())
+
+
 def make_job_request(
     fields: ChatFields,
     card: ModelCard,
@@ -72,6 +79,7 @@ def make_job_request(
         model=card.model,
         video_id=video_id,
         messages=fields.turns(),
+        frames_wanted=FramesWanted(**asdict(frame_spec(fields, card))),
         max_tokens=fields.max_tokens,
         temperature=fields.temperature,
         top_p=fields.top_p,

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from app.api.errors import INTERNAL_ERROR, incident_message, log_incident
 from app.api.post.admission import Place
-from app.errors import JobNotFoundError, ReaderLostError, StoreUnavailableError
+from app.errors import JobNotFoundError, StoreUnavailableError
 from app.messages import ErrorEvent, FramesRef, JobRequest, JobState, StatusEvent
 from app.metrics import ApiMetrics
 from app.store.frame_store import FramesHeader, FrameStore, encode_frames, frames_digest
@@ -42,6 +42,7 @@ class Reading:
     video: VideoLease
     place: Place
     read_timeout_s: float  # what the probe has left of the readers' time
+    reader: int = 0  # its number, where earlier ones were lost
 
 
 @dataclass(slots=True, eq=False)
@@ -75,6 +76,7 @@ class FrameReading:
         self._tracing = tracing
         self._patience_s = patience_s
         self._tasks: dict[str, asyncio.Task[None]] = {}  # by job id
+        self._readings: dict[str, Reading] = {}  # likewise
         self._reads: dict[str, _SharedRead] = {}  # by frames digest
 
     def start(self, reading: Reading) -> None:
@@ -82,9 +84,13 @@ class FrameReading:
         job_id = reading.request.job_id
         task = asyncio.create_task(self._run(reading))
         self._tasks[job_id] = task
+        self._readings[job_id] = reading
         self._metrics.set_frame_readings(len(self._tasks))
         task.add_done_callback(lambda _: self._forget(job_id))
         reading.place.when_lost(lambda: self.cancel(job_id))
+
+    def has(self, job_id: str) -> bool:
+        return job_id in self._tasks
 
     def cancel(self, job_id: str) -> None:
         """Stops a reading, killing its reader. The job's record is the caller's business."""
@@ -97,18 +103,16 @@ class FrameReading:
             await asyncio.wait(list(self._tasks.values()))
 
     async def aclose(self) -> None:
-        """Stops all readings; their jobs end in a retryable error."""
-        tasks = dict(self._tasks)
-        for task in tasks.values():
+        """Stops all readings and leaves their jobs to other APIs."""
+        tasks, readings = list(self._tasks.values()), list(self._readings.values())
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks.values(), return_exceptions=True)
-        lost = ReaderLostError("the server that read the video was shut down")
-        for job_id in tasks:
-            with suppress(StoreUnavailableError, JobNotFoundError):
-                await self._queue.end(job_id, JobState.ERROR, ErrorEvent.of(lost, job_id))
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for reading in readings:
+            await reading.place.abandon()
 
     def _forget(self, job_id: str) -> None:
-        del self._tasks[job_id]
+        del self._tasks[job_id], self._readings[job_id]
         self._metrics.set_frame_readings(len(self._tasks))
 
     async def _run(self, reading: Reading) -> None:
@@ -116,16 +120,17 @@ class FrameReading:
         try:
             await self._read_and_enqueue(reading)
         except DycokeError as error:
-            await self._fail(ErrorEvent.of(error, job_id))
+            await self._fail(reading, ErrorEvent.of(error, job_id))
         except Exception as error:  # the job's border
             incident = log_incident(error, job_id=job_id)
             await self._fail(
+                reading,
                 ErrorEvent(
                     code=INTERNAL_ERROR,
                     message=incident_message(incident),
                     retryable=False,
                     job_id=job_id,
-                )
+                ),
             )
         finally:
             reading.video.release()
@@ -222,11 +227,13 @@ class FrameReading:
             status = StatusEvent(stage="reading_frames", progress=progress)
             await self._queue.append_status(job_id, status)
 
-    async def _fail(self, event: ErrorEvent) -> None:
+    async def _fail(self, reading: Reading, event: ErrorEvent) -> None:
         """Ends the job. Where Redis stays away, a sweep ends it when its place runs out."""
         logger.info("reading failed", extra={"job_id": event.job_id, "code": event.code})
         with suppress(StoreUnavailableError, JobNotFoundError):
-            await self._persist(lambda: self._queue.end(event.job_id, JobState.ERROR, event))
+            await self._persist(
+                lambda: self._queue.end(event.job_id, JobState.ERROR, event, reader=reading.reader)
+            )
 
     async def _persist(self, call: Callable[[], Awaitable[T]]) -> T:
         """Calls the store until it answers, for at most `patience_s`."""

@@ -123,7 +123,7 @@ class Submissions:
             check_clip(taken.fields, taken.lease)
             job = self._job_request(taken, admitted.job_id, accepted_at_s, traceparent)
             idempotency = self._idempotency(idempotency_key, principal, taken.fields, job.video_id)
-            job_id = await self._create(job, idempotency)
+            job_id = await self._create(job, idempotency, admitted)
             if job_id != job.job_id:
                 record = await self._queue.get(job_id)
                 return PostedJob(record, taken.fields, is_new=False, has_key=True)
@@ -201,12 +201,15 @@ class Submissions:
         ttl_s = self._settings.job_timeout_s + self._settings.result_ttl_s
         return make_idempotency(key, principal, fields, video_id, ttl_s=ttl_s)
 
-    async def _create(self, job: JobRequest, idempotency: Idempotency | None) -> str:
+    async def _create(
+        self, job: JobRequest, idempotency: Idempotency | None, admitted: Admitted
+    ) -> str:
         try:
             return await self._queue.create(job, idempotency=idempotency)
-        except StoreUnavailableError:
-            # It may exist despite the error, with no reader.
-            self._cancellations.start(job.job_id, "the job store failed")
+        except StoreUnavailableError as error:
+            # It may exist despite the error, and a retry may have found it by its key.
+            await admitted.forsake()
+            self._cancellations.retract(job, error)
             raise
 
     def _start_reading(self, admitted: Admitted, job: JobRequest, taken: _TakenIn) -> None:

@@ -1,4 +1,5 @@
-"""What every API process does beside answering: sweep jobs that nobody ends, keep the video store
+"""What every API process does beside answering: end jobs that nobody else ends, adopt
+those that nobody reads, keep the video store
 within its budget, and look at the queue for the gauges.
 """
 
@@ -7,6 +8,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 
+from app.api.post.orphans import Orphans
 from app.errors import StoreUnavailableError
 from app.metrics import ApiMetrics
 from app.store.job_queue import JobQueue
@@ -25,11 +27,13 @@ class Janitor:
         queue: JobQueue,
         registry: WorkerRegistry,
         videos: VideoStore,
+        orphans: Orphans,
         metrics: ApiMetrics,
     ) -> None:
         self._queue = queue
         self._registry = registry
         self._videos = videos
+        self._orphans = orphans
         self._metrics = metrics
         self._known_models: set[str] = set()  # their gauges fall to 0, they do not vanish
 
@@ -42,12 +46,10 @@ class Janitor:
 
     async def _sweep(self) -> None:
         swept = await self._queue.sweep()
-        for reason, job_ids in (
-            ("deadline", swept.overdue),
-            ("reader lost", swept.reader_lost),
-        ):
-            for job_id in job_ids:
-                logger.warning("job swept", extra={"job_id": job_id, "reason": reason})
+        for job_id in swept.overdue:
+            logger.warning("job swept", extra={"job_id": job_id, "reason": "deadline"})
+        for orphan in swept.orphans:
+            await self._orphans.adopt(orphan)
 
     async def _look(self) -> None:
         try:
