@@ -21,6 +21,7 @@ from app.api.openapi import install_openapi
 from app.api.post.cancelling import Cancellations
 from app.api.post.orphans import Orphans
 from app.api.post.reading import FrameReading
+from app.api.post.second_try import SecondTryReaders
 from app.api.post.submissions import Submissions
 from app.api.post.uploads import Uploads
 from app.api.routes import chat, health, jobs, models, videos
@@ -37,13 +38,18 @@ from app.store.worker_registry import WorkerRegistry
 from app.tracing import Tracing, tracing_from_environment
 from app.video_store import VideoStore
 from dycoke_core.config import CompressionConfig
-from dycoke_core.errors import InvalidRequestError
+from dycoke_core.errors import InvalidRequestError, SandboxUnavailableError
 from dycoke_core.video import FrameReaders, ReadLimits
 
 logger = logging.getLogger(__name__)
 
 MAX_FOLLOWERS = 128
 STORE_CONNECTIONS = 64
+START_TRIES = 3  # of the frame readers
+
+
+class ReadersDoNotStartError(Exception):
+    """The frame readers end as soon as they are started; no setting is known to be wrong."""
 
 
 def create_app(settings: Settings, *, readers: FrameReaders | None = None) -> FastAPI:
@@ -55,6 +61,7 @@ def create_app(settings: Settings, *, readers: FrameReaders | None = None) -> Fa
     Raises:
         ValueError: a setting that only the API can check is wrong.
         SandboxUnavailableError: this system cannot confine the readers.
+        ReadersDoNotStartError
     """
     if settings.redis_url is None:
         raise ValueError("DYCOKE_REDIS_URL is not set")
@@ -113,6 +120,7 @@ async def _start(
     stack.push_async_callback(log_redis.aclose)
 
     stack.push_async_callback(readers.aclose)
+    second_try = SecondTryReaders(readers, timeout_s=settings.read_timeout_s)
     videos = VideoStore(
         settings.data_dir / "videos",
         max_bytes=settings.max_video_store_bytes,
@@ -122,7 +130,7 @@ async def _start(
     queue = JobQueue(redis, keys, result_ttl_s=settings.result_ttl_s)
     frames = FrameStore(redis, keys, max_bytes=settings.max_frame_store_bytes)
     registry = WorkerRegistry(redis, keys)
-    reading = FrameReading(queue, frames, readers, metrics, tracing, patience_s=settings.lease_s)
+    reading = FrameReading(queue, frames, second_try, metrics, tracing, patience_s=settings.lease_s)
     stack.push_async_callback(reading.aclose)
     cancellations = Cancellations(queue, reading)
     stack.push_async_callback(cancellations.aclose)
@@ -139,7 +147,7 @@ async def _start(
     janitor = asyncio.create_task(Janitor(queue, registry, videos, orphans, metrics).run())
     stack.push_async_callback(_stop, janitor)
     stack.push_async_callback(_stop, asyncio.create_task(watch_loop_lag(metrics.observe_lag)))
-    uploads = Uploads(videos, readers, drain, timeout_s=settings.job_timeout_s)
+    uploads = Uploads(videos, second_try, drain, timeout_s=settings.job_timeout_s)
     jobs = Jobs(queue, EventLog(log_redis, keys), heartbeat_s=settings.heartbeat_s)
     return Api(
         keys=ApiKeys(settings.api_keys),
@@ -173,11 +181,23 @@ async def _stop(task: asyncio.Task[None]) -> None:
 
 
 def _start_readers(settings: Settings) -> FrameReaders:
-    readers = FrameReaders(
-        ReadLimits(timeout_s=settings.read_timeout_s),
-        max_readers=settings.max_frame_readers,
-        allow_unsandboxed=settings.allow_unsandboxed,
-    )
+    """Tries again where a reader ended before it could say how far it is confined: then something
+    else has ended it, and nothing is known of this system yet.
+    """
+    for tries_left in reversed(range(START_TRIES)):
+        try:
+            readers = FrameReaders(
+                ReadLimits(timeout_s=settings.read_timeout_s),
+                max_readers=settings.max_frame_readers,
+                allow_unsandboxed=settings.allow_unsandboxed,
+            )
+            break
+        except SandboxUnavailableError as error:
+            if error.__cause__ is None:  # they have told: this system lacks what it takes
+                raise
+            if not tries_left:
+                raise ReadersDoNotStartError(error.message) from error
+            logger.warning("a frame reader ended while it was started; trying again")
     level = logging.INFO if readers.sandbox.is_complete else logging.WARNING
     logger.log(level, "%s", readers.sandbox.describe())
     return readers

@@ -18,7 +18,7 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
-from app.api.app import create_app
+from app.api.app import ReadersDoNotStartError, create_app
 from app.api.connection.drain import Drain
 from app.api.context import Api
 from app.errors import ShuttingDownError
@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 # A peer that acknowledges nothing, or keeps its window shut, for this long is gone.
 PEER_TIMEOUT_MS = 60_000
 HEADERS_TIMEOUT_S = 15.0  # for a connection to send a request's headers
+EXIT_FAILED = 1  # a supervisor starts it again
 BACKLOG = 128  # connections that the event loop accepts at once
 MAX_OPEN_FILES = 65_536
 CLOSE_TIMEOUT_S = 2  # for connections, once everything on them has ended
@@ -42,6 +43,9 @@ def run(settings: Settings) -> int:
     try:
         app = create_app(settings)
         listener = bind(settings.host, settings.port)
+    except ReadersDoNotStartError as error:
+        logger.error("%s", error)
+        return EXIT_FAILED
     except SandboxUnavailableError as error:
         print(f"dycoke: {error}; see DYCOKE_ALLOW_UNSANDBOXED", file=sys.stderr)
         return EXIT_BAD_SETTINGS

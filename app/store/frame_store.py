@@ -84,6 +84,11 @@ def frames_digest(
     return sha256(json.dumps(parts).encode()).hexdigest()
 
 
+def own_digest(digest: str, job_id: str) -> str:
+    """Names a blob that is one job's own, though others may want the same frames."""
+    return sha256(f"{digest} {job_id}".encode()).hexdigest()
+
+
 def encode_frames(frames: VideoFrames) -> bytes:
     """A JSON header behind its length, then the pixels as they lie in memory."""
     header = json.dumps(

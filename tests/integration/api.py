@@ -57,6 +57,7 @@ class FakeReaders:
         self.num_cancelled = 0
         self.probe_error: Exception | None = None
         self.read_error: Exception | None = None
+        self.warnings: tuple[str, ...] = ()
         self.kills: Mapping[str, int] = {"timeout": 0}
 
     async def probe(self, path: Path) -> VideoProbe:
@@ -86,7 +87,7 @@ class FakeReaders:
             indices=tuple(range(spec.num_frames)),
             timestamps_s=tuple(float(i) for i in range(spec.num_frames)),
             reader="decord",
-            warnings=(),
+            warnings=self.warnings,
         )
 
     async def aclose(self) -> None:

@@ -315,6 +315,25 @@ async def test_what_is_no_video_is_a_415(
     assert (api.readers.num_probes, _stored(api)) == (0, [])
 
 
+async def test_frames_of_a_fallback_after_a_kill_are_not_kept(
+    api: RunningApi, worker: ScriptedWorker
+) -> None:
+    """Each of its readers was killed; the next question may fare better."""
+    api.readers.warnings = ("decord could not read this video (memory); PyAV did",)
+    digests = []
+    for _ in range(2):
+        post = asyncio.create_task(api.post(stream=False))
+        delivery = await worker.answer()
+        assert delivery.request.frames is not None
+        digests.append(delivery.request.frames.digest)
+        assert (await post).json()["cache"]["frames"] == "miss"
+        api.readers.warnings = ()
+    assert len(set(digests)) == 2
+    post = asyncio.create_task(api.post(stream=False))
+    await worker.answer()
+    assert (await post).json()["cache"]["frames"] == "hit"
+
+
 async def test_what_the_probe_refuses_is_told_before_the_headers_and_not_stored(
     api: RunningApi, worker: ScriptedWorker
 ) -> None:

@@ -15,15 +15,16 @@ from typing import TypeVar
 
 from app.api.errors import INTERNAL_ERROR, incident_message, log_incident
 from app.api.post.admission import Place
+from app.api.post.second_try import SecondTryReaders, fell_back_after_kill
 from app.errors import JobNotFoundError, StoreUnavailableError
 from app.messages import ErrorEvent, FramesRef, JobRequest, JobState, StatusEvent
 from app.metrics import ApiMetrics
-from app.store.frame_store import FramesHeader, FrameStore, encode_frames, frames_digest
+from app.store.frame_store import FramesHeader, FrameStore, encode_frames, frames_digest, own_digest
 from app.store.job_queue import JobQueue
 from app.tracing import Tracing
 from app.video_store import VideoLease
 from dycoke_core.errors import DycokeError
-from dycoke_core.video import FrameReaders, FrameSpec, VideoFrames
+from dycoke_core.video import FrameSpec, VideoFrames
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ class FrameReading:
         self,
         queue: JobQueue,
         frames: FrameStore,
-        readers: FrameReaders,
+        readers: SecondTryReaders,
         metrics: ApiMetrics,
         tracing: Tracing,
         *,
@@ -147,7 +148,10 @@ class FrameReading:
             end_s=reading.spec.end_s,
         )
         stored = await self._find(digest, request.job_id)
-        frames = stored or await self._read(reading, digest)
+        if stored is not None:
+            frames: FramesHeader | VideoFrames = stored
+        else:
+            frames, digest = await self._read(reading, digest)
         ready = request.model_copy(
             update={
                 "frames": FramesRef(
@@ -172,9 +176,15 @@ class FrameReading:
             return None
         return await self._persist(lambda: self._frames.describe(digest))
 
-    async def _read(self, reading: Reading, digest: str) -> VideoFrames:
-        """Reads the frames, or waits for another job's read of them, and stores them."""
+    async def _read(self, reading: Reading, digest: str) -> tuple[VideoFrames, str]:
+        """Reads the frames, or waits for another job's read of them, and stores them.
+
+        Returns:
+            The frames, and the digest that they are stored under: the job's own where others
+            should not find them.
+        """
         job_id = reading.request.job_id
+        shared_digest = digest
         read = self._reads.setdefault(digest, _SharedRead())
         if read.task is None:
             read.task = asyncio.create_task(self._read_video(reading, read))
@@ -183,15 +193,18 @@ class FrameReading:
             await self._report(job_id, read.progress)
             async with self._reporting_progress(job_id, read):
                 frames, blob = await asyncio.shield(read.task)
+            if fell_back_after_kill(frames):
+                digest = own_digest(digest, job_id)
             # Another job may have stored them meanwhile; that spares the transfer.
             if not await self._persist(lambda: self._frames.pin(digest, job_id)):
                 await self._persist(lambda: self._frames.put_and_pin(digest, blob, job_id))
-            return frames
+            return frames, digest
         finally:
             read.num_waiting -= 1
             if read.num_waiting == 0:
                 read.task.cancel()
-                self._reads.pop(digest, None)
+                if self._reads.get(shared_digest) is read:
+                    del self._reads[shared_digest]
 
     async def _read_video(self, reading: Reading, read: _SharedRead) -> tuple[VideoFrames, bytes]:
         def on_progress(progress: float) -> None:

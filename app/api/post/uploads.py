@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 
 from app.api.connection.drain import Drain
+from app.api.post.second_try import SecondTryReaders
 from app.errors import DeadlineExceededError, VideoNotFoundError
 from app.video_store import Upload, VideoLease, VideoStore
-from dycoke_core.video import FrameReaders
 
 
 class Uploads:
@@ -17,7 +17,7 @@ class Uploads:
     """
 
     def __init__(
-        self, videos: VideoStore, readers: FrameReaders, drain: Drain, *, timeout_s: float
+        self, videos: VideoStore, readers: SecondTryReaders, drain: Drain, *, timeout_s: float
     ) -> None:
         self._videos = videos
         self._readers = readers
