@@ -2,7 +2,7 @@
 
 SIGTERM or SIGINT: `/readyz` turns 503 and posts are refused, while the port stays open and answers
 go on for up to `drain_timeout_s`; then open answers end (their jobs do not), jobs whose frames are
-still being read end in a retryable error, and the process exits with 0. A second signal skips the
+still being read are left to other APIs, and the process exits with 0. A second signal skips the
 wait.
 """
 
