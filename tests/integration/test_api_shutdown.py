@@ -9,10 +9,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from app.store.keys import RedisKeys
 from tests.integration.api import (
+    CLIP,
     PATIENCE_S,
     EventReader,
     ScriptedWorker,
@@ -237,6 +239,31 @@ async def test_sigterm_drains_the_process_and_it_exits_with_0(
             process.send_signal(signal.SIGTERM)
             async with asyncio.timeout(PATIENCE_S):
                 assert await process.wait() == 0
+
+
+async def test_killed_process_leaves_what_it_read_to_another(
+    redis_server: RedisServer, keys: RedisKeys, tmp_path: Path, worker: ScriptedWorker
+) -> None:
+    async with (
+        running_api(redis_server.url, keys, tmp_path) as other,
+        api_process(redis_server.url, keys, tmp_path, DYCOKE_LEASE_S="1") as (process, port),
+    ):
+        uploaded = await other.client.post("/v1/videos", files={"video": CLIP})
+        readers = psutil.Process(process.pid).children()
+        for reader in readers:
+            reader.suspend()  # it will never have read the video
+        body = {"question": "?", "video_id": uploaded.json()["video_id"]}
+        url = f"http://127.0.0.1:{port}/v1/video/chat"
+        async with (
+            httpx.AsyncClient(timeout=PATIENCE_S) as client,
+            client.stream("POST", url, json=body) as response,
+        ):
+            job_id = response.headers["x-job-id"]
+            process.kill()
+        for reader in readers:
+            reader.resume()
+        assert (await worker.answer()).job_id == job_id
+        assert (await until_state(other, job_id, "done", "error"))["state"] == "done"
 
 
 async def test_second_signal_skips_the_wait(

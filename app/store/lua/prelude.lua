@@ -204,7 +204,8 @@ end
 -- Judges, once, the loss of the attempt that is under way, before `claimant` takes the job over.
 local function judge(job_id, claimant)
   local key = job_key(job_id)
-  local job = job_fields(job_id, 'state', 'model', 'worker', 'attempt', 'is_in_engine', 'judged')
+  local job = job_fields(job_id, 'state', 'model', 'worker', 'attempt', 'is_in_engine', 'judged',
+    'crew')
   if job.state ~= 'running' then return end
   if job.worker == claimant then
     acquit(job_id, job.attempt)
@@ -216,8 +217,8 @@ local function judge(job_id, claimant)
     redis.call('HINCRBY', key, 'deliveries', -1)
     return
   end
-  muster(job.model, job.worker)
-  local crew = redis.call('HGET', key, 'crew')
+  if not job.crew then muster(job.model, job.worker) end
+  local crew = job.crew or redis.call('HGET', key, 'crew')
   accuse(job_id, crew)
   redis.call('HSET', key, 'lost:' .. job.attempt, crew)
 end
