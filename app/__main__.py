@@ -18,8 +18,8 @@ from pydantic import ValidationError
 
 from app.embedded_redis import EmbeddedRedis, EmbeddedRedisError
 from app.logs import configure_logging
-from app.redis_client import connect
 from app.settings import ENV_PREFIX, Settings, load_settings
+from app.store.client import connect
 from app.supervisor import EXIT_BAD_SETTINGS, ChildSpec, Supervisor
 from app.worker.pool import worker_specs
 

@@ -10,7 +10,8 @@
         ├── NoWorkerError, ShuttingDownError, StoreUnavailableError
         ├── DeadlineExceededError, ReaderLostError, JobLostError, JobCancelledError
         ├── SamplerChangedError          an upgrade in mid-answer
-        └── JobFailedRepeatedlyError     every worker that took the job died
+        ├── WorkersLostError             worker after worker went, by no known fault of the job
+        └── JobFailedRepeatedlyError     the job was alone with two workers that died
 
 Which HTTP status a code gets is known to `app.api.errors` alone.
 """
@@ -135,7 +136,16 @@ class JobCancelledError(ServiceError):
     code = "cancelled"
 
 
+class WorkersLostError(ServiceError):
+    """Worker after worker was lost with the job, which is not known to be to blame."""
+
+    code = "workers_lost"
+    retryable = True
+
+
 class JobFailedRepeatedlyError(ServiceError):
+    """Two workers died while they ran nothing but this job."""
+
     code = "job_failed_repeatedly"
 
 

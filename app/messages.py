@@ -39,6 +39,15 @@ class Turn(Message):
     content: str
 
 
+class FramesWanted(Message):
+    """Which frames to read, for whoever reads them."""
+
+    num_frames: int
+    image_size: int
+    start_s: float | None = None
+    end_s: float | None = None
+
+
 class FramesRef(Message):
     """Which frames a job is about, and where their pixels lie in the frame store."""
 
@@ -60,6 +69,7 @@ class JobRequest(Message):
     model: str
     video_id: str
     messages: list[Turn]
+    frames_wanted: FramesWanted | None = None  # None of releases that do not say
     frames: FramesRef | None = None  # None while the frames are being read
     max_tokens: int
     temperature: float

@@ -24,8 +24,8 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from app.job_leases import Delivery
 from app.messages import DoneEvent, ErrorEvent, JobRequest, Timings
+from app.store.job_leases import Delivery
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context

@@ -95,7 +95,7 @@ def test_api_imports_no_torch_at_all(path: Path) -> None:
 
 def test_nothing_that_the_api_imports_imports_torch() -> None:
     api = reachable(modules("app/api"))
-    assert ROOT / "app/job_queue.py" in api
+    assert ROOT / "app/store/job_queue.py" in api
     assert ROOT / "dycoke_core/video/__init__.py" in api
     for path in api:
         names = {top(name) for name in imports(path, is_at_start=True)}
@@ -123,3 +123,28 @@ assert "/v1/video/chat" in app.openapi()["paths"]
 assert "decord" not in sys.modules and "av" not in sys.modules
 """
     subprocess.run([sys.executable, "-W", "error", "-c", program], check=True, cwd=ROOT, timeout=60)
+
+
+# Who in `app/api` may import whom: a stage, the stages before it and what all of them stand on.
+STAGES = {
+    "connection": set[str](),
+    "post": {"connection"},
+    "answer": {"connection", "post"},
+    "upkeep": {"connection", "post"},
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_stage_of_the_api_imports_no_later_one(stage: str) -> None:
+    allowed = STAGES[stage] | {stage}
+    for path in modules(f"app/api/{stage}"):
+        for name in imports(path, is_at_start=False):
+            other = name.removeprefix("app.api.").partition(".")[0]
+            is_folder = (ROOT / "app/api" / other).is_dir()
+            assert not (name.startswith("app.api.") and is_folder) or other in allowed, path
+
+
+def test_the_store_knows_neither_api_nor_worker() -> None:
+    for path in modules("app/store"):
+        names = set(imports(path, is_at_start=False))
+        assert not {n for n in names if n.startswith(("app.api", "app.worker"))}, path

@@ -8,37 +8,48 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
 
+from app.api.answer.answers import Answers
+from app.api.answer.jobs import Jobs
+from app.api.answer.observer import Followers
 from app.api.auth import ApiKeys
-from app.api.cancelling import Cancellations
+from app.api.connection.drain import Drain
+from app.api.connection.lingering import LingeringClose
+from app.api.connection.streams import StreamSlots
 from app.api.context import Api
-from app.api.drain import Drain
-from app.api.errors import InternalErrors, install_error_handlers
-from app.api.janitor import Janitor
-from app.api.lingering import LingeringClose
-from app.api.loop_lag import watch_loop_lag
-from app.api.observer import Followers
+from app.api.errors import LastErrors, install_error_handlers
 from app.api.openapi import install_openapi
-from app.api.reading import FrameReading
+from app.api.post.cancelling import Cancellations
+from app.api.post.orphans import Orphans
+from app.api.post.reading import FrameReading
+from app.api.post.second_try import SecondTryReaders
+from app.api.post.submissions import Submissions
+from app.api.post.uploads import Uploads
 from app.api.routes import chat, health, jobs, models, videos
-from app.api.streams import StreamSlots
-from app.event_log import EventLog
-from app.frame_store import FrameStore
-from app.job_queue import JobQueue
+from app.api.upkeep.janitor import Janitor
+from app.api.upkeep.loop_lag import watch_loop_lag
 from app.metrics import ApiMetrics
-from app.redis_client import connect
-from app.redis_keys import RedisKeys
 from app.settings import Settings
+from app.store.client import connect
+from app.store.event_log import EventLog
+from app.store.frame_store import FrameStore
+from app.store.job_queue import JobQueue
+from app.store.keys import RedisKeys
+from app.store.worker_registry import WorkerRegistry
 from app.tracing import Tracing, tracing_from_environment
 from app.video_store import VideoStore
-from app.worker_registry import WorkerRegistry
 from dycoke_core.config import CompressionConfig
-from dycoke_core.errors import InvalidRequestError
+from dycoke_core.errors import InvalidRequestError, SandboxUnavailableError
 from dycoke_core.video import FrameReaders, ReadLimits
 
 logger = logging.getLogger(__name__)
 
 MAX_FOLLOWERS = 128
 STORE_CONNECTIONS = 64
+START_TRIES = 3  # of the frame readers
+
+
+class ReadersDoNotStartError(Exception):
+    """The frame readers end as soon as they are started; no setting is known to be wrong."""
 
 
 def create_app(settings: Settings, *, readers: FrameReaders | None = None) -> FastAPI:
@@ -50,6 +61,7 @@ def create_app(settings: Settings, *, readers: FrameReaders | None = None) -> Fa
     Raises:
         ValueError: a setting that only the API can check is wrong.
         SandboxUnavailableError: this system cannot confine the readers.
+        ReadersDoNotStartError
     """
     if settings.redis_url is None:
         raise ValueError("DYCOKE_REDIS_URL is not set")
@@ -83,7 +95,7 @@ def create_app(settings: Settings, *, readers: FrameReaders | None = None) -> Fa
     install_openapi(app)
     for module in (chat, videos, jobs, models, health):
         app.include_router(module.router)
-    app.add_middleware(InternalErrors)
+    app.add_middleware(LastErrors, is_draining=lambda: drain.is_draining)
     app.add_middleware(LingeringClose)
     return app
 
@@ -108,6 +120,7 @@ async def _start(
     stack.push_async_callback(log_redis.aclose)
 
     stack.push_async_callback(readers.aclose)
+    second_try = SecondTryReaders(readers, timeout_s=settings.read_timeout_s)
     videos = VideoStore(
         settings.data_dir / "videos",
         max_bytes=settings.max_video_store_bytes,
@@ -117,30 +130,47 @@ async def _start(
     queue = JobQueue(redis, keys, result_ttl_s=settings.result_ttl_s)
     frames = FrameStore(redis, keys, max_bytes=settings.max_frame_store_bytes)
     registry = WorkerRegistry(redis, keys)
-    reading = FrameReading(queue, frames, readers, metrics, tracing, patience_s=settings.lease_s)
+    reading = FrameReading(queue, frames, second_try, metrics, tracing, patience_s=settings.lease_s)
     stack.push_async_callback(reading.aclose)
     cancellations = Cancellations(queue, reading)
     stack.push_async_callback(cancellations.aclose)
     followers = Followers(MAX_FOLLOWERS)
     stack.push_async_callback(followers.aclose)
-    janitor = asyncio.create_task(Janitor(queue, registry, videos, metrics).run())
+    orphans = Orphans(
+        queue,
+        videos,
+        reading,
+        drain,
+        lease_s=settings.lease_s,
+        read_timeout_s=settings.read_timeout_s,
+    )
+    janitor = asyncio.create_task(Janitor(queue, registry, videos, orphans, metrics).run())
     stack.push_async_callback(_stop, janitor)
     stack.push_async_callback(_stop, asyncio.create_task(watch_loop_lag(metrics.observe_lag)))
+    uploads = Uploads(videos, second_try, drain, timeout_s=settings.job_timeout_s)
+    jobs = Jobs(queue, EventLog(log_redis, keys), heartbeat_s=settings.heartbeat_s)
     return Api(
-        settings=settings,
-        default_compression=compression,
         keys=ApiKeys(settings.api_keys),
-        metrics=metrics,
         drain=drain,
         streams=StreamSlots(settings.max_streams, metrics),
-        queue=queue,
-        log=EventLog(log_redis, keys),
         registry=registry,
         videos=videos,
-        readers=readers,
-        reading=reading,
+        uploads=uploads,
+        submissions=Submissions(
+            settings,
+            compression,
+            drain,
+            registry,
+            queue,
+            uploads,
+            reading,
+            cancellations,
+            tracing,
+        ),
         cancellations=cancellations,
-        followers=followers,
+        jobs=jobs,
+        answers=Answers(jobs, drain, metrics, followers, cancellations),
+        metrics=metrics,
         tracing=tracing,
     )
 
@@ -151,11 +181,23 @@ async def _stop(task: asyncio.Task[None]) -> None:
 
 
 def _start_readers(settings: Settings) -> FrameReaders:
-    readers = FrameReaders(
-        ReadLimits(timeout_s=settings.read_timeout_s),
-        max_readers=settings.max_frame_readers,
-        allow_unsandboxed=settings.allow_unsandboxed,
-    )
+    """Tries again where a reader ended before it could say how far it is confined: then something
+    else has ended it, and nothing is known of this system yet.
+    """
+    for tries_left in reversed(range(START_TRIES)):
+        try:
+            readers = FrameReaders(
+                ReadLimits(timeout_s=settings.read_timeout_s),
+                max_readers=settings.max_frame_readers,
+                allow_unsandboxed=settings.allow_unsandboxed,
+            )
+            break
+        except SandboxUnavailableError as error:
+            if error.__cause__ is None:  # they have told: this system lacks what it takes
+                raise
+            if not tries_left:
+                raise ReadersDoNotStartError(error.message) from error
+            logger.warning("a frame reader ended while it was started; trying again")
     level = logging.INFO if readers.sandbox.is_complete else logging.WARNING
     logger.log(level, "%s", readers.sandbox.describe())
     return readers

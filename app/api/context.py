@@ -6,40 +6,42 @@ from typing import Annotated, cast
 from fastapi import Depends, Request, Security
 from fastapi.security import HTTPBearer
 
+from app.api.answer.answers import Answers
+from app.api.answer.jobs import Jobs
 from app.api.auth import ApiKeys
-from app.api.cancelling import Cancellations
-from app.api.drain import Drain
-from app.api.observer import Followers
-from app.api.reading import FrameReading
-from app.api.streams import StreamSlots
-from app.event_log import EventLog
-from app.job_queue import JobQueue
+from app.api.connection.drain import Drain
+from app.api.connection.streams import StreamSlots
+from app.api.post.cancelling import Cancellations
+from app.api.post.submissions import Submissions
+from app.api.post.uploads import Uploads
 from app.metrics import ApiMetrics
-from app.settings import Settings
+from app.store.worker_registry import WorkerRegistry
 from app.tracing import Tracing
 from app.video_store import VideoStore
-from app.worker_registry import WorkerRegistry
-from dycoke_core.config import CompressionConfig
-from dycoke_core.video import FrameReaders
 
 
 @dataclass(frozen=True, slots=True)
 class Api:
-    settings: Settings
-    default_compression: CompressionConfig
+    """By stage; a stage's own collaborators are its own business."""
+
     keys: ApiKeys
-    metrics: ApiMetrics
     drain: Drain
     streams: StreamSlots
-    queue: JobQueue
-    log: EventLog
     registry: WorkerRegistry
     videos: VideoStore
-    readers: FrameReaders
-    reading: FrameReading
+    uploads: Uploads
+    submissions: Submissions
     cancellations: Cancellations
-    followers: Followers
+    jobs: Jobs
+    answers: Answers
+    metrics: ApiMetrics
     tracing: Tracing
+
+    async def wait_until_idle(self) -> None:
+        """Waits for what is under way: answers, the reading of frames, cancellations."""
+        await self.streams.wait_until_none()
+        await self.submissions.wait_until_none()
+        await self.cancellations.wait_until_none()
 
 
 def get_api(request: Request) -> Api:

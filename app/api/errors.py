@@ -4,6 +4,7 @@ The only module that knows both the error tree and HTTP. A body holds what `Dyco
 says, which is public by contract; never another exception's text, a path or an address.
 """
 
+import asyncio
 import logging
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -17,8 +18,8 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api.disconnect import ClientLeftError
-from app.errors import QueueFullError
+from app.api.connection.disconnect import ClientLeftError
+from app.errors import QueueFullError, ShuttingDownError
 from app.messages import ErrorEvent
 from dycoke_core.errors import DycokeError, InvalidRequestError
 
@@ -65,6 +66,7 @@ STATUS_BY_CODE: Mapping[str, int] = {
     "store_unavailable": 503,
     "too_many_streams": 503,
     "video_store_full": 503,
+    "workers_lost": 503,
     "deadline_exceeded": 504,
 }
 
@@ -239,14 +241,20 @@ def _internal_error(error: BaseException) -> JSONResponse:
     )
 
 
-class InternalErrors:
-    """ASGI middleware: an unexpected exception becomes a 500 with an incident id, and one log line.
+class LastErrors:
+    """ASGI middleware for what no handler has answered: an unexpected exception becomes
+    a 500 with an incident id, and one log line; being cancelled by a server that has waited long
+    enough in its shutdown becomes a 503.
 
     Where the response has begun, the connection is closed instead.
+
+    Args:
+        is_draining: whether the server is shutting down.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, is_draining: Callable[[], bool]) -> None:
         self._app = app
+        self._is_draining = is_draining
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         has_started = False
@@ -258,6 +266,11 @@ class InternalErrors:
 
         try:
             await self._app(scope, receive, watched_send)
+        except asyncio.CancelledError:
+            if scope["type"] != "http" or has_started or not self._is_draining():
+                raise
+            refusal = response_for(ShuttingDownError("this server is shutting down"))
+            await refusal(scope, receive, send)
         except Exception as error:
             if scope["type"] != "http":
                 raise

@@ -2,7 +2,7 @@
 
 SIGTERM or SIGINT: `/readyz` turns 503 and posts are refused, while the port stays open and answers
 go on for up to `drain_timeout_s`; then open answers end (their jobs do not), jobs whose frames are
-still being read end in a retryable error, and the process exits with 0. A second signal skips the
+still being read are left to other APIs, and the process exits with 0. A second signal skips the
 wait.
 """
 
@@ -18,9 +18,9 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
-from app.api.app import create_app
+from app.api.app import ReadersDoNotStartError, create_app
+from app.api.connection.drain import Drain
 from app.api.context import Api
-from app.api.drain import Drain
 from app.errors import ShuttingDownError
 from app.settings import Settings
 from app.supervisor import EXIT_BAD_SETTINGS
@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 # A peer that acknowledges nothing, or keeps its window shut, for this long is gone.
 PEER_TIMEOUT_MS = 60_000
 HEADERS_TIMEOUT_S = 15.0  # for a connection to send a request's headers
+EXIT_FAILED = 1  # a supervisor starts it again
 BACKLOG = 128  # connections that the event loop accepts at once
 MAX_OPEN_FILES = 65_536
 CLOSE_TIMEOUT_S = 2  # for connections, once everything on them has ended
@@ -42,6 +43,9 @@ def run(settings: Settings) -> int:
     try:
         app = create_app(settings)
         listener = bind(settings.host, settings.port)
+    except ReadersDoNotStartError as error:
+        logger.error("%s", error)
+        return EXIT_FAILED
     except SandboxUnavailableError as error:
         print(f"dycoke: {error}; see DYCOKE_ALLOW_UNSANDBOXED", file=sys.stderr)
         return EXIT_BAD_SETTINGS
@@ -110,18 +114,13 @@ class ApiServer(uvicorn.Server):
         try:
             async with self._drain.until_expired(), asyncio.timeout(self._drain_timeout_s):
                 if hasattr(self._app.state, "api"):  # else it has not started yet
-                    await _wait_until_idle(self._app.state.api)
+                    api: Api = self._app.state.api
+                    await api.wait_until_idle()
         except (TimeoutError, ShuttingDownError):
             logger.info("ending what is still open")
         finally:
             self._drain.expire()
             self.should_exit = True
-
-
-async def _wait_until_idle(api: Api) -> None:
-    await api.streams.wait_until_none()
-    await api.reading.wait_until_none()
-    await api.cancellations.wait_until_none()
 
 
 def raise_open_file_limit() -> None:

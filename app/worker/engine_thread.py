@@ -56,14 +56,10 @@ class _Command:
 class EngineThread:
     """Args:
     make_engine: loads the engine; called on the thread.
-    on_update: called on the event loop after each step.
     """
 
-    def __init__(
-        self, make_engine: "Callable[[], Engine]", on_update: Callable[[Update], None]
-    ) -> None:
+    def __init__(self, make_engine: "Callable[[], Engine]") -> None:
         self._make_engine = make_engine
-        self._on_update = on_update
         self._loop = asyncio.get_running_loop()
         self._inbox: queue.SimpleQueue[_Command | None] = queue.SimpleQueue()
         self._card: asyncio.Future[EngineCard] = self._loop.create_future()
@@ -73,6 +69,14 @@ class EngineThread:
         self._step_began_at: float | None = None
         self._stages = _StageWatch()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self, on_update: Callable[[Update], None]) -> None:
+        """Loads the engine and runs it; once.
+
+        Args:
+            on_update: called on the event loop after each step.
+        """
+        self._on_update = on_update
         self._thread.start()
 
     async def card(self) -> EngineCard:

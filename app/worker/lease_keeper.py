@@ -7,16 +7,15 @@ Renewing tells of every job that was lost; the channel tells the same at once.
 import asyncio
 import logging
 import time
-from collections.abc import Callable
 from contextlib import aclosing
 
 from app.errors import DeadlineExceededError, StoreUnavailableError
-from app.job_leases import JobLeases
 from app.messages import ModelCard
+from app.store.job_leases import JobLeases
+from app.store.worker_registry import WorkerRegistry
 from app.worker.engine_thread import EngineThread
 from app.worker.publisher import Publisher
-from app.worker.running_jobs import RunningJob, RunningJobs
-from app.worker_registry import WorkerRegistry
+from app.worker.running_jobs import RunningJobs
 from dycoke_core.errors import EngineError
 
 MAX_TICK_S = 1.0
@@ -29,7 +28,6 @@ class LeaseKeeper:
     """Args:
     card: what this worker serves; withdrawn by whoever stops it.
     max_step_s: a single engine step that takes longer means that the device hangs.
-    on_lost: called with a job that is no longer this worker's.
     """
 
     def __init__(
@@ -43,7 +41,6 @@ class LeaseKeeper:
         *,
         lease_s: float,
         max_step_s: float,
-        on_lost: Callable[[RunningJob], None],
     ) -> None:
         self._leases = leases
         self._registry = registry
@@ -54,7 +51,6 @@ class LeaseKeeper:
         self._lease_s = lease_s
         self._tick_s = min(MAX_TICK_S, lease_s / 3)
         self._max_step_s = max_step_s
-        self._on_lost = on_lost
         self._is_store_away = False
 
     async def withdraw(self) -> None:
@@ -84,7 +80,7 @@ class LeaseKeeper:
                 async with aclosing(self._leases.ended()) as ended:
                     async for job_id in ended:
                         if job_id is not None and (job := self._jobs.get(job_id)):
-                            self._on_lost(job)
+                            self._jobs.drop(job)
             except StoreUnavailableError:
                 await asyncio.sleep(RETRY_AFTER_S)
 
@@ -102,9 +98,7 @@ class LeaseKeeper:
         for job in self._jobs:
             if job.final is None and now_s > job.deadline_at_s:
                 self._publisher.fail(job, DeadlineExceededError("the job's time limit has passed"))
-                if job.loading is not None:
-                    job.loading.cancel()
-                self._engine.abort(job.sequence_id)
+                self._jobs.stop(job)
 
     async def _renew(self) -> None:
         jobs = list(self._jobs)
@@ -114,7 +108,7 @@ class LeaseKeeper:
         for job, is_kept in zip(jobs, kept, strict=True):
             # One that has a final event may just have ended by it.
             if not is_kept and job.final is None:
-                self._on_lost(job)
+                self._jobs.drop(job)
 
     async def _publish_card(self) -> None:
         if self._card is not None:

@@ -13,8 +13,8 @@ from prometheus_client import CollectorRegistry, ProcessCollector, start_http_se
 
 from app.logs import configure_logging
 from app.metrics import WorkerMetrics
-from app.redis_client import connect
 from app.settings import Settings
+from app.store.client import connect
 from app.supervisor import EXIT_BAD_SETTINGS
 from app.tracing import Tracing, tracing_from_environment
 from app.worker.cores import num_usable_cores

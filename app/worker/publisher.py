@@ -8,12 +8,12 @@ running jobs' `max_tokens`, and each job's time by its deadline.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from app.errors import StoreUnavailableError
-from app.job_leases import Append, Appended, JobLeases
 from app.messages import DoneEvent, ErrorEvent, StatusEvent, TokenEvent
 from app.metrics import WorkerMetrics
+from app.store.job_leases import Append, Appended, JobLeases
 from app.tracing import Tracing
 from app.worker import engine_thread
 from app.worker.receipt import make_done_event
@@ -27,24 +27,17 @@ logger = logging.getLogger(__name__)
 
 
 class Publisher:
-    """Args:
-    on_lost: called with a job that is no longer this worker's.
-    """
-
     def __init__(
         self,
         leases: JobLeases,
         jobs: RunningJobs,
         metrics: WorkerMetrics,
         tracing: Tracing,
-        *,
-        on_lost: Callable[[RunningJob], None],
     ) -> None:
         self._leases = leases
         self._jobs = jobs
         self._metrics = metrics
         self._tracing = tracing
-        self._on_lost = on_lost
         self._has_news = asyncio.Event()
         self._is_closed = False
 
@@ -95,9 +88,11 @@ class Publisher:
 
     def _take_reply(self, job: RunningJob, append: Append, reply: Appended) -> None:
         if not reply.is_accepted:
-            self._on_lost(job)
+            self._jobs.drop(job)
             return
         job.next_index = reply.next_index
+        if job.is_suspect and not reply.is_suspect:
+            self._jobs.clear(job)
         last = append.events[-1] if append.events else None
         if isinstance(last, TokenEvent) and reply.next_index < last.next_index:
             return  # Redis had lost what came before: the next append sends it again

@@ -1,6 +1,5 @@
 """The receipt of a finished job, from the engine's report and what the queue knows of the job."""
 
-from app.job_leases import Delivery
 from app.messages import (
     CacheUse,
     CompressionReceipt,
@@ -14,6 +13,7 @@ from app.messages import (
     Timings,
     Usage,
 )
+from app.store.job_leases import Delivery
 from dycoke_core.config import CompressionConfig
 from dycoke_core.sequence import CompressionReport, FinishReason, SequenceReport
 

@@ -1,12 +1,14 @@
 """The jobs that a worker holds, from their delivery until their end is in the event log."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from app.job_leases import Append, Delivery
 from app.messages import DoneEvent, ErrorEvent, StatusEvent, TokenEvent
+from app.store.job_leases import Append, Delivery
+
+MAX_WAIT_S = 1.0
 
 
 @dataclass(slots=True, eq=False)
@@ -19,7 +21,9 @@ class RunningJob:
     first_token_at_s: float | None  # Unix time, of any attempt
     statuses: list[StatusEvent] = field(default_factory=list)  # not in the log yet
     final: DoneEvent | ErrorEvent | None = None  # set once; nothing comes after it
-    loading: "asyncio.Task[None] | None" = None  # brings it to the engine; set by the intake
+    is_suspect: bool = False  # must have the engine to itself; cleared by the publisher
+    is_in_engine: bool = False  # has, or may have, been given to it; set by the taker
+    loading: "asyncio.Task[None] | None" = None  # brings it to the engine; set by the taker
 
     @classmethod
     def of(cls, delivery: Delivery) -> "RunningJob":
@@ -29,6 +33,7 @@ class RunningJob:
             answer=answer,
             next_index=answer[-1].next_index if answer else 0,
             first_token_at_s=delivery.first_token_at_s,
+            is_suspect=delivery.is_suspect,
         )
 
     @property
@@ -47,11 +52,6 @@ class RunningJob:
     @property
     def deadline_at_s(self) -> float:
         return self.delivery.request.deadline_at_s
-
-    @property
-    def is_loaded(self) -> bool:
-        """Whether the engine has, or has had, the job."""
-        return self.loading is not None and self.loading.done()
 
     @property
     def has_unsent(self) -> bool:
@@ -74,12 +74,16 @@ class RunningJobs:
     """At most `max_jobs`, in the order in which they came. Belongs to the event loop.
 
     None are taken before the engine has said how many it runs.
+
+    Args:
+        abort: makes the engine drop a sequence, within one step.
     """
 
-    def __init__(self, max_jobs: int = 0) -> None:
-        self.max_jobs = max_jobs
+    def __init__(self, abort: Callable[[str], object]) -> None:
+        self.max_jobs = 0
+        self._abort = abort
         self._jobs: dict[str, RunningJob] = {}
-        self._on_removal = asyncio.Event()
+        self._has_changed = asyncio.Event()
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -93,7 +97,7 @@ class RunningJobs:
 
     @property
     def has_suspect(self) -> bool:
-        return any(job.delivery.is_suspect for job in self._jobs.values())
+        return any(job.is_suspect for job in self._jobs.values())
 
     def get(self, job_id: str) -> RunningJob | None:
         return self._jobs.get(job_id)
@@ -107,15 +111,36 @@ class RunningJobs:
         assert self.has_room and job.job_id not in self._jobs
         self._jobs[job.job_id] = job
 
+    def drop(self, job: RunningJob) -> None:
+        """Lets go of a job that has ended or is another worker's; the engine within one step."""
+        self.remove(job)
+        self.stop(job)
+
+    def stop(self, job: RunningJob) -> None:
+        """Keeps a job from the engine, or has the engine abort it; its place stays taken."""
+        if job.loading is not None:
+            job.loading.cancel()
+        self._abort(job.sequence_id)
+
     def remove(self, job: RunningJob) -> None:
         """Forgets a job, unless another attempt of it has taken its place."""
         if self._jobs.get(job.job_id) is job:
             del self._jobs[job.job_id]
-            self._on_removal.set()
+            self._has_changed.set()
 
-    async def wait_for_removal(self, timeout_s: float) -> None:
-        """Waits until a job leaves, for at most `timeout_s`."""
-        self._on_removal.clear()
+    def clear(self, job: RunningJob) -> None:
+        """Lets others run beside a job that is suspected no longer."""
+        job.is_suspect = False
+        self._has_changed.set()
+
+    async def wait_until_alone(self) -> None:
+        """Waits until a single job is left."""
+        while len(self._jobs) > 1:
+            await self.wait_for_change(MAX_WAIT_S)
+
+    async def wait_for_change(self, timeout_s: float) -> None:
+        """Waits until a job leaves or is cleared, for at most `timeout_s`."""
+        self._has_changed.clear()
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
-                await self._on_removal.wait()
+                await self._has_changed.wait()

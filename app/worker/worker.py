@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING, Any, Self
 from redis.asyncio import Redis
 
 from app.errors import StoreUnavailableError
-from app.frame_store import FrameStore
-from app.job_leases import JobLeases
 from app.messages import ModelCard
 from app.metrics import WorkerMetrics
-from app.redis_keys import RedisKeys
 from app.settings import Settings
+from app.store.frame_store import FrameStore
+from app.store.job_leases import JobLeases
+from app.store.keys import RedisKeys
+from app.store.worker_registry import WorkerRegistry
 from app.tracing import Tracing
 from app.worker.engine_thread import EngineThread
-from app.worker.intake import Intake
+from app.worker.job_taker import JobTaker
 from app.worker.lease_keeper import LeaseKeeper
 from app.worker.publisher import Publisher
 from app.worker.running_jobs import RunningJobs
-from app.worker_registry import WorkerRegistry
 from dycoke_core.engine_card import EngineCard
 
 if TYPE_CHECKING:
@@ -62,7 +62,6 @@ class Worker:
         self._worker_id = worker_id
         self._metrics = metrics
         self._is_stopped = asyncio.Event()
-        self._jobs = RunningJobs()
         self._leases = JobLeases(
             redis,
             keys,
@@ -71,15 +70,11 @@ class Worker:
             result_ttl_s=settings.result_ttl_s,
         )
         self._registry = WorkerRegistry(redis, keys)
-        self._publisher = Publisher(
-            self._leases,
-            self._jobs,
-            metrics,
-            tracing or Tracing(),
-            on_lost=lambda job: self._intake.drop(job),
-        )
-        self._engine = EngineThread(make_engine, self._publisher.publish)
-        self._intake = Intake(
+        self._engine = EngineThread(make_engine)
+        self._jobs = RunningJobs(self._engine.abort)
+        self._publisher = Publisher(self._leases, self._jobs, metrics, tracing or Tracing())
+        self._engine.start(self._publisher.publish)
+        self._job_taker = JobTaker(
             self._leases,
             FrameStore(redis, keys, max_bytes=settings.max_frame_store_bytes),
             self._engine,
@@ -122,9 +117,8 @@ class Worker:
             card,
             lease_s=self._settings.lease_s,
             max_step_s=min(MAX_STEP_S, self._settings.job_timeout_s),
-            on_lost=self._intake.drop,
         )
-        intake = tasks.start(self._intake.run())
+        taking = tasks.start(self._job_taker.run())
         publisher = tasks.start(self._publisher.run())
         services = [
             publisher,
@@ -136,45 +130,46 @@ class Worker:
         self._metrics.set_capacity(running_jobs=card.max_running_jobs)
         has_failed = False
         try:
-            await tasks.first_of(is_stopped, intake, *services)
+            await tasks.first_of(is_stopped, taking, *services)
             logger.info("draining", extra={"running_jobs": len(self._jobs)})
-            self._intake.stop()
+            self._job_taker.stop()
             self._metrics.set_capacity(running_jobs=0)
-            await tasks.first_of(tasks.start(self._finish_jobs(keeper, intake)), *services)
+            await tasks.first_of(tasks.start(self._finish_jobs(keeper, taking)), *services)
         except Exception:
             logger.exception("a part of the worker failed")
             has_failed = True
-        await self._hand_back(intake, publisher, has_failed=has_failed)
+        await self._hand_back(taking, publisher, has_failed=has_failed)
         with suppress(StoreUnavailableError, TimeoutError):
             async with asyncio.timeout(STORE_TIMEOUT_S):
                 await keeper.withdraw()
         return not has_failed
 
-    async def _finish_jobs(self, keeper: LeaseKeeper, intake: Task) -> None:
+    async def _finish_jobs(self, keeper: LeaseKeeper, taking: Task) -> None:
         """Waits for the running jobs, at most as long as a drain may take."""
         with suppress(StoreUnavailableError):
             await keeper.withdraw()
         with suppress(TimeoutError):
             async with asyncio.timeout(self._settings.drain_timeout_s):
-                await asyncio.wait([intake])
+                await asyncio.wait([taking])
                 while len(self._jobs):
-                    await self._jobs.wait_for_removal(timeout_s=1.0)
+                    await self._jobs.wait_for_change(timeout_s=1.0)
 
-    async def _hand_back(self, intake: Task, publisher: Task, *, has_failed: bool) -> None:
+    async def _hand_back(self, taking: Task, publisher: Task, *, has_failed: bool) -> None:
         """Gives up what is left, with all that the engine has made of it."""
-        self._intake.stop()
-        await asyncio.wait([intake], timeout=STORE_TIMEOUT_S)
+        self._job_taker.stop()
+        await asyncio.wait([taking], timeout=STORE_TIMEOUT_S)
         for job in self._jobs:
             self._engine.abort(job.sequence_id)
         self._publisher.close()
         await asyncio.wait([publisher], timeout=FLUSH_TIMEOUT_S)
-        left = [(job.delivery, has_failed and job.is_loaded) for job in self._jobs]
+        left = [(job.delivery, has_failed and job.is_in_engine) for job in self._jobs]
+        crew = sum(was_in_engine for _, was_in_engine in left)
         for job in self._jobs:
-            self._intake.drop(job)
+            self._jobs.drop(job)
         try:
             async with asyncio.timeout(STORE_TIMEOUT_S):
-                for delivery, is_to_blame in left:
-                    await self._leases.hand_back(delivery, costs_delivery=is_to_blame)
+                for delivery, was_in_engine in left:
+                    await self._leases.hand_back(delivery, crew=crew if was_in_engine else 0)
                     logger.info("job handed back", extra=delivery.request.log_fields)
         except (StoreUnavailableError, TimeoutError):
             logger.warning("the job store is away; leases are left to run out")

@@ -117,6 +117,7 @@ class Admission:
         seat = self._opened(lambda: self._backend.open_seat(prefix.number, state.layout))
         if seat is None:
             self._let_go(prefix)
+            self._prefixes.evict_one()  # it may be what lies in the way, if nobody else holds it
             return False
         self.kv_budget.used_bytes += seat_bytes
         state.reserved_bytes = seat_bytes

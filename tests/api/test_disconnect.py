@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from starlette.types import Message
 
-from app.api.disconnect import ClientLeftError, unless_disconnected
+from app.api.connection.disconnect import ClientLeftError, unless_disconnected
 
 
 class Client:

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from app.api.drain import Drain
+from app.api.connection.drain import Drain
 from app.errors import ShuttingDownError
 
 

@@ -6,8 +6,8 @@ import pytest
 from starlette.responses import PlainTextResponse
 from starlette.types import Message, Receive, Scope, Send
 
-from app.api import lingering
-from app.api.lingering import LingeringClose
+from app.api.connection import lingering
+from app.api.connection.lingering import LingeringClose
 
 
 async def refuse(scope: Scope, receive: Receive, send: Send) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.api.multipart import MAX_PARTS, MAX_TEXT_BYTES, MultipartForm, read_multipart
+from app.api.post.multipart import MAX_PARTS, MAX_TEXT_BYTES, MultipartForm, read_multipart
 from dycoke_core.errors import InvalidRequestError
 
 BOUNDARY = "frontier"

@@ -5,9 +5,9 @@ from collections.abc import AsyncIterator, Sequence
 
 from starlette.types import Message
 
-from app.api.drain import Drain
-from app.api.feed import FeedItem
-from app.api.sse import Ending, EventStream, frame
+from app.api.answer.feed import FeedItem
+from app.api.answer.sse import Ending, EventStream, frame
+from app.api.connection.drain import Drain
 from app.messages import StatusEvent, TokenEvent
 
 

@@ -17,8 +17,8 @@ from prometheus_client import CollectorRegistry, start_http_server
 
 from app.api.server import CLOSE_TIMEOUT_S
 from app.metrics import WorkerMetrics
-from app.redis_keys import RedisKeys
 from app.settings import ENV_PREFIX, Settings
+from app.store.keys import RedisKeys
 from app.worker.pool import STOP_MARGIN_S
 from deploy.k8s.generate import OUTPUT, prometheus_rule
 from tests.deploy.prometheus import DEPLOY

@@ -122,7 +122,7 @@ def merge_parts(
     list_layer: int,
     tile_rows: int,
 ) -> None:
-    num_rows, num_heads, head_size = o.shape
+    _num_rows, num_heads, head_size = o.shape
     num_kv_heads = out.shape[1]
     group = num_heads // num_kv_heads
     sides = (list_layer >= rows[:, columns.FIRST_PRUNED]).long()

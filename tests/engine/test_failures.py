@@ -22,6 +22,7 @@ from dycoke_core.engine.backends.cuda.decode import DecodePass
 from dycoke_core.engine.backends.cuda.pool import KVPool
 from dycoke_core.engine.backends.cuda.prompts import PromptPass
 from dycoke_core.engine.backends.cuda.seats import SeatTables
+from dycoke_core.engine.backends.cuda.step_writer import StepWriter
 from dycoke_core.engine.plan import StepPlan
 from dycoke_core.model.fused import FusedDecoder
 from dycoke_core.model.llava_onevision import LlavaOnevision
@@ -221,7 +222,7 @@ CUDA_FAULTS = [
     Fault(CudaBackend, "run"),
     Fault(PromptPass, "run"),
     Fault(PromptPass, "run", is_late=True),
-    Fault(DecodePass, "fill", is_late=True),
+    Fault(StepWriter, "write", is_late=True),
     Fault(DecodePass, "run"),
     Fault(DecodePass, "run", is_late=True),
     Fault(DecodePass, "remember"),

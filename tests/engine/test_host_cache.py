@@ -143,3 +143,22 @@ def test_want_of_host_memory_evicts_nothing_that_lies_on_the_device(lab: Lab) ->
         engine.run(lab.sequence(str(video), video=video, max_tokens=2))
     report = report_of(engine.run(lab.sequence("again", video=11, compression="full"))["again"])
     assert report.cache.has_prefix_hit
+
+
+@pytest.mark.parametrize("lab", ["cuda"], indirect=True)
+def test_a_prefix_that_lies_in_the_way_of_its_only_question_goes(lab: Lab) -> None:
+    """Where pages of several heights mix, bytes that suffice may come in pieces that do not."""
+    ask = with_layer(3)
+    page_bytes = lab.prefix_bytes(**ask)  # one, of all four layers
+    assert lab.num_layers == 4 and lab.seat_bytes(**ask) == page_bytes
+    # One page of all layers, five for the long answer, one of one layer for its kept rows.
+    engine = lab.engine(dp_cache="host", kv_cache_bytes=25 * page_bytes // 4)
+    # Three seats of five quarters each: when they go, the prefix lies at 19 to 22 of 25.
+    engine.run(*(lab.sequence(str(n), max_tokens=3, **ask) for n in range(3)))
+    assert engine.stats().kv_bytes_cached == 3 * page_bytes // 4
+    long: dict[str, Any] = {"max_tokens": 300, **ask}
+    engine.add(lab.sequence("long", **long))
+    for _ in range(5):
+        engine.step()
+    assert engine.stats().num_running == 1
+    engine.abort("long")

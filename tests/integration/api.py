@@ -17,7 +17,6 @@ import numpy as np
 from app.api.app import create_app
 from app.api.context import Api
 from app.api.server import ApiServer, bind
-from app.job_leases import Append, Delivery, JobLeases
 from app.messages import (
     CacheUse,
     CompressionReceipt,
@@ -33,10 +32,11 @@ from app.messages import (
     TokenEvent,
     Usage,
 )
-from app.redis_client import connect
-from app.redis_keys import RedisKeys
 from app.settings import Settings
-from app.worker_registry import WorkerRegistry
+from app.store.client import connect
+from app.store.job_leases import Append, Delivery, JobLeases
+from app.store.keys import RedisKeys
+from app.store.worker_registry import WorkerRegistry
 from dycoke_core.video import FrameReaders, FrameSpec, VideoFrames, VideoProbe
 
 MODEL = "tiny"
@@ -57,6 +57,7 @@ class FakeReaders:
         self.num_cancelled = 0
         self.probe_error: Exception | None = None
         self.read_error: Exception | None = None
+        self.warnings: tuple[str, ...] = ()
         self.kills: Mapping[str, int] = {"timeout": 0}
 
     async def probe(self, path: Path) -> VideoProbe:
@@ -86,7 +87,7 @@ class FakeReaders:
             indices=tuple(range(spec.num_frames)),
             timestamps_s=tuple(float(i) for i in range(spec.num_frames)),
             reader="decord",
-            warnings=(),
+            warnings=self.warnings,
         )
 
     async def aclose(self) -> None:
@@ -113,6 +114,7 @@ class RunningApi:
     readers: FakeReaders
     server: ApiServer
     api: Api
+    settings: Settings
     serving: asyncio.Task[None]
 
     async def post(self, **fields: Any) -> httpx.Response:
@@ -171,7 +173,7 @@ async def running_api(
         base_url = f"http://127.0.0.1:{port}"
         try:
             async with httpx.AsyncClient(base_url=base_url, timeout=PATIENCE_S) as client:
-                yield RunningApi(client, port, readers, server, app.state.api, serving)
+                yield RunningApi(client, port, readers, server, app.state.api, config, serving)
         finally:
             server.begin_drain()
             server.begin_drain()  # at once

@@ -1,6 +1,7 @@
 """A real Redis for the integration tests: one server for the session, a key prefix per test."""
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -16,8 +17,8 @@ from redis.exceptions import RedisError
 
 from app import child
 from app.embedded_redis import find_redis_server
-from app.redis_client import connect
-from app.redis_keys import RedisKeys
+from app.store.client import connect
+from app.store.keys import RedisKeys
 
 
 class RedisServer:
@@ -60,6 +61,15 @@ class RedisServer:
         assert self._process is not None
         self._process.kill()
         self._process.wait(20)
+
+    def pause(self) -> None:
+        """Lets it answer nobody; connections stay open."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
 
 
 def _answers(client: SyncRedis) -> bool:

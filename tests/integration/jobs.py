@@ -6,10 +6,10 @@ import time
 from redis.asyncio import Redis
 
 from app.errors import JobCancelledError
-from app.job_leases import Delivery, JobLeases
-from app.job_queue import JobQueue
 from app.messages import ErrorEvent, FramesRef, JobRequest, TokenEvent, Turn
-from app.redis_keys import RedisKeys
+from app.store.job_leases import Delivery, JobLeases
+from app.store.job_queue import JobQueue
+from app.store.keys import RedisKeys
 
 MODEL = "tiny"
 LEASE_S = 0.3

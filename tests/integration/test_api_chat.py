@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from app.redis_keys import RedisKeys
+from app.store.keys import RedisKeys
 from dycoke_core.config import POLICY_PARAMETERS, CompressionConfig
 from dycoke_core.errors import InvalidRequestError, UnreadableVideoError, UnsupportedCodecError
 from tests.integration.api import (
@@ -149,7 +149,7 @@ async def test_jobs_about_one_new_video_read_it_once(
     api.readers.may_read.clear()
     posts = [asyncio.create_task(api.post(question=f"{n}?", stream=False)) for n in range(3)]
     async with asyncio.timeout(20):
-        while api.readers.num_reads == 0 or (await api.api.queue.depth("tiny")).waiting < 3:
+        while api.readers.num_reads == 0 or (await api.api.jobs.queue.depth("tiny")).waiting < 3:
             await asyncio.sleep(0.02)
     await asyncio.sleep(0.2)
     api.readers.may_read.set()
@@ -168,7 +168,7 @@ async def test_sharing_jobs_outlive_the_cancel_of_the_one_that_read(
         await reader.until("status", stage="reading_frames", progress=0.5)
         second = asyncio.create_task(api.post(question="second?", stream=False))
         async with asyncio.timeout(20):
-            while (await api.api.queue.depth("tiny")).waiting < 2:
+            while (await api.api.jobs.queue.depth("tiny")).waiting < 2:
                 await asyncio.sleep(0.02)
         await asyncio.sleep(0.3)
         await api.client.delete(f"/v1/jobs/{first.headers['x-job-id']}")
@@ -219,7 +219,7 @@ async def test_bad_field_is_refused_by_name(
         problem = response.json()
         assert (problem["code"], problem["retryable"]) == ("invalid_request", False)
         assert field in [error["field"] for error in problem["errors"]], fields
-    assert (await api.api.queue.depth("tiny")).waiting == 0
+    assert (await api.api.jobs.queue.depth("tiny")).waiting == 0
 
 
 @pytest.mark.parametrize(
@@ -315,6 +315,25 @@ async def test_what_is_no_video_is_a_415(
     assert (api.readers.num_probes, _stored(api)) == (0, [])
 
 
+async def test_frames_of_a_fallback_after_a_kill_are_not_kept(
+    api: RunningApi, worker: ScriptedWorker
+) -> None:
+    """Each of its readers was killed; the next question may fare better."""
+    api.readers.warnings = ("decord could not read this video (memory); PyAV did",)
+    digests = []
+    for _ in range(2):
+        post = asyncio.create_task(api.post(stream=False))
+        delivery = await worker.answer()
+        assert delivery.request.frames is not None
+        digests.append(delivery.request.frames.digest)
+        assert (await post).json()["cache"]["frames"] == "miss"
+        api.readers.warnings = ()
+    assert len(set(digests)) == 2
+    post = asyncio.create_task(api.post(stream=False))
+    await worker.answer()
+    assert (await post).json()["cache"]["frames"] == "hit"
+
+
 async def test_what_the_probe_refuses_is_told_before_the_headers_and_not_stored(
     api: RunningApi, worker: ScriptedWorker
 ) -> None:
@@ -323,7 +342,7 @@ async def test_what_the_probe_refuses_is_told_before_the_headers_and_not_stored(
     assert response.status_code == 415
     assert response.json()["code"] == "unsupported_codec"
     assert _stored(api) == []
-    assert (await api.api.queue.depth("tiny")).waiting == 0
+    assert (await api.api.jobs.queue.depth("tiny")).waiting == 0
 
 
 async def test_what_fails_in_reading_is_an_event_or_a_status(
@@ -363,7 +382,7 @@ async def test_unknown_model_is_a_404_and_two_models_want_a_name(
         post = asyncio.create_task(api.post(model="tiny", stream=False))
         assert (await worker.answer()).request.model == "tiny"
         assert (await post).status_code == 200
-        assert (await api.api.queue.depth(another.model)).waiting == 0
+        assert (await api.api.jobs.queue.depth(another.model)).waiting == 0
 
 
 async def test_openapi_document_has_both_content_types(api: RunningApi) -> None:
@@ -388,5 +407,5 @@ async def test_openapi_document_has_both_content_types(api: RunningApi) -> None:
 
 
 def _stored(api: RunningApi) -> list[str]:
-    directory = api.api.settings.data_dir / "videos"
+    directory = api.settings.data_dir / "videos"
     return [path.name for path in directory.rglob("*") if path.is_file()]

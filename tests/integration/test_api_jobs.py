@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from app.errors import StoreUnavailableError
-from app.redis_client import connect
-from app.redis_keys import RedisKeys
+from app.store.client import connect
+from app.store.keys import RedisKeys
 from tests.integration.api import (
     CLIP,
     EventReader,
@@ -206,7 +206,7 @@ async def test_delete_cancels_a_job_whose_frames_are_being_read(
         error = (await reader.rest())[-1]
     assert (error.name, error.data["code"]) == ("error", "cancelled")
     await until(lambda: api.readers.num_cancelled == 1)
-    assert (await api.api.queue.depth("tiny")).waiting == 0
+    assert (await api.api.jobs.queue.depth("tiny")).waiting == 0
 
 
 async def test_delete_in_another_api_stops_the_reading_here(
@@ -276,11 +276,11 @@ async def test_closing_while_uploading_frees_the_place_and_the_disk(
     )
     await writer.drain()
     await until(lambda: any(p.stat().st_size for p in incoming(api)))
-    assert (await api.api.queue.depth("tiny")).waiting == 1
+    assert (await api.api.jobs.queue.depth("tiny")).waiting == 1
     writer.close()
     await until(lambda: incoming(api) == [])
     async with asyncio.timeout(10):
-        while (await api.api.queue.depth("tiny")).waiting:
+        while (await api.api.jobs.queue.depth("tiny")).waiting:
             await asyncio.sleep(0.02)
     assert api.api.videos._used_bytes == 0
 
@@ -294,7 +294,7 @@ async def test_closing_while_probing_kills_the_probe(
     post.cancel()
     await until(lambda: api.readers.num_cancelled == 1)
     await until(lambda: incoming(api) == [])
-    assert (await api.api.queue.depth("tiny")).waiting == 0
+    assert (await api.api.jobs.queue.depth("tiny")).waiting == 0
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -394,7 +394,7 @@ async def test_cancel_by_disconnect_waits_for_redis(
 
         async def state() -> str:
             try:
-                return str((await api.api.queue.get(delivery.job_id)).state)
+                return str((await api.api.jobs.queue.get(delivery.job_id)).state)
             except StoreUnavailableError:
                 return "unknown"
 
@@ -420,7 +420,7 @@ async def test_same_key_and_request_is_the_same_job(
     assert texts[0][-1] == texts[1][-1]
     third = await api.post(headers=headers)
     assert third.headers["x-job-id"] == delivery.job_id
-    assert (await api.api.queue.depth("tiny")).waiting == 0
+    assert (await api.api.jobs.queue.depth("tiny")).waiting == 0
     assert api.readers.num_reads == 1
 
 
@@ -475,6 +475,60 @@ async def test_adopted_job_is_cancelled_on_request(api: RunningApi, worker: Scri
     assert parse_events((await first).text)[-1].data["code"] == "cancelled"
 
 
+async def test_retry_keeps_the_job_whose_creation_got_no_answer(
+    redis_server: RedisServer,
+    keys: RedisKeys,
+    tmp_path: Path,
+    worker: ScriptedWorker,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Redis carries out the creation, its reply is lost, and the retry finds the job elsewhere."""
+    async with (
+        running_api(redis_server.url, keys, tmp_path) as api,
+        running_api(redis_server.url, keys, tmp_path) as other,
+    ):
+        queue = api.api.jobs.queue
+        create, end, is_back = queue.create, queue.end, asyncio.Event()
+
+        async def create_without_reply(*args: Any, **kwargs: Any) -> str:
+            await create(*args, **kwargs)
+            raise StoreUnavailableError("the job store does not answer")
+
+        async def end_later(*args: Any, **kwargs: Any) -> bool:
+            if not is_back.is_set():
+                raise StoreUnavailableError("the job store does not answer")
+            return await end(*args, **kwargs)
+
+        monkeypatch.setattr(queue, "create", create_without_reply)
+        monkeypatch.setattr(queue, "end", end_later)
+        headers = {"Idempotency-Key": "k"}
+        refused = await api.post(headers=headers)
+        assert (refused.status_code, refused.json()["code"]) == (503, "store_unavailable")
+        async with other.posting(headers=headers) as response:
+            reader = EventReader(response)
+            job = await reader.until("job")
+            is_back.set()
+            delivery = await worker.answer()
+            assert delivery.job_id == job.data["job_id"]
+            assert (await reader.rest())[-1].name == "done"
+
+
+async def test_job_whose_creation_got_no_answer_ends_retryable_if_nobody_asks_again(
+    api: RunningApi, worker: ScriptedWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue = api.api.jobs.queue
+    create, created = queue.create, []
+
+    async def create_without_reply(*args: Any, **kwargs: Any) -> str:
+        created.append(await create(*args, **kwargs))
+        raise StoreUnavailableError("the job store does not answer")
+
+    monkeypatch.setattr(queue, "create", create_without_reply)
+    assert (await api.post()).status_code == 503
+    job = await until_state(api, created[0], "error", "cancelled")
+    assert (job["error"]["code"], job["error"]["retryable"]) == ("store_unavailable", True)
+
+
 async def test_retry_after_a_lost_connection_gets_a_job_of_its_own(
     api: RunningApi, worker: ScriptedWorker
 ) -> None:
@@ -515,12 +569,12 @@ async def test_malformed_idempotency_key_is_a_400(
 
 
 def incoming(api: RunningApi) -> list[Path]:
-    return list((api.api.settings.data_dir / "videos" / "incoming").iterdir())
+    return list((api.settings.data_dir / "videos" / "incoming").iterdir())
 
 
 async def only_job(api: RunningApi) -> str:
-    keys = RedisKeys(api.api.settings.redis_prefix)
-    redis = connect(api.api.settings.redis_url or "")
+    keys = RedisKeys(api.settings.redis_prefix)
+    redis = connect(api.settings.redis_url or "")
     (job_id,) = await redis.zrange(keys.live, 0, -1)
     await redis.aclose()
     return str(job_id.decode())

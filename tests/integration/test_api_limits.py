@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from app.api import intake, server
-from app.api.janitor import SWEEP_S
+from app.api import server
+from app.api.post import intake
+from app.api.upkeep.janitor import SWEEP_S
 from app.errors import StoreUnavailableError
-from app.redis_client import connect
-from app.redis_keys import RedisKeys
+from app.store.client import connect
+from app.store.keys import RedisKeys
 from dycoke_core.errors import UnsupportedCodecError
 from tests.integration.api import (
     CLIP,
@@ -123,7 +124,7 @@ async def test_announced_length_over_the_cap_is_a_413_before_the_body(
         reply = await raw_request(api.port, upload_head(10**10))
     assert reply.startswith(b"HTTP/1.1 413 ")
     assert b'"upload_too_large"' in reply
-    assert (await api.api.queue.depth("tiny")).waiting == 0
+    assert (await api.api.jobs.queue.depth("tiny")).waiting == 0
 
 
 async def test_unannounced_length_over_the_cap_is_a_413_when_it_is_passed(
@@ -145,8 +146,8 @@ async def test_unannounced_length_over_the_cap_is_a_413_when_it_is_passed(
     )
     assert response.status_code == 413
     assert response.json()["code"] == "upload_too_large"
-    await until(lambda: not list((api.api.settings.data_dir / "videos").rglob("?" * 32)))
-    assert (await api.api.queue.depth("tiny")).waiting == 0
+    await until(lambda: not list((api.settings.data_dir / "videos").rglob("?" * 32)))
+    assert (await api.api.jobs.queue.depth("tiny")).waiting == 0
 
 
 async def test_large_json_body_is_a_413(api: RunningApi, worker: ScriptedWorker) -> None:
@@ -167,7 +168,7 @@ async def test_text_that_can_never_fit_the_model_is_refused_before_it_is_stored(
     assert response.status_code == 400
     assert response.json()["code"] == "prompt_too_long"
     assert await redis.keys(keys.job("*")) == []
-    assert (await api.api.queue.depth("tiny")).waiting == 0
+    assert (await api.api.jobs.queue.depth("tiny")).waiting == 0
     post = asyncio.create_task(api.post(question=None, messages=turns))
     await worker.answer()
     assert (await post).status_code == 200, "what just might fit is the worker's to judge"
@@ -180,7 +181,7 @@ async def test_client_that_stops_sending_is_told_and_frees_its_place(
     reply = await raw_request(api.port, upload_head(1000), b"--b\r\n")
     assert reply.startswith(b"HTTP/1.1 408 ")
     assert b'"upload_timeout"' in reply
-    assert (await api.api.queue.depth("tiny")).waiting == 0
+    assert (await api.api.jobs.queue.depth("tiny")).waiting == 0
 
 
 async def test_client_that_drips_is_told_and_frees_its_place(
@@ -204,7 +205,7 @@ async def test_client_that_drips_is_told_and_frees_its_place(
         dripping.cancel()
         writer.close()
     assert reply.startswith(b"HTTP/1.1 408 ")
-    assert (await api.api.queue.depth("tiny")).waiting == 0
+    assert (await api.api.jobs.queue.depth("tiny")).waiting == 0
 
 
 async def test_open_answers_are_bounded(api: RunningApi, worker: ScriptedWorker) -> None:
@@ -409,7 +410,7 @@ async def test_video_is_uploaded_once_and_found_by_its_content(
     assert (await api.client.get(url)).status_code == 404
     asked = await api.post(clip=None, video_id=video["video_id"])
     assert (asked.status_code, asked.json()["code"]) == (404, "video_not_found")
-    names = [p.name for p in (api.api.settings.data_dir / "videos").rglob("*")]
+    names = [p.name for p in (api.settings.data_dir / "videos").rglob("*")]
     assert names == ["incoming"]
 
 

@@ -9,10 +9,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
-from app.redis_keys import RedisKeys
+from app.store.keys import RedisKeys
 from tests.integration.api import (
+    CLIP,
     PATIENCE_S,
     EventReader,
     ScriptedWorker,
@@ -88,7 +90,7 @@ async def test_whole_answer_cut_by_shutdown_names_its_job(
         assert await worker.say(delivery, 0)
 
 
-async def test_upload_and_reading_cut_by_shutdown_end_in_retryable_errors(
+async def test_upload_and_reading_cut_by_shutdown_end_retryable_where_none_has_the_video(
     redis_server: RedisServer, keys: RedisKeys, tmp_path: Path, worker: ScriptedWorker
 ) -> None:
     async with (
@@ -104,18 +106,37 @@ async def test_upload_and_reading_cut_by_shutdown_end_in_retryable_errors(
             )
             upload = asyncio.create_task(raw_request(api.port, head, b"--b\r\n"))
             async with asyncio.timeout(PATIENCE_S):
-                while (await api.api.queue.depth("tiny")).waiting < 2:
+                while (await api.api.jobs.queue.depth("tiny")).waiting < 2:
                     await asyncio.sleep(0.02)
             api.server.begin_drain()
             reply = await upload
             await response.aread()
         assert reply.startswith(b"HTTP/1.1 503 ") and b'"shutting_down"' in reply
+        await asyncio.wait_for(asyncio.shield(api.serving), PATIENCE_S)
         job = await until_state(other, job_id, "error")
         assert (job["error"]["code"], job["error"]["retryable"]) == ("reader_lost", True)
-        assert (await other.api.queue.depth("tiny")).waiting == 0
+        assert (await other.api.jobs.queue.depth("tiny")).waiting == 0
 
 
-async def test_reading_of_a_killed_api_ends_in_a_retryable_error(
+async def test_reading_of_an_api_that_stops_goes_on_at_another(
+    redis_server: RedisServer, keys: RedisKeys, tmp_path: Path, worker: ScriptedWorker
+) -> None:
+    async with (
+        running_api(redis_server.url, keys, tmp_path, drain_timeout_s=0.1) as api,
+        running_api(redis_server.url, keys, tmp_path) as other,
+    ):
+        api.readers.may_read.clear()
+        async with api.posting() as response:
+            job_id = response.headers["x-job-id"]
+            api.server.begin_drain()
+            await response.aread()
+        assert (await worker.answer()).job_id == job_id
+        assert other.readers.num_reads == 1
+        job = await until_state(other, job_id, "done", "error")
+        assert job["state"] == "done"
+
+
+async def test_reading_of_a_killed_api_goes_on_at_another(
     redis_server: RedisServer, keys: RedisKeys, tmp_path: Path, worker: ScriptedWorker
 ) -> None:
     async with (
@@ -127,9 +148,12 @@ async def test_reading_of_a_killed_api_ends_in_a_retryable_error(
             reader = EventReader(response)
             await reader.until("status", stage="reading_frames")
             stop_renewing_places()
-            error = (await reader.rest())[-1]
-        assert (error.data["code"], error.data["retryable"]) == ("reader_lost", True)
-        assert (await other.api.queue.depth("tiny")).waiting == 0
+            delivery = await worker.answer()
+            assert (await reader.rest())[-1].name == "done"
+        assert other.readers.num_reads == 1
+        assert delivery.request.frames is not None
+        assert delivery.request.frames.indices == list(range(32))
+        assert (await other.api.jobs.queue.depth("tiny")).waiting == 0
 
 
 def stop_renewing_places() -> None:
@@ -137,6 +161,35 @@ def stop_renewing_places() -> None:
     for task in asyncio.all_tasks():
         if "Place._renew" in repr(task.get_coro()):
             task.cancel()
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/v1/jobs/j"),
+        ("DELETE", "/v1/jobs/j"),
+        ("GET", "/v1/jobs/j/events"),
+        ("POST", "/v1/video/chat"),
+        ("GET", "/v1/models"),
+    ],
+)
+async def test_shutdown_while_redis_does_not_answer_says_so_on_every_route(
+    own_redis_server: RedisServer, keys: RedisKeys, tmp_path: Path, method: str, path: str
+) -> None:
+    async with running_api(own_redis_server.url, keys, tmp_path, drain_timeout_s=0.2) as api:
+        body = {"question": "?", "video_id": "v"} if method == "POST" else None
+        own_redis_server.pause()
+        try:
+            request = asyncio.create_task(api.client.request(method, path, json=body))
+            await asyncio.sleep(0.3)
+            api.server.begin_drain()
+            response = await request
+        finally:
+            own_redis_server.resume()
+        assert response.status_code == 503
+        assert response.headers["content-type"] == "application/problem+json"
+        problem = response.json()
+        assert (problem["code"], problem["retryable"]) == ("shutting_down", True)
 
 
 # --- the process ---
@@ -186,6 +239,31 @@ async def test_sigterm_drains_the_process_and_it_exits_with_0(
             process.send_signal(signal.SIGTERM)
             async with asyncio.timeout(PATIENCE_S):
                 assert await process.wait() == 0
+
+
+async def test_killed_process_leaves_what_it_read_to_another(
+    redis_server: RedisServer, keys: RedisKeys, tmp_path: Path, worker: ScriptedWorker
+) -> None:
+    async with (
+        running_api(redis_server.url, keys, tmp_path) as other,
+        api_process(redis_server.url, keys, tmp_path, DYCOKE_LEASE_S="1") as (process, port),
+    ):
+        uploaded = await other.client.post("/v1/videos", files={"video": CLIP})
+        readers = psutil.Process(process.pid).children()
+        for reader in readers:
+            reader.suspend()  # it will never have read the video
+        body = {"question": "?", "video_id": uploaded.json()["video_id"]}
+        url = f"http://127.0.0.1:{port}/v1/video/chat"
+        async with (
+            httpx.AsyncClient(timeout=PATIENCE_S) as client,
+            client.stream("POST", url, json=body) as response,
+        ):
+            job_id = response.headers["x-job-id"]
+            process.kill()
+        for reader in readers:
+            reader.resume()
+        assert (await worker.answer()).job_id == job_id
+        assert (await until_state(other, job_id, "done", "error"))["state"] == "done"
 
 
 async def test_second_signal_skips_the_wait(

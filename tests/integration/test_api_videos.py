@@ -2,13 +2,18 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+import signal
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
+from redis.asyncio import Redis
 
-from app.frame_store import decode_frames
-from app.redis_keys import RedisKeys
+from app.store.frame_store import decode_frames
+from app.store.keys import RedisKeys
 from tests.integration.api import (
     RunningApi,
     ScriptedWorker,
@@ -22,7 +27,7 @@ from tests.video_clips import frame_numbers, make_audio, make_clip, make_flat_cl
 
 @pytest.fixture
 async def worker(redis_server: RedisServer, keys: RedisKeys) -> AsyncIterator[ScriptedWorker]:
-    async with scripted_worker(redis_server.url, keys, image_size=96) as worker:
+    async with scripted_worker(redis_server.url, keys, image_size=112) as worker:
         yield worker
 
 
@@ -39,18 +44,85 @@ async def api(
     [("x.mp4", "libx264"), ("x.webm", "libvpx-vp9"), ("x.avi", "mpeg4"), ("x.mkv", "libx265")],
 )
 async def test_frames_of_a_video_reach_the_worker(
-    api: RunningApi, worker: ScriptedWorker, tmp_path: Path, name: str, codec: str
+    api: RunningApi,
+    worker: ScriptedWorker,
+    redis: Redis,
+    keys: RedisKeys,
+    tmp_path: Path,
+    name: str,
+    codec: str,
 ) -> None:
     content = make_clip(tmp_path / name, codec=codec, num_frames=40).read_bytes()
     post = asyncio.create_task(api.post(clip=content, num_frames=5))
     delivery = await worker.take()
     assert delivery.request.frames is not None
-    blob = await api.api.reading._frames.get(delivery.request.frames.digest)
+    blob = await redis.get(keys.frames(delivery.request.frames.digest))
     assert blob is not None
     assert frame_numbers(decode_frames(blob).pixels) == [0, 9, 19, 29, 39]
     await worker.finish(delivery, 0)
     done = parse_events((await post).text)[-1].data
     assert done["frames"]["indices"] == [0, 9, 19, 29, 39]
+
+
+def reader_servers() -> list[int]:
+    children = psutil.Process().children()
+    return [p.pid for p in children if "dycoke_core.video.fork_server" in p.cmdline()]
+
+
+@contextmanager
+def killing_the_reader(number: int) -> Iterator[None]:
+    """Kills, once, the n-th child that a server of frame readers forks."""
+    seen: set[int] = set()
+    is_over = threading.Event()
+
+    def watch() -> None:
+        lists = [Path(f"/proc/{pid}/task/{pid}/children") for pid in reader_servers()]
+        while not is_over.wait(0.0005):
+            for pid in " ".join(path.read_text() for path in lists).split():
+                seen.add(int(pid))
+                if len(seen) == number:
+                    os.kill(int(pid), signal.SIGKILL)
+                    return
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
+    assert len(seen) == number
+
+
+@pytest.mark.parametrize(("number", "task"), [(1, "probe"), (2, "plan"), (3, "read")])
+async def test_reader_killed_from_outside_is_not_the_videos_fault(
+    api: RunningApi, worker: ScriptedWorker, tmp_path: Path, number: int, task: str
+) -> None:
+    content = make_clip(tmp_path / "x.mp4", num_frames=40, width=640, height=480).read_bytes()
+    with killing_the_reader(number):
+        post = asyncio.create_task(api.post(clip=content, num_frames=5, stream=False))
+        delivery = await worker.take()
+        assert delivery.request.frames is not None
+        assert (delivery.request.frames.reader, delivery.request.frames.warnings) == ("decord", [])
+        await worker.finish(delivery, 0)
+    assert (await post).status_code == 200, task
+
+
+async def test_uploads_survive_the_death_of_all_readers(
+    api: RunningApi, worker: ScriptedWorker, tmp_path: Path
+) -> None:
+    clips = [
+        make_clip(tmp_path / f"{i}.mp4", num_frames=30 + i, width=640, height=480).read_bytes()
+        for i in range(6)
+    ]
+    posts = [asyncio.create_task(api.post(clip=clip, num_frames=4)) for clip in clips]
+    await asyncio.sleep(0.2)
+    for pid in reader_servers():
+        os.kill(pid, signal.SIGKILL)
+    for _ in clips:
+        await worker.answer()
+    for post in posts:
+        assert parse_events((await post).text)[-1].name == "done"
 
 
 async def test_clip_of_a_video_is_what_is_read(

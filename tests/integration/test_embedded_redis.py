@@ -17,7 +17,7 @@ from redis.asyncio import Redis
 from app import embedded_redis
 from app.embedded_redis import EmbeddedRedis, EmbeddedRedisError, find_redis_server, socket_path
 from app.errors import StoreUnavailableError
-from app.redis_client import connect, store_call
+from app.store.client import connect, store_call
 from app.supervisor import EXIT_BAD_SETTINGS, RestartPolicy, Supervisor
 from tests.integration.workers import PATIENCE_S, ROOT, is_alive, wait_until
 

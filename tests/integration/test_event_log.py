@@ -6,11 +6,11 @@ import pytest
 from redis.asyncio import Redis
 
 from app.errors import JobNotFoundError
-from app.event_log import MAX_EVENTS_PER_READ, EventLog, parse_event_id
-from app.job_leases import Append, JobLeases
-from app.job_queue import JobQueue
 from app.messages import JobEvent, TokenEvent
-from app.redis_keys import RedisKeys
+from app.store.event_log import MAX_EVENTS_PER_READ, EventLog, parse_event_id
+from app.store.job_leases import Append, JobLeases
+from app.store.job_queue import JobQueue
+from app.store.keys import RedisKeys
 from dycoke_core.errors import InvalidRequestError
 from tests.integration.jobs import MODEL, make_request, submit, take, token
 

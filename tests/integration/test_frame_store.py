@@ -7,11 +7,11 @@ import pytest
 from redis.asyncio import Redis
 
 from app.errors import StoreUnavailableError
-from app.frame_store import FrameStore, decode_frames, encode_frames, frames_digest
-from app.job_leases import JobLeases
-from app.job_queue import JobQueue
 from app.messages import JobState
-from app.redis_keys import RedisKeys
+from app.store.frame_store import FrameStore, decode_frames, encode_frames, frames_digest
+from app.store.job_leases import JobLeases
+from app.store.job_queue import JobQueue
+from app.store.keys import RedisKeys
 from dycoke_core.video import VideoFrames
 from tests.integration.jobs import MODEL, cancelled, make_request
 

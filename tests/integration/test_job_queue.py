@@ -14,12 +14,12 @@ from app.errors import (
     QueueFullError,
     StoreUnavailableError,
 )
-from app.event_log import EventLog
-from app.job_leases import Append, Delivery, JobLeases
-from app.job_queue import Idempotency, JobQueue
 from app.messages import ErrorEvent, JobState, StatusEvent
-from app.redis_client import Scripts, connect, load_script
-from app.redis_keys import GROUP, RedisKeys
+from app.store.client import Scripts, connect, load_script
+from app.store.event_log import EventLog
+from app.store.job_leases import Append, Delivery, JobLeases
+from app.store.job_queue import MAX_ADOPTIONS, Idempotency, JobQueue, Orphan
+from app.store.keys import GROUP, RedisKeys
 from dycoke_core.sequence import SAMPLER_VERSION
 from tests.integration.jobs import (
     LEASE_S,
@@ -60,6 +60,13 @@ def other_leases(redis: Redis, keys: RedisKeys) -> JobLeases:
 async def say(leases: JobLeases, delivery: Delivery, *indices: int) -> tuple[bool, int]:
     appended = (await leases.append([Append(delivery, [token(i) for i in indices])]))[0]
     return appended.is_accepted, appended.next_index
+
+
+async def start(leases: JobLeases) -> Delivery:
+    """Takes the next job and gives it to an engine."""
+    delivery = await take(leases)
+    assert await leases.enter(delivery)
+    return delivery
 
 
 async def finish(leases: JobLeases, delivery: Delivery) -> bool:
@@ -288,8 +295,8 @@ async def test_cancel_while_running_tells_and_fences_the_worker(
     assert await event_types(log, "j") == [("0-1", "job"), ("1-0", "token"), ("2-0", "error")]
 
 
-async def test_sweep_ends_overdue_jobs_and_those_of_lost_readers(
-    queue: JobQueue, leases: JobLeases, log: EventLog
+async def test_sweep_ends_overdue_jobs_and_finds_those_of_lost_readers(
+    queue: JobQueue, leases: JobLeases
 ) -> None:
     await submit(queue, "runs", timeout_s=-1)
     delivery = await take(leases)
@@ -299,18 +306,30 @@ async def test_sweep_ends_overdue_jobs_and_those_of_lost_readers(
     await asyncio.sleep(0.05)
 
     sweep = await queue.sweep(grace_s=60)
-    assert (sweep.overdue, sweep.reader_lost) == (("waits",), ("reads",))
-    assert [e.event for e in await log.read("reads", after="0-1", block_s=1)] == [
-        ErrorEvent(
-            code="reader_lost",
-            message="the process that read the video is gone",
-            retryable=True,
-            job_id="reads",
-        )
-    ]
+    assert (sweep.overdue, sweep.orphans) == (("waits",), (Orphan(MODEL, "reads"),))
+    assert (await queue.sweep(grace_s=60)).orphans == sweep.orphans
     assert (await queue.sweep(grace_s=0)).overdue == ("runs",)
     assert await say(leases, delivery, 0) == (False, 0)
     assert (await queue.sweep(grace_s=0)).overdue == ()
+
+
+async def test_orphan_is_adopted_by_one_and_not_for_ever(queue: JobQueue, log: EventLog) -> None:
+    await queue.reserve(MODEL, "reads", max_jobs=100, lease_s=0.01)
+    request = make_request("reads")
+    await queue.create(request)
+    orphan = Orphan(MODEL, "reads")
+    await asyncio.sleep(0.03)
+    for reader in range(1, MAX_ADOPTIONS + 1):
+        adopted = await asyncio.gather(*(queue.adopt(orphan, lease_s=30) for _ in range(5)))
+        assert adopted.count(None) == 4 and (request, reader) in adopted
+        failure = cancelled("reads")
+        assert not await queue.end("reads", JobState.ERROR, failure, reader=reader - 1)
+        assert await queue.renew_place(MODEL, "reads", lease_s=0)
+    assert await queue.adopt(orphan, lease_s=30) is None
+    last = (await log.read("reads", block_s=1))[-1].event
+    assert isinstance(last, ErrorEvent)
+    assert (last.code, last.retryable) == ("reader_lost", True)
+    assert (await queue.sweep()).orphans == ()
 
 
 # --- what ended jobs leave behind ---
@@ -343,7 +362,7 @@ async def test_oldest_ended_jobs_make_room_for_newer_ones(
         source = source.replace(budget, "MAX_ENDED_BYTES = 60000")
         return source, sha1(source.encode(), usedforsecurity=False).hexdigest()
 
-    monkeypatch.setattr("app.redis_client.load_script", load_small)
+    monkeypatch.setattr("app.store.client.load_script", load_small)
     await submit(queue, "r")
     running = await take(leases)
     await submit(queue, "q")
@@ -384,7 +403,7 @@ async def test_job_of_a_dead_worker_goes_on_where_it_stood(
     queue: JobQueue, leases: JobLeases, other_leases: JobLeases, log: EventLog
 ) -> None:
     await submit(queue, "j")
-    first = await take(leases)
+    first = await start(leases)
     await say(leases, first, 0, 1)
     second = await take_over(other_leases)
     assert (second.attempt, second.is_suspect) == (2, True)
@@ -423,40 +442,18 @@ async def test_two_claimants_get_one_delivery(
     assert sum(claim is not None for claim in claims) == 1
 
 
-async def test_third_delivery_becomes_a_dead_letter(
-    queue: JobQueue,
-    leases: JobLeases,
-    other_leases: JobLeases,
-    log: EventLog,
-    redis: Redis,
-    keys: RedisKeys,
-) -> None:
-    await submit(queue, "j")
-    await take(leases)
-    assert (await take_over(other_leases)).attempt == 2
-    while (await queue.get("j")).state is JobState.RUNNING:
-        assert await leases.take_over(lease_s=LEASE_S, may_be_suspect=True) is None
-        await asyncio.sleep(0.02)
-    last = (await log.read("j", after="0-1", block_s=1))[-1].event
-    assert isinstance(last, ErrorEvent)
-    assert (last.code, last.retryable) == ("job_failed_repeatedly", False)
-    (_, letter), *others = await redis.xrange(keys.dead)
-    assert letter[b"job_id"] == b"j" and letter[b"deliveries"] == b"2" and not others
-    assert await entries(redis, keys) == (0, 0)
-
-
 async def test_repeated_claim_gives_the_same_delivery(
     queue: JobQueue, leases: JobLeases, redis: Redis, keys: RedisKeys
 ) -> None:
     """As when the connection is lost before the reply, and the client sends the script again."""
     for job_id in ("a", "b"):
         await submit(queue, job_id)
-        await take(leases)
+        await start(leases)
     scripts = Scripts(redis, keys.prefix)
-    no_lease_ms, may_be_suspect, max_deliveries = 0, 1, 2
+    no_lease_ms = suspect_idle_ms = 0
 
     async def claim(take_id: str) -> list[Any]:
-        limits = (no_lease_ms, may_be_suspect, max_deliveries)
+        limits = (no_lease_ms, suspect_idle_ms)
         reply: list[Any] = await scripts.run(
             "claim", MODEL, "worker-b", take_id, *limits, "{}", 60_000
         )
@@ -475,7 +472,7 @@ async def test_suspects_are_left_alone_by_who_has_one(
 ) -> None:
     for job_id in ("a", "b"):
         await submit(queue, job_id)
-        await take(leases)
+        await start(leases)
     suspect = await take_over(other_leases)
     assert suspect.is_suspect
     assert await other_leases.take_over(lease_s=LEASE_S, may_be_suspect=False) is None
@@ -500,15 +497,15 @@ async def test_handing_back_costs_no_delivery(
     assert delivery.published_token_ids == (100, 101, 102, 103)
 
 
-async def test_handing_back_at_a_cost_makes_a_suspect(
+async def test_handing_back_from_an_engine_that_failed_makes_a_suspect(
     queue: JobQueue, leases: JobLeases, other_leases: JobLeases
 ) -> None:
     await submit(queue, "j")
-    assert await leases.hand_back(await take(leases), costs_delivery=True)
+    assert await leases.hand_back(await start(leases), crew=1)
     assert await other_leases.take_over(lease_s=600, may_be_suspect=False) is None
     suspect = await other_leases.take_over(lease_s=600, may_be_suspect=True)
     assert suspect is not None and suspect.is_suspect
-    assert await other_leases.hand_back(suspect, costs_delivery=True)
+    assert await other_leases.hand_back(suspect, crew=1)
     assert await leases.take_over(lease_s=600, may_be_suspect=True) is None
     assert (await queue.get("j")).state is JobState.ERROR
 
@@ -584,7 +581,7 @@ async def test_lost_group_is_made_anew_and_running_jobs_are_fenced(
     await redis.xgroup_destroy(keys.jobs(MODEL), GROUP)
     assert await other_leases.take_over(lease_s=LEASE_S, may_be_suspect=True) is None
     second = await take(other_leases)
-    assert (second.job_id, second.attempt, second.is_suspect) == ("j", 2, True)
+    assert (second.job_id, second.attempt, second.is_suspect) == ("j", 2, False)
     assert await say(leases, first, 0) == (False, 0)
     await redis.delete(keys.jobs(MODEL))
     assert await leases.take(block_s=0.05) is None

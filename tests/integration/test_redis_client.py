@@ -7,8 +7,8 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from app.errors import StoreUnavailableError
-from app.redis_client import Scripts, connect, store_call
-from app.redis_keys import RedisKeys
+from app.store.client import Scripts, connect, store_call
+from app.store.keys import RedisKeys
 from tests.integration.conftest import RedisServer
 
 
@@ -68,7 +68,7 @@ async def test_redis_that_does_not_answer_in_time_is_unavailable(
 ) -> None:
     redis = connect(own_redis_server.url)
     await redis.ping()
-    monkeypatch.setattr("app.redis_client.CALL_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("app.store.client.CALL_TIMEOUT_S", 0.1)
     await redis.client_pause(500)
     with pytest.raises(StoreUnavailableError):
         async with store_call():

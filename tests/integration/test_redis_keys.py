@@ -4,8 +4,8 @@ import re
 
 from redis.asyncio import Redis
 
-from app.redis_client import load_script
-from app.redis_keys import GROUP, RedisKeys
+from app.store.client import load_script
+from app.store.keys import GROUP, RedisKeys
 
 
 async def test_lua_and_python_name_the_same_keys(redis: Redis, keys: RedisKeys) -> None:

@@ -9,12 +9,13 @@ import pytest
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
-from app.job_leases import Append, Appended, JobLeases
+from app import messages
 from app.messages import DoneEvent, ErrorEvent, JobEvent, JobState, StatusEvent
 from app.metrics import WorkerMetrics
-from app.redis_client import Scripts, connect
-from app.redis_keys import GROUP, RedisKeys
 from app.settings import Settings
+from app.store.client import Scripts, connect
+from app.store.job_leases import Append, Appended, JobLeases
+from app.store.keys import GROUP, RedisKeys
 from app.worker.process import CPU_RUNNING_JOBS
 from app.worker.worker import Worker
 from dycoke_core.errors import ModelLoadError
@@ -321,6 +322,30 @@ async def test_engine_failure_ends_the_worker_and_its_job_goes_on_elsewhere(
     assert token_ids(events) == answer("raise sleep:0.01", 4)
     last = events[-1]
     assert isinstance(last, ErrorEvent) and last.code == "job_failed_repeatedly"
+
+
+async def test_suspect_has_the_engine_to_itself_until_it_is_cleared(
+    settings: Settings, client: Client, redis: Redis, keys: RedisKeys
+) -> None:
+    question = "sleep:0.02 suspect"
+    suspect = await client.ask(question, max_tokens=60)
+    async with running(settings) as worker:
+        await client.wait_for_token(suspect, 1)
+        await redis.hset(keys.job(suspect), "is_suspect", 1)
+        worker.task.cancel()
+    async with running(settings, "worker-b") as worker:
+        busy = await client.ask("sleep:0.02 busy", max_tokens=150)
+        await client.wait_for_token(busy, 1)
+        await client.wait_for(suspect, lambda record: record.attempts == 2)
+        fresh = await client.ask("fresh")
+        alone = set()
+        async for event in client.follow(suspect):
+            if isinstance(event, messages.TokenEvent) and 5 < event.index < 15:
+                alone.add(len(worker.engine.sequences))
+        assert alone == {1}
+        for job_id in (busy, fresh):
+            assert isinstance((await client.events(job_id))[-1], DoneEvent)
+    assert token_ids(await client.events(suspect)) == answer(question, 60)
 
 
 async def test_failure_to_load_is_raised(settings: Settings, redis: Redis) -> None:

@@ -11,8 +11,8 @@ import pytest
 from redis.asyncio import Redis
 
 from app.messages import DoneEvent, ErrorEvent, JobState
-from app.redis_keys import RedisKeys
 from app.settings import Settings
+from app.store.keys import RedisKeys
 from app.supervisor import ChildSpec, RestartPolicy, Supervisor
 from tests.integration.conftest import RedisServer
 from tests.integration.fake_engine import answer, text_of
@@ -109,11 +109,65 @@ async def test_poison_job_goes_to_the_dead_letters_and_its_neighbours_live(
         assert token_ids(events) == answer(question, 12)
     letters = [fields[b"job_id"].decode() for _, fields in await redis.xrange(keys.dead)]
     assert letters == [poison]
-    assert (await client.queue.get(poison)).attempts == 2
+    assert await redis.hget(keys.job(poison), "deaths") == b"2"
 
     os.kill(os.getpid(), signal.SIGTERM)
     async with asyncio.timeout(PATIENCE_S):
         assert await supervisor == 0
+
+
+async def test_neighbours_of_a_worker_that_was_killed_survive_the_next_kill(
+    settings: Settings, client: Client
+) -> None:
+    questions = [f"sleep:0.02 innocent {i}" for i in range(3)]
+    with WorkerProcess(settings) as worker:
+        jobs = {question: await client.ask(question, max_tokens=40) for question in questions}
+        for job_id in jobs.values():
+            await client.wait_for_token(job_id, 2)
+        worker.send(signal.SIGKILL)
+        await worker.wait()
+    with WorkerProcess(settings) as worker:
+        await wait_for_attempt(client, list(jobs.values()), 2)
+        await asyncio.sleep(0.3)
+        worker.send(signal.SIGKILL)
+        await worker.wait()
+    with WorkerProcess(settings):
+        for question, job_id in jobs.items():
+            events = await client.events(job_id)
+            assert isinstance(events[-1], DoneEvent)
+            assert token_ids(events) == answer(question, 40)
+
+
+async def test_pauses_past_the_lease_bury_nobody(
+    settings: Settings, client: Client, redis: Redis, keys: RedisKeys
+) -> None:
+    question = "sleep:0.05"
+    with WorkerProcess(settings, 0) as zero, WorkerProcess(settings, 1) as one:
+        await client.wait_for_workers(2)
+        job_id = await client.ask(question, max_tokens=220)
+        await client.wait_for_token(job_id, 2)
+        for attempt in (2, 3, 4):
+            holder = await redis.hget(keys.job(job_id), "worker")
+            paused = zero if holder.decode().split("-")[-2] == "0" else one
+            paused.send(signal.SIGSTOP)
+            await wait_for_attempt(client, [job_id], attempt)
+            paused.send(signal.SIGCONT)
+            await asyncio.sleep(LEASE_S)  # it finds its lease lost
+        events = await client.events(job_id)
+    done = events[-1]
+    assert isinstance(done, DoneEvent) and done.attempts == 4
+    assert token_ids(events) == answer(question, 220)
+
+
+async def wait_for_attempt(client: Client, job_ids: list[str], attempt: int) -> None:
+    """Waits until one of the jobs has been taken so often, or ends."""
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            for job_id in job_ids:
+                record = await client.queue.get(job_id)
+                if record.attempts >= attempt or record.state.is_final:
+                    return
+            await asyncio.sleep(0.02)
 
 
 async def test_drained_process_hands_back_and_exits_cleanly(

@@ -15,14 +15,14 @@ import numpy as np
 import psutil
 from redis.asyncio import Redis
 
-from app.event_log import FIRST_EVENT, EventLog
-from app.frame_store import FrameStore, encode_frames
-from app.job_queue import JobQueue, JobRecord
 from app.messages import FINAL_EVENTS, Event, JobState, TokenEvent, Turn
-from app.redis_client import connect
-from app.redis_keys import RedisKeys
 from app.settings import Settings
-from app.worker_registry import WorkerRegistry
+from app.store.client import connect
+from app.store.event_log import FIRST_EVENT, EventLog
+from app.store.frame_store import FrameStore, encode_frames
+from app.store.job_queue import JobQueue, JobRecord
+from app.store.keys import RedisKeys
+from app.store.worker_registry import WorkerRegistry
 from dycoke_core.video import VideoFrames
 from tests.integration.jobs import cancelled, make_request, with_frames
 

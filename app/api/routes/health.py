@@ -6,9 +6,9 @@ from fastapi import APIRouter
 from fastapi.responses import Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from app.api.admission import served_models
 from app.api.context import ApiDep
 from app.api.openapi import PROBLEMS
+from app.api.post.admission import served_models
 from app.errors import StoreUnavailableError
 
 router = APIRouter(tags=["health"])

@@ -1,36 +1,31 @@
-"""Jobs by id: how one stands, its events, cancelling it."""
+"""Jobs by id: status, events, cancellation."""
 
-import re
 from typing import Annotated
 
 from fastapi import APIRouter, Header
 from fastapi.responses import Response
 
+from app.api.answer.sse import Ending, EventStream
 from app.api.context import Api, ApiDep, PrincipalDep
-from app.api.feed import AT_ONCE_S, JobFeed, final_event
 from app.api.openapi import EVENT_STREAM_RESPONSES, PROBLEMS
 from app.api.schemas import JobResource
-from app.api.sse import Ending, EventStream
-from app.errors import JobNotFoundError
-from app.event_log import FIRST_EVENT, parse_event_id
-from app.job_queue import JobRecord
 from app.messages import DoneEvent, ErrorEvent
+from app.store.event_log import FIRST_EVENT, parse_event_id
+from app.store.job_queue import JobRecord
 
 router = APIRouter(tags=["jobs"], responses=PROBLEMS)
-
-_JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 @router.get("/v1/jobs/{job_id}", summary="How a job stands, and its answer once it has ended")
 async def get_job(job_id: str, api: ApiDep, _: PrincipalDep) -> JobResource:
-    return await _resource(api, await _record(api, job_id))
+    return await _resource(api, await api.jobs.find(job_id))
 
 
 @router.delete("/v1/jobs/{job_id}", summary="Cancel a job; one that has ended stays as it is")
 async def cancel_job(job_id: str, api: ApiDep, _: PrincipalDep) -> JobResource:
-    await _record(api, job_id)
+    await api.jobs.find(job_id)
     await api.cancellations.cancel(job_id, "cancelled on request")
-    return await _resource(api, await _record(api, job_id))
+    return await _resource(api, await api.jobs.find(job_id))
 
 
 @router.get(
@@ -49,12 +44,12 @@ async def get_events(
 ) -> Response:
     """Closing this connection cancels nothing."""
     after = FIRST_EVENT if last_event_id is None else parse_event_id(last_event_id)
-    record = await _record(api, job_id)
+    record = await api.jobs.find(job_id)
     if last_event_id is not None:
         api.metrics.count_resume()
-        if record.state.is_final and not await api.log.read(job_id, after=after, block_s=AT_ONCE_S):
+        if await api.jobs.is_read_to_its_end(record, after=after):
             return Response(status_code=204)  # tells an EventSource to stop reconnecting
-    feed = JobFeed(api.queue, api.log, record, after=after, heartbeat_s=api.settings.heartbeat_s)
+    feed = api.jobs.feed(record, after=after)
     slot = api.streams.take()
 
     def on_end(_: Ending) -> None:
@@ -63,17 +58,8 @@ async def get_events(
     return EventStream(job_id, feed.batches(), drain=api.drain, on_end=on_end)
 
 
-async def _record(api: Api, job_id: str) -> JobRecord:
-    if not _JOB_ID.fullmatch(job_id):
-        raise JobNotFoundError("no such job")
-    return await api.queue.get(job_id)
-
-
 async def _resource(api: Api, record: JobRecord) -> JobResource:
-    final: DoneEvent | ErrorEvent | None = None
-    if record.state.is_final:
-        feed = JobFeed(api.queue, api.log, record, heartbeat_s=api.settings.heartbeat_s)
-        final = await final_event(feed.batches())
+    final = await api.jobs.final(record)
     return JobResource(
         job_id=record.job_id,
         state=record.state,

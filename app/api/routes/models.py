@@ -55,7 +55,7 @@ async def list_models(api: ApiDep, _: PrincipalDep) -> ModelList:
             for model, card in sorted(by_model.items())
         ],
         compression=CompressionPolicies(
-            default=api.default_compression.as_dict(),
+            default=api.submissions.default_compression.as_dict(),
             policies={name: list(taken) for name, taken in POLICY_PARAMETERS.items()},
         ),
     )

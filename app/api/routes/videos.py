@@ -3,12 +3,11 @@
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from app.api.connection.disconnect import unless_disconnected
 from app.api.context import ApiDep, PrincipalDep
-from app.api.disconnect import unless_disconnected
 from app.api.errors import FieldProblem, InvalidFieldsError
-from app.api.intake import MULTIPART, VIDEO_FIELD, check_content_type, read_form
 from app.api.openapi import PROBLEMS, UPLOAD_REQUEST_BODY
-from app.api.posting import limited_intake, store_upload
+from app.api.post.intake import MULTIPART, VIDEO_FIELD, check_content_type, read_form
 from app.api.schemas import VideoResource
 
 router = APIRouter(tags=["videos"], responses=PROBLEMS)
@@ -25,13 +24,13 @@ async def upload_video(request: Request, api: ApiDep, _: PrincipalDep) -> VideoR
     api.drain.check()
     slot = api.streams.take()
     try:
-        async with limited_intake(api), api.videos.receive() as upload:
+        async with api.uploads.limited(), api.uploads.receive() as upload:
             form = await read_form(request, upload)
             if form.fields:
                 raise _wrong(form.fields[0][0], "Extra inputs are not permitted")
             if not form.has_file:
                 raise _wrong(VIDEO_FIELD, "Field required")
-            lease, _probe_s = await unless_disconnected(request.receive, store_upload(api, upload))
+            lease, _probe_s = await unless_disconnected(request.receive, api.uploads.store(upload))
     finally:
         slot.release()
     lease.release()

@@ -28,7 +28,8 @@ class Running:
     def __init__(self, on_update: Callable[[Update], None] | None = None) -> None:
         self.engine = FakeEngine()
         self.updates: list[Update] = []
-        self.thread = EngineThread(lambda: self.engine, on_update or self.updates.append)
+        self.thread = EngineThread(lambda: self.engine)
+        self.thread.start(on_update or self.updates.append)
 
     def token_ids(self, sequence_id: str) -> list[int]:
         events = [event for update in self.updates for event in update.tokens]
@@ -108,7 +109,8 @@ async def test_failure_to_load_reaches_whoever_waits_for_the_card() -> None:
     def fail() -> FakeEngine:
         raise OSError("no such file")
 
-    thread = EngineThread(fail, lambda update: None)
+    thread = EngineThread(fail)
+    thread.start(lambda update: None)
     with pytest.raises(OSError):
         await thread.card()
     assert await asyncio.to_thread(thread.stop, timeout_s=30)

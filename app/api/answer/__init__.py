@@ -1,0 +1,1 @@
+"""A job's events on their way to a client."""

@@ -1,0 +1,41 @@
+"""Jobs by id: their record, their events, how they ended."""
+
+import re
+
+from app.api.answer.feed import AT_ONCE_S, JobFeed, final_event
+from app.errors import JobNotFoundError
+from app.messages import DoneEvent, ErrorEvent
+from app.store.event_log import FIRST_EVENT, EventLog
+from app.store.job_queue import JobQueue, JobRecord
+
+_JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+class Jobs:
+    """Args:
+    heartbeat_s: silence after which a feed yields an empty batch.
+    """
+
+    def __init__(self, queue: JobQueue, log: EventLog, *, heartbeat_s: float) -> None:
+        self.queue = queue
+        self._log = log
+        self._heartbeat_s = heartbeat_s
+
+    async def find(self, job_id: str) -> JobRecord:
+        """Raises: JobNotFoundError."""
+        if not _JOB_ID.fullmatch(job_id):
+            raise JobNotFoundError("no such job")
+        return await self.queue.get(job_id)
+
+    def feed(self, record: JobRecord, *, after: str = FIRST_EVENT) -> JobFeed:
+        return JobFeed(self.queue, self._log, record, after=after, heartbeat_s=self._heartbeat_s)
+
+    async def is_read_to_its_end(self, record: JobRecord, *, after: str) -> bool:
+        """Whether a job has ended and nothing comes after this event."""
+        if not record.state.is_final:
+            return False
+        return not await self._log.read(record.job_id, after=after, block_s=AT_ONCE_S)
+
+    async def final(self, record: JobRecord) -> DoneEvent | ErrorEvent | None:
+        """How a job ended; None while it has not."""
+        return await final_event(self.feed(record).batches()) if record.state.is_final else None

@@ -1,0 +1,91 @@
+"""What the clients of this process's jobs experienced, into the metrics.
+
+Each job is observed once, by the process that took it: through the connection that posted it, or,
+when the client has left, by a follower in the background.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Sequence
+
+from app.api.answer.feed import FeedItem, JobFeed
+from app.api.errors import is_our_fault
+from app.messages import DoneEvent, ErrorEvent, Event, JobRequest, TokenEvent
+from app.metrics import DONE, ApiMetrics
+from app.tracing import PostSpan
+
+logger = logging.getLogger(__name__)
+
+
+class JobObserver:
+    """Sees one job's events as they come."""
+
+    def __init__(self, metrics: ApiMetrics, request: JobRequest, span: PostSpan) -> None:
+        self._metrics = metrics
+        self._request = request
+        self._span = span
+        self._model = request.model
+        self._policy = request.compression["policy"]
+        self._last_token_at_s: float | None = None
+        self._is_closed = False
+        metrics.expect_request(self._model, self._policy)
+        span.describe(request)
+
+    async def watch(
+        self, batches: AsyncIterator[Sequence[FeedItem]]
+    ) -> AsyncIterator[Sequence[FeedItem]]:
+        """Passes a feed on, seeing what it brings."""
+        async for batch in batches:
+            for item in batch:
+                self.see(item.event)
+            yield batch
+
+    def see(self, event: Event) -> None:
+        if isinstance(event, TokenEvent):
+            self._see_token()
+        elif isinstance(event, DoneEvent):
+            self._metrics.observe_done(event)
+            self.close(DONE)
+        elif isinstance(event, ErrorEvent):
+            self.close(event.code)
+
+    def close(self, outcome: str) -> None:
+        """Counts the job; the first outcome stands."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._metrics.count_request(self._model, self._policy, outcome)
+            self._span.end(outcome, is_error=outcome != DONE and is_our_fault(outcome))
+            logger.info("job ended", extra={**self._request.log_fields, "outcome": outcome})
+
+    def _see_token(self) -> None:
+        now = time.monotonic()
+        if self._last_token_at_s is not None:
+            gap_s = now - self._last_token_at_s
+            self._metrics.observe_token_gap(self._model, self._policy, gap_s)
+        self._last_token_at_s = now
+
+
+class Followers:
+    """Observes jobs whose client has left, to their end; at most `max_followers` at a time."""
+
+    def __init__(self, max_followers: int) -> None:
+        self._max_followers = max_followers
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def follow(self, feed: JobFeed, observer: JobObserver) -> None:
+        if len(self._tasks) >= self._max_followers:
+            logger.warning("too many jobs to follow", extra={"job_id": feed.job_id})
+            return
+        task = asyncio.create_task(self._follow(feed, observer))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def aclose(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _follow(self, feed: JobFeed, observer: JobObserver) -> None:
+        async for _ in observer.watch(feed.batches()):
+            pass

@@ -1,0 +1,122 @@
+"""Server-sent events: framing, and the response that streams a job's events to one client.
+
+A client that reads slowly slows down the reading of the event log, nothing piles up here; one that
+takes nothing for `STALL_S` is treated as gone.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
+from enum import StrEnum
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from app.api.answer.feed import FeedItem
+from app.api.connection.disconnect import ClientLeftError, unless_disconnected
+from app.api.connection.drain import Drain
+from app.api.errors import INTERNAL_ERROR, incident_message, log_incident
+from app.errors import ShuttingDownError
+from app.messages import ErrorEvent
+
+logger = logging.getLogger(__name__)
+
+MEDIA_TYPE = "text/event-stream"
+HEARTBEAT = b": heartbeat\n\n"
+STALL_S = 60.0
+
+
+class Ending(StrEnum):
+    COMPLETE = "complete"  # the job has ended and the client knows
+    CLIENT_LEFT = "client_left"
+    SHUTDOWN = "shutdown"
+    FAILED = "failed"
+
+
+def frame(item: FeedItem) -> bytes:
+    """One event. Its JSON has no line breaks; only durable events carry an id."""
+    lines = [f"event: {item.event.type}"]
+    if item.durable_id is not None:
+        lines.append(f"id: {item.durable_id}")
+    lines.append(f"data: {item.event.model_dump_json()}")
+    return ("\n".join(lines) + "\n\n").encode()
+
+
+class EventStream(Response):
+    """Streams batches of events until they end, the client leaves, or the server's drain is over.
+
+    Args:
+        batches: an empty one is a heartbeat.
+        on_end: told once how it ended; must not block.
+    """
+
+    media_type = MEDIA_TYPE
+
+    def __init__(
+        self,
+        job_id: str,
+        batches: AsyncIterator[Sequence[FeedItem]],
+        *,
+        drain: Drain,
+        on_end: Callable[[Ending], None],
+        stall_s: float = STALL_S,
+    ) -> None:
+        self.status_code = 200
+        self.background = None
+        self.init_headers(
+            {"X-Job-Id": job_id, "X-Accel-Buffering": "no", "Cache-Control": "no-store"}
+        )
+        self._job_id = job_id
+        self._batches = batches
+        self._drain = drain
+        self._on_end = on_end
+        self._stall_s = stall_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        ending = Ending.SHUTDOWN  # what it is if the server cancels us
+        try:
+            await send(
+                {
+                    "type": "http.response.start",
+                    "status": self.status_code,
+                    "headers": self.raw_headers,
+                }
+            )
+            ending = await self._stream(receive, send)
+            if ending is not Ending.CLIENT_LEFT:
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            self._on_end(ending)
+
+    async def _stream(self, receive: Receive, send: Send) -> Ending:
+        try:
+            async with self._drain.until_expired():
+                await unless_disconnected(receive, self._pump(send))
+            return Ending.COMPLETE
+        except ClientLeftError:
+            return Ending.CLIENT_LEFT
+        except ShuttingDownError:
+            return Ending.SHUTDOWN
+        except Exception as error:  # the border: the headers are out, so the client gets an event
+            incident = log_incident(error, job_id=self._job_id)
+            event = ErrorEvent(
+                code=INTERNAL_ERROR,
+                message=incident_message(incident),
+                retryable=False,
+                job_id=self._job_id,
+            )
+            with suppress(ClientLeftError):
+                await self._send(send, frame(FeedItem(event)))
+            return Ending.FAILED
+
+    async def _pump(self, send: Send) -> None:
+        async for batch in self._batches:
+            await self._send(send, b"".join(map(frame, batch)) or HEARTBEAT)
+
+    async def _send(self, send: Send, chunk: bytes) -> None:
+        try:
+            async with asyncio.timeout(self._stall_s):
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        except (TimeoutError, OSError):
+            raise ClientLeftError from None

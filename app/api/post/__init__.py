@@ -1,0 +1,1 @@
+"""From a posted request to a job in the queue: admission, body, video, frames."""

@@ -1,0 +1,116 @@
+"""Who gets in: a model that a worker serves, and a leased place in its queue.
+
+Both are settled when the headers have arrived, so that a full queue refuses without reading a body.
+"""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+
+from app.errors import ModelNotFoundError, NoWorkerError, StoreUnavailableError
+from app.messages import ModelCard
+from app.store.job_queue import JobQueue
+from app.store.worker_registry import WorkerRegistry
+from dycoke_core.errors import InvalidRequestError
+
+MAX_RENEW_S = 1.0  # a job that was ended elsewhere stops its reading here within this
+
+
+async def served_models(registry: WorkerRegistry) -> dict[str, ModelCard]:
+    """One card for each model that a live worker serves, by name.
+
+    Raises:
+        NoWorkerError: there is none.
+    """
+    cards = {card.model: card for card in reversed(await registry.cards())}
+    if not cards:
+        raise NoWorkerError("no worker is ready")
+    return dict(sorted(cards.items()))
+
+
+def choose_model(models: dict[str, ModelCard], name: str | None) -> ModelCard:
+    """The card of the model that a request is for.
+
+    Raises:
+        ModelNotFoundError
+        InvalidRequestError: none was named and several are served.
+    """
+    if name is not None:
+        if name not in models:
+            raise ModelNotFoundError("no worker serves this model")
+        return models[name]
+    if len(models) > 1:
+        raise InvalidRequestError("several models are served; name one in 'model'")
+    return next(iter(models.values()))
+
+
+class Place:
+    """A place in a model's queue: reserved, renewed in the background, until it is given up.
+
+    It is held while the body comes in and while the frames are read; then the job is in the queue
+    and holds its place by itself.
+    """
+
+    def __init__(self, queue: JobQueue, model: str, job_id: str, *, lease_s: float) -> None:
+        self.model = model
+        self.job_id = job_id
+        self._queue = queue
+        self._lease_s = lease_s
+        self._on_lost: Callable[[], None] | None = None
+        self._renewing: asyncio.Task[None] | None = None
+
+    @classmethod
+    def held(cls, queue: JobQueue, model: str, job_id: str, *, lease_s: float) -> "Place":
+        """A place that has been taken already."""
+        place = cls(queue, model, job_id, lease_s=lease_s)
+        place._renewing = asyncio.create_task(place._renew())
+        return place
+
+    @classmethod
+    async def reserve(
+        cls, queue: JobQueue, model: str, job_id: str, *, max_jobs: int, lease_s: float
+    ) -> "Place":
+        """Raises: QueueFullError."""
+        await queue.reserve(model, job_id, max_jobs=max_jobs, lease_s=lease_s)
+        return cls.held(queue, model, job_id, lease_s=lease_s)
+
+    async def move(self, model: str, *, max_jobs: int) -> None:
+        """Goes over to another model's queue. Raises: QueueFullError."""
+        if model != self.model:
+            await self._queue.reserve(model, self.job_id, max_jobs=max_jobs, lease_s=self._lease_s)
+            left, self.model = self.model, model
+            await self._queue.release(left, self.job_id)
+
+    def when_lost(self, callback: Callable[[], None]) -> None:
+        """Calls back when the lease is lost or the job has been ended by somebody else."""
+        self._on_lost = callback
+
+    async def stop_renewing(self) -> None:
+        """Ends the lease: the job is in the queue, has ended, or the place is given up."""
+        if self._renewing is not None:
+            self._renewing.cancel()
+            await asyncio.gather(self._renewing, return_exceptions=True)
+            self._renewing = None
+
+    async def release(self) -> None:
+        """Gives the place up. Where Redis does not answer, the lease runs out by itself."""
+        await self.stop_renewing()
+        with suppress(StoreUnavailableError):
+            await self._queue.release(self.model, self.job_id)
+
+    async def abandon(self) -> None:
+        """Lets the lease run out at once: another API may go on with the job."""
+        await self.stop_renewing()
+        with suppress(StoreUnavailableError):
+            await self._queue.renew_place(self.model, self.job_id, lease_s=0.0)
+
+    async def _renew(self) -> None:
+        while True:
+            await asyncio.sleep(min(self._lease_s / 3, MAX_RENEW_S))
+            with suppress(StoreUnavailableError):
+                if not await self._queue.renew_place(
+                    self.model, self.job_id, lease_s=self._lease_s
+                ):
+                    break
+        if self._on_lost is not None:
+            self._on_lost()

@@ -1,0 +1,58 @@
+"""A request that has got in, and what it holds until its frames are being read."""
+
+from typing import Self
+
+from app.api.post.admission import Place
+from app.video_store import VideoLease
+
+
+class Admitted:
+    """Owns a place in the queue and, once it is known, a video. Both are given back when the block
+    is left, unless they have been handed over.
+    """
+
+    def __init__(self, place: Place) -> None:
+        self._place: Place | None = place
+        self._video: VideoLease | None = None
+
+    @property
+    def job_id(self) -> str:
+        return self._held_place.job_id
+
+    @property
+    def video(self) -> VideoLease:
+        assert self._video is not None, "no video yet, or it is handed over"
+        return self._video
+
+    def hold(self, video: VideoLease) -> None:
+        self._video = video
+
+    async def move(self, model: str, *, max_jobs: int) -> None:
+        """Takes the place to another model's queue. Raises: QueueFullError."""
+        await self._held_place.move(model, max_jobs=max_jobs)
+
+    async def forsake(self) -> None:
+        """Lets the place run out by itself: there may be a job on it, for another API to read."""
+        if self._place is not None:
+            await self._place.stop_renewing()
+            self._place = None
+
+    def hand_over(self) -> tuple[Place, VideoLease]:
+        """Passes both on: whoever calls this gives them back."""
+        place, video = self._held_place, self.video
+        self._place = self._video = None
+        return place, video
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        if self._video is not None:
+            self._video.release()
+        if self._place is not None:
+            await self._place.release()
+
+    @property
+    def _held_place(self) -> Place:
+        assert self._place is not None, "the place is handed over"
+        return self._place

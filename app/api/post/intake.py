@@ -1,0 +1,188 @@
+"""A request's body: JSON, or a form with a video, read as it comes in, within limits of size and
+time, into fields that have been checked.
+"""
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import from_json
+from starlette.requests import ClientDisconnect, Request
+
+from app.api.connection.disconnect import ClientLeftError
+from app.api.errors import FieldProblem, InvalidFieldsError
+from app.api.post.multipart import MAX_TEXT_BYTES, MultipartForm, read_multipart
+from app.api.schemas import ChatFields
+from app.errors import UnsupportedMediaTypeError, UploadTimeoutError, UploadTooLargeError
+from app.video_store import Upload
+from dycoke_core.errors import InvalidRequestError, UnsupportedContainerError
+from dycoke_core.video import SNIFF_BYTES, sniff_container
+
+FORM_OVERHEAD_BYTES = MAX_TEXT_BYTES + 65536  # text, and the headers of all parts
+IDLE_S = 30.0  # without a byte of the body, and the start that the rate below allows
+MIN_BYTES_S = 8192.0  # on average: a client that drips holds a place in the queue
+MULTIPART = "multipart/form-data"
+JSON = "application/json"
+VIDEO_FIELD = "video"
+
+_IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+
+
+def check_idempotency_key(key: str | None) -> None:
+    """Raises: InvalidRequestError."""
+    if key is not None and not _IDEMPOTENCY_KEY.fullmatch(key):
+        raise InvalidRequestError("Idempotency-Key must be 1 to 255 printable ASCII characters")
+
+
+def content_type(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+async def read_json_fields(request: Request) -> ChatFields:
+    """Reads a question about a stored video."""
+    body = bytearray()
+    async with aclosing(read_body(request, max_bytes=MAX_TEXT_BYTES)) as chunks:
+        async for chunk in chunks:
+            body += chunk
+    try:
+        data = from_json(bytes(body), allow_inf_nan=False)
+    except ValueError:
+        raise InvalidRequestError("the body is not valid JSON") from None
+    if not isinstance(data, dict):
+        raise InvalidRequestError("the body must be a JSON object")
+    fields = _validate(data, is_strict=True)
+    if fields.video_id is None:
+        raise _missing("video_id", "Field required; send a new video as multipart/form-data")
+    return fields
+
+
+async def read_form_fields(request: Request, upload: Upload) -> tuple[ChatFields, bool]:
+    """Reads a question and, usually, its video.
+
+    Returns:
+        The fields, and whether a video has come.
+    """
+    form = await read_form(request, upload)
+    fields = _validate(_from_form(form.fields), is_strict=False)
+    if form.has_file == (fields.video_id is not None):
+        raise _missing("video", "give exactly one of 'video' and 'video_id'")
+    return fields, form.has_file
+
+
+async def read_form(request: Request, upload: Upload) -> MultipartForm:
+    """Reads a form whose part `video` goes to `upload` as it comes in."""
+
+    async def write_video(data: bytes) -> None:
+        was_recognisable = upload.num_bytes >= SNIFF_BYTES
+        await upload.write(data)
+        if not was_recognisable and upload.num_bytes >= SNIFF_BYTES:
+            check_container(upload.head)  # before the rest is sent
+
+    max_bytes = upload.max_bytes + FORM_OVERHEAD_BYTES
+    async with aclosing(read_body(request, max_bytes=max_bytes)) as chunks:
+        form = await read_multipart(
+            chunks,
+            request.headers["content-type"],
+            file_field=VIDEO_FIELD,
+            write_file=write_video,
+        )
+    if form.has_file:
+        check_container(upload.head)
+    return form
+
+
+def check_container(head: bytes) -> None:
+    if sniff_container(head) is None:
+        raise UnsupportedContainerError("the file is no MP4, MOV, Matroska, WebM, AVI or MPEG-TS")
+
+
+def check_content_type(request: Request, *taken: str) -> str:
+    given = content_type(request)
+    if given not in taken:
+        raise UnsupportedMediaTypeError(f"send the body as {' or '.join(taken)}")
+    return given
+
+
+async def read_body(request: Request, *, max_bytes: int) -> AsyncGenerator[bytes, None]:
+    """The body's bytes as they come.
+
+    Raises:
+        UploadTooLargeError: by the announced length at once, else when the bytes have come.
+        UploadTimeoutError: nothing has come for `IDLE_S`, or less than `MIN_BYTES_S` since.
+        ClientLeftError
+    """
+    too_large = UploadTooLargeError(f"the body is larger than {max_bytes} bytes")
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced) > max_bytes:
+        raise too_large
+    num_bytes = 0
+    now = asyncio.get_running_loop().time
+    started_at = now()
+    async with aclosing(request.stream()) as chunks:
+        while True:
+            slowest_at = started_at + num_bytes / MIN_BYTES_S
+            try:
+                async with asyncio.timeout_at(min(now(), slowest_at) + IDLE_S) as limit:
+                    chunk = await anext(chunks, None)
+            except ClientDisconnect:
+                raise ClientLeftError from None
+            except TimeoutError:
+                if not limit.expired():
+                    raise
+                raise UploadTimeoutError("the body came to a halt, or comes too slowly") from None
+            if chunk is None:
+                return
+            num_bytes += len(chunk)
+            if num_bytes > max_bytes:
+                raise too_large
+            yield chunk
+
+
+def _from_form(fields: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """Form fields as the JSON body that would say the same."""
+    data: dict[str, Any] = {}
+    for name, text in fields:
+        if name == "stop":
+            data.setdefault(name, []).append(text)
+        elif name in data:
+            raise InvalidFieldsError([FieldProblem(field=name, message="given twice")])
+        elif name == "messages" or (name == "compression" and text.lstrip().startswith("{")):
+            data[name] = _json_field(name, text)
+        else:
+            data[name] = text
+    if len(data.get("stop", ())) == 1:
+        data["stop"] = _list_or_text(data["stop"][0])
+    return data
+
+
+def _json_field(name: str, text: str) -> Any:
+    try:
+        return from_json(text, allow_inf_nan=False)
+    except ValueError:
+        raise InvalidFieldsError([FieldProblem(field=name, message="not valid JSON")]) from None
+
+
+def _list_or_text(text: str) -> Any:
+    """A stop field that is a JSON list, else the stop string that it is."""
+    try:
+        value = from_json(text)
+    except ValueError:
+        return [text]
+    return value if isinstance(value, list) else [text]
+
+
+def _validate(data: dict[str, Any], *, is_strict: bool) -> ChatFields:
+    """Form fields are text and are converted; a JSON body says its types itself."""
+    try:
+        return ChatFields.model_validate(data, strict=is_strict)
+    except ValidationError as error:
+        raise InvalidFieldsError.from_pydantic(
+            error.errors(include_input=False, include_url=False)
+        ) from None
+
+
+def _missing(field: str, message: str) -> InvalidFieldsError:
+    return InvalidFieldsError([FieldProblem(field=field, message=message)])

@@ -1,0 +1,122 @@
+"""From the fields of a post to a job as resolved: what is checked before there is one, and what it
+then says. Pure functions.
+"""
+
+import hashlib
+import json
+import secrets
+from dataclasses import asdict
+
+from app.api.errors import FieldProblem, InvalidFieldsError
+from app.api.post.admission import choose_model
+from app.api.schemas import ChatFields
+from app.messages import FramesWanted, JobRequest, ModelCard
+from app.settings import Settings
+from app.store.job_queue import Idempotency
+from app.video_store import VideoLease
+from dycoke_core.config import CompressionConfig
+from dycoke_core.errors import PromptTooLongError
+from dycoke_core.video import FrameSpec
+
+MAX_DRAWN_SEED = 2**53  # exact in every client's JSON
+MAX_CHARS_PER_TOKEN = 16  # on average, in a long text; tokenizers come to 3 to 5
+
+
+def check_fields(
+    fields: ChatFields,
+    models: dict[str, ModelCard],
+    settings: Settings,
+    default_compression: CompressionConfig,
+) -> ModelCard:
+    """Raises for every field that is wrong whatever the video. Returns the model's card."""
+    fields.check_limits(settings)
+    fields.compression_config(default_compression)
+    card = choose_model(models, fields.model)
+    _check_text(fields, card)
+    frame_spec(fields, card)
+    return card
+
+
+def check_clip(fields: ChatFields, lease: VideoLease) -> None:
+    duration_s = lease.video.probe.duration_s
+    if fields.start_s is not None and duration_s is not None and fields.start_s >= duration_s:
+        raise InvalidFieldsError(
+            [FieldProblem(field="start_s", message=f"the video ends at {duration_s:.3f} s")]
+        )
+
+
+def frame_spec(fields: ChatFields, card: ModelCard) -> FrameSpec:
+    return FrameSpec(
+        num_frames=fields.num_frames,
+        image_size=card.image_size,
+        start_s=fields.start_s,
+        end_s=fields.end_s,
+    )
+
+
+def wanted_spec(request: JobRequest) -> FrameSpec | None:
+    """Which frames a job wants; None where its request does not say."""
+    wanted = request.frames_wanted
+    return None if wanted is None else FrameSpec(**wanted.model_dump())
+
+
+def make_job_request(
+    fields: ChatFields,
+    card: ModelCard,
+    compression: CompressionConfig,
+    *,
+    job_id: str,
+    video_id: str,
+    accepted_at_s: float,
+    deadline_at_s: float,
+    upload_s: float,
+    probe_s: float,
+    traceparent: str | None,
+) -> JobRequest:
+    seed = secrets.randbelow(MAX_DRAWN_SEED) if fields.seed is None else fields.seed
+    return JobRequest(
+        job_id=job_id,
+        model=card.model,
+        video_id=video_id,
+        messages=fields.turns(),
+        frames_wanted=FramesWanted(**asdict(frame_spec(fields, card))),
+        max_tokens=fields.max_tokens,
+        temperature=fields.temperature,
+        top_p=fields.top_p,
+        seed=seed,
+        stop=fields.stop,
+        compression=compression.as_dict(),
+        weights_digest=card.weights_digest,
+        dtype=card.dtype,
+        prefill_chunk_tokens=card.prefill_chunk_tokens,
+        sampler_version=card.sampler_version,
+        accepted_at_s=accepted_at_s,
+        deadline_at_s=deadline_at_s,
+        upload_s=upload_s,
+        read_frames_s=probe_s,
+        traceparent=traceparent,
+    )
+
+
+def make_idempotency(
+    key: str, principal: str, fields: ChatFields, video_id: str, *, ttl_s: float
+) -> Idempotency:
+    said = fields.model_copy(update={"video_id": video_id}).model_dump(mode="json")
+    return Idempotency(
+        key_hash=_digest(f"{principal}\0{key}"),
+        fingerprint=_digest(json.dumps(said, sort_keys=True)),
+        ttl_s=ttl_s,
+    )
+
+
+def _check_text(fields: ChatFields, card: ModelCard) -> None:
+    """Keeps out of Redis what no worker could take. Counting tokens is the worker's."""
+    num_chars = sum(len(turn.content) for turn in fields.turns())
+    if num_chars > MAX_CHARS_PER_TOKEN * card.max_model_tokens:
+        raise PromptTooLongError(
+            f"{num_chars} characters of text do not fit the model's {card.max_model_tokens} tokens"
+        )
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,260 @@
+"""Reading a job's frames: from `create` until the job is in the queue.
+
+A reading belongs to the process, not to the connection that posted the job. Jobs about the same
+frames share one read. What ends a reading early: `cancel`, the job's end by anybody (another API's
+DELETE, its deadline), the loss of its place. Bounded by the queue: each reading holds a place.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import TypeVar
+
+from app.api.errors import INTERNAL_ERROR, incident_message, log_incident
+from app.api.post.admission import Place
+from app.api.post.second_try import SecondTryReaders, fell_back_after_kill
+from app.errors import JobNotFoundError, StoreUnavailableError
+from app.messages import ErrorEvent, FramesRef, JobRequest, JobState, StatusEvent
+from app.metrics import ApiMetrics
+from app.store.frame_store import FramesHeader, FrameStore, encode_frames, frames_digest, own_digest
+from app.store.job_queue import JobQueue
+from app.tracing import Tracing
+from app.video_store import VideoLease
+from dycoke_core.errors import DycokeError
+from dycoke_core.video import FrameSpec, VideoFrames
+
+logger = logging.getLogger(__name__)
+
+PROGRESS_S = 0.5  # between two status events
+RETRY_S = 0.5
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True, eq=False)
+class Reading:
+    """One job's way through here, and what it holds on it."""
+
+    request: JobRequest
+    spec: FrameSpec
+    video: VideoLease
+    place: Place
+    read_timeout_s: float  # what the probe has left of the readers' time
+    reader: int = 0  # its number, where earlier ones were lost
+
+
+@dataclass(slots=True, eq=False)
+class _SharedRead:
+    """One read of some frames, for as long as somebody waits for it."""
+
+    task: asyncio.Task[tuple[VideoFrames, bytes]] | None = None
+    num_waiting: int = 0
+    progress: float = 0.0
+
+
+class FrameReading:
+    """Args:
+    patience_s: how long an outage of Redis is sat out before a job is given up.
+    """
+
+    def __init__(
+        self,
+        queue: JobQueue,
+        frames: FrameStore,
+        readers: SecondTryReaders,
+        metrics: ApiMetrics,
+        tracing: Tracing,
+        *,
+        patience_s: float,
+    ) -> None:
+        self._queue = queue
+        self._frames = frames
+        self._readers = readers
+        self._metrics = metrics
+        self._tracing = tracing
+        self._patience_s = patience_s
+        self._tasks: dict[str, asyncio.Task[None]] = {}  # by job id
+        self._readings: dict[str, Reading] = {}  # likewise
+        self._reads: dict[str, _SharedRead] = {}  # by frames digest
+
+    def start(self, reading: Reading) -> None:
+        """Takes over the reading's place and video, whatever happens."""
+        job_id = reading.request.job_id
+        task = asyncio.create_task(self._run(reading))
+        self._tasks[job_id] = task
+        self._readings[job_id] = reading
+        self._metrics.set_frame_readings(len(self._tasks))
+        task.add_done_callback(lambda _: self._forget(job_id))
+        reading.place.when_lost(lambda: self.cancel(job_id))
+
+    def has(self, job_id: str) -> bool:
+        return job_id in self._tasks
+
+    def cancel(self, job_id: str) -> None:
+        """Stops a reading, killing its reader. The job's record is the caller's business."""
+        task = self._tasks.get(job_id)
+        if task is not None:
+            task.cancel()
+
+    async def wait_until_none(self) -> None:
+        while self._tasks:
+            await asyncio.wait(list(self._tasks.values()))
+
+    async def aclose(self) -> None:
+        """Stops all readings and leaves their jobs to other APIs."""
+        tasks, readings = list(self._tasks.values()), list(self._readings.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for reading in readings:
+            await reading.place.abandon()
+
+    def _forget(self, job_id: str) -> None:
+        del self._tasks[job_id], self._readings[job_id]
+        self._metrics.set_frame_readings(len(self._tasks))
+
+    async def _run(self, reading: Reading) -> None:
+        job_id = reading.request.job_id
+        try:
+            await self._read_and_enqueue(reading)
+        except DycokeError as error:
+            await self._fail(reading, ErrorEvent.of(error, job_id))
+        except Exception as error:  # the job's border
+            incident = log_incident(error, job_id=job_id)
+            await self._fail(
+                reading,
+                ErrorEvent(
+                    code=INTERNAL_ERROR,
+                    message=incident_message(incident),
+                    retryable=False,
+                    job_id=job_id,
+                ),
+            )
+        finally:
+            reading.video.release()
+            await reading.place.stop_renewing()
+
+    async def _read_and_enqueue(self, reading: Reading) -> None:
+        began_at, began_at_s = time.monotonic(), time.time()
+        request = reading.request
+        digest = frames_digest(
+            request.video_id,
+            num_frames=reading.spec.num_frames,
+            image_size=reading.spec.image_size,
+            start_s=reading.spec.start_s,
+            end_s=reading.spec.end_s,
+        )
+        stored = await self._find(digest, request.job_id)
+        if stored is not None:
+            frames: FramesHeader | VideoFrames = stored
+        else:
+            frames, digest = await self._read(reading, digest)
+        ready = request.model_copy(
+            update={
+                "frames": FramesRef(
+                    digest=digest,
+                    num_frames=len(frames.indices),
+                    image_size=reading.spec.image_size,
+                    indices=list(frames.indices),
+                    timestamps_s=list(frames.timestamps_s),
+                    reader=frames.reader,
+                    warnings=list(frames.warnings),
+                    is_cached=stored is not None,
+                ),
+                "read_frames_s": request.read_frames_s + time.monotonic() - began_at,
+            }
+        )
+        self._tracing.record("read frames", request.traceparent, start_s=began_at_s)
+        if await self._persist(lambda: self._queue.enqueue(ready)):
+            logger.info("job queued", extra=request.log_fields)
+
+    async def _find(self, digest: str, job_id: str) -> FramesHeader | None:
+        if not await self._persist(lambda: self._frames.pin(digest, job_id)):
+            return None
+        return await self._persist(lambda: self._frames.describe(digest))
+
+    async def _read(self, reading: Reading, digest: str) -> tuple[VideoFrames, str]:
+        """Reads the frames, or waits for another job's read of them, and stores them.
+
+        Returns:
+            The frames, and the digest that they are stored under: the job's own where others
+            should not find them.
+        """
+        job_id = reading.request.job_id
+        shared_digest = digest
+        read = self._reads.setdefault(digest, _SharedRead())
+        if read.task is None:
+            read.task = asyncio.create_task(self._read_video(reading, read))
+        read.num_waiting += 1
+        try:
+            await self._report(job_id, read.progress)
+            async with self._reporting_progress(job_id, read):
+                frames, blob = await asyncio.shield(read.task)
+            if fell_back_after_kill(frames):
+                digest = own_digest(digest, job_id)
+            # Another job may have stored them meanwhile; that spares the transfer.
+            if not await self._persist(lambda: self._frames.pin(digest, job_id)):
+                await self._persist(lambda: self._frames.put_and_pin(digest, blob, job_id))
+            return frames, digest
+        finally:
+            read.num_waiting -= 1
+            if read.num_waiting == 0:
+                read.task.cancel()
+                if self._reads.get(shared_digest) is read:
+                    del self._reads[shared_digest]
+
+    async def _read_video(self, reading: Reading, read: _SharedRead) -> tuple[VideoFrames, bytes]:
+        def on_progress(progress: float) -> None:
+            read.progress = progress
+
+        frames = await self._readers.read(
+            reading.video.path,
+            reading.spec,
+            on_progress=on_progress,
+            timeout_s=reading.read_timeout_s,
+        )
+        return frames, await asyncio.to_thread(encode_frames, frames)
+
+    @asynccontextmanager
+    async def _reporting_progress(self, job_id: str, read: _SharedRead) -> AsyncIterator[None]:
+        task = asyncio.create_task(self._report_progress(job_id, read))
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _report_progress(self, job_id: str, read: _SharedRead) -> None:
+        reported = 0.0
+        while True:
+            await asyncio.sleep(PROGRESS_S)
+            if read.progress != reported:
+                reported = read.progress
+                await self._report(job_id, reported)
+
+    async def _report(self, job_id: str, progress: float) -> None:
+        with suppress(StoreUnavailableError):
+            status = StatusEvent(stage="reading_frames", progress=progress)
+            await self._queue.append_status(job_id, status)
+
+    async def _fail(self, reading: Reading, event: ErrorEvent) -> None:
+        """Ends the job. Where Redis stays away, a sweep ends it when its place runs out."""
+        logger.info("reading failed", extra={"job_id": event.job_id, "code": event.code})
+        with suppress(StoreUnavailableError, JobNotFoundError):
+            await self._persist(
+                lambda: self._queue.end(event.job_id, JobState.ERROR, event, reader=reading.reader)
+            )
+
+    async def _persist(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Calls the store until it answers, for at most `patience_s`."""
+        give_up_at = time.monotonic() + self._patience_s
+        while True:
+            try:
+                return await call()
+            except StoreUnavailableError:
+                if time.monotonic() > give_up_at:
+                    raise
+            await asyncio.sleep(RETRY_S)

@@ -1,0 +1,241 @@
+"""From a posted request to a job: its place, its body, its checks, its video, its record.
+
+The order is the contract: whoever cannot be served is refused before the body is read, and what is
+wrong with fields or video is told before the headers of the answer go out.
+"""
+
+import asyncio
+import time
+import uuid
+from dataclasses import dataclass
+
+from starlette.requests import Request
+
+from app.api.connection.disconnect import unless_disconnected
+from app.api.connection.drain import Drain
+from app.api.post.admission import Place, served_models
+from app.api.post.admitted import Admitted
+from app.api.post.cancelling import Cancellations
+from app.api.post.intake import (
+    JSON,
+    MULTIPART,
+    check_content_type,
+    check_idempotency_key,
+    read_form_fields,
+    read_json_fields,
+)
+from app.api.post.job_request import (
+    check_clip,
+    check_fields,
+    frame_spec,
+    make_idempotency,
+    make_job_request,
+)
+from app.api.post.reading import FrameReading, Reading
+from app.api.post.uploads import Uploads
+from app.api.schemas import ChatFields
+from app.errors import StoreUnavailableError
+from app.messages import JobRequest, JobState, ModelCard
+from app.settings import Settings
+from app.store.job_queue import Idempotency, JobQueue, JobRecord
+from app.store.worker_registry import WorkerRegistry
+from app.tracing import Tracing
+from app.video_store import VideoLease
+from dycoke_core.config import CompressionConfig
+
+STORE_LIMIT_S = 5.0  # time allowed to accept or refuse
+MIN_READ_TIMEOUT_S = 1.0  # left for reading after a slow probe
+
+
+@dataclass(frozen=True, slots=True)
+class PostedJob:
+    """Args:
+    is_new: False: an earlier job with the same idempotency key stands for the request.
+    has_key: a later request may find the job by its idempotency key.
+    """
+
+    record: JobRecord
+    fields: ChatFields
+    is_new: bool
+    has_key: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _TakenIn:
+    """A body that has been read and checked, and its video."""
+
+    fields: ChatFields
+    card: ModelCard
+    lease: VideoLease
+    upload_s: float
+    probe_s: float
+
+
+class Submissions:
+    def __init__(
+        self,
+        settings: Settings,
+        default_compression: CompressionConfig,
+        drain: Drain,
+        registry: WorkerRegistry,
+        queue: JobQueue,
+        uploads: Uploads,
+        reading: FrameReading,
+        cancellations: Cancellations,
+        tracing: Tracing,
+    ) -> None:
+        self._settings = settings
+        self.default_compression = default_compression
+        self._drain = drain
+        self._registry = registry
+        self._queue = queue
+        self._uploads = uploads
+        self._reading = reading
+        self._cancellations = cancellations
+        self._tracing = tracing
+
+    async def take(
+        self,
+        request: Request,
+        principal: str,
+        idempotency_key: str | None,
+        traceparent: str | None = None,
+    ) -> PostedJob:
+        """Takes a request in and starts reading its video.
+
+        Args:
+            principal: who asks; idempotency keys of two principals never meet.
+            traceparent: the span that the job belongs to.
+
+        Raises:
+            DycokeError: refused; nothing of the request is left.
+            ClientLeftError
+        """
+        accepted_at_s = time.time()
+        check_idempotency_key(idempotency_key)
+        kind = check_content_type(request, JSON, MULTIPART)
+        models, place = await self._enter()
+        async with Admitted(place) as admitted:
+            async with self._uploads.limited():
+                taken = await self._take_in(request, kind, models)
+                admitted.hold(taken.lease)
+                await admitted.move(taken.card.model, max_jobs=self._settings.max_queued_jobs)
+            check_clip(taken.fields, taken.lease)
+            job = self._job_request(taken, admitted.job_id, accepted_at_s, traceparent)
+            idempotency = self._idempotency(idempotency_key, principal, taken.fields, job.video_id)
+            job_id = await self._create(job, idempotency, admitted)
+            if job_id != job.job_id:
+                record = await self._queue.get(job_id)
+                return PostedJob(record, taken.fields, is_new=False, has_key=True)
+            self._tracing.record("receive", traceparent, start_s=accepted_at_s)
+            self._start_reading(admitted, job, taken)
+        return PostedJob(
+            _new_record(job), taken.fields, is_new=True, has_key=idempotency is not None
+        )
+
+    async def wait_until_none(self) -> None:
+        """Waits until no job's frames are being read."""
+        await self._reading.wait_until_none()
+
+    async def _enter(self) -> tuple[dict[str, ModelCard], Place]:
+        """Reserves a place, with the first model until the body names one."""
+        self._drain.check()
+        try:
+            async with asyncio.timeout(STORE_LIMIT_S):
+                models = await served_models(self._registry)
+                place = await Place.reserve(
+                    self._queue,
+                    next(iter(models)),
+                    f"job_{uuid.uuid4().hex}",
+                    max_jobs=self._settings.max_queued_jobs,
+                    lease_s=self._settings.lease_s,
+                )
+        except TimeoutError:
+            raise StoreUnavailableError("the job store does not answer") from None
+        return models, place
+
+    async def _take_in(self, request: Request, kind: str, models: dict[str, ModelCard]) -> _TakenIn:
+        """Reads and checks the body, then makes sure of the video."""
+        began_at = time.monotonic()
+        if kind == JSON:
+            fields = await read_json_fields(request)
+            return await self._find_video(request, fields, self._check(fields, models))
+        async with self._uploads.receive() as upload:
+            fields, has_video = await read_form_fields(request, upload)
+            card = self._check(fields, models)
+            if not has_video:
+                return await self._find_video(request, fields, card)
+            upload_s = time.monotonic() - began_at
+            lease, probe_s = await unless_disconnected(request.receive, self._uploads.store(upload))
+            return _TakenIn(fields, card, lease, upload_s, probe_s)
+
+    async def _find_video(self, request: Request, fields: ChatFields, card: ModelCard) -> _TakenIn:
+        assert fields.video_id is not None
+        lease = await unless_disconnected(request.receive, self._uploads.find(fields.video_id))
+        return _TakenIn(fields, card, lease, upload_s=0.0, probe_s=0.0)
+
+    def _check(self, fields: ChatFields, models: dict[str, ModelCard]) -> ModelCard:
+        return check_fields(fields, models, self._settings, self.default_compression)
+
+    def _job_request(
+        self, taken: _TakenIn, job_id: str, accepted_at_s: float, traceparent: str | None
+    ) -> JobRequest:
+        return make_job_request(
+            taken.fields,
+            taken.card,
+            taken.fields.compression_config(self.default_compression),
+            job_id=job_id,
+            video_id=taken.lease.video.video_id,
+            accepted_at_s=accepted_at_s,
+            deadline_at_s=accepted_at_s + self._settings.job_timeout_s,
+            upload_s=taken.upload_s,
+            probe_s=taken.probe_s,
+            traceparent=traceparent,
+        )
+
+    def _idempotency(
+        self, key: str | None, principal: str, fields: ChatFields, video_id: str
+    ) -> Idempotency | None:
+        if key is None:
+            return None
+        ttl_s = self._settings.job_timeout_s + self._settings.result_ttl_s
+        return make_idempotency(key, principal, fields, video_id, ttl_s=ttl_s)
+
+    async def _create(
+        self, job: JobRequest, idempotency: Idempotency | None, admitted: Admitted
+    ) -> str:
+        try:
+            return await self._queue.create(job, idempotency=idempotency)
+        except StoreUnavailableError as error:
+            # It may exist despite the error, and a retry may have found it by its key.
+            await admitted.forsake()
+            self._cancellations.retract(job, error)
+            raise
+
+    def _start_reading(self, admitted: Admitted, job: JobRequest, taken: _TakenIn) -> None:
+        limit_s = self._settings.read_timeout_s
+        place, video = admitted.hand_over()
+        self._reading.start(
+            Reading(
+                request=job,
+                spec=frame_spec(taken.fields, taken.card),
+                video=video,
+                place=place,
+                read_timeout_s=max(limit_s - taken.probe_s, MIN_READ_TIMEOUT_S),
+            )
+        )
+
+
+def _new_record(job: JobRequest) -> JobRecord:
+    return JobRecord(
+        job_id=job.job_id,
+        model=job.model,
+        state=JobState.READING,
+        attempts=0,
+        accepted_at_s=job.accepted_at_s,
+        queued_at_s=None,
+        started_at_s=None,
+        ended_at_s=None,
+        request=job,
+        position=None,
+    )

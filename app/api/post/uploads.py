@@ -1,0 +1,64 @@
+"""Videos on their way in: received within a time limit, probed, and stored under their content."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+
+from app.api.connection.drain import Drain
+from app.api.post.second_try import SecondTryReaders
+from app.errors import DeadlineExceededError, VideoNotFoundError
+from app.video_store import Upload, VideoLease, VideoStore
+
+
+class Uploads:
+    """Args:
+    timeout_s: how long a body may take to come in and its video to be probed.
+    """
+
+    def __init__(
+        self, videos: VideoStore, readers: SecondTryReaders, drain: Drain, *, timeout_s: float
+    ) -> None:
+        self._videos = videos
+        self._readers = readers
+        self._drain = drain
+        self._timeout_s = timeout_s
+
+    @asynccontextmanager
+    async def limited(self) -> AsyncIterator[None]:
+        """Bounds the block's time.
+
+        Raises:
+            DeadlineExceededError
+            ShuttingDownError: the server cannot wait any longer.
+        """
+        try:
+            async with self._drain.until_expired(), asyncio.timeout(self._timeout_s) as limit:
+                yield
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise DeadlineExceededError("the request took too long to come in") from None
+
+    def receive(self) -> AbstractAsyncContextManager[Upload]:
+        return self._videos.receive()
+
+    async def find(self, video_id: str) -> VideoLease:
+        """Raises: VideoNotFoundError."""
+        return await self._videos.lease(video_id)
+
+    async def store(self, upload: Upload) -> tuple[VideoLease, float]:
+        """Stores an upload that the readers can read, unless its content is there already.
+
+        Returns:
+            The video, and the seconds that the probe took.
+
+        Raises:
+            VideoError: it is no video that we take; it is not stored.
+        """
+        video_id = await upload.finish()
+        with suppress(VideoNotFoundError):
+            return await self._videos.lease(video_id), 0.0
+        began_at = time.monotonic()
+        probe = await self._readers.probe(upload.path)
+        return await self._videos.commit(upload, video_id, probe), time.monotonic() - began_at

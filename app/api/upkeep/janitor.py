@@ -1,0 +1,89 @@
+"""What every API process does beside answering: end jobs that nobody else ends, adopt
+those that nobody reads, keep the video store
+within its budget, and look at the queue for the gauges.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+
+from app.api.post.orphans import Orphans
+from app.errors import StoreUnavailableError
+from app.metrics import ApiMetrics
+from app.store.job_queue import JobQueue
+from app.store.worker_registry import WorkerRegistry
+from app.video_store import VideoStore
+
+logger = logging.getLogger(__name__)
+
+SWEEP_S = 1.0
+TIDY_S = 60.0
+
+
+class Janitor:
+    def __init__(
+        self,
+        queue: JobQueue,
+        registry: WorkerRegistry,
+        videos: VideoStore,
+        orphans: Orphans,
+        metrics: ApiMetrics,
+    ) -> None:
+        self._queue = queue
+        self._registry = registry
+        self._videos = videos
+        self._orphans = orphans
+        self._metrics = metrics
+        self._known_models: set[str] = set()  # their gauges fall to 0, they do not vanish
+
+    async def run(self) -> None:
+        """Works until it is cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(_every(SWEEP_S, self._sweep))
+            tasks.create_task(_every(SWEEP_S, self._look))
+            tasks.create_task(_every(TIDY_S, self._videos.tidy))
+
+    async def _sweep(self) -> None:
+        swept = await self._queue.sweep()
+        for job_id in swept.overdue:
+            logger.warning("job swept", extra={"job_id": job_id, "reason": "deadline"})
+        for orphan in swept.orphans:
+            await self._orphans.adopt(orphan)
+
+    async def _look(self) -> None:
+        try:
+            await self._look_at_queues()
+        except StoreUnavailableError:
+            self._metrics.set_store_up(False)
+            raise
+        self._metrics.set_store_up(True)
+
+    async def _look_at_queues(self) -> None:
+        cards = await self._registry.cards()
+        self._known_models.update(card.model for card in cards)
+        for model in self._known_models:
+            depth = await self._queue.depth(model)
+            self._metrics.set_queue(
+                model,
+                depth=depth.waiting,
+                oldest_age_s=depth.oldest_age_s or 0.0,
+                num_workers=sum(card.model == model for card in cards),
+            )
+
+
+async def _every(period_s: float, work: Callable[[], Awaitable[None]]) -> None:
+    """Repeats `work`, whatever becomes of one round. An outage of Redis is logged once."""
+    is_out = False
+    while True:
+        began_at = time.monotonic()
+        try:
+            await work()
+            is_out = False
+        except StoreUnavailableError as error:
+            if not is_out:
+                logger.warning("%s", error.message)
+            is_out = True
+        except Exception:  # the border of a process-long task
+            logger.exception("a round of the janitor failed")
+        await asyncio.sleep(max(0.0, began_at + period_s - time.monotonic()))

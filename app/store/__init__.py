@@ -1,0 +1,1 @@
+"""All that the service keeps in Redis: its keys, its scripts, and what they do."""

@@ -1,0 +1,77 @@
+"""Reading a job's events, from any point on, by any number of readers.
+
+Events are appended by the scripts of `app.store.job_queue` and `app.store.job_leases`. The id of an
+event says where in the answer it stands (`app/store/lua/prelude.lua`), so an id that a client has
+seen stays good for resuming, whatever happened since.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from redis.asyncio import Redis
+
+from app.errors import JobNotFoundError
+from app.messages import EVENT_ADAPTER, Event
+from app.store.client import MAX_BLOCK_S, milliseconds, store_call
+from app.store.keys import RedisKeys
+from dycoke_core.errors import InvalidRequestError
+
+FIRST_EVENT = "0-0"  # read after this to read everything
+MAX_EVENTS_PER_READ = 256
+
+_EVENT_ID = re.compile(r"[0-9]{1,10}-[0-9]{1,10}")
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedEvent:
+    id: str
+    event: Event
+
+
+class EventLog:
+    """Args:
+    redis: a client of its own. Each waiting reader holds one of its connections, so its
+        `max_connections` bounds the readers.
+    """
+
+    def __init__(self, redis: Redis, keys: RedisKeys) -> None:
+        self._redis = redis
+        self._keys = keys
+
+    async def read(
+        self, job_id: str, *, after: str = FIRST_EVENT, block_s: float
+    ) -> list[LoggedEvent]:
+        """Returns the next events behind `after`, or waits for one for at most `block_s`.
+
+        Returns:
+            At most `MAX_EVENTS_PER_READ` events in order; none when the time is over.
+
+        Raises:
+            JobNotFoundError: there is no such job, or its record has expired.
+            StoreUnavailableError
+        """
+        key = self._keys.events(job_id)
+        block_ms = max(1, milliseconds(min(block_s, MAX_BLOCK_S)))  # 0 would block for ever
+        async with store_call():
+            reply: Any = await self._redis.xread(
+                {key: after}, count=MAX_EVENTS_PER_READ, block=block_ms
+            )
+            if not reply and not await self._redis.exists(key, self._keys.job(job_id)):
+                raise JobNotFoundError("no such job")
+        return [
+            LoggedEvent(event_id.decode(), EVENT_ADAPTER.validate_json(fields[b"event"]))
+            for _, entries in reply
+            for event_id, fields in entries
+        ]
+
+
+def parse_event_id(text: str) -> str:
+    """Checks an id that a client says it has seen last.
+
+    Raises:
+        InvalidRequestError
+    """
+    if not _EVENT_ID.fullmatch(text):
+        raise InvalidRequestError("Last-Event-ID must be an id that this service sent")
+    return text

@@ -1,0 +1,137 @@
+"""Frames of videos in Redis, by what they are made of: content, sampling and size.
+
+Blobs are shared by all jobs about the same frames and kept, least recently used first out, under
+one byte budget. A blob that a live job has pinned stays; the pin goes with the job's end.
+"""
+
+import json
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+from redis.asyncio import Redis
+
+from app.errors import StoreUnavailableError
+from app.store.client import Scripts, store_call
+from app.store.keys import RedisKeys
+from dycoke_core.video import VideoFrames
+from dycoke_core.video.types import ReaderName
+
+BLOB_VERSION = 1
+_LENGTH_BYTES = 4  # of the header, big endian
+
+
+@dataclass(frozen=True, slots=True)
+class FramesHeader:
+    """All that a blob holds beside the pixels."""
+
+    shape: tuple[int, int, int, int]  # [F, S, S, 3]
+    indices: tuple[int, ...]
+    timestamps_s: tuple[float, ...]
+    reader: ReaderName
+    warnings: tuple[str, ...]
+
+
+class FrameStore:
+    """Every method raises `StoreUnavailableError` when Redis does not answer.
+
+    Args:
+        max_bytes: budget of all blobs together, the same in every process.
+    """
+
+    def __init__(self, redis: Redis, keys: RedisKeys, *, max_bytes: int) -> None:
+        self._redis = redis
+        self._keys = keys
+        self._scripts = Scripts(redis, keys.prefix)
+        self._max_bytes = max_bytes
+
+    async def pin(self, digest: str, job_id: str) -> bool:
+        """Pins a blob for a live job without fetching it. False if it is not stored."""
+        return bool(await self._scripts.run("pin_frames", digest, job_id))
+
+    async def put_and_pin(self, digest: str, blob: bytes, job_id: str) -> None:
+        """Stores a blob, evicting others for it, and pins it if the job is live.
+
+        Raises:
+            StoreUnavailableError: also when live jobs hold too much of the budget.
+        """
+        if not await self._scripts.run("put_frames", digest, job_id, self._max_bytes, blob):
+            raise StoreUnavailableError("there is no room for more frames")
+
+    async def get(self, digest: str) -> bytes | None:
+        async with store_call():
+            blob: Any = await self._redis.get(self._keys.frames(digest))
+        return None if blob is None else bytes(blob)
+
+    async def describe(self, digest: str) -> FramesHeader | None:
+        """What a blob says of its frames, without fetching their pixels. None if not stored."""
+        key = self._keys.frames(digest)
+        async with store_call():
+            length: Any = await self._redis.getrange(key, 0, _LENGTH_BYTES - 1)
+            if not length:
+                return None
+            end = _LENGTH_BYTES + int.from_bytes(length, "big")
+            header: Any = await self._redis.getrange(key, _LENGTH_BYTES, end - 1)
+        return _parse_header(header)
+
+
+def frames_digest(
+    video_id: str, *, num_frames: int, image_size: int, start_s: float | None, end_s: float | None
+) -> str:
+    """Names a blob by everything that its pixels depend on."""
+    parts = [BLOB_VERSION, video_id, num_frames, image_size, start_s, end_s]
+    return sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def own_digest(digest: str, job_id: str) -> str:
+    """Names a blob that is one job's own, though others may want the same frames."""
+    return sha256(f"{digest} {job_id}".encode()).hexdigest()
+
+
+def encode_frames(frames: VideoFrames) -> bytes:
+    """A JSON header behind its length, then the pixels as they lie in memory."""
+    header = json.dumps(
+        {
+            "version": BLOB_VERSION,
+            "shape": frames.pixels.shape,
+            "indices": frames.indices,
+            "timestamps_s": frames.timestamps_s,
+            "reader": frames.reader,
+            "warnings": frames.warnings,
+        }
+    ).encode()
+    pixels = np.ascontiguousarray(frames.pixels, dtype=np.uint8)
+    return b"".join((len(header).to_bytes(_LENGTH_BYTES, "big"), header, pixels.data))
+
+
+def decode_frames(blob: bytes) -> VideoFrames:
+    """The inverse of `encode_frames`. The pixels are a writable copy.
+
+    Raises:
+        ValueError: not a blob that this version wrote.
+    """
+    pixels_at = _LENGTH_BYTES + int.from_bytes(blob[:_LENGTH_BYTES], "big")
+    header = _parse_header(blob[_LENGTH_BYTES:pixels_at])
+    pixels = np.frombuffer(bytearray(memoryview(blob)[pixels_at:]), dtype=np.uint8)
+    return VideoFrames(
+        pixels=pixels.reshape(header.shape),
+        indices=header.indices,
+        timestamps_s=header.timestamps_s,
+        reader=header.reader,
+        warnings=header.warnings,
+    )
+
+
+def _parse_header(text: bytes) -> FramesHeader:
+    header = json.loads(text)
+    if header.get("version") != BLOB_VERSION:
+        raise ValueError("frames of another version")
+    frames, height, width, channels = header["shape"]
+    return FramesHeader(
+        shape=(frames, height, width, channels),
+        indices=tuple(header["indices"]),
+        timestamps_s=tuple(header["timestamps_s"]),
+        reader=header["reader"],
+        warnings=tuple(header["warnings"]),
+    )

@@ -1,0 +1,334 @@
+"""What a worker does to jobs: take, renew, append, hand back; `job_queue` is the other half.
+
+A job is given out as a lease: its stream entry stays pending under the worker's name, and renewing
+resets the entry's idle time. Each take raises the job's attempt, which fences every later write: a
+worker that was paused past its lease, or whose job was ended by someone else, is refused.
+
+A job that was alone in the engine of a worker that died is charged with a death; one that was there
+with others becomes a suspect, to be run alone, and is charged with nothing. Two deaths, or eight
+deliveries, end a job. A delivery that was handed back, whose worker died with nothing of the job in
+its engine, or whose worker turns out to live counts for neither (`lua/prelude.lua`).
+"""
+
+import json
+import uuid
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from logging import getLogger
+from typing import Any
+
+from pydantic import ValidationError
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
+
+from app.errors import JobFailedRepeatedlyError, WorkersLostError
+from app.messages import (
+    EVENT_ADAPTER,
+    DoneEvent,
+    ErrorEvent,
+    Event,
+    JobRequest,
+    JobState,
+    StatusEvent,
+    TokenEvent,
+)
+from app.store.client import Scripts, milliseconds, seconds, store_call
+from app.store.job_queue import fault
+from app.store.keys import GROUP, RedisKeys
+from dycoke_core.errors import EngineError
+from dycoke_core.sequence import SAMPLER_VERSION
+
+UNNAMED_SAMPLER_VERSION = 1  # of releases that do not note which version drew their tokens
+FORGET_CONSUMER_AFTER_S = 3600.0
+
+logger = getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One job, given to one worker. Times are Unix seconds."""
+
+    job_id: str
+    entry_id: str
+    worker_id: str
+    attempt: int  # fencing token; also how often any worker took the job
+    request: JobRequest
+    published: tuple[TokenEvent, ...]  # what earlier attempts appended
+    queued_at_s: float
+    started_at_s: float
+    first_token_at_s: float | None
+    is_suspect: bool  # was in the engine of a worker that died: runs alone
+    sampler_version: int | None  # which drew what is published; None: nothing is
+
+    @property
+    def published_token_ids(self) -> tuple[int, ...]:
+        return tuple(token_id for event in self.published for token_id in event.token_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Append:
+    """What one job has to say: tokens and status changes in order, and its end, if it has ended.
+
+    Args:
+        first_token_at_s: Unix time, once known.
+    """
+
+    delivery: Delivery
+    events: Sequence[StatusEvent | TokenEvent]
+    final: DoneEvent | ErrorEvent | None = None
+    first_token_at_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """Args:
+    is_accepted: False: the worker no longer holds the job and must drop it.
+    next_index: index of the token that Redis expects next. Below the first token of the append,
+        nothing was written, for Redis had lost what came before: send again from there.
+    is_suspect: Whether the job must still run alone.
+    """
+
+    is_accepted: bool
+    next_index: int
+    is_suspect: bool = False
+
+
+class JobLeases:
+    """Every method raises `StoreUnavailableError` when Redis does not answer.
+
+    Args:
+        worker_id: unique to this process, also among its earlier lives.
+    """
+
+    def __init__(
+        self, redis: Redis, keys: RedisKeys, *, model: str, worker_id: str, result_ttl_s: float
+    ) -> None:
+        self._redis = redis
+        self._keys = keys
+        self._scripts = Scripts(redis, keys.prefix)
+        self._model = model
+        self._worker_id = worker_id
+        self._result_ttl_ms = milliseconds(result_ttl_s)
+        self._faults = json.dumps(
+            {
+                "deaths": fault(JobFailedRepeatedlyError("the job ended two workers")),
+                "deliveries": fault(WorkersLostError("the workers that took the job were lost")),
+            }
+        )
+
+    async def ensure_group(self) -> None:
+        """Creates the consumer group where it is missing, and forgets consumers long gone."""
+        async with store_call():
+            try:
+                await self._redis.xgroup_create(
+                    self._keys.jobs(self._model), GROUP, id="0", mkstream=True
+                )
+            except ResponseError as error:
+                if "BUSYGROUP" not in str(error):
+                    raise
+        await self._scripts.run(
+            "forget_consumers", self._model, milliseconds(FORGET_CONSUMER_AFTER_S)
+        )
+
+    async def take(self, *, block_s: float) -> Delivery | None:
+        """Takes the oldest fresh job; waits for one for at most `block_s`.
+
+        One at a time, so that idle workers share a burst. None also when the job had ended.
+        """
+        entry = await self._read_entry(block_s)
+        if entry is None:
+            return None
+        entry_id, job_id = entry
+        reply = await self._scripts.run(
+            "start",
+            self._model,
+            entry_id,
+            job_id,
+            self._worker_id,
+            uuid.uuid4().hex,
+            self._faults,
+            self._result_ttl_ms,
+        )
+        if reply == [b"dead"]:
+            self._log_dead_letter(job_id)
+            return None
+        return await self._delivery(reply) if reply else None
+
+    async def take_over(
+        self, *, lease_s: float, may_be_suspect: bool, suspect_idle_s: float = 0.0
+    ) -> Delivery | None:
+        """Takes a job that was handed back or whose lease ran out, if there is one.
+
+        Sends jobs that have had all their tries to the dead letters on the way.
+
+        Args:
+            suspect_idle_s: leaves suspects to others until they have been idle for so long.
+        """
+        try:
+            dead, reply = await self._scripts.run(
+                "claim",
+                self._model,
+                self._worker_id,
+                uuid.uuid4().hex,
+                milliseconds(lease_s),
+                milliseconds(suspect_idle_s) if may_be_suspect else -1,
+                self._faults,
+                self._result_ttl_ms,
+            )
+        except ResponseError as error:
+            await self._recreate_group(error)
+            return None
+        for job_id in dead:
+            self._log_dead_letter(job_id.decode())
+        return await self._delivery(reply) if reply else None
+
+    async def renew(self, deliveries: Sequence[Delivery]) -> list[bool]:
+        """Renews leases. False for each job that ended or is another attempt's: drop it."""
+        replies = await self._scripts.run_many(
+            "renew", [(*self._fence(d), d.entry_id) for d in deliveries]
+        )
+        return [bool(reply) for reply in replies]
+
+    async def enter(self, delivery: Delivery) -> bool:
+        """Notes, before the engine gets the job, that it may be to blame if the worker dies.
+
+        Returns:
+            False if it is no longer this worker's.
+        """
+        return bool(await self._scripts.run("enter", *self._fence(delivery)[1:]))
+
+    async def append(self, appends: Sequence[Append]) -> list[Appended]:
+        """Appends an engine step's events of many jobs in one round trip; ends those that ended.
+
+        Sending the same again, after a lost reply, changes nothing.
+        """
+        replies = await self._scripts.run_many("append", [self._append_args(a) for a in appends])
+        return [
+            Appended(bool(is_taken), next_index, bool(alone))
+            for is_taken, next_index, alone in replies
+        ]
+
+    async def hand_back(self, delivery: Delivery, *, crew: int = 0) -> bool:
+        """Gives a job up, so that any worker may take it over at once.
+
+        Args:
+            crew: the job was in an engine that failed, with so many in all. It is redelivered as a
+                suspect.
+
+        Returns:
+            False if it was no longer this worker's.
+        """
+        reply = await self._scripts.run(
+            "hand_back", *self._fence(delivery), delivery.entry_id, crew
+        )
+        return bool(reply)
+
+    async def ended(self, *, poll_s: float = 1.0) -> AsyncGenerator[str | None, None]:
+        """Yields the id of each job that is ended from outside its worker, as it happens.
+
+        Yields None once when it starts to listen, and at least every `poll_s`. What was published
+        while nobody listened is lost: renewing a lease tells the same.
+
+        Raises:
+            StoreUnavailableError: the connection is lost; call again.
+        """
+        async with self._redis.pubsub(ignore_subscribe_messages=True) as pubsub:
+            async with store_call():
+                await pubsub.subscribe(self._keys.ended)
+            yield None
+            while True:
+                async with store_call():
+                    message = await pubsub.get_message(timeout=poll_s)
+                yield message["data"].decode() if message else None
+
+    async def _read_entry(self, block_s: float) -> tuple[bytes, str] | None:
+        """Reads one fresh entry. A malformed one is dropped."""
+        stream = self._keys.jobs(self._model)
+        async with store_call():
+            try:
+                reply: Any = await self._redis.xreadgroup(
+                    GROUP, self._worker_id, {stream: ">"}, count=1, block=milliseconds(block_s)
+                )
+            except ResponseError as error:
+                await self._recreate_group(error)
+                return None
+        if not reply:
+            return None
+        entry_id, fields = reply[0][1][0]
+        return entry_id, fields.get(b"job_id", b"").decode()
+
+    async def _recreate_group(self, error: ResponseError) -> None:
+        """Makes the group anew if Redis has lost it; raises any other error again."""
+        if not any(word in str(error) for word in ("NOGROUP", "UNBLOCKED")):
+            raise error
+        logger.warning("the consumer group is gone; creating it anew")
+        await self.ensure_group()
+
+    async def _delivery(self, reply: Sequence[Any]) -> Delivery | None:
+        """Reads what was published before. A request that cannot be read ends its job."""
+        job_id = reply[0].decode()
+        attempt, entry_id, request_json, next_index, *times, is_suspect, version = reply[1:]
+        has_published = int(next_index) > 0
+        try:
+            request = JobRequest.model_validate_json(request_json)
+        except ValidationError:
+            await self._end_unreadable(job_id)
+            return None
+        return Delivery(
+            job_id=job_id,
+            entry_id=entry_id.decode(),
+            worker_id=self._worker_id,
+            attempt=int(attempt),
+            request=request,
+            published=await self._published(job_id) if has_published else (),
+            queued_at_s=int(times[0]) / 1000,
+            started_at_s=int(times[1]) / 1000,
+            first_token_at_s=seconds(times[2]),
+            is_suspect=is_suspect == b"1",
+            sampler_version=int(version or UNNAMED_SAMPLER_VERSION) if has_published else None,
+        )
+
+    async def _published(self, job_id: str) -> tuple[TokenEvent, ...]:
+        async with store_call():
+            entries: Any = await self._redis.xrange(self._keys.events(job_id))
+        events = (EVENT_ADAPTER.validate_json(fields[b"event"]) for _, fields in entries)
+        return tuple(event for event in events if isinstance(event, TokenEvent))
+
+    async def _end_unreadable(self, job_id: str) -> None:
+        error = EngineError("this worker cannot read the job")
+        logger.error("dropped a job whose request cannot be read", extra={"job_id": job_id})
+        event = ErrorEvent.of(error, job_id)
+        await self._scripts.run(
+            "end", job_id, JobState.ERROR.value, event.model_dump_json(), self._result_ttl_ms
+        )
+
+    def _fence(self, delivery: Delivery) -> tuple[str, str, str, int]:
+        return self._model, delivery.job_id, delivery.worker_id, delivery.attempt
+
+    def _append_args(self, append: Append) -> list[str | int]:
+        delivery, final = append.delivery, append.final
+        state = "" if final is None else JobState.DONE if final.type == "done" else JobState.ERROR
+        first_token_at_s = append.first_token_at_s
+        args: list[str | int] = [
+            delivery.job_id,
+            delivery.worker_id,
+            delivery.attempt,
+            self._result_ttl_ms,
+            str(state),
+            final.model_dump_json() if final else "",
+            milliseconds(first_token_at_s) if first_token_at_s is not None else "",
+            SAMPLER_VERSION,
+        ]
+        for event in append.events:
+            args += [*_positions(event), event.model_dump_json()]
+        return args
+
+    def _log_dead_letter(self, job_id: str) -> None:
+        logger.error("job went to the dead letters", extra={"job_id": job_id})
+
+
+def _positions(event: Event) -> tuple[int | str, int | str]:
+    """Where in the answer an event begins, and the index behind it; empty for a status."""
+    if not isinstance(event, TokenEvent):
+        return "", ""
+    return event.index, event.next_index

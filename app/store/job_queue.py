@@ -1,0 +1,295 @@
+"""The life of a job, as the API and its clients see it: admission, queueing, cancel, deadlines.
+
+    reserve ── create ──> reading ── enqueue ──> queued ── (a worker takes it) ──> running
+                             │                      │                                 │
+                             └──────────────────────┴─────────────────────────────────┴──> done,
+                                                                             error or cancelled
+
+Each transition is one Lua script that refuses what the diagram does not show, so any number of
+APIs and workers may call them at once, and each may be sent twice. What workers do to a job is in
+`app.store.job_leases`. The queue is bounded by `reserve`; a job that nobody ends is ended by
+`sweep`.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from redis.asyncio import Redis
+
+from app.errors import (
+    DeadlineExceededError,
+    IdempotencyConflictError,
+    JobNotFoundError,
+    QueueFullError,
+    ReaderLostError,
+    StoreUnavailableError,
+)
+from app.messages import ErrorEvent, JobEvent, JobRequest, JobState, StatusEvent
+from app.store.client import Scripts, milliseconds, seconds, store_call
+from app.store.keys import RedisKeys
+from dycoke_core.errors import DycokeError
+
+MAX_RETRY_AFTER_S = 60
+MAX_ADOPTIONS = 3  # of a job whose frames are being read
+MAX_SWEPT_JOBS = 100  # at a time; the rest comes with the next sweep
+
+
+@dataclass(frozen=True, slots=True)
+class Idempotency:
+    """A client's key, and what the request it stands for looked like."""
+
+    key_hash: str
+    fingerprint: str
+    ttl_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """A job as it stands. Times are Unix seconds."""
+
+    job_id: str
+    model: str
+    state: JobState
+    attempts: int  # how often a worker took it
+    accepted_at_s: float
+    queued_at_s: float | None
+    started_at_s: float | None  # by the last worker that took it
+    ended_at_s: float | None
+    request: JobRequest
+    position: int | None  # while queued; 0 = next
+
+
+@dataclass(frozen=True, slots=True)
+class QueueDepth:
+    waiting: int  # places in use + queued: what `reserve` counts
+    queued: int
+    running: int
+    oldest_age_s: float | None  # of the oldest queued job, since its acceptance
+
+
+@dataclass(frozen=True, slots=True)
+class Orphan:
+    """A job whose frames nobody reads any more."""
+
+    model: str
+    job_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """Args:
+    overdue: ids of the jobs that the sweep ended.
+    orphans: for somebody to adopt.
+    """
+
+    overdue: tuple[str, ...]
+    orphans: tuple[Orphan, ...]
+
+
+class JobQueue:
+    """Every method raises `StoreUnavailableError` when Redis does not answer.
+
+    Args:
+        result_ttl_s: how long a job's record and events outlive its end, unless those of later
+            jobs need the room.
+    """
+
+    def __init__(self, redis: Redis, keys: RedisKeys, *, result_ttl_s: float) -> None:
+        self._redis = redis
+        self._keys = keys
+        self._scripts = Scripts(redis, keys.prefix)
+        self._result_ttl_ms = milliseconds(result_ttl_s)
+
+    async def reserve(self, model: str, job_id: str, *, max_jobs: int, lease_s: float) -> None:
+        """Takes a place in the queue for a request whose body has not been read.
+
+        The place is lost unless it is renewed within `lease_s`.
+
+        Raises:
+            QueueFullError: `max_jobs` places and queued jobs are there already.
+        """
+        is_taken, retry_after_ms = await self._scripts.run(
+            "reserve", model, job_id, max_jobs, milliseconds(lease_s)
+        )
+        if not is_taken:
+            retry_after_s = min(max(1, math.ceil(retry_after_ms / 1000)), MAX_RETRY_AFTER_S)
+            raise QueueFullError("the queue is full", retry_after_s=retry_after_s)
+
+    async def renew_place(self, model: str, job_id: str, *, lease_s: float) -> bool:
+        """Renews a place while the body or the frames are being read.
+
+        Returns False when there is nothing to renew any more: the place was lost, or the job is
+        queued or ended.
+        """
+        reply = await self._scripts.run("renew_place", model, job_id, milliseconds(lease_s))
+        return bool(reply)
+
+    async def release(self, model: str, job_id: str) -> None:
+        """Gives up a place whose job was never created."""
+        async with store_call():
+            await self._redis.zrem(self._keys.places(model), job_id)
+
+    async def create(self, request: JobRequest, *, idempotency: Idempotency | None = None) -> str:
+        """Creates the job on its reserved place, in state `reading`, with its first event.
+
+        Returns:
+            The id of the job that stands for the request: its own, or that of an earlier one with
+            the same idempotency key and fingerprint. Then nothing was created, the place is given
+            up, and that job is adopted (see `end`).
+
+        Raises:
+            IdempotencyConflictError: the key stands for another request. The place is given up.
+            StoreUnavailableError: also when the place was lost meanwhile.
+        """
+        opening = JobEvent(
+            job_id=request.job_id,
+            video_id=request.video_id,
+            model=request.model,
+            compression=request.compression,
+        )
+        outcome, job_id = await self._scripts.run(
+            "create",
+            request.model,
+            request.job_id,
+            request.model_dump_json(),
+            opening.model_dump_json(),
+            milliseconds(request.accepted_at_s),
+            milliseconds(request.deadline_at_s),
+            idempotency.key_hash if idempotency else "",
+            idempotency.fingerprint if idempotency else "",
+            milliseconds(idempotency.ttl_s) if idempotency else 0,
+        )
+        if outcome == b"conflict":
+            raise IdempotencyConflictError("the idempotency key was used for another request")
+        if outcome == b"no_place":
+            raise StoreUnavailableError("the request's place in the queue was lost")
+        return str(job_id.decode())
+
+    async def append_status(self, job_id: str, event: StatusEvent) -> bool:
+        """Tells readers how the frames come along. False when a worker has the job or it ended."""
+        return bool(await self._scripts.run("append_status", job_id, event.model_dump_json()))
+
+    async def enqueue(self, request: JobRequest) -> bool:
+        """Hands the job with its frames to the workers. False if it has ended meanwhile."""
+        assert request.frames is not None
+        reply = await self._scripts.run(
+            "enqueue", request.model, request.job_id, request.model_dump_json()
+        )
+        return bool(reply)
+
+    async def get(self, job_id: str) -> JobRecord:
+        """Raises JobNotFoundError when there never was such a job or its record has expired."""
+        async with store_call():
+            fields: Any = await self._redis.hgetall(self._keys.job(job_id))
+            if not fields:
+                raise JobNotFoundError("no such job")
+            record = {name.decode(): value for name, value in fields.items()}
+            model = record["model"].decode()
+            position: Any = await self._redis.zrank(self._keys.queued(model), job_id)
+        return JobRecord(
+            job_id=job_id,
+            model=model,
+            state=JobState(record["state"].decode()),
+            attempts=int(record["attempt"]),
+            accepted_at_s=int(record["accepted_at"]) / 1000,
+            queued_at_s=seconds(record.get("queued_at")),
+            started_at_s=seconds(record.get("started_at")),
+            ended_at_s=seconds(record.get("ended_at")),
+            request=JobRequest.model_validate_json(record["request"]),
+            position=position,
+        )
+
+    async def end(
+        self,
+        job_id: str,
+        state: JobState,
+        event: ErrorEvent,
+        *,
+        unless_adopted: bool = False,
+        reader: int | None = None,
+    ) -> bool:
+        """Ends a live job from outside its worker: cancel, deadline, a reader's error.
+
+        A worker that runs the job is told at once and refused from here on.
+
+        Args:
+            unless_adopted: spares a job that a later request with its idempotency key has found.
+            reader: number of a reader that has failed, 0 for the first: spares a job that is read
+                already, or has another reader by now.
+
+        Returns:
+            False if the job had ended already, or is spared.
+
+        Raises:
+            JobNotFoundError
+        """
+        assert state.is_final
+        reply = await self._scripts.run(
+            "end",
+            job_id,
+            state.value,
+            event.model_dump_json(),
+            self._result_ttl_ms,
+            int(unless_adopted),
+            "" if reader is None else reader,
+        )
+        if reply < 0:
+            raise JobNotFoundError("no such job")
+        return bool(reply)
+
+    async def sweep(self, *, grace_s: float = 5.0) -> Sweep:
+        """Ends jobs past their deadline, finds those whose reading API is gone; any API, every
+        second.
+
+        A running job's worker enforces the deadline itself and is given `grace_s` to do so.
+        """
+        overdue, orphans = await self._scripts.run(
+            "sweep",
+            self._result_ttl_ms,
+            milliseconds(grace_s),
+            json.dumps(fault(DeadlineExceededError("the job's time limit has passed"))),
+            MAX_SWEPT_JOBS,
+        )
+        words = [word.decode() for word in orphans]
+        return Sweep(
+            overdue=tuple(job_id.decode() for job_id in overdue),
+            orphans=tuple(map(Orphan, words[::2], words[1::2])),
+        )
+
+    async def adopt(self, orphan: Orphan, *, lease_s: float) -> tuple[JobRequest, int] | None:
+        """Takes an orphan's place, to read its frames; of several callers one gets it.
+
+        Returns:
+            The request, and the number that tells this reader from earlier ones (see `end`).
+            None where there is nothing to do: somebody else has it, or it has ended.
+        """
+        lost = ReaderLostError("the processes that read the video are gone")
+        reply = await self._scripts.run(
+            "adopt_reading",
+            orphan.model,
+            orphan.job_id,
+            milliseconds(lease_s),
+            MAX_ADOPTIONS,
+            json.dumps(fault(lost)),
+            self._result_ttl_ms,
+        )
+        if not reply:
+            return None
+        request, reader = reply
+        return JobRequest.model_validate_json(request), reader
+
+    async def depth(self, model: str) -> QueueDepth:
+        places, queued, running, age_ms = await self._scripts.run("depth", model)
+        return QueueDepth(
+            waiting=places + queued,
+            queued=queued,
+            running=running,
+            oldest_age_s=age_ms / 1000 if age_ms >= 0 else None,
+        )
+
+
+def fault(error: DycokeError) -> dict[str, str | bool]:
+    """What Lua needs of an error to write its event."""
+    return {"code": error.code, "message": error.message, "retryable": error.retryable}

@@ -1,0 +1,116 @@
+"""Every Redis key of the service, and how long each lives.
+
+    {p}:jobs:{model}         stream    queue, read by consumer group `workers`; entry field `job_id`
+    {p}:models               set       models that ever had a job
+    {p}:job:{id}             hash      state, attempt, entry_id, worker, request
+                                       (JobRequest JSON), next_index, sampler_version (of what
+                                       is published), times (ms), ...; of blame: is_in_engine
+                                       (of the attempt), deliveries, deaths, losses,
+                                       lost:{attempt}, is_suspect; TTL after the job's end
+    {p}:events:{id}          stream    the answer as it grew, field `event`; TTL after the job's end
+    {p}:places:{model}       zset      job_id -> lease end (ms) of those reserved or reading,
+                                       whose API renews the lease
+    {p}:queued:{model}       zset      job_id -> time of queueing (ms), waiting for a worker
+    {p}:starts:{model}       list      times (ms) at which the last jobs left the queue; TTL
+    {p}:live                 zset      job_id -> deadline (ms) of all jobs without an end
+    {p}:ended_jobs           zset      job_id -> end of TTL (ms) of ended jobs whose record is there
+    {p}:ended_sizes          hash      job_id -> bytes of an ended job's record and events
+    {p}:ended_bytes          string    sum of ended_sizes; over the budget the oldest go first
+    {p}:dead                 stream    dead letters, capped
+    {p}:idempotency:{hash}   hash      fingerprint, job_id; TTL
+    {p}:frames:{digest}      string    frames blob
+    {p}:frame_sizes          hash      digest -> bytes
+    {p}:frame_bytes          string    sum of frame_sizes
+    {p}:frame_uses           zset      digest -> last use (ms)
+    {p}:frame_pins:{digest}  set       job ids that still need the blob; a pin counts while its job
+                                       is in `live`
+    {p}:worker:{id}          string    ModelCard JSON, TTL = heartbeat
+    {p}:workers              set       worker ids; one whose card is gone is dropped by readers
+    {p}:ended                channel   id of a job that ended otherwise than by its worker
+
+Times are Redis' own clock, deadlines the API's. Lua scripts touch several of these at once (one
+Redis, no Cluster) and derive the names from the prefix: `lua/prelude.lua` repeats this list.
+"""
+
+from dataclasses import dataclass
+
+GROUP = "workers"
+
+
+@dataclass(frozen=True, slots=True)
+class RedisKeys:
+    prefix: str = "dycoke"
+
+    def jobs(self, model: str) -> str:
+        return f"{self.prefix}:jobs:{model}"
+
+    @property
+    def models(self) -> str:
+        return f"{self.prefix}:models"
+
+    def job(self, job_id: str) -> str:
+        return f"{self.prefix}:job:{job_id}"
+
+    def events(self, job_id: str) -> str:
+        return f"{self.prefix}:events:{job_id}"
+
+    def places(self, model: str) -> str:
+        return f"{self.prefix}:places:{model}"
+
+    def queued(self, model: str) -> str:
+        return f"{self.prefix}:queued:{model}"
+
+    def starts(self, model: str) -> str:
+        return f"{self.prefix}:starts:{model}"
+
+    @property
+    def live(self) -> str:
+        return f"{self.prefix}:live"
+
+    @property
+    def ended_jobs(self) -> str:
+        return f"{self.prefix}:ended_jobs"
+
+    @property
+    def ended_sizes(self) -> str:
+        return f"{self.prefix}:ended_sizes"
+
+    @property
+    def ended_bytes(self) -> str:
+        return f"{self.prefix}:ended_bytes"
+
+    @property
+    def dead(self) -> str:
+        return f"{self.prefix}:dead"
+
+    def idempotency(self, key_hash: str) -> str:
+        return f"{self.prefix}:idempotency:{key_hash}"
+
+    def frames(self, digest: str) -> str:
+        return f"{self.prefix}:frames:{digest}"
+
+    @property
+    def frame_sizes(self) -> str:
+        return f"{self.prefix}:frame_sizes"
+
+    @property
+    def frame_bytes(self) -> str:
+        return f"{self.prefix}:frame_bytes"
+
+    @property
+    def frame_uses(self) -> str:
+        return f"{self.prefix}:frame_uses"
+
+    def frame_pins(self, digest: str) -> str:
+        return f"{self.prefix}:frame_pins:{digest}"
+
+    def worker(self, worker_id: str) -> str:
+        return f"{self.prefix}:worker:{worker_id}"
+
+    @property
+    def workers(self) -> str:
+        return f"{self.prefix}:workers"
+
+    @property
+    def ended(self) -> str:
+        return f"{self.prefix}:ended"

@@ -1,0 +1,56 @@
+-- Takes over one job whose lease ran out or that was handed back.
+--
+-- XPENDING + XCLAIM instead of XAUTOCLAIM: what is claimed is chosen before it is claimed. A job
+-- that was in the engine of a worker that died is a suspect, and is left alone unless it has been
+-- idle for suspect_idle_ms (-1: always).
+-- A repeated call gives what the first one gave: the job that carries its take_id. Only the dead
+-- letters are not told twice.
+-- ARGV: prefix, model, worker_id, take_id, lease_ms, suspect_idle_ms, faults, ttl_ms
+-- Returns {ids of jobs that this ended (dead letters), delivery or {}}.
+local PAGE = 100
+local model, worker_id, take_id, lease_ms = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local suspect_idle_ms = tonumber(ARGV[6])
+local stream = jobs_key(model)
+local dead = {}
+
+local function job_of(entry_id)
+  local entry = redis.call('XRANGE', stream, entry_id, entry_id)[1]
+  return entry and entry[2][2]
+end
+
+local function consider(entry_id, idle_ms)
+  local job_id = job_of(entry_id)
+  local job = job_id and job_fields(job_id, 'state') or {}
+  if not job.state or FINAL[job.state] then
+    forget_entry(model, entry_id)
+    return nil
+  end
+  judge(job_id, worker_id)
+  if bury_if_spent(job_id, ARGV[7], ARGV[8]) then
+    dead[#dead + 1] = job_id
+    return nil
+  end
+  local is_suspect = redis.call('HGET', job_key(job_id), 'is_suspect') == '1'
+  if is_suspect and (suspect_idle_ms < 0 or idle_ms < suspect_idle_ms) then return nil end
+  redis.call('XCLAIM', stream, GROUP, worker_id, lease_ms, entry_id, 'JUSTID')
+  start(job_id, worker_id, take_id)
+  return delivery(job_id)
+end
+
+for _, pending in ipairs(redis.call('XPENDING', stream, GROUP, '-', '+', MAX_HELD, worker_id)) do
+  local job_id = job_of(pending[1])
+  if job_id and redis.call('HGET', job_key(job_id), 'take_id') == take_id then
+    return {dead, delivery(job_id)}
+  end
+end
+
+local from = '-'
+while true do
+  local page = redis.call('XPENDING', stream, GROUP, 'IDLE', lease_ms, from, '+', PAGE)
+  for _, pending in ipairs(page) do
+    local given = consider(pending[1], pending[3])
+    if given then return {dead, given} end
+  end
+  if #page < PAGE then return {dead, {}} end
+  from = '(' .. page[#page][1]
+end

@@ -1,0 +1,251 @@
+-- Prelude of every script: names of keys, the clock, and the transitions that several scripts share.
+--
+-- ARGV[1] is the key prefix in each of them. Keys are derived from it (app/store/keys.py has the
+-- same list and says what each holds), so no script declares KEYS: Redis Cluster is not supported.
+-- Redis before 7 replicates scripts by their text unless told otherwise; ours read the clock.
+if redis.replicate_commands then redis.replicate_commands() end
+
+local PREFIX = ARGV[1]
+local GROUP = 'workers'
+local HANDED_BACK = 'handed-back' -- consumer that holds entries which a draining worker gave up
+local MAX_ENDED_BYTES = 256 * 1024 * 1024 -- of ended jobs' records and events
+local MAX_FORGOTTEN = 1000 -- ended jobs at a time; more than the largest one ever displaces
+local MAX_HELD = 10000 -- more than a worker ever has pending
+local MAX_DEATHS = 2 -- of a job's own
+local MAX_DELIVERIES = 8 -- that were not given back
+local PROBATION_TOKENS = 16 -- that a suspect makes alone before others may join it
+local FINAL = {done = true, error = true, cancelled = true}
+
+local function jobs_key(model) return PREFIX .. ':jobs:' .. model end
+local function models_key() return PREFIX .. ':models' end
+local function job_key(job_id) return PREFIX .. ':job:' .. job_id end
+local function events_key(job_id) return PREFIX .. ':events:' .. job_id end
+local function places_key(model) return PREFIX .. ':places:' .. model end
+local function queued_key(model) return PREFIX .. ':queued:' .. model end
+local function starts_key(model) return PREFIX .. ':starts:' .. model end
+local function live_key() return PREFIX .. ':live' end
+local function dead_key() return PREFIX .. ':dead' end
+local function idempotency_key(hash) return PREFIX .. ':idempotency:' .. hash end
+local function frames_key(digest) return PREFIX .. ':frames:' .. digest end
+local function frame_sizes_key() return PREFIX .. ':frame_sizes' end
+local function frame_bytes_key() return PREFIX .. ':frame_bytes' end
+local function frame_uses_key() return PREFIX .. ':frame_uses' end
+local function frame_pins_key(digest) return PREFIX .. ':frame_pins:' .. digest end
+local function ended_jobs_key() return PREFIX .. ':ended_jobs' end
+local function ended_sizes_key() return PREFIX .. ':ended_sizes' end
+local function ended_bytes_key() return PREFIX .. ':ended_bytes' end
+local function ended_channel() return PREFIX .. ':ended' end
+
+local function now_ms()
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+-- A job's fields by name; false for those that it lacks.
+local function job_fields(job_id, ...)
+  local values = redis.call('HMGET', job_key(job_id), ...)
+  local fields = {}
+  for i, name in ipairs({...}) do fields[name] = values[i] end
+  return fields
+end
+
+local function forget_entry(model, entry_id)
+  redis.call('XACK', jobs_key(model), GROUP, entry_id)
+  redis.call('XDEL', jobs_key(model), entry_id)
+end
+
+-- Acks and deletes an entry that a worker has read. One that is still unread stays until it is
+-- read: deleting it would make the group's lag unknown.
+local function forget_entry_if_read(model, entry_id)
+  local pending = redis.pcall('XPENDING', jobs_key(model), GROUP, entry_id, entry_id, 1)
+  if not pending.err and #pending > 0 then forget_entry(model, entry_id) end
+end
+
+-- Ids in the event log say where in the answer an event stands, so they are the same after a
+-- restart that lost the last writes: the event that brings the answer to n tokens is `n-0`, the
+-- k-th event after it that adds none is `n-k`, the terminal one is `(n+1)-0`.
+local function append_unnumbered(job_id, event)
+  local sequence = redis.call('HINCRBY', job_key(job_id), 'sequence', 1)
+  local next_index = redis.call('HGET', job_key(job_id), 'next_index')
+  redis.call('XADD', events_key(job_id), next_index .. '-' .. sequence, 'event', event)
+end
+
+-- Counts a job that has just ended, and deletes the oldest ended ones while all of them together
+-- exceed their budget. Drops from the count those whose TTL is over.
+local function make_room_for_ended(job_id, ttl_ms)
+  local now = now_ms()
+  local bytes = 0
+  for _, key in ipairs({job_key(job_id), events_key(job_id)}) do
+    bytes = bytes + (redis.call('MEMORY', 'USAGE', key, 'SAMPLES', 0) or 0)
+  end
+  redis.call('ZADD', ended_jobs_key(), now + ttl_ms, job_id)
+  redis.call('HSET', ended_sizes_key(), job_id, bytes)
+  local total = redis.call('INCRBY', ended_bytes_key(), bytes)
+  for _ = 1, MAX_FORGOTTEN do
+    local oldest = redis.call('ZRANGE', ended_jobs_key(), 0, 0, 'WITHSCORES')
+    local is_over = tonumber(oldest[2]) <= now
+    if oldest[1] == job_id or not is_over and total <= MAX_ENDED_BYTES then return end
+    redis.call('UNLINK', job_key(oldest[1]), events_key(oldest[1]))
+    redis.call('ZREM', ended_jobs_key(), oldest[1])
+    total = redis.call('DECRBY', ended_bytes_key(), redis.call('HGET', ended_sizes_key(), oldest[1]))
+    redis.call('HDEL', ended_sizes_key(), oldest[1])
+  end
+end
+
+-- The one way a job ends: terminal event, final state, TTLs, and all that it held is freed.
+local function finish(job_id, state, event, ttl_ms)
+  local job = job_fields(job_id, 'model', 'frames_digest', 'entry_id', 'next_index')
+  local event_id = string.format('%d-0', job.next_index + 1)
+  redis.call('XADD', events_key(job_id), event_id, 'event', event)
+  redis.call('HSET', job_key(job_id), 'state', state, 'ended_at', now_ms())
+  redis.call('PEXPIRE', job_key(job_id), ttl_ms)
+  redis.call('PEXPIRE', events_key(job_id), ttl_ms)
+  redis.call('ZREM', places_key(job.model), job_id)
+  redis.call('ZREM', queued_key(job.model), job_id)
+  redis.call('ZREM', live_key(), job_id)
+  if job.frames_digest then redis.call('SREM', frame_pins_key(job.frames_digest), job_id) end
+  if job.entry_id then forget_entry_if_read(job.model, job.entry_id) end
+  make_room_for_ended(job_id, ttl_ms)
+end
+
+-- Ends a job from outside its worker, which learns of it through the channel.
+local function finish_and_tell(job_id, state, event, ttl_ms)
+  finish(job_id, state, event, ttl_ms)
+  redis.call('PUBLISH', ended_channel(), job_id)
+end
+
+-- `fault` is a JSON object {code, message, retryable} of our own making.
+local function error_event(job_id, fault)
+  local event = cjson.decode(fault)
+  event.type = 'error'
+  event.job_id = job_id
+  return cjson.encode(event)
+end
+
+-- Gives a queued or running job to a worker. The attempt is the fencing token: whoever held the
+-- job before is refused from here on.
+local function start(job_id, worker_id, take_id)
+  local key = job_key(job_id)
+  local job = job_fields(job_id, 'model', 'next_index')
+  local model = job.model
+  local now = now_ms()
+  redis.call('HINCRBY', key, 'attempt', 1)
+  redis.call('HINCRBY', key, 'deliveries', 1)
+  redis.call('HSET', key, 'state', 'running', 'worker', worker_id, 'take_id', take_id,
+    'started_at', now, 'cleared_at', job.next_index + PROBATION_TOKENS)
+  redis.call('HDEL', key, 'is_in_engine', 'crew')
+  if redis.call('ZREM', queued_key(model), job_id) == 1 then
+    redis.call('LPUSH', starts_key(model), now)
+    redis.call('LTRIM', starts_key(model), 0, 31)
+    redis.call('PEXPIRE', starts_key(model), 3600000)
+  end
+end
+
+-- What a worker needs to know of a job that it was given.
+local function delivery(job_id)
+  local reply = redis.call('HMGET', job_key(job_id), 'attempt', 'entry_id', 'request',
+    'next_index', 'queued_at', 'started_at', 'first_token_at', 'is_suspect', 'sampler_version')
+  table.insert(reply, 1, job_id)
+  return reply
+end
+
+-- Whether this worker, by this attempt, still holds the job.
+local function is_held(job, worker_id, attempt)
+  return job.state == 'running' and job.worker == worker_id and job.attempt == attempt
+end
+
+-- Who is to blame when a worker is gone.
+--
+-- `is_in_engine` of a job, set before the worker's engine gets it, outlives the process: the jobs
+-- of a worker that have it are its crew, and one of them may have killed it. Alone, it is a death
+-- of the job's own; several become suspects and are charged with nothing. Either way the loss is
+-- noted as lost:{attempt}, so that a worker that was only away takes it back when it returns.
+
+-- Notes on each job of a worker that is gone how many were in its engine.
+local function muster(model, worker_id)
+  local stream, crew = jobs_key(model), {}
+  for _, pending in ipairs(redis.call('XPENDING', stream, GROUP, '-', '+', MAX_HELD, worker_id)) do
+    local entry = redis.call('XRANGE', stream, pending[1], pending[1])[1]
+    local job_id = entry and entry[2][2]
+    local job = job_id and job_fields(job_id, 'state', 'worker', 'is_in_engine') or {}
+    if job.state == 'running' and job.worker == worker_id and job.is_in_engine then
+      crew[#crew + 1] = job_id
+    end
+  end
+  for _, job_id in ipairs(crew) do redis.call('HSETNX', job_key(job_id), 'crew', #crew) end
+end
+
+-- A job that was in the engine of a worker that is gone, beside `crew - 1` others.
+local function accuse(job_id, crew)
+  local key = job_key(job_id)
+  if tonumber(crew) == 1 then redis.call('HINCRBY', key, 'deaths', 1) end
+  redis.call('HINCRBY', key, 'losses', 1)
+  redis.call('HSET', key, 'is_suspect', 1)
+end
+
+-- The worker of an attempt that was given up for lost is there: the job has not killed it.
+local function acquit(job_id, attempt)
+  local key = job_key(job_id)
+  local lost = 'lost:' .. attempt
+  local job = job_fields(job_id, 'state', 'attempt', 'crew', lost)
+  if not job.state or FINAL[job.state] then return end
+  if job.crew and job.attempt == attempt then redis.call('HDEL', key, 'crew') end
+  if not job[lost] then return end
+  redis.call('HDEL', key, lost)
+  if job[lost] == '1' then redis.call('HINCRBY', key, 'deaths', -1) end
+  if redis.call('HINCRBY', key, 'losses', -1) == 0 then redis.call('HSET', key, 'is_suspect', 0) end
+  if job.attempt == attempt then -- nobody has taken it over: its lease goes on
+    redis.call('HDEL', key, 'judged')
+  else
+    redis.call('HINCRBY', key, 'deliveries', -1)
+  end
+end
+
+-- Judges, once, the loss of the attempt that is under way, before `claimant` takes the job over.
+local function judge(job_id, claimant)
+  local key = job_key(job_id)
+  local job = job_fields(job_id, 'state', 'model', 'worker', 'attempt', 'is_in_engine', 'judged',
+    'crew')
+  if job.state ~= 'running' then return end
+  if job.worker == claimant then
+    acquit(job_id, job.attempt)
+  elseif job.judged == job.attempt then
+    return
+  end
+  redis.call('HSET', key, 'judged', job.attempt)
+  if job.worker == claimant or not job.is_in_engine then
+    redis.call('HINCRBY', key, 'deliveries', -1)
+    return
+  end
+  if not job.crew then muster(job.model, job.worker) end
+  local crew = job.crew or redis.call('HGET', key, 'crew')
+  accuse(job_id, crew)
+  redis.call('HSET', key, 'lost:' .. job.attempt, crew)
+end
+
+-- Whether this worker, by this attempt, still holds the job; hears what its being there proves.
+local function is_held_by_living(job_id, job, worker_id, attempt)
+  acquit(job_id, attempt)
+  return is_held(job, worker_id, attempt)
+end
+
+-- Ends a job that has had all the tries it gets, and leaves a dead letter without a word of its
+-- content. Returns whether it did.
+-- faults: JSON object {deaths, deliveries}, each a fault
+local function bury_if_spent(job_id, faults, ttl_ms)
+  local job = job_fields(job_id, 'model', 'deliveries', 'deaths', 'worker')
+  local deaths, deliveries = tonumber(job.deaths or 0), tonumber(job.deliveries)
+  local reason = deaths >= MAX_DEATHS and 'deaths' or deliveries >= MAX_DELIVERIES and 'deliveries'
+  if not reason then return false end
+  redis.call('XADD', dead_key(), 'MAXLEN', '~', 1000, '*', 'job_id', job_id, 'model', job.model,
+    'deliveries', deliveries, 'deaths', deaths, 'worker', job.worker or '')
+  local fault = cjson.encode(cjson.decode(faults)[reason])
+  finish_and_tell(job_id, 'error', error_event(job_id, fault), ttl_ms)
+  return true
+end
+
+local function pin_frames(digest, job_id)
+  if not redis.call('ZSCORE', live_key(), job_id) then return end
+  redis.call('SADD', frame_pins_key(digest), job_id)
+  redis.call('HSET', job_key(job_id), 'frames_digest', digest)
+end

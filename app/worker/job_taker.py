@@ -1,0 +1,192 @@
+"""Takes jobs while there is room and brings them to the engine.
+
+A worker takes handed-back and abandoned jobs before fresh ones. A suspect has the engine to itself
+until it is cleared, so a killer takes no other job along: nothing is taken while there is one, and
+it waits for those that were there before it. Idle workers are given some time to take suspects
+before busy ones do.
+
+Waits: for a job, at most `poll_s` at a time; for room, likewise; for frames and for the engine,
+until the job's deadline (`app.worker.lease_keeper` ends the wait).
+"""
+
+import asyncio
+import logging
+import time
+
+from app.errors import SamplerChangedError, StoreUnavailableError
+from app.metrics import WorkerMetrics
+from app.store.frame_store import FrameStore, decode_frames
+from app.store.job_leases import Delivery, JobLeases
+from app.worker.engine_thread import EngineThread
+from app.worker.publisher import Publisher
+from app.worker.running_jobs import RunningJob, RunningJobs
+from dycoke_core.config import CompressionConfig
+from dycoke_core.errors import DycokeError, EngineError
+from dycoke_core.sequence import SAMPLER_VERSION, ChatMessage, SamplingParams, Sequence
+
+RETRY_AFTER_S = 0.2
+MAX_POLL_S = 1.0
+
+logger = logging.getLogger(__name__)
+
+
+class JobTaker:
+    def __init__(
+        self,
+        leases: JobLeases,
+        frames: FrameStore,
+        engine: EngineThread,
+        publisher: Publisher,
+        jobs: RunningJobs,
+        metrics: WorkerMetrics,
+        *,
+        lease_s: float,
+    ) -> None:
+        self._leases = leases
+        self._frames = frames
+        self._engine = engine
+        self._publisher = publisher
+        self._jobs = jobs
+        self._metrics = metrics
+        self._lease_s = lease_s
+        self._poll_s = min(MAX_POLL_S, lease_s / 3)
+        self._take_over_from = 0.0  # on the monotonic clock
+        self._is_stopping = False
+
+    def stop(self) -> None:
+        """Lets `run` return within one poll, having given back what it took meanwhile."""
+        self._is_stopping = True
+
+    async def run(self) -> None:
+        has_group = False
+        while not self._is_stopping:
+            try:
+                if not has_group:
+                    await self._leases.ensure_group()
+                    has_group = True
+                await self._take_one()
+            except StoreUnavailableError:
+                # Whoever holds a lease could not renew it either: give them the time to do so.
+                self._take_over_from = time.monotonic() + self._lease_s
+                await asyncio.sleep(RETRY_AFTER_S)
+
+    async def _take_one(self) -> None:
+        if not self._jobs.has_room or self._jobs.has_suspect:
+            await self._jobs.wait_for_change(self._poll_s)
+            return
+        delivery = await self._take_over()
+        if delivery is None:
+            delivery = await self._leases.take(block_s=self._poll_s)
+        if delivery is None:
+            return
+        if self._is_stopping:
+            await self._leases.hand_back(delivery)
+        else:
+            self._start(delivery)
+
+    async def _take_over(self) -> Delivery | None:
+        now = time.monotonic()
+        if now < self._take_over_from:
+            return None
+        delivery = await self._leases.take_over(
+            lease_s=self._lease_s,
+            may_be_suspect=True,
+            suspect_idle_s=self._lease_s + 2 * self._poll_s if len(self._jobs) else 0.0,
+        )
+        if delivery is None:
+            self._take_over_from = now + self._poll_s
+            return None
+        self._metrics.count_reclaim()
+        return delivery
+
+    def _start(self, delivery: Delivery) -> None:
+        if earlier := self._jobs.get(delivery.job_id):
+            self._jobs.drop(earlier)  # our own lease ran out, and this is the job's next attempt
+        logger.info(
+            "job taken",
+            extra={
+                **delivery.request.log_fields,
+                "attempt": delivery.attempt,
+                "num_published_tokens": len(delivery.published_token_ids),
+                "is_suspect": delivery.is_suspect,
+            },
+        )
+        job = RunningJob.of(delivery)
+        self._jobs.add(job)
+        job.loading = asyncio.create_task(self._load(job))
+
+    async def _load(self, job: RunningJob) -> None:
+        """The border of one job: whatever fails here fails this job alone."""
+        try:
+            await self._engine.add(await self._make_sequence(job))
+        except DycokeError as error:
+            self._publisher.fail(job, error)
+        except Exception:
+            logger.exception("a job could not be prepared", extra=job.log_fields)
+            self._publisher.fail(job, EngineError("the worker failed to prepare this request"))
+
+    async def _make_sequence(self, job: RunningJob) -> Sequence:
+        request = job.delivery.request
+        if request.frames is None:
+            raise EngineError("the request has no frames")
+        _check_sampler(job.delivery)
+        blob = await self._fetch(request.frames.digest)
+        if job.is_suspect:
+            await self._jobs.wait_until_alone()
+        await self._enter(job)
+        frames = await asyncio.to_thread(decode_frames, blob)
+        return Sequence(
+            sequence_id=job.sequence_id,
+            messages=tuple(ChatMessage(turn.role, turn.content) for turn in request.messages),
+            frames=frames.pixels,
+            sampling=SamplingParams(
+                max_tokens=request.max_tokens,
+                temperature=request.temperature,
+                top_p=request.top_p,
+                seed=request.seed,
+                stop=tuple(request.stop),
+            ),
+            compression=CompressionConfig.parse(request.compression),
+            forced_token_ids=job.delivery.published_token_ids,
+            # The two readers' pixels differ a little, and the digest does not name the reader.
+            video_key=f"{request.frames.digest}:{request.frames.reader}",
+        )
+
+    async def _enter(self, job: RunningJob) -> None:
+        """Leaves word that the job goes to the engine, for when this process leaves none."""
+        job.is_in_engine = True
+        while True:
+            try:
+                is_ours = await self._leases.enter(job.delivery)
+            except StoreUnavailableError:
+                await asyncio.sleep(RETRY_AFTER_S)
+                continue
+            if not is_ours:
+                self._jobs.drop(job)  # cancels this task
+                await asyncio.sleep(0)
+            return
+
+    async def _fetch(self, digest: str) -> bytes:
+        while True:
+            try:
+                blob = await self._frames.get(digest)
+            except StoreUnavailableError:
+                await asyncio.sleep(RETRY_AFTER_S)
+                continue
+            if blob is None:
+                raise StoreUnavailableError("the frames of this request are no longer stored")
+            return blob
+
+
+def _check_sampler(delivery: Delivery) -> None:
+    """Refuses to resume an answer whose tokens another version of the sampler has drawn.
+
+    A greedy answer does not depend on the version, and one of which nothing is published may begin
+    under any.
+    """
+    is_drawn = delivery.request.temperature > 0.0
+    if is_drawn and delivery.sampler_version not in (None, SAMPLER_VERSION):
+        raise SamplerChangedError(
+            "the service was upgraded while it was answering, and draws other tokens from a seed "
+            "now: ask again"
+        )

@@ -1,0 +1,122 @@
+"""One more try, alone, for a video whose reader was killed."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import pytest
+
+from app.api.post.second_try import SecondTryReaders, fell_back_after_kill
+from dycoke_core.errors import UnreadableVideoError, VideoError, VideoReaderKilledError
+from dycoke_core.video import FrameReaders, FrameSpec, VideoFrames
+
+SPEC = FrameSpec(num_frames=1, image_size=8)
+KILLED = "decord could not read this video (memory); PyAV did"
+
+
+def frames(*warnings: str) -> VideoFrames:
+    reader = "pyav" if warnings else "decord"
+    return VideoFrames(np.zeros(SPEC.shape, np.uint8), (0,), (0.0,), reader, warnings)
+
+
+class Readers:
+    """Reads as a video's list of outcomes says, one after another."""
+
+    def __init__(self) -> None:
+        self.outcomes: dict[str, list[VideoFrames | VideoError]] = {}
+        self.inside: list[str] = []
+        self.beside: list[tuple[str, ...]] = []  # who was read when a read began
+        self.timeouts_s: list[float] = []
+
+    async def read(
+        self,
+        path: Path,
+        spec: FrameSpec,
+        *,
+        on_progress: Callable[[float], None] | None,
+        timeout_s: float,
+    ) -> VideoFrames:
+        self.inside.append(path.name)
+        self.beside.append(tuple(self.inside))
+        self.timeouts_s.append(timeout_s)
+        await asyncio.sleep(0.02)
+        self.inside.remove(path.name)
+        outcome = self.outcomes[path.name].pop(0)
+        if isinstance(outcome, VideoError):
+            raise outcome
+        return outcome
+
+
+@pytest.fixture
+def inner() -> Readers:
+    return Readers()
+
+
+@pytest.fixture
+def readers(inner: Readers) -> SecondTryReaders:
+    return SecondTryReaders(cast(FrameReaders, inner), timeout_s=30)
+
+
+async def test_killed_reader_gets_one_more_try_alone(
+    inner: Readers, readers: SecondTryReaders
+) -> None:
+    killed = VideoReaderKilledError("killed")
+    inner.outcomes = {"a": [killed, frames()], "b": [frames()], "c": [frames()]}
+    reads = [asyncio.create_task(readers.read(Path(name), SPEC)) for name in "ab"]
+    await asyncio.sleep(0.03)
+    reads.append(asyncio.create_task(readers.read(Path("c"), SPEC)))
+    assert [(await read).reader for read in reads] == ["decord"] * 3
+    assert inner.beside[:3] == [("a",), ("a", "b"), ("a",)]
+    assert inner.timeouts_s[2] < 30
+
+
+async def test_video_that_kills_twice_is_to_blame(
+    inner: Readers, readers: SecondTryReaders
+) -> None:
+    inner.outcomes = {"a": [VideoReaderKilledError("1"), VideoReaderKilledError("2")]}
+    with pytest.raises(VideoReaderKilledError, match="2"):
+        await readers.read(Path("a"), SPEC)
+
+
+async def test_other_errors_are_final(inner: Readers, readers: SecondTryReaders) -> None:
+    inner.outcomes = {"a": [UnreadableVideoError("x")]}
+    with pytest.raises(UnreadableVideoError):
+        await readers.read(Path("a"), SPEC)
+
+
+async def test_fallback_after_a_kill_is_tried_again(
+    inner: Readers, readers: SecondTryReaders
+) -> None:
+    inner.outcomes = {"a": [frames(KILLED), frames()], "b": [frames(KILLED), frames(KILLED)]}
+    assert (await readers.read(Path("a"), SPEC)).reader == "decord"
+    assert fell_back_after_kill(await readers.read(Path("b"), SPEC))
+
+
+async def test_fallback_for_want_of_time_is_not(inner: Readers, readers: SecondTryReaders) -> None:
+    inner.outcomes = {"a": [frames(KILLED.replace("memory", "timeout"))]}
+    assert not fell_back_after_kill(await readers.read(Path("a"), SPEC))
+
+
+async def test_crash_that_comes_twice_is_the_videos(
+    inner: Readers, readers: SecondTryReaders
+) -> None:
+    crashed = frames(KILLED.replace("memory", "crash"))
+    inner.outcomes = {"a": [crashed, crashed], "b": [crashed, frames()]}
+    assert not fell_back_after_kill(await readers.read(Path("a"), SPEC))
+    assert (await readers.read(Path("b"), SPEC)).reader == "decord"
+
+
+async def test_cancelled_second_try_lets_the_others_in(
+    inner: Readers, readers: SecondTryReaders
+) -> None:
+    killed = VideoReaderKilledError("killed")
+    inner.outcomes = {"a": [killed, frames()], "b": [frames()]}
+    first = asyncio.create_task(readers.read(Path("a"), SPEC))
+    await asyncio.sleep(0.03)
+    second = asyncio.create_task(readers.read(Path("b"), SPEC))
+    await asyncio.sleep(0)
+    first.cancel()
+    async with asyncio.timeout(5):
+        assert (await second).reader == "decord"
