@@ -48,7 +48,7 @@ def test_files() -> list[str]:
     files = [path for folder in _FOLDERS for path in sorted((ROOT / folder).glob("test_*.py"))]
     left_out = ["test_compile_ahead.py"]  # needs no GPU, and takes long
     if find_spec("hypothesis") is None:
-        left_out.append("test_selection.py")  # `test_kernels.py` stands in for it
+        left_out.append("test_selection_properties.py")
     files = [path for path in files if path.name not in left_out]
     files += [ROOT / "tests/engine" / f"test_{name}.py" for name in _CONFORMANCE]
     return [str(path.relative_to(ROOT)) for path in files]
