@@ -12,21 +12,6 @@ import pytest
 import torch
 from torch import Tensor
 
-<<<<<<< HEAD
-from dycoke_core.engine.admission import Admission
-from dycoke_core.engine.backends.cpu import backend as cpu_backend
-from dycoke_core.engine.backends.cpu.backend import CpuBackend
-from dycoke_core.engine.backends.cpu.kv_cache import SequenceKV
-from dycoke_core.engine.backends.cpu.step_attention import StepAttention
-from dycoke_core.engine.backends.cuda import decode, prompts, seats
-from dycoke_core.engine.backends.cuda.backend import CudaBackend
-from dycoke_core.engine.backends.cuda.decode import DecodePass
-from dycoke_core.engine.backends.cuda.pool import KVPool
-from dycoke_core.engine.backends.cuda.prompts import PromptPass
-from dycoke_core.engine.backends.cuda.seats import SeatTables
-from dycoke_core.engine.backends.cuda.step_writer import StepWriter
-=======
->>>>>>> conform
 from dycoke_core.engine.plan import StepPlan
 from dycoke_core.model.llava_onevision import LlavaOnevision
 from dycoke_core.sequence import CacheReport, FinishReason
@@ -228,24 +213,6 @@ CPU_FAULTS = [
     Fault(f"{CPU}.backend", "sample"),
 ]
 CUDA_FAULTS = [
-<<<<<<< HEAD
-    Fault(CudaBackend, "embed_prefix"),
-    Fault(CudaBackend, "run"),
-    Fault(PromptPass, "run"),
-    Fault(PromptPass, "run", is_late=True),
-    Fault(StepWriter, "write", is_late=True),
-    Fault(DecodePass, "run"),
-    Fault(DecodePass, "run", is_late=True),
-    Fault(DecodePass, "remember"),
-    Fault(FusedDecoder, "run", is_late=True),
-    Fault(FusedDecoder, "logits"),
-    Fault(SeatTables, "list_seat"),
-    Fault(seats, "to_device"),  # midway in listing a seat
-    Fault(decode, "gate_select", is_late=True),
-    Fault(decode, "merge_parts"),
-    Fault(decode, "sample", is_late=True),
-    Fault(prompts, "sample", is_late=True),
-=======
     Fault(f"{CUDA}.backend:CudaBackend", "embed_prefix"),
     Fault(f"{CUDA}.backend:CudaBackend", "run"),
     Fault(f"{CUDA}.prompts:PromptPass", "run"),
@@ -262,7 +229,6 @@ CUDA_FAULTS = [
     Fault(f"{CUDA}.decode", "merge_parts"),
     Fault(f"{CUDA}.decode", "sample", is_late=True),
     Fault(f"{CUDA}.prompts", "sample", is_late=True),
->>>>>>> conform
 ]
 SHARED_FAULTS = [
     Fault(f"{ENGINE}.admission:Admission", "finish_prefix"),
