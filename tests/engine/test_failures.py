@@ -350,3 +350,72 @@ def test_a_failed_step_restores_only_rows_that_had_selected(
     assert all(ends[-1].error is None for ends in events.values())
     assert_same(engine.recordings["early"], lab.alone().recording)
     assert_same(engine.recordings["late"], lab.alone(max_tokens=6).recording)
+
+
+@not_in_graphs
+@pytest.mark.parametrize("dp_cache", ["device", "host"])
+def test_a_failed_step_leaves_no_trace_of_what_it_selected(
+    dp_cache: str, lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Were it repeated with other scores, as rounding may have it, its selection must be gone."""
+    gated = {"compression": {"policy": "dycoke", "l": 1, "threshold": 0.1}}
+    asks = {"one": gated, "two": {**gated, "video": 2}}
+    expected = {name: lab.alone(**ask).recording for name, ask in asks.items()}
+    assert all(recording.refreshes[-1] < 10 for recording in expected.values())
+    is_failing = False
+    num_failed = 0
+    module = resolve_name(f"{CPU}.step_attention" if lab.backend == "cpu" else f"{CUDA}.decode")
+    original = module.visual_scores
+
+    def sometimes_zero(*arguments: Any, **named: Any) -> Tensor | None:
+        """To which no gate stays shut."""
+        result: Tensor | None = original(*arguments, **named)
+        if is_failing:
+            (arguments[5] if result is None else result).zero_()  # written, or returned
+        return result
+
+    def fail(plan: StepPlan, layer: int) -> None:
+        nonlocal num_failed
+        if is_failing and layer == lab.num_layers - 1:
+            num_failed += 1
+            raise torch.OutOfMemoryError("no memory for two")
+
+    run = lab.backend_class.run
+
+    def choose_to_fail(backend: Any, plan: StepPlan) -> Any:
+        nonlocal is_failing
+        is_failing = len(plan.decode) == 2 and plan.decode[0].start % 3 == 0
+        return run(backend, plan)
+
+    monkeypatch.setattr(module, "visual_scores", sometimes_zero)
+    monkeypatch.setattr(lab.backend_class, "run", choose_to_fail)
+    lab.watch_layers(monkeypatch, fail)
+    engine = lab.engine(dp_cache=dp_cache)
+    engine.run(*(lab.sequence(name, **ask) for name, ask in asks.items()))
+    assert num_failed >= 3
+    for name in asks:
+        assert_same(engine.recordings[name], expected[name])
+
+
+@pytest.mark.parametrize("dp_cache", ["device", "host"])
+@pytest.mark.parametrize("lab", ["cuda"], indirect=True)
+def test_pages_that_come_in_no_pieces_that_fit_are_waited_for(
+    dp_cache: str, lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each allocation is refused once: of a prefix, of a seat, of a seat's own copies."""
+    expected = lab.alone().recording
+    pool = resolve_name(f"{CUDA}.pool:KVPool")
+    allocate = pool.allocate
+    for refused_call in range(4):
+        engine = lab.engine(dp_cache=dp_cache)
+        calls = itertools.count()
+
+        def sometimes(this: Any, *arguments: int, call: Any = calls, at: int = refused_call) -> Any:
+            return None if next(call) == at else allocate(this, *arguments)
+
+        with monkeypatch.context() as patches:
+            patches.setattr(pool, "allocate", sometimes)
+            events = engine.run(lab.sequence())
+        report_of(events["a"])
+        assert_same(engine.recordings["a"], expected)
+        lab.check()

@@ -28,6 +28,9 @@ POLICIES: dict[str, dict[str, Any]] = {
     "no visual token": {"compression": {"policy": "vidcom2", "retained_ratio": 0}},
     "drawn": {"video": 3, "temperature": 0.9, "top_p": 0.8, "seed": 5},
     "one token": {"max_tokens": 1},
+    # Over several pages, and longer than what one work item of attention reads.
+    "long answer": {"max_tokens": 140, "compression": {"policy": "dycoke", "threshold": 0.1}},
+    "long list": {"num_frames": 32, "compression": {"policy": "dycoke", "k": 0, "p": 0.05, "l": 1}},
 }
 
 

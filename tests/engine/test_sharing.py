@@ -137,7 +137,8 @@ def test_frames_that_repeat_are_encoded_once(lab: Lab) -> None:
     *_, features = lab.reference_model.encode_frames(torch.from_numpy(frames))
     video = prefix.video
     assert video is not None and video.features is not None and len(video.features) == 4
-    torch.testing.assert_close(video.features.cpu()[list(video.sources)], features)
+    found = video.features.cpu()[list(video.sources)]
+    torch.testing.assert_close(found, features, rtol=1e-4, atol=1e-4)
 
 
 def test_a_repeated_frame_is_one_that_equals_the_frame_before() -> None:
