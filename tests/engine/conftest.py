@@ -1,6 +1,8 @@
 """The labs that the engine's tests run on, one for each backend."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -8,11 +10,11 @@ import torch
 
 from dycoke_core.model.llava_onevision import LlavaOnevision
 from dycoke_core.model.loader import load_model
-from tests.engine import plain_kernels
 from tests.engine.lab import Lab
 from tests.random_checkpoint import SMALL_SHAPE, build_random_checkpoint
 
 HAS_GPU = torch.cuda.is_available()
+HAS_TRITON = find_spec("triton") is not None
 
 
 @pytest.fixture(scope="session")
@@ -56,13 +58,32 @@ def session_labs(
 
 @pytest.fixture(params=["cpu", "cuda"])
 def lab(request: pytest.FixtureRequest, session_labs: dict[str, Lab]) -> Iterator[Lab]:
-    """A backend, and a model for it. On a CPU, "cuda" runs on plain kernels."""
+    """A backend, and a model for it. Without a GPU, "cuda" runs on plain kernels."""
     lab = session_labs[request.param]
-    with pytest.MonkeyPatch.context() as patches:
-        violations = [] if HAS_GPU else plain_kernels.install(patches)
+    if lab.backend == "cuda" and not HAS_TRITON:
+        pytest.skip("the CUDA backend needs Triton")
+    has_kernels = lab.backend == "cpu" or HAS_GPU
+    with nullcontext([]) if has_kernels else installed_plain_kernels() as violations:
         yield lab
         lab.check()
         assert not violations
+
+
+@contextmanager
+def installed_plain_kernels() -> Iterator[list[AssertionError]]:
+    from tests.engine import plain_kernels
+
+    with pytest.MonkeyPatch.context() as patches:
+        yield plain_kernels.install(patches)
+
+
+@pytest.fixture
+def interpreted_lab(session_labs: dict[str, Lab]) -> Iterator[Lab]:
+    """The lab "cuda" on the kernels themselves: without a GPU, half a second for a decode step."""
+    if not HAS_TRITON:
+        pytest.skip("the CUDA backend needs Triton")
+    yield session_labs["cuda"]
+    session_labs["cuda"].check()
 
 
 @pytest.fixture

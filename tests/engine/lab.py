@@ -20,7 +20,6 @@ from dycoke_core.config import BackendName, EngineConfig
 from dycoke_core.engine.backend import SeatLayout
 from dycoke_core.engine.backends.cpu.backend import CpuBackend
 from dycoke_core.engine.backends.cpu.step_attention import StepAttention
-from dycoke_core.engine.backends.cuda.backend import CudaBackend
 from dycoke_core.engine.plan import StepPlan
 from dycoke_core.model.fused import FusedDecoder
 from dycoke_core.model.llava_onevision import LlavaOnevision
@@ -68,8 +67,12 @@ class Lab:
     _alone: dict[str, Answer] = field(default_factory=dict)
 
     @property
-    def backend_class(self) -> type[CpuBackend] | type[CudaBackend]:
-        return CpuBackend if self.backend == "cpu" else CudaBackend
+    def backend_class(self) -> Any:
+        if self.backend == "cpu":
+            return CpuBackend
+        from dycoke_core.engine.backends.cuda.backend import CudaBackend  # needs Triton
+
+        return CudaBackend
 
     @property
     def num_layers(self) -> int:
@@ -148,7 +151,7 @@ class Lab:
         Not in passes that a GPU replays from a graph.
         """
         plans: list[StepPlan] = []
-        backend: Any = self.backend_class
+        backend = self.backend_class
         run = backend.run
 
         def run_noting_plan(this: Any, plan: StepPlan) -> Any:

@@ -4,6 +4,7 @@ import itertools
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from pkgutil import resolve_name
 from typing import Any
 
 import numpy as np
@@ -11,20 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dycoke_core.engine.admission import Admission
-from dycoke_core.engine.backends.cpu import backend as cpu_backend
-from dycoke_core.engine.backends.cpu.backend import CpuBackend
-from dycoke_core.engine.backends.cpu.kv_cache import SequenceKV
-from dycoke_core.engine.backends.cpu.step_attention import StepAttention
-from dycoke_core.engine.backends.cuda import decode, prompts, seats
-from dycoke_core.engine.backends.cuda.backend import CudaBackend
-from dycoke_core.engine.backends.cuda.decode import DecodePass
-from dycoke_core.engine.backends.cuda.pool import KVPool
-from dycoke_core.engine.backends.cuda.prompts import PromptPass
-from dycoke_core.engine.backends.cuda.seats import SeatTables
-from dycoke_core.engine.backends.cuda.step_writer import StepWriter
 from dycoke_core.engine.plan import StepPlan
-from dycoke_core.model.fused import FusedDecoder
 from dycoke_core.model.llava_onevision import LlavaOnevision
 from dycoke_core.sequence import CacheReport, FinishReason
 from tests.engine.lab import Lab
@@ -195,60 +183,68 @@ def test_a_lost_device_ends_the_engine_not_one_sequence(
 class Fault:
     """A place where a step may fail, called twice or more while the sequences run.
 
-    is_late: it fails when its work is done, which has to be undone then.
+    Args:
+        owner: by name: what needs Triton is not imported without it.
+        is_late: it fails when its work is done, which has to be undone then.
     """
 
-    owner: Any
+    owner: str
     attribute: str
     is_late: bool = False
 
     def __str__(self) -> str:
-        name = self.owner.__name__.rsplit(".", 1)[-1]
+        name = self.owner.replace(":", ".").rsplit(".", 1)[-1]
         return f"{'after' if self.is_late else 'before'} {name}.{self.attribute}"
 
 
+ENGINE = "dycoke_core.engine"
+CPU, CUDA = f"{ENGINE}.backends.cpu", f"{ENGINE}.backends.cuda"
+MODEL = "dycoke_core.model.llava_onevision:LlavaOnevision"
+FUSED = "dycoke_core.model.fused:FusedDecoder"
+
 CPU_FAULTS = [
-    Fault(CpuBackend, "embed_prefix"),
-    Fault(CpuBackend, "run"),
-    Fault(SequenceKV, "__init__"),
-    Fault(SequenceKV, "begin_decode"),
-    Fault(LlavaOnevision, "forward", is_late=True),
-    Fault(LlavaOnevision, "logits"),
-    Fault(StepAttention, "attend"),
-    Fault(cpu_backend, "sample"),
+    Fault(f"{CPU}.backend:CpuBackend", "embed_prefix"),
+    Fault(f"{CPU}.backend:CpuBackend", "run"),
+    Fault(f"{CPU}.kv_cache:SequenceKV", "__init__"),
+    Fault(f"{CPU}.kv_cache:SequenceKV", "begin_decode"),
+    Fault(MODEL, "forward", is_late=True),
+    Fault(MODEL, "logits"),
+    Fault(f"{CPU}.step_attention:StepAttention", "attend"),
+    Fault(f"{CPU}.backend", "sample"),
 ]
 CUDA_FAULTS = [
-    Fault(CudaBackend, "embed_prefix"),
-    Fault(CudaBackend, "run"),
-    Fault(PromptPass, "run"),
-    Fault(PromptPass, "run", is_late=True),
-    Fault(StepWriter, "write", is_late=True),
-    Fault(DecodePass, "run"),
-    Fault(DecodePass, "run", is_late=True),
-    Fault(DecodePass, "remember"),
-    Fault(FusedDecoder, "run", is_late=True),
-    Fault(FusedDecoder, "logits"),
-    Fault(SeatTables, "list_seat"),
-    Fault(seats, "to_device"),  # midway in listing a seat
-    Fault(decode, "gate_select", is_late=True),
-    Fault(decode, "merge_parts"),
-    Fault(decode, "sample", is_late=True),
-    Fault(prompts, "sample", is_late=True),
+    Fault(f"{CUDA}.backend:CudaBackend", "embed_prefix"),
+    Fault(f"{CUDA}.backend:CudaBackend", "run"),
+    Fault(f"{CUDA}.prompts:PromptPass", "run"),
+    Fault(f"{CUDA}.prompts:PromptPass", "run", is_late=True),
+    Fault(f"{CUDA}.step_writer:StepWriter", "write", is_late=True),
+    Fault(f"{CUDA}.decode:DecodePass", "remember"),
+    Fault(f"{CUDA}.decode:DecodePass", "run"),
+    Fault(f"{CUDA}.decode:DecodePass", "run", is_late=True),
+    Fault(FUSED, "run", is_late=True),
+    Fault(FUSED, "logits"),
+    Fault(f"{CUDA}.seats:SeatTables", "list_seat"),
+    Fault(f"{CUDA}.seats", "to_device"),  # midway in listing a seat
+    Fault(f"{CUDA}.decode", "gate_select", is_late=True),
+    Fault(f"{CUDA}.decode", "merge_parts"),
+    Fault(f"{CUDA}.decode", "sample", is_late=True),
+    Fault(f"{CUDA}.prompts", "sample", is_late=True),
 ]
 SHARED_FAULTS = [
-    Fault(Admission, "finish_prefix"),
-    Fault(LlavaOnevision, "encode_frames"),
-    Fault(LlavaOnevision, "embed_prefix"),
+    Fault(f"{ENGINE}.admission:Admission", "finish_prefix"),
+    Fault(MODEL, "encode_frames"),
+    Fault(MODEL, "embed_prefix"),
 ]
 HOST_FAULTS = [
-    Fault(CudaBackend, "finish_prefix"),
-    Fault(DecodePass, "run", is_late=True),
-    Fault(DecodePass, "copy_text"),
-    Fault(DecodePass, "copy_text", is_late=True),
-    Fault(decode, "gate_select", is_late=True),
-    Fault(decode, "gather_kept", is_late=True),
-    Fault(KVPool, "low_layers"),
-    Fault(seats, "to_device"),
+    Fault(f"{CUDA}.backend:CudaBackend", "finish_prefix"),
+    Fault(f"{CUDA}.decode:DecodePass", "run", is_late=True),
+    Fault(f"{CUDA}.decode:DecodePass", "copy_text"),
+    Fault(f"{CUDA}.decode:DecodePass", "copy_text", is_late=True),
+    Fault(f"{CUDA}.decode", "gate_select", is_late=True),
+    Fault(f"{CUDA}.decode", "gather_kept", is_late=True),
+    Fault(f"{CUDA}.pool:KVPool", "low_layers"),
+    Fault(f"{CUDA}.pool", "to_device"),  # midway in it
+    Fault(f"{CUDA}.seats", "to_device"),
 ]
 FAULTS = [
     *(pytest.param("cpu", "device", fault, id=f"cpu-{fault}") for fault in CPU_FAULTS),
@@ -299,7 +295,8 @@ def test_a_passing_fault_anywhere_changes_no_answer_that_is_finished(
 
 def inject(patches: pytest.MonkeyPatch, fault: Fault, failing_call: int) -> Callable[[], int]:
     """Makes one call fail; returns how to ask for the number of calls."""
-    original = getattr(fault.owner, fault.attribute)
+    owner = resolve_name(fault.owner)
+    original = getattr(owner, fault.attribute)
     calls = itertools.count()
     num_calls = 0
 
@@ -314,7 +311,7 @@ def inject(patches: pytest.MonkeyPatch, fault: Fault, failing_call: int) -> Call
             raise torch.OutOfMemoryError("no memory")
         return result
 
-    patches.setattr(fault.owner, fault.attribute, sometimes)
+    patches.setattr(owner, fault.attribute, sometimes)
     return lambda: num_calls
 
 
@@ -333,17 +330,18 @@ def test_a_failed_step_restores_only_rows_that_had_selected(
     who kept less."""
     engine = lab.engine(dp_cache="host", max_running_sequences=2)
     engine.run(*(lab.sequence(f"before {n}", num_frames=1, max_tokens=3) for n in range(2)))
-    run = DecodePass.run
+    decode_pass = resolve_name(f"{CUDA}.decode:DecodePass")
+    run = decode_pass.run
     failed_at: list[int] = []
 
-    def fail_first_step_in_company(this: DecodePass, shape: Any) -> Any:
+    def fail_first_step_in_company(this: Any, shape: Any) -> Any:
         results = run(this, shape)
         if shape.num_rows == 2 and not failed_at:
             failed_at.append(len(engine.states["early"].sequence.output_token_ids))
             raise torch.OutOfMemoryError("no memory for two")
         return results
 
-    monkeypatch.setattr(DecodePass, "run", fail_first_step_in_company)
+    monkeypatch.setattr(decode_pass, "run", fail_first_step_in_company)
     engine.add(lab.sequence("early"))
     while len(engine.states["early"].sequence.output_token_ids) < 4:
         engine.step()

@@ -207,6 +207,7 @@ def mix(lab: Lab) -> dict[str, dict[str, object]]:
         "no layer": {"video": 2, "compression": {"policy": "dycoke", "l": 9}},
         "random": {"video": 2, "compression": {"policy": "random_kv", "seed": 3}},
         "random too": {"compression": {"policy": "random_kv", "seed": 4, "p": 0.9}},
+        "random none": {"compression": {"policy": "random_kv", "p": 1.0, "l": 0}},
         "lowest": {"video": 2, "compression": {"policy": "lowest_kv", "threshold": 0.1}},
         "one shot": {"video": 2, "compression": "dycoke_one_shot"},
         "no visual token": {"compression": {"policy": "vidcom2", "retained_ratio": 0}},
