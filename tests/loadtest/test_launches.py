@@ -1,8 +1,12 @@
 """What a decode step of the CUDA backend launches: few kernels, whatever the batch, and no wait."""
 
+from typing import Any
+
 import pytest
 import torch
 
+from dycoke_core.engine.backends.cuda.decode import DecodePass
+from loadtest.launch_counter import HostWait
 from loadtest.launches import FIXED, PER_LAYER, count_step
 
 LAYERS = 6
@@ -27,6 +31,20 @@ def test_each_layer_adds_the_same(policy: str) -> None:
     totals = [count_step(2, policy, 2, num_layers).launches.total for num_layers in (2, 3, 5)]
     assert totals[1] - totals[0] <= PER_LAYER
     assert totals[2] - totals[1] == 2 * (totals[1] - totals[0])
+
+
+def test_a_step_that_waits_for_the_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Out of the engine, which survives every other error of a step."""
+    run = DecodePass.run
+
+    def run_and_look(this: DecodePass, *args: Any) -> Any:
+        results, logits = run(this, *args)
+        logits.argmax(-1).tolist()
+        return results, logits
+
+    monkeypatch.setattr(DecodePass, "run", run_and_look)
+    with pytest.raises(HostWait, match="tolist"):
+        count_step(2, "dycoke", 2, 2)
 
 
 def test_the_cpus_backend_is_counted_for_comparison() -> None:
