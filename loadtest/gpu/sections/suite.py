@@ -8,6 +8,7 @@ which uses one core.
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from importlib.util import find_spec
@@ -24,24 +25,25 @@ _OUTCOMES = ("passed", "failed", "skipped", "error", "errors", "deselected", "wa
 
 def run_tests(kit: Kit) -> None:
     """Raises RuntimeError: a test failed, or none ran on a GPU."""
-    logs = kit.report.directory / "gpu-tests"
-    logs.mkdir(exist_ok=True)
     targets = ["tests/gpu"] if kit.is_dry else test_files()
-    codes = _run_all(targets, logs, max(kit.seconds_left, 20.0))
+    with tempfile.TemporaryDirectory() as directory:
+        codes = _run_all(targets, Path(directory), max(kit.seconds_left, 20.0))
+        texts = {target: _log(Path(directory), target).read_text() for target in targets}
+    log = kit.report.directory / "gpu-tests.log"
+    log.write_text("\n".join(f"--- {target}\n{text}" for target, text in texts.items()))
     counts: Counter[str] = Counter()
     for target, code in codes.items():
-        text = _log(logs, target).read_text()
-        found = outcomes(text)
+        found = outcomes(texts[target])
         counts.update(found)
         kit.report.detail(target, {"exit_status": code, **found})
         if code != 0:
-            kit.report.detail(f"{target}: end of the log", text[-4000:])
+            kit.report.detail(f"{target}: end of the log", texts[target][-4000:])
             kit.report.note(f"{target}: {'out of time' if code is None else f'exit {code}'}")
     kit.report.note(", ".join(f"{n} {name}" for name, n in counts.items()) or "no summary")
     for name in ("passed", "failed", "skipped"):
         kit.report.record(f"gpu_tests_{name}", counts[name], "tests")
     if any(codes.values()) or None in codes.values() or not (kit.is_dry or counts["passed"]):
-        raise RuntimeError(f"not all tests passed: see {logs}")
+        raise RuntimeError(f"not all tests passed: see {log}")
 
 
 def test_files() -> list[str]:
