@@ -220,8 +220,8 @@ class ForkServer:
 
     def _on_reply(self, task_id: int, child: _Child) -> None:
         if not child.read_replies():
-            assert self._loop is not None
-            self._loop.remove_reader(child.reply_fd)
+            # Not `self._loop`, which is gone when the server has been let go: this may come later.
+            asyncio.get_running_loop().remove_reader(child.reply_fd)
             if child.num_received_bytes > _MAX_REPLY_BYTES:
                 self._kill(task_id)
 

@@ -75,7 +75,7 @@ def serve(control: socket.socket, tasks: child.Tasks) -> None:
                 with suppress(ConnectionError):  # the other end has closed, too
                     control.send(json.dumps(children.reap(fd)).encode())
                 continue
-            payload, fds, _, _ = socket.recv_fds(control, MAX_MESSAGE_BYTES, _MAX_FDS)
+            payload, fds = _receive(control)
             if not payload:
                 children.end()
                 return
@@ -87,6 +87,15 @@ def serve(control: socket.socket, tasks: child.Tasks) -> None:
             for passed in fds:
                 os.close(passed)
             poller.register(children.add(message["run"], pid), select.POLLIN)
+
+
+def _receive(control: socket.socket) -> tuple[bytes, list[int]]:
+    """The next message and its descriptors; nothing once the other end has closed or died."""
+    try:
+        payload, fds, _, _ = socket.recv_fds(control, MAX_MESSAGE_BYTES, _MAX_FDS)
+    except ConnectionError:  # it died with a message of ours unread
+        return b"", []
+    return payload, fds
 
 
 def _fork(task: dict[str, Any], fds: list[int], tasks: child.Tasks) -> int:

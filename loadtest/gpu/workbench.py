@@ -254,7 +254,7 @@ def noise_frames(sizes: Sizes, video: int, image_size: int) -> npt.NDArray[np.ui
 
 def question_of(model: LlavaOnevision, num_tokens: int) -> str:
     """A question with which a prompt has as many tokens of text, the newline not counted."""
-    question = "Describe the video."
+    question = "?"
     for _ in range(num_tokens):
         prompt = model.prompt_encoder((ChatMessage("user", question),))
         if len(prompt.ids_before_video) + len(prompt.ids_after_video) >= num_tokens:

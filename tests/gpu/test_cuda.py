@@ -1,5 +1,6 @@
 """The engine on a CUDA device: the CPU's answers, no wait per step, bytes that are really freed."""
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -226,7 +227,7 @@ def test_a_dp_cache_on_the_host_frees_device_memory(cuda_model: LlavaOnevision) 
         held[place] = engine.stats().kv_bytes_in_use
         engine.abort("a")
         engine.clear_caches()
-    assert held["host"] < 0.6 * held["device"]
+    assert held["host"] < 0.75 * held["device"]  # half of the layers stay, and the kept rows
 
 
 def test_all_device_memory_of_sequences_comes_back(cuda_model: LlavaOnevision) -> None:
@@ -244,15 +245,20 @@ def test_all_device_memory_of_sequences_comes_back(cuda_model: LlavaOnevision) -
 
 
 def test_an_engine_that_goes_gives_all_its_memory_back(cuda_model: LlavaOnevision) -> None:
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated()
+    before = memory_allocated()
     for _ in range(2):
         engine = engine_on(cuda_model)
         engine.run(*sequences())
-        engine.recordings.clear()
         del engine
+    assert memory_allocated() - before < 2**26  # far less than a pool
+
+
+def memory_allocated() -> int:
+    """By what is in use: without garbage, and without cuBLAS's workspaces, one for each stream."""
     torch.cuda.synchronize()
-    assert torch.cuda.memory_allocated() - before < 2**26  # far less than a pool
+    gc.collect()
+    torch._C._cuda_clearCublasWorkspaces()
+    return torch.cuda.memory_allocated()
 
 
 def test_an_abort_in_mid_decode_leaves_the_others_answers(cuda_model: LlavaOnevision) -> None:

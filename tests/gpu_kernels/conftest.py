@@ -4,5 +4,4 @@ from importlib.util import find_spec
 
 import tests.conftest  # noqa: F401  chooses the interpreter where there is no GPU
 
-# A bare GPU image may lack it; `tests/gpu/test_kernels.py` tests selection without.
 collect_ignore = [] if find_spec("hypothesis") else ["test_selection_properties.py"]

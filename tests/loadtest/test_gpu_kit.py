@@ -273,8 +273,11 @@ FOREIGN = (
         "import loadtest.gpu.__main__, loadtest.gpu.kernel_cases",
         "import pytest; sys.exit(pytest.main(['-q', '--collect-only', '-c', "
         "'tests/gpu/pytest.ini', 'tests/gpu', 'tests/gpu_kernels']))",
+        "import pytest; from loadtest.gpu.sections.suite import test_files; "
+        "sys.exit(pytest.main(['-q', '--collect-only', '-c', 'tests/gpu/pytest.ini', "
+        "'--confcutdir', 'tests', *test_files()]))",
     ],
-    ids=["kit", "suite"],
+    ids=["kit", "suite", "suite and conformance"],
 )
 def test_the_kit_and_its_suite_need_the_bare_images_packages_alone(program: str) -> None:
     without = f"import sys\nfor name in {FOREIGN!r}: sys.modules[name] = None\n"
@@ -288,7 +291,9 @@ def test_the_kit_and_its_suite_need_the_bare_images_packages_alone(program: str)
 
 def test_each_gpu_test_file_gets_a_process() -> None:
     files = suite.test_files()
-    assert "tests/gpu/test_cuda.py" in files and "tests/gpu_kernels/test_attention.py" in files
+    wanted = {"gpu/test_cuda.py", "gpu_kernels/test_attention.py", "engine/test_invariants.py"}
+    assert {f"tests/{name}" for name in wanted} <= set(files)
+    assert all((ROOT / file).is_file() for file in files)
     assert not any("compile_ahead" in file for file in files)
 
 
@@ -297,6 +302,7 @@ def test_a_test_process_that_hangs_is_killed_and_leaves_the_others_outcomes(
 ) -> None:
     (tmp_path / "tests/gpu").mkdir(parents=True)
     (tmp_path / "tests/gpu/pytest.ini").write_text("[pytest]\n")
+    (tmp_path / "tests/conftest.py").touch()
     (tmp_path / "quick.py").write_text("def test_it(): pass\ndef test_not(): assert False\n")
     (tmp_path / "hung.py").write_text("import time\ndef test_it(): time.sleep(600)\n")
     monkeypatch.setattr(suite, "ROOT", tmp_path)

@@ -1,11 +1,15 @@
 """Children that misbehave, and what their parent makes of it."""
 
 import asyncio
+import json
 import os
+import select
 import signal
+import socket
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import psutil
@@ -190,6 +194,52 @@ asyncio.run(main())
         assert len(family) == 2
         parent.send_signal(signal.SIGKILL)
     assert psutil.wait_procs(family, timeout=10)[1] == []
+
+
+def test_a_server_whose_client_died_says_nothing() -> None:
+    """The kernel tells of a client that left a message unread by a reset, not by an end."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with (
+        theirs,
+        subprocess.Popen(
+            [
+                *(sys.executable, "-m", "dycoke_core.video.fork_server"),
+                *(str(theirs.fileno()), "tests.video.hostile_tasks"),
+            ],
+            pass_fds=[theirs.fileno()],
+            stderr=subprocess.PIPE,
+            cwd=Path(__file__).parents[2],
+        ) as server,
+    ):
+        read_end, write_end = os.pipe()
+        task = {"name": "echo", "params": {}, "confinement": asdict(CONFINEMENT)}
+        message = json.dumps({"run": 1, "task": task}).encode()
+        with open(__file__, "rb") as video:
+            socket.send_fds(ours, [message], [video.fileno(), write_end])
+        os.close(write_end)
+        while os.read(read_end, 65536):  # until the child's end
+            pass
+        os.close(read_end)
+        theirs.close()
+        assert select.select([ours], [], [], 20)[0]  # its end is told, and left unread
+        ours.close()
+        assert server.wait(20) == 0
+        assert server.stderr is not None
+        assert server.stderr.read() == b""
+
+
+async def test_a_reply_that_comes_when_the_server_is_gone_is_taken_quietly(
+    hostile: ForkServer, video_fd: int
+) -> None:
+    problems: list[dict[str, object]] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: problems.append(context))
+    for _ in range(5):
+        reading = asyncio.create_task(_failure(hostile, "sleep", video_fd, timeout_s=3600))
+        await asyncio.sleep(0.3)
+        hostile.close()  # ends the child, whose pipe is closed before its reader is removed
+        assert (await reading).code == "crash"
+    assert problems == []
 
 
 async def test_a_child_sees_no_secrets_and_keeps_to_its_limits(
