@@ -24,6 +24,14 @@ ASKS = st.fixed_dictionaries(
         "compression": st.sampled_from(list(POLICIES)),
         "max_tokens": st.sampled_from([1, 4, 9]),
         "temperature": st.sampled_from([0.0, 0.8]),
+        "num_published": st.sampled_from([0, 0, 0, 3]),  # by an attempt before
+    }
+)
+SETTINGS = st.fixed_dictionaries(
+    {
+        "dp_cache": st.sampled_from(["device", "host"]),
+        "prefill_chunk_tokens": st.sampled_from([9, 4096]),
+        "max_running_sequences": st.sampled_from([2, 3, 8]),
     }
 )
 
@@ -38,17 +46,19 @@ ASKS = st.fixed_dictionaries(
     data=st.data(),
     asks=st.lists(ASKS, min_size=1, max_size=8),
     room=st.floats(1.2, 5),
-    dp_cache=st.sampled_from(["device", "host"]),
+    config=SETTINGS,
 )
 def test_random_mixes_equal_single_runs(
-    data: st.DataObject, asks: list[dict[str, Any]], room: float, dp_cache: str, lab: Lab
+    data: st.DataObject,
+    asks: list[dict[str, Any]],
+    room: float,
+    config: dict[str, Any],
+    lab: Lab,
 ) -> None:
-    for ask in asks:
-        ask["compression"] = resolved(POLICIES[ask["compression"]], lab)
-        ask["seed"] = 11
+    asks = [resolved(ask, lab) for ask in asks]
     largest = {"compression": "full", "max_tokens": 9}
     kv_bytes = lab.prefix_bytes(**largest) + lab.seat_bytes(**largest)
-    engine = lab.engine(kv_cache_bytes=int(room * kv_bytes), dp_cache=dp_cache)
+    engine = lab.engine(kv_cache_bytes=int(room * kv_bytes), **config)
     arriving = list(enumerate(asks))
     aborted = set()
     for _ in range(MAX_STEPS):
@@ -72,7 +82,13 @@ def test_random_mixes_equal_single_runs(
     lab.check()
 
 
-def resolved(policy: Any, lab: Lab) -> Any:
+def resolved(ask: dict[str, Any], lab: Lab) -> dict[str, Any]:
+    policy = POLICIES[ask["compression"]]
     if isinstance(policy, dict) and "l" in policy:
-        return {**policy, "l": policy["l"] % lab.num_layers}
-    return policy
+        policy = {**policy, "l": policy["l"] % lab.num_layers}
+    resolved = {**ask, "compression": policy, "seed": 11}
+    num_published = resolved.pop("num_published")
+    if num_published:
+        published = lab.alone(**resolved).token_ids[:num_published]
+        resolved["forced"] = tuple(published)
+    return resolved
