@@ -358,10 +358,10 @@ def test_a_failed_step_leaves_no_trace_of_what_it_selected(
     dp_cache: str, lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Were it repeated with other scores, as rounding may have it, its selection must be gone."""
-    gated = {"compression": {"policy": "dycoke", "l": 1, "threshold": 0.1}}
-    asks = {"one": gated, "two": {**gated, "video": 2}}
+    gated: dict[str, Any] = {"compression": {"policy": "dycoke", "l": 1, "threshold": 0.1}}
+    asks = {"one": {**gated, "max_tokens": 20}, "two": {**gated, "max_tokens": 20, "video": 2}}
     expected = {name: lab.alone(**ask).recording for name, ask in asks.items()}
-    assert all(recording.refreshes[-1] < 10 for recording in expected.values())
+    assert all(recording.refreshes[-1] < 15 for recording in expected.values())
     is_failing = False
     num_failed = 0
     module = resolve_name(f"{CPU}.step_attention" if lab.backend == "cpu" else f"{CUDA}.decode")
