@@ -19,6 +19,7 @@ from dycoke_core.video import VideoFrames
 from dycoke_core.video.types import ReaderName
 
 BLOB_VERSION = 1
+PIXELS_VERSION = 2  # of what readers make of a file; 1: PyAV scaled in another way than decord
 _LENGTH_BYTES = 4  # of the header, big endian
 
 
@@ -80,7 +81,7 @@ def frames_digest(
     video_id: str, *, num_frames: int, image_size: int, start_s: float | None, end_s: float | None
 ) -> str:
     """Names a blob by everything that its pixels depend on."""
-    parts = [BLOB_VERSION, video_id, num_frames, image_size, start_s, end_s]
+    parts = [PIXELS_VERSION, video_id, num_frames, image_size, start_s, end_s]
     return sha256(json.dumps(parts).encode()).hexdigest()
 
 
