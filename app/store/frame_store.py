@@ -78,10 +78,22 @@ class FrameStore:
 
 
 def frames_digest(
-    video_id: str, *, num_frames: int, image_size: int, start_s: float | None, end_s: float | None
+    video_id: str,
+    *,
+    num_frames: int,
+    image_size: int,
+    start_s: float | None,
+    end_s: float | None,
+    salt: str = "",
 ) -> str:
-    """Names a blob by everything that its pixels depend on."""
-    parts = [PIXELS_VERSION, video_id, num_frames, image_size, start_s, end_s]
+    """Names a blob by everything that its pixels depend on.
+
+    Args:
+        salt: of those who share blobs, and all that workers keep by this name.
+    """
+    parts: list[object] = [PIXELS_VERSION, video_id, num_frames, image_size, start_s, end_s]
+    if salt:
+        parts.append(salt)
     return sha256(json.dumps(parts).encode()).hexdigest()
 
 
