@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from dycoke_core.errors import DycokeError
+from dycoke_core.video.types import Sampling
 
 WIRE_VERSION = 1
 
@@ -46,6 +47,7 @@ class FramesWanted(Message):
     image_size: int
     start_s: float | None = None
     end_s: float | None = None
+    sampling: Sampling = "uniform"  # of releases that do not say
 
 
 class FramesRef(Message):
@@ -58,6 +60,7 @@ class FramesRef(Message):
     timestamps_s: list[float]
     reader: str  # decord or pyav
     warnings: list[str] = []
+    sampling: Sampling = "uniform"  # of releases that do not say
     is_cached: bool  # found in the frame store
 
 
@@ -160,6 +163,7 @@ class FramesReceipt(Message):
     timestamps_s: list[float]
     reader: str
     warnings: list[str]
+    sampling: Sampling = "uniform"  # of releases that do not say
 
 
 class Timings(Message):

@@ -16,7 +16,7 @@ from app.errors import StoreUnavailableError
 from app.store.client import Scripts, store_call
 from app.store.keys import RedisKeys
 from dycoke_core.video import VideoFrames
-from dycoke_core.video.types import ReaderName
+from dycoke_core.video.types import ReaderName, Sampling
 
 BLOB_VERSION = 1
 PIXELS_VERSION = 2  # of what readers make of a file; 1: PyAV scaled in another way than decord
@@ -78,10 +78,16 @@ class FrameStore:
 
 
 def frames_digest(
-    video_id: str, *, num_frames: int, image_size: int, start_s: float | None, end_s: float | None
+    video_id: str,
+    *,
+    num_frames: int,
+    image_size: int,
+    start_s: float | None,
+    end_s: float | None,
+    sampling: Sampling,
 ) -> str:
     """Names a blob by everything that its pixels depend on."""
-    parts = [PIXELS_VERSION, video_id, num_frames, image_size, start_s, end_s]
+    parts = [PIXELS_VERSION, video_id, num_frames, image_size, start_s, end_s, sampling]
     return sha256(json.dumps(parts).encode()).hexdigest()
 
 
