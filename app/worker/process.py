@@ -17,8 +17,8 @@ from app.settings import Settings
 from app.store.client import connect
 from app.supervisor import EXIT_BAD_SETTINGS
 from app.tracing import Tracing, tracing_from_environment
-from app.worker.cores import num_usable_cores
 from app.worker.worker import Worker
+from dycoke_core.cores import num_usable_cores
 from dycoke_core.errors import ModelLoadError
 
 if TYPE_CHECKING:
