@@ -10,7 +10,7 @@ TEST_READY := $(VENV)/.ready-test
 LMMS_VENV := .venv-lmms-eval
 LMMS_READY := $(LMMS_VENV)/.ready
 
-.PHONY: setup demo serve test lmms-eval lint loadtest dashboards clean
+.PHONY: setup demo serve test chaos lmms-eval lint loadtest dashboards clean
 
 setup: $(READY)
 
@@ -36,6 +36,10 @@ serve: $(READY)
 
 test: $(TEST_READY)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# CHAOS_SEED: a run that has been seen before; CHAOS_MINUTES: how long the faults go on.
+chaos: $(TEST_READY)
+	$(BIN)/python -m tests.chaos --minutes $(or $(CHAOS_MINUTES),5) $(if $(CHAOS_SEED),--seed $(CHAOS_SEED))
 
 # lmms-eval wants an av of before 16 and a torchvision, which we have not: it is installed without
 # its dependencies, beside what it imports for the task of our test.

@@ -4,7 +4,7 @@
     └── ServiceError
         ├── UnauthorizedError, JobNotFoundError, VideoNotFoundError, ModelNotFoundError
         ├── UnsupportedMediaTypeError, UploadTooLargeError, UploadTimeoutError
-        ├── IdempotencyConflictError, VideoInUseError
+        ├── IdempotencyConflictError
         ├── QueueFullError               carries retry_after_s
         ├── TooManyStreamsError, VideoStoreFullError
         ├── NoWorkerError, ShuttingDownError, StoreUnavailableError
@@ -56,13 +56,6 @@ class UploadTimeoutError(ServiceError):
 
 class IdempotencyConflictError(ServiceError):
     code = "idempotency_conflict"
-
-
-class VideoInUseError(ServiceError):
-    """A live job still reads the video's frames."""
-
-    code = "video_in_use"
-    retryable = True
 
 
 class TooManyStreamsError(ServiceError):

@@ -7,6 +7,8 @@ seconds. It applies rotation metadata on its own.
 from typing import Any
 
 import decord
+import numpy as np
+import numpy.typing as npt
 
 from dycoke_core.video.child import Task, TaskError, Tasks
 
@@ -43,8 +45,18 @@ def _read(video: decord.VideoReader, task: Task) -> None:
         if row and indices[row - 1] == index:
             task.pixels[row] = task.pixels[row - 1]
         else:
-            task.pixels[row] = video[index].asnumpy()
+            task.pixels[row] = _without_padding(video[index].asnumpy(), task.pixels.shape[1])
         task.report_progress((row + 1) / len(indices))
+
+
+def _without_padding(frame: npt.NDArray[np.uint8], image_size: int) -> npt.NDArray[np.uint8]:
+    """Takes the pixels out of the rows that FFmpeg has padded in memory.
+
+    Where the padded row is so many times the width (of 16, 32, 48, 96 pixels and others), decord
+    calls that the number of channels: [S, S, 4], [S, S, 6].
+    """
+    rows = frame.reshape(image_size, -1)
+    return rows[:, : 3 * image_size].reshape(image_size, image_size, 3)
 
 
 TASKS: Tasks = {"read": read}

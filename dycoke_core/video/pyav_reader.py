@@ -14,9 +14,9 @@ import av
 import numpy as np
 import numpy.typing as npt
 from av.container import InputContainer
+from av.filter import Graph
 from av.stream import Disposition
 from av.video.frame import VideoFrame
-from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
 from dycoke_core.video.child import Task, TaskError, Tasks
@@ -29,13 +29,8 @@ for _module in pkgutil.walk_packages(av.__path__, "av."):
         importlib.import_module(_module.name)
 
 _DECODERS = "h264,hevc,vp8,vp9,libdav1d,libvpx,libvpx-vp9,mpeg4,mpeg2video,mjpeg"
-# Of what swscale offers, this comes nearest to PIL's bicubic resize of the whole frame.
-_INTERPOLATION = (
-    Interpolation.BICUBIC
-    | Interpolation.ACCURATE_RND
-    | Interpolation.FULL_CHR_H_INT
-    | Interpolation.FULL_CHR_H_INP
-)
+# The transpose filters that bring a frame upright: 1 turns it clockwise, 2 the other way.
+_TURNS = {90: ("2",), 180: ("1", "1"), 270: ("1",)}
 
 
 def probe(task: Task) -> dict[str, Any]:
@@ -136,20 +131,36 @@ def _duration_s(container: InputContainer, stream: VideoStream) -> float:
 
 
 class _Scaler:
-    """Resizes a frame to S x S, without crop or border, and turns it upright."""
+    """Turns a frame upright and resizes it to S x S, without crop or border.
+
+    Through the very filters that decord uses, so that both readers give the same pixels, by the
+    matrix and the range of colours that the frame names.
+    """
 
     def __init__(self, image_size: int) -> None:
         self._image_size = image_size
-        self._reformatter = VideoReformatter()
+        self._kind: tuple[object, ...] | None = None
+        self._graph = Graph()
 
     def __call__(self, frame: VideoFrame) -> npt.NDArray[np.uint8]:
-        scaled = self._reformatter.reformat(
-            frame,
-            width=self._image_size,
-            height=self._image_size,
-            format="rgb24",
-            interpolation=_INTERPOLATION,
-            threads=1,
+        kind = (frame.width, frame.height, frame.format.name, frame.rotation)
+        if kind != self._kind:
+            self._kind, self._graph = kind, self._build(frame)
+        self._graph.vpush(frame)
+        return np.asarray(self._graph.vpull().to_ndarray(), dtype=np.uint8)
+
+    def _build(self, frame: VideoFrame) -> Graph:
+        graph = Graph()
+        graph.threads = 1
+        source = (
+            f"video_size={frame.width}x{frame.height}:pix_fmt={frame.format.name}"
+            ":time_base=1/1000:pixel_aspect=1/1"
         )
-        quarter_turns = frame.rotation // 90 if frame.rotation % 90 == 0 else 0
-        return np.rot90(scaled.to_ndarray(), quarter_turns)
+        graph.link_nodes(
+            graph.add("buffer", source),
+            *(graph.add("transpose", turn) for turn in _TURNS.get(frame.rotation % 360, ())),
+            graph.add("scale", f"{self._image_size}:{self._image_size}"),
+            graph.add("format", "rgb24"),
+            graph.add("buffersink"),
+        ).configure()
+        return graph
