@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
 
+from app.cores import num_usable_cores
 from app.logs import configure_logging
 from app.metrics import WorkerMetrics
 from app.settings import Settings
 from app.store.client import connect
 from app.supervisor import EXIT_BAD_SETTINGS
 from app.tracing import Tracing, tracing_from_environment
-from app.worker.cores import num_usable_cores
 from app.worker.worker import Worker
 from dycoke_core.errors import ModelLoadError
 
