@@ -20,6 +20,7 @@ from app.api.errors import LastErrors, install_error_handlers
 from app.api.openapi import install_openapi
 from app.api.post.cancelling import Cancellations
 from app.api.post.orphans import Orphans
+from app.api.post.reader_places import ReaderPlaces
 from app.api.post.reading import FrameReading
 from app.api.post.second_try import SecondTryReaders
 from app.api.post.submissions import Submissions
@@ -27,7 +28,9 @@ from app.api.post.uploads import Uploads
 from app.api.routes import chat, health, jobs, models, videos
 from app.api.upkeep.janitor import Janitor
 from app.api.upkeep.loop_lag import watch_loop_lag
+from app.api.upkeep.metrics_page import MetricsPage
 from app.metrics import ApiMetrics
+from app.process_table import ProcessRow, ProcessTable
 from app.settings import Settings
 from app.store.client import connect
 from app.store.event_log import EventLog
@@ -52,10 +55,13 @@ class ReadersDoNotStartError(Exception):
     """The frame readers end as soon as they are started; no setting is known to be wrong."""
 
 
-def create_app(settings: Settings, *, readers: FrameReaders | None = None) -> FastAPI:
+def create_app(
+    settings: Settings, *, row: ProcessRow | None = None, readers: FrameReaders | None = None
+) -> FastAPI:
     """Builds the API and starts its frame readers; it connects when a server starts it.
 
     Args:
+        row: of this process, where it is one of several on a port.
         readers: to read frames with, instead of sandboxed children of its own.
 
     Raises:
@@ -69,6 +75,9 @@ def create_app(settings: Settings, *, readers: FrameReaders | None = None) -> Fa
     compression = _default_compression(settings)
     metrics = ApiMetrics(_registry())
     metrics.set_capacity(queued_jobs=settings.max_queued_jobs, streams=settings.max_streams)
+    own_table = ProcessTable.create(1) if row is None else None
+    row = own_table.take_row(0) if own_table else row
+    assert row is not None
     drain = Drain()
     tracing = tracing_from_environment("api")
     if readers is None:
@@ -78,8 +87,10 @@ def create_app(settings: Settings, *, readers: FrameReaders | None = None) -> Fa
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
+            if own_table is not None:
+                stack.callback(own_table.close)
             app.state.api = await _start(
-                settings, redis_url, compression, metrics, drain, readers, tracing, stack
+                settings, redis_url, compression, metrics, row, drain, readers, tracing, stack
             )
             yield
 
@@ -90,6 +101,7 @@ def create_app(settings: Settings, *, readers: FrameReaders | None = None) -> Fa
         lifespan=lifespan,
         redoc_url=None,
     )
+    app.state.row = row
     app.state.drain = drain
     install_error_handlers(app, metrics.count_rejection)
     install_openapi(app)
@@ -105,6 +117,7 @@ async def _start(
     redis_url: str,
     compression: CompressionConfig,
     metrics: ApiMetrics,
+    row: ProcessRow,
     drain: Drain,
     readers: FrameReaders,
     tracing: Tracing,
@@ -120,11 +133,13 @@ async def _start(
     stack.push_async_callback(log_redis.aclose)
 
     stack.push_async_callback(readers.aclose)
-    second_try = SecondTryReaders(readers, timeout_s=settings.read_timeout_s)
+    places = ReaderPlaces(row.table, settings.max_frame_readers)
+    second_try = SecondTryReaders(readers, places, timeout_s=settings.read_timeout_s)
     videos = VideoStore(
         settings.data_dir / "videos",
         max_bytes=settings.max_video_store_bytes,
         max_upload_bytes=settings.max_upload_bytes,
+        row=row,
     )
     await videos.open()
     queue = JobQueue(redis, keys, result_ttl_s=settings.result_ttl_s)
@@ -147,12 +162,14 @@ async def _start(
     janitor = asyncio.create_task(Janitor(queue, registry, videos, orphans, metrics).run())
     stack.push_async_callback(_stop, janitor)
     stack.push_async_callback(_stop, asyncio.create_task(watch_loop_lag(metrics.observe_lag)))
+    metrics_page = MetricsPage(metrics.registry, row)
+    await stack.enter_async_context(metrics_page.shown_to_siblings())
     uploads = Uploads(videos, second_try, drain, timeout_s=settings.job_timeout_s)
     jobs = Jobs(queue, EventLog(log_redis, keys), heartbeat_s=settings.heartbeat_s)
     return Api(
         keys=ApiKeys(settings.api_keys),
         drain=drain,
-        streams=StreamSlots(settings.max_streams, metrics),
+        streams=StreamSlots(settings.max_streams, row, metrics),
         registry=registry,
         videos=videos,
         uploads=uploads,
@@ -171,6 +188,7 @@ async def _start(
         jobs=jobs,
         answers=Answers(jobs, drain, metrics, followers, cancellations),
         metrics=metrics,
+        metrics_page=metrics_page,
         tracing=tracing,
     )
 

@@ -14,6 +14,7 @@ from app.api.connection.streams import StreamSlots
 from app.api.post.cancelling import Cancellations
 from app.api.post.submissions import Submissions
 from app.api.post.uploads import Uploads
+from app.api.upkeep.metrics_page import MetricsPage
 from app.metrics import ApiMetrics
 from app.store.worker_registry import WorkerRegistry
 from app.tracing import Tracing
@@ -35,6 +36,7 @@ class Api:
     jobs: Jobs
     answers: Answers
     metrics: ApiMetrics
+    metrics_page: MetricsPage
     tracing: Tracing
 
     async def wait_until_idle(self) -> None:

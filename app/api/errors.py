@@ -147,6 +147,8 @@ def problem_response(
     given = dict(headers or {})
     if code in RETRY_AFTER_S:
         given.setdefault("Retry-After", str(RETRY_AFTER_S[code]))
+    if code == ShuttingDownError.code:
+        given.setdefault("Connection", "close")  # the next request may meet another process
     if status == 401:
         given.setdefault("WWW-Authenticate", 'Bearer realm="dycoke"')
     return JSONResponse(

@@ -4,7 +4,7 @@ import asyncio
 
 from fastapi import APIRouter
 from fastapi.responses import Response
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from app.api.context import ApiDep
 from app.api.openapi import PROBLEMS
@@ -36,4 +36,5 @@ async def readyz(api: ApiDep) -> dict[str, str]:
 
 @router.get("/metrics", summary="Prometheus metrics", response_class=Response)
 async def metrics(api: ApiDep) -> Response:
-    return Response(generate_latest(api.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+    """Of all processes on the port, each with its number as the label `process`."""
+    return Response(await api.metrics_page.render(), media_type=CONTENT_TYPE_LATEST)
