@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from app.settings import Settings
+from app.settings import API_SECRETS, Settings
 from app.supervisor import ChildSpec
 
 # Device files without which torch finds no GPU; looking is cheaper than importing torch.
@@ -37,6 +37,7 @@ def worker_specs(
                 "DYCOKE_WORKERS": str(num_workers),  # who share the host's memory
                 **({"CUDA_VISIBLE_DEVICES": gpus[child % len(gpus)]} if gpus else {}),
             },
+            drop_env=API_SECRETS,
             stop_order=stop_order,
             stop_timeout_s=settings.drain_timeout_s + STOP_MARGIN_S,
         )
