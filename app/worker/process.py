@@ -15,9 +15,9 @@ from app.settings import Settings
 from app.store.client import connect
 from app.supervisor import EXIT_BAD_SETTINGS, this_life
 from app.tracing import Tracing, tracing_from_environment
-from app.worker.cores import num_usable_cores
 from app.worker.witness import name_worker
 from app.worker.worker import Worker
+from dycoke_core.cores import num_usable_cores
 from dycoke_core.errors import ModelLoadError
 
 if TYPE_CHECKING:

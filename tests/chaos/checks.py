@@ -109,9 +109,9 @@ async def check_idle(fleet: Fleet, ledger: Ledger) -> None:
     def leaks() -> list[str]:
         found = []
         for api in fleet.apis:
-            if num_buffers := api.num_shared_buffers():
-                found.append(f"{api.name} holds {num_buffers} buffers of shared memory")
-            if readers := api.descendants(2):
+            if num_buffers := api.num_frame_buffers():
+                found.append(f"{api.name} holds {num_buffers} frame buffers")
+            if readers := api.readers():
                 found.append(f"{api.name} has frame readers: {readers}")
         return found
 

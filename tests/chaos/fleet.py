@@ -1,5 +1,5 @@
-"""The service under test: a Redis, two APIs and two pools of one worker, each in processes of its
-own, each with a link to Redis of its own.
+"""The service under test: a Redis, two APIs (one process, and two on one port) and two pools of one
+worker, each in processes of its own, each with a link to Redis of its own.
 
 Whatever ends a part by force or in order, `up` starts it again, as systemd or Kubernetes would.
 """
@@ -24,6 +24,8 @@ from tests.integration.workers import ROOT, is_alive
 PATIENCE_S = 60.0
 POLL_S = 0.05
 NUM_APIS = NUM_POOLS = 2
+PROCESSES_OF_APIS = (1, 2)
+FORK_SERVER = "dycoke_core.video.fork_server"
 
 
 @dataclass(eq=False)
@@ -68,19 +70,28 @@ class Part:
                     await asyncio.sleep(POLL_S)
         return self._process.poll()
 
-    def descendants(self, depth: int) -> list[psutil.Process]:
-        """Its children (depth 1) or grandchildren (depth 2)."""
+    def processes(self) -> list[psutil.Process]:
+        """Itself and those that it supervises."""
         assert self._process is not None
-        found = [psutil.Process(self._process.pid)]
-        for _ in range(depth):
-            found = [child for process in found for child in _children(process)]
-        return found
+        main = psutil.Process(self._process.pid)
+        return [main, *(child for child in _children(main) if not _is_fork_server(child))]
 
-    def num_shared_buffers(self) -> int:
-        """How many buffers of shared memory it holds."""
-        assert self._process is not None
-        folder = Path(f"/proc/{self._process.pid}/fd")
-        return sum("memfd:" in os.readlink(fd) for fd in folder.iterdir() if fd.is_symlink())
+    def fork_servers(self) -> list[psutil.Process]:
+        children = [child for process in self.processes() for child in _children(process)]
+        return [child for child in children if _is_fork_server(child)]
+
+    def readers(self) -> list[psutil.Process]:
+        """The frame readers that are at work."""
+        return [reader for server in self.fork_servers() for reader in _children(server)]
+
+    def num_frame_buffers(self) -> int:
+        """How many frame buffers, which are shared memory, it holds."""
+        links = []
+        for process in self.processes():
+            for fd in Path(f"/proc/{process.pid}/fd").iterdir():
+                with suppress(FileNotFoundError):
+                    links.append(os.readlink(fd))
+        return sum("memfd:frames" in link for link in links)
 
 
 class Fleet:
@@ -112,7 +123,11 @@ class Fleet:
             port = _free_port()
             self.urls.append(f"http://127.0.0.1:{port}")
             argv = (sys.executable, "-m", "app", "api")
-            self.apis.append(await self._part(f"api-{number}", argv, {"DYCOKE_PORT": str(port)}))
+            env = {
+                "DYCOKE_PORT": str(port),
+                "DYCOKE_API_PROCESSES": str(PROCESSES_OF_APIS[number]),
+            }
+            self.apis.append(await self._part(f"api-{number}", argv, env))
         for number in range(NUM_POOLS):
             argv = (sys.executable, "-m", "tests.chaos.pool")
             self.pools.append(await self._part(f"pool-{number}", argv, {"DYCOKE_WORKERS": "1"}))
@@ -177,6 +192,13 @@ def _children(process: psutil.Process) -> list[psutil.Process]:
         return [child for child in process.children() if is_alive(child.pid)]
     except psutil.NoSuchProcess:
         return []
+
+
+def _is_fork_server(process: psutil.Process) -> bool:
+    try:
+        return FORK_SERVER in process.cmdline()
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _free_port() -> int:

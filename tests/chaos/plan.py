@@ -47,6 +47,7 @@ _KINDS = {
     "kill worker": _Kind(6, 0.0, 0.3),
     "kill pool": _Kind(2, 0.1, 1.0),
     "kill api": _Kind(3, 0.1, 1.0),
+    "kill api process": _Kind(2),
     "kill reader": _Kind(3, 0.5, 1.5),
     "kill fork server": _Kind(2),
     "pause worker": _Kind(4, 0.1, 0.8, is_in_leases=True),

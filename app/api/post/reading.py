@@ -148,6 +148,7 @@ class FrameReading:
             start_s=reading.spec.start_s,
             end_s=reading.spec.end_s,
             salt=request.cache_salt,
+            sampling=reading.spec.sampling,
         )
         stored = await self._find(digest, request.job_id)
         if stored is not None:
@@ -164,6 +165,7 @@ class FrameReading:
                     timestamps_s=list(frames.timestamps_s),
                     reader=frames.reader,
                     warnings=list(frames.warnings),
+                    sampling=reading.spec.sampling,
                     is_cached=stored is not None,
                 ),
                 "read_frames_s": request.read_frames_s + time.monotonic() - began_at,
