@@ -106,14 +106,14 @@ class Faults:
 
     async def kill_reader(self, fault: Fault) -> None:
         """Waits for a frame reader to come, for a while."""
-        api = self._fleet.apis[fault.number]
         give_up_at_s = self._ledger.now_s() + fault.for_s
-        while self._ledger.now_s() < give_up_at_s and api.is_running:
-            with suppress(psutil.NoSuchProcess):
-                for reader in api.readers()[:1]:
-                    self.note(fault, f"{api.name}: pid {reader.pid}")
-                    _send(reader, signal.SIGKILL)
-                    return
+        while self._ledger.now_s() < give_up_at_s:
+            for api in self._fleet.apis:
+                with suppress(psutil.NoSuchProcess):
+                    for reader in api.readers()[:1] if api.is_running else []:
+                        self.note(fault, f"{api.name}: pid {reader.pid}")
+                        _send(reader, signal.SIGKILL)
+                        return
             await asyncio.sleep(POLL_S)
 
     async def kill_fork_server(self, fault: Fault) -> None:
@@ -127,6 +127,7 @@ class Faults:
     # --- of links and of Redis ---
 
     async def hurt_link(self, fault: Fault, part: Part, how: str) -> None:
+        assert part.link is not None
         self.note(fault, part.name)
         getattr(part.link, how)()
         await asyncio.sleep(fault.for_s)

@@ -35,7 +35,7 @@ class Part:
     name: str
     argv: tuple[str, ...]
     env: dict[str, str]
-    link: Link
+    link: Link | None
     log: Path
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     _process: "subprocess.Popen[bytes] | None" = None
@@ -120,7 +120,7 @@ class Fleet:
     async def start(self) -> None:
         self.redis.start()
         for number in range(NUM_APIS):
-            port = _free_port()
+            port = free_port()
             self.urls.append(f"http://127.0.0.1:{port}")
             argv = (sys.executable, "-m", "app", "api")
             env = {
@@ -139,7 +139,7 @@ class Fleet:
         """Waits until both APIs answer and both workers are there."""
         async with asyncio.timeout(2 * PATIENCE_S), httpx.AsyncClient(timeout=5.0) as client:
             for url in self.urls:
-                while not await _has_workers(client, url, NUM_POOLS):
+                while not await has_workers(client, url, NUM_POOLS):
                     await asyncio.sleep(0.2)
 
     async def up(self, part: Part) -> None:
@@ -164,14 +164,14 @@ class Fleet:
                 part.send(signal.SIGCONT)
                 part.send(signal.SIGKILL)
                 await part.ended()
-            await part.link.close()
+            if part.link is not None:
+                await part.link.close()
         self.redis.resume()
         self.redis.kill()
 
     async def _part(self, name: str, argv: tuple[str, ...], env: dict[str, str]) -> Part:
         link = Link(name, self.redis.socket)
         await link.open()
-        inherited = {n: v for n, v in os.environ.items() if not n.startswith("DYCOKE_")}
         settings = {
             "DYCOKE_REDIS_URL": link.url,
             "DYCOKE_MODEL": "tiny",
@@ -184,7 +184,7 @@ class Fleet:
             "DYCOKE_JOB_TIMEOUT_S": "1200",
             "TMPDIR": str(self.temporary),
         }
-        return Part(name, argv, inherited | settings | env, link, self.logs / f"{name}.log")
+        return Part(name, argv, own_environment() | settings | env, link, self.logs / f"{name}.log")
 
 
 def _children(process: psutil.Process) -> list[psutil.Process]:
@@ -201,7 +201,7 @@ def _is_fork_server(process: psutil.Process) -> bool:
         return False
 
 
-def _free_port() -> int:
+def free_port() -> int:
     import socket
 
     with socket.socket() as probe:
@@ -210,9 +210,16 @@ def _free_port() -> int:
         return port
 
 
-async def _has_workers(client: httpx.AsyncClient, url: str, number: int) -> bool:
+def own_environment() -> dict[str, str]:
+    """This process's, without settings of the service."""
+    return {name: v for name, v in os.environ.items() if not name.startswith("DYCOKE_")}
+
+
+async def has_workers(client: httpx.AsyncClient, url: str, number: int) -> bool:
     try:
         reply = await client.get(f"{url}/v1/models")
     except httpx.TransportError:
         return False
-    return reply.status_code == 200 and reply.json()["data"][0]["num_workers"] == number
+    if reply.status_code != 200:
+        return False
+    return sum(model["num_workers"] for model in reply.json()["data"]) == number
