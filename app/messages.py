@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from app.keys.owners import ANONYMOUS
 from dycoke_core.errors import DycokeError
 from dycoke_core.video.types import Sampling
 
@@ -69,6 +70,8 @@ class JobRequest(Message):
 
     version: int = WIRE_VERSION
     job_id: str
+    owner: str = ANONYMOUS  # of releases that do not say
+    cache_salt: str = ""  # jobs of another salt find none of this one's frames and features
     model: str
     video_id: str
     messages: list[Turn]

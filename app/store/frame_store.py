@@ -85,9 +85,19 @@ def frames_digest(
     start_s: float | None,
     end_s: float | None,
     sampling: Sampling,
+    salt: str = "",
 ) -> str:
-    """Names a blob by everything that its pixels depend on."""
-    parts = [PIXELS_VERSION, video_id, num_frames, image_size, start_s, end_s, sampling]
+    """Names a blob by everything that its pixels depend on.
+
+    Args:
+        salt: of those who share blobs, and all that workers keep by this name.
+    """
+    parts: list[object] = [
+        *(PIXELS_VERSION, video_id, num_frames, image_size),
+        *(start_s, end_s, sampling),
+    ]
+    if salt:
+        parts.append(salt)
     return sha256(json.dumps(parts).encode()).hexdigest()
 
 

@@ -67,6 +67,8 @@ def make_job_request(
     compression: CompressionConfig,
     *,
     job_id: str,
+    owner: str,
+    cache_salt: str,
     video_id: str,
     accepted_at_s: float,
     deadline_at_s: float,
@@ -77,6 +79,8 @@ def make_job_request(
     seed = secrets.randbelow(MAX_DRAWN_SEED) if fields.seed is None else fields.seed
     return JobRequest(
         job_id=job_id,
+        owner=owner,
+        cache_salt=cache_salt,
         model=card.model,
         video_id=video_id,
         messages=fields.turns(),

@@ -1,8 +1,9 @@
 """Reading a job's frames: from `create` until the job is in the queue.
 
 A reading belongs to the process, not to the connection that posted the job. Jobs about the same
-frames share one read. What ends a reading early: `cancel`, the job's end by anybody (another API's
-DELETE, its deadline), the loss of its place. Bounded by the queue: each reading holds a place.
+frames share one read, if their cache salt is the same too. What ends a reading early: `cancel`, the
+job's end by anybody (another API's DELETE, its deadline), the loss of its place. Bounded by the
+queue: each reading holds a place.
 """
 
 import asyncio
@@ -146,6 +147,7 @@ class FrameReading:
             image_size=reading.spec.image_size,
             start_s=reading.spec.start_s,
             end_s=reading.spec.end_s,
+            salt=request.cache_salt,
             sampling=reading.spec.sampling,
         )
         stored = await self._find(digest, request.job_id)
