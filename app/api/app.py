@@ -73,7 +73,7 @@ def create_app(settings: Settings, *, readers: FrameReaders | None = None) -> Fa
     tracing = tracing_from_environment("api")
     if readers is None:
         readers = _start_readers(settings)
-    metrics.watch_reader_kills(lambda: readers.kills)
+    metrics.watch_readers(lambda: readers.kills, lambda: readers.num_exceptions)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -49,6 +49,7 @@ STATUS_BY_CODE: Mapping[str, int] = {
     "video_error": 422,
     "unreadable_video": 422,
     "video_read_timeout": 422,
+    "video_reader_failed": 422,
     "video_reader_killed": 422,
     "queue_full": 429,
     INTERNAL_ERROR: 500,
@@ -59,6 +60,7 @@ STATUS_BY_CODE: Mapping[str, int] = {
     "job_lost": 503,
     "no_worker": 503,
     "reader_lost": 503,
+    "readers_unavailable": 503,
     "sampler_changed": 503,
     "sandbox_unavailable": 503,
     "shutting_down": 503,
@@ -72,6 +74,7 @@ STATUS_BY_CODE: Mapping[str, int] = {
 # Seconds after which a refused client may well get in.
 RETRY_AFTER_S: Mapping[str, int] = {
     "no_worker": 5,
+    "readers_unavailable": 2,
     "shutting_down": 1,
     "store_unavailable": 2,
     "too_many_streams": 1,
