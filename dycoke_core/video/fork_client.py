@@ -57,6 +57,15 @@ class Confinement:
     memory_bytes: int
     cpu_s: int
     is_strict: bool
+    max_threads: int = 6  # all of them; decord has one of its own
+
+    def with_threads(self, number: int) -> "Confinement":
+        """For a child that decodes with so many threads: each brings its CPU time and, in some
+        decoders, another one.
+        """
+        return replace(
+            self, cpu_s=self.cpu_s * number, max_threads=self.max_threads + 2 * (number - 1)
+        )
 
 
 @dataclass(slots=True, eq=False)
@@ -148,7 +157,7 @@ class ForkServer:
         confinement = asdict(self._confinement) | {"is_strict": False}
         task = {
             "name": "observe_refusals",
-            "params": {},
+            "params": {"max_threads": self._confinement.max_threads},
             "num_threads": 1,
             "confinement": confinement,
         }
@@ -193,7 +202,7 @@ class ForkServer:
             read_end, write_end = os.pipe()
         except OSError as error:
             raise TaskFailure("no_process", "no server") from error
-        confinement = replace(self._confinement, cpu_s=self._confinement.cpu_s * num_threads)
+        confinement = self._confinement.with_threads(num_threads)
         task: dict[str, Any] = {
             "name": name,
             "params": params,

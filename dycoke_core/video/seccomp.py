@@ -14,11 +14,12 @@ import ctypes
 import errno
 import os
 import struct
+from collections.abc import Sequence
 
 _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP = 38, 22
 _SECCOMP_MODE_FILTER = 2
 _AUDIT_ARCH_X86_64 = 0xC000003E
-_CLONE = 56
+CLONE = 56
 _CLONE_THREAD = 0x00010000
 
 # Numbers of x86-64.
@@ -37,9 +38,10 @@ _ALLOWED = {
 _LOAD, _JUMP_EQUAL, _JUMP_ANY_BIT, _RETURN = 0x20, 0x15, 0x45, 0x06
 _NR_OFFSET, _ARCH_OFFSET, _ARG0_OFFSET = 0, 4, 16
 _ALLOW, _KILL_PROCESS, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
+_ASK = 0x7FC00000  # SECCOMP_RET_USER_NOTIF; a refusal of another filter comes first
 
 
-class _Program(ctypes.Structure):
+class Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
 
 
@@ -49,10 +51,7 @@ def install_filter() -> None:
     Raises:
         OSError: no filter for this architecture, or the kernel refused it.
     """
-    if os.uname().machine != "x86_64":
-        raise OSError(errno.ENOSYS, "seccomp: no filter for this architecture")
-    code = _assemble()
-    program = _Program(len(code) // 8, code)
+    program = _program(_allow_list())
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "no_new_privs")
@@ -60,14 +59,40 @@ def install_filter() -> None:
         raise OSError(ctypes.get_errno(), "seccomp")
 
 
-def _assemble() -> bytes:
+def filter_asking_about(number: int) -> Program:
+    """Returns a filter that lets a listener decide on one system call, and allows all others.
+
+    Raises:
+        OSError: no filter for this architecture.
+    """
+    return _program(
+        [
+            (_LOAD, 0, 0, _ARCH_OFFSET),
+            (_JUMP_EQUAL, 1, 0, _AUDIT_ARCH_X86_64),
+            (_RETURN, 0, 0, _KILL_PROCESS),
+            (_LOAD, 0, 0, _NR_OFFSET),
+            (_JUMP_EQUAL, 0, 1, number),
+            (_RETURN, 0, 0, _ASK),
+            (_RETURN, 0, 0, _ALLOW),
+        ]
+    )
+
+
+def _program(instructions: Sequence[tuple[int, int, int, int]]) -> Program:
+    if os.uname().machine != "x86_64":
+        raise OSError(errno.ENOSYS, "seccomp: no filter for this architecture")
+    code = b"".join(struct.pack("=HBBI", *instruction) for instruction in instructions)
+    return Program(len(instructions), code)
+
+
+def _allow_list() -> list[tuple[int, int, int, int]]:
     """Jumps are relative: (if true, if false) count the instructions to skip."""
     instructions = [
         (_LOAD, 0, 0, _ARCH_OFFSET),
         (_JUMP_EQUAL, 1, 0, _AUDIT_ARCH_X86_64),
         (_RETURN, 0, 0, _KILL_PROCESS),
         (_LOAD, 0, 0, _NR_OFFSET),
-        (_JUMP_EQUAL, 0, 4, _CLONE),  # threads, but no processes
+        (_JUMP_EQUAL, 0, 4, CLONE),  # threads, but no processes
         (_LOAD, 0, 0, _ARG0_OFFSET),
         (_JUMP_ANY_BIT, 0, 1, _CLONE_THREAD),
         (_RETURN, 0, 0, _ALLOW),
@@ -76,4 +101,4 @@ def _assemble() -> bytes:
     for number in _ALLOWED.values():
         instructions += [(_JUMP_EQUAL, 0, 1, number), (_RETURN, 0, 0, _ALLOW)]
     instructions.append((_RETURN, 0, 0, _ERRNO | errno.ENOSYS))
-    return b"".join(struct.pack("=HBBI", *instruction) for instruction in instructions)
+    return instructions

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,27 @@ def start_threads(task: Task) -> Result:
     return {"num_threads": len(threads)}
 
 
+def start_as_many_threads_as_it_may(task: Task) -> Result:
+    threading.stack_size(2**16)
+    may_end = threading.Event()
+    threads: list[threading.Thread] = []
+    try:
+        while len(threads) < 500:
+            threads.append(threading.Thread(target=may_end.wait, daemon=True))
+            threads[-1].start()
+    except RuntimeError:
+        return {"num_threads": len(threads)}  # with the first, without the one that was refused
+    finally:
+        may_end.set()
+    return {"num_threads": 500}
+
+
+def ask_for_threads_for_ever(task: Task) -> Result:
+    while True:
+        with suppress(RuntimeError):
+            threading.Thread(target=time.sleep, args=(3600,), daemon=True).start()
+
+
 def try_everything(task: Task) -> Result:
     """Returns what was possible, of what must not be."""
     libc = ctypes.CDLL(None, use_errno=True)
@@ -178,6 +200,8 @@ TASKS: Tasks = {
         read_the_video,
         list_descriptors,
         start_threads,
+        start_as_many_threads_as_it_may,
+        ask_for_threads_for_ever,
         try_everything,
     )
 }
