@@ -1,10 +1,11 @@
 """What a reading child may do: `confine`, called in the child, and what of it this system can do.
 
-In force afterwards: rlimits on memory, CPU time, written bytes, core files and open files; Landlock
-with one readable file; the seccomp allow-list; a number of threads (`thread_limit`). Wall time is
-bounded by whoever started the child.
+In force afterwards: rlimits on memory, CPU time, written bytes, core files and open files; no
+memory both writable and executable; Landlock with one readable file; a number of threads
+(`thread_limit`); the seccomp allow-list. Wall time is bounded by whoever started the child.
 """
 
+import ctypes
 import os
 import resource
 import socket
@@ -19,6 +20,9 @@ from dycoke_core.video.thread_limit import ask_before_each_thread
 
 _MAX_OPEN_FILES = 16
 _SMALL_STACK_BYTES = 2**16
+_READ_AND_EXECUTE = 5
+
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +68,7 @@ def confine(
     Raises:
         OSError: with `is_strict`, the system lacks Landlock or seccomp.
     """
+    _protect_code()
     _limit(resource.RLIMIT_AS, memory_bytes, memory_bytes)
     _limit(resource.RLIMIT_CPU, cpu_s, cpu_s + 1)  # SIGXCPU first, which tells the reason
     _limit(resource.RLIMIT_FSIZE, 0, 0)
@@ -76,6 +81,18 @@ def confine(
         ask_before_each_thread(server)
     with suppress(*tolerated):
         install_filter()
+
+
+def _protect_code() -> None:
+    """Makes memory unwritable that is executable, too: where ctypes keeps its callbacks. None may
+    be made or freed from here on.
+    """
+    with open("/proc/self/maps") as maps:
+        ranges = [line.split(maxsplit=2)[:2] for line in maps]
+    for addresses, rights in ranges:
+        if "w" in rights and "x" in rights:
+            start, end = (int(address, 16) for address in addresses.split("-"))
+            _libc.mprotect(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _READ_AND_EXECUTE)
 
 
 def _limit(kind: int, soft: int, hard: int) -> None:
