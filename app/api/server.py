@@ -16,10 +16,10 @@ from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from app.api.app import ReadersDoNotStartError, create_app
 from app.api.connection.drain import Drain
+from app.api.connection.http_protocol import HTTP_PROTOCOL
 from app.api.context import Api
 from app.errors import ShuttingDownError
 from app.settings import Settings
@@ -30,7 +30,6 @@ logger = logging.getLogger(__name__)
 
 # A peer that acknowledges nothing, or keeps its window shut, for this long is gone.
 PEER_TIMEOUT_MS = 60_000
-HEADERS_TIMEOUT_S = 15.0  # for a connection to send a request's headers
 EXIT_FAILED = 1  # a supervisor starts it again
 BACKLOG = 128  # connections that the event loop accepts at once
 MAX_OPEN_FILES = 65_536
@@ -58,32 +57,13 @@ def run(settings: Settings) -> int:
     return 0
 
 
-class H11WithHeadersTimeout(H11Protocol):
-    """Closes a connection that does not send a whole request's headers in time."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._expect_request()
-
-    def on_response_complete(self) -> None:
-        super().on_response_complete()
-        self._expect_request()
-
-    def _expect_request(self) -> None:
-        self.loop.call_later(HEADERS_TIMEOUT_S, self._close_unless_requested, self.cycle)
-
-    def _close_unless_requested(self, last: RequestResponseCycle | None) -> None:
-        if self.cycle is last and not self.transport.is_closing():
-            self.transport.close()
-
-
 class ApiServer(uvicorn.Server):
     """Drains before it shuts down."""
 
     def __init__(self, app: FastAPI, settings: Settings) -> None:
         config = uvicorn.Config(
             app,
-            http=H11WithHeadersTimeout,
+            http=HTTP_PROTOCOL,
             backlog=BACKLOG,
             ws="none",
             lifespan="on",
