@@ -29,8 +29,10 @@ from app.api.upkeep.janitor import Janitor
 from app.api.upkeep.loop_lag import watch_loop_lag
 from app.metrics import ApiMetrics
 from app.settings import Settings
+from app.store import event_reader
 from app.store.client import connect
 from app.store.event_log import EventLog
+from app.store.event_reader import EventReader
 from app.store.frame_store import FrameStore
 from app.store.job_queue import JobQueue
 from app.store.keys import RedisKeys
@@ -115,9 +117,10 @@ async def _start(
     keys = RedisKeys(settings.redis_prefix)
     redis = connect(redis_url, max_connections=STORE_CONNECTIONS)
     stack.push_async_callback(redis.aclose)
-    # Every waiting reader of events holds a connection.
-    log_redis = connect(redis_url, max_connections=settings.max_streams + MAX_FOLLOWERS)
+    log_redis = connect(redis_url, max_connections=event_reader.CONNECTIONS)
     stack.push_async_callback(log_redis.aclose)
+    reader = EventReader(log_redis, keys)
+    stack.push_async_callback(_stop, asyncio.create_task(reader.run()))
 
     stack.push_async_callback(readers.aclose)
     second_try = SecondTryReaders(readers, timeout_s=settings.read_timeout_s)
@@ -148,7 +151,7 @@ async def _start(
     stack.push_async_callback(_stop, janitor)
     stack.push_async_callback(_stop, asyncio.create_task(watch_loop_lag(metrics.observe_lag)))
     uploads = Uploads(videos, second_try, drain, timeout_s=settings.job_timeout_s)
-    jobs = Jobs(queue, EventLog(log_redis, keys), heartbeat_s=settings.heartbeat_s)
+    jobs = Jobs(queue, EventLog(redis, keys), reader, heartbeat_s=settings.heartbeat_s)
     return Api(
         keys=ApiKeys(settings.api_keys),
         drain=drain,

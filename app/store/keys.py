@@ -27,6 +27,8 @@
     {p}:worker:{id}          string    ModelCard JSON, TTL = heartbeat
     {p}:workers              set       worker ids; one whose card is gone is dropped by readers
     {p}:ended                channel   id of a job that ended otherwise than by its worker
+    {p}:news                 channel   a line for each job that events were just appended to: its
+                                       id, and perhaps the event (`lua/append.lua`)
 
 Times are Redis' own clock, deadlines the API's. Lua scripts touch several of these at once (one
 Redis, no Cluster) and derive the names from the prefix: `lua/prelude.lua` repeats this list.
@@ -114,3 +116,7 @@ class RedisKeys:
     @property
     def ended(self) -> str:
         return f"{self.prefix}:ended"
+
+    @property
+    def news(self) -> str:
+        return f"{self.prefix}:news"

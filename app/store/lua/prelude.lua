@@ -35,6 +35,7 @@ local function ended_jobs_key() return PREFIX .. ':ended_jobs' end
 local function ended_sizes_key() return PREFIX .. ':ended_sizes' end
 local function ended_bytes_key() return PREFIX .. ':ended_bytes' end
 local function ended_channel() return PREFIX .. ':ended' end
+local function news_channel() return PREFIX .. ':news' end
 
 local function now_ms()
   local time = redis.call('TIME')
