@@ -10,7 +10,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from app.keys.owners import ANONYMOUS
 from dycoke_core.errors import DycokeError
+from dycoke_core.video.types import Sampling
 
 WIRE_VERSION = 1
 
@@ -46,6 +48,7 @@ class FramesWanted(Message):
     image_size: int
     start_s: float | None = None
     end_s: float | None = None
+    sampling: Sampling = "uniform"  # of releases that do not say
 
 
 class FramesRef(Message):
@@ -58,6 +61,7 @@ class FramesRef(Message):
     timestamps_s: list[float]
     reader: str  # decord or pyav
     warnings: list[str] = []
+    sampling: Sampling = "uniform"  # of releases that do not say
     is_cached: bool  # found in the frame store
 
 
@@ -66,6 +70,8 @@ class JobRequest(Message):
 
     version: int = WIRE_VERSION
     job_id: str
+    owner: str = ANONYMOUS  # of releases that do not say
+    cache_salt: str = ""  # jobs of another salt find none of this one's frames and features
     model: str
     video_id: str
     messages: list[Turn]
@@ -160,6 +166,7 @@ class FramesReceipt(Message):
     timestamps_s: list[float]
     reader: str
     warnings: list[str]
+    sampling: Sampling = "uniform"  # of releases that do not say
 
 
 class Timings(Message):

@@ -31,6 +31,7 @@ class Settings(BaseSettings):
     redis_prefix: str = Field("dycoke", pattern=r"^[A-Za-z0-9_.-]+$")
     data_dir: Path = Path(".dycoke")
     api_keys: Annotated[list[SecretStr], NoDecode, BeforeValidator(_comma_separated)] = []
+    share_caches: bool = False  # between keys: answers are quicker, and tell who asked before
 
     # The model.
     model: str = str(BUNDLED_MODEL)

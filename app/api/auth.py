@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pydantic import SecretStr
 
 from app.errors import UnauthorizedError
-
-ANONYMOUS = "anonymous"
+from app.keys.owners import ANONYMOUS
 
 
 class ApiKeys:

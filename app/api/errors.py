@@ -40,7 +40,6 @@ STATUS_BY_CODE: Mapping[str, int] = {
     "upload_timeout": 408,
     "cancelled": 409,
     "idempotency_conflict": 409,
-    "video_in_use": 409,
     "upload_too_large": 413,
     "video_limit_exceeded": 413,
     "unsupported_media_type": 415,

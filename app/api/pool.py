@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from app.cores import num_usable_cores
 from app.process_table import ProcessTable
 from app.settings import Settings
 from app.supervisor import ChildSpec
+from dycoke_core.cores import num_usable_cores
 
 CORES_PER_PROCESS = 4  # the others are for workers, frame readers and Redis
 MAX_DEFAULT_PROCESSES = 8

@@ -410,22 +410,26 @@ async def test_video_is_uploaded_once_and_found_by_its_content(
     assert (await api.client.get(url)).status_code == 404
     asked = await api.post(clip=None, video_id=video["video_id"])
     assert (asked.status_code, asked.json()["code"]) == (404, "video_not_found")
-    names = [p.name for p in (api.settings.data_dir / "videos").rglob("*")]
-    assert names == ["incoming"]
+    names = {p.name for p in (api.settings.data_dir / "videos").rglob("*")}
+    assert names == {"incoming", "owners"}
 
 
-async def test_video_in_use_is_not_deleted(api: RunningApi, worker: ScriptedWorker) -> None:
+async def test_deleted_video_is_gone_at_once_and_the_job_that_reads_it_goes_on(
+    api: RunningApi, worker: ScriptedWorker
+) -> None:
     api.readers.may_read.clear()
     async with api.posting() as response:
         reader = EventReader(response)
         job = await reader.until("job")
         url = f"/v1/videos/{job.data['video_id']}"
-        refused = await api.client.delete(url)
-        assert (refused.status_code, refused.json()["code"]) == (409, "video_in_use")
+        assert (await api.client.delete(url)).status_code == 204
+        for method in ("GET", "DELETE"):
+            assert (await api.client.request(method, url)).status_code == 404
         api.readers.may_read.set()
         await worker.answer()
         await reader.until("done")
-    assert (await api.client.delete(url)).status_code == 204
+    await api.api.videos.tidy()
+    assert [p.name for p in (api.settings.data_dir / "videos").rglob("vid_*")] == []
 
 
 @pytest.mark.parametrize("video_id", ["x", "..%2F..%2Fetc%2Fpasswd", "vid_" + "A" * 64, "vid_"])

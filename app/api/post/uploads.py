@@ -43,12 +43,14 @@ class Uploads:
     def receive(self) -> AbstractAsyncContextManager[Upload]:
         return self._videos.receive()
 
-    async def find(self, video_id: str) -> VideoLease:
+    async def find(self, video_id: str, owner: str) -> VideoLease:
         """Raises: VideoNotFoundError."""
-        return await self._videos.lease(video_id)
+        return await self._videos.lease(video_id, owner)
 
-    async def store(self, upload: Upload) -> tuple[VideoLease, float]:
-        """Stores an upload that the readers can read, unless its content is there already.
+    async def store(self, upload: Upload, owner: str) -> tuple[VideoLease, float]:
+        """Stores an upload that the readers can read, unless its owner has its content already.
+
+        Another owner's does not spare the probe: its time would tell that somebody has the video.
 
         Returns:
             The video, and the seconds that the probe took.
@@ -58,7 +60,8 @@ class Uploads:
         """
         video_id = await upload.finish()
         with suppress(VideoNotFoundError):
-            return await self._videos.lease(video_id), 0.0
+            return await self._videos.lease(video_id, owner), 0.0
         began_at = time.monotonic()
         probe = await self._readers.probe(upload.path)
-        return await self._videos.commit(upload, video_id, probe), time.monotonic() - began_at
+        lease = await self._videos.commit(upload, video_id, probe, owner)
+        return lease, time.monotonic() - began_at

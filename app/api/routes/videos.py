@@ -19,7 +19,7 @@ router = APIRouter(tags=["videos"], responses=PROBLEMS)
     summary="Upload a video; the same content has the same id",
     openapi_extra={"requestBody": UPLOAD_REQUEST_BODY},
 )
-async def upload_video(request: Request, api: ApiDep, _: PrincipalDep) -> VideoResource:
+async def upload_video(request: Request, api: ApiDep, principal: PrincipalDep) -> VideoResource:
     check_content_type(request, MULTIPART)
     api.drain.check()
     slot = api.streams.take()
@@ -30,7 +30,9 @@ async def upload_video(request: Request, api: ApiDep, _: PrincipalDep) -> VideoR
                 raise _wrong(form.fields[0][0], "Extra inputs are not permitted")
             if not form.has_file:
                 raise _wrong(VIDEO_FIELD, "Field required")
-            lease, _probe_s = await unless_disconnected(request.receive, api.uploads.store(upload))
+            lease, _probe_s = await unless_disconnected(
+                request.receive, api.uploads.store(upload, principal)
+            )
     finally:
         slot.release()
     lease.release()
@@ -38,14 +40,14 @@ async def upload_video(request: Request, api: ApiDep, _: PrincipalDep) -> VideoR
 
 
 @router.get("/v1/videos/{video_id}", summary="What is known of a stored video")
-async def get_video(video_id: str, api: ApiDep, _: PrincipalDep) -> VideoResource:
-    return VideoResource.of(await api.videos.find(video_id))
+async def get_video(video_id: str, api: ApiDep, principal: PrincipalDep) -> VideoResource:
+    return VideoResource.of(await api.videos.find(video_id, principal))
 
 
 @router.delete("/v1/videos/{video_id}", status_code=204, summary="Delete a stored video")
-async def delete_video(video_id: str, api: ApiDep, _: PrincipalDep) -> Response:
-    """Refused while a job reads it. Frames already taken from it stay until they are evicted."""
-    await api.videos.delete(video_id)
+async def delete_video(video_id: str, api: ApiDep, principal: PrincipalDep) -> Response:
+    """It is gone at once; a job that reads it just now goes on."""
+    await api.videos.delete(video_id, principal)
     return Response(status_code=204)
 
 
