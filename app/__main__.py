@@ -4,6 +4,7 @@
                             names one
     python -m app api       this machine's API processes for a shared Redis; supervised if several
     python -m app worker    this machine's workers for a shared Redis, one per GPU, supervised
+    python -m app keys      who may use the service: add, list, rotate, revoke
 
 Settings come from the environment (`app.settings`). A setting that cannot be used ends the command
 with one line on standard error and exit code 2.
@@ -20,6 +21,10 @@ from pydantic import ValidationError
 from app.api.listener import bind
 from app.api.pool import Inherited, api_specs, num_processes
 from app.embedded_redis import EmbeddedRedis, EmbeddedRedisError
+from app.keys import command as keys_command
+from app.keys.access import check_open_door
+from app.keys.command import KeyCommandError
+from app.keys.file import KeyFile, KeyFileError
 from app.logs import configure_logging
 from app.process_table import ProcessTable
 from app.settings import ENV_PREFIX, Settings, load_settings
@@ -39,12 +44,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parse(argv)
     try:
         settings = _settings(args.command)
+        if args.command == "keys":
+            return keys_command.run(args, KeyFile(settings.data_dir), settings.api_keys)
         if args.command == "serve":
             return _serve(settings)
         if args.command == "api":
             return _api(settings, args)
         return _worker(settings, args.child)
-    except SettingsError as error:
+    except (SettingsError, KeyCommandError) as error:
         print(f"dycoke: {error}", file=sys.stderr)
         return EXIT_BAD_SETTINGS
 
@@ -61,6 +68,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     worker.add_argument(
         "--child", type=int, metavar="N", help="run worker N in this process, unsupervised"
     )
+    keys_command.add_parser(commands)
     return parser.parse_args(argv)
 
 
@@ -70,7 +78,8 @@ def _settings(command: str) -> Settings:
         settings = load_settings()
     except ValidationError as error:
         problems = (
-            f"{ENV_PREFIX}{'_'.join(map(str, e['loc'])).upper()}: {e['msg']}"
+            f"{ENV_PREFIX}{'_'.join(map(str, e['loc'])).upper()}: "
+            + e["msg"].removeprefix("Value error, ")
             for e in error.errors(include_input=False)
         )
         raise SettingsError("; ".join(problems)) from error
@@ -82,13 +91,14 @@ def _settings(command: str) -> Settings:
         except ValueError:  # its text may hold a part of the password
             message = "is no Redis URL; reserved characters in a password must be percent-encoded"
             raise SettingsError(f"{ENV_PREFIX}REDIS_URL: {message}") from None
-    elif command != "serve":
+    elif command not in ("serve", "keys"):
         raise SettingsError(f"'{command}' needs {ENV_PREFIX}REDIS_URL; 'serve' brings its own")
     return settings
 
 
 def _serve(settings: Settings) -> int:
     configure_logging(settings.log_level, "supervisor")
+    _check_keys(settings)
     count = num_processes(settings, is_whole_service=True)
     with _listening(settings) as listener:
         if settings.redis_url is not None:
@@ -116,6 +126,15 @@ def _serve(settings: Settings) -> int:
             redis.close()
 
 
+def _check_keys(settings: Settings) -> None:
+    """Before anything is started; the API checks it again."""
+    try:
+        has_keys = bool(settings.api_keys or KeyFile(settings.data_dir).read())
+        check_open_door(settings, has_keys=has_keys)
+    except (KeyFileError, ValueError) as error:
+        raise SettingsError(str(error)) from error
+
+
 def _api(settings: Settings, args: argparse.Namespace) -> int:
     if args.child is not None:
         configure_logging(settings.log_level, f"api-{args.child}")
@@ -125,6 +144,7 @@ def _api(settings: Settings, args: argparse.Namespace) -> int:
         configure_logging(settings.log_level, "api")
         return _run_api(settings, None)
     configure_logging(settings.log_level, "supervisor")
+    _check_keys(settings)
     with _listening(settings) as listener:
         return _supervise(_api_specs(settings, listener, count, {}), listener)
 

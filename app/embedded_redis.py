@@ -18,6 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import quote
 
+from app.settings import API_SECRETS
 from app.supervisor import ChildSpec
 
 MAX_SOCKET_PATH_BYTES = 107  # sun_path of Linux, less its NUL
@@ -59,6 +60,7 @@ class EmbeddedRedis:
         return ChildSpec(
             name="redis",
             argv=self._argv(),
+            drop_env=API_SECRETS,
             stop_order=stop_order,
             stop_timeout_s=STOP_TIMEOUT_S,
             hurry_timeout_s=HURRY_TIMEOUT_S,

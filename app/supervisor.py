@@ -36,28 +36,30 @@ class ChildSpec:
 
     Args:
         env: added to the supervisor's own.
+        drop_env: names that it does not get of the supervisor's own.
         stop_order: children of a lower number are stopped, and gone, before those of a higher.
         stop_timeout_s: from SIGTERM to SIGKILL.
         hurry_timeout_s: the same from a second SIGTERM, which the child gets when the supervisor
             is told twice to stop; 0: it is killed at once.
         parent_death_signal: what it gets when the supervisor dies.
         pass_fds: file descriptors that it inherits.
-        on_death: called each time that it ends without having been told to, before a restart.
         on_end: told of each end: which life it was, as the child knows from `this_life`, and
             the exit code, negative for a signal's number. Not of what this supervisor has killed.
             A restart does not wait for it.
+        on_death: called each time that it ends without having been told to.
     """
 
     name: str
     argv: tuple[str, ...]
     env: Mapping[str, str] = field(default_factory=dict)
+    drop_env: tuple[str, ...] = ()
     stop_order: int = 0
     stop_timeout_s: float = 10.0
     hurry_timeout_s: float = 0.0
     parent_death_signal: signal.Signals = signal.SIGKILL
     pass_fds: tuple[int, ...] = ()
-    on_death: Callable[[], None] | None = None
     on_end: Callable[[str, int], Awaitable[None]] | None = None
+    on_death: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,12 +227,13 @@ class _Child:
         """Runs the process; returns its exit code, negative for a signal's number, 1 if the
         system has no room for a process just now."""
         spec = self.spec
+        inherited = {n: value for n, value in os.environ.items() if n not in spec.drop_env}
         try:
             self._process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-I", "-S", _CHILD_PROGRAM),
                 *(str(os.getpid()), str(int(spec.parent_death_signal))),
                 *spec.argv,
-                env={**os.environ, **spec.env, LIFE_VARIABLE: f"{os.getpid()}:{life}"},
+                env={**inherited, **spec.env, LIFE_VARIABLE: f"{os.getpid()}:{life}"},
                 pass_fds=spec.pass_fds,
                 stdout=STDERR_FD,  # some say there what belongs in the log
                 start_new_session=True,

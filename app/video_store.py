@@ -305,8 +305,13 @@ class VideoStore:
     def _delete(self, video_id: str, owner: str) -> None:
         self._read_reference(video_id, owner)
         self._reference_path(video_id, owner).unlink(missing_ok=True)
-        with suppress(VideoNotFoundError):
-            self._remove(video_id, unless_referenced=True)
+        self._collect(video_id)
+
+    def _collect(self, video_id: str) -> None:
+        """Removes a video without references, unless somebody uses it."""
+        if not self._references(video_id):
+            with suppress(VideoNotFoundError):
+                self._remove(video_id, unless_referenced=True)
 
     def _remove(self, video_id: str, *, unless_referenced: bool = False) -> bool:
         """Removes a video and what refers to it; False where somebody uses it, or it is spared."""
@@ -374,8 +379,7 @@ class VideoStore:
             self._drop_dangling(folder)
         for path, _ in _scan(self._directory):
             if VIDEO_ID.fullmatch(path.name):
-                with suppress(VideoNotFoundError):
-                    self._remove(path.name, unless_referenced=True)
+                self._collect(path.name)
         with self._room:
             counted_bytes = self._row.table.stored_bytes()
             self._scanned_bytes = -counted_bytes + sum(

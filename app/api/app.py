@@ -6,12 +6,14 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
 
 from app.api.answer.answers import Answers
 from app.api.answer.jobs import Jobs
 from app.api.answer.observer import Followers
 from app.api.auth import ApiKeys
+from app.api.connection.browsers import BrowserGuard
 from app.api.connection.drain import Drain
 from app.api.connection.lingering import LingeringClose
 from app.api.connection.streams import StreamSlots
@@ -25,10 +27,12 @@ from app.api.post.reading import FrameReading
 from app.api.post.second_try import SecondTryReaders
 from app.api.post.submissions import Submissions
 from app.api.post.uploads import Uploads
-from app.api.routes import chat, health, jobs, models, videos
+from app.api.routes import chat, docs, health, jobs, models, videos
 from app.api.upkeep.janitor import Janitor
 from app.api.upkeep.loop_lag import watch_loop_lag
 from app.api.upkeep.metrics_page import MetricsPage
+from app.keys.access import check_open_door
+from app.keys.file import KeyFile, KeyFileError
 from app.metrics import ApiMetrics
 from app.process_table import ProcessRow, ProcessTable
 from app.settings import Settings
@@ -49,6 +53,10 @@ logger = logging.getLogger(__name__)
 MAX_FOLLOWERS = 128
 STORE_CONNECTIONS = 64
 START_TRIES = 3  # of the frame readers
+CORS_REQUEST_HEADERS = [
+    *("Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "traceparent"),
+]
+CORS_RESPONSE_HEADERS = ["X-Job-Id", "Retry-After"]
 
 
 class ReadersDoNotStartError(Exception):
@@ -73,6 +81,7 @@ def create_app(
         raise ValueError("DYCOKE_REDIS_URL is not set")
     redis_url = settings.redis_url
     compression = _default_compression(settings)
+    keys = _api_keys(settings)
     metrics = ApiMetrics(_registry())
     metrics.set_capacity(queued_jobs=settings.max_queued_jobs, streams=settings.max_streams)
     own_table = ProcessTable.create(1) if row is None else None
@@ -90,7 +99,16 @@ def create_app(
             if own_table is not None:
                 stack.callback(own_table.close)
             app.state.api = await _start(
-                settings, redis_url, compression, metrics, row, drain, readers, tracing, stack
+                settings,
+                redis_url,
+                compression,
+                keys,
+                metrics,
+                row,
+                drain,
+                readers,
+                tracing,
+                stack,
             )
             yield
 
@@ -99,14 +117,30 @@ def create_app(
         summary="Answers questions about videos, with DyCoke token compression.",
         version="1",
         lifespan=lifespan,
-        redoc_url=None,
+        openapi_url=None,  # see `app.api.routes.docs`
+        redirect_slashes=False,  # to an address out of the Host header
     )
     app.state.row = row
     app.state.drain = drain
     install_error_handlers(app, metrics.count_rejection)
     install_openapi(app)
-    for module in (chat, videos, jobs, models, health):
+    for module in (chat, videos, jobs, models, docs, health):
         app.include_router(module.router)
+    app.add_middleware(
+        BrowserGuard,
+        allowed_hosts=settings.allowed_hosts,
+        allowed_origins=settings.allowed_origins,
+        has_keys=lambda: keys.has_any,
+        count_rejection=metrics.count_rejection,
+    )
+    if settings.allowed_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.allowed_origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=CORS_REQUEST_HEADERS,
+            expose_headers=CORS_RESPONSE_HEADERS,
+        )
     app.add_middleware(LastErrors, is_draining=lambda: drain.is_draining)
     app.add_middleware(LingeringClose)
     return app
@@ -116,6 +150,7 @@ async def _start(
     settings: Settings,
     redis_url: str,
     compression: CompressionConfig,
+    api_keys: ApiKeys,
     metrics: ApiMetrics,
     row: ProcessRow,
     drain: Drain,
@@ -164,10 +199,13 @@ async def _start(
     stack.push_async_callback(_stop, asyncio.create_task(watch_loop_lag(metrics.observe_lag)))
     metrics_page = MetricsPage(metrics.registry, row)
     await stack.enter_async_context(metrics_page.shown_to_siblings())
+    stack.push_async_callback(_stop, asyncio.create_task(api_keys.run()))
     uploads = Uploads(videos, second_try, drain, timeout_s=settings.job_timeout_s)
     jobs = Jobs(queue, EventLog(log_redis, keys), heartbeat_s=settings.heartbeat_s)
     return Api(
-        keys=ApiKeys(settings.api_keys),
+        keys=api_keys,
+        public_docs=settings.public_docs,
+        public_metrics=settings.public_metrics,
         drain=drain,
         streams=StreamSlots(settings.max_streams, row, metrics),
         registry=registry,
@@ -196,6 +234,16 @@ async def _start(
 async def _stop(task: asyncio.Task[None]) -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+def _api_keys(settings: Settings) -> ApiKeys:
+    """Raises ValueError: the keys cannot be read, or everybody would be let in."""
+    try:
+        keys = ApiKeys(settings.api_keys, KeyFile(settings.data_dir))
+    except KeyFileError as error:
+        raise ValueError(str(error)) from error
+    check_open_door(settings, has_keys=keys.has_any)
+    return keys
 
 
 def _start_readers(settings: Settings) -> FrameReaders:

@@ -32,6 +32,9 @@ STATUS_BY_CODE: Mapping[str, int] = {
     "invalid_request": 400,
     "prompt_too_long": 400,
     "unauthorized": 401,
+    "forbidden": 403,
+    "host_not_allowed": 403,
+    "origin_not_allowed": 403,
     "not_found": 404,
     "job_not_found": 404,
     "video_not_found": 404,
@@ -57,6 +60,7 @@ STATUS_BY_CODE: Mapping[str, int] = {
     "model_load_failed": 500,
     "job_failed_repeatedly": 500,
     "job_lost": 503,
+    "keys_unavailable": 503,
     "no_worker": 503,
     "reader_lost": 503,
     "sampler_changed": 503,
@@ -71,6 +75,7 @@ STATUS_BY_CODE: Mapping[str, int] = {
 
 # Seconds after which a refused client may well get in.
 RETRY_AFTER_S: Mapping[str, int] = {
+    "keys_unavailable": 5,
     "no_worker": 5,
     "shutting_down": 1,
     "store_unavailable": 2,

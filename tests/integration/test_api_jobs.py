@@ -272,7 +272,7 @@ async def test_closing_while_uploading_frees_the_place_and_the_disk(
         + bytes(3 * 2**20)
     )
     writer.write(
-        b"POST /v1/video/chat HTTP/1.1\r\nhost: x\r\ncontent-length: 99999999\r\n"
+        b"POST /v1/video/chat HTTP/1.1\r\nhost: localhost\r\ncontent-length: 99999999\r\n"
         b"content-type: multipart/form-data; boundary=b\r\n\r\n" + body
     )
     await writer.drain()
@@ -348,7 +348,7 @@ async def test_resetting_the_connection_cancels_the_job(
     reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
     body = f'{{"question": "x", "video_id": "{upload.json()["video_id"]}"}}'.encode()
     writer.write(
-        b"POST /v1/video/chat HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        b"POST /v1/video/chat HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
         b"content-length: %d\r\n\r\n" % len(body) + body
     )
     await reader.readuntil(b"event: job")

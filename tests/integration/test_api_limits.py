@@ -55,7 +55,7 @@ async def api(
 
 def upload_head(length: int) -> str:
     return (
-        "POST /v1/video/chat HTTP/1.1\nhost: x\n"
+        "POST /v1/video/chat HTTP/1.1\nhost: localhost\n"
         f"content-type: multipart/form-data; boundary=b\ncontent-length: {length}\n"
     )
 
@@ -68,7 +68,7 @@ async def test_connection_that_never_sends_its_headers_is_closed(
 ) -> None:
     monkeypatch.setattr(server, "HEADERS_TIMEOUT_S", 0.3)
     reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
-    writer.write(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n")
+    writer.write(b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n")
     assert b"200 OK" in await reader.readuntil(b"\r\n\r\n")
     writer.write(b"GET /livez HTTP/1.1\r\nx-half:")  # the second request stops half-way
     async with asyncio.timeout(10):
@@ -223,37 +223,6 @@ async def test_open_answers_are_bounded(api: RunningApi, worker: ScriptedWorker)
         again = asyncio.create_task(api.client.get(url))
         await worker.answer()
         assert parse_events((await again).text)[-1].name == "done"
-
-
-# --- who asks ---
-
-
-async def test_strangers_are_refused_where_keys_are_configured(
-    redis_server: RedisServer, keys: RedisKeys, tmp_path: Path, worker: ScriptedWorker
-) -> None:
-    async with running_api(
-        redis_server.url, keys, tmp_path, api_keys="first-key, second-key"
-    ) as api:
-        for header in ({}, {"Authorization": "Bearer x"}, {"Authorization": "Basic first-key"}):
-            for method, path in (
-                ("POST", "/v1/video/chat"),
-                ("POST", "/v1/videos"),
-                ("GET", "/v1/models"),
-                ("GET", "/v1/jobs/x"),
-                ("DELETE", "/v1/videos/x"),
-            ):
-                response = await api.client.request(method, path, headers=header)
-                assert response.status_code == 401, path
-                assert response.headers["www-authenticate"].startswith("Bearer")
-                assert response.json()["code"] == "unauthorized"
-        for path in ("/livez", "/readyz", "/metrics"):
-            assert (await api.client.get(path)).status_code == 200
-        for key in ("first-key", "second-key"):
-            headers = {"Authorization": f"Bearer {key}"}
-            assert (await api.client.get("/v1/models", headers=headers)).status_code == 200
-            post = asyncio.create_task(api.post(headers=headers, stream=False))
-            await worker.answer()
-            assert (await post).status_code == 200
 
 
 # --- health ---

@@ -10,9 +10,9 @@ from app.store.keys import RedisKeys
 from tests.integration.api import CLIP, RunningApi, ScriptedWorker, running_api, scripted_worker
 from tests.integration.conftest import RedisServer
 
-A = {"Authorization": "Bearer key-of-a"}
-B = {"Authorization": "Bearer key-of-b"}
-KEYS = "key-of-a, key-of-b"
+SECRETS = {name: f"key-of-{name}-" + "x" * 32 for name in "ab"}
+A, B = ({"Authorization": f"Bearer {secret}"} for secret in SECRETS.values())
+KEYS = ",".join(f"{name}:{secret}" for name, secret in SECRETS.items())
 
 
 @pytest.fixture

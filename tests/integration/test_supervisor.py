@@ -263,6 +263,26 @@ async def test_owner_of_a_child_hears_of_its_deaths_and_of_the_stop(log: Path) -
     assert heard == ["death", "death", "stop"], "one that was told to stop has not died"
 
 
+async def test_child_does_not_get_what_is_kept_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DYCOKE_API_KEYS", "a:secret")
+    monkeypatch.setenv("DYCOKE_LOG_LEVEL", "ERROR")
+    path = tmp_path / "environ"
+    code = f"import pathlib, os; pathlib.Path({str(path)!r}).write_text(repr(dict(os.environ)))"
+    async with running(command(code, drop_env=("DYCOKE_API_KEYS",), env={"ADDED": "1"})):
+        environ = await written(path)
+    assert "secret" not in environ and "DYCOKE_LOG_LEVEL" in environ and "ADDED" in environ
+
+
+async def written(path: Path) -> str:
+    async def is_there() -> bool:
+        return path.exists() and path.read_text().endswith("}")
+
+    await wait_until(is_there)
+    return path.read_text()
+
+
 async def test_child_that_refuses_its_settings_ends_everything(log: Path) -> None:
     async with running(
         child(log, "a"), command(f"raise SystemExit({EXIT_BAD_SETTINGS})")
