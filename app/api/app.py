@@ -91,7 +91,7 @@ def create_app(
     tracing = tracing_from_environment("api")
     if readers is None:
         readers = _start_readers(settings)
-    metrics.watch_reader_kills(lambda: readers.kills)
+    metrics.watch_readers(lambda: readers.kills, lambda: readers.num_exceptions)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
