@@ -25,11 +25,14 @@ class Jobs:
         self._reader = reader
         self._heartbeat_s = heartbeat_s
 
-    async def find(self, job_id: str) -> JobRecord:
-        """Raises: JobNotFoundError."""
+    async def find(self, job_id: str, owner: str) -> JobRecord:
+        """Raises: JobNotFoundError; for another owner's job the same as for one that never was."""
         if not _JOB_ID.fullmatch(job_id):
             raise JobNotFoundError("no such job")
-        return await self.queue.get(job_id)
+        record = await self.queue.get(job_id)
+        if record.request.owner != owner:
+            raise JobNotFoundError("no such job")
+        return record
 
     def feed(self, record: JobRecord, *, after: str = FIRST_EVENT) -> JobFeed:
         return JobFeed(self.queue, self._reader, record, after=after, heartbeat_s=self._heartbeat_s)
