@@ -26,7 +26,7 @@ from app.api.post.reading import FrameReading
 from app.api.post.second_try import SecondTryReaders
 from app.api.post.submissions import Submissions
 from app.api.post.uploads import Uploads
-from app.api.routes import chat, docs, health, jobs, models, videos
+from app.api.routes import chat, docs, health, jobs, models, usage, videos
 from app.api.upkeep.janitor import Janitor
 from app.api.upkeep.loop_lag import watch_loop_lag
 from app.keys.access import check_open_door
@@ -35,9 +35,11 @@ from app.metrics import ApiMetrics
 from app.settings import Settings
 from app.store.client import connect
 from app.store.event_log import EventLog
+from app.store.forgotten_videos import ForgottenVideos
 from app.store.frame_store import FrameStore
 from app.store.job_queue import JobQueue
 from app.store.keys import RedisKeys
+from app.store.usage import UsageLog
 from app.store.worker_registry import WorkerRegistry
 from app.tracing import Tracing, tracing_from_environment
 from app.video_store import VideoStore
@@ -103,7 +105,7 @@ def create_app(settings: Settings, *, readers: FrameReaders | None = None) -> Fa
     app.state.drain = drain
     install_error_handlers(app, metrics.count_rejection)
     install_openapi(app)
-    for module in (chat, videos, jobs, models, docs, health):
+    for module in (chat, videos, jobs, models, usage, docs, health):
         app.include_router(module.router)
     app.add_middleware(
         BrowserGuard,
@@ -174,7 +176,16 @@ async def _start(
     stack.push_async_callback(_stop, janitor)
     stack.push_async_callback(_stop, asyncio.create_task(watch_loop_lag(metrics.observe_lag)))
     stack.push_async_callback(_stop, asyncio.create_task(api_keys.run()))
-    uploads = Uploads(videos, second_try, drain, timeout_s=settings.job_timeout_s)
+    usage_log = UsageLog(redis, keys)
+    uploads = Uploads(
+        videos,
+        second_try,
+        ForgottenVideos(redis, keys),
+        usage_log,
+        drain,
+        are_caches_shared=settings.share_caches,
+        timeout_s=settings.job_timeout_s,
+    )
     jobs = Jobs(queue, EventLog(log_redis, keys), heartbeat_s=settings.heartbeat_s)
     return Api(
         keys=api_keys,
@@ -199,6 +210,7 @@ async def _start(
         cancellations=cancellations,
         jobs=jobs,
         answers=Answers(jobs, drain, metrics, followers, cancellations),
+        usage=usage_log,
         metrics=metrics,
         tracing=tracing,
     )

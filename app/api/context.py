@@ -17,6 +17,7 @@ from app.api.post.submissions import Submissions
 from app.api.post.uploads import Uploads
 from app.keys.entries import Principal, Scope
 from app.metrics import ApiMetrics
+from app.store.usage import UsageLog
 from app.store.worker_registry import WorkerRegistry
 from app.tracing import Tracing
 from app.video_store import VideoStore
@@ -38,6 +39,7 @@ class Api:
     cancellations: Cancellations
     jobs: Jobs
     answers: Answers
+    usage: UsageLog
     metrics: ApiMetrics
     tracing: Tracing
 
@@ -78,6 +80,7 @@ def _with_scope(scope: Scope) -> Callable[[Principal], Principal]:
 
 # Each raises ForbiddenError too.
 AskerDep = Annotated[Principal, Depends(_with_scope(Scope.ASK))]
+AdminDep = Annotated[Principal, Depends(_with_scope(Scope.ADMIN))]
 UploaderDep = Annotated[Principal, Depends(_with_scope(Scope.UPLOAD))]
 
 

@@ -150,6 +150,7 @@ class JobTaker:
             forced_token_ids=job.delivery.published_token_ids,
             # The two readers' pixels differ a little, and the digest does not name the reader.
             video_key=f"{request.frames.digest}:{request.frames.reader}",
+            video_name=request.cached_video,
         )
 
     async def _enter(self, job: RunningJob) -> None:

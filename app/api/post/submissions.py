@@ -36,7 +36,7 @@ from app.api.post.uploads import Uploads
 from app.api.schemas import ChatFields
 from app.errors import StoreUnavailableError
 from app.keys.entries import Principal, Scope
-from app.keys.owners import ANONYMOUS
+from app.keys.owners import cache_salt
 from app.messages import JobRequest, JobState, ModelCard
 from app.settings import Settings
 from app.store.job_queue import Idempotency, JobQueue, JobRecord
@@ -205,7 +205,7 @@ class Submissions:
             taken.fields.compression_config(self.default_compression),
             job_id=job_id,
             owner=owner,
-            cache_salt=self._cache_salt(owner),
+            cache_salt=cache_salt(owner, are_caches_shared=self._settings.share_caches),
             video_id=taken.lease.video.video_id,
             accepted_at_s=accepted_at_s,
             deadline_at_s=accepted_at_s + self._settings.job_timeout_s,
@@ -213,10 +213,6 @@ class Submissions:
             probe_s=taken.probe_s,
             traceparent=traceparent,
         )
-
-    def _cache_salt(self, owner: str) -> str:
-        """A hit tells that somebody has asked about the video before: only to that somebody."""
-        return "" if owner == ANONYMOUS or self._settings.share_caches else owner
 
     def _idempotency(
         self, key: str | None, owner: str, fields: ChatFields, video_id: str
