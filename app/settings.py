@@ -93,10 +93,10 @@ class Settings(BaseSettings):
     max_frame_store_bytes: int = Field(1 * 2**30, ge=1)
     max_queued_jobs: int = Field(64, ge=1)  # reserved, reading and queued together
     max_running_jobs: int | None = Field(None, ge=1)  # per worker; unset: 64 on a GPU, else 4
-    max_streams: int = Field(512, ge=1)  # event readers per API process
+    max_streams: int = Field(512, ge=1)  # open answers, of all API processes on the port
     max_frames: int = Field(128, ge=1)
     max_tokens: int = Field(4096, ge=1)
-    max_frame_readers: int = Field(2, ge=1)
+    max_frame_readers: int = Field(2, ge=1)  # likewise
 
     # Waits.
     read_timeout_s: float = Field(30.0, gt=0)
@@ -107,6 +107,7 @@ class Settings(BaseSettings):
     drain_timeout_s: float = Field(30.0, ge=0)
 
     # Processes.
+    api_processes: int | None = Field(None, ge=1, le=64)  # unset: `serve` by cores, `api` one
     workers: int | None = Field(None, ge=1)  # unset: one per GPU, one on a CPU
     worker_metrics_port: int = Field(9400, ge=0, le=65535)  # + the child's number; 0: any free port
     worker_threads: int | None = Field(None, ge=1)  # torch threads per worker on a CPU

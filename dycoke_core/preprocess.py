@@ -15,7 +15,7 @@ from dycoke_core.sequence import ChatMessage
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A conversation as ids, cut at the place of the video."""
+    """A conversation as ids, cut at the place of the video; without one, behind the first id."""
 
     ids_before_video: tuple[int, ...]
     ids_after_video: tuple[int, ...]
@@ -47,7 +47,7 @@ class FrameNormalizer:
 
 
 class PromptEncoder:
-    """Renders the chat template around one video and tokenizes it."""
+    """Renders the chat template around one video, or none, and tokenizes it."""
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerFast, *, chat_template: str, video_token_id: int
@@ -58,21 +58,37 @@ class PromptEncoder:
         added = tokenizer.added_tokens_decoder.values()
         self._reserved = tuple(token.content for token in added if token.special)
 
-    def __call__(self, messages: tuple[ChatMessage, ...]) -> Prompt:
-        """Raises InvalidRequestError: no user turn at the end, or text with a control token."""
+    def __call__(
+        self,
+        messages: tuple[ChatMessage, ...],
+        *,
+        has_video: bool = True,
+        video_turn: int | None = None,
+    ) -> Prompt:
+        """
+        Args:
+            video_turn: index of the user turn that the video belongs to; None: the first one.
+
+        Raises:
+            InvalidRequestError: no user turn at the end, or text with a control token.
+        """
         if not messages or messages[-1].role != "user":
             raise InvalidRequestError("messages must end with a user turn")
+        if has_video:
+            video_turn = _video_turn(messages, video_turn)
         for message in messages:
             self._check_text(message.content)
         rendered = self.tokenizer.apply_chat_template(
-            _with_video(messages),
+            _conversation(messages, video_turn if has_video else None),
             chat_template=self._chat_template,
             add_generation_prompt=True,
             tokenize=False,
         )
         ids = self.tokenizer(rendered, add_special_tokens=False)["input_ids"]
-        if ids.count(self._video_token_id) != 1:
-            raise ModelLoadError("the chat template does not render one video token")
+        if ids.count(self._video_token_id) != has_video:
+            raise ModelLoadError("the chat template does not render one token for each video")
+        if not has_video:
+            return Prompt(tuple(ids[:1]), tuple(ids[1:]))
         place = ids.index(self._video_token_id)
         return Prompt(tuple(ids[:place]), tuple(ids[place + 1 :]))
 
@@ -83,13 +99,23 @@ class PromptEncoder:
                 raise InvalidRequestError(f"text must not contain the control token {token}")
 
 
-def _with_video(messages: tuple[ChatMessage, ...]) -> list[dict[str, object]]:
-    """The conversation in the templates' form, the video in the first user turn."""
-    first_user = next(i for i, message in enumerate(messages) if message.role == "user")
+def _video_turn(messages: tuple[ChatMessage, ...], wanted: int | None) -> int:
+    """Raises InvalidRequestError: not a user's turn."""
+    if wanted is None:
+        return next(i for i, message in enumerate(messages) if message.role == "user")
+    if not 0 <= wanted < len(messages) or messages[wanted].role != "user":
+        raise InvalidRequestError("the video must belong to a user turn")
+    return wanted
+
+
+def _conversation(
+    messages: tuple[ChatMessage, ...], video_turn: int | None
+) -> list[dict[str, object]]:
+    """The conversation in the templates' form."""
     conversation: list[dict[str, object]] = []
     for i, message in enumerate(messages):
         content: list[dict[str, str]] = [{"type": "text", "text": message.content}]
-        if i == first_user:
+        if i == video_turn:
             content.insert(0, {"type": "video"})
         conversation.append({"role": message.role, "content": content})
     return conversation

@@ -22,6 +22,7 @@ from app.api.errors import LastErrors, install_error_handlers
 from app.api.openapi import install_openapi
 from app.api.post.cancelling import Cancellations
 from app.api.post.orphans import Orphans
+from app.api.post.reader_places import ReaderPlaces
 from app.api.post.reading import FrameReading
 from app.api.post.second_try import SecondTryReaders
 from app.api.post.submissions import Submissions
@@ -29,9 +30,11 @@ from app.api.post.uploads import Uploads
 from app.api.routes import chat, docs, health, jobs, models, usage, videos
 from app.api.upkeep.janitor import Janitor
 from app.api.upkeep.loop_lag import watch_loop_lag
+from app.api.upkeep.metrics_page import MetricsPage
 from app.keys.access import check_open_door
 from app.keys.file import KeyFile, KeyFileError
 from app.metrics import ApiMetrics
+from app.process_table import ProcessRow, ProcessTable
 from app.settings import Settings
 from app.store.client import connect
 from app.store.event_log import EventLog
@@ -62,10 +65,13 @@ class ReadersDoNotStartError(Exception):
     """The frame readers end as soon as they are started; no setting is known to be wrong."""
 
 
-def create_app(settings: Settings, *, readers: FrameReaders | None = None) -> FastAPI:
+def create_app(
+    settings: Settings, *, row: ProcessRow | None = None, readers: FrameReaders | None = None
+) -> FastAPI:
     """Builds the API and starts its frame readers; it connects when a server starts it.
 
     Args:
+        row: of this process, where it is one of several on a port.
         readers: to read frames with, instead of sandboxed children of its own.
 
     Raises:
@@ -80,17 +86,31 @@ def create_app(settings: Settings, *, readers: FrameReaders | None = None) -> Fa
     keys = _api_keys(settings)
     metrics = ApiMetrics(_registry())
     metrics.set_capacity(queued_jobs=settings.max_queued_jobs, streams=settings.max_streams)
+    own_table = ProcessTable.create(1) if row is None else None
+    row = own_table.take_row(0) if own_table else row
+    assert row is not None
     drain = Drain()
     tracing = tracing_from_environment("api")
     if readers is None:
         readers = _start_readers(settings)
-    metrics.watch_reader_kills(lambda: readers.kills)
+    metrics.watch_readers(lambda: readers.kills, lambda: readers.num_exceptions)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
+            if own_table is not None:
+                stack.callback(own_table.close)
             app.state.api = await _start(
-                settings, redis_url, compression, keys, metrics, drain, readers, tracing, stack
+                settings,
+                redis_url,
+                compression,
+                keys,
+                metrics,
+                row,
+                drain,
+                readers,
+                tracing,
+                stack,
             )
             yield
 
@@ -102,6 +122,7 @@ def create_app(settings: Settings, *, readers: FrameReaders | None = None) -> Fa
         openapi_url=None,  # see `app.api.routes.docs`
         redirect_slashes=False,  # to an address out of the Host header
     )
+    app.state.row = row
     app.state.drain = drain
     install_error_handlers(app, metrics.count_rejection)
     install_openapi(app)
@@ -133,6 +154,7 @@ async def _start(
     compression: CompressionConfig,
     api_keys: ApiKeys,
     metrics: ApiMetrics,
+    row: ProcessRow,
     drain: Drain,
     readers: FrameReaders,
     tracing: Tracing,
@@ -148,11 +170,13 @@ async def _start(
     stack.push_async_callback(log_redis.aclose)
 
     stack.push_async_callback(readers.aclose)
-    second_try = SecondTryReaders(readers, timeout_s=settings.read_timeout_s)
+    places = ReaderPlaces(row.table, settings.max_frame_readers)
+    second_try = SecondTryReaders(readers, places, timeout_s=settings.read_timeout_s)
     videos = VideoStore(
         settings.data_dir / "videos",
         max_bytes=settings.max_video_store_bytes,
         max_upload_bytes=settings.max_upload_bytes,
+        row=row,
     )
     await videos.open()
     queue = JobQueue(redis, keys, result_ttl_s=settings.result_ttl_s)
@@ -175,6 +199,8 @@ async def _start(
     janitor = asyncio.create_task(Janitor(queue, registry, videos, orphans, metrics).run())
     stack.push_async_callback(_stop, janitor)
     stack.push_async_callback(_stop, asyncio.create_task(watch_loop_lag(metrics.observe_lag)))
+    metrics_page = MetricsPage(metrics.registry, row)
+    await stack.enter_async_context(metrics_page.shown_to_siblings())
     stack.push_async_callback(_stop, asyncio.create_task(api_keys.run()))
     usage_log = UsageLog(redis, keys)
     uploads = Uploads(
@@ -192,7 +218,7 @@ async def _start(
         public_docs=settings.public_docs,
         public_metrics=settings.public_metrics,
         drain=drain,
-        streams=StreamSlots(settings.max_streams, metrics),
+        streams=StreamSlots(settings.max_streams, row, metrics),
         registry=registry,
         videos=videos,
         uploads=uploads,
@@ -212,6 +238,7 @@ async def _start(
         answers=Answers(jobs, drain, metrics, followers, cancellations),
         usage=usage_log,
         metrics=metrics,
+        metrics_page=metrics_page,
         tracing=tracing,
     )
 

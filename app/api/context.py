@@ -15,6 +15,7 @@ from app.api.connection.streams import StreamSlots
 from app.api.post.cancelling import Cancellations
 from app.api.post.submissions import Submissions
 from app.api.post.uploads import Uploads
+from app.api.upkeep.metrics_page import MetricsPage
 from app.keys.entries import Principal, Scope
 from app.metrics import ApiMetrics
 from app.store.usage import UsageLog
@@ -41,6 +42,7 @@ class Api:
     answers: Answers
     usage: UsageLog
     metrics: ApiMetrics
+    metrics_page: MetricsPage
     tracing: Tracing
 
     async def wait_until_idle(self) -> None:

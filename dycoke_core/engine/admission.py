@@ -10,9 +10,10 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 
 from dycoke_core.compression.policies import Policy, make_policy
-from dycoke_core.config import Batching, EngineConfig
+from dycoke_core.config import Batching, CompressionConfig, EngineConfig
 from dycoke_core.engine.backend import Backend, PrefixLayout, SeatLayout
 from dycoke_core.engine.detokenizer import Detokenizer
 from dycoke_core.engine.faults import is_out_of_memory
@@ -32,6 +33,8 @@ from dycoke_core.preprocess import Prompt
 from dycoke_core.sequence import Sequence
 
 logger = logging.getLogger(__name__)
+
+_NO_COMPRESSION = CompressionConfig(policy="full")
 
 
 class Admission:
@@ -66,26 +69,31 @@ class Admission:
             InvalidRequestError: frames, messages or compression that the model cannot take.
             PromptTooLongError: more tokens than the model has positions, or the budget has room.
         """
-        frames, size = sequence.frames, self._model.image_size
-        if frames.ndim != 4 or frames.shape[0] < 1 or frames.shape[1:] != (size, size, 3):
-            raise InvalidRequestError(f"frames must be [F, {size}, {size}, 3] with F of at least 1")
-        if frames.dtype != np.uint8:
-            raise InvalidRequestError("frames must be uint8")
-        sequence.compression.check_num_frames(len(frames))
-        policy = make_policy(sequence.compression)
-        prompt = self._model.prompt_encoder(sequence.messages)
-        video_key = sequence.video_key or frames_digest(frames)
-        distinct, sources = distinct_frames(frames)
+        frames, compression = sequence.frames, sequence.compression
+        video_key = ""
+        distinct: tuple[int, ...] = ()
+        sources: tuple[int, ...] = ()
+        if frames is None:
+            compression = _NO_COMPRESSION
+        else:
+            self._check_frames(frames, compression)
+            video_key = sequence.video_key or frames_digest(frames)
+            distinct, sources = distinct_frames(frames)
+        num_frames = len(sources)
+        policy = make_policy(compression)
+        prompt = self._model.prompt_encoder(
+            sequence.messages, has_video=frames is not None, video_turn=sequence.video_turn
+        )
         layout = self._lay_out(sequence, policy, prompt)
         state = SequenceState(
             sequence=sequence,
             policy=policy,
             prompt=prompt,
             layout=layout,
-            video_key=content_key(video_key, len(frames)),
+            video_key=content_key(video_key, num_frames),
             prefix_key=content_key(
                 video_key,
-                len(frames),
+                num_frames,
                 policy.stage_one_key,
                 prompt.ids_before_video,
                 layout.prefix.first_host_layer,
@@ -155,7 +163,6 @@ class Admission:
         Where host memory is full it stays on the device.
         """
         prefix, layout = state.held_prefix, state.layout.prefix
-        assert prefix.video is not None
         host_bytes = self._backend.host_bytes(layout)
         to_host = bool(host_bytes) and self._prefixes.make_host_room(host_bytes)
         try:
@@ -168,8 +175,9 @@ class Admission:
         else:
             if to_host:
                 self._prefixes.move_to_host(prefix, self._backend.moved_bytes(layout), host_bytes)
-        self._videos.release(prefix.video)
-        prefix.video = None
+        if prefix.video is not None:
+            self._videos.release(prefix.video)
+            prefix.video = None
 
     def release(self, state: SequenceState) -> None:
         """Gives back all that a sequence reserved and holds."""
@@ -217,16 +225,19 @@ class Admission:
         prefix_bytes = self._backend.prefix_bytes(layout)
         if not self._prefixes.can_make_room(prefix_bytes + seat_bytes):
             return None
-        video = self._videos.hold(state.video_key)
-        state.has_video_hit = video is not None
-        if video is None:
-            video = self._add_video(state)
-        if video is None:
-            return None
+        video = None
+        if state.has_video:
+            video = self._videos.hold(state.video_key)
+            state.has_video_hit = video is not None
+            if video is None:
+                video = self._add_video(state)
+            if video is None:
+                return None
         self._prefixes.make_room(prefix_bytes + seat_bytes)
         number = self._opened(lambda: self._backend.open_prefix(layout))
         if number is None:
-            self._videos.release(video)
+            if video is not None:
+                self._videos.release(video)
             return None
         prefix = Prefix(
             state.prefix_key,
@@ -255,6 +266,14 @@ class Admission:
         self._videos.add(video)
         return video
 
+    def _check_frames(self, frames: npt.NDArray[np.uint8], compression: CompressionConfig) -> None:
+        size = self._model.image_size
+        if frames.ndim != 4 or frames.shape[0] < 1 or frames.shape[1:] != (size, size, 3):
+            raise InvalidRequestError(f"frames must be [F, {size}, {size}, 3] with F of at least 1")
+        if frames.dtype != np.uint8:
+            raise InvalidRequestError("frames must be uint8")
+        compression.check_num_frames(len(frames))
+
     def _check_size(self, state: SequenceState) -> None:
         max_tokens = state.sequence.sampling.max_tokens
         if state.num_forced > max_tokens:
@@ -281,9 +300,14 @@ class Admission:
 
     def _lay_out(self, sequence: Sequence, policy: Policy, prompt: Prompt) -> SeatLayout:
         num_layers = self._model.text_geometry.num_layers
-        num_visual = policy.count_visual_tokens(len(sequence.frames), self._model.tokens_per_frame)
+        num_frames = 0 if sequence.frames is None else len(sequence.frames)
+        num_visual = policy.count_visual_tokens(num_frames, self._model.tokens_per_frame)
         stage_two = policy.stage_two(num_visual, num_layers)
-        placed = self._model.lay_out_prefix(len(prompt.ids_before_video), num_visual)
+        num_before = len(prompt.ids_before_video)
+        if num_frames:
+            placed = self._model.lay_out_prefix(num_before, num_visual)
+        else:
+            placed = self._model.lay_out_text(num_before)
         first_host_layer = num_layers
         if self._has_host_tier and stage_two is not None:
             first_host_layer = max(stage_two.first_layer, 1)  # the scoring layer never lies there

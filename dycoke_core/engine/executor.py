@@ -17,6 +17,7 @@ from dycoke_core.engine.admission import Admission
 from dycoke_core.engine.backend import Backend, Mark, Pending
 from dycoke_core.engine.faults import has_broken_device, is_out_of_memory
 from dycoke_core.engine.plan import PrefixChunk, StepPlan
+from dycoke_core.engine.prefix_cache import Video
 from dycoke_core.engine.scheduler import Schedule
 from dycoke_core.engine.state import SequenceState
 from dycoke_core.engine.vision_encoder import VisionEncoder
@@ -135,32 +136,42 @@ class Executor:
                 if state.held_prefix.video in culprits
             ]
             return
-        self._launched.append(_Timed(began, self._backend.mark(), encoding=schedule.encode))
+        encoding = tuple(state for state in schedule.encode if state.has_video)
+        if encoding:
+            self._launched.append(_Timed(began, self._backend.mark(), encoding=encoding))
         for state in schedule.encode:
-            self._compress(state, outcome)
+            self._embed(state, outcome)
 
-    def _compress(self, state: SequenceState, outcome: Outcome) -> None:
-        """Stage I: selects visual tokens and hands the embedded prefix to the backend."""
+    def _embed(self, state: SequenceState, outcome: Outcome) -> None:
+        """Hands the embedded prefix to the backend, once its video, if it has one, is encoded."""
         prefix, video = state.held_prefix, state.held_prefix.video
-        if prefix.is_embedded or video is None or not video.is_ready:
+        if prefix.is_embedded or (video is not None and not video.is_ready):
             return
         began = self._backend.mark()
         try:
-            assert video.features is not None
-            features = video.features.index_select(0, self._model.integers(video.sources))
-            kept = state.policy.select_visual_tokens(features)
-            assert len(kept) == state.num_visual_tokens
-            visual_tokens = features.flatten(0, 1).index_select(0, kept)
-            before = state.prompt.ids_before_video
-            embeds, positions = self._model.embed_prefix(before, visual_tokens)
+            if video is None:
+                embeds, positions = self._model.embed_text(state.prompt.ids_before_video)
+            else:
+                embeds, positions = self._compress(state, video)
             self._backend.embed_prefix(prefix.number, embeds, positions)
-            num_frames, tokens_per_frame, _ = features.shape
-            prefix.kept_per_frame = kept_per_frame(state, kept, num_frames, tokens_per_frame)
         except Exception as error:
             outcome.failures.append(Failure(state, error))
             return
         prefix.is_embedded = True
-        self._launched.append(_Timed(began, self._backend.mark(), compressing=state))
+        if video is not None:
+            self._launched.append(_Timed(began, self._backend.mark(), compressing=state))
+
+    def _compress(self, state: SequenceState, video: Video) -> tuple[Tensor, Tensor]:
+        """Stage I: selects visual tokens. Returns the prefix's embeddings and positions."""
+        assert video.features is not None
+        features = video.features.index_select(0, self._model.integers(video.sources))
+        kept = state.policy.select_visual_tokens(features)
+        assert len(kept) == state.num_visual_tokens
+        visual_tokens = features.flatten(0, 1).index_select(0, kept)
+        num_frames, tokens_per_frame, _ = features.shape
+        counts = kept_per_frame(state, kept, num_frames, tokens_per_frame)
+        state.held_prefix.kept_per_frame = counts
+        return self._model.embed_prefix(state.prompt.ids_before_video, visual_tokens)
 
     # --- passes ---
 

@@ -51,7 +51,7 @@ class Prefix:
     key: str
     number: int  # by which the backend knows it
     num_tokens: int
-    video: Video | None  # dropped when prefilled
+    video: Video | None  # dropped when prefilled; none for a conversation without one
     num_bytes: int
     num_host_bytes: int = 0
     is_embedded: bool = False  # stage I is through: the backend has what is to be prefilled

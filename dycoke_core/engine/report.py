@@ -24,7 +24,11 @@ def make_report(model: LlavaOnevision, state: SequenceState, backend: Backend) -
         compression=_compression_report(model, state),
         timings=_timing_report(state),
         memory=_memory_report(model, state, backend),
-        cache=CacheReport(state.has_video_hit, state.has_prefix_hit),
+        cache=CacheReport(
+            has_features_hit=state.has_video and state.has_video_hit,
+            has_prefix_hit=state.has_video and state.has_prefix_hit,
+        ),
+        cached_tokens=_reused_tokens(state),
     )
 
 
@@ -41,7 +45,7 @@ def _compression_report(model: LlavaOnevision, state: SequenceState) -> Compress
         num_decode_tokens=num_decode,
         first_pruned_layer=first_pruned,
         num_decode_steps=state.num_decode_steps,
-        num_reused_tokens=state.num_prefix_tokens if state.has_prefix_hit else 0,
+        num_reused_tokens=_reused_tokens(state),
     )
     full = replace(
         shape,
@@ -55,9 +59,11 @@ def _compression_report(model: LlavaOnevision, state: SequenceState) -> Compress
         visual_tokens_in=num_in,
         visual_tokens_prefill=num_visual,
         visual_tokens_decode=num_decode,
-        retained_ratio_prefill=num_visual / num_in,
-        retained_ratio_decode=num_decode / num_in,
-        retained_ratio_decode_all_layers=num_all_layers / (num_layers * num_in),
+        retained_ratio_prefill=num_visual / num_in if num_in else None,
+        retained_ratio_decode=num_decode / num_in if num_in else None,
+        retained_ratio_decode_all_layers=(
+            num_all_layers / (num_layers * num_in) if num_in else None
+        ),
         kept_per_frame=state.held_prefix.kept_per_frame,
         decode_steps=shape.num_decode_steps,
         refreshes=state.num_refreshes,
@@ -66,6 +72,12 @@ def _compression_report(model: LlavaOnevision, state: SequenceState) -> Compress
         exact_flops_full=exact_flops(model.vision_geometry, geometry, full),
         exact_flops_actual=exact_flops(model.vision_geometry, geometry, shape),
     )
+
+
+def _reused_tokens(state: SequenceState) -> int:
+    """Of the prompt, whose keys and values were there when it was admitted, or were on their way;
+    none are worth counting without a video."""
+    return state.num_prefix_tokens if state.has_prefix_hit and state.has_video else 0
 
 
 def _decode_tokens(state: SequenceState) -> int:

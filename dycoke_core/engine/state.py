@@ -75,8 +75,12 @@ class SequenceState:
     # --- counts ---
 
     @property
+    def has_video(self) -> bool:
+        return self.num_frames > 0
+
+    @property
     def num_frames(self) -> int:
-        return len(self.sequence.frames)
+        return len(self.frame_sources)
 
     @property
     def num_visual_tokens(self) -> int:
@@ -85,7 +89,8 @@ class SequenceState:
 
     @property
     def num_prefix_tokens(self) -> int:
-        """Text before the video, visual tokens, newline: what every question about it shares."""
+        """Text before the video, visual tokens, newline: what every question about it shares.
+        Without a video, one token: there is nothing worth sharing."""
         return self.layout.prefix.num_tokens
 
     @property

@@ -104,6 +104,15 @@ class LlavaOnevision:
         visual = range(num_ids_before_video, num_ids_before_video + num_visual)
         return PromptLayout(num_tokens, (visual,) if num_visual else (), next_position=num_tokens)
 
+    def lay_out_text(self, num_ids: int) -> PromptLayout:
+        """Of a prefix without a video."""
+        return PromptLayout(num_ids, visual=(), next_position=num_ids)
+
+    def embed_text(self, token_ids: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """[P, D] embeddings and int64 [axes, P] positions of a prefix without a video."""
+        embeds = self.embed_tokens(token_ids)
+        return embeds, torch.arange(len(embeds), device=embeds.device)[None]
+
     def embed_prefix(
         self, ids_before_video: tuple[int, ...], visual_tokens: Tensor
     ) -> tuple[Tensor, Tensor]:

@@ -74,7 +74,8 @@ class FakeEngine:
     def add(self, sequence: Sequence) -> None:
         if "refuse" in words(sequence):
             raise PromptTooLongError("the prompt is too long")
-        assert sequence.frames.shape[1:] == (self.image_size, self.image_size, 3)
+        size = self.image_size
+        assert sequence.frames is None or sequence.frames.shape[1:] == (size, size, 3)
         self.sequences[sequence.sequence_id] = sequence
 
     def forget_video(self, name: str) -> None:

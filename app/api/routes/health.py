@@ -4,7 +4,7 @@ import asyncio
 
 from fastapi import APIRouter, Depends
 from fastapi.responses import Response
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from app.api.context import ApiDep, may_see_metrics
 from app.api.openapi import PROBLEMS
@@ -42,4 +42,5 @@ async def readyz(api: ApiDep) -> dict[str, str]:
     dependencies=[Depends(may_see_metrics)],
 )
 async def metrics(api: ApiDep) -> Response:
-    return Response(generate_latest(api.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+    """Of all processes on the port, each with its number as the label `process`."""
+    return Response(await api.metrics_page.render(), media_type=CONTENT_TYPE_LATEST)
