@@ -17,11 +17,12 @@ from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
+from uvicorn.protocols.http.h11_impl import RequestResponseCycle
 
 from app.api.app import ReadersDoNotStartError, create_app
 from app.api.connection.acceptor import Acceptor
 from app.api.connection.drain import Drain
+from app.api.connection.strict_h11 import StrictH11Protocol
 from app.api.context import Api
 from app.api.listener import bind
 from app.api.pool import Inherited
@@ -69,7 +70,7 @@ def run(settings: Settings, inherited: Inherited | None = None) -> int:
     return 0
 
 
-class H11WithHeadersTimeout(H11Protocol):
+class H11WithHeadersTimeout(StrictH11Protocol):
     """Closes a connection that does not send a whole request's headers in time."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
