@@ -9,6 +9,7 @@ import pytest
 from app.__main__ import main
 from app.api import auth
 from app.store.keys import RedisKeys
+from loadtest.client import Service, ServiceError
 from tests.integration.api import (
     CLIP,
     RunningApi,
@@ -202,6 +203,17 @@ async def test_no_address_is_built_out_of_the_host_header(
             reply = await api.client.get(path, headers=headers)
             assert "location" not in reply.headers
             assert (reply.status_code, reply.json()["code"]) == (404, "not_found")
+
+
+async def test_load_generator_sends_a_key(
+    redis_server: RedisServer, keys: RedisKeys, data_dir: Path
+) -> None:
+    async with running_api(redis_server.url, keys, data_dir, api_keys=f"a:{FIRST}") as api:
+        url = f"http://127.0.0.1:{api.port}"
+        video_id = await asyncio.to_thread(Service(url, api_key=FIRST).upload, CLIP)
+        assert video_id.startswith("vid_")
+        with pytest.raises(ServiceError, match="401 unauthorized"):
+            await asyncio.to_thread(Service(url).upload, CLIP)
 
 
 async def test_docs_are_public_where_the_operator_says_so(
