@@ -68,11 +68,6 @@ class EventLog:
                 raise JobNotFoundError("no such job")
         return [event for _, entries in reply for event in logged_events(entries)]
 
-
-def logged_events(entries: Iterable[tuple[bytes, Mapping[bytes, bytes]]]) -> list[LoggedEvent]:
-    """Takes a stream's entries as the client gives them."""
-    return [LoggedEvent(event_id.decode(), fields[b"event"]) for event_id, fields in entries]
-
     async def last(self, job_id: str) -> Event | None:
         """The newest event, whatever lies before it; None where there is none.
 
@@ -81,6 +76,11 @@ def logged_events(entries: Iterable[tuple[bytes, Mapping[bytes, bytes]]]) -> lis
         async with store_call():
             reply: Any = await self._redis.xrevrange(self._keys.events(job_id), count=1)
         return EVENT_ADAPTER.validate_json(reply[0][1][b"event"]) if reply else None
+
+
+def logged_events(entries: Iterable[tuple[bytes, Mapping[bytes, bytes]]]) -> list[LoggedEvent]:
+    """Takes a stream's entries as the client gives them."""
+    return [LoggedEvent(event_id.decode(), fields[b"event"]) for event_id, fields in entries]
 
 
 def parse_event_id(text: str) -> str:
