@@ -8,7 +8,9 @@ from typing import cast
 import numpy as np
 import pytest
 
+from app.api.post.reader_places import ReaderPlaces
 from app.api.post.second_try import SecondTryReaders, fell_back_after_kill
+from app.process_table import ProcessTable
 from dycoke_core.errors import UnreadableVideoError, VideoError, VideoReaderKilledError
 from dycoke_core.video import FrameReaders, FrameSpec, VideoFrames
 from dycoke_core.video.types import FailureCode, ReaderName
@@ -55,8 +57,9 @@ def inner() -> Readers:
 
 
 @pytest.fixture
-def readers(inner: Readers) -> SecondTryReaders:
-    return SecondTryReaders(cast(FrameReaders, inner), timeout_s=30)
+def readers(inner: Readers, process_table: ProcessTable) -> SecondTryReaders:
+    places = ReaderPlaces(process_table, 2)
+    return SecondTryReaders(cast(FrameReaders, inner), places, timeout_s=30)
 
 
 async def test_killed_reader_gets_one_more_try_alone(

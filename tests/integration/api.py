@@ -16,7 +16,8 @@ import numpy as np
 
 from app.api.app import create_app
 from app.api.context import Api
-from app.api.server import ApiServer, bind
+from app.api.listener import bind
+from app.api.server import ApiServer
 from app.messages import (
     CacheUse,
     CompressionReceipt,
@@ -126,6 +127,11 @@ class RunningApi:
         async with self.posting(**fields) as response:
             await response.aread()
             return response
+
+    async def metrics(self) -> str:
+        """The page of `/metrics`, without the label of its only process."""
+        page = (await self.client.get("/metrics")).text
+        return page.replace('{process="0"}', "").replace('process="0",', "")
 
     @asynccontextmanager
     async def posting(

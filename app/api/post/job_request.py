@@ -104,13 +104,13 @@ def make_job_request(
 
 
 def make_idempotency(
-    key: str, principal: str, fields: ChatFields, video_id: str, *, ttl_s: float
+    key: str, owner: str, fields: ChatFields, video_id: str, *, ttl_s: float
 ) -> Idempotency:
     said = fields.model_copy(update={"video_id": video_id}).model_dump(mode="json")
     if fields.sampling == "uniform":  # as releases without this field say it
         del said["sampling"]
     return Idempotency(
-        key_hash=_digest(f"{principal}\0{key}"),
+        key_hash=_digest(f"{owner}\0{key}"),
         fingerprint=_digest(json.dumps(said, sort_keys=True)),
         ttl_s=ttl_s,
     )

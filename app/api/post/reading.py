@@ -201,7 +201,8 @@ class FrameReading:
                 digest = own_digest(digest, job_id)
             # Another job may have stored them meanwhile; that spares the transfer.
             if not await self._persist(lambda: self._frames.pin(digest, job_id)):
-                await self._persist(lambda: self._frames.put_and_pin(digest, blob, job_id))
+                video = reading.request.cached_video
+                await self._persist(lambda: self._frames.put_and_pin(digest, blob, job_id, video))
             return frames, digest
         finally:
             read.num_waiting -= 1

@@ -5,13 +5,12 @@ kernel's out-of-memory killer, an operator, the end of the server that all reade
 Only a video that loses its reader twice, the second time with no other beside it, is to blame.
 """
 
-import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from app.api.post.reader_places import ReaderPlaces
 from dycoke_core.errors import ReadersUnavailableError, VideoError, VideoReaderKilledError
 from dycoke_core.video import FrameReaders, FrameSpec, VideoFrames, VideoProbe
 
@@ -22,16 +21,16 @@ _NO_SECOND_TRY = "a second try with decord did not come to its end"
 
 
 class SecondTryReaders:
-    """As `FrameReaders`.
+    """As `FrameReaders`, within the places that all API processes share.
 
     Args:
         timeout_s: of a read, both tries together, without the wait between them.
     """
 
-    def __init__(self, readers: FrameReaders, *, timeout_s: float) -> None:
+    def __init__(self, readers: FrameReaders, places: ReaderPlaces, *, timeout_s: float) -> None:
         self._readers = readers
+        self._places = places
         self._timeout_s = timeout_s
-        self._gate = _Gate()
 
     @property
     def kills(self) -> Mapping[str, int]:
@@ -40,10 +39,10 @@ class SecondTryReaders:
     async def probe(self, path: Path) -> VideoProbe:
         """Raises: VideoError, ReadersUnavailableError."""
         try:
-            async with self._gate.beside_others():
+            async with self._places.to_probe():
                 return await self._readers.probe(path)
         except VideoReaderKilledError:
-            async with self._gate.alone():
+            async with self._places.alone():
                 return await self._readers.probe(path)
 
     async def read(
@@ -59,7 +58,7 @@ class SecondTryReaders:
         began_at = time.monotonic()
         frames = None
         try:
-            async with self._gate.beside_others():
+            async with self._places.to_read():
                 began_at = time.monotonic()
                 frames = await self._readers.read(
                     path, spec, on_progress=on_progress, timeout_s=limit_s
@@ -71,9 +70,9 @@ class SecondTryReaders:
             loss = "killed"
         left_s = max(limit_s - (time.monotonic() - began_at), MIN_TIMEOUT_S)
         # A crash is mostly the video's doing; neighbours have no part in it.
-        gate = self._gate.beside_others() if loss == "crash" else self._gate.alone()
+        place = self._places.to_read() if loss == "crash" else self._places.alone()
         try:
-            async with gate:
+            async with place:
                 return await self._readers.read(
                     path, spec, on_progress=on_progress, timeout_s=left_s
                 )
@@ -93,44 +92,3 @@ def fell_back_after_kill(frames: VideoFrames) -> bool:
     first one's. A crash that came twice is reproducible, and no such case.
     """
     return frames.fallback_cause == "killed"
-
-
-class _Gate:
-    """Lets through many beside one another, or one alone. Who wants to be alone goes first."""
-
-    def __init__(self) -> None:
-        self._num_inside = 0
-        self._num_waiting_alone = 0
-        self._is_alone = False
-        self._has_changed = asyncio.Event()
-
-    @asynccontextmanager
-    async def beside_others(self) -> AsyncIterator[None]:
-        while self._is_alone or self._num_waiting_alone:
-            await self._has_changed.wait()
-        self._num_inside += 1
-        try:
-            yield
-        finally:
-            self._num_inside -= 1
-            self._tell()
-
-    @asynccontextmanager
-    async def alone(self) -> AsyncIterator[None]:
-        self._num_waiting_alone += 1
-        try:
-            while self._is_alone or self._num_inside:
-                await self._has_changed.wait()
-            self._is_alone = True
-        finally:
-            self._num_waiting_alone -= 1
-            self._tell()
-        try:
-            yield
-        finally:
-            self._is_alone = False
-            self._tell()
-
-    def _tell(self) -> None:
-        self._has_changed.set()
-        self._has_changed = asyncio.Event()
