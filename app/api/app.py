@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
@@ -17,6 +18,8 @@ from app.api.connection.lingering import LingeringClose
 from app.api.connection.streams import StreamSlots
 from app.api.context import Api
 from app.api.errors import LastErrors, install_error_handlers
+from app.api.openai.errors import OpenAIErrors
+from app.api.openai.intake import CompletionIntake
 from app.api.openapi import install_openapi
 from app.api.post.cancelling import Cancellations
 from app.api.post.orphans import Orphans
@@ -24,7 +27,7 @@ from app.api.post.reading import FrameReading
 from app.api.post.second_try import SecondTryReaders
 from app.api.post.submissions import Submissions
 from app.api.post.uploads import Uploads
-from app.api.routes import chat, health, jobs, models, videos
+from app.api.routes import chat, completions, health, jobs, models, videos
 from app.api.upkeep.janitor import Janitor
 from app.api.upkeep.loop_lag import watch_loop_lag
 from app.metrics import ApiMetrics
@@ -93,9 +96,10 @@ def create_app(settings: Settings, *, readers: FrameReaders | None = None) -> Fa
     app.state.drain = drain
     install_error_handlers(app, metrics.count_rejection)
     install_openapi(app)
-    for module in (chat, videos, jobs, models, health):
+    for module in (chat, completions, videos, jobs, models, health):
         app.include_router(module.router)
     app.add_middleware(LastErrors, is_draining=lambda: drain.is_draining)
+    app.add_middleware(OpenAIErrors)
     app.add_middleware(LingeringClose)
     return app
 
@@ -155,6 +159,7 @@ async def _start(
         streams=StreamSlots(settings.max_streams, metrics),
         registry=registry,
         videos=videos,
+        completion_intake=partial(CompletionIntake, settings, compression, uploads),
         uploads=uploads,
         submissions=Submissions(
             settings,

@@ -1,5 +1,6 @@
 """What the routes work with, built once per process, and who is asking."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, cast
 
@@ -11,6 +12,7 @@ from app.api.answer.jobs import Jobs
 from app.api.auth import ApiKeys
 from app.api.connection.drain import Drain
 from app.api.connection.streams import StreamSlots
+from app.api.openai.intake import CompletionIntake
 from app.api.post.cancelling import Cancellations
 from app.api.post.submissions import Submissions
 from app.api.post.uploads import Uploads
@@ -29,6 +31,7 @@ class Api:
     streams: StreamSlots
     registry: WorkerRegistry
     videos: VideoStore
+    completion_intake: Callable[[], CompletionIntake]
     uploads: Uploads
     submissions: Submissions
     cancellations: Cancellations

@@ -142,7 +142,7 @@ class JobResource(BaseModel):
     job_id: str
     state: JobState
     model: str
-    video_id: str
+    video_id: str | None  # None: a conversation without a video
     attempts: int
     position: int | None  # while queued; 0 = next
     accepted_at_s: float  # Unix time, as all of these

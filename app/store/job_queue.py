@@ -173,7 +173,7 @@ class JobQueue:
 
     async def enqueue(self, request: JobRequest) -> bool:
         """Hands the job with its frames to the workers. False if it has ended meanwhile."""
-        assert request.frames is not None
+        assert request.frames is not None or request.video_id is None
         reply = await self._scripts.run(
             "enqueue", request.model, request.job_id, request.model_dump_json()
         )

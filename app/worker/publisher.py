@@ -123,7 +123,7 @@ class Publisher:
             job.answer.append(
                 TokenEvent(index=event.index, text=event.text, token_ids=list(event.token_ids))
             )
-            policy = job.delivery.request.compression["policy"]
+            policy = job.delivery.request.policy_label
             self._metrics.count_generated(policy, len(event.token_ids))
         if event.finish_reason is not None:
             assert event.report is not None

@@ -37,6 +37,7 @@ class FakeEngine:
     max_running_sequences: int = 4
     sequences: dict[str, Sequence] = field(default_factory=dict)
     aborted: list[str] = field(default_factory=list)
+    seen: list[Sequence] = field(default_factory=list)  # all that were added
 
     @property
     def card(self) -> EngineCard:
@@ -74,6 +75,7 @@ class FakeEngine:
             raise PromptTooLongError("the prompt is too long")
         assert sequence.frames is None or sequence.frames.shape[1:] == (8, 8, 3)
         self.sequences[sequence.sequence_id] = sequence
+        self.seen.append(sequence)
 
     def abort(self, sequence_id: str) -> bool:
         self.aborted.append(sequence_id)

@@ -9,6 +9,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from enum import StrEnum
+from typing import Any, Protocol
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -18,7 +19,7 @@ from app.api.connection.disconnect import ClientLeftError, unless_disconnected
 from app.api.connection.drain import Drain
 from app.api.errors import INTERNAL_ERROR, incident_message, log_incident
 from app.errors import ShuttingDownError
-from app.messages import ErrorEvent
+from app.messages import DoneEvent, ErrorEvent
 
 logger = logging.getLogger(__name__)
 
@@ -43,11 +44,46 @@ def frame(item: FeedItem) -> bytes:
     return ("\n".join(lines) + "\n\n").encode()
 
 
+class Rendering(Protocol):
+    """How one surface writes a job's events. One for each answer: it may remember what went out."""
+
+    @property
+    def heartbeat(self) -> bytes: ...
+
+    def render(self, batch: Sequence[FeedItem]) -> bytes:
+        """Empty where the surface has nothing to say of these events."""
+        ...
+
+    def interruption(self, event: ErrorEvent) -> bytes:
+        """The end of a stream that ends before its job, which goes on."""
+        ...
+
+    def body(self, done: DoneEvent) -> dict[str, Any]:
+        """The answer in one piece, as JSON."""
+        ...
+
+
+class JobEvents:
+    """The events as they are, under their names. Whoever is interrupted resumes by the ids."""
+
+    heartbeat = HEARTBEAT
+
+    def render(self, batch: Sequence[FeedItem]) -> bytes:
+        return b"".join(map(frame, batch))
+
+    def interruption(self, event: ErrorEvent) -> bytes:
+        return b""
+
+    def body(self, done: DoneEvent) -> dict[str, Any]:
+        return done.model_dump(mode="json")
+
+
 class EventStream(Response):
     """Streams batches of events until they end, the client leaves, or the server's drain is over.
 
     Args:
         batches: an empty one is a heartbeat.
+        rendering: None: the events as they are.
         on_end: told once how it ended; must not block.
     """
 
@@ -60,6 +96,7 @@ class EventStream(Response):
         *,
         drain: Drain,
         on_end: Callable[[Ending], None],
+        rendering: Rendering | None = None,
         stall_s: float = STALL_S,
     ) -> None:
         self.status_code = 200
@@ -71,6 +108,7 @@ class EventStream(Response):
         self._batches = batches
         self._drain = drain
         self._on_end = on_end
+        self._rendering = rendering or JobEvents()
         self._stall_s = stall_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -96,7 +134,10 @@ class EventStream(Response):
             return Ending.COMPLETE
         except ClientLeftError:
             return Ending.CLIENT_LEFT
-        except ShuttingDownError:
+        except ShuttingDownError as error:
+            with suppress(ClientLeftError):
+                event = ErrorEvent.of(error, self._job_id)
+                await self._send(send, self._rendering.interruption(event))
             return Ending.SHUTDOWN
         except Exception as error:  # the border: the headers are out, so the client gets an event
             incident = log_incident(error, job_id=self._job_id)
@@ -107,14 +148,16 @@ class EventStream(Response):
                 job_id=self._job_id,
             )
             with suppress(ClientLeftError):
-                await self._send(send, frame(FeedItem(event)))
+                await self._send(send, self._rendering.render([FeedItem(event)]))
             return Ending.FAILED
 
     async def _pump(self, send: Send) -> None:
         async for batch in self._batches:
-            await self._send(send, b"".join(map(frame, batch)) or HEARTBEAT)
+            await self._send(send, self._rendering.render(batch) or self._rendering.heartbeat)
 
     async def _send(self, send: Send, chunk: bytes) -> None:
+        if not chunk:
+            return
         try:
             async with asyncio.timeout(self._stall_s):
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})

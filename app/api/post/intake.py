@@ -43,12 +43,8 @@ def content_type(request: Request) -> str:
 
 async def read_json_fields(request: Request) -> ChatFields:
     """Reads a question about a stored video."""
-    body = bytearray()
-    async with aclosing(read_body(request, max_bytes=MAX_TEXT_BYTES)) as chunks:
-        async for chunk in chunks:
-            body += chunk
     try:
-        data = from_json(bytes(body), allow_inf_nan=False)
+        data = from_json(await read_small_body(request), allow_inf_nan=False)
     except ValueError:
         raise InvalidRequestError("the body is not valid JSON") from None
     if not isinstance(data, dict):
@@ -57,6 +53,15 @@ async def read_json_fields(request: Request) -> ChatFields:
     if fields.video_id is None:
         raise _missing("video_id", "Field required; send a new video as multipart/form-data")
     return fields
+
+
+async def read_small_body(request: Request) -> bytes:
+    """A body that holds nothing but text."""
+    body = bytearray()
+    async with aclosing(read_body(request, max_bytes=MAX_TEXT_BYTES)) as chunks:
+        async for chunk in chunks:
+            body += chunk
+    return bytes(body)
 
 
 async def read_form_fields(request: Request, upload: Upload) -> tuple[ChatFields, bool]:
