@@ -24,26 +24,38 @@ class ServiceError(DycokeError):
 
 
 class UnauthorizedError(ServiceError):
+    """The API key is missing or wrong."""
+
     code = "unauthorized"
 
 
 class JobNotFoundError(ServiceError):
+    """There is no such job, or it belongs to another key, or it ended too long ago."""
+
     code = "job_not_found"
 
 
 class VideoNotFoundError(ServiceError):
+    """There is no such video, it belongs to another key, or it was evicted: upload it again."""
+
     code = "video_not_found"
 
 
 class ModelNotFoundError(ServiceError):
+    """No worker serves a model of that name."""
+
     code = "model_not_found"
 
 
 class UnsupportedMediaTypeError(ServiceError):
+    """The body is neither JSON nor a form, or not what the route takes."""
+
     code = "unsupported_media_type"
 
 
 class UploadTooLargeError(ServiceError):
+    """The video is larger than `MAX_UPLOAD_BYTES`."""
+
     code = "upload_too_large"
 
 
@@ -55,6 +67,8 @@ class UploadTimeoutError(ServiceError):
 
 
 class IdempotencyConflictError(ServiceError):
+    """The idempotency key was used for another request."""
+
     code = "idempotency_conflict"
 
 
@@ -73,6 +87,8 @@ class VideoStoreFullError(ServiceError):
 
 
 class QueueFullError(ServiceError):
+    """As many jobs are under way as may be; `Retry-After` says when to try again."""
+
     code = "queue_full"
     retryable = True
 
@@ -82,11 +98,15 @@ class QueueFullError(ServiceError):
 
 
 class NoWorkerError(ServiceError):
+    """No worker is alive to take the job."""
+
     code = "no_worker"
     retryable = True
 
 
 class ShuttingDownError(ServiceError):
+    """This API process is draining; another one, or the next one, answers."""
+
     code = "shutting_down"
     retryable = True
 
@@ -99,6 +119,8 @@ class StoreUnavailableError(ServiceError):
 
 
 class DeadlineExceededError(ServiceError):
+    """The job was not done within `JOB_TIMEOUT_S`."""
+
     code = "deadline_exceeded"
     retryable = True
 
@@ -126,6 +148,8 @@ class SamplerChangedError(ServiceError):
 
 
 class JobCancelledError(ServiceError):
+    """The job was cancelled, on request or because its client left."""
+
     code = "cancelled"
 
 

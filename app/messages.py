@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from app.keys.owners import ANONYMOUS
 from dycoke_core.errors import DycokeError
+from dycoke_core.video.types import Sampling
 
 WIRE_VERSION = 1
 NO_POLICY = "none"  # in metrics, of jobs without a video, which compress nothing
@@ -48,6 +49,7 @@ class FramesWanted(Message):
     image_size: int
     start_s: float | None = None
     end_s: float | None = None
+    sampling: Sampling = "uniform"  # of releases that do not say
 
 
 class FramesRef(Message):
@@ -60,6 +62,7 @@ class FramesRef(Message):
     timestamps_s: list[float]
     reader: str  # decord or pyav
     warnings: list[str] = []
+    sampling: Sampling = "uniform"  # of releases that do not say
     is_cached: bool  # found in the frame store
 
 
@@ -172,6 +175,7 @@ class FramesReceipt(Message):
     timestamps_s: list[float]
     reader: str
     warnings: list[str]
+    sampling: Sampling = "uniform"  # of releases that do not say
 
 
 class Timings(Message):

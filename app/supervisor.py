@@ -9,9 +9,10 @@ their own, so a Ctrl-C in the terminal reaches the supervisor alone, which stops
 import asyncio
 import logging
 import os
+import secrets
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -20,6 +21,8 @@ from pathlib import Path
 EXIT_BAD_SETTINGS = 2
 STDERR_FD = 2
 KILL_TIMEOUT_S = 10.0  # for a killed process to be reaped
+TELL_TIMEOUT_S = 5.0  # for `on_end`, once everything is to stop
+LIFE_VARIABLE = "SUPERVISOR_CHILD_LIFE"  # for `this_life`
 
 _CHILD_PROGRAM = str(Path(__file__).parent / "child.py")
 
@@ -36,6 +39,9 @@ class ChildSpec:
         stop_timeout_s: from SIGTERM to SIGKILL.
         parent_death_signal: what it gets when the supervisor dies.
         pass_fds: file descriptors that it inherits.
+        on_end: told of each end: which life it was, as the child knows from `this_life`, and
+            the exit code, negative for a signal's number. Not of what this supervisor has killed.
+            A restart does not wait for it.
     """
 
     name: str
@@ -45,6 +51,7 @@ class ChildSpec:
     stop_timeout_s: float = 10.0
     parent_death_signal: signal.Signals = signal.SIGKILL
     pass_fds: tuple[int, ...] = ()
+    on_end: Callable[[str, int], Awaitable[None]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +124,8 @@ class _Child:
         self._stopping = asyncio.Event()
         self._process: asyncio.subprocess.Process | None = None
         self._task: asyncio.Task[None] | None = None
+        self._telling: set[asyncio.Future[None]] = set()
+        self._is_killed = False  # by this supervisor
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._keep_running(), name=self.spec.name)
@@ -131,8 +140,11 @@ class _Child:
             logger.warning("child did not stop in time", extra={"child": self.spec.name})
             self.kill()
             await asyncio.wait([self._task], timeout=KILL_TIMEOUT_S)
+        if self._telling:
+            await asyncio.wait(self._telling, timeout=TELL_TIMEOUT_S)
 
     def kill(self) -> None:
+        self._is_killed = True
         self._send(signal.SIGKILL)
 
     async def _keep_running(self) -> None:
@@ -141,7 +153,9 @@ class _Child:
         is_first = True
         while not self._stopping.is_set():
             started_at = loop.time()
-            exit_code = await self._run_once()
+            life = secrets.token_hex(4)
+            exit_code = await self._run_once(life)
+            self._tell_end(life, exit_code)
             if self._stopping.is_set():
                 return
             if exit_code == EXIT_BAD_SETTINGS and is_first:
@@ -158,7 +172,18 @@ class _Child:
             await _wait(self._stopping, wait_s)
             wait_s = min(wait_s * 2, self._restarts.max_wait_s)
 
-    async def _run_once(self) -> int:
+    def _tell_end(self, life: str, exit_code: int) -> None:
+        if self.spec.on_end is not None and not self._is_killed:
+            telling = asyncio.ensure_future(self.spec.on_end(life, exit_code))
+            self._telling.add(telling)
+            telling.add_done_callback(self._on_told)
+
+    def _on_told(self, telling: "asyncio.Future[None]") -> None:
+        self._telling.discard(telling)
+        if not telling.cancelled() and (error := telling.exception()):
+            logger.error("a child's end was not told", exc_info=error)
+
+    async def _run_once(self, life: str) -> int:
         """Runs the process; returns its exit code, negative for a signal's number, 1 if the
         system has no room for a process just now."""
         spec = self.spec
@@ -167,7 +192,7 @@ class _Child:
                 *(sys.executable, "-I", "-S", _CHILD_PROGRAM),
                 *(str(os.getpid()), str(int(spec.parent_death_signal))),
                 *spec.argv,
-                env={**os.environ, **spec.env},
+                env={**os.environ, **spec.env, LIFE_VARIABLE: f"{os.getpid()}:{life}"},
                 pass_fds=spec.pass_fds,
                 stdout=STDERR_FD,  # some say there what belongs in the log
                 start_new_session=True,
@@ -185,6 +210,12 @@ class _Child:
     def _send(self, signum: signal.Signals) -> None:
         if self._process is not None and self._process.returncode is None:
             self._process.send_signal(signum)
+
+
+def this_life() -> str:
+    """Which of its supervisor's processes, one after another, this is: a word that no other has."""
+    supervisor_pid, _, life = os.environ.get(LIFE_VARIABLE, "").partition(":")
+    return life if supervisor_pid == str(os.getppid()) else secrets.token_hex(4)
 
 
 async def _wait(event: asyncio.Event, timeout_s: float) -> None:

@@ -33,57 +33,85 @@ class DycokeError(Exception):
 
 
 class InvalidRequestError(DycokeError):
+    """A field of the request is missing, wrong or out of range."""
+
     code = "invalid_request"
 
 
 class PromptTooLongError(InvalidRequestError):
+    """Prompt and answer do not fit into the model's context."""
+
     code = "prompt_too_long"
 
 
 class VideoError(DycokeError):
+    """The video cannot be used."""
+
     code = "video_error"
 
 
 class UnsupportedContainerError(VideoError):
+    """The file is of no container that is read here."""
+
     code = "unsupported_container"
 
 
 class UnsupportedCodecError(VideoError):
+    """The video's codec is not on the list."""
+
     code = "unsupported_codec"
 
 
 class NoVideoStreamError(VideoError):
+    """The file has no video stream."""
+
     code = "no_video_stream"
 
 
 class UnreadableVideoError(VideoError):
+    """No reader could decode the video."""
+
     code = "unreadable_video"
 
 
 class VideoLimitError(VideoError):
+    """The video is too long, too large in pixels, or has too many frames."""
+
     code = "video_limit_exceeded"
 
 
 class VideoReadTimeoutError(VideoError):
+    """Reading the video took longer than `READ_TIMEOUT_S`."""
+
     code = "video_read_timeout"
 
 
 class VideoReaderKilledError(VideoError):
+    """The video's reader was killed twice, the second time alone."""
+
     code = "video_reader_killed"
 
 
 class SandboxUnavailableError(DycokeError):
+    """The system cannot sandbox the frame readers."""
+
     code = "sandbox_unavailable"
 
 
 class ModelLoadError(DycokeError):
+    """The model could not be loaded."""
+
     code = "model_load_failed"
 
 
 class EngineError(DycokeError):
+    """The engine failed at this request."""
+
     code = "engine_error"
     retryable = True
 
 
 class OutOfMemoryError(EngineError):
+    """The engine ran out of memory at this request."""
+
     code = "out_of_memory"

@@ -16,7 +16,7 @@ from app.errors import StoreUnavailableError
 from app.store.client import Scripts, store_call
 from app.store.keys import RedisKeys
 from dycoke_core.video import VideoFrames
-from dycoke_core.video.types import ReaderName
+from dycoke_core.video.types import ReaderName, Sampling
 
 BLOB_VERSION = 1
 PIXELS_VERSION = 2  # of what readers make of a file; 1: PyAV scaled in another way than decord
@@ -84,6 +84,7 @@ def frames_digest(
     image_size: int,
     start_s: float | None,
     end_s: float | None,
+    sampling: Sampling,
     salt: str = "",
 ) -> str:
     """Names a blob by everything that its pixels depend on.
@@ -91,7 +92,10 @@ def frames_digest(
     Args:
         salt: of those who share blobs, and all that workers keep by this name.
     """
-    parts: list[object] = [PIXELS_VERSION, video_id, num_frames, image_size, start_s, end_s]
+    parts: list[object] = [
+        *(PIXELS_VERSION, video_id, num_frames, image_size),
+        *(start_s, end_s, sampling),
+    ]
     if salt:
         parts.append(salt)
     return sha256(json.dumps(parts).encode()).hexdigest()

@@ -26,6 +26,8 @@
                                        is in `live`
     {p}:worker:{id}          string    ModelCard JSON, TTL = heartbeat
     {p}:workers              set       worker ids; one whose card is gone is dropped by readers
+    {p}:lost_worker:{id}     hash      of a worker that is gone: fate, as its supervisor saw it;
+                                       job:{id} -> the attempt that was lost with it; TTL
     {p}:ended                channel   id of a job that ended otherwise than by its worker
 
 Times are Redis' own clock, deadlines the API's. Lua scripts touch several of these at once (one
@@ -110,6 +112,9 @@ class RedisKeys:
     @property
     def workers(self) -> str:
         return f"{self.prefix}:workers"
+
+    def lost_worker(self, worker_id: str) -> str:
+        return f"{self.prefix}:lost_worker:{worker_id}"
 
     @property
     def ended(self) -> str:

@@ -3,9 +3,7 @@
 import asyncio
 import logging
 import os
-import secrets
 import signal
-import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -15,10 +13,11 @@ from app.logs import configure_logging
 from app.metrics import WorkerMetrics
 from app.settings import Settings
 from app.store.client import connect
-from app.supervisor import EXIT_BAD_SETTINGS
+from app.supervisor import EXIT_BAD_SETTINGS, this_life
 from app.tracing import Tracing, tracing_from_environment
-from app.worker.cores import num_usable_cores
+from app.worker.witness import name_worker
 from app.worker.worker import Worker
+from dycoke_core.cores import num_usable_cores
 from dycoke_core.errors import ModelLoadError
 
 if TYPE_CHECKING:
@@ -107,7 +106,7 @@ async def _run_worker(
         redis,
         lambda: engine_factory(settings),
         metrics,
-        worker_id=f"{socket.gethostname()}-{child}-{secrets.token_hex(4)}",
+        worker_id=name_worker(child, this_life()),
         tracing=tracing,
     )
     loop = asyncio.get_running_loop()

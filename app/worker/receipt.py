@@ -109,6 +109,7 @@ def _frames(request: JobRequest) -> FramesReceipt | None:
         timestamps_s=frames.timestamps_s,
         reader=frames.reader,
         warnings=frames.warnings,
+        sampling=frames.sampling,
     )
 
 

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import count
 from typing import Any
 
@@ -58,6 +58,7 @@ class Confinement:
 class _Child:
     """One running child. Its replies come through a pipe, the news of its end from the server."""
 
+    confinement: Confinement
     reply_fd: int
     on_progress: Callable[[float], None]
     ended: asyncio.Future[Mapping[str, Any]]  # the server's message; empty if the server died
@@ -111,12 +112,14 @@ class ForkServer:
         command = [sys.executable, "-m", "dycoke_core.video.fork_server", str(theirs.fileno())]
         environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
         with theirs:
+            # Neither numpy nor malloc may take memory for each of the machine's cores.
+            own = {"OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
             self._process = subprocess.Popen(
                 [*command, self._module],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                env=environment | {"OPENBLAS_NUM_THREADS": "1"},  # numpy must not start threads
+                env=environment | own,
             )
 
     def observe_refusals(self) -> dict[str, bool]:
@@ -130,7 +133,12 @@ class ForkServer:
         control = self._control
         assert control is not None
         confinement = asdict(self._confinement) | {"is_strict": False}
-        task = {"name": "observe_refusals", "params": {}, "confinement": confinement}
+        task = {
+            "name": "observe_refusals",
+            "params": {},
+            "num_threads": 1,
+            "confinement": confinement,
+        }
         read_end, write_end = os.pipe()
         try:
             with open(__file__, "rb") as readable:
@@ -152,6 +160,7 @@ class ForkServer:
         video_fd: int,
         *,
         timeout_s: float,
+        num_threads: int = 1,
         pixels: tuple[int, Sequence[int]] | None = None,
         on_progress: Callable[[float], None] = lambda share: None,
     ) -> Any:
@@ -160,14 +169,20 @@ class ForkServer:
         However this ends, the child has ended or is killed; cancelling kills it at once.
 
         Args:
+            num_threads: how many it may decode with; each brings its own share of CPU time.
             pixels: descriptor and shape of a frame buffer for the child to write.
 
         Raises:
             TaskFailure: there is no result.
         """
         self._watch()
-        confinement = asdict(self._confinement)
-        task: dict[str, Any] = {"name": name, "params": params, "confinement": confinement}
+        confinement = replace(self._confinement, cpu_s=self._confinement.cpu_s * num_threads)
+        task: dict[str, Any] = {
+            "name": name,
+            "params": params,
+            "num_threads": num_threads,
+            "confinement": asdict(confinement),
+        }
         pixel_fds = []
         if pixels is not None:
             pixel_fds = [pixels[0]]
@@ -176,7 +191,8 @@ class ForkServer:
         task_id = next(self._ids)
         read_end, write_end = os.pipe()
         os.set_blocking(read_end, False)
-        child = self._children[task_id] = _Child(read_end, on_progress, loop.create_future())
+        child = _Child(confinement, read_end, on_progress, loop.create_future())
+        self._children[task_id] = child
         try:
             self._send_run(task_id, task, [video_fd, write_end, *pixel_fds])
             loop.add_reader(read_end, self._on_reply, task_id, child)
@@ -207,7 +223,7 @@ class ForkServer:
                 self._end_abruptly()
             raise TaskFailure("timeout")
         child.read_replies()  # what came between the last look and the end
-        return _result(child, self._confinement)
+        return _result(child)
 
     def _watch(self) -> None:
         if self._control is None:
@@ -297,7 +313,7 @@ def _await_end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _result(child: _Child, confinement: Confinement) -> Any:
+def _result(child: _Child) -> Any:
     """Returns the result of a child that has ended, or raises its failure."""
     if child.num_received_bytes > _MAX_REPLY_BYTES:
         raise TaskFailure("crash", "too many replies")
@@ -308,7 +324,7 @@ def _result(child: _Child, confinement: Confinement) -> Any:
         code = reply.get("error")
         if isinstance(code, str) and code in _REPORTED:
             raise TaskFailure(code, ascii(reply.get("detail"))[:_MAX_DETAIL_CHARACTERS])
-    raise TaskFailure(_cause_of_end(child.ended.result(), confinement))
+    raise TaskFailure(_cause_of_end(child.ended.result(), child.confinement))
 
 
 def _cause_of_end(ended: Mapping[str, Any], confinement: Confinement) -> str:

@@ -20,13 +20,17 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from dycoke_core.video.child import Task, TaskError, Tasks
-from dycoke_core.video.pyav_frames import FrameSource, list_frames
+from dycoke_core.video.pyav_frames import FrameSource, list_frames, read_keyframe
 from dycoke_core.video.sampling import frames_in_clip, sample_indices
 
 # PyAV loads parts of itself on demand; confined, it could not.
 for _module in pkgutil.walk_packages(av.__path__, "av."):
     if not _module.name.endswith("__main__"):
         importlib.import_module(_module.name)
+
+# FFmpeg's own way to print, to stderr: PyAV's takes Python's lock in the decoder's threads.
+av.logging.restore_default_callback()
+av.logging.set_libav_level(av.logging.ERROR)
 
 _DECODERS = "h264,hevc,vp8,vp9,libdav1d,libvpx,libvpx-vp9,mpeg4,mpeg2video,mjpeg"
 # The transpose filters that bring a frame upright: 1 turns it clockwise, 2 the other way.
@@ -41,15 +45,17 @@ def probe(task: Task) -> dict[str, Any]:
 def plan(task: Task) -> dict[str, Any]:
     """Reads the headers, lists the frames and samples from them; decodes nothing.
 
-    Takes what `probe` takes, and `num_frames`, `start_s`, `end_s`, `max_source_frames`. Returns no
-    indices for a clip that starts beyond the end.
+    Takes what `probe` takes, and `num_frames`, `start_s`, `end_s`, `sampling`,
+    `max_source_frames`. Returns no indices for a clip that starts beyond the end, and the file's
+    own times of keyframes that were chosen as such.
     """
     container, stream = _open(task)
     headers = _describe(container, stream)
     params = task.params
     frames = list_frames(container, stream, params["max_source_frames"])
     clip = frames_in_clip(frames.times_s, frames.end_s, params["start_s"], params["end_s"])
-    indices = sample_indices(clip, params["num_frames"]) if clip else ()
+    keyframes = frames.keyframes_in(clip) if params["sampling"] == "keyframe" else []
+    indices = sample_indices(keyframes or clip, params["num_frames"]) if clip else ()
     return {
         "headers": headers,
         "total_frames": len(frames.times_s),
@@ -57,7 +63,31 @@ def plan(task: Task) -> dict[str, Any]:
         "end_s": frames.end_s,
         "indices": indices,
         "timestamps_s": [frames.times_s[index] for index in indices],
+        "num_keyframes": len(keyframes),
+        "key_pts": [frames.pts[index] for index in indices] if frames.pts and keyframes else [],
     }
+
+
+def read_keyframes(task: Task) -> dict[str, Any]:
+    """Decodes the keyframes at `key_pts`, ascending, into the pixels, and nothing else.
+
+    Raises:
+        TaskError: one of them does not decode by itself.
+    """
+    assert task.pixels is not None
+    container, stream = _open(task)
+    scale = _Scaler(image_size=task.pixels.shape[1])
+    wanted = task.params["key_pts"]
+    for row, key_pts in enumerate(wanted):
+        if row and wanted[row - 1] == key_pts:
+            task.pixels[row] = task.pixels[row - 1]
+        else:
+            frame = read_keyframe(container, stream, key_pts)
+            if frame is None:
+                raise TaskError("unreadable", "a keyframe does not decode by itself")
+            task.pixels[row] = scale(frame)
+        task.report_progress((row + 1) / len(wanted))
+    return {}
 
 
 def read(task: Task) -> dict[str, Any]:
@@ -66,13 +96,22 @@ def read(task: Task) -> dict[str, Any]:
     Returns the indices and times of the frames that stand in each place, which are not those asked
     for where a frame does not decode.
     """
+    placed, is_damaged = _read(task, task.num_threads)
+    if is_damaged and task.num_threads > 1:
+        # What a decoder puts in the place of lost data depends on its number of threads.
+        placed, _ = _read(task, num_threads=1)
+    return placed
+
+
+def _read(task: Task, num_threads: int) -> tuple[dict[str, Any], bool]:
+    """Returns what `read` does, and whether a decoder had to make do."""
     assert task.pixels is not None
     frames = list_frames(*_open(task), task.params["max_source_frames"])
-    source = FrameSource(lambda: _open(task), frames)
+    wanted = task.params["indices"]
+    source = FrameSource(lambda: _open(task, num_threads), frames, wanted)
     scale = _Scaler(image_size=task.pixels.shape[1])
     numbers: list[int] = []
     num_damaged = 0
-    wanted = task.params["indices"]
     for row, target in enumerate(wanted):
         number, frame = source.frame_at(target)
         num_damaged += frame.is_corrupt
@@ -82,17 +121,19 @@ def read(task: Task) -> dict[str, Any]:
             task.pixels[row] = scale(frame)
         numbers.append(number)
         task.report_progress((row + 1) / len(wanted))
-    return {
+    source.close()
+    placed = {
         "indices": numbers,
         "timestamps_s": [frames.times_s[number] for number in numbers],
         "num_damaged": num_damaged,
     }
+    return placed, source.has_failed or task.has_complained()
 
 
-TASKS: Tasks = {"probe": probe, "plan": plan, "read": read}
+TASKS: Tasks = {"probe": probe, "plan": plan, "read_keyframes": read_keyframes, "read": read}
 
 
-def _open(task: Task) -> tuple[InputContainer, VideoStream]:
+def _open(task: Task, num_threads: int = 1) -> tuple[InputContainer, VideoStream]:
     """Opens the video and the stream in it that decord would take."""
     decoding = {"codec_whitelist": _DECODERS, "max_pixels": str(task.params["max_pixels"])}
     options = {"protocol_whitelist": "file", **decoding}
@@ -105,7 +146,8 @@ def _open(task: Task) -> tuple[InputContainer, VideoStream]:
         raise TaskError("unreadable", str(error)) from error
     if not isinstance(stream, VideoStream) or Disposition.attached_pic in stream.disposition:
         raise TaskError("no_video")
-    stream.codec_context.thread_count = 1
+    stream.codec_context.thread_count = num_threads
+    stream.codec_context.thread_type = "AUTO"
     stream.codec_context.options = decoding
     return container, stream
 

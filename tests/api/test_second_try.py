@@ -108,6 +108,17 @@ async def test_crash_that_comes_twice_is_the_videos(
     assert (await readers.read(Path("b"), SPEC)).reader == "decord"
 
 
+async def test_second_try_that_fails_takes_nothing_away(
+    inner: Readers, readers: SecondTryReaders
+) -> None:
+    """decord crashes each time, and the second reader is killed from outside."""
+    crashed = frames(KILLED.replace("memory", "crash"))
+    inner.outcomes = {"a": [crashed, VideoReaderKilledError("killed")]}
+    read = await readers.read(Path("a"), SPEC)
+    assert read.pixels is crashed.pixels
+    assert fell_back_after_kill(read), "nobody knows whether the crash comes twice"
+
+
 async def test_cancelled_second_try_lets_the_others_in(
     inner: Readers, readers: SecondTryReaders
 ) -> None:

@@ -41,8 +41,13 @@ def settings_read_by(package: str) -> set[str]:
 
 
 def documented_settings() -> set[str]:
-    """The names in the first column of the README's table of settings."""
-    table = (ROOT / "README.md").read_text().split(f"| `{ENV_PREFIX}…` |")[1].split("\n\n")[0]
+    """The names in the first column of the table of settings."""
+    table = (
+        (ROOT / "docs" / "settings.md")
+        .read_text()
+        .split(f"| `{ENV_PREFIX}…` |")[1]
+        .split("\n\n")[0]
+    )
     columns = [line.split("|")[1] for line in table.splitlines()[2:]]
     return {name for column in columns for name in re.findall(r"`([A-Z_]+[A-Z])`", column)}
 

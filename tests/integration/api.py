@@ -302,6 +302,7 @@ def receipt(delivery: Delivery, num_tokens: int) -> DoneEvent:
             timestamps_s=frames.timestamps_s,
             reader=frames.reader,
             warnings=frames.warnings,
+            sampling=frames.sampling,
         )
         if frames
         else None,

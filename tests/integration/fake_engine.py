@@ -35,6 +35,7 @@ FATAL_TOKEN = 2  # new tokens before the steered mishaps
 @dataclass
 class FakeEngine:
     max_running_sequences: int = 4
+    image_size: int = 8
     sequences: dict[str, Sequence] = field(default_factory=dict)
     aborted: list[str] = field(default_factory=list)
     seen: list[Sequence] = field(default_factory=list)  # all that were added
@@ -45,7 +46,7 @@ class FakeEngine:
             weights_digest="fake",
             device="cpu",
             dtype="float32",
-            image_size=8,
+            image_size=self.image_size,
             tokens_per_frame=4,
             num_layers=2,
             max_model_tokens=4096,
@@ -73,7 +74,8 @@ class FakeEngine:
     def add(self, sequence: Sequence) -> None:
         if "refuse" in words(sequence):
             raise PromptTooLongError("the prompt is too long")
-        assert sequence.frames is None or sequence.frames.shape[1:] == (8, 8, 3)
+        size = self.image_size
+        assert sequence.frames is None or sequence.frames.shape[1:] == (size, size, 3)
         self.sequences[sequence.sequence_id] = sequence
         self.seen.append(sequence)
 

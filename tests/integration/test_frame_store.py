@@ -12,7 +12,7 @@ from app.store.frame_store import FrameStore, decode_frames, encode_frames, fram
 from app.store.job_leases import JobLeases
 from app.store.job_queue import JobQueue
 from app.store.keys import RedisKeys
-from dycoke_core.video import VideoFrames
+from dycoke_core.video import SAMPLINGS, VideoFrames
 from tests.integration.jobs import MODEL, cancelled, make_request
 
 BLOB_BYTES = 100
@@ -185,11 +185,14 @@ def test_what_is_no_blob_is_refused(broken: bytes) -> None:
 
 def test_digest_depends_on_everything_that_the_pixels_depend_on() -> None:
     digests = {
-        frames_digest(video, num_frames=frames, image_size=size, start_s=start, end_s=end)
+        frames_digest(
+            video, num_frames=frames, image_size=size, start_s=start, end_s=end, sampling=sampling
+        )
         for video in ("v", "w")
         for frames in (1, 2)
         for size in (8, 16)
         for start in (None, 0.0, 1.0)
         for end in (None, 2.0)
+        for sampling in SAMPLINGS
     }
-    assert len(digests) == 48
+    assert len(digests) == 96

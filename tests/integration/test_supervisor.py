@@ -16,7 +16,14 @@ from typing import Any
 import psutil
 import pytest
 
-from app.supervisor import EXIT_BAD_SETTINGS, ChildSpec, RestartPolicy, Supervisor
+from app.supervisor import (
+    EXIT_BAD_SETTINGS,
+    LIFE_VARIABLE,
+    ChildSpec,
+    RestartPolicy,
+    Supervisor,
+    this_life,
+)
 from tests.integration.workers import PATIENCE_S, ROOT, is_alive, wait_until
 
 FAST = RestartPolicy(first_wait_s=0.02, max_wait_s=0.08)
@@ -85,6 +92,50 @@ async def test_dead_child_is_logged_and_started_again(
     assert [record.__dict__["exit_code"] for record in died] == [-9, -9, -9]
     assert [record.__dict__["restart_in_s"] for record in died] == [0.02, 0.04, 0.08]
     assert all(record.levelno == logging.ERROR for record in died)
+
+
+async def test_each_end_is_told_with_the_life_that_ended(log: Path) -> None:
+    told: list[tuple[str, int]] = []
+
+    async def on_end(life: str, exit_code: int) -> None:
+        told.append((life, exit_code))
+        raise RuntimeError("which ends nothing")
+
+    code = (
+        "import pathlib, sys; sys.path.insert(0, '.'); from app.supervisor import this_life\n"
+        f"pathlib.Path({str(log)!r}).open('a').write(this_life() + '\\n')\n"
+        "raise SystemExit(7)"
+    )
+
+    async def died_often() -> bool:
+        return len(told) >= 3
+
+    async with running(command(code, on_end=on_end)):
+        await wait_until(died_often)
+    lives = log.read_text().split()
+    assert told[:3] == [(life, 7) for life in lives[:3]]
+    assert len(set(lives)) == len(lives)
+
+
+async def test_a_child_that_the_supervisor_kills_itself_is_no_news(log: Path) -> None:
+    told: list[int] = []
+
+    async def on_end(life: str, exit_code: int) -> None:
+        told.append(exit_code)
+
+    async with running(child(log, "stubborn", stop_timeout_s=0.1, on_end=on_end)):
+        await wait_for_lines(log, "start", 1)
+    assert told == []
+
+
+def test_a_process_without_a_supervisor_has_a_life_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert this_life() != this_life()
+    monkeypatch.setenv(LIFE_VARIABLE, f"{os.getppid()}:abc")
+    assert this_life() == "abc"
+    monkeypatch.setenv(LIFE_VARIABLE, "1:abc")  # inherited from somebody else's supervisor
+    assert this_life() != "abc"
 
 
 async def test_child_that_could_not_be_started_is_tried_again(

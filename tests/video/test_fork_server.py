@@ -212,7 +212,8 @@ def test_a_server_whose_client_died_says_nothing() -> None:
         ) as server,
     ):
         read_end, write_end = os.pipe()
-        task = {"name": "echo", "params": {}, "confinement": asdict(CONFINEMENT)}
+        confinement = asdict(CONFINEMENT)
+        task = {"name": "echo", "params": {}, "num_threads": 1, "confinement": confinement}
         message = json.dumps({"run": 1, "task": task}).encode()
         with open(__file__, "rb") as video:
             socket.send_fds(ours, [message], [video.fileno(), write_end])

@@ -7,10 +7,11 @@ Takes the forms of OpenAI, vLLM, SGLang and DashScope: `video_url` as a part or 
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 from app.api.openai.fields import unknown, wrong
 from app.api.schemas import MAX_TEXT_CHARS, TurnField
+from dycoke_core.video.types import Sampling
 
 _ROLES: Mapping[str, Any] = {
     "system": "system",
@@ -19,7 +20,7 @@ _ROLES: Mapping[str, Any] = {
     "assistant": "assistant",
 }
 _MESSAGE_FIELDS = ("role", "content", "name", "refusal", "audio", "tool_calls", "function_call")
-_SAMPLING_FIELDS = ("fps", "num_frames", "max_frames", "start_s", "end_s")
+_SAMPLING_FIELDS = ("fps", "num_frames", "max_frames", "sampling", "start_s", "end_s")
 _PART_FIELDS = ("type", "text", "video_url", "video", "file", "uuid", *_SAMPLING_FIELDS)
 _FILE_FIELDS = ("file_id", "file_data", "filename")
 _VIDEO_FIELDS = ("url", "uuid", *_SAMPLING_FIELDS)
@@ -45,6 +46,7 @@ class VideoPart:
     max_frames: int | None = None
     start_s: float | None = None
     end_s: float | None = None
+    sampling: Sampling = "uniform"
 
 
 @dataclass(slots=True)
@@ -144,7 +146,9 @@ def _said(options: dict[str, Any], where: str) -> dict[str, Any]:
     """What an object says of the sampling, checked."""
     said = {n: options[n] for n in _SAMPLING_FIELDS if options.get(n) is not None}
     for name, value in said.items():
-        if name in ("num_frames", "max_frames"):
+        if name == "sampling":
+            is_right, message = value in get_args(Sampling), "must be 'uniform' or 'keyframe'"
+        elif name in ("num_frames", "max_frames"):
             is_right = isinstance(value, int) and not isinstance(value, bool) and value >= 1
             message = "must be a whole number of at least 1"
         else:

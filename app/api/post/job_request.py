@@ -68,6 +68,7 @@ def frame_spec(fields: ChatFields, card: ModelCard) -> FrameSpec:
         image_size=card.image_size,
         start_s=fields.start_s,
         end_s=fields.end_s,
+        sampling=fields.sampling,
     )
 
 
@@ -137,6 +138,8 @@ def make_idempotency(
     said = fields.model_copy(update={"video_id": video_id}).model_dump(mode="json")
     if extras != NO_EXTRAS:
         said["extras"] = asdict(extras)
+    if fields.sampling == "uniform":  # as releases without this field say it
+        del said["sampling"]
     return Idempotency(
         key_hash=_digest(f"{principal}\0{key}"),
         fingerprint=_digest(json.dumps(said, sort_keys=True)),

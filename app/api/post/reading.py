@@ -163,6 +163,7 @@ class FrameReading:
             start_s=wanted.spec.start_s,
             end_s=wanted.spec.end_s,
             salt=request.cache_salt,
+            sampling=wanted.spec.sampling,
         )
         stored = await self._find(digest, request.job_id)
         if stored is not None:
@@ -179,6 +180,7 @@ class FrameReading:
                     timestamps_s=list(frames.timestamps_s),
                     reader=frames.reader,
                     warnings=list(frames.warnings),
+                    sampling=wanted.spec.sampling,
                     is_cached=stored is not None,
                 ),
                 "read_frames_s": request.read_frames_s + time.monotonic() - began_at,

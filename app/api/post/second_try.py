@@ -10,15 +10,18 @@ import re
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
-from dycoke_core.errors import VideoReaderKilledError
+from dycoke_core.errors import VideoError, VideoReaderKilledError
 from dycoke_core.video import FrameReaders, FrameSpec, VideoFrames, VideoProbe
 
 MIN_TIMEOUT_S = 1.0  # left for the second try
 
 # What the readers warn of: why the first of them was lost and the second stood in.
 _FELL_BACK = re.compile(r"decord could not read this video \((\w+)\)")
+# Ours, where the second try would have said whether that comes twice.
+_NO_SECOND_TRY = "a second try with decord did not come to its end"
 
 
 class SecondTryReaders:
@@ -57,6 +60,7 @@ class SecondTryReaders:
         """Raises: VideoError, InvalidRequestError."""
         limit_s = self._timeout_s if timeout_s is None else min(timeout_s, self._timeout_s)
         began_at = time.monotonic()
+        frames = None
         try:
             async with self._gate.beside_others():
                 began_at = time.monotonic()
@@ -71,8 +75,15 @@ class SecondTryReaders:
         left_s = max(limit_s - (time.monotonic() - began_at), MIN_TIMEOUT_S)
         # A crash is mostly the video's doing, or that of the server's end; neighbours have no part.
         gate = self._gate.beside_others() if loss == "crash" else self._gate.alone()
-        async with gate:
-            return await self._readers.read(path, spec, on_progress=on_progress, timeout_s=left_s)
+        try:
+            async with gate:
+                return await self._readers.read(
+                    path, spec, on_progress=on_progress, timeout_s=left_s
+                )
+        except VideoError:
+            if frames is None:
+                raise
+            return replace(frames, warnings=(*frames.warnings, _NO_SECOND_TRY))
 
     async def aclose(self) -> None:
         await self._readers.aclose()
@@ -82,7 +93,7 @@ def fell_back_after_kill(frames: VideoFrames) -> bool:
     """Whether a SIGKILL is why these frames are the second reader's: another time they may be the
     first one's. A crash that came twice is reproducible, and no such case.
     """
-    return _loss_before_fallback(frames) == "memory"
+    return _loss_before_fallback(frames) == "memory" or _NO_SECOND_TRY in frames.warnings
 
 
 def _loss_before_fallback(frames: VideoFrames) -> str | None:

@@ -13,6 +13,8 @@ local MAX_FORGOTTEN = 1000 -- ended jobs at a time; more than the largest one ev
 local MAX_HELD = 10000 -- more than a worker ever has pending
 local MAX_DEATHS = 2 -- of a job's own
 local MAX_DELIVERIES = 8 -- that were not given back
+local FURTHER_TOKENS = 4 -- made in a delivery: whatever kills at once has not
+local LOST_TTL_MS = 3600000 -- of what is known of a worker's end; longer than any job
 local PROBATION_TOKENS = 16 -- that a suspect makes alone before others may join it
 local FINAL = {done = true, error = true, cancelled = true}
 
@@ -34,6 +36,7 @@ local function frame_pins_key(digest) return PREFIX .. ':frame_pins:' .. digest 
 local function ended_jobs_key() return PREFIX .. ':ended_jobs' end
 local function ended_sizes_key() return PREFIX .. ':ended_sizes' end
 local function ended_bytes_key() return PREFIX .. ':ended_bytes' end
+local function lost_worker_key(worker_id) return PREFIX .. ':lost_worker:' .. worker_id end
 local function ended_channel() return PREFIX .. ':ended' end
 
 local function now_ms()
@@ -157,9 +160,17 @@ end
 -- Who is to blame when a worker is gone.
 --
 -- `is_in_engine` of a job, set before the worker's engine gets it, outlives the process: the jobs
--- of a worker that have it are its crew, and one of them may have killed it. Alone, it is a death
--- of the job's own; several become suspects and are charged with nothing. Either way the loss is
--- noted as lost:{attempt}, so that a worker that was only away takes it back when it returns.
+-- of a worker that have it are its crew, and one of them may have killed it. Several become
+-- suspects and are charged with nothing. One that was alone is charged with a death, unless there
+-- is reason to think otherwise. What is charged is noted as lost:{attempt}, so that it can be
+-- taken back: by the worker, which was only away, or by whoever has seen how it ended.
+--
+-- The `fate` of a worker is what its supervisor saw: `own`, it ended itself (a crash, an exit code);
+-- `outside`, somebody has killed it, and no job is to blame; `unknown`. A worker whose whole
+-- machine or container went has no witness either. Then a job alone is charged only where the
+-- delivery had brought it no further: what a job does to a worker, it does to the next one at the
+-- same place.
+local DEATH, SPARED, CREW = 'death', 'spared', 'crew' -- what lost:{attempt} may say
 
 -- Notes on each job of a worker that is gone how many were in its engine.
 local function muster(model, worker_id)
@@ -175,25 +186,40 @@ local function muster(model, worker_id)
   for _, job_id in ipairs(crew) do redis.call('HSETNX', job_key(job_id), 'crew', #crew) end
 end
 
--- A job that was in the engine of a worker that is gone, beside `crew - 1` others.
-local function accuse(job_id, crew)
+-- Charges a job that was in the engine of a worker that is gone, beside `crew - 1` others.
+-- Returns what it is charged with.
+local function accuse(job_id, crew, fate)
   local key = job_key(job_id)
-  if tonumber(crew) == 1 then redis.call('HINCRBY', key, 'deaths', 1) end
+  local job = job_fields(job_id, 'next_index', 'cleared_at')
+  local tokens = job.next_index - (tonumber(job.cleared_at or 0) - PROBATION_TOKENS)
+  local charge = CREW
+  if tonumber(crew) == 1 then
+    charge = (fate == 'own' or tokens < FURTHER_TOKENS) and DEATH or SPARED
+  end
+  if charge == DEATH then redis.call('HINCRBY', key, 'deaths', 1) end
   redis.call('HINCRBY', key, 'losses', 1)
   redis.call('HSET', key, 'is_suspect', 1)
+  return charge
+end
+
+-- Takes back what a job was charged with for the loss of an attempt. Returns whether it was.
+local function withdraw_charge(job_id, attempt)
+  local key = job_key(job_id)
+  local charge = redis.call('HGET', key, 'lost:' .. attempt)
+  if not charge then return false end
+  redis.call('HDEL', key, 'lost:' .. attempt)
+  if charge == DEATH then redis.call('HINCRBY', key, 'deaths', -1) end
+  if redis.call('HINCRBY', key, 'losses', -1) == 0 then redis.call('HSET', key, 'is_suspect', 0) end
+  return true
 end
 
 -- The worker of an attempt that was given up for lost is there: the job has not killed it.
 local function acquit(job_id, attempt)
   local key = job_key(job_id)
-  local lost = 'lost:' .. attempt
-  local job = job_fields(job_id, 'state', 'attempt', 'crew', lost)
+  local job = job_fields(job_id, 'state', 'attempt', 'crew')
   if not job.state or FINAL[job.state] then return end
   if job.crew and job.attempt == attempt then redis.call('HDEL', key, 'crew') end
-  if not job[lost] then return end
-  redis.call('HDEL', key, lost)
-  if job[lost] == '1' then redis.call('HINCRBY', key, 'deaths', -1) end
-  if redis.call('HINCRBY', key, 'losses', -1) == 0 then redis.call('HSET', key, 'is_suspect', 0) end
+  if not withdraw_charge(job_id, attempt) then return end
   if job.attempt == attempt then -- nobody has taken it over: its lease goes on
     redis.call('HDEL', key, 'judged')
   else
@@ -217,10 +243,14 @@ local function judge(job_id, claimant)
     redis.call('HINCRBY', key, 'deliveries', -1)
     return
   end
+  local lost_worker = lost_worker_key(job.worker)
+  local fate = redis.call('HGET', lost_worker, 'fate')
+  if fate == 'outside' then return end -- which counts as a delivery all the same
   if not job.crew then muster(job.model, job.worker) end
   local crew = job.crew or redis.call('HGET', key, 'crew')
-  accuse(job_id, crew)
-  redis.call('HSET', key, 'lost:' .. job.attempt, crew)
+  redis.call('HSET', key, 'lost:' .. job.attempt, accuse(job_id, crew, fate))
+  redis.call('HSET', lost_worker, 'job:' .. job_id, job.attempt)
+  redis.call('PEXPIRE', lost_worker, LOST_TTL_MS)
 end
 
 -- Whether this worker, by this attempt, still holds the job; hears what its being there proves.
