@@ -2,7 +2,9 @@
 
     DycokeError
     └── ServiceError
-        ├── UnauthorizedError, JobNotFoundError, VideoNotFoundError, ModelNotFoundError
+        ├── UnauthorizedError, ForbiddenError, HostNotAllowedError, OriginNotAllowedError
+        ├── KeysUnavailableError         the file of keys cannot be read
+        ├── JobNotFoundError, VideoNotFoundError, ModelNotFoundError
         ├── UnsupportedMediaTypeError, UploadTooLargeError, UploadTimeoutError
         ├── IdempotencyConflictError
         ├── QueueFullError               carries retry_after_s
@@ -27,6 +29,31 @@ class UnauthorizedError(ServiceError):
     """The API key is missing or wrong."""
 
     code = "unauthorized"
+
+
+class ForbiddenError(ServiceError):
+    """The key is good, but not for this."""
+
+    code = "forbidden"
+
+
+class HostNotAllowedError(ServiceError):
+    """The request is for a name that this service does not go by."""
+
+    code = "host_not_allowed"
+
+
+class OriginNotAllowedError(ServiceError):
+    """A page of another site has sent the request."""
+
+    code = "origin_not_allowed"
+
+
+class KeysUnavailableError(ServiceError):
+    """The stored keys could not be read for too long to go by what they were."""
+
+    code = "keys_unavailable"
+    retryable = True
 
 
 class JobNotFoundError(ServiceError):

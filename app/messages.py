@@ -99,6 +99,11 @@ class JobRequest(Message):
     traceparent: str | None = None  # the span it belongs to, as W3C writes it
 
     @property
+    def cached_video(self) -> str | None:
+        """What the frames and features of its video are kept under; None without one."""
+        return None if self.video_id is None else cached_video(self.video_id, self.cache_salt)
+
+    @property
     def log_fields(self) -> dict[str, str]:
         """What a line of the log about this job carries."""
         fields = {"job_id": self.job_id}
@@ -110,6 +115,11 @@ class JobRequest(Message):
     def policy_label(self) -> str:
         """The policy, as metrics tell jobs apart."""
         return NO_POLICY if self.video_id is None else str(self.compression["policy"])
+
+
+def cached_video(video_id: str, cache_salt: str) -> str:
+    """A video as caches name it: once for each salt."""
+    return f"{cache_salt}:{video_id}" if cache_salt else video_id
 
 
 class ModelCard(Message):

@@ -11,8 +11,8 @@ with its last reference.
 Several API processes may share the directory. Whoever uses a file holds a shared `flock` on it, and
 no video is removed without the exclusive one, so neither eviction nor DELETE takes one from under a
 live job, in this process or another; a lock ends with its process. A reference is written under
-that lock. The byte budget counts uploads under way; with several processes it is checked against a
-scan up to a minute old.
+that lock. The byte budget counts uploads under way, those of all API processes of this machine;
+what other machines store in the directory is known from a scan up to a minute old.
 
 Knows neither HTTP nor what a video is. No file name of a client's is kept.
 """
@@ -35,6 +35,7 @@ from typing import Any, TypeVar
 
 from app.errors import UploadTooLargeError, VideoNotFoundError, VideoStoreFullError
 from app.keys.owners import ANONYMOUS, OWNER_ID
+from app.process_table import ProcessRow
 from dycoke_core.video import SNIFF_BYTES, VideoProbe
 
 FLUSH_BYTES = 1 << 20  # one thread hop, write and hash per this much
@@ -148,14 +149,21 @@ class Upload:
 
 
 class VideoStore:
-    def __init__(self, directory: Path, *, max_bytes: int, max_upload_bytes: int) -> None:
+    """Args:
+    row: of this process, among those that may use the directory at the same time.
+    """
+
+    def __init__(
+        self, directory: Path, *, max_bytes: int, max_upload_bytes: int, row: ProcessRow
+    ) -> None:
         self._max_upload_bytes = max_upload_bytes
         self._directory = directory
         self._incoming = directory / "incoming"
         self._owners = directory / "owners"
         self._max_bytes = max_bytes
-        self._used_bytes = 0  # guarded by _room; exact after a scan
-        self._room = threading.Lock()
+        self._row = row
+        self._scanned_bytes = 0  # beyond what the processes' table counts
+        self._room = threading.Lock()  # guards both
         self._committing = threading.Lock()
 
     async def open(self) -> None:
@@ -189,6 +197,11 @@ class VideoStore:
     async def lease(self, video_id: str, owner: str) -> VideoLease:
         """Raises: VideoNotFoundError."""
         return await _in_thread(lambda: self._lease(video_id, owner), undo=VideoLease.release)
+
+    async def has_others(self, video_id: str, owner: str) -> bool:
+        """Whether somebody else has the video too."""
+        own = self._reference_path(video_id, owner)
+        return bool(set(await asyncio.to_thread(self._references, video_id)) - {own})
 
     async def delete(self, video_id: str, owner: str) -> None:
         """Removes an owner's reference, and the video with its last one; a video that a job still
@@ -297,8 +310,13 @@ class VideoStore:
     def _delete(self, video_id: str, owner: str) -> None:
         self._read_reference(video_id, owner)
         self._reference_path(video_id, owner).unlink(missing_ok=True)
-        with suppress(VideoNotFoundError):
-            self._remove(video_id, unless_referenced=True)
+        self._collect(video_id)
+
+    def _collect(self, video_id: str) -> None:
+        """Removes a video without references, unless somebody uses it."""
+        if not self._references(video_id):
+            with suppress(VideoNotFoundError):
+                self._remove(video_id, unless_referenced=True)
 
     def _remove(self, video_id: str, *, unless_referenced: bool = False) -> bool:
         """Removes a video and what refers to it; False where somebody uses it, or it is spared."""
@@ -328,11 +346,15 @@ class VideoStore:
 
     # --- the byte budget ---
 
+    @property
+    def _used_bytes(self) -> int:
+        """Exact after a scan."""
+        return self._scanned_bytes + self._row.table.stored_bytes()
+
     def _take_room(self, num_bytes: int) -> None:
         with self._room:
-            self._used_bytes += num_bytes
-            is_full = self._used_bytes > self._max_bytes
-        if is_full:
+            self._row.add_stored_bytes(num_bytes)
+        if self._used_bytes > self._max_bytes:
             self._evict()
             if self._used_bytes > self._max_bytes:
                 self._give_back_room(num_bytes)
@@ -340,7 +362,7 @@ class VideoStore:
 
     def _give_back_room(self, num_bytes: int) -> None:
         with self._room:
-            self._used_bytes -= num_bytes
+            self._row.add_stored_bytes(-num_bytes)
 
     def _evict(self) -> None:
         """Removes videos by least recent use until the budget holds."""
@@ -362,10 +384,10 @@ class VideoStore:
             self._drop_dangling(folder)
         for path, _ in _scan(self._directory):
             if VIDEO_ID.fullmatch(path.name):
-                with suppress(VideoNotFoundError):
-                    self._remove(path.name, unless_referenced=True)
+                self._collect(path.name)
         with self._room:
-            self._used_bytes = sum(
+            counted_bytes = self._row.table.stored_bytes()
+            self._scanned_bytes = -counted_bytes + sum(
                 status.st_size
                 for directory in (self._directory, self._incoming)
                 for path, status in _scan(directory)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from app.settings import Settings
+from app.settings import API_SECRETS, Settings
 from app.supervisor import ChildSpec
 from app.worker.witness import Witness
 
@@ -41,6 +41,7 @@ def worker_specs(
                 "DYCOKE_WORKERS": str(num_workers),  # who share the host's memory
                 **({"CUDA_VISIBLE_DEVICES": gpus[child % len(gpus)]} if gpus else {}),
             },
+            drop_env=API_SECRETS,
             stop_order=stop_order,
             stop_timeout_s=settings.drain_timeout_s + STOP_MARGIN_S,
             on_end=partial(witness.report, child) if witness else None,

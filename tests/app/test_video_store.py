@@ -19,16 +19,20 @@ from app.errors import (
     VideoStoreFullError,
 )
 from app.keys.owners import ANONYMOUS
+from app.process_table import ProcessRow, ProcessTable
 from app.video_store import StoredVideo, VideoLease, VideoStore
 from dycoke_core.video import VideoProbe
 
 OWNER, OTHER = "owner", "other"
 PROBE = VideoProbe("mp4", "h264", 64, 48, 10.0, 250, 25.0)
 KIB = 1024
+ROW = ProcessTable.create(1).take_row(0)
 
 
-async def open_store(directory: Path, max_bytes: int = 10 * KIB) -> VideoStore:
-    store = VideoStore(directory, max_bytes=max_bytes, max_upload_bytes=8 * KIB)
+async def open_store(
+    directory: Path, max_bytes: int = 10 * KIB, row: ProcessRow = ROW
+) -> VideoStore:
+    store = VideoStore(directory, max_bytes=max_bytes, max_upload_bytes=8 * KIB, row=row)
     await store.open()
     return store
 
@@ -329,3 +333,24 @@ async def test_uploads_and_deletions_of_the_same_content_leave_it_whole(tmp_path
     for store in stores:
         await store.tidy()
     assert files(tmp_path) == set()
+
+
+async def test_budget_holds_for_processes_that_share_the_directory(
+    tmp_path: Path, process_table: ProcessTable
+) -> None:
+    here, there = [
+        await open_store(tmp_path, max_bytes=10 * KIB, row=process_table.take_row(slot))
+        for slot in range(2)
+    ]
+    held = await put(here, b"a" * (6 * KIB))
+    with pytest.raises(VideoStoreFullError):
+        await put(there, b"b" * (5 * KIB))
+    assert here._used_bytes == there._used_bytes == 6 * KIB
+    held.release()
+    other = await put(there, b"b" * (5 * KIB))
+    assert here._used_bytes == there._used_bytes == 5 * KIB
+    process_table.note_death(1)
+    assert here._used_bytes == 5 * KIB, "what a dead process has stored is there"
+    await here.tidy()
+    assert here._used_bytes == 5 * KIB
+    other.release()

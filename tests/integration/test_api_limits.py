@@ -55,7 +55,7 @@ async def api(
 
 def upload_head(length: int) -> str:
     return (
-        "POST /v1/video/chat HTTP/1.1\nhost: x\n"
+        "POST /v1/video/chat HTTP/1.1\nhost: localhost\n"
         f"content-type: multipart/form-data; boundary=b\ncontent-length: {length}\n"
     )
 
@@ -68,7 +68,7 @@ async def test_connection_that_never_sends_its_headers_is_closed(
 ) -> None:
     monkeypatch.setattr(server, "HEADERS_TIMEOUT_S", 0.3)
     reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
-    writer.write(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n")
+    writer.write(b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n")
     assert b"200 OK" in await reader.readuntil(b"\r\n\r\n")
     writer.write(b"GET /livez HTTP/1.1\r\nx-half:")  # the second request stops half-way
     async with asyncio.timeout(10):
@@ -104,7 +104,7 @@ async def test_full_queue_refuses_before_the_body_is_sent(
     post = asyncio.create_task(api.post(stream=False))
     await worker.answer()
     assert (await post).status_code == 200
-    assert 'rejections_total{reason="queue_full"} 2.0' in (await api.client.get("/metrics")).text
+    assert 'rejections_total{reason="queue_full"} 2.0' in await api.metrics()
 
 
 async def test_refusal_reaches_a_client_that_is_still_sending(
@@ -216,44 +216,13 @@ async def test_open_answers_are_bounded(api: RunningApi, worker: ScriptedWorker)
             assert refused.status_code == 503
             assert refused.json()["code"] == "too_many_streams"
             assert "retry-after" in refused.headers
-            assert "dycoke_open_streams 3.0" in (await api.client.get("/metrics")).text
+            assert "dycoke_open_streams 3.0" in await api.metrics()
         async with asyncio.timeout(10):
             while (await api.client.head(url)).status_code != 405:
                 await asyncio.sleep(0.05)
         again = asyncio.create_task(api.client.get(url))
         await worker.answer()
         assert parse_events((await again).text)[-1].name == "done"
-
-
-# --- who asks ---
-
-
-async def test_strangers_are_refused_where_keys_are_configured(
-    redis_server: RedisServer, keys: RedisKeys, tmp_path: Path, worker: ScriptedWorker
-) -> None:
-    async with running_api(
-        redis_server.url, keys, tmp_path, api_keys="first-key, second-key"
-    ) as api:
-        for header in ({}, {"Authorization": "Bearer x"}, {"Authorization": "Basic first-key"}):
-            for method, path in (
-                ("POST", "/v1/video/chat"),
-                ("POST", "/v1/videos"),
-                ("GET", "/v1/models"),
-                ("GET", "/v1/jobs/x"),
-                ("DELETE", "/v1/videos/x"),
-            ):
-                response = await api.client.request(method, path, headers=header)
-                assert response.status_code == 401, path
-                assert response.headers["www-authenticate"].startswith("Bearer")
-                assert response.json()["code"] == "unauthorized"
-        for path in ("/livez", "/readyz", "/metrics"):
-            assert (await api.client.get(path)).status_code == 200
-        for key in ("first-key", "second-key"):
-            headers = {"Authorization": f"Bearer {key}"}
-            assert (await api.client.get("/v1/models", headers=headers)).status_code == 200
-            post = asyncio.create_task(api.post(headers=headers, stream=False))
-            await worker.answer()
-            assert (await post).status_code == 200
 
 
 # --- health ---
@@ -328,7 +297,7 @@ async def test_redis_that_never_was_there_is_not_up(keys: RedisKeys, tmp_path: P
         assert is_store_up(api) == 0.0
         await asyncio.sleep(SWEEP_S + 0.5)  # it has looked
         assert is_store_up(api) == 0.0
-        assert "dycoke_store_up 0.0" in (await api.client.get("/metrics")).text
+        assert "dycoke_store_up 0.0" in await api.metrics()
 
 
 async def test_redis_that_takes_no_writes_is_missed_by_its_workers_or_not_up(
@@ -462,7 +431,7 @@ async def test_metrics_say_what_clients_experienced(
     await api.client.get(f"/v1/jobs/{delivery.job_id}/events", headers={"Last-Event-ID": "1-0"})
     await api.post(num_frames=0)
     await until(lambda: num_workers(api) == 1.0)
-    text = (await api.client.get("/metrics")).text
+    text = await api.metrics()
     labels = 'model="tiny",policy="dycoke"'
     for line in (
         f"dycoke_request_latency_seconds_count{{{labels}}} 1.0",
@@ -481,6 +450,7 @@ async def test_metrics_say_what_clients_experienced(
         "dycoke_queue_capacity 1.0",
         "dycoke_stream_capacity 3.0",
         'dycoke_reader_kills_total{reason="timeout"} 0.0',
+        "dycoke_reader_exceptions_total 0.0",
         "dycoke_stream_resumes_total 1.0",
         "dycoke_client_disconnects_total 0.0",
         'dycoke_queue_oldest_age_seconds{model="tiny"} 0.0',

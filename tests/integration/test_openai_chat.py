@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -164,7 +165,7 @@ async def test_text_alone_is_answered_without_a_video(
     job = (await api.client.get(f"/v1/jobs/{request.job_id}")).json()
     assert job["state"] == "done" and job["video_id"] is None
     metrics = (await api.client.get("/metrics")).text
-    assert 'dycoke_requests_total{model="tiny",outcome="done",policy="none"} 1.0' in metrics
+    assert re.search(r'dycoke_requests_total\{[^}]*outcome="done",policy="none"\} 1\.0', metrics)
     assert "dycoke_retained_token_ratio_count" not in metrics
 
 
@@ -351,7 +352,7 @@ async def test_errors_are_openais_own_classes(
     redis_server: RedisServer, keys: RedisKeys, tmp_path: Path, worker: ScriptedWorker
 ) -> None:
     hello: list[Any] = [{"role": "user", "content": "Hello"}]
-    settings = {"api_keys": [KEYS], "max_queued_jobs": 1}
+    settings = {"api_keys": f"somebody:{KEYS}", "max_queued_jobs": 1}
     async with running_api(redis_server.url, keys, tmp_path, **settings) as api:
         async with client_of(api) as stranger:
             with pytest.raises(openai.AuthenticationError) as unauthorized:

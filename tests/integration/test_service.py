@@ -250,7 +250,7 @@ def test_metrics_of_api_and_worker_tell_of_the_same_jobs(service: Service) -> No
     video_id = service.upload()
     receipt_of(service.ask(video_id))
     api = service.client.get("/metrics").text
-    assert 'dycoke_retained_token_ratio_count{model="dycoke-tiny"' in api
+    assert 'dycoke_retained_token_ratio_count{process="0",model="dycoke-tiny"' in api
     assert "dycoke_workers_alive" in api
     (worker,) = service.worker_metrics().values()
     assert re.search(r'dycoke_generation_tokens_total\{[^}]*policy="dycoke"', worker)

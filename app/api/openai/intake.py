@@ -15,6 +15,7 @@ from app.api.post.job_request import Extras, check_fields
 from app.api.post.submissions import TakenIn
 from app.api.post.uploads import Uploads
 from app.api.schemas import ChatFields
+from app.keys.entries import Principal
 from app.messages import ModelCard
 from app.settings import Settings
 from app.video_store import VIDEO_ID, VideoLease
@@ -37,7 +38,9 @@ class CompletionIntake:
         self._uploads = uploads
         self.options = StreamOptions()  # set by reading
 
-    async def __call__(self, request: Request, models: dict[str, ModelCard], owner: str) -> TakenIn:
+    async def __call__(
+        self, request: Request, models: dict[str, ModelCard], principal: Principal
+    ) -> TakenIn:
         """Raises: DycokeError, ClientLeftError."""
         fields, warnings = parse_fields(await _read_json(request))
         conversation = parse_messages(fields.messages)
@@ -48,7 +51,7 @@ class CompletionIntake:
         card = check_fields(chat, models, self._settings, self._default_compression)
         lease = None
         if part is not None:
-            lease = await self._find(request, part, owner)
+            lease = await self._find(request, part, principal.owner)
             try:
                 chat = self._with_frames(chat, part, lease, warnings)
             except BaseException:

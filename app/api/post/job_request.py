@@ -128,7 +128,7 @@ def make_job_request(
 
 def make_idempotency(
     key: str,
-    principal: str,
+    owner: str,
     fields: ChatFields,
     video_id: str | None,
     extras: Extras,
@@ -141,7 +141,7 @@ def make_idempotency(
     if fields.sampling == "uniform":  # as releases without this field say it
         del said["sampling"]
     return Idempotency(
-        key_hash=_digest(f"{principal}\0{key}"),
+        key_hash=_digest(f"{owner}\0{key}"),
         fingerprint=_digest(json.dumps(said, sort_keys=True)),
         ttl_s=ttl_s,
     )

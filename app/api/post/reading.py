@@ -18,7 +18,7 @@ from app.api.errors import INTERNAL_ERROR, incident_message, log_incident
 from app.api.post.admission import Place
 from app.api.post.second_try import SecondTryReaders, fell_back_after_kill
 from app.errors import JobNotFoundError, StoreUnavailableError
-from app.messages import ErrorEvent, FramesRef, JobRequest, JobState, StatusEvent
+from app.messages import ErrorEvent, FramesRef, JobRequest, JobState, StatusEvent, cached_video
 from app.metrics import ApiMetrics
 from app.store.frame_store import FramesHeader, FrameStore, encode_frames, frames_digest, own_digest
 from app.store.job_queue import JobQueue
@@ -219,7 +219,8 @@ class FrameReading:
                 digest = own_digest(digest, job_id)
             # Another job may have stored them meanwhile; that spares the transfer.
             if not await self._persist(lambda: self._frames.pin(digest, job_id)):
-                await self._persist(lambda: self._frames.put_and_pin(digest, blob, job_id))
+                video = cached_video(wanted.video_id, reading.request.cache_salt)
+                await self._persist(lambda: self._frames.put_and_pin(digest, blob, job_id, video))
             return frames, digest
         finally:
             read.num_waiting -= 1

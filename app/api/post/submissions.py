@@ -39,7 +39,8 @@ from app.api.post.reading import FrameReading, Reading, WantedFrames
 from app.api.post.uploads import Uploads
 from app.api.schemas import ChatFields
 from app.errors import StoreUnavailableError
-from app.keys.owners import ANONYMOUS
+from app.keys.entries import Principal, Scope
+from app.keys.owners import cache_salt
 from app.messages import JobRequest, JobState, ModelCard
 from app.settings import Settings
 from app.store.job_queue import Idempotency, JobQueue, JobRecord
@@ -83,7 +84,7 @@ class Intake(Protocol):
     """How one surface's bodies are read."""
 
     async def __call__(
-        self, request: Request, models: dict[str, ModelCard], owner: str
+        self, request: Request, models: dict[str, ModelCard], principal: Principal
     ) -> TakenIn: ...
 
 
@@ -113,7 +114,7 @@ class Submissions:
     async def take(
         self,
         request: Request,
-        principal: str,
+        principal: Principal,
         idempotency_key: str | None,
         traceparent: str | None = None,
         *,
@@ -122,8 +123,7 @@ class Submissions:
         """Takes a request in and starts reading its video.
 
         Args:
-            principal: who asks, and whom job and video belong to; idempotency keys of two
-                principals never meet.
+            principal: who asks; idempotency keys of two never meet.
             traceparent: the span that the job belongs to.
             intake: reads the body; None: that of `/v1/video/chat`.
 
@@ -144,8 +144,10 @@ class Submissions:
                 await admitted.move(taken.card.model, max_jobs=self._settings.max_queued_jobs)
             if taken.lease is not None:
                 check_clip(taken.fields, taken.lease)
-            job = self._job_request(taken, admitted.job_id, principal, accepted_at_s, traceparent)
-            idempotency = self._idempotency(idempotency_key, principal, taken, job.video_id)
+            job = self._job_request(
+                taken, admitted.job_id, principal.owner, accepted_at_s, traceparent
+            )
+            idempotency = self._idempotency(idempotency_key, taken, job)
             job_id = await self._create(job, idempotency, admitted)
             if job_id != job.job_id:
                 record = await self._queue.get(job_id)
@@ -178,15 +180,17 @@ class Submissions:
         return models, place
 
     async def _take_in(
-        self, kind: str, request: Request, models: dict[str, ModelCard], owner: str
+        self, kind: str, request: Request, models: dict[str, ModelCard], principal: Principal
     ) -> TakenIn:
         """Reads and checks the body, then makes sure of the video."""
-        began_at = time.monotonic()
+        began_at, owner = time.monotonic(), principal.owner
         if kind == JSON:
             fields = await read_json_fields(request)
             return await self._find_video(request, fields, self._check(fields, models), owner)
         async with self._uploads.receive() as upload:
-            fields, has_video = await read_form_fields(request, upload)
+            fields, has_video = await read_form_fields(
+                request, upload, on_file=lambda: principal.require(Scope.UPLOAD)
+            )
             card = self._check(fields, models)
             if not has_video:
                 return await self._find_video(request, fields, card, owner)
@@ -223,7 +227,7 @@ class Submissions:
             compression if taken.lease is not None else _NO_COMPRESSION,
             job_id=job_id,
             owner=owner,
-            cache_salt=self._cache_salt(owner),
+            cache_salt=cache_salt(owner, are_caches_shared=self._settings.share_caches),
             video_id=taken.lease.video.video_id if taken.lease is not None else None,
             extras=taken.extras,
             accepted_at_s=accepted_at_s,
@@ -233,17 +237,13 @@ class Submissions:
             traceparent=traceparent,
         )
 
-    def _cache_salt(self, owner: str) -> str:
-        """A hit tells that somebody has asked about the video before: only to that somebody."""
-        return "" if owner == ANONYMOUS or self._settings.share_caches else owner
-
-    def _idempotency(
-        self, key: str | None, principal: str, taken: TakenIn, video_id: str | None
-    ) -> Idempotency | None:
+    def _idempotency(self, key: str | None, taken: TakenIn, job: JobRequest) -> Idempotency | None:
         if key is None:
             return None
         ttl_s = self._settings.job_timeout_s + self._settings.result_ttl_s
-        return make_idempotency(key, principal, taken.fields, video_id, taken.extras, ttl_s=ttl_s)
+        return make_idempotency(
+            key, job.owner, taken.fields, job.video_id, taken.extras, ttl_s=ttl_s
+        )
 
     async def _create(
         self, job: JobRequest, idempotency: Idempotency | None, admitted: Admitted

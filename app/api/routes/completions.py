@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Request
 from fastapi.responses import Response
 
-from app.api.context import ApiDep, PrincipalDep
+from app.api.context import ApiDep, AskerDep
 from app.api.openai.fields import CompletionFields
 from app.api.openai.rendering import ChatCompletion
 from app.api.openapi import PROBLEMS
@@ -39,7 +39,7 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 async def complete(
     request: Request,
     api: ApiDep,
-    principal: PrincipalDep,
+    principal: AskerDep,
     idempotency_key: Annotated[
         str | None, Header(description="The same key and request: the same job.")
     ] = None,
