@@ -30,7 +30,7 @@ from app.api.post.reading import FrameReading
 from app.api.post.second_try import SecondTryReaders
 from app.api.post.submissions import Submissions
 from app.api.post.uploads import Uploads
-from app.api.routes import chat, completions, docs, health, jobs, models, usage, videos
+from app.api.routes import chat, completions, docs, files, health, jobs, models, usage, videos
 from app.api.upkeep.janitor import Janitor
 from app.api.upkeep.loop_lag import watch_loop_lag
 from app.api.upkeep.metrics_page import MetricsPage
@@ -129,7 +129,7 @@ def create_app(
     app.state.drain = drain
     install_error_handlers(app, metrics.count_rejection)
     install_openapi(app)
-    for module in (chat, completions, videos, jobs, models, usage, docs, health):
+    for module in (chat, completions, videos, files, jobs, models, usage, docs, health):
         app.include_router(module.router)
     app.add_middleware(
         BrowserGuard,
@@ -200,8 +200,6 @@ async def _start(
         lease_s=settings.lease_s,
         read_timeout_s=settings.read_timeout_s,
     )
-    janitor = asyncio.create_task(Janitor(queue, registry, videos, orphans, metrics).run())
-    stack.push_async_callback(_stop, janitor)
     stack.push_async_callback(_stop, asyncio.create_task(watch_loop_lag(metrics.observe_lag)))
     metrics_page = MetricsPage(metrics.registry, row)
     await stack.enter_async_context(metrics_page.shown_to_siblings())
@@ -216,6 +214,8 @@ async def _start(
         are_caches_shared=settings.share_caches,
         timeout_s=settings.job_timeout_s,
     )
+    janitor = asyncio.create_task(Janitor(queue, registry, videos, uploads, orphans, metrics).run())
+    stack.push_async_callback(_stop, janitor)
     jobs = Jobs(queue, EventLog(log_redis, keys), heartbeat_s=settings.heartbeat_s)
     return Api(
         keys=api_keys,

@@ -83,9 +83,13 @@ async def read_form_fields(
 
 
 async def read_form(
-    request: Request, upload: Upload, *, on_file: Callable[[], None] = lambda: None
+    request: Request,
+    upload: Upload,
+    *,
+    file_field: str = VIDEO_FIELD,
+    on_file: Callable[[], None] = lambda: None,
 ) -> MultipartForm:
-    """Reads a form whose part `video` goes to `upload` as it comes in."""
+    """Reads a form whose part `file_field` goes to `upload` as it comes in."""
 
     async def write_video(data: bytes) -> None:
         on_file()
@@ -99,7 +103,7 @@ async def read_form(
         form = await read_multipart(
             chunks,
             request.headers["content-type"],
-            file_field=VIDEO_FIELD,
+            file_field=file_field,
             write_file=write_video,
         )
     if form.has_file:
