@@ -61,7 +61,7 @@ def test_the_answer_is_that_of_the_other_surface(
     *tokens, last = chunks
     text = "".join(chunk.choices[0].delta.content for chunk in tokens)
     assert text == expected["text"]
-    assert len(tokens) == last.usage.completion_tokens == used.completion_tokens
+    assert len(tokens) <= last.usage.completion_tokens == used.completion_tokens
     assert [chunk.choices[0].finish_reason for chunk in tokens[:-1]] == [None] * (len(tokens) - 1)
     assert tokens[-1].choices[0].finish_reason == expected["finish_reason"]
 

@@ -6,10 +6,10 @@ takes nothing for `STALL_S` is treated as gone.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing, suppress
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -37,11 +37,10 @@ class Ending(StrEnum):
 
 def frame(item: FeedItem) -> bytes:
     """One event. Its JSON has no line breaks; only durable events carry an id."""
-    lines = [f"event: {item.event.type}"]
-    if item.durable_id is not None:
-        lines.append(f"id: {item.durable_id}")
-    lines.append(f"data: {item.event.model_dump_json()}")
-    return ("\n".join(lines) + "\n\n").encode()
+    kind, data, durable_id = item
+    if durable_id is None:
+        return b"event: %b\ndata: %b\n\n" % (kind.encode(), data)
+    return b"event: %b\nid: %b\ndata: %b\n\n" % (kind.encode(), durable_id.encode(), data)
 
 
 class Rendering(Protocol):
@@ -92,7 +91,7 @@ class EventStream(Response):
     def __init__(
         self,
         job_id: str,
-        batches: AsyncIterator[Sequence[FeedItem]],
+        batches: AsyncGenerator[Sequence[FeedItem], None],
         *,
         drain: Drain,
         on_end: Callable[[Ending], None],
@@ -135,9 +134,8 @@ class EventStream(Response):
         except ClientLeftError:
             return Ending.CLIENT_LEFT
         except ShuttingDownError as error:
-            with suppress(ClientLeftError):
-                event = ErrorEvent.of(error, self._job_id)
-                await self._send(send, self._rendering.interruption(event))
+            event = ErrorEvent.of(error, self._job_id)
+            await self._send_last(send, self._rendering.interruption(event))
             return Ending.SHUTDOWN
         except Exception as error:  # the border: the headers are out, so the client gets an event
             incident = log_incident(error, job_id=self._job_id)
@@ -147,19 +145,68 @@ class EventStream(Response):
                 retryable=False,
                 job_id=self._job_id,
             )
-            with suppress(ClientLeftError):
-                await self._send(send, self._rendering.render([FeedItem(event)]))
+            await self._send_last(send, self._rendering.render([FeedItem.of(event)]))
             return Ending.FAILED
 
-    async def _pump(self, send: Send) -> None:
-        async for batch in self._batches:
-            await self._send(send, self._rendering.render(batch) or self._rendering.heartbeat)
-
-    async def _send(self, send: Send, chunk: bytes) -> None:
-        if not chunk:
-            return
-        try:
+    async def _send_last(self, send: Send, chunk: bytes) -> None:
+        """Sends what may as well be lost."""
+        with suppress(ClientLeftError, TimeoutError):
             async with asyncio.timeout(self._stall_s):
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
-        except (TimeoutError, OSError):
-            raise ClientLeftError from None
+                if chunk:
+                    await _send(send, chunk)
+
+    async def _pump(self, send: Send) -> None:
+        rendering = self._rendering
+        try:
+            async with asyncio.timeout(None) as limit, aclosing(self._batches) as batches:
+                with _StallTimer(limit, self._stall_s) as timer:
+                    async for batch in batches:
+                        timer.start()
+                        await _send(send, rendering.render(batch) or rendering.heartbeat)
+                        timer.stop()
+        except TimeoutError:
+            if limit.expired():
+                raise ClientLeftError from None
+            raise
+
+
+class _StallTimer:
+    """Ends a block in which something that is started is not stopped for so long.
+
+    Starting it costs next to nothing: the event loop's timer is set once per `stall_s`, not once
+    per token.
+    """
+
+    def __init__(self, limit: asyncio.Timeout, stall_s: float) -> None:
+        self._limit = limit
+        self._stall_s = stall_s
+        self._loop = asyncio.get_running_loop()
+        self._started_at: float | None = None
+
+    def start(self) -> None:
+        self._started_at = self._loop.time()
+
+    def stop(self) -> None:
+        self._started_at = None
+
+    def __enter__(self) -> Self:
+        self._handle = self._loop.call_later(self._stall_s, self._check)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._handle.cancel()
+
+    def _check(self) -> None:
+        now = self._loop.time()
+        ends_at = (now if self._started_at is None else self._started_at) + self._stall_s
+        if now < ends_at:
+            self._handle = self._loop.call_at(ends_at, self._check)
+        else:
+            self._limit.reschedule(now)
+
+
+async def _send(send: Send, chunk: bytes) -> None:
+    try:
+        await send({"type": "http.response.body", "body": chunk, "more_body": True})
+    except OSError:
+        raise ClientLeftError from None
