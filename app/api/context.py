@@ -12,12 +12,14 @@ from app.api.answer.jobs import Jobs
 from app.api.auth import ApiKeys
 from app.api.connection.drain import Drain
 from app.api.connection.streams import StreamSlots
+from app.api.openai.intake import CompletionIntake
 from app.api.post.cancelling import Cancellations
 from app.api.post.submissions import Submissions
 from app.api.post.uploads import Uploads
 from app.api.upkeep.metrics_page import MetricsPage
 from app.keys.entries import Principal, Scope
 from app.metrics import ApiMetrics
+from app.store.usage import UsageLog
 from app.store.worker_registry import WorkerRegistry
 from app.tracing import Tracing
 from app.video_store import VideoStore
@@ -34,11 +36,13 @@ class Api:
     streams: StreamSlots
     registry: WorkerRegistry
     videos: VideoStore
+    completion_intake: Callable[[], CompletionIntake]
     uploads: Uploads
     submissions: Submissions
     cancellations: Cancellations
     jobs: Jobs
     answers: Answers
+    usage: UsageLog
     metrics: ApiMetrics
     metrics_page: MetricsPage
     tracing: Tracing
@@ -80,6 +84,7 @@ def _with_scope(scope: Scope) -> Callable[[Principal], Principal]:
 
 # Each raises ForbiddenError too.
 AskerDep = Annotated[Principal, Depends(_with_scope(Scope.ASK))]
+AdminDep = Annotated[Principal, Depends(_with_scope(Scope.ADMIN))]
 UploaderDep = Annotated[Principal, Depends(_with_scope(Scope.UPLOAD))]
 
 

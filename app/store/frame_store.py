@@ -51,13 +51,16 @@ class FrameStore:
         """Pins a blob for a live job without fetching it. False if it is not stored."""
         return bool(await self._scripts.run("pin_frames", digest, job_id))
 
-    async def put_and_pin(self, digest: str, blob: bytes, job_id: str) -> None:
+    async def put_and_pin(self, digest: str, blob: bytes, job_id: str, video: str) -> None:
         """Stores a blob, evicting others for it, and pins it if the job is live.
+
+        Args:
+            video: `JobRequest.cached_video`, with which the blob goes.
 
         Raises:
             StoreUnavailableError: also when live jobs hold too much of the budget.
         """
-        if not await self._scripts.run("put_frames", digest, job_id, self._max_bytes, blob):
+        if not await self._scripts.run("put_frames", digest, job_id, self._max_bytes, video, blob):
             raise StoreUnavailableError("there is no room for more frames")
 
     async def get(self, digest: str) -> bytes | None:

@@ -12,13 +12,15 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import count
 from typing import Any
 
 from dycoke_core.errors import SandboxUnavailableError
 from dycoke_core.video.child import MAX_MESSAGE_BYTES
+from dycoke_core.video.types import FailureCode
 
 logger = logging.getLogger(__name__)
 
@@ -29,17 +31,20 @@ _KILL_PATIENCE_S = 5.0
 # All that a reader sees of the environment; the rest carries keys and passwords.
 _ENVIRONMENT = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "LANG", "LC_ALL")
 # What a child may say of itself. Everything else is concluded from how it ended.
-_REPORTED = frozenset({"no_video", "unreadable", "too_many_frames", "memory", "crash"})
+_REPORTED: dict[str, FailureCode] = {
+    "no_video": "no_video",
+    "unknown_codec": "unknown_codec",
+    "unreadable": "unreadable",
+    "too_many_frames": "too_many_frames",
+    "memory": "memory",
+    "exception": "exception",
+}
 
 
 class TaskFailure(Exception):
-    """A child brought no result.
+    """A child brought no result. `detail` is its own words: for logs, never for clients."""
 
-    `code` is what it reported of the video (no_video, unreadable, too_many_frames) or how it ended
-    (timeout, memory, cpu, crash). `detail` is its own words: for logs, never for clients.
-    """
-
-    def __init__(self, code: str, detail: str = "") -> None:
+    def __init__(self, code: FailureCode, detail: str = "") -> None:
         super().__init__(code)
         self.code = code
         self.detail = detail
@@ -52,6 +57,15 @@ class Confinement:
     memory_bytes: int
     cpu_s: int
     is_strict: bool
+    max_threads: int = 6  # all of them; decord has one of its own
+
+    def with_threads(self, number: int) -> "Confinement":
+        """For a child that decodes with so many threads: each brings its CPU time and, in some
+        decoders, another one.
+        """
+        return replace(
+            self, cpu_s=self.cpu_s * number, max_threads=self.max_threads + 2 * (number - 1)
+        )
 
 
 @dataclass(slots=True, eq=False)
@@ -94,7 +108,11 @@ class _Child:
 
 
 class ForkServer:
-    """Starts the server of one module of tasks, restarts it if it dies, has it run tasks."""
+    """Starts the server of one module of tasks, restarts it if it dies, has it run tasks.
+
+    All children of a server have its layout of addresses, which a child that is made to crash may
+    tell something of: after a crash the server is replaced as soon as it has no other child.
+    """
 
     def __init__(self, module: str, confinement: Confinement) -> None:
         self._module = module
@@ -104,6 +122,7 @@ class ForkServer:
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._loop: asyncio.AbstractEventLoop | None = None  # watches the control socket
+        self._has_crashed = False  # a child of this server
 
     def start(self) -> None:
         """Starts the process and returns at once; tasks sent to it from now on wait for it."""
@@ -111,7 +130,7 @@ class ForkServer:
         self._control.setblocking(False)
         command = [sys.executable, "-m", "dycoke_core.video.fork_server", str(theirs.fileno())]
         environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-        with theirs:
+        with theirs, self._closing_unless_started():
             # Neither numpy nor malloc may take memory for each of the machine's cores.
             own = {"OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
             self._process = subprocess.Popen(
@@ -121,6 +140,14 @@ class ForkServer:
                 stdout=subprocess.DEVNULL,
                 env=environment | own,
             )
+
+    @contextmanager
+    def _closing_unless_started(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            self._let_go()
+            raise
 
     def observe_refusals(self) -> dict[str, bool]:
         """Has a child, confined as far as this system can, try what it must not. Blocks.
@@ -135,7 +162,7 @@ class ForkServer:
         confinement = asdict(self._confinement) | {"is_strict": False}
         task = {
             "name": "observe_refusals",
-            "params": {},
+            "params": {"max_threads": self._confinement.max_threads},
             "num_threads": 1,
             "confinement": confinement,
         }
@@ -175,8 +202,12 @@ class ForkServer:
         Raises:
             TaskFailure: there is no result.
         """
-        self._watch()
-        confinement = replace(self._confinement, cpu_s=self._confinement.cpu_s * num_threads)
+        try:
+            self._watch()
+            read_end, write_end = os.pipe()
+        except OSError as error:
+            raise TaskFailure("no_process", "no server") from error
+        confinement = self._confinement.with_threads(num_threads)
         task: dict[str, Any] = {
             "name": name,
             "params": params,
@@ -189,7 +220,6 @@ class ForkServer:
             task["shape"] = pixels[1]
         loop = asyncio.get_running_loop()
         task_id = next(self._ids)
-        read_end, write_end = os.pipe()
         os.set_blocking(read_end, False)
         child = _Child(confinement, read_end, on_progress, loop.create_future())
         self._children[task_id] = child
@@ -197,11 +227,16 @@ class ForkServer:
             self._send_run(task_id, task, [video_fd, write_end, *pixel_fds])
             loop.add_reader(read_end, self._on_reply, task_id, child)
             return await self._outcome(task_id, child, timeout_s)
+        except TaskFailure as failure:
+            self._has_crashed = self._has_crashed or failure.code == "crash"
+            raise
         finally:
             if not child.ended.done():
                 self._kill(task_id)
             loop.remove_reader(read_end)
             os.close(read_end)
+            if self._has_crashed and not self._children:
+                self._end_abruptly()
 
     async def aclose(self) -> None:
         """Ends the server, which ends and reaps its children first."""
@@ -293,6 +328,7 @@ class ForkServer:
             self._control.close()
         process, self._process = self._process, None
         self._control = self._loop = None
+        self._has_crashed = False
         for child in self._children.values():
             if not child.ended.done():
                 child.ended.set_result({})
@@ -323,18 +359,23 @@ def _result(child: _Child) -> Any:
             return reply["result"]
         code = reply.get("error")
         if isinstance(code, str) and code in _REPORTED:
-            raise TaskFailure(code, ascii(reply.get("detail"))[:_MAX_DETAIL_CHARACTERS])
+            detail = ascii(reply.get("detail"))[:_MAX_DETAIL_CHARACTERS]
+            raise TaskFailure(_REPORTED[code], detail)
     raise TaskFailure(_cause_of_end(child.ended.result(), child.confinement))
 
 
-def _cause_of_end(ended: Mapping[str, Any], confinement: Confinement) -> str:
+def _cause_of_end(ended: Mapping[str, Any], confinement: Confinement) -> FailureCode:
     """Concludes why a child ended without a word. Where the kernel does not say, by its usage."""
-    if not ended or not os.WIFSIGNALED(ended["status"]):
-        return "crash"
+    if not ended:  # with its server
+        return "killed"
+    if "status" not in ended:
+        return "no_process"
+    if not os.WIFSIGNALED(ended["status"]):
+        return "exception"
     killed_by = os.WTERMSIG(ended["status"])
     if killed_by == signal.SIGXCPU or ended["cpu_s"] >= confinement.cpu_s:
         return "cpu"
-    # The kernel's out-of-memory killer, or a library that died of an allocation that failed.
-    if killed_by == signal.SIGKILL or ended["max_rss_bytes"] >= confinement.memory_bytes / 2:
-        return "memory"
-    return "crash"
+    if killed_by == signal.SIGKILL:  # no limit of its own ends it so: the kernel, or an operator
+        return "killed"
+    # A library that died of an allocation that failed, or of itself.
+    return "memory" if ended["max_rss_bytes"] >= confinement.memory_bytes / 2 else "crash"

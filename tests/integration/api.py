@@ -39,6 +39,7 @@ from app.store.job_leases import Append, Delivery, JobLeases
 from app.store.keys import RedisKeys
 from app.store.worker_registry import WorkerRegistry
 from dycoke_core.video import FrameReaders, FrameSpec, VideoFrames, VideoProbe
+from dycoke_core.video.types import FailureCode
 
 MODEL = "tiny"
 CLIP = b"\x00\x00\x00\x18ftypmp42\x00\x00\x00\x00mp42isom" + bytes(range(256)) * 8
@@ -59,7 +60,9 @@ class FakeReaders:
         self.probe_error: Exception | None = None
         self.read_error: Exception | None = None
         self.warnings: tuple[str, ...] = ()
+        self.fallback_cause: FailureCode | None = None
         self.kills: Mapping[str, int] = {"timeout": 0}
+        self.num_exceptions = 0
 
     async def probe(self, path: Path) -> VideoProbe:
         self.num_probes += 1
@@ -89,6 +92,7 @@ class FakeReaders:
             timestamps_s=tuple(float(i) for i in range(spec.num_frames)),
             reader="decord",
             warnings=self.warnings,
+            fallback_cause=self.fallback_cause,
         )
 
     async def aclose(self) -> None:
@@ -276,7 +280,7 @@ def token(index: int) -> TokenEvent:
 def receipt(delivery: Delivery, num_tokens: int) -> DoneEvent:
     request = delivery.request
     frames = request.frames
-    assert frames is not None
+    assert frames is not None or request.video_id is None
     flops = Flops(full=2.0, actual=1.0, ratio=0.5)
     return DoneEvent(
         job_id=request.job_id,
@@ -284,14 +288,20 @@ def receipt(delivery: Delivery, num_tokens: int) -> DoneEvent:
         video_id=request.video_id,
         finish_reason="stop",
         text="".join(token(i).text for i in range(num_tokens)),
-        usage=Usage(prompt_tokens=20, visual_tokens=16, completion_tokens=num_tokens),
+        usage=Usage(
+            prompt_tokens=20,
+            visual_tokens=16 if frames else 0,
+            completion_tokens=num_tokens,
+        ),
         compression=CompressionReceipt(
             policy=request.compression["policy"],
             parameters={},
             visual_tokens_in=16,
             visual_tokens_prefill=8,
             visual_tokens_decode=4,
-            retained_ratio=RetainedRatio(prefill=0.5, decode=0.25, decode_all_layers=0.3),
+            retained_ratio=(
+                RetainedRatio(prefill=0.5, decode=0.25, decode_all_layers=0.3) if frames else None
+            ),
             kept_per_frame=[4, 4],
             decode_steps=num_tokens - 1,
             refreshes=0,
@@ -303,7 +313,9 @@ def receipt(delivery: Delivery, num_tokens: int) -> DoneEvent:
             reader=frames.reader,
             warnings=frames.warnings,
             sampling=frames.sampling,
-        ),
+        )
+        if frames
+        else None,
         timings_s=Timings(
             upload=request.upload_s,
             read_frames=request.read_frames_s,
@@ -319,11 +331,13 @@ def receipt(delivery: Delivery, num_tokens: int) -> DoneEvent:
         memory=Memory(
             kv_bytes=1000, dp_cache_bytes=10, kv_bytes_full_tokens=2000, peak_device_bytes=10**8
         ),
-        cache=CacheUse(
-            frames="hit" if frames.is_cached else "miss", features="miss", prefix="miss"
-        ),
+        cache=CacheUse(frames="hit" if frames.is_cached else "miss", features="miss", prefix="miss")
+        if frames
+        else None,
         attempts=delivery.attempt,
         seed=request.seed,
+        cached_tokens=5 if frames else 0,
+        warnings=request.warnings,
     )
 
 

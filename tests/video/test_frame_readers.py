@@ -114,7 +114,7 @@ async def test_fragmented_mp4_is_read(shared: FrameReaders, tmp_path: Path) -> N
 
 
 async def test_sound_beside_the_picture_does_no_harm(shared: FrameReaders, tmp_path: Path) -> None:
-    path = make_clip(tmp_path / "clip.mp4", has_audio=True)
+    path = make_clip(tmp_path / "clip.mp4", sound="aac")
     assert frame_numbers((await shared.read(path, SPEC)).pixels)[-1] == 59
 
 
@@ -265,6 +265,17 @@ async def test_a_codec_we_do_not_take_is_refused_by_name(
         await shared.probe(path)
     with pytest.raises(UnsupportedCodecError, match=codec):
         await shared.read(path, SPEC)
+
+
+async def test_a_codec_that_nobody_knows_is_refused(shared: FrameReaders, tmp_path: Path) -> None:
+    path = make_clip(tmp_path / "clip.mkv", num_frames=2)
+    path.write_bytes(path.read_bytes().replace(b"V_MPEG4/ISO/AVC", b"V_NOBODYS/CODEC"))
+    num_exceptions = shared.num_exceptions
+    with pytest.raises(UnsupportedCodecError):
+        await shared.probe(path)
+    with pytest.raises(UnsupportedCodecError):
+        await shared.read(path, SPEC)
+    assert shared.num_exceptions == num_exceptions
 
 
 @pytest.mark.parametrize("path", ["missing", ""])
