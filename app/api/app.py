@@ -13,6 +13,7 @@ from app.api.answer.answers import Answers
 from app.api.answer.jobs import Jobs
 from app.api.answer.observer import Followers
 from app.api.auth import ApiKeys
+from app.api.connection.bodies import BodyGuard, BodySlots
 from app.api.connection.browsers import BrowserGuard
 from app.api.connection.drain import Drain
 from app.api.connection.lingering import LingeringClose
@@ -128,6 +129,14 @@ def create_app(
     install_openapi(app)
     for module in (chat, videos, jobs, models, usage, docs, health):
         app.include_router(module.router)
+    app.add_middleware(
+        BodyGuard,
+        slots=BodySlots(
+            max_bodies=settings.max_uploads, max_per_client=settings.max_uploads_per_client
+        ),
+        owner_of=keys.owner_of,
+        count_rejection=metrics.count_rejection,
+    )
     app.add_middleware(
         BrowserGuard,
         allowed_hosts=settings.allowed_hosts,
