@@ -37,8 +37,10 @@ from app.keys.file import KeyFile, KeyFileError
 from app.metrics import ApiMetrics
 from app.process_table import ProcessRow, ProcessTable
 from app.settings import Settings
+from app.store import event_reader
 from app.store.client import connect
 from app.store.event_log import EventLog
+from app.store.event_reader import EventReader
 from app.store.forgotten_videos import ForgottenVideos
 from app.store.frame_store import FrameStore
 from app.store.job_queue import JobQueue
@@ -174,9 +176,10 @@ async def _start(
     keys = RedisKeys(settings.redis_prefix)
     redis = connect(redis_url, max_connections=STORE_CONNECTIONS)
     stack.push_async_callback(redis.aclose)
-    # Every waiting reader of events holds a connection.
-    log_redis = connect(redis_url, max_connections=settings.max_streams + MAX_FOLLOWERS)
+    log_redis = connect(redis_url, max_connections=event_reader.CONNECTIONS)
     stack.push_async_callback(log_redis.aclose)
+    reader = EventReader(log_redis, keys)
+    stack.push_async_callback(_stop, asyncio.create_task(reader.run()))
 
     stack.push_async_callback(readers.aclose)
     places = ReaderPlaces(row.table, settings.max_frame_readers)
@@ -221,7 +224,7 @@ async def _start(
         are_caches_shared=settings.share_caches,
         timeout_s=settings.job_timeout_s,
     )
-    jobs = Jobs(queue, EventLog(log_redis, keys), heartbeat_s=settings.heartbeat_s)
+    jobs = Jobs(queue, EventLog(redis, keys), reader, heartbeat_s=settings.heartbeat_s)
     return Api(
         keys=api_keys,
         public_docs=settings.public_docs,

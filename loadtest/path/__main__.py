@@ -31,7 +31,7 @@ from loadtest.machine import describe
 from loadtest.path.stack import PARTS, Clients, Cpu, Stack, running_stacks
 
 ROOT = Path(__file__).parents[2]
-PACE_S = {1: 0.005, 64: 0.02, 512: 0.2}  # between steps: what the slower side keeps up with
+PACE_S = {1: 0.01, 64: 0.04, 512: 0.4}  # between steps: at ease for either side
 FLOOD_STREAMS, FLOOD_PACE_S = 256, 0.005
 ENGINE_STREAMS, ENGINE_PACE_S, ENGINE_WORK = 64, 0.02, 60_000
 NUM_REQUESTS = {1: 100, 64: 256, 512: 512}

@@ -4,13 +4,13 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
 
-from app.api import server
-from app.api.connection import bodies
+from app.api.connection import bodies, http_protocol
 from app.api.upkeep.janitor import SWEEP_S
 from app.errors import StoreUnavailableError
 from app.store.client import connect
@@ -66,7 +66,7 @@ def upload_head(length: int) -> str:
 async def test_connection_that_never_sends_its_headers_is_closed(
     api: RunningApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "HEADERS_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(http_protocol, "HEADERS_TIMEOUT_S", 0.3)
     reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
     writer.write(b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n")
     assert b"200 OK" in await reader.readuntil(b"\r\n\r\n")
@@ -75,6 +75,35 @@ async def test_connection_that_never_sends_its_headers_is_closed(
         await reader.read()
     writer.close()
     await writer.wait_closed()
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "GET /livez HTTP/1.1\r\nhost: x\r\nx-long: ",
+        "GET /livez HTTP/1.1\r\nhost: x\r\n" + 2000 * f"x-many: {'y' * 60}\r\n",
+        "GET /",
+        "POST /v1/videos HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n0\r\n"
+        + 2000 * f"x-many: {'y' * 60}\r\n",
+    ],
+    ids=["one", "many", "path", "trailers"],
+)
+async def test_headers_without_end_are_refused(
+    api: RunningApi, head: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_protocol, "HEADERS_TIMEOUT_S", 600)  # it is the size that ends it
+    reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
+    writer.write(head.encode())
+    answered = asyncio.create_task(reader.read())
+    with suppress(ConnectionError):  # it may close before it has read all this
+        for _ in range(200):
+            writer.write(b"z" * 4096)
+            await writer.drain()
+            await asyncio.sleep(0)
+    async with asyncio.timeout(20):
+        with suppress(ConnectionError):
+            assert b" 200 " not in await answered
+    writer.close()
 
 
 # --- over budget ---

@@ -46,6 +46,7 @@ local function ended_sizes_key() return PREFIX .. ':ended_sizes' end
 local function ended_bytes_key() return PREFIX .. ':ended_bytes' end
 local function lost_worker_key(worker_id) return PREFIX .. ':lost_worker:' .. worker_id end
 local function ended_channel() return PREFIX .. ':ended' end
+local function news_channel() return PREFIX .. ':news' end
 
 local function now_ms()
   local time = redis.call('TIME')
