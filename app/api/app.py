@@ -215,7 +215,6 @@ async def _start(
             settings,
             compression,
             drain,
-            registry,
             queue,
             uploads,
             reading,

@@ -98,7 +98,13 @@ class Scripts:
         Raises:
             StoreUnavailableError: Redis does not answer or does not take writes.
         """
-        return (await self.run_many(name, [args]))[0]
+        source, digest = load_script(name)
+        async with store_call():
+            try:
+                return await self._evaluate(digest, args)
+            except NoScriptError:
+                await self._redis.script_load(source)
+                return await self._evaluate(digest, args)
 
     async def run_many(self, name: str, calls: Sequence[Sequence[ScriptArg]]) -> list[Any]:
         """Runs one script once for each list of arguments, in order, in one round trip.
@@ -118,6 +124,10 @@ class Scripts:
                 if isinstance(reply, Exception):
                     raise reply
         return replies
+
+    async def _evaluate(self, digest: str, args: Sequence[ScriptArg]) -> Any:
+        command: Any = self._redis.execute_command("EVALSHA", digest, 0, self._prefix, *args)  # type: ignore[no-untyped-call]
+        return await command
 
     async def _send(self, digest: str, calls: Sequence[Sequence[ScriptArg]]) -> list[Any]:
         async with self._redis.pipeline(transaction=False) as pipeline:
