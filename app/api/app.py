@@ -238,7 +238,6 @@ async def _start(
             settings,
             compression,
             drain,
-            registry,
             queue,
             uploads,
             reading,

@@ -150,7 +150,7 @@ class FrameReading:
             salt=request.cache_salt,
             sampling=reading.spec.sampling,
         )
-        stored = await self._find(digest, request.job_id)
+        stored = await self._persist(lambda: self._frames.pin(digest, request.job_id))
         if stored is not None:
             frames: FramesHeader | VideoFrames = stored
         else:
@@ -175,11 +175,6 @@ class FrameReading:
         if await self._persist(lambda: self._queue.enqueue(ready)):
             logger.info("job queued", extra=request.log_fields)
 
-    async def _find(self, digest: str, job_id: str) -> FramesHeader | None:
-        if not await self._persist(lambda: self._frames.pin(digest, job_id)):
-            return None
-        return await self._persist(lambda: self._frames.describe(digest))
-
     async def _read(self, reading: Reading, digest: str) -> tuple[VideoFrames, str]:
         """Reads the frames, or waits for another job's read of them, and stores them.
 
@@ -200,7 +195,7 @@ class FrameReading:
             if fell_back_after_kill(frames):
                 digest = own_digest(digest, job_id)
             # Another job may have stored them meanwhile; that spares the transfer.
-            if not await self._persist(lambda: self._frames.pin(digest, job_id)):
+            if await self._persist(lambda: self._frames.pin(digest, job_id)) is None:
                 video = reading.request.cached_video
                 await self._persist(lambda: self._frames.put_and_pin(digest, blob, job_id, video))
             return frames, digest
