@@ -12,6 +12,7 @@ from app.api.answer.jobs import Jobs
 from app.api.auth import ApiKeys
 from app.api.connection.drain import Drain
 from app.api.connection.streams import StreamSlots
+from app.api.openai.intake import CompletionIntake
 from app.api.post.cancelling import Cancellations
 from app.api.post.submissions import Submissions
 from app.api.post.uploads import Uploads
@@ -35,6 +36,7 @@ class Api:
     streams: StreamSlots
     registry: WorkerRegistry
     videos: VideoStore
+    completion_intake: Callable[[], CompletionIntake]
     uploads: Uploads
     submissions: Submissions
     cancellations: Cancellations

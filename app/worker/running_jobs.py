@@ -47,7 +47,7 @@ class RunningJob:
 
     def __post_init__(self) -> None:
         self.sequence_id = f"{self.job_id}#{self.delivery.attempt}"
-        self.policy = str(self.delivery.request.compression["policy"])
+        self.policy = self.delivery.request.policy_label
 
     @property
     def log_fields(self) -> dict[str, str]:

@@ -40,12 +40,8 @@ def content_type(request: Request) -> str:
 
 async def read_json_fields(request: Request) -> ChatFields:
     """Reads a question about a stored video."""
-    body = bytearray()
-    async with aclosing(read_body(request, max_bytes=MAX_TEXT_BYTES)) as chunks:
-        async for chunk in chunks:
-            body += chunk
     try:
-        data = from_json(bytes(body), allow_inf_nan=False)
+        data = from_json(await read_small_body(request), allow_inf_nan=False)
     except ValueError:
         raise InvalidRequestError("the body is not valid JSON") from None
     if not isinstance(data, dict):
@@ -54,6 +50,15 @@ async def read_json_fields(request: Request) -> ChatFields:
     if fields.video_id is None:
         raise _missing("video_id", "Field required; send a new video as multipart/form-data")
     return fields
+
+
+async def read_small_body(request: Request) -> bytes:
+    """A body that holds nothing but text."""
+    body = bytearray()
+    async with aclosing(read_body(request, max_bytes=MAX_TEXT_BYTES)) as chunks:
+        async for chunk in chunks:
+            body += chunk
+    return bytes(body)
 
 
 async def read_form_fields(
@@ -75,9 +80,13 @@ async def read_form_fields(
 
 
 async def read_form(
-    request: Request, upload: Upload, *, on_file: Callable[[], None] = lambda: None
+    request: Request,
+    upload: Upload,
+    *,
+    file_field: str = VIDEO_FIELD,
+    on_file: Callable[[], None] = lambda: None,
 ) -> MultipartForm:
-    """Reads a form whose part `video` goes to `upload` as it comes in."""
+    """Reads a form whose part `file_field` goes to `upload` as it comes in."""
 
     async def write_video(data: bytes) -> None:
         on_file()
@@ -91,7 +100,7 @@ async def read_form(
         form = await read_multipart(
             chunks,
             request.headers["content-type"],
-            file_field=VIDEO_FIELD,
+            file_field=file_field,
             write_file=write_video,
         )
     if form.has_file:

@@ -8,6 +8,8 @@ import asyncio
 import time
 import uuid
 from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
 
 from starlette.requests import Request
 
@@ -25,13 +27,15 @@ from app.api.post.intake import (
     read_json_fields,
 )
 from app.api.post.job_request import (
+    NO_EXTRAS,
+    Extras,
     check_clip,
     check_fields,
     frame_spec,
     make_idempotency,
     make_job_request,
 )
-from app.api.post.reading import FrameReading, Reading
+from app.api.post.reading import FrameReading, Reading, WantedFrames
 from app.api.post.uploads import Uploads
 from app.api.schemas import ChatFields
 from app.errors import StoreUnavailableError
@@ -46,6 +50,8 @@ from dycoke_core.config import CompressionConfig
 
 STORE_LIMIT_S = 5.0  # time allowed to accept or refuse
 MIN_READ_TIMEOUT_S = 1.0  # left for reading after a slow probe
+
+_NO_COMPRESSION = CompressionConfig(policy="full")  # of a job without a video
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +68,23 @@ class PostedJob:
 
 
 @dataclass(frozen=True, slots=True)
-class _TakenIn:
-    """A body that has been read and checked, and its video."""
+class TakenIn:
+    """A body that has been read and checked, and its video; None: a conversation without one."""
 
     fields: ChatFields
     card: ModelCard
-    lease: VideoLease
+    lease: VideoLease | None
     upload_s: float
     probe_s: float
+    extras: Extras = NO_EXTRAS
+
+
+class Intake(Protocol):
+    """How one surface's bodies are read."""
+
+    async def __call__(
+        self, request: Request, models: dict[str, ModelCard], principal: Principal
+    ) -> TakenIn: ...
 
 
 class Submissions:
@@ -99,12 +114,15 @@ class Submissions:
         principal: Principal,
         idempotency_key: str | None,
         traceparent: str | None = None,
+        *,
+        intake: Intake | None = None,
     ) -> PostedJob:
         """Takes a request in and starts reading its video.
 
         Args:
             principal: who asks; idempotency keys of two never meet.
             traceparent: the span that the job belongs to.
+            intake: reads the body; None: that of `/v1/video/chat`.
 
         Raises:
             DycokeError: refused; nothing of the request is left.
@@ -112,18 +130,21 @@ class Submissions:
         """
         accepted_at_s = time.time()
         check_idempotency_key(idempotency_key)
-        kind = check_content_type(request, JSON, MULTIPART)
+        if intake is None:
+            kind = check_content_type(request, JSON, MULTIPART)
+            intake = partial(self._take_in, kind)
         models, place = await self._enter()
         async with Admitted(place) as admitted:
             async with self._uploads.limited():
-                taken = await self._take_in(request, kind, models, principal)
+                taken = await intake(request, models, principal)
                 admitted.hold(taken.lease)
                 await admitted.move(taken.card.model, max_jobs=self._settings.max_queued_jobs)
-            check_clip(taken.fields, taken.lease)
+            if taken.lease is not None:
+                check_clip(taken.fields, taken.lease)
             job = self._job_request(
                 taken, admitted.job_id, principal.owner, accepted_at_s, traceparent
             )
-            idempotency = self._idempotency(idempotency_key, job.owner, taken.fields, job.video_id)
+            idempotency = self._idempotency(idempotency_key, taken, job)
             job_id = await self._create(job, idempotency, admitted)
             if job_id != job.job_id:
                 record = await self._queue.get(job_id)
@@ -153,8 +174,8 @@ class Submissions:
             raise StoreUnavailableError("the job store does not answer") from None
 
     async def _take_in(
-        self, request: Request, kind: str, models: dict[str, ModelCard], principal: Principal
-    ) -> _TakenIn:
+        self, kind: str, request: Request, models: dict[str, ModelCard], principal: Principal
+    ) -> TakenIn:
         """Reads and checks the body, then makes sure of the video."""
         began_at, owner = time.monotonic(), principal.owner
         if kind == JSON:
@@ -171,33 +192,35 @@ class Submissions:
             lease, probe_s = await unless_disconnected(
                 request.receive, self._uploads.store(upload, owner)
             )
-            return _TakenIn(fields, card, lease, upload_s, probe_s)
+            return TakenIn(fields, card, lease, upload_s, probe_s)
 
-    async def _find_video(self, fields: ChatFields, card: ModelCard, owner: str) -> _TakenIn:
+    async def _find_video(self, fields: ChatFields, card: ModelCard, owner: str) -> TakenIn:
         """As short as a look at the disk: a client that leaves meanwhile is noticed after it."""
         assert fields.video_id is not None
         lease = await self._uploads.find(fields.video_id, owner)
-        return _TakenIn(fields, card, lease, upload_s=0.0, probe_s=0.0)
+        return TakenIn(fields, card, lease, upload_s=0.0, probe_s=0.0)
 
     def _check(self, fields: ChatFields, models: dict[str, ModelCard]) -> ModelCard:
         return check_fields(fields, models, self._settings, self.default_compression)
 
     def _job_request(
         self,
-        taken: _TakenIn,
+        taken: TakenIn,
         job_id: str,
         owner: str,
         accepted_at_s: float,
         traceparent: str | None,
     ) -> JobRequest:
+        compression = taken.fields.compression_config(self.default_compression)
         return make_job_request(
             taken.fields,
             taken.card,
-            taken.fields.compression_config(self.default_compression),
+            compression if taken.lease is not None else _NO_COMPRESSION,
             job_id=job_id,
             owner=owner,
             cache_salt=cache_salt(owner, are_caches_shared=self._settings.share_caches),
-            video_id=taken.lease.video.video_id,
+            video_id=taken.lease.video.video_id if taken.lease is not None else None,
+            extras=taken.extras,
             accepted_at_s=accepted_at_s,
             deadline_at_s=accepted_at_s + self._settings.job_timeout_s,
             upload_s=taken.upload_s,
@@ -205,13 +228,13 @@ class Submissions:
             traceparent=traceparent,
         )
 
-    def _idempotency(
-        self, key: str | None, owner: str, fields: ChatFields, video_id: str
-    ) -> Idempotency | None:
+    def _idempotency(self, key: str | None, taken: TakenIn, job: JobRequest) -> Idempotency | None:
         if key is None:
             return None
         ttl_s = self._settings.job_timeout_s + self._settings.result_ttl_s
-        return make_idempotency(key, owner, fields, video_id, ttl_s=ttl_s)
+        return make_idempotency(
+            key, job.owner, taken.fields, job.video_id, taken.extras, ttl_s=ttl_s
+        )
 
     async def _create(
         self, job: JobRequest, idempotency: Idempotency | None, admitted: Admitted
@@ -224,14 +247,17 @@ class Submissions:
             self._cancellations.retract(job, error)
             raise
 
-    def _start_reading(self, admitted: Admitted, job: JobRequest, taken: _TakenIn) -> None:
+    def _start_reading(self, admitted: Admitted, job: JobRequest, taken: TakenIn) -> None:
         limit_s = self._settings.read_timeout_s
         place, video = admitted.hand_over()
+        wanted = None
+        if video is not None:
+            spec = frame_spec(taken.fields, taken.card)
+            wanted = WantedFrames(video.video.video_id, spec, video)
         self._reading.start(
             Reading(
                 request=job,
-                spec=frame_spec(taken.fields, taken.card),
-                video=video,
+                wanted=wanted,
                 place=place,
                 read_timeout_s=max(limit_s - taken.probe_s, MIN_READ_TIMEOUT_S),
             )

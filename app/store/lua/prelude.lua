@@ -148,7 +148,9 @@ local function count_usage(owner, state, event)
     for _, name in ipairs({'prompt_tokens', 'visual_tokens', 'completion_tokens'}) do
       redis.call('HINCRBY', key, name, done.usage[name])
     end
-    redis.call('HINCRBY', key, 'frames', #done.frames.indices)
+    if done.frames ~= cjson.null then -- else a conversation without a video
+      redis.call('HINCRBY', key, 'frames', #done.frames.indices)
+    end
   end
   redis.call('PEXPIRE', key, USAGE_DAYS * DAY_MS)
 end
