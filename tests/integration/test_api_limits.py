@@ -347,7 +347,7 @@ async def test_outage_of_redis_is_a_503_at_once_and_heals_by_itself(
         began_at = time.monotonic()
         for method, path in (
             ("GET", "/readyz"),
-            ("GET", "/v1/models"),
+            ("GET", "/v1/usage"),
             ("GET", f"/v1/jobs/{delivery.job_id}"),
             ("DELETE", f"/v1/jobs/{delivery.job_id}"),
         ):
@@ -434,7 +434,7 @@ async def test_unexpected_error_is_a_500_without_its_text(
         raise RuntimeError("secret")
 
     monkeypatch.setattr(api.api.registry, "cards", fail, raising=True)
-    response = await api.client.get("/v1/models")
+    response = await api.client.get("/readyz")
     assert response.status_code == 500
     problem = response.json()
     assert problem["code"] == "internal_error"
