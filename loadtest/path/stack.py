@@ -94,20 +94,20 @@ class Stack:
         self.video_id = Service(self.url).upload(CLIP.read_bytes())
 
     def cpu_s(self) -> Cpu:
-        """CPU seconds so far, by part; `loop` is the part of the worker's that is not the
-        engine's thread, nearly all of it the event loop's."""
+        """CPU seconds so far, by part; `loop` is the worker's without the engine's thread, nearly
+        all of it the event loop's."""
         used = {name: _cpu_s(self._processes[name]) for name in PARTS}
         worker = self._processes["worker"]
         main_thread = next(thread for thread in worker.threads() if thread.id == worker.pid)
         return used | {"loop": main_thread.user_time + main_thread.system_time}
 
     def steps(self) -> dict[str, Any]:
-        """What the engine has noted of its steps, up to half a second ago."""
+        """What the engine has recorded of its steps, up to half a second ago."""
         noted: dict[str, Any] = json.loads(self._steps_file.read_text())
         return noted
 
     def wait_until_idle(self) -> None:
-        """Waits until every job has ended, and forgets ended ones."""
+        """Waits until every job has ended, then deletes them."""
         self._wait_until("all jobs have ended", lambda: not self._redis.zcard("dycoke:live"))
         time.sleep(1.0)
 
@@ -135,7 +135,7 @@ class Stack:
 
 
 class Clients:
-    """The process of the clients, which serves every stack in turn."""
+    """The clients' process, which serves every stack in turn."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
@@ -171,7 +171,7 @@ def running_stacks(checkouts: Mapping[str, Path], folder: Path) -> Iterator[dict
 
 
 def _hidden(checkout: Path) -> list[str]:
-    """What is installed here and would not be by that checkout."""
+    """The speed-ups that are installed here but not in that checkout's constraints."""
     pinned = (checkout / "constraints.txt").read_text().splitlines()
     names = {line.partition("==")[0].lower() for line in pinned}
     return [n for n in SPEED_UPS if n not in names and importlib.util.find_spec(n) is not None]
