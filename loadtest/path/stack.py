@@ -120,12 +120,12 @@ class Stack:
         return used | {"loop": loop_s, "at_s": time.monotonic()}
 
     def steps(self) -> dict[str, Any]:
-        """What the engine has noted of its steps, up to half a second ago."""
+        """What the engine has recorded of its steps, up to half a second ago."""
         noted: dict[str, Any] = json.loads(self._steps_file.read_text())
         return noted
 
     def wait_until_idle(self) -> None:
-        """Waits until every job has ended, and forgets ended ones."""
+        """Waits until every job has ended, then deletes them."""
         self._wait_until("all jobs have ended", lambda: not self._redis.zcard("dycoke:live"))
         time.sleep(1.0)
 
@@ -153,7 +153,7 @@ class Stack:
 
 
 class Clients:
-    """The process of the clients, which serves every stack in turn."""
+    """The clients' process, which serves every stack in turn."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
@@ -189,7 +189,7 @@ def running_stacks(checkouts: Mapping[str, Path], folder: Path) -> Iterator[dict
 
 
 def _hidden(checkout: Path) -> list[str]:
-    """What is installed here and would not be by that checkout."""
+    """The speed-ups that are installed here but not in that checkout's constraints."""
     pinned = (checkout / "constraints.txt").read_text().splitlines()
     names = {line.partition("==")[0].lower() for line in pinned}
     return [n for n in SPEED_UPS if n not in names and importlib.util.find_spec(n) is not None]
