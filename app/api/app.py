@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
@@ -13,12 +14,15 @@ from app.api.answer.answers import Answers
 from app.api.answer.jobs import Jobs
 from app.api.answer.observer import Followers
 from app.api.auth import ApiKeys
+from app.api.connection.bodies import BodyGuard, BodySlots
 from app.api.connection.browsers import BrowserGuard
 from app.api.connection.drain import Drain
 from app.api.connection.lingering import LingeringClose
 from app.api.connection.streams import StreamSlots
 from app.api.context import Api
 from app.api.errors import LastErrors, install_error_handlers
+from app.api.openai.errors import OpenAIErrors
+from app.api.openai.intake import CompletionIntake
 from app.api.openapi import install_openapi
 from app.api.post.cancelling import Cancellations
 from app.api.post.orphans import Orphans
@@ -27,7 +31,7 @@ from app.api.post.reading import FrameReading
 from app.api.post.second_try import SecondTryReaders
 from app.api.post.submissions import Submissions
 from app.api.post.uploads import Uploads
-from app.api.routes import chat, docs, health, jobs, models, usage, videos
+from app.api.routes import chat, completions, docs, files, health, jobs, models, usage, videos
 from app.api.upkeep.janitor import Janitor
 from app.api.upkeep.loop_lag import watch_loop_lag
 from app.api.upkeep.metrics_page import MetricsPage
@@ -128,8 +132,16 @@ def create_app(
     app.state.drain = drain
     install_error_handlers(app, metrics.count_rejection)
     install_openapi(app)
-    for module in (chat, videos, jobs, models, usage, docs, health):
+    for module in (chat, completions, videos, files, jobs, models, usage, docs, health):
         app.include_router(module.router)
+    app.add_middleware(
+        BodyGuard,
+        slots=BodySlots(
+            max_bodies=settings.max_uploads, max_per_client=settings.max_uploads_per_client
+        ),
+        owner_of=keys.owner_of,
+        count_rejection=metrics.count_rejection,
+    )
     app.add_middleware(
         BrowserGuard,
         allowed_hosts=settings.allowed_hosts,
@@ -146,6 +158,7 @@ def create_app(
             expose_headers=CORS_RESPONSE_HEADERS,
         )
     app.add_middleware(LastErrors, is_draining=lambda: drain.is_draining)
+    app.add_middleware(OpenAIErrors)
     app.add_middleware(LingeringClose)
     return app
 
@@ -199,8 +212,6 @@ async def _start(
         lease_s=settings.lease_s,
         read_timeout_s=settings.read_timeout_s,
     )
-    janitor = asyncio.create_task(Janitor(queue, registry, videos, orphans, metrics).run())
-    stack.push_async_callback(_stop, janitor)
     stack.push_async_callback(_stop, asyncio.create_task(watch_loop_lag(metrics.observe_lag)))
     metrics_page = MetricsPage(metrics.registry, row)
     await stack.enter_async_context(metrics_page.shown_to_siblings())
@@ -215,6 +226,8 @@ async def _start(
         are_caches_shared=settings.share_caches,
         timeout_s=settings.job_timeout_s,
     )
+    janitor = asyncio.create_task(Janitor(queue, registry, videos, uploads, orphans, metrics).run())
+    stack.push_async_callback(_stop, janitor)
     jobs = Jobs(queue, EventLog(redis, keys), reader, heartbeat_s=settings.heartbeat_s)
     return Api(
         keys=api_keys,
@@ -224,12 +237,12 @@ async def _start(
         streams=StreamSlots(settings.max_streams, row, metrics),
         registry=registry,
         videos=videos,
+        completion_intake=partial(CompletionIntake, settings, compression, uploads),
         uploads=uploads,
         submissions=Submissions(
             settings,
             compression,
             drain,
-            registry,
             queue,
             uploads,
             reading,

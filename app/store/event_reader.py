@@ -118,14 +118,12 @@ class EventReader:
             batch = self._take_due()
             try:
                 found = await self._read_logs(batch)
-            except StoreUnavailableError as error:
-                _fail(batch, error)
             except Exception as error:  # theirs to report: this task serves everybody
-                _fail(batch, error)
+                for watch in _watches_of(batch):
+                    watch.fail(error)
             else:
-                for job_id, watches in batch.items():
-                    for watch in watches:
-                        watch.give(found.get(job_id, []))
+                for watch in _watches_of(batch):
+                    watch.give(found.get(watch.job_id, []))
 
     def _take_due(self) -> dict[str, list["Watch"]]:
         """Watches by job. Those of one job stand at the same place; others are left for later."""
@@ -280,7 +278,5 @@ class Watch:
             self.tell()  # the reading answers, now that the time is over
 
 
-def _fail(batch: dict[str, list[Watch]], error: Exception) -> None:
-    for watches in batch.values():
-        for watch in watches:
-            watch.fail(error)
+def _watches_of(batch: dict[str, list[Watch]]) -> list[Watch]:
+    return [watch for watches in batch.values() for watch in watches]

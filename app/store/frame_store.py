@@ -47,9 +47,14 @@ class FrameStore:
         self._scripts = Scripts(redis, keys.prefix)
         self._max_bytes = max_bytes
 
-    async def pin(self, digest: str, job_id: str) -> bool:
-        """Pins a blob for a live job without fetching it. False if it is not stored."""
-        return bool(await self._scripts.run("pin_frames", digest, job_id))
+    async def pin(self, digest: str, job_id: str) -> FramesHeader | None:
+        """Pins a blob for a live job, without fetching its pixels.
+
+        Returns:
+            What it says of its frames; None if it is not stored.
+        """
+        header = await self._scripts.run("pin_frames", digest, job_id)
+        return _parse_header(header) if header else None
 
     async def put_and_pin(self, digest: str, blob: bytes, job_id: str, video: str) -> None:
         """Stores a blob, evicting others for it, and pins it if the job is live.
@@ -67,17 +72,6 @@ class FrameStore:
         async with store_call():
             blob: Any = await self._redis.get(self._keys.frames(digest))
         return None if blob is None else bytes(blob)
-
-    async def describe(self, digest: str) -> FramesHeader | None:
-        """What a blob says of its frames, without fetching their pixels. None if not stored."""
-        key = self._keys.frames(digest)
-        async with store_call():
-            length: Any = await self._redis.getrange(key, 0, _LENGTH_BYTES - 1)
-            if not length:
-                return None
-            end = _LENGTH_BYTES + int.from_bytes(length, "big")
-            header: Any = await self._redis.getrange(key, _LENGTH_BYTES, end - 1)
-        return _parse_header(header)
 
 
 def frames_digest(

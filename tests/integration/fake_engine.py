@@ -38,6 +38,7 @@ class FakeEngine:
     image_size: int = 8
     sequences: dict[str, Sequence] = field(default_factory=dict)
     aborted: list[str] = field(default_factory=list)
+    seen: list[Sequence] = field(default_factory=list)  # all that were added
     forgotten: list[str] = field(default_factory=list)
 
     @property
@@ -77,6 +78,7 @@ class FakeEngine:
         size = self.image_size
         assert sequence.frames is None or sequence.frames.shape[1:] == (size, size, 3)
         self.sequences[sequence.sequence_id] = sequence
+        self.seen.append(sequence)
 
     def forget_video(self, name: str) -> None:
         self.forgotten.append(name)

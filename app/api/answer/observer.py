@@ -27,7 +27,7 @@ class JobObserver:
         self._request = request
         self._span = span
         self._model = request.model
-        self._policy = request.compression["policy"]
+        self._policy = request.policy_label
         self._observe_gap = metrics.token_gaps(self._model, self._policy)
         self._last_token_at_s: float | None = None
         self._is_closed = False

@@ -9,7 +9,7 @@ import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, suppress
 from enum import StrEnum
-from typing import Self
+from typing import Any, Protocol, Self
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -19,7 +19,7 @@ from app.api.connection.disconnect import ClientLeftError, unless_disconnected
 from app.api.connection.drain import Drain
 from app.api.errors import INTERNAL_ERROR, incident_message, log_incident
 from app.errors import ShuttingDownError
-from app.messages import ErrorEvent
+from app.messages import DoneEvent, ErrorEvent
 
 logger = logging.getLogger(__name__)
 
@@ -43,13 +43,47 @@ def frame(item: FeedItem) -> bytes:
     return b"event: %b\nid: %b\ndata: %b\n\n" % (kind.encode(), durable_id.encode(), data)
 
 
+class Rendering(Protocol):
+    """How one surface writes a job's events. One for each answer: it may remember what went out."""
+
+    @property
+    def heartbeat(self) -> bytes: ...
+
+    def render(self, batch: Sequence[FeedItem]) -> bytes:
+        """Empty where the surface has nothing to say of these events."""
+        ...
+
+    def interruption(self, event: ErrorEvent) -> bytes:
+        """The end of a stream that ends before its job, which goes on."""
+        ...
+
+    def body(self, done: DoneEvent) -> dict[str, Any]:
+        """The answer in one piece, as JSON."""
+        ...
+
+
+class JobEvents:
+    """The events as they are, under their names. Whoever is interrupted resumes by the ids."""
+
+    heartbeat = HEARTBEAT
+
+    def render(self, batch: Sequence[FeedItem]) -> bytes:
+        return b"".join(map(frame, batch))
+
+    def interruption(self, event: ErrorEvent) -> bytes:
+        return b""
+
+    def body(self, done: DoneEvent) -> dict[str, Any]:
+        return done.model_dump(mode="json")
+
+
 class EventStream(Response):
     """Streams batches of events until they end, the client leaves, or the server's drain is over.
 
     Args:
         batches: an empty one is a heartbeat.
+        rendering: None: the events as they are.
         on_end: told once how it ended; must not block.
-        render: an event as its bytes on the wire.
     """
 
     media_type = MEDIA_TYPE
@@ -61,7 +95,7 @@ class EventStream(Response):
         *,
         drain: Drain,
         on_end: Callable[[Ending], None],
-        render: Callable[[FeedItem], bytes] = frame,
+        rendering: Rendering | None = None,
         stall_s: float = STALL_S,
     ) -> None:
         self.status_code = 200
@@ -73,7 +107,7 @@ class EventStream(Response):
         self._batches = batches
         self._drain = drain
         self._on_end = on_end
-        self._render = render
+        self._rendering = rendering or JobEvents()
         self._stall_s = stall_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -99,7 +133,9 @@ class EventStream(Response):
             return Ending.COMPLETE
         except ClientLeftError:
             return Ending.CLIENT_LEFT
-        except ShuttingDownError:
+        except ShuttingDownError as error:
+            event = ErrorEvent.of(error, self._job_id)
+            await self._send_last(send, self._rendering.interruption(event))
             return Ending.SHUTDOWN
         except Exception as error:  # the border: the headers are out, so the client gets an event
             incident = log_incident(error, job_id=self._job_id)
@@ -109,18 +145,24 @@ class EventStream(Response):
                 retryable=False,
                 job_id=self._job_id,
             )
-            with suppress(ClientLeftError, TimeoutError):
-                async with asyncio.timeout(self._stall_s):
-                    await _send(send, self._render(FeedItem.of(event)))
+            await self._send_last(send, self._rendering.render([FeedItem.of(event)]))
             return Ending.FAILED
 
+    async def _send_last(self, send: Send, chunk: bytes) -> None:
+        """Sends what may as well be lost."""
+        with suppress(ClientLeftError, TimeoutError):
+            async with asyncio.timeout(self._stall_s):
+                if chunk:
+                    await _send(send, chunk)
+
     async def _pump(self, send: Send) -> None:
+        rendering = self._rendering
         try:
             async with asyncio.timeout(None) as limit, aclosing(self._batches) as batches:
                 with _StallTimer(limit, self._stall_s) as timer:
                     async for batch in batches:
                         timer.start()
-                        await _send(send, b"".join(map(self._render, batch)) or HEARTBEAT)
+                        await _send(send, rendering.render(batch) or rendering.heartbeat)
                         timer.stop()
         except TimeoutError:
             if limit.expired():

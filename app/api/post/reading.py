@@ -18,7 +18,7 @@ from app.api.errors import INTERNAL_ERROR, incident_message, log_incident
 from app.api.post.admission import Place
 from app.api.post.second_try import SecondTryReaders, fell_back_after_kill
 from app.errors import JobNotFoundError, StoreUnavailableError
-from app.messages import ErrorEvent, FramesRef, JobRequest, JobState, StatusEvent
+from app.messages import ErrorEvent, FramesRef, JobRequest, JobState, StatusEvent, cached_video
 from app.metrics import ApiMetrics
 from app.store.frame_store import FramesHeader, FrameStore, encode_frames, frames_digest, own_digest
 from app.store.job_queue import JobQueue
@@ -35,13 +35,21 @@ RETRY_S = 0.5
 T = TypeVar("T")
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class WantedFrames:
+    """Which frames of which video."""
+
+    video_id: str
+    spec: FrameSpec
+    video: VideoLease
+
+
 @dataclass(slots=True, eq=False)
 class Reading:
     """One job's way through here, and what it holds on it."""
 
     request: JobRequest
-    spec: FrameSpec
-    video: VideoLease
+    wanted: WantedFrames | None  # None: a job without a video, which is queued at once
     place: Place
     read_timeout_s: float  # what the probe has left of the readers' time
     reader: int = 0  # its number, where earlier ones were lost
@@ -120,7 +128,12 @@ class FrameReading:
     async def _run(self, reading: Reading) -> None:
         job_id = reading.request.job_id
         try:
-            await self._read_and_enqueue(reading)
+            if reading.wanted is not None:
+                request = await self._with_frames(reading, reading.wanted)
+            else:
+                request = reading.request
+            if await self._persist(lambda: self._queue.enqueue(request)):
+                logger.info("job queued", extra=request.log_fields)
         except DycokeError as error:
             await self._fail(reading, ErrorEvent.of(error, job_id))
         except Exception as error:  # the job's border
@@ -135,52 +148,50 @@ class FrameReading:
                 ),
             )
         finally:
-            reading.video.release()
+            if reading.wanted is not None:
+                reading.wanted.video.release()
             await reading.place.stop_renewing()
 
-    async def _read_and_enqueue(self, reading: Reading) -> None:
+    async def _with_frames(self, reading: Reading, wanted: WantedFrames) -> JobRequest:
+        """Makes sure that a job's frames are stored; returns its request with them."""
         began_at, began_at_s = time.monotonic(), time.time()
         request = reading.request
         digest = frames_digest(
-            request.video_id,
-            num_frames=reading.spec.num_frames,
-            image_size=reading.spec.image_size,
-            start_s=reading.spec.start_s,
-            end_s=reading.spec.end_s,
+            wanted.video_id,
+            num_frames=wanted.spec.num_frames,
+            image_size=wanted.spec.image_size,
+            start_s=wanted.spec.start_s,
+            end_s=wanted.spec.end_s,
             salt=request.cache_salt,
-            sampling=reading.spec.sampling,
+            sampling=wanted.spec.sampling,
         )
-        stored = await self._find(digest, request.job_id)
+        stored = await self._persist(lambda: self._frames.pin(digest, request.job_id))
         if stored is not None:
             frames: FramesHeader | VideoFrames = stored
         else:
-            frames, digest = await self._read(reading, digest)
+            frames, digest = await self._read(reading, wanted, digest)
         ready = request.model_copy(
             update={
                 "frames": FramesRef(
                     digest=digest,
                     num_frames=len(frames.indices),
-                    image_size=reading.spec.image_size,
+                    image_size=wanted.spec.image_size,
                     indices=list(frames.indices),
                     timestamps_s=list(frames.timestamps_s),
                     reader=frames.reader,
                     warnings=list(frames.warnings),
-                    sampling=reading.spec.sampling,
+                    sampling=wanted.spec.sampling,
                     is_cached=stored is not None,
                 ),
                 "read_frames_s": request.read_frames_s + time.monotonic() - began_at,
             }
         )
         self._tracing.record("read frames", request.traceparent, start_s=began_at_s)
-        if await self._persist(lambda: self._queue.enqueue(ready)):
-            logger.info("job queued", extra=request.log_fields)
+        return ready
 
-    async def _find(self, digest: str, job_id: str) -> FramesHeader | None:
-        if not await self._persist(lambda: self._frames.pin(digest, job_id)):
-            return None
-        return await self._persist(lambda: self._frames.describe(digest))
-
-    async def _read(self, reading: Reading, digest: str) -> tuple[VideoFrames, str]:
+    async def _read(
+        self, reading: Reading, wanted: WantedFrames, digest: str
+    ) -> tuple[VideoFrames, str]:
         """Reads the frames, or waits for another job's read of them, and stores them.
 
         Returns:
@@ -191,7 +202,9 @@ class FrameReading:
         shared_digest = digest
         read = self._reads.setdefault(digest, _SharedRead())
         if read.task is None:
-            read.task = asyncio.create_task(self._read_video(reading, read))
+            read.task = asyncio.create_task(
+                self._read_video(wanted, read, timeout_s=reading.read_timeout_s)
+            )
         read.num_waiting += 1
         try:
             await self._report(job_id, read.progress)
@@ -200,8 +213,8 @@ class FrameReading:
             if fell_back_after_kill(frames):
                 digest = own_digest(digest, job_id)
             # Another job may have stored them meanwhile; that spares the transfer.
-            if not await self._persist(lambda: self._frames.pin(digest, job_id)):
-                video = reading.request.cached_video
+            if await self._persist(lambda: self._frames.pin(digest, job_id)) is None:
+                video = cached_video(wanted.video_id, reading.request.cache_salt)
                 await self._persist(lambda: self._frames.put_and_pin(digest, blob, job_id, video))
             return frames, digest
         finally:
@@ -211,15 +224,17 @@ class FrameReading:
                 if self._reads.get(shared_digest) is read:
                     del self._reads[shared_digest]
 
-    async def _read_video(self, reading: Reading, read: _SharedRead) -> tuple[VideoFrames, bytes]:
+    async def _read_video(
+        self, wanted: WantedFrames, read: _SharedRead, *, timeout_s: float
+    ) -> tuple[VideoFrames, bytes]:
         def on_progress(progress: float) -> None:
             read.progress = progress
 
         frames = await self._readers.read(
-            reading.video.path,
-            reading.spec,
+            wanted.video.path,
+            wanted.spec,
             on_progress=on_progress,
-            timeout_s=reading.read_timeout_s,
+            timeout_s=timeout_s,
         )
         return frames, await asyncio.to_thread(encode_frames, frames)
 

@@ -8,12 +8,14 @@ import asyncio
 import time
 import uuid
 from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
 
 from starlette.requests import Request
 
 from app.api.connection.disconnect import unless_disconnected
 from app.api.connection.drain import Drain
-from app.api.post.admission import Place, served_models
+from app.api.post.admission import Place, admit
 from app.api.post.admitted import Admitted
 from app.api.post.cancelling import Cancellations
 from app.api.post.intake import (
@@ -25,13 +27,15 @@ from app.api.post.intake import (
     read_json_fields,
 )
 from app.api.post.job_request import (
+    NO_EXTRAS,
+    Extras,
     check_clip,
     check_fields,
     frame_spec,
     make_idempotency,
     make_job_request,
 )
-from app.api.post.reading import FrameReading, Reading
+from app.api.post.reading import FrameReading, Reading, WantedFrames
 from app.api.post.uploads import Uploads
 from app.api.schemas import ChatFields
 from app.errors import StoreUnavailableError
@@ -40,13 +44,14 @@ from app.keys.owners import cache_salt
 from app.messages import JobRequest, JobState, ModelCard
 from app.settings import Settings
 from app.store.job_queue import Idempotency, JobQueue, JobRecord
-from app.store.worker_registry import WorkerRegistry
 from app.tracing import Tracing
 from app.video_store import VideoLease
 from dycoke_core.config import CompressionConfig
 
 STORE_LIMIT_S = 5.0  # time allowed to accept or refuse
 MIN_READ_TIMEOUT_S = 1.0  # left for reading after a slow probe
+
+_NO_COMPRESSION = CompressionConfig(policy="full")  # of a job without a video
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +68,23 @@ class PostedJob:
 
 
 @dataclass(frozen=True, slots=True)
-class _TakenIn:
-    """A body that has been read and checked, and its video."""
+class TakenIn:
+    """A body that has been read and checked, and its video; None: a conversation without one."""
 
     fields: ChatFields
     card: ModelCard
-    lease: VideoLease
+    lease: VideoLease | None
     upload_s: float
     probe_s: float
+    extras: Extras = NO_EXTRAS
+
+
+class Intake(Protocol):
+    """How one surface's bodies are read."""
+
+    async def __call__(
+        self, request: Request, models: dict[str, ModelCard], principal: Principal
+    ) -> TakenIn: ...
 
 
 class Submissions:
@@ -79,7 +93,6 @@ class Submissions:
         settings: Settings,
         default_compression: CompressionConfig,
         drain: Drain,
-        registry: WorkerRegistry,
         queue: JobQueue,
         uploads: Uploads,
         reading: FrameReading,
@@ -89,7 +102,6 @@ class Submissions:
         self._settings = settings
         self.default_compression = default_compression
         self._drain = drain
-        self._registry = registry
         self._queue = queue
         self._uploads = uploads
         self._reading = reading
@@ -102,12 +114,15 @@ class Submissions:
         principal: Principal,
         idempotency_key: str | None,
         traceparent: str | None = None,
+        *,
+        intake: Intake | None = None,
     ) -> PostedJob:
         """Takes a request in and starts reading its video.
 
         Args:
             principal: who asks; idempotency keys of two never meet.
             traceparent: the span that the job belongs to.
+            intake: reads the body; None: that of `/v1/video/chat`.
 
         Raises:
             DycokeError: refused; nothing of the request is left.
@@ -115,18 +130,21 @@ class Submissions:
         """
         accepted_at_s = time.time()
         check_idempotency_key(idempotency_key)
-        kind = check_content_type(request, JSON, MULTIPART)
+        if intake is None:
+            kind = check_content_type(request, JSON, MULTIPART)
+            intake = partial(self._take_in, kind)
         models, place = await self._enter()
         async with Admitted(place) as admitted:
             async with self._uploads.limited():
-                taken = await self._take_in(request, kind, models, principal)
+                taken = await intake(request, models, principal)
                 admitted.hold(taken.lease)
                 await admitted.move(taken.card.model, max_jobs=self._settings.max_queued_jobs)
-            check_clip(taken.fields, taken.lease)
+            if taken.lease is not None:
+                check_clip(taken.fields, taken.lease)
             job = self._job_request(
                 taken, admitted.job_id, principal.owner, accepted_at_s, traceparent
             )
-            idempotency = self._idempotency(idempotency_key, job.owner, taken.fields, job.video_id)
+            idempotency = self._idempotency(idempotency_key, taken, job)
             job_id = await self._create(job, idempotency, admitted)
             if job_id != job.job_id:
                 record = await self._queue.get(job_id)
@@ -146,67 +164,63 @@ class Submissions:
         self._drain.check()
         try:
             async with asyncio.timeout(STORE_LIMIT_S):
-                models = await served_models(self._registry)
-                place = await Place.reserve(
+                return await admit(
                     self._queue,
-                    next(iter(models)),
                     f"job_{uuid.uuid4().hex}",
                     max_jobs=self._settings.max_queued_jobs,
                     lease_s=self._settings.lease_s,
                 )
         except TimeoutError:
             raise StoreUnavailableError("the job store does not answer") from None
-        return models, place
 
     async def _take_in(
-        self, request: Request, kind: str, models: dict[str, ModelCard], principal: Principal
-    ) -> _TakenIn:
+        self, kind: str, request: Request, models: dict[str, ModelCard], principal: Principal
+    ) -> TakenIn:
         """Reads and checks the body, then makes sure of the video."""
         began_at, owner = time.monotonic(), principal.owner
         if kind == JSON:
             fields = await read_json_fields(request)
-            return await self._find_video(request, fields, self._check(fields, models), owner)
+            return await self._find_video(fields, self._check(fields, models), owner)
         async with self._uploads.receive() as upload:
             fields, has_video = await read_form_fields(
                 request, upload, on_file=lambda: principal.require(Scope.UPLOAD)
             )
             card = self._check(fields, models)
             if not has_video:
-                return await self._find_video(request, fields, card, owner)
+                return await self._find_video(fields, card, owner)
             upload_s = time.monotonic() - began_at
             lease, probe_s = await unless_disconnected(
                 request.receive, self._uploads.store(upload, owner)
             )
-            return _TakenIn(fields, card, lease, upload_s, probe_s)
+            return TakenIn(fields, card, lease, upload_s, probe_s)
 
-    async def _find_video(
-        self, request: Request, fields: ChatFields, card: ModelCard, owner: str
-    ) -> _TakenIn:
+    async def _find_video(self, fields: ChatFields, card: ModelCard, owner: str) -> TakenIn:
+        """As short as a look at the disk: a client that leaves meanwhile is noticed after it."""
         assert fields.video_id is not None
-        lease = await unless_disconnected(
-            request.receive, self._uploads.find(fields.video_id, owner)
-        )
-        return _TakenIn(fields, card, lease, upload_s=0.0, probe_s=0.0)
+        lease = await self._uploads.find(fields.video_id, owner)
+        return TakenIn(fields, card, lease, upload_s=0.0, probe_s=0.0)
 
     def _check(self, fields: ChatFields, models: dict[str, ModelCard]) -> ModelCard:
         return check_fields(fields, models, self._settings, self.default_compression)
 
     def _job_request(
         self,
-        taken: _TakenIn,
+        taken: TakenIn,
         job_id: str,
         owner: str,
         accepted_at_s: float,
         traceparent: str | None,
     ) -> JobRequest:
+        compression = taken.fields.compression_config(self.default_compression)
         return make_job_request(
             taken.fields,
             taken.card,
-            taken.fields.compression_config(self.default_compression),
+            compression if taken.lease is not None else _NO_COMPRESSION,
             job_id=job_id,
             owner=owner,
             cache_salt=cache_salt(owner, are_caches_shared=self._settings.share_caches),
-            video_id=taken.lease.video.video_id,
+            video_id=taken.lease.video.video_id if taken.lease is not None else None,
+            extras=taken.extras,
             accepted_at_s=accepted_at_s,
             deadline_at_s=accepted_at_s + self._settings.job_timeout_s,
             upload_s=taken.upload_s,
@@ -214,13 +228,13 @@ class Submissions:
             traceparent=traceparent,
         )
 
-    def _idempotency(
-        self, key: str | None, owner: str, fields: ChatFields, video_id: str
-    ) -> Idempotency | None:
+    def _idempotency(self, key: str | None, taken: TakenIn, job: JobRequest) -> Idempotency | None:
         if key is None:
             return None
         ttl_s = self._settings.job_timeout_s + self._settings.result_ttl_s
-        return make_idempotency(key, owner, fields, video_id, ttl_s=ttl_s)
+        return make_idempotency(
+            key, job.owner, taken.fields, job.video_id, taken.extras, ttl_s=ttl_s
+        )
 
     async def _create(
         self, job: JobRequest, idempotency: Idempotency | None, admitted: Admitted
@@ -233,14 +247,17 @@ class Submissions:
             self._cancellations.retract(job, error)
             raise
 
-    def _start_reading(self, admitted: Admitted, job: JobRequest, taken: _TakenIn) -> None:
+    def _start_reading(self, admitted: Admitted, job: JobRequest, taken: TakenIn) -> None:
         limit_s = self._settings.read_timeout_s
         place, video = admitted.hand_over()
+        wanted = None
+        if video is not None:
+            spec = frame_spec(taken.fields, taken.card)
+            wanted = WantedFrames(video.video.video_id, spec, video)
         self._reading.start(
             Reading(
                 request=job,
-                spec=frame_spec(taken.fields, taken.card),
-                video=video,
+                wanted=wanted,
                 place=place,
                 read_timeout_s=max(limit_s - taken.probe_s, MIN_READ_TIMEOUT_S),
             )

@@ -1,14 +1,19 @@
 """Videos by id: uploading one ahead of its questions, looking it up, deleting it."""
 
+import time
+
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from app.api.answer.video_content import VideoContent
 from app.api.connection.disconnect import unless_disconnected
 from app.api.context import ApiDep, PrincipalDep, UploaderDep
 from app.api.errors import FieldProblem, InvalidFieldsError
 from app.api.openapi import PROBLEMS, UPLOAD_REQUEST_BODY
+from app.api.post.expiry import take_expiry
 from app.api.post.intake import MULTIPART, VIDEO_FIELD, check_content_type, read_form
 from app.api.schemas import VideoResource
+from app.video_store import Retention
 
 router = APIRouter(tags=["videos"], responses=PROBLEMS)
 
@@ -26,17 +31,34 @@ async def upload_video(request: Request, api: ApiDep, principal: UploaderDep) ->
     try:
         async with api.uploads.limited(), api.uploads.receive() as upload:
             form = await read_form(request, upload)
-            if form.fields:
-                raise _wrong(form.fields[0][0], "Extra inputs are not permitted")
+            expires_at_s, others = take_expiry(form.fields, time.time())
+            if others:
+                raise _wrong(others[0][0], "Extra inputs are not permitted")
             if not form.has_file:
                 raise _wrong(VIDEO_FIELD, "Field required")
+            retention = Retention(expires_at_s)
             lease, _probe_s = await unless_disconnected(
-                request.receive, api.uploads.store(upload, principal.owner)
+                request.receive, api.uploads.store(upload, principal.owner, retention)
             )
     finally:
         slot.release()
     lease.release()
     return VideoResource.of(lease.video)
+
+
+@router.get(
+    "/v1/videos/{video_id}/content",
+    summary="A stored video's bytes, whole or by Range",
+    response_class=Response,
+)
+async def get_content(video_id: str, api: ApiDep, principal: PrincipalDep) -> Response:
+    slot = api.streams.take()
+    try:
+        lease = await api.videos.lease(video_id, principal.owner)
+    except BaseException:
+        slot.release()
+        raise
+    return VideoContent(lease, slot)
 
 
 @router.get("/v1/videos/{video_id}", summary="What is known of a stored video")

@@ -2,7 +2,7 @@
 --
 -- ARGV: prefix, model, job_id, request, job_event, accepted_at_ms, deadline_ms,
 --       idempotency_hash ('' for none), fingerprint, idempotency_ttl_ms, owner,
---       video (as caches name it)
+--       video (as caches name it, '' for none)
 -- Returns {outcome, job_id}: `created`; `existing` with the job that stands for the same key and
 -- fingerprint, whereupon the place is given up; `conflict` for another fingerprint; `no_place`.
 --
