@@ -531,3 +531,37 @@ async def test_a_body_above_the_cap_is_refused_by_its_length(
         )
         answer = await raw_request(api.port, head, b'{"messages"')
     assert b" 413 " in answer and b'"code": "upload_too_large"' in answer
+
+
+async def test_a_video_may_be_named_by_a_url_that_is_allowed(
+    redis_server: RedisServer, keys: RedisKeys, tmp_path: Path, worker: ScriptedWorker
+) -> None:
+    media = tmp_path / "media"
+    media.mkdir()
+    (media / "clip.mp4").write_bytes(CLIP)
+    (media / "text.mp4").write_bytes(b"no video" * 200)
+    settings = {"allowed_media_path": media, "allowed_media_domains": "*"}
+    async with running_api(redis_server.url, keys, tmp_path / "data", **settings) as api:
+        answering = asyncio.create_task(worker.answer(1))
+        body = {"messages": about(f"file://{media}/clip.mp4")}
+        assert (await api.client.post(PATH, json=body)).status_code == 200
+        assert (await answering).request.video_id == await upload(api)
+        for url, status in (
+            (f"file://{media}/text.mp4", 415),
+            (f"file://{media}/../data", 400),
+            (f"http://127.0.0.1:{api.port}/metrics", 400),
+            ("http://127.0.0.1/metrics", 400),
+        ):
+            refused = await api.client.post(PATH, json={"messages": about(url)})
+            assert refused.status_code == status, refused.text
+            error = refused.json()["error"]
+            assert status == 415 or error["param"] == "messages.0.content.1.video_url.url"
+        assert (await api.api.jobs.queue.depth(MODEL)).waiting == 0
+
+
+async def test_no_url_is_fetched_unless_it_is_allowed(
+    api: RunningApi, worker: ScriptedWorker
+) -> None:
+    for url in ("http://example.com/clip.mp4", "file:///etc/passwd"):
+        response = await api.client.post(PATH, json={"messages": about(url)})
+        assert response.status_code == 400

@@ -10,6 +10,7 @@ from pydantic_core import from_json
 from starlette.requests import Request
 
 from app.api.connection.disconnect import unless_disconnected
+from app.api.openai.fetching import MediaFetcher
 from app.api.openai.fields import MAX_WARNINGS, CompletionFields, parse_fields, wrong
 from app.api.openai.messages import Conversation, VideoPart, parse_messages
 from app.api.openai.rendering import StreamOptions
@@ -37,11 +38,17 @@ class CompletionIntake:
 
     Args:
         uploads: where videos come from.
+        fetcher: gets those that a URL names.
     """
 
     def __init__(
-        self, settings: Settings, default_compression: CompressionConfig, uploads: Uploads
+        self,
+        settings: Settings,
+        default_compression: CompressionConfig,
+        uploads: Uploads,
+        fetcher: MediaFetcher,
     ) -> None:
+        self._fetcher = fetcher
         self._settings = settings
         self._default_compression = default_compression
         self._uploads = uploads
@@ -74,7 +81,7 @@ class CompletionIntake:
         card = check_fields(chat, models, self._settings, self._default_compression)
         lease, probe_s = None, 0.0
         if part is not None:
-            lease, probe_s = await self._find(request, part, body, principal.owner)
+            lease, probe_s = await self._find(request, part, body, principal)
             try:
                 chat = self._with_frames(chat, part, lease, warnings)
             except BaseException:
@@ -166,17 +173,25 @@ class CompletionIntake:
         return value
 
     async def _find(
-        self, request: Request, part: VideoPart, body: "_Body", owner: str
+        self, request: Request, part: VideoPart, body: "_Body", principal: Principal
     ) -> tuple[VideoLease, float]:
         """Returns the video, and the seconds that its probe took."""
         if part.source == MEDIUM and body.upload is not None:
             check_container(body.upload.head)
-            store = self._uploads.store(body.upload, owner)
+            store = self._uploads.store(body.upload, principal.owner)
             return await unless_disconnected(request.receive, store)
         if not VIDEO_ID.fullmatch(part.source):
-            raise wrong(part.param, "must be a data: URL, or the id of a video that was uploaded")
-        find = self._uploads.find(part.source, owner)
+            return await unless_disconnected(request.receive, self._fetch(part, principal))
+        find = self._uploads.find(part.source, principal.owner)
         return await unless_disconnected(request.receive, find), 0.0
+
+    async def _fetch(self, part: VideoPart, principal: Principal) -> tuple[VideoLease, float]:
+        principal.require(Scope.UPLOAD)
+        async with self._uploads.receive() as upload:
+            write = partial(write_recognisable, upload)
+            await self._fetcher.fetch(part.source, part.param, write)
+            check_container(upload.head)
+            return await self._uploads.store(upload, principal.owner)
 
     def _with_frames(
         self, chat: ChatFields, part: VideoPart, lease: VideoLease, warnings: list[str]
