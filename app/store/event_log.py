@@ -68,6 +68,15 @@ class EventLog:
                 raise JobNotFoundError("no such job")
         return [event for _, entries in reply for event in logged_events(entries)]
 
+    async def last(self, job_id: str) -> Event | None:
+        """The newest event, whatever lies before it; None where there is none.
+
+        Raises: StoreUnavailableError.
+        """
+        async with store_call():
+            reply: Any = await self._redis.xrevrange(self._keys.events(job_id), count=1)
+        return EVENT_ADAPTER.validate_json(reply[0][1][b"event"]) if reply else None
+
 
 def logged_events(entries: Iterable[tuple[bytes, Mapping[bytes, bytes]]]) -> list[LoggedEvent]:
     """Takes a stream's entries as the client gives them."""

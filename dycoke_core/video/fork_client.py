@@ -57,6 +57,15 @@ class Confinement:
     memory_bytes: int
     cpu_s: int
     is_strict: bool
+    max_threads: int = 6  # all of them; decord has one of its own
+
+    def with_threads(self, number: int) -> "Confinement":
+        """For a child that decodes with so many threads: each brings its CPU time and, in some
+        decoders, another one.
+        """
+        return replace(
+            self, cpu_s=self.cpu_s * number, max_threads=self.max_threads + 2 * (number - 1)
+        )
 
 
 @dataclass(slots=True, eq=False)
@@ -99,7 +108,11 @@ class _Child:
 
 
 class ForkServer:
-    """Starts the server of one module of tasks, restarts it if it dies, has it run tasks."""
+    """Starts the server of one module of tasks, restarts it if it dies, has it run tasks.
+
+    All children of a server have its layout of addresses, which a child that is made to crash may
+    tell something of: after a crash the server is replaced as soon as it has no other child.
+    """
 
     def __init__(self, module: str, confinement: Confinement) -> None:
         self._module = module
@@ -109,6 +122,7 @@ class ForkServer:
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._loop: asyncio.AbstractEventLoop | None = None  # watches the control socket
+        self._has_crashed = False  # a child of this server
 
     def start(self) -> None:
         """Starts the process and returns at once; tasks sent to it from now on wait for it."""
@@ -148,7 +162,7 @@ class ForkServer:
         confinement = asdict(self._confinement) | {"is_strict": False}
         task = {
             "name": "observe_refusals",
-            "params": {},
+            "params": {"max_threads": self._confinement.max_threads},
             "num_threads": 1,
             "confinement": confinement,
         }
@@ -193,7 +207,7 @@ class ForkServer:
             read_end, write_end = os.pipe()
         except OSError as error:
             raise TaskFailure("no_process", "no server") from error
-        confinement = replace(self._confinement, cpu_s=self._confinement.cpu_s * num_threads)
+        confinement = self._confinement.with_threads(num_threads)
         task: dict[str, Any] = {
             "name": name,
             "params": params,
@@ -213,11 +227,16 @@ class ForkServer:
             self._send_run(task_id, task, [video_fd, write_end, *pixel_fds])
             loop.add_reader(read_end, self._on_reply, task_id, child)
             return await self._outcome(task_id, child, timeout_s)
+        except TaskFailure as failure:
+            self._has_crashed = self._has_crashed or failure.code == "crash"
+            raise
         finally:
             if not child.ended.done():
                 self._kill(task_id)
             loop.remove_reader(read_end)
             os.close(read_end)
+            if self._has_crashed and not self._children:
+                self._end_abruptly()
 
     async def aclose(self) -> None:
         """Ends the server, which ends and reaps its children first."""
@@ -309,6 +328,7 @@ class ForkServer:
             self._control.close()
         process, self._process = self._process, None
         self._control = self._loop = None
+        self._has_crashed = False
         for child in self._children.values():
             if not child.ended.done():
                 child.ended.set_result({})

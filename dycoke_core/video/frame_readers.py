@@ -3,7 +3,8 @@
 An upload goes sniff → plan → decord → PyAV, each step but the first in a sandboxed child of its
 own, all of them together within one time limit. decord is the first reader, as in the models' own
 code. PyAV reads what decord cannot, or cannot in time, and all of MPEG-TS and AVI: without an index
-or presentation times decord returns other frames than those asked for, or hangs.
+or presentation times decord returns other frames than those asked for, or hangs. decord takes no
+list of codecs, so PyAV also reads files with a stream of any codec that is not on ours.
 """
 
 import asyncio
@@ -22,7 +23,12 @@ from dycoke_core.video.containers import Container
 from dycoke_core.video.fork_client import Confinement, ForkServer, TaskFailure
 from dycoke_core.video.frame_buffer import copy_pixels, open_frame_buffer
 from dycoke_core.video.landlock import landlock_abi
-from dycoke_core.video.refusals import KILL_REASONS, as_dycoke_error, refuse_beyond_limits
+from dycoke_core.video.refusals import (
+    DECORD_CODECS,
+    KILL_REASONS,
+    as_dycoke_error,
+    refuse_beyond_limits,
+)
 from dycoke_core.video.replies import (
     MalformedReplyError,
     Placement,
@@ -221,7 +227,7 @@ class FrameReaders:
         if reading.plan.key_pts:
             with suppress(_OtherwiseReadableError):
                 return await self._read_keyframes(reading, warnings)
-        if reading.plan.has_times and reading.video.container in _FOR_DECORD:
+        if _is_for_decord(reading):
             try:
                 return await self._read_with_decord(reading, warnings)
             except TaskFailure as failure:
@@ -328,6 +334,12 @@ class FrameReaders:
         else:
             logger.debug("a video was not read: %s (%s)", failure.code, failure.detail)
         raise failure
+
+
+def _is_for_decord(reading: _Reading) -> bool:
+    plan = reading.plan
+    has_only_known_codecs = plan.headers.codecs <= DECORD_CODECS
+    return plan.has_times and has_only_known_codecs and reading.video.container in _FOR_DECORD
 
 
 class _OtherwiseReadableError(Exception):

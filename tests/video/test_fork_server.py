@@ -68,11 +68,9 @@ async def test_a_child_writes_pixels_for_its_parent(hostile: ForkServer, video_f
         ("die_of_memory", "memory"),
         ("spin", "cpu"),
         ("spin_natively", "cpu"),
-        ("crash", "crash"),
         ("exit_silently", "exception"),
         ("fail", "exception"),
         ("invent_an_error", "exception"),
-        ("babble", "crash"),
         ("report_unreadable", "unreadable"),
         ("no_such_task", "exception"),
     ],
@@ -85,6 +83,21 @@ async def test_a_lost_child_is_reported_by_its_reason_and_the_next_works(
         failure = await _failure(hostile, task, video_fd)
         assert failure.code == code
         assert await _is_well(hostile, video_fd)
+
+
+@pytest.mark.parametrize("task", ["crash", "overwrite_code", "babble"])
+async def test_after_a_crash_no_child_has_the_same_addresses(
+    hostile: ForkServer, video_fd: int, task: str
+) -> None:
+    assert await _is_well(hostile, video_fd)
+    [server] = descendants()
+    reading = asyncio.create_task(hostile.run("echo_later", {"x": 2}, video_fd, timeout_s=60))
+    assert await _has_child(server.pid, is_wanted=True)
+    assert (await _failure(hostile, task, video_fd)).code == "crash"
+    assert await reading == {"x": 2}, "it is left to its end"
+    assert await _is_well(hostile, video_fd)
+    [another] = descendants()
+    assert another != server
 
 
 @pytest.mark.parametrize("task", ["sleep", "spin"])

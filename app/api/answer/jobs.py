@@ -2,9 +2,9 @@
 
 import re
 
-from app.api.answer.feed import AT_ONCE_S, JobFeed, final_event
-from app.errors import JobNotFoundError
-from app.messages import DoneEvent, ErrorEvent
+from app.api.answer.feed import AT_ONCE_S, JobFeed
+from app.errors import JobLostError, JobNotFoundError
+from app.messages import FINAL_EVENTS, DoneEvent, ErrorEvent
 from app.store.event_log import FIRST_EVENT, EventLog
 from app.store.event_reader import EventReader
 from app.store.job_queue import JobQueue, JobRecord
@@ -45,4 +45,9 @@ class Jobs:
 
     async def final(self, record: JobRecord) -> DoneEvent | ErrorEvent | None:
         """How a job ended; None while it has not."""
-        return await final_event(self.feed(record).batches()) if record.state.is_final else None
+        if not record.state.is_final:
+            return None
+        last = await self._log.last(record.job_id)
+        if isinstance(last, FINAL_EVENTS):
+            return last
+        return ErrorEvent.of(JobLostError("the job's events are gone"), record.job_id)

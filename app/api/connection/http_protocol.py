@@ -7,7 +7,7 @@ a whole request's headers, and httptools takes headers of any size.
 import asyncio
 from typing import Protocol
 
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from app.api.connection.strict_h11 import StrictH11Protocol
 
 try:
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -26,7 +26,7 @@ class _Connection(Protocol):
     def cycle(self) -> object: ...  # the last request's
 
 
-class H11WithLimits(H11Protocol):
+class H11WithLimits(StrictH11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         _expect_request(self)
