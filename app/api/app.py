@@ -229,6 +229,7 @@ async def _start(
         streams=StreamSlots(settings.max_streams, row, metrics),
         registry=registry,
         videos=videos,
+        frames=frames,
         completion_intake=partial(
             CompletionIntake, settings, compression, uploads, _media_fetcher(settings)
         ),
