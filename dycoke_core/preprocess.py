@@ -3,7 +3,9 @@
 Knows the tokenizer and the chat template, no weights and no device placement of its own.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +30,16 @@ class FrameNormalizer:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     rescale_factor: float
+
+    @classmethod
+    def of_processor(cls, settings: Mapping[str, Any]) -> "FrameNormalizer":
+        """Args: settings: of a video or image processor, in Hugging Face's names."""
+        half = [0.5, 0.5, 0.5]
+        return cls(
+            mean=tuple(settings.get("image_mean") or half),
+            std=tuple(settings.get("image_std") or half),
+            rescale_factor=float(settings.get("rescale_factor") or 1 / 255),
+        )
 
     def constants(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation, float32 [3] each. Making them waits for the device."""

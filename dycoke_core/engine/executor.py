@@ -20,7 +20,7 @@ from dycoke_core.engine.plan import PrefixChunk, StepPlan
 from dycoke_core.engine.scheduler import Schedule
 from dycoke_core.engine.state import SequenceState
 from dycoke_core.engine.vision_encoder import VisionEncoder
-from dycoke_core.model.llava_onevision import LlavaOnevision
+from dycoke_core.model.adapter import VideoLanguageModel
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ class _Timed:
 class Executor:
     def __init__(
         self,
-        model: LlavaOnevision,
+        model: VideoLanguageModel,
         backend: Backend,
         vision: VisionEncoder,
         admission: Admission,
@@ -150,12 +150,10 @@ class Executor:
             features = video.features.index_select(0, self._model.integers(video.sources))
             kept = state.policy.select_visual_tokens(features)
             assert len(kept) == state.num_visual_tokens
-            visual_tokens = features.flatten(0, 1).index_select(0, kept)
-            before = state.prompt.ids_before_video
-            embeds, positions = self._model.embed_prefix(before, visual_tokens)
-            self._backend.embed_prefix(prefix.number, embeds, positions)
-            num_frames, tokens_per_frame, _ = features.shape
-            prefix.kept_per_frame = kept_per_frame(state, kept, num_frames, tokens_per_frame)
+            kept_per_unit = count_per_unit(state, kept)
+            embedded = self._model.embed(state.prompt, features, kept, kept_per_unit)
+            self._backend.embed_prefix(prefix.number, embedded)
+            prefix.kept_per_unit = kept_per_unit
         except Exception as error:
             outcome.failures.append(Failure(state, error))
             return
@@ -301,13 +299,12 @@ def _singles(schedule: Schedule[SequenceState]) -> list[Schedule[SequenceState]]
     ]
 
 
-def kept_per_frame(
-    state: SequenceState, kept: Tensor, num_frames: int, tokens_per_frame: int
-) -> tuple[int, ...]:
-    """How many tokens of each frame stage I kept; known beforehand but for selectors that weigh
-    frames against each other, which waits for the device."""
-    counts = state.policy.count_per_frame(num_frames, tokens_per_frame)
+def count_per_unit(state: SequenceState, kept: Tensor) -> tuple[int, ...]:
+    """How many tokens of each unit stage I kept; known beforehand but for selectors that weigh
+    units against each other, which waits for the device."""
+    num_units, tokens_per_unit = state.prompt.num_units, state.prompt.tokens_per_unit
+    counts = state.policy.count_per_frame(num_units, tokens_per_unit)
     if counts is None:
-        kept_frames = (kept // tokens_per_frame).tolist()
-        counts = tuple(kept_frames.count(frame) for frame in range(num_frames))
+        kept_units = (kept // tokens_per_unit).tolist()
+        counts = tuple(kept_units.count(unit) for unit in range(num_units))
     return counts

@@ -28,7 +28,7 @@ from dycoke_core.engine.backends.cpu.step_attention import StepAttention
 from dycoke_core.engine.budget import cpu_kv_budget_bytes, host_budget_bytes, row_bytes
 from dycoke_core.engine.plan import DecodeRow, StepPlan
 from dycoke_core.engine.sampler import sample
-from dycoke_core.model.llava_onevision import LlavaOnevision
+from dycoke_core.model.adapter import EmbeddedPrefix, VideoLanguageModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class CpuBackend:
     depth = 0
     vision_slice_layers: int | None = 2  # a real tower takes seconds per frame
 
-    def __init__(self, model: LlavaOnevision, config: EngineConfig) -> None:
+    def __init__(self, model: VideoLanguageModel, config: EngineConfig) -> None:
         self._model = model
         self.kv_budget_bytes = cpu_kv_budget_bytes(config)
         self.host_budget_bytes = host_budget_bytes(config)
@@ -110,12 +110,13 @@ class CpuBackend:
         self._prefixes[self._num_opened] = PrefixKV(layout)
         return self._num_opened
 
-    def embed_prefix(self, prefix: int, embeds: Tensor, positions: Tensor) -> None:
+    def embed_prefix(self, prefix: int, embedded: EmbeddedPrefix) -> None:
         kv = self._prefixes[prefix]
         geometry = self._model.text_geometry
-        like = embeds.new_empty((geometry.num_kv_heads, geometry.head_size))
+        like = embedded.embeds.new_empty((geometry.num_kv_heads, geometry.head_size))
         kv.slabs = [Slab.allocate(kv.layout.num_tokens, like) for _ in range(geometry.num_layers)]
-        kv.embeds, kv.positions = embeds, positions
+        kv.place_visual(embedded.visual)
+        kv.embeds, kv.positions = embedded.embeds, embedded.positions
 
     def finish_prefix(self, prefix: int, *, to_host: bool) -> None:
         kv = self._prefixes[prefix]
@@ -133,6 +134,7 @@ class CpuBackend:
         number = self.open_prefix(source.layout)
         kv = self._prefixes[number]
         kv.num_tokens = source.num_tokens
+        kv.place_visual(source.visual)
         kv.slabs = [Slab(s.keys.clone(), s.values.clone(), s.length) for s in source.slabs]
         return number
 
