@@ -5,6 +5,7 @@ Knows the tokenizer and the chat template, no weights and no device placement of
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -67,11 +68,21 @@ class PromptEncoder:
         self.tokenizer = tokenizer
         self._chat_template = chat_template
         self._video_token_id = video_token_id
+        self.video_token = str(tokenizer.convert_ids_to_tokens(video_token_id))
         added = tokenizer.added_tokens_decoder.values()
         self._reserved = tuple(token.content for token in added if token.special)
 
     def __call__(self, messages: tuple[ChatMessage, ...]) -> Prompt:
         """Raises InvalidRequestError: no user turn at the end, or text with a control token."""
+        before, after = self.split(self.render(messages))
+        return Prompt(before, after)
+
+    def render(self, messages: tuple[ChatMessage, ...]) -> str:
+        """The conversation as text, its one video as the video token.
+
+        Raises:
+            InvalidRequestError: no user turn at the end, or text with a control token.
+        """
         if not messages or messages[-1].role != "user":
             raise InvalidRequestError("messages must end with a user turn")
         for message in messages:
@@ -82,11 +93,17 @@ class PromptEncoder:
             add_generation_prompt=True,
             tokenize=False,
         )
-        ids = self.tokenizer(rendered, add_special_tokens=False)["input_ids"]
-        if ids.count(self._video_token_id) != 1:
+        assert isinstance(rendered, str)
+        if rendered.count(self.video_token) != 1:
             raise ModelLoadError("the chat template does not render one video token")
-        place = ids.index(self._video_token_id)
-        return Prompt(tuple(ids[:place]), tuple(ids[place + 1 :]))
+        return rendered
+
+    def split(self, rendered: str) -> list[tuple[int, ...]]:
+        """Ids of what stands before, between and after the video tokens."""
+        ids = self.tokenizer(rendered, add_special_tokens=False)["input_ids"]
+        places = [place for place, token_id in enumerate(ids) if token_id == self._video_token_id]
+        bounds = [-1, *places, len(ids)]
+        return [tuple(ids[first + 1 : end]) for first, end in pairwise(bounds)]
 
     def _check_text(self, text: str) -> None:
         """A control token in a user's text could forge turns or a second video."""

@@ -148,7 +148,8 @@ class Executor:
         try:
             assert video.features is not None
             features = video.features.index_select(0, self._model.integers(video.sources))
-            kept = state.policy.select_visual_tokens(features)
+            tokens = features[..., : self._model.text_geometry.hidden_size]
+            kept = state.policy.select_visual_tokens(tokens)
             assert len(kept) == state.num_visual_tokens
             kept_per_unit = count_per_unit(state, kept)
             embedded = self._model.embed(state.prompt, features, kept, kept_per_unit)

@@ -125,11 +125,14 @@ class EmbeddedPrefix:
         embeds: [P, D].
         positions: int64 [axes, P].
         visual: places of the visual tokens, as ascending runs.
+        layer_adds: [layers, P, D], what each of so many first layers adds to its output; None: they
+            add nothing.
     """
 
     embeds: Tensor
     positions: Tensor
     visual: tuple[range, ...]
+    layer_adds: Tensor | None = None
 
 
 class VideoLanguageModel(Protocol):
@@ -183,7 +186,8 @@ class VideoLanguageModel(Protocol):
 
     @property
     def feature_size(self) -> int:
-        """Values of a visual token's features."""
+        """Values of a visual token's features: the D that it is embedded as, then those that the
+        first layers add."""
         ...
 
     def tokens_per_unit(self, height: int, width: int) -> int:
@@ -258,12 +262,19 @@ class VideoLanguageModel(Protocol):
     @property
     def lm_head(self) -> nn.Module: ...
 
-    def forward(self, embeds: Tensor, positions: Tensor, attention: LayerAttention) -> Tensor:
+    def forward(
+        self,
+        embeds: Tensor,
+        positions: Tensor,
+        attention: LayerAttention,
+        layer_adds: Tensor | None = None,
+    ) -> Tensor:
         """Runs the language model's layers over new tokens.
 
         Args:
             embeds: [q, D]; positions: int64 [axes, q].
             attention: stores the new keys and values and attends, layer by layer.
+            layer_adds: [layers, rows, D], added to the first rows behind each of the first layers.
 
         Returns:
             [q, D] after the final norm.

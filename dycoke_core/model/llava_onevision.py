@@ -188,7 +188,14 @@ class LlavaOnevision:
     def integers(self, values: Sequence[int]) -> Tensor:
         return to_device(torch.tensor(values, dtype=torch.long), self.device)
 
-    def forward(self, embeds: Tensor, positions: Tensor, attention: LayerAttention) -> Tensor:
+    def forward(
+        self,
+        embeds: Tensor,
+        positions: Tensor,
+        attention: LayerAttention,
+        layer_adds: Tensor | None = None,
+    ) -> Tensor:
+        assert layer_adds is None, "these layers add nothing"
         output = self.model.model.language_model(
             inputs_embeds=embeds[None],
             position_ids=positions,

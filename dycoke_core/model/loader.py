@@ -16,6 +16,8 @@ from dycoke_core.errors import ModelLoadError
 from dycoke_core.model.adapter import VideoLanguageModel
 from dycoke_core.model.checkpoint import Checkpoint, read_json
 from dycoke_core.model.llava_onevision import LlavaOnevision
+from dycoke_core.model.qwen2_5_vl import Qwen25VL
+from dycoke_core.model.qwen3_vl import Qwen3VL
 
 _LEAST_CAPABILITY = (8, 0)  # Ampere
 _CONFIGURATION = ("config.json",)
@@ -24,6 +26,8 @@ _FILES = ("*.json", "*.jinja", "*.safetensors")
 # By `model_type` in config.json. A family joins with a line here.
 _FAMILIES: Mapping[str, Callable[[Checkpoint], VideoLanguageModel]] = {
     "llava_onevision": LlavaOnevision.from_checkpoint,
+    "qwen2_5_vl": Qwen25VL.from_checkpoint,
+    "qwen3_vl": Qwen3VL.from_checkpoint,
 }
 
 

@@ -117,10 +117,11 @@ class CpuBackend:
         kv.slabs = [Slab.allocate(kv.layout.num_tokens, like) for _ in range(geometry.num_layers)]
         kv.place_visual(embedded.visual)
         kv.embeds, kv.positions = embedded.embeds, embedded.positions
+        kv.layer_adds = embedded.layer_adds
 
     def finish_prefix(self, prefix: int, *, to_host: bool) -> None:
         kv = self._prefixes[prefix]
-        kv.embeds = kv.positions = None
+        kv.embeds = kv.positions = kv.layer_adds = None
 
     def close_prefix(self, prefix: int) -> None:
         del self._prefixes[prefix]
@@ -166,7 +167,8 @@ class CpuBackend:
         embeds, positions, last_rows = self._gather_rows(plan)
         attention = StepAttention(prefixes, questions, decoding)
         try:
-            hidden = self._model.forward(embeds, positions, attention)
+            layer_adds = self._layer_adds(plan)
+            hidden = self._model.forward(embeds, positions, attention, layer_adds)
             drawn = [
                 row
                 for row, answering in zip(last_rows, plan.answering, strict=True)
@@ -233,6 +235,15 @@ class CpuBackend:
             own = self._model.integers(own_positions)
             positions.append(own.expand(self._model.num_position_axes, -1))
         return torch.cat(embeds), torch.cat(positions, dim=1), last_rows
+
+    def _layer_adds(self, plan: StepPlan) -> Tensor | None:
+        """[layers, rows, D] of the prefixes' rows, which come first."""
+        adds = [
+            kv.layer_adds[:, chunk.start : chunk.start + chunk.size]
+            for chunk in plan.prefixes
+            if (kv := self._prefixes[chunk.prefix]).layer_adds is not None
+        ]
+        return torch.cat(adds, dim=1) if adds else None
 
     def _input_id(self, row: DecodeRow) -> int:
         if row.token_id is not None:

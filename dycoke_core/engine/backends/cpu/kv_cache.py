@@ -65,6 +65,7 @@ class PrefixKV:
     slabs: list[Slab] = field(default_factory=list)
     embeds: Tensor | None = None  # [P, D], until it is prefilled
     positions: Tensor | None = None  # int64 [axes, P], likewise
+    layer_adds: Tensor | None = None  # [layers, P, D], likewise
     num_tokens: int = 0
     visual: tuple[range, ...] = ()  # places of the visual tokens, once it is embedded
     text_rows: Tensor = field(init=False)  # int64, places of the tokens that are not visual

@@ -223,12 +223,13 @@ class CudaBackend:
         entry.write_slots = to_device(entry.extent.slots(), self._device)
         entry.visual = embedded.visual
         entry.embeds, entry.positions = embedded.embeds, embedded.positions
+        entry.layer_adds = embedded.layer_adds
 
     def finish_prefix(self, prefix: int, *, to_host: bool) -> None:
         entry = self._prefixes[prefix]
         if to_host:
             self._move_to_host(entry)
-        entry.embeds = entry.positions = entry.write_slots = None
+        entry.embeds = entry.positions = entry.layer_adds = entry.write_slots = None
 
     def _move_to_host(self, prefix: Prefix) -> None:
         """Copies page by page; kernels that read the host's memory are queued after the copies."""

@@ -36,6 +36,7 @@ class Prefix:
     visual: tuple[range, ...] = ()  # places of the visual tokens, once it is embedded
     embeds: Tensor | None = None  # [P, D], until it is prefilled
     positions: Tensor | None = None  # int64 [axes, P], likewise
+    layer_adds: Tensor | None = None  # [layers, P, D], likewise
     write_slots: Tensor | None = None  # int32 [P] in the tokens' order, likewise
     place: int | None = None  # of its list on the device, while seats use it
     num_seats: int = 0
