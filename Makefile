@@ -10,9 +10,13 @@ TEST_READY := $(VENV)/.ready-test
 LMMS_VENV := .venv-lmms-eval
 LMMS_READY := $(LMMS_VENV)/.ready
 
-.PHONY: setup demo serve test lmms-eval lint loadtest dashboards clean
+# The lines below that have a `##` are what `make help` prints.
+.PHONY: help setup demo serve test chaos lmms-eval lint loadtest dashboards clean
 
-setup: $(READY)
+help:  ## this list
+	@sed -n 's/^\([a-z][a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-12s %s\n", $$1, $$2}'
+
+setup: $(READY)  ## make .venv and install what constraints.txt pins
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or 3.12 is needed: make PYTHON=...")'
@@ -28,18 +32,22 @@ $(TEST_READY): $(READY)
 		--constraint constraints.txt --editable '.[kernels]'
 	@touch $@
 
-demo: $(READY)
+demo: $(READY)  ## ask about the bundled clip, with and without DyCoke
 	@$(BIN)/python -m app.demo
 
-serve: $(READY)
+serve: $(READY)  ## the whole service on http://127.0.0.1:8000
 	@$(BIN)/python -m app serve
 
-test: $(TEST_READY)
+test: $(TEST_READY)  ## the suite; PYTEST_ARGS="tests/engine -q" for a part
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# CHAOS_SEED: a run that has been seen before; CHAOS_MINUTES: how long the faults go on.
+chaos: $(TEST_READY)  ## five minutes of faults; CHAOS_SEED=, CHAOS_MINUTES=
+	$(BIN)/python -m tests.chaos --minutes $(or $(CHAOS_MINUTES),5) $(if $(CHAOS_SEED),--seed $(CHAOS_SEED))
 
 # lmms-eval wants an av of before 16 and a torchvision, which we have not: it is installed without
 # its dependencies, beside what it imports for the task of our test.
-lmms-eval: $(LMMS_READY)
+lmms-eval: $(LMMS_READY)  ## our model of lmms-eval, with the real package
 	$(LMMS_VENV)/bin/python -m pytest tests/lmms_plugin $(PYTEST_ARGS)
 
 $(LMMS_READY): pyproject.toml constraints.txt tests/lmms_plugin/requirements.txt
@@ -51,18 +59,19 @@ $(LMMS_READY): pyproject.toml constraints.txt tests/lmms_plugin/requirements.txt
 		--no-deps lmms-eval==0.7.3
 	@touch $@
 
-lint: $(READY)
+lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 # LOADTEST_ARGS: `--model medium`, `--users 1 4 8`, `--duration 30`, `--out FOLDER`, see --help.
-loadtest: $(TEST_READY)
+loadtest: $(TEST_READY)  ## full tokens against DyCoke through the service; LOADTEST_ARGS=
 	$(BIN)/python -m loadtest.compare $(LOADTEST_ARGS)
 
-dashboards: $(READY)
+dashboards: $(READY)  ## write what is generated: dashboards, manifests, docs/reference.md
 	$(BIN)/python -m deploy.grafana.generate
 	$(BIN)/python -m deploy.k8s.generate
+	$(BIN)/python -m deploy.reference
 
-clean:
+clean:  ## remove what the targets made
 	rm -rf $(VENV) $(LMMS_VENV) .dycoke .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info

@@ -18,11 +18,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import quote
 
+from app.settings import API_SECRETS
 from app.supervisor import ChildSpec
 
 MAX_SOCKET_PATH_BYTES = 107  # sun_path of Linux, less its NUL
 LOCK_TIMEOUT_S = 5.0  # an orphaned server needs a moment to write and go
 STOP_TIMEOUT_S = 20.0
+HURRY_TIMEOUT_S = 5.0  # what it has to write is of the last second
 # For everything but frames: job records, event logs, buffers.
 OTHER_DATA_BYTES = 512 * 2**20
 
@@ -58,8 +60,10 @@ class EmbeddedRedis:
         return ChildSpec(
             name="redis",
             argv=self._argv(),
+            drop_env=API_SECRETS,
             stop_order=stop_order,
             stop_timeout_s=STOP_TIMEOUT_S,
+            hurry_timeout_s=HURRY_TIMEOUT_S,
             parent_death_signal=signal.SIGTERM,
             pass_fds=(self._lock_fd,),
         )

@@ -2,9 +2,11 @@
 
     DycokeError
     └── ServiceError
-        ├── UnauthorizedError, JobNotFoundError, VideoNotFoundError, ModelNotFoundError
+        ├── UnauthorizedError, ForbiddenError, HostNotAllowedError, OriginNotAllowedError
+        ├── KeysUnavailableError         the file of keys cannot be read
+        ├── JobNotFoundError, VideoNotFoundError, ModelNotFoundError
         ├── UnsupportedMediaTypeError, UploadTooLargeError, UploadTimeoutError
-        ├── IdempotencyConflictError, VideoInUseError
+        ├── IdempotencyConflictError
         ├── QueueFullError               carries retry_after_s
         ├── TooManyStreamsError, VideoStoreFullError
         ├── NoWorkerError, ShuttingDownError, StoreUnavailableError
@@ -24,26 +26,63 @@ class ServiceError(DycokeError):
 
 
 class UnauthorizedError(ServiceError):
+    """The API key is missing or wrong."""
+
     code = "unauthorized"
 
 
+class ForbiddenError(ServiceError):
+    """The key is good, but not for this."""
+
+    code = "forbidden"
+
+
+class HostNotAllowedError(ServiceError):
+    """The request is for a name that this service does not go by."""
+
+    code = "host_not_allowed"
+
+
+class OriginNotAllowedError(ServiceError):
+    """A page of another site has sent the request."""
+
+    code = "origin_not_allowed"
+
+
+class KeysUnavailableError(ServiceError):
+    """The stored keys could not be read for too long to go by what they were."""
+
+    code = "keys_unavailable"
+    retryable = True
+
+
 class JobNotFoundError(ServiceError):
+    """There is no such job, or it belongs to another key, or it ended too long ago."""
+
     code = "job_not_found"
 
 
 class VideoNotFoundError(ServiceError):
+    """There is no such video, it belongs to another key, or it was evicted: upload it again."""
+
     code = "video_not_found"
 
 
 class ModelNotFoundError(ServiceError):
+    """No worker serves a model of that name."""
+
     code = "model_not_found"
 
 
 class UnsupportedMediaTypeError(ServiceError):
+    """The body is neither JSON nor a form, or not what the route takes."""
+
     code = "unsupported_media_type"
 
 
 class UploadTooLargeError(ServiceError):
+    """The video is larger than `MAX_UPLOAD_BYTES`."""
+
     code = "upload_too_large"
 
 
@@ -55,14 +94,9 @@ class UploadTimeoutError(ServiceError):
 
 
 class IdempotencyConflictError(ServiceError):
+    """The idempotency key was used for another request."""
+
     code = "idempotency_conflict"
-
-
-class VideoInUseError(ServiceError):
-    """A live job still reads the video's frames."""
-
-    code = "video_in_use"
-    retryable = True
 
 
 class TooManyStreamsError(ServiceError):
@@ -80,6 +114,8 @@ class VideoStoreFullError(ServiceError):
 
 
 class QueueFullError(ServiceError):
+    """As many jobs are under way as may be; `Retry-After` says when to try again."""
+
     code = "queue_full"
     retryable = True
 
@@ -89,11 +125,15 @@ class QueueFullError(ServiceError):
 
 
 class NoWorkerError(ServiceError):
+    """No worker is alive to take the job."""
+
     code = "no_worker"
     retryable = True
 
 
 class ShuttingDownError(ServiceError):
+    """This API process is draining; another one, or the next one, answers."""
+
     code = "shutting_down"
     retryable = True
 
@@ -106,6 +146,8 @@ class StoreUnavailableError(ServiceError):
 
 
 class DeadlineExceededError(ServiceError):
+    """The job was not done within `JOB_TIMEOUT_S`."""
+
     code = "deadline_exceeded"
     retryable = True
 
@@ -133,6 +175,8 @@ class SamplerChangedError(ServiceError):
 
 
 class JobCancelledError(ServiceError):
+    """The job was cancelled, on request or because its client left."""
+
     code = "cancelled"
 
 

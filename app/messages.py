@@ -1,16 +1,19 @@
 """Everything that crosses Redis, as versioned JSON types, and the receipt that clients read.
 
-The events of a job are the same objects in Redis and in SSE: `JobEvent` first, then `StatusEvent`s
+The events of a job are the same JSON in Redis and in SSE: `JobEvent` first, then `StatusEvent`s
 and `TokenEvent`s, then one `DoneEvent` or `ErrorEvent`, which ends the stream. `StatusEvent` is
 the only one that is not durable: readers that come later skip it, and in SSE it carries no id.
 """
 
+import json
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from app.keys.owners import ANONYMOUS
 from dycoke_core.errors import DycokeError
+from dycoke_core.video.types import Sampling
 
 WIRE_VERSION = 1
 
@@ -46,6 +49,7 @@ class FramesWanted(Message):
     image_size: int
     start_s: float | None = None
     end_s: float | None = None
+    sampling: Sampling = "uniform"  # of releases that do not say
 
 
 class FramesRef(Message):
@@ -58,6 +62,7 @@ class FramesRef(Message):
     timestamps_s: list[float]
     reader: str  # decord or pyav
     warnings: list[str] = []
+    sampling: Sampling = "uniform"  # of releases that do not say
     is_cached: bool  # found in the frame store
 
 
@@ -66,6 +71,8 @@ class JobRequest(Message):
 
     version: int = WIRE_VERSION
     job_id: str
+    owner: str = ANONYMOUS  # of releases that do not say
+    cache_salt: str = ""  # jobs of another salt find none of this one's frames and features
     model: str
     video_id: str
     messages: list[Turn]
@@ -89,12 +96,22 @@ class JobRequest(Message):
     traceparent: str | None = None  # the span it belongs to, as W3C writes it
 
     @property
+    def cached_video(self) -> str:
+        """What the frames and features of its video are kept under."""
+        return cached_video(self.video_id, self.cache_salt)
+
+    @property
     def log_fields(self) -> dict[str, str]:
         """What a line of the log about this job carries."""
         fields = {"job_id": self.job_id}
         if self.traceparent is not None:
             fields["trace_id"] = self.traceparent.split("-")[1]
         return fields
+
+
+def cached_video(video_id: str, cache_salt: str) -> str:
+    """A video as caches name it: once for each salt."""
+    return f"{cache_salt}:{video_id}" if cache_salt else video_id
 
 
 class ModelCard(Message):
@@ -160,6 +177,7 @@ class FramesReceipt(Message):
     timestamps_s: list[float]
     reader: str
     warnings: list[str]
+    sampling: Sampling = "uniform"  # of releases that do not say
 
 
 class Timings(Message):
@@ -254,3 +272,22 @@ Event = Annotated[
 ]
 EVENT_ADAPTER: TypeAdapter[Event] = TypeAdapter(Event)
 FINAL_EVENTS = (DoneEvent, ErrorEvent)
+
+# As pydantic writes events.
+_TYPE_FIRST = b'{"type":"'
+_TOKEN_IDS = b'"token_ids":['
+
+
+def event_type(data: bytes) -> str:
+    """The `type` of an event's JSON. Costs next to nothing unless a script of Redis wrote it."""
+    if data.startswith(_TYPE_FIRST):
+        start = len(_TYPE_FIRST)
+        return data[start : data.index(b'"', start)].decode()
+    return str(json.loads(data)["type"])
+
+
+def num_tokens(data: bytes) -> int:
+    """How many tokens the JSON of a `TokenEvent` has, without reading it."""
+    start = data.rindex(_TOKEN_IDS) + len(_TOKEN_IDS)  # inside the text the quotes are escaped
+    end = data.index(b"]", start)
+    return data.count(b",", start, end) + 1 if end > start else 0

@@ -244,8 +244,10 @@ class ApiMetrics:
         self._request_kv_bytes_full_tokens.labels(*labels).observe(full_bytes)
         self._request_peak_memory_bytes.labels(*labels).observe(done.memory.peak_device_bytes)
 
-    def observe_token_gap(self, model: str, policy: str, gap_s: float) -> None:
-        self._inter_token_latency.labels(model, policy).observe(gap_s)
+    def token_gaps(self, model: str, policy: str) -> Callable[[float], None]:
+        """Returns what takes each gap, in seconds: looking its labels up costs as much again."""
+        observe: Callable[[float], None] = self._inter_token_latency.labels(model, policy).observe
+        return observe
 
     def expect_request(self, model: str, policy: str) -> None:
         """Makes the counters of every end that a job may come to, at 0."""
@@ -287,19 +289,30 @@ class ApiMetrics:
     def set_store_up(self, is_up: bool) -> None:
         self._store_up.set(is_up)
 
-    def watch_reader_kills(self, kills: Callable[[], Mapping[str, int]]) -> None:
-        """Exports the frame readers' own count of killed children, by reason."""
-        self.registry.register(_ReaderKills(kills))
+    def watch_readers(
+        self, kills: Callable[[], Mapping[str, int]], num_exceptions: Callable[[], int]
+    ) -> None:
+        """Exports the frame readers' own counts of children that were killed, by reason, and that
+        failed.
+        """
+        self.registry.register(_LostReaders(kills, num_exceptions))
 
 
-class _ReaderKills(Collector):
-    def __init__(self, kills: Callable[[], Mapping[str, int]]) -> None:
+class _LostReaders(Collector):
+    def __init__(
+        self, kills: Callable[[], Mapping[str, int]], num_exceptions: Callable[[], int]
+    ) -> None:
         self._kills = kills
+        self._num_exceptions = num_exceptions
 
     def collect(self) -> list[CounterMetricFamily]:
-        family = CounterMetricFamily(
+        killed = CounterMetricFamily(
             "dycoke_reader_kills", "Frame reading children killed.", labels=["reason"]
         )
         for reason, count in sorted(self._kills().items()):
-            family.add_metric([reason], count)
-        return [family]
+            killed.add_metric([reason], count)
+        failed = CounterMetricFamily(
+            "dycoke_reader_exceptions", "Frame reading children that ended in an exception."
+        )
+        failed.add_metric([], self._num_exceptions())
+        return [killed, failed]

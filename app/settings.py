@@ -4,25 +4,63 @@ A variable with the prefix that names no setting, or a value out of range, fails
 """
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, SecretStr
+from pydantic import BeforeValidator, Field
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from app.keys.entries import ConfiguredKey, parse_configured_keys
 
 ENV_PREFIX = "DYCOKE_"
 BUNDLED_MODEL = Path(__file__).parent.parent / "dycoke_core" / "tiny" / "checkpoint"
 
 
-def _comma_separated(value: object) -> object:
+# Names of these are kept out of the environment of every process but the API's.
+API_SECRETS = (f"{ENV_PREFIX}API_KEYS",)
+
+_HOST = re.compile(r"\*|(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\]")
+_ORIGIN = re.compile(r"https?://(?:[a-z0-9_.-]+|\[[0-9a-f:.]+\])(?::[0-9]+)?")
+
+
+def _keys(value: object) -> object:
+    return parse_configured_keys(value) if isinstance(value, str) else value
+
+
+def _words(value: object) -> object:
     if not isinstance(value, str):
         return value
-    return [part.strip() for part in value.split(",") if part.strip()]
+    words = [word.strip().lower() for word in value.split(",") if word.strip()]
+    if not words:
+        raise ValueError("it is set but empty")
+    return words
+
+
+def _hosts(value: object) -> object:
+    words = _words(value)
+    if isinstance(words, list):
+        words = [f"[{word}]" if word.count(":") > 1 and word[0] != "[" else word for word in words]
+        for word in words:
+            if not _HOST.fullmatch(word):
+                raise ValueError(f"'{word}' is no name of a host; leave out scheme and port")
+    return words
+
+
+def _origins(value: object) -> object:
+    words = _words(value)
+    if isinstance(words, list):
+        for word in words:
+            if not _ORIGIN.fullmatch(word):
+                raise ValueError(f"'{word}' is no origin such as https://app.example.com")
+    return words
 
 
 class Settings(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, frozen=True, extra="forbid", hide_input_in_errors=True
+    )
 
     # Where it listens and what it shares.
     host: str = "127.0.0.1"
@@ -30,7 +68,15 @@ class Settings(BaseSettings):
     redis_url: str | None = None  # unset: embedded mode
     redis_prefix: str = Field("dycoke", pattern=r"^[A-Za-z0-9_.-]+$")
     data_dir: Path = Path(".dycoke")
-    api_keys: Annotated[list[SecretStr], NoDecode, BeforeValidator(_comma_separated)] = []
+
+    # Who may use it. Without keys everybody may, on loopback addresses alone.
+    api_keys: Annotated[tuple[ConfiguredKey, ...], NoDecode, BeforeValidator(_keys)] = ()
+    allow_anonymous: bool = False  # without keys, on other addresses too
+    allowed_hosts: Annotated[list[str] | None, NoDecode, BeforeValidator(_hosts)] = None
+    allowed_origins: Annotated[list[str], NoDecode, BeforeValidator(_origins)] = []
+    public_docs: bool = False  # where there are keys: /docs and /openapi.json without one
+    public_metrics: bool = True  # false: /metrics wants a key of the scope `metrics`
+    share_caches: bool = False  # between keys: answers are quicker, and tell who asked before
 
     # The model.
     model: str = str(BUNDLED_MODEL)
@@ -47,10 +93,10 @@ class Settings(BaseSettings):
     max_frame_store_bytes: int = Field(1 * 2**30, ge=1)
     max_queued_jobs: int = Field(64, ge=1)  # reserved, reading and queued together
     max_running_jobs: int | None = Field(None, ge=1)  # per worker; unset: 64 on a GPU, else 4
-    max_streams: int = Field(512, ge=1)  # event readers per API process
+    max_streams: int = Field(512, ge=1)  # open answers, of all API processes on the port
     max_frames: int = Field(128, ge=1)
     max_tokens: int = Field(4096, ge=1)
-    max_frame_readers: int = Field(2, ge=1)
+    max_frame_readers: int = Field(2, ge=1)  # likewise
 
     # Waits.
     read_timeout_s: float = Field(30.0, gt=0)
@@ -61,6 +107,7 @@ class Settings(BaseSettings):
     drain_timeout_s: float = Field(30.0, ge=0)
 
     # Processes.
+    api_processes: int | None = Field(None, ge=1, le=64)  # unset: `serve` by cores, `api` one
     workers: int | None = Field(None, ge=1)  # unset: one per GPU, one on a CPU
     worker_metrics_port: int = Field(9400, ge=0, le=65535)  # + the child's number; 0: any free port
     worker_threads: int | None = Field(None, ge=1)  # torch threads per worker on a CPU

@@ -1,13 +1,18 @@
-"""Uploaded videos on disk, by content.
+"""Uploaded videos on disk, by content, each there for whoever has uploaded it.
 
-    {directory}/vid_<sha256>         a video; its modification time is its last use
-    {directory}/vid_<sha256>.json    what the probe said; exists whenever the video does
-    {directory}/incoming/<random>    uploads under way
+    {directory}/vid_<sha256>                        a video; its modification time is its last use
+    {directory}/owners/<owner>/vid_<sha256>.json    a reference: what this owner may know of it
+    {directory}/vid_<sha256>.json                   the same where there are no keys
+    {directory}/incoming/<random>                   uploads under way
+
+Owners share bytes and nothing else: a video without a reference of theirs is not there. It goes
+with its last reference.
 
 Several API processes may share the directory. Whoever uses a file holds a shared `flock` on it, and
-nothing is removed without the exclusive one, so neither eviction nor DELETE takes a video from
-under a live job, in this process or another; a lock ends with its process. The byte budget counts
-uploads under way; with several processes it is checked against a scan up to a minute old.
+no video is removed without the exclusive one, so neither eviction nor DELETE takes one from under a
+live job, in this process or another; a lock ends with its process. A reference is written under
+that lock. The byte budget counts uploads under way, those of all API processes of this machine;
+what other machines store in the directory is known from a scan up to a minute old.
 
 Knows neither HTTP nor what a video is. No file name of a client's is kept.
 """
@@ -28,7 +33,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from app.errors import UploadTooLargeError, VideoInUseError, VideoNotFoundError, VideoStoreFullError
+from app.errors import UploadTooLargeError, VideoNotFoundError, VideoStoreFullError
+from app.keys.owners import ANONYMOUS, OWNER_ID
+from app.process_table import ProcessRow
 from dycoke_core.video import SNIFF_BYTES, VideoProbe
 
 FLUSH_BYTES = 1 << 20  # one thread hop, write and hash per this much
@@ -40,9 +47,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class StoredVideo:
+    """A video as one owner sees it."""
+
     video_id: str
     num_bytes: int
-    created_at_s: float  # Unix time
+    created_at_s: float  # Unix time at which this owner uploaded it
     probe: VideoProbe
 
 
@@ -140,13 +149,21 @@ class Upload:
 
 
 class VideoStore:
-    def __init__(self, directory: Path, *, max_bytes: int, max_upload_bytes: int) -> None:
+    """Args:
+    row: of this process, among those that may use the directory at the same time.
+    """
+
+    def __init__(
+        self, directory: Path, *, max_bytes: int, max_upload_bytes: int, row: ProcessRow
+    ) -> None:
         self._max_upload_bytes = max_upload_bytes
         self._directory = directory
         self._incoming = directory / "incoming"
+        self._owners = directory / "owners"
         self._max_bytes = max_bytes
-        self._used_bytes = 0  # guarded by _room; exact after a scan
-        self._room = threading.Lock()
+        self._row = row
+        self._scanned_bytes = 0  # beyond what the processes' table counts
+        self._room = threading.Lock()  # guards both
         self._committing = threading.Lock()
 
     async def open(self) -> None:
@@ -165,29 +182,40 @@ class VideoStore:
         finally:
             await _in_thread(upload._discard)
 
-    async def commit(self, upload: Upload, video_id: str, probe: VideoProbe) -> VideoLease:
-        """Stores a finished upload under its id, or finds the same content there already."""
+    async def commit(
+        self, upload: Upload, video_id: str, probe: VideoProbe, owner: str
+    ) -> VideoLease:
+        """Stores a finished upload for its owner. What is there already stays as it is."""
         return await _in_thread(
-            lambda: self._commit(upload, video_id, probe), undo=VideoLease.release
+            lambda: self._commit(upload, video_id, probe, owner), undo=VideoLease.release
         )
 
-    async def find(self, video_id: str) -> StoredVideo:
+    async def find(self, video_id: str, owner: str) -> StoredVideo:
         """Raises: VideoNotFoundError."""
-        return await asyncio.to_thread(self._read_record, video_id)
+        return await asyncio.to_thread(self._read_reference, video_id, owner)
 
-    async def lease(self, video_id: str) -> VideoLease:
+    async def lease(self, video_id: str, owner: str) -> VideoLease:
         """Raises: VideoNotFoundError."""
-        return await _in_thread(lambda: self._lease(video_id), undo=VideoLease.release)
+        return await _in_thread(lambda: self._lease(video_id, owner), undo=VideoLease.release)
 
-    async def delete(self, video_id: str) -> None:
-        """Raises: VideoNotFoundError, VideoInUseError."""
-        if not await asyncio.to_thread(self._remove, video_id):
-            raise VideoInUseError("a job still reads this video; try again when it has begun")
+    async def has_others(self, video_id: str, owner: str) -> bool:
+        """Whether somebody else has the video too."""
+        own = self._reference_path(video_id, owner)
+        return bool(set(await asyncio.to_thread(self._references, video_id)) - {own})
+
+    async def delete(self, video_id: str, owner: str) -> None:
+        """Removes an owner's reference, and the video with its last one; a video that a job still
+        reads goes with the next `tidy` after that.
+
+        Raises: VideoNotFoundError.
+        """
+        await _in_thread(lambda: self._delete(video_id, owner))
 
     # --- everything below blocks and runs in threads ---
 
     def _open(self) -> None:
         self._incoming.mkdir(parents=True, exist_ok=True)
+        self._owners.mkdir(exist_ok=True, mode=0o700)
         self._tidy()
 
     def _begin(self) -> Upload:
@@ -196,66 +224,102 @@ class VideoStore:
         fcntl.flock(fd, fcntl.LOCK_SH)
         return Upload(self, path, fd, self._max_upload_bytes)
 
-    def _commit(self, upload: Upload, video_id: str, probe: VideoProbe) -> VideoLease:
+    def _commit(self, upload: Upload, video_id: str, probe: VideoProbe, owner: str) -> VideoLease:
         with self._committing:
             with suppress(VideoNotFoundError):
-                return self._lease(video_id)  # the same content is there; the upload is discarded
-            video = StoredVideo(video_id, upload.num_bytes, time.time(), probe)
-            self._write_record(video)
+                return self._lease(video_id, owner)  # the upload is discarded
+            fd = self._place(upload, video_id)
+            try:
+                video = StoredVideo(video_id, upload.num_bytes, time.time(), probe)
+                self._write_reference(video, owner)
+            except BaseException:
+                os.close(fd)
+                raise
+            return VideoLease(video, self._path(video_id), fd)
+
+    def _place(self, upload: Upload, video_id: str) -> int:
+        """Puts an upload in its place, where the same content may lie; returns its locked file."""
+        while True:
             try:
                 os.link(upload.path, self._path(video_id))  # unlike a rename, it replaces nothing
-            except FileExistsError:  # another process was faster
-                return self._lease(video_id)
-            upload.path.unlink()
-            return VideoLease(video, self._path(video_id), upload._hand_over())
+            except FileExistsError:
+                with suppress(VideoNotFoundError):  # else it was removed just now
+                    return self._lock(video_id)
+            else:
+                upload.path.unlink()
+                return upload._hand_over()
 
     def _path(self, video_id: str) -> Path:
         if not VIDEO_ID.fullmatch(video_id):
             raise VideoNotFoundError("no such video")
         return self._directory / video_id
 
-    def _record_path(self, video_id: str) -> Path:
-        return self._path(video_id).with_suffix(".json")
+    def _reference_path(self, video_id: str, owner: str) -> Path:
+        assert OWNER_ID.fullmatch(owner)
+        path = self._path(video_id).with_suffix(".json")
+        return path if owner == ANONYMOUS else self._owners / owner / path.name
 
-    def _read_record(self, video_id: str) -> StoredVideo:
+    def _references(self, video_id: str) -> list[Path]:
+        name = self._path(video_id).with_suffix(".json").name
+        folders = [self._directory, *_folders(self._owners)]
+        return [path for folder in folders if (path := folder / name).exists()]
+
+    def _read_reference(self, video_id: str, owner: str) -> StoredVideo:
         try:
-            record: dict[str, Any] = json.loads(self._record_path(video_id).read_bytes())
+            text = self._reference_path(video_id, owner).read_bytes()
             self._path(video_id).stat()
         except FileNotFoundError:
             raise VideoNotFoundError("no such video") from None
+        record: dict[str, Any] = json.loads(text)
         return StoredVideo(
             video_id, record["num_bytes"], record["created_at_s"], VideoProbe(**record["probe"])
         )
 
-    def _write_record(self, video: StoredVideo) -> None:
+    def _write_reference(self, video: StoredVideo, owner: str) -> None:
         record = asdict(video)
         del record["video_id"]
+        path = self._reference_path(video.video_id, owner)
+        path.parent.mkdir(exist_ok=True, mode=0o700)
         temporary = self._incoming / uuid.uuid4().hex
         with temporary.open("w") as file:
             json.dump(record, file)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(self._record_path(video.video_id))
+        temporary.replace(path)
 
-    def _lease(self, video_id: str) -> VideoLease:
-        path = self._path(video_id)
+    def _lease(self, video_id: str, owner: str) -> VideoLease:
+        video = self._read_reference(video_id, owner)
+        return VideoLease(video, self._path(video_id), self._lock(video_id))
+
+    def _lock(self, video_id: str) -> int:
+        """The descriptor of a video that nobody removes until it is closed."""
         try:
-            fd = os.open(path, os.O_RDONLY)
+            fd = os.open(self._path(video_id), os.O_RDONLY)
         except FileNotFoundError:
             raise VideoNotFoundError("no such video") from None
         try:
             fcntl.flock(fd, fcntl.LOCK_SH)  # waits for a removal under way, an instant
             if os.fstat(fd).st_nlink == 0:
                 raise VideoNotFoundError("no such video")
-            video = self._read_record(video_id)
             os.utime(fd)
         except BaseException:
             os.close(fd)
             raise
-        return VideoLease(video, path, fd)
+        return fd
 
-    def _remove(self, video_id: str) -> bool:
-        """Removes a video and its record; False where somebody uses it."""
+    def _delete(self, video_id: str, owner: str) -> None:
+        self._read_reference(video_id, owner)
+        self._reference_path(video_id, owner).unlink(missing_ok=True)
+        self._collect(video_id)
+
+    def _collect(self, video_id: str) -> None:
+        """Removes a video without references, unless somebody uses it."""
+        if not self._references(video_id):
+            with suppress(VideoNotFoundError):
+                self._remove(video_id, unless_referenced=True)
+
+    def _remove(self, video_id: str, *, unless_referenced: bool = False) -> bool:
+        """Removes a video and what refers to it; False where somebody uses it, or it is spared."""
         path = self._path(video_id)
         try:
             fd = os.open(path, os.O_RDWR)  # NFS locks exclusively only what is open for writing
@@ -265,8 +329,12 @@ class VideoStore:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.fstat(fd).st_nlink == 0:  # removed meanwhile; at the path lies a new upload
                 raise VideoNotFoundError("no such video")
-            # The record first: whoever finds no video finds no record that is about to go.
-            self._record_path(video_id).unlink(missing_ok=True)
+            references = self._references(video_id)
+            if references and unless_referenced:
+                return False
+            # First: whoever finds no video finds no reference that is about to go.
+            for reference in references:
+                reference.unlink(missing_ok=True)
             num_bytes = os.fstat(fd).st_size
             path.unlink(missing_ok=True)
         except BlockingIOError:
@@ -278,11 +346,15 @@ class VideoStore:
 
     # --- the byte budget ---
 
+    @property
+    def _used_bytes(self) -> int:
+        """Exact after a scan."""
+        return self._scanned_bytes + self._row.table.stored_bytes()
+
     def _take_room(self, num_bytes: int) -> None:
         with self._room:
-            self._used_bytes += num_bytes
-            is_full = self._used_bytes > self._max_bytes
-        if is_full:
+            self._row.add_stored_bytes(num_bytes)
+        if self._used_bytes > self._max_bytes:
             self._evict()
             if self._used_bytes > self._max_bytes:
                 self._give_back_room(num_bytes)
@@ -290,7 +362,7 @@ class VideoStore:
 
     def _give_back_room(self, num_bytes: int) -> None:
         with self._room:
-            self._used_bytes -= num_bytes
+            self._row.add_stored_bytes(-num_bytes)
 
     def _evict(self) -> None:
         """Removes videos by least recent use until the budget holds."""
@@ -308,17 +380,27 @@ class VideoStore:
         for path, status in _scan(self._incoming):
             if _is_old(status):
                 _remove_unlocked(path)
-        for path, status in _scan(self._directory):
-            if path.suffix == ".json" and _is_old(status) and not path.with_suffix("").exists():
-                path.unlink(missing_ok=True)
+        for folder in (self._directory, *_folders(self._owners)):
+            self._drop_dangling(folder)
+        for path, _ in _scan(self._directory):
+            if VIDEO_ID.fullmatch(path.name):
+                self._collect(path.name)
         with self._room:
-            self._used_bytes = sum(
+            counted_bytes = self._row.table.stored_bytes()
+            self._scanned_bytes = -counted_bytes + sum(
                 status.st_size
                 for directory in (self._directory, self._incoming)
                 for path, status in _scan(directory)
                 if path.suffix != ".json"
             )
         self._evict()
+
+    def _drop_dangling(self, folder: Path) -> None:
+        """Removes references to videos that are gone."""
+        for path, status in _scan(folder):
+            is_reference = path.suffix == ".json" and _is_old(status)
+            if is_reference and not (self._directory / path.stem).exists():
+                path.unlink(missing_ok=True)
 
 
 async def _in_thread(work: Callable[[], T], undo: Callable[[T], None] | None = None) -> T:
@@ -345,6 +427,11 @@ def _scan(directory: Path) -> Iterator[tuple[Path, os.stat_result]]:
             with suppress(FileNotFoundError):
                 if entry.is_file(follow_symlinks=False):
                     yield Path(entry.path), entry.stat(follow_symlinks=False)
+
+
+def _folders(directory: Path) -> list[Path]:
+    with os.scandir(directory) as entries:
+        return [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
 
 
 def _is_old(status: os.stat_result) -> bool:

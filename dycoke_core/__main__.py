@@ -15,7 +15,7 @@ from dycoke_core.engine import Engine, SamplingParams, Sequence
 from dycoke_core.errors import DycokeError, InvalidRequestError
 from dycoke_core.sequence import ChatMessage, FrameTiming, SequenceReport
 from dycoke_core.tiny import CHECKPOINT
-from dycoke_core.video import FrameSpec, VideoFrames, read_video_frames
+from dycoke_core.video import SAMPLINGS, FrameSpec, VideoFrames, read_video_frames
 
 
 def main() -> int:
@@ -36,6 +36,7 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("--model", default=str(CHECKPOINT), help="directory or hub id")
     parser.add_argument("--compression", default="dycoke", help="a policy's name, or a JSON object")
     parser.add_argument("--num-frames", type=int, default=32)
+    parser.add_argument("--sampling", default="uniform", choices=SAMPLINGS)
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--top-p", type=float, default=1.0)
@@ -59,7 +60,11 @@ def _answer(arguments: argparse.Namespace) -> None:
         raise InvalidRequestError("the video file does not exist")
     config = EngineConfig(device=arguments.device, dtype=arguments.dtype)
     engine = Engine.from_pretrained(arguments.model, config)
-    spec = FrameSpec(num_frames=arguments.num_frames, image_size=engine.card.image_size)
+    spec = FrameSpec(
+        num_frames=arguments.num_frames,
+        image_size=engine.card.image_size,
+        sampling=arguments.sampling,
+    )
     frames = read_video_frames(arguments.video, spec)
     messages = (ChatMessage("user", arguments.question),)
     timing = FrameTiming(frames.timestamps_s)

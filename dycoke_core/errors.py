@@ -10,7 +10,9 @@
     │   ├── UnreadableVideoError
     │   ├── VideoLimitError          pixels, frames, duration or bytes over the limit
     │   ├── VideoReadTimeoutError    the readers' time for one upload ran out
-    │   └── VideoReaderKilledError   the reader ran out of memory or CPU time, or crashed
+    │   ├── VideoReaderKilledError   the reader ran out of memory or CPU time, crashed, was killed
+    │   └── VideoReaderFailedError   the reader ended in an exception: a bug, of ours or a library's
+    ├── ReadersUnavailableError      no process could be started to read a video
     ├── SandboxUnavailableError      this system cannot confine the reader
     ├── ModelLoadError
     └── EngineError                  the engine failed one sequence
@@ -33,57 +35,98 @@ class DycokeError(Exception):
 
 
 class InvalidRequestError(DycokeError):
+    """A field of the request is missing, wrong or out of range."""
+
     code = "invalid_request"
 
 
 class PromptTooLongError(InvalidRequestError):
+    """Prompt and answer do not fit into the model's context."""
+
     code = "prompt_too_long"
 
 
 class VideoError(DycokeError):
+    """The video cannot be used."""
+
     code = "video_error"
 
 
 class UnsupportedContainerError(VideoError):
+    """The file is of no container that is read here."""
+
     code = "unsupported_container"
 
 
 class UnsupportedCodecError(VideoError):
+    """The video's codec is not on the list."""
+
     code = "unsupported_codec"
 
 
 class NoVideoStreamError(VideoError):
+    """The file has no video stream."""
+
     code = "no_video_stream"
 
 
 class UnreadableVideoError(VideoError):
+    """No reader could decode the video."""
+
     code = "unreadable_video"
 
 
 class VideoLimitError(VideoError):
+    """The video is too long, too large in pixels, or has too many frames."""
+
     code = "video_limit_exceeded"
 
 
 class VideoReadTimeoutError(VideoError):
+    """Reading the video took longer than `READ_TIMEOUT_S`."""
+
     code = "video_read_timeout"
 
 
 class VideoReaderKilledError(VideoError):
+    """The video's reader was killed twice, the second time alone."""
+
     code = "video_reader_killed"
 
 
+class VideoReaderFailedError(VideoError):
+    """A reader of the video ended in an error that it should not have."""
+
+    code = "video_reader_failed"
+
+
+class ReadersUnavailableError(DycokeError):
+    """No process could be started to read the video."""
+
+    code = "readers_unavailable"
+    retryable = True
+
+
 class SandboxUnavailableError(DycokeError):
+    """The system cannot sandbox the frame readers."""
+
     code = "sandbox_unavailable"
 
 
 class ModelLoadError(DycokeError):
+    """The model could not be loaded."""
+
     code = "model_load_failed"
 
 
 class EngineError(DycokeError):
+    """The engine failed at this request."""
+
     code = "engine_error"
     retryable = True
 
 
 class OutOfMemoryError(EngineError):
+    """The engine ran out of memory at this request."""
+
     code = "out_of_memory"

@@ -18,7 +18,7 @@ from dycoke_core.sequence import ChatMessage
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A conversation as ids, cut at the place of the video."""
+    """A conversation as ids, cut at the place of the video; without one, behind the first id."""
 
     ids_before_video: tuple[int, ...]
     ids_after_video: tuple[int, ...]
@@ -60,7 +60,7 @@ class FrameNormalizer:
 
 
 class PromptEncoder:
-    """Renders the chat template around one video and tokenizes it."""
+    """Renders the chat template around one video, or none, and tokenizes it."""
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerFast, *, chat_template: str, video_token_id: int
@@ -72,30 +72,51 @@ class PromptEncoder:
         added = tokenizer.added_tokens_decoder.values()
         self._reserved = tuple(token.content for token in added if token.special)
 
-    def __call__(self, messages: tuple[ChatMessage, ...]) -> Prompt:
-        """Raises InvalidRequestError: no user turn at the end, or text with a control token."""
-        before, after = self.split(self.render(messages))
-        return Prompt(before, after)
+    def __call__(
+        self,
+        messages: tuple[ChatMessage, ...],
+        *,
+        has_video: bool = True,
+        video_turn: int | None = None,
+    ) -> Prompt:
+        """Arguments and errors are those of `render`."""
+        rendered = self.render(messages, has_video=has_video, video_turn=video_turn)
+        before, *after = self.split(rendered)
+        if not has_video:
+            return Prompt(before[:1], before[1:])
+        (after_video,) = after
+        return Prompt(before, after_video)
 
-    def render(self, messages: tuple[ChatMessage, ...]) -> str:
-        """The conversation as text, its one video as the video token.
+    def render(
+        self,
+        messages: tuple[ChatMessage, ...],
+        *,
+        has_video: bool = True,
+        video_turn: int | None = None,
+    ) -> str:
+        """The conversation as text, its video as the video token.
+
+        Args:
+            video_turn: index of the user turn that the video belongs to; None: the first one.
 
         Raises:
             InvalidRequestError: no user turn at the end, or text with a control token.
         """
         if not messages or messages[-1].role != "user":
             raise InvalidRequestError("messages must end with a user turn")
+        if has_video:
+            video_turn = _video_turn(messages, video_turn)
         for message in messages:
             self._check_text(message.content)
         rendered = self.tokenizer.apply_chat_template(
-            _with_video(messages),
+            _conversation(messages, video_turn if has_video else None),
             chat_template=self._chat_template,
             add_generation_prompt=True,
             tokenize=False,
         )
         assert isinstance(rendered, str)
-        if rendered.count(self.video_token) != 1:
-            raise ModelLoadError("the chat template does not render one video token")
+        if rendered.count(self.video_token) != has_video:
+            raise ModelLoadError("the chat template does not render one token for each video")
         return rendered
 
     def split(self, rendered: str) -> list[tuple[int, ...]]:
@@ -112,13 +133,23 @@ class PromptEncoder:
                 raise InvalidRequestError(f"text must not contain the control token {token}")
 
 
-def _with_video(messages: tuple[ChatMessage, ...]) -> list[dict[str, object]]:
-    """The conversation in the templates' form, the video in the first user turn."""
-    first_user = next(i for i, message in enumerate(messages) if message.role == "user")
+def _video_turn(messages: tuple[ChatMessage, ...], wanted: int | None) -> int:
+    """Raises InvalidRequestError: not a user's turn."""
+    if wanted is None:
+        return next(i for i, message in enumerate(messages) if message.role == "user")
+    if not 0 <= wanted < len(messages) or messages[wanted].role != "user":
+        raise InvalidRequestError("the video must belong to a user turn")
+    return wanted
+
+
+def _conversation(
+    messages: tuple[ChatMessage, ...], video_turn: int | None
+) -> list[dict[str, object]]:
+    """The conversation in the templates' form."""
     conversation: list[dict[str, object]] = []
     for i, message in enumerate(messages):
         content: list[dict[str, str]] = [{"type": "text", "text": message.content}]
-        if i == first_user:
+        if i == video_turn:
             content.insert(0, {"type": "video"})
         conversation.append({"role": message.role, "content": content})
     return conversation

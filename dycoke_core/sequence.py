@@ -27,7 +27,7 @@ SAMPLER_VERSION = 2
 
 @dataclass(frozen=True, slots=True)
 class ChatMessage:
-    """One turn of a conversation. The video belongs to the first user turn."""
+    """One turn of a conversation."""
 
     role: Role
     content: str
@@ -62,6 +62,7 @@ class SamplingParams:
     top_p: float = 1.0
     seed: int = 0
     stop: tuple[str, ...] = ()
+    ignore_eos: bool = False  # an end-of-sequence token does not end the answer
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
@@ -112,26 +113,31 @@ class FrameTiming:
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """One question about one video, as the engine takes it.
+    """One question about one video, or about none, as the engine takes it.
 
     Args:
         sequence_id: unique among the sequences that the engine holds.
         messages: the conversation, ending with a user turn.
-        frames: uint8 [F, height, width, 3], RGB, already of a size that the model takes.
+        frames: uint8 [F, height, width, 3], RGB, already of a size that the model takes. None: a
+            conversation without a video, to which `compression` does not apply.
+        video_turn: index of the user turn that the video belongs to; None: the first one.
         forced_token_ids: ids that an earlier attempt has published. They are run through the
             ordinary decode path, emit no events, and the answer goes on behind them.
         timing: of the frames; None: models that tell the time take them as of 24 a second.
         video_key: names the frames' content, for what is kept per video; None: hashed from them.
+        video_name: of the video, however many keys it has, for `Engine.forget_video`.
     """
 
     sequence_id: str
     messages: tuple[ChatMessage, ...]
-    frames: "npt.NDArray[np.uint8]"
+    frames: "npt.NDArray[np.uint8] | None"
     sampling: SamplingParams = field(default_factory=SamplingParams)
     compression: CompressionConfig = field(default_factory=CompressionConfig)
     forced_token_ids: tuple[int, ...] = ()
     video_key: str | None = None
     timing: FrameTiming | None = None
+    video_turn: int | None = None
+    video_name: str | None = None
     # Set by the engine.
     stage: Stage = Stage.WAITING
     progress: float = 0.0  # share of the stage that is done
@@ -142,7 +148,8 @@ class Sequence:
 class CompressionReport:
     """What compression kept. Counts are exact; the newline is in none of them.
 
-    `exact_flops_actual` leaves out what was reused: cached features and prefixes, repeated frames.
+    Without a video nothing is kept of nothing: counts are 0 and ratios None. `exact_flops_actual`
+    leaves out what was reused: cached features and prefixes, repeated frames.
 
     Source: DYCOKE "Ratios to report"; `decode` is the paper's "retained ratio".
     """
@@ -153,9 +160,9 @@ class CompressionReport:
     visual_tokens_prefill: int  # V
     visual_tokens_decode: int  # n_keep, in each pruned layer
     pruned_layers: tuple[int, ...]  # that stage II touches
-    retained_ratio_prefill: float
-    retained_ratio_decode: float
-    retained_ratio_decode_all_layers: float
+    retained_ratio_prefill: float | None
+    retained_ratio_decode: float | None
+    retained_ratio_decode_all_layers: float | None
     kept_per_frame: tuple[int, ...]  # [F], after stage I; by units where they are not frames
     decode_steps: int
     refreshes: int
@@ -207,6 +214,7 @@ class SequenceReport:
     timings: TimingReport
     memory: MemoryReport
     cache: CacheReport
+    cached_tokens: int = 0  # of the prompt, whose keys and values were there already
 
 
 @dataclass(frozen=True, slots=True)

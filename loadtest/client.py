@@ -120,9 +120,16 @@ class Stream:
 
 
 class Service:
-    def __init__(self, url: str, *, timeout_s: float = 120.0) -> None:
+    """Args:
+    api_key: where the service asks for one.
+    """
+
+    def __init__(self, url: str, *, api_key: str | None = None, timeout_s: float = 120.0) -> None:
         parts = urlsplit(url)
         self._host, self._port = parts.hostname or "127.0.0.1", parts.port or 80
+        self._headers = {"Connection": "close"}
+        if api_key:
+            self._headers["Authorization"] = f"Bearer {api_key}"
         self._timeout_s = timeout_s
 
     def upload(self, clip: bytes) -> str:
@@ -177,7 +184,7 @@ class Service:
     ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
         connection = http.client.HTTPConnection(self._host, self._port, timeout=self._timeout_s)
         try:
-            connection.request(method, path, body or None, {**headers, "Connection": "close"})
+            connection.request(method, path, body or None, {**headers, **self._headers})
             response = connection.getresponse()
             if response.status >= 400:
                 raise _refusal(response)

@@ -35,6 +35,9 @@ OVERLOAD = (429, 503)
 @events.init_command_line_parser.add_listener
 def _add_options(parser: Any) -> None:
     parser.add_argument("--compression", default="dycoke", help="a policy's name, or JSON")
+    parser.add_argument(
+        "--api-key", default="", env_var="LOADTEST_API_KEY", is_secret=True, help="if it wants one"
+    )
     parser.add_argument("--num-frames", type=int, default=32)
     parser.add_argument("--rate", type=float, default=1.0, help="open loop: arrivals per second")
     parser.add_argument("--seed", type=int, default=0)
@@ -93,7 +96,7 @@ def _prepare(environment: Environment, **_: Any) -> None:
         _fire(environment, kind, name, seconds)
 
     Shared.scenarios = Scenarios(
-        Service(options.host),
+        Service(options.host, api_key=options.api_key),
         report,
         compression=json.loads(text) if text.startswith("{") else text,
         num_frames=options.num_frames,

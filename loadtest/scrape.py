@@ -15,6 +15,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -127,11 +128,16 @@ def _is_bound(name: str) -> bool:
 
 
 def _lag(service: Service) -> dict[str, float]:
-    """The lag's cumulative buckets by their upper bound, and its sum."""
+    """The lag's cumulative buckets by their upper bound, and its sum, over all API processes."""
     page = service.text("/metrics")
-    buckets = re.findall(rf'^{LAG}_bucket\{{le="([^"]+)"\}} (\S+)$', page, re.MULTILINE)
-    (total,) = re.findall(rf"^{LAG}_sum (\S+)$", page, re.MULTILINE)
-    return {bound: float(count) for bound, count in buckets} | {"sum": float(total)}
+    counts: defaultdict[str, float] = defaultdict(float)
+    for bound, count in re.findall(
+        rf'^{LAG}_bucket{{.*le="([^"]+)".*}} (\S+)$', page, re.MULTILINE
+    ):
+        counts[bound] += float(count)
+    for total in re.findall(rf"^{LAG}_sum{{.*}} (\S+)$", page, re.MULTILINE):
+        counts["sum"] += float(total)
+    return dict(counts)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ if not torch.cuda.is_available():  # kernels choose the interpreter when they ar
     os.environ["TRITON_INTERPRET"] = "1"
     os.environ["TRITON_DEFAULT_FP_FUSION"] = "0"
 
+from app.process_table import ProcessTable
 from dycoke_core.config import EngineConfig
 from dycoke_core.model.llava_onevision import LlavaOnevision
 from dycoke_core.model.loader import load_model
@@ -44,3 +45,11 @@ def engine(tiny_model: LlavaOnevision) -> Iterator[RecordingEngine]:
     while engine.has_work:
         engine.step()
     assert engine.stats().kv_bytes_in_use == 0 and engine.admission.leaked_bytes == 0
+
+
+@pytest.fixture
+def process_table() -> Iterator[ProcessTable]:
+    """Of two API processes."""
+    table = ProcessTable.create(2)
+    yield table
+    table.close()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
@@ -18,6 +18,7 @@ from dycoke_core.frame_size import PixelLimits
 LIMITS = PixelLimits(multiple=28, min_pixels=128 * 28 * 28, max_pixels=768 * 28 * 28)
 
 
+@settings(deadline=None)
 @given(height=st.integers(1, 4320), width=st.integers(1, 4320))
 def test_sizes_are_transformers(height: int, width: int) -> None:
     if max(height, width) > 200 * min(height, width):
@@ -45,17 +46,18 @@ def smart_resize_of(module: str) -> Callable[..., tuple[int, int]]:
     return names["smart_resize"]  # type: ignore[no-any-return]
 
 
+smart_resize_of_video = smart_resize_of("transformers.models.qwen3_vl.video_processing_qwen3_vl")
 OF_VIDEO = PixelLimits(multiple=32, min_pixels=4096, max_pixels=25165824, frames_per_unit=2)
 
 
+@settings(deadline=None)
 @given(height=st.integers(16, 4320), width=st.integers(16, 4320), num_frames=st.integers(2, 768))
 def test_sizes_by_a_videos_budget_are_transformers(
     height: int, width: int, num_frames: int
 ) -> None:
-    smart_resize = smart_resize_of("transformers.models.qwen3_vl.video_processing_qwen3_vl")
     limits = {"min_pixels": OF_VIDEO.min_pixels, "max_pixels": OF_VIDEO.max_pixels}
     try:
-        expected = smart_resize(num_frames, height, width, factor=32, **limits)
+        expected = smart_resize_of_video(num_frames, height, width, factor=32, **limits)
     except ValueError:
         with pytest.raises(InvalidRequestError, match="200 times"):
             OF_VIDEO.fit(height, width, num_frames=num_frames)

@@ -72,3 +72,21 @@ def test_a_conversation_ends_with_a_user_turn(
 ) -> None:
     with pytest.raises(InvalidRequestError, match="user turn"):
         tiny_model.prompt_encoder(messages)
+
+
+def test_the_video_stands_in_the_user_turn_that_is_named(tiny_model: LlavaOnevision) -> None:
+    conversation = (user("What moves?"), ChatMessage("assistant", "A circle."), user("And here?"))
+    prompt = tiny_model.prompt_encoder(conversation, video_turn=2)
+    tokenizer = tiny_model.prompt_encoder.tokenizer
+    assert "A circle." in tokenizer.decode(prompt.ids_before_video)
+    after = tokenizer.decode(prompt.ids_after_video)
+    assert after == "\nAnd here?<|im_end|><|im_start|>assistant\n"
+    with pytest.raises(InvalidRequestError, match="user turn"):
+        tiny_model.prompt_encoder(conversation, video_turn=1)
+
+
+def test_without_a_video_the_prompt_is_the_conversation_alone(tiny_model: LlavaOnevision) -> None:
+    prompt = tiny_model.prompt_encoder((user("What moves?"),), has_video=False)
+    ids = (*prompt.ids_before_video, *prompt.ids_after_video)
+    text = tiny_model.prompt_encoder.tokenizer.decode(ids)
+    assert text == "<|im_start|>user \nWhat moves?<|im_end|><|im_start|>assistant\n"

@@ -6,12 +6,14 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
 
 from app.api.answer.answers import Answers
 from app.api.answer.jobs import Jobs
 from app.api.answer.observer import Followers
 from app.api.auth import ApiKeys
+from app.api.connection.browsers import BrowserGuard
 from app.api.connection.drain import Drain
 from app.api.connection.lingering import LingeringClose
 from app.api.connection.streams import StreamSlots
@@ -20,20 +22,29 @@ from app.api.errors import LastErrors, install_error_handlers
 from app.api.openapi import install_openapi
 from app.api.post.cancelling import Cancellations
 from app.api.post.orphans import Orphans
+from app.api.post.reader_places import ReaderPlaces
 from app.api.post.reading import FrameReading
 from app.api.post.second_try import SecondTryReaders
 from app.api.post.submissions import Submissions
 from app.api.post.uploads import Uploads
-from app.api.routes import chat, health, jobs, models, videos
+from app.api.routes import chat, docs, health, jobs, models, usage, videos
 from app.api.upkeep.janitor import Janitor
 from app.api.upkeep.loop_lag import watch_loop_lag
+from app.api.upkeep.metrics_page import MetricsPage
+from app.keys.access import check_open_door
+from app.keys.file import KeyFile, KeyFileError
 from app.metrics import ApiMetrics
+from app.process_table import ProcessRow, ProcessTable
 from app.settings import Settings
+from app.store import event_reader
 from app.store.client import connect
 from app.store.event_log import EventLog
+from app.store.event_reader import EventReader
+from app.store.forgotten_videos import ForgottenVideos
 from app.store.frame_store import FrameStore
 from app.store.job_queue import JobQueue
 from app.store.keys import RedisKeys
+from app.store.usage import UsageLog
 from app.store.worker_registry import WorkerRegistry
 from app.tracing import Tracing, tracing_from_environment
 from app.video_store import VideoStore
@@ -46,16 +57,23 @@ logger = logging.getLogger(__name__)
 MAX_FOLLOWERS = 128
 STORE_CONNECTIONS = 64
 START_TRIES = 3  # of the frame readers
+CORS_REQUEST_HEADERS = [
+    *("Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "traceparent"),
+]
+CORS_RESPONSE_HEADERS = ["X-Job-Id", "Retry-After"]
 
 
 class ReadersDoNotStartError(Exception):
     """The frame readers end as soon as they are started; no setting is known to be wrong."""
 
 
-def create_app(settings: Settings, *, readers: FrameReaders | None = None) -> FastAPI:
+def create_app(
+    settings: Settings, *, row: ProcessRow | None = None, readers: FrameReaders | None = None
+) -> FastAPI:
     """Builds the API and starts its frame readers; it connects when a server starts it.
 
     Args:
+        row: of this process, where it is one of several on a port.
         readers: to read frames with, instead of sandboxed children of its own.
 
     Raises:
@@ -67,19 +85,34 @@ def create_app(settings: Settings, *, readers: FrameReaders | None = None) -> Fa
         raise ValueError("DYCOKE_REDIS_URL is not set")
     redis_url = settings.redis_url
     compression = _default_compression(settings)
+    keys = _api_keys(settings)
     metrics = ApiMetrics(_registry())
     metrics.set_capacity(queued_jobs=settings.max_queued_jobs, streams=settings.max_streams)
+    own_table = ProcessTable.create(1) if row is None else None
+    row = own_table.take_row(0) if own_table else row
+    assert row is not None
     drain = Drain()
     tracing = tracing_from_environment("api")
     if readers is None:
         readers = _start_readers(settings)
-    metrics.watch_reader_kills(lambda: readers.kills)
+    metrics.watch_readers(lambda: readers.kills, lambda: readers.num_exceptions)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
+            if own_table is not None:
+                stack.callback(own_table.close)
             app.state.api = await _start(
-                settings, redis_url, compression, metrics, drain, readers, tracing, stack
+                settings,
+                redis_url,
+                compression,
+                keys,
+                metrics,
+                row,
+                drain,
+                readers,
+                tracing,
+                stack,
             )
             yield
 
@@ -88,13 +121,30 @@ def create_app(settings: Settings, *, readers: FrameReaders | None = None) -> Fa
         summary="Answers questions about videos, with DyCoke token compression.",
         version="1",
         lifespan=lifespan,
-        redoc_url=None,
+        openapi_url=None,  # see `app.api.routes.docs`
+        redirect_slashes=False,  # to an address out of the Host header
     )
+    app.state.row = row
     app.state.drain = drain
     install_error_handlers(app, metrics.count_rejection)
     install_openapi(app)
-    for module in (chat, videos, jobs, models, health):
+    for module in (chat, videos, jobs, models, usage, docs, health):
         app.include_router(module.router)
+    app.add_middleware(
+        BrowserGuard,
+        allowed_hosts=settings.allowed_hosts,
+        allowed_origins=settings.allowed_origins,
+        has_keys=lambda: keys.has_any,
+        count_rejection=metrics.count_rejection,
+    )
+    if settings.allowed_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.allowed_origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=CORS_REQUEST_HEADERS,
+            expose_headers=CORS_RESPONSE_HEADERS,
+        )
     app.add_middleware(LastErrors, is_draining=lambda: drain.is_draining)
     app.add_middleware(LingeringClose)
     return app
@@ -104,7 +154,9 @@ async def _start(
     settings: Settings,
     redis_url: str,
     compression: CompressionConfig,
+    api_keys: ApiKeys,
     metrics: ApiMetrics,
+    row: ProcessRow,
     drain: Drain,
     readers: FrameReaders,
     tracing: Tracing,
@@ -115,16 +167,19 @@ async def _start(
     keys = RedisKeys(settings.redis_prefix)
     redis = connect(redis_url, max_connections=STORE_CONNECTIONS)
     stack.push_async_callback(redis.aclose)
-    # Every waiting reader of events holds a connection.
-    log_redis = connect(redis_url, max_connections=settings.max_streams + MAX_FOLLOWERS)
+    log_redis = connect(redis_url, max_connections=event_reader.CONNECTIONS)
     stack.push_async_callback(log_redis.aclose)
+    reader = EventReader(log_redis, keys)
+    stack.push_async_callback(_stop, asyncio.create_task(reader.run()))
 
     stack.push_async_callback(readers.aclose)
-    second_try = SecondTryReaders(readers, timeout_s=settings.read_timeout_s)
+    places = ReaderPlaces(row.table, settings.max_frame_readers)
+    second_try = SecondTryReaders(readers, places, timeout_s=settings.read_timeout_s)
     videos = VideoStore(
         settings.data_dir / "videos",
         max_bytes=settings.max_video_store_bytes,
         max_upload_bytes=settings.max_upload_bytes,
+        row=row,
     )
     await videos.open()
     queue = JobQueue(redis, keys, result_ttl_s=settings.result_ttl_s)
@@ -147,12 +202,26 @@ async def _start(
     janitor = asyncio.create_task(Janitor(queue, registry, videos, orphans, metrics).run())
     stack.push_async_callback(_stop, janitor)
     stack.push_async_callback(_stop, asyncio.create_task(watch_loop_lag(metrics.observe_lag)))
-    uploads = Uploads(videos, second_try, drain, timeout_s=settings.job_timeout_s)
-    jobs = Jobs(queue, EventLog(log_redis, keys), heartbeat_s=settings.heartbeat_s)
+    metrics_page = MetricsPage(metrics.registry, row)
+    await stack.enter_async_context(metrics_page.shown_to_siblings())
+    stack.push_async_callback(_stop, asyncio.create_task(api_keys.run()))
+    usage_log = UsageLog(redis, keys)
+    uploads = Uploads(
+        videos,
+        second_try,
+        ForgottenVideos(redis, keys),
+        usage_log,
+        drain,
+        are_caches_shared=settings.share_caches,
+        timeout_s=settings.job_timeout_s,
+    )
+    jobs = Jobs(queue, EventLog(redis, keys), reader, heartbeat_s=settings.heartbeat_s)
     return Api(
-        keys=ApiKeys(settings.api_keys),
+        keys=api_keys,
+        public_docs=settings.public_docs,
+        public_metrics=settings.public_metrics,
         drain=drain,
-        streams=StreamSlots(settings.max_streams, metrics),
+        streams=StreamSlots(settings.max_streams, row, metrics),
         registry=registry,
         videos=videos,
         uploads=uploads,
@@ -170,7 +239,9 @@ async def _start(
         cancellations=cancellations,
         jobs=jobs,
         answers=Answers(jobs, drain, metrics, followers, cancellations),
+        usage=usage_log,
         metrics=metrics,
+        metrics_page=metrics_page,
         tracing=tracing,
     )
 
@@ -178,6 +249,16 @@ async def _start(
 async def _stop(task: asyncio.Task[None]) -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+def _api_keys(settings: Settings) -> ApiKeys:
+    """Raises ValueError: the keys cannot be read, or everybody would be let in."""
+    try:
+        keys = ApiKeys(settings.api_keys, KeyFile(settings.data_dir))
+    except KeyFileError as error:
+        raise ValueError(str(error)) from error
+    check_open_door(settings, has_keys=keys.has_any)
+    return keys
 
 
 def _start_readers(settings: Settings) -> FrameReaders:

@@ -1,41 +1,119 @@
-"""API keys. Where none are configured, everybody is one anonymous principal."""
+"""Who asks: the keys of `DYCOKE_API_KEYS` and those of the file, whose changes take effect here.
 
+The file is looked at every `REFRESH_S`, so a new key is good, and a revoked one is good no longer,
+that soon (on a network file system: plus what it takes to show a change made elsewhere). While it
+cannot be read what was read last stands for `MAX_STALE_S`; then the keys that are not the
+environment's are refused with a 503, for nobody can tell which of them are revoked. A file that
+disappears is one that cannot be read. Where there never was a key, everybody is one principal.
+"""
+
+import asyncio
 import hashlib
-import hmac
-from collections.abc import Sequence
+import logging
+import time
+from collections.abc import Callable, Sequence
 
-from pydantic import SecretStr
+from app.errors import KeysUnavailableError, UnauthorizedError
+from app.keys.entries import EVERYBODY, ConfiguredKey, Principal, StoredKey
+from app.keys.file import KeyFile, KeyFileError, Signature
 
-from app.errors import UnauthorizedError
+REFRESH_S = 1.0
+MAX_STALE_S = 30.0
 
-ANONYMOUS = "anonymous"
+logger = logging.getLogger(__name__)
 
 
 class ApiKeys:
-    """Tells who asks. Keeps digests only."""
+    """Reads the file at once, later in `run`.
 
-    def __init__(self, keys: Sequence[SecretStr]) -> None:
-        self._digests = [_digest(key.get_secret_value().encode()) for key in keys]
+    Args:
+        now: a monotonic clock, in seconds.
 
-    def principal(self, authorization: str | None) -> str:
-        """Returns a stable, opaque name of the key's holder.
+    Raises:
+        KeyFileError
+    """
+
+    def __init__(
+        self,
+        configured: Sequence[ConfiguredKey],
+        file: KeyFile,
+        *,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._configured = {key.digest: key.principal for key in configured}
+        self._file = file
+        self._now = now
+        self._stored: dict[str, Principal] = {}
+        self._known: list[Principal] = []  # stored ones, revoked ones too
+        self._signature: Signature | None = None
+        self._is_readable = True
+        self.refresh()
+
+    @property
+    def has_any(self) -> bool:
+        """Whether the service asks for keys. It goes on doing so when the last one is revoked."""
+        return bool(self._configured or self._known)
+
+    @property
+    def holders(self) -> list[Principal]:
+        """Of all keys, revoked ones too; everybody where there are none."""
+        return [*self._configured.values(), *self._known] or [EVERYBODY]
+
+    def principal(self, authorization: str | None) -> Principal:
+        """Tells who sends this header.
 
         Raises:
-            UnauthorizedError: keys are configured and `authorization` carries none of them.
+            UnauthorizedError: there are keys, and it carries none of them.
+            KeysUnavailableError: whether it does cannot be told.
         """
-        if not self._digests:
-            return ANONYMOUS
+        if not self.has_any:
+            return EVERYBODY
         scheme, _, token = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not token.strip():
             raise UnauthorizedError("send an API key as 'Authorization: Bearer <key>'")
         # Header values reach us decoded as latin-1.
-        given = _digest(token.strip().encode("latin-1", errors="replace"))
-        # Every key is compared, so that time tells nothing about which one is near.
-        matches = [hmac.compare_digest(given, digest) for digest in self._digests]
-        if not any(matches):
-            raise UnauthorizedError("the API key is not valid")
-        return given
+        given = hashlib.sha256(token.strip().encode("latin-1", errors="replace")).hexdigest()
+        if configured := self._configured.get(given):
+            return configured
+        if self._now() - self._read_at > MAX_STALE_S:
+            raise KeysUnavailableError("the API keys cannot be checked")
+        if stored := self._stored.get(given):
+            return stored
+        raise UnauthorizedError("the API key is not valid")
 
+    async def run(self) -> None:
+        """Follows the file until it is cancelled."""
+        while True:
+            await asyncio.sleep(REFRESH_S)
+            try:
+                await asyncio.to_thread(self.refresh)
+            except KeyFileError as error:
+                if self._is_readable:
+                    logger.error("the API keys cannot be read: %s", error)
+                self._is_readable = False
 
-def _digest(key: bytes) -> str:
-    return hashlib.sha256(key).hexdigest()
+    def refresh(self) -> None:
+        """Reads the file if it has changed. Blocks. Raises: KeyFileError."""
+        began_at = self._now()
+        signature = self._file.signature()
+        if signature is None and self._signature is not None:
+            raise KeyFileError("the file of keys has disappeared")
+        if signature != self._signature:
+            self._take(self._file.read())
+            self._signature = signature
+        self._is_readable = True
+        self._read_at = began_at
+
+    def _take(self, keys: Sequence[StoredKey]) -> None:
+        stored = {key.digest: key.principal for key in keys if key.revoked_at_s is None}
+        before = {principal.name for principal in self._stored.values()}
+        names = {principal.name for principal in stored.values()}
+        self._stored, self._known = stored, [key.principal for key in keys]
+        logger.info(
+            "API keys read",
+            extra={
+                "num_keys": len(stored),
+                "added": sorted(names - before),
+                "removed": sorted(before - names),
+            },
+        )

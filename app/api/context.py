@@ -1,5 +1,6 @@
 """What the routes work with, built once per process, and who is asking."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, cast
 
@@ -14,7 +15,10 @@ from app.api.connection.streams import StreamSlots
 from app.api.post.cancelling import Cancellations
 from app.api.post.submissions import Submissions
 from app.api.post.uploads import Uploads
+from app.api.upkeep.metrics_page import MetricsPage
+from app.keys.entries import Principal, Scope
 from app.metrics import ApiMetrics
+from app.store.usage import UsageLog
 from app.store.worker_registry import WorkerRegistry
 from app.tracing import Tracing
 from app.video_store import VideoStore
@@ -25,6 +29,8 @@ class Api:
     """By stage; a stage's own collaborators are its own business."""
 
     keys: ApiKeys
+    public_docs: bool
+    public_metrics: bool
     drain: Drain
     streams: StreamSlots
     registry: WorkerRegistry
@@ -34,7 +40,9 @@ class Api:
     cancellations: Cancellations
     jobs: Jobs
     answers: Answers
+    usage: UsageLog
     metrics: ApiMetrics
+    metrics_page: MetricsPage
     tracing: Tracing
 
     async def wait_until_idle(self) -> None:
@@ -54,9 +62,41 @@ ApiDep = Annotated[Api, Depends(get_api)]
 _bearer = HTTPBearer(auto_error=False, description="Where the server has API keys.")
 
 
-def get_principal(request: Request, api: ApiDep, _: Annotated[object, Security(_bearer)]) -> str:
-    """Raises: UnauthorizedError."""
+def get_principal(
+    request: Request, api: ApiDep, _: Annotated[object, Security(_bearer)]
+) -> Principal:
+    """Who asks. Raises: UnauthorizedError, KeysUnavailableError."""
     return api.keys.principal(request.headers.get("authorization"))
 
 
-PrincipalDep = Annotated[str, Depends(get_principal)]
+PrincipalDep = Annotated[Principal, Depends(get_principal)]
+
+
+def _with_scope(scope: Scope) -> Callable[[Principal], Principal]:
+    def get_scoped(principal: PrincipalDep) -> Principal:
+        principal.require(scope)
+        return principal
+
+    return get_scoped
+
+
+# Each raises ForbiddenError too.
+AskerDep = Annotated[Principal, Depends(_with_scope(Scope.ASK))]
+AdminDep = Annotated[Principal, Depends(_with_scope(Scope.ADMIN))]
+UploaderDep = Annotated[Principal, Depends(_with_scope(Scope.UPLOAD))]
+
+
+def may_see_docs(
+    request: Request, api: ApiDep, bearer: Annotated[object, Security(_bearer)]
+) -> None:
+    """Raises: UnauthorizedError, KeysUnavailableError."""
+    if not api.public_docs:
+        get_principal(request, api, bearer)
+
+
+def may_see_metrics(
+    request: Request, api: ApiDep, bearer: Annotated[object, Security(_bearer)]
+) -> None:
+    """Raises: UnauthorizedError, ForbiddenError, KeysUnavailableError."""
+    if not api.public_metrics:
+        get_principal(request, api, bearer).require(Scope.METRICS)

@@ -32,6 +32,9 @@ STATUS_BY_CODE: Mapping[str, int] = {
     "invalid_request": 400,
     "prompt_too_long": 400,
     "unauthorized": 401,
+    "forbidden": 403,
+    "host_not_allowed": 403,
+    "origin_not_allowed": 403,
     "not_found": 404,
     "job_not_found": 404,
     "video_not_found": 404,
@@ -40,7 +43,6 @@ STATUS_BY_CODE: Mapping[str, int] = {
     "upload_timeout": 408,
     "cancelled": 409,
     "idempotency_conflict": 409,
-    "video_in_use": 409,
     "upload_too_large": 413,
     "video_limit_exceeded": 413,
     "unsupported_media_type": 415,
@@ -50,6 +52,7 @@ STATUS_BY_CODE: Mapping[str, int] = {
     "video_error": 422,
     "unreadable_video": 422,
     "video_read_timeout": 422,
+    "video_reader_failed": 422,
     "video_reader_killed": 422,
     "queue_full": 429,
     INTERNAL_ERROR: 500,
@@ -58,8 +61,10 @@ STATUS_BY_CODE: Mapping[str, int] = {
     "model_load_failed": 500,
     "job_failed_repeatedly": 500,
     "job_lost": 503,
+    "keys_unavailable": 503,
     "no_worker": 503,
     "reader_lost": 503,
+    "readers_unavailable": 503,
     "sampler_changed": 503,
     "sandbox_unavailable": 503,
     "shutting_down": 503,
@@ -72,7 +77,9 @@ STATUS_BY_CODE: Mapping[str, int] = {
 
 # Seconds after which a refused client may well get in.
 RETRY_AFTER_S: Mapping[str, int] = {
+    "keys_unavailable": 5,
     "no_worker": 5,
+    "readers_unavailable": 2,
     "shutting_down": 1,
     "store_unavailable": 2,
     "too_many_streams": 1,
@@ -148,6 +155,8 @@ def problem_response(
     given = dict(headers or {})
     if code in RETRY_AFTER_S:
         given.setdefault("Retry-After", str(RETRY_AFTER_S[code]))
+    if code == ShuttingDownError.code:
+        given.setdefault("Connection", "close")  # the next request may meet another process
     if status == 401:
         given.setdefault("WWW-Authenticate", 'Bearer realm="dycoke"')
     return JSONResponse(

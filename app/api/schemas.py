@@ -17,6 +17,7 @@ from app.messages import DoneEvent, ErrorEvent, JobState, Turn
 from app.settings import Settings
 from app.video_store import StoredVideo
 from dycoke_core.config import CompressionConfig
+from dycoke_core.video.types import Sampling
 
 MAX_TEXT_CHARS = 32_768
 MAX_TURNS = 64
@@ -50,6 +51,11 @@ class ChatFields(Strict):
     num_frames: int = Field(32, ge=1, description="Sampled evenly over the clip.")
     start_s: float | None = Field(None, ge=0, allow_inf_nan=False, description="Start of the clip.")
     end_s: float | None = Field(None, gt=0, allow_inf_nan=False, description="End of the clip.")
+    sampling: Sampling = Field(
+        "uniform",
+        description="keyframe: only the clip's keyframes count, which is quick for hours of video. "
+        "Where they are fewer than num_frames they repeat.",
+    )
     max_tokens: int = Field(256, ge=1)
     temperature: float = Field(0.0, ge=0, le=2, description="0: greedy.")
     top_p: float = Field(1.0, gt=0, le=1)

@@ -3,7 +3,7 @@
 SIGTERM or SIGINT: `/readyz` turns 503 and posts are refused, while the port stays open and answers
 go on for up to `drain_timeout_s`; then open answers end (their jobs do not), jobs whose frames are
 still being read are left to other APIs, and the process exits with 0. A second signal skips the
-wait.
+wait. Where other processes share the port and do not drain, new connections are theirs.
 """
 
 import asyncio
@@ -12,37 +12,47 @@ import resource
 import signal
 import socket
 import sys
+from functools import partial
 from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from app.api.app import ReadersDoNotStartError, create_app
+from app.api.connection.acceptor import Acceptor
 from app.api.connection.drain import Drain
+from app.api.connection.http_protocol import HTTP_PROTOCOL
 from app.api.context import Api
+from app.api.listener import bind
+from app.api.pool import Inherited
 from app.errors import ShuttingDownError
+from app.process_table import ProcessRow, ProcessTable
 from app.settings import Settings
 from app.supervisor import EXIT_BAD_SETTINGS
 from dycoke_core.errors import SandboxUnavailableError
 
 logger = logging.getLogger(__name__)
 
-# A peer that acknowledges nothing, or keeps its window shut, for this long is gone.
-PEER_TIMEOUT_MS = 60_000
-HEADERS_TIMEOUT_S = 15.0  # for a connection to send a request's headers
 EXIT_FAILED = 1  # a supervisor starts it again
-BACKLOG = 128  # connections that the event loop accepts at once
 MAX_OPEN_FILES = 65_536
 CLOSE_TIMEOUT_S = 2  # for connections, once everything on them has ended
 
 
-def run(settings: Settings) -> int:
-    """Serves until a signal. Returns the process's exit code."""
+def run(settings: Settings, inherited: Inherited | None = None) -> int:
+    """Serves until a signal. Returns the process's exit code.
+
+    Args:
+        inherited: where this is one of several processes on the port.
+    """
     raise_open_file_limit()
     try:
-        app = create_app(settings)
-        listener = bind(settings.host, settings.port)
+        if inherited is None:
+            app = create_app(settings)
+            listener = bind(settings.host, settings.port)
+        else:
+            table = ProcessTable(inherited.table_fd)
+            app = create_app(settings, row=table.take_row(inherited.slot))
+            listener = socket.socket(fileno=inherited.listener_fd)
     except ReadersDoNotStartError as error:
         logger.error("%s", error)
         return EXIT_FAILED
@@ -58,33 +68,13 @@ def run(settings: Settings) -> int:
     return 0
 
 
-class H11WithHeadersTimeout(H11Protocol):
-    """Closes a connection that does not send a whole request's headers in time."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._expect_request()
-
-    def on_response_complete(self) -> None:
-        super().on_response_complete()
-        self._expect_request()
-
-    def _expect_request(self) -> None:
-        self.loop.call_later(HEADERS_TIMEOUT_S, self._close_unless_requested, self.cycle)
-
-    def _close_unless_requested(self, last: RequestResponseCycle | None) -> None:
-        if self.cycle is last and not self.transport.is_closing():
-            self.transport.close()
-
-
 class ApiServer(uvicorn.Server):
     """Drains before it shuts down."""
 
     def __init__(self, app: FastAPI, settings: Settings) -> None:
         config = uvicorn.Config(
             app,
-            http=H11WithHeadersTimeout,
-            backlog=BACKLOG,
+            http=HTTP_PROTOCOL,
             ws="none",
             lifespan="on",
             log_config=None,
@@ -95,8 +85,41 @@ class ApiServer(uvicorn.Server):
         super().__init__(config)
         self._app = app
         self._drain: Drain = app.state.drain
+        self._row: ProcessRow = app.state.row
+        self._acceptor: Acceptor | None = None
         self._drain_timeout_s = settings.drain_timeout_s
         self._draining: asyncio.Task[None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's, which would take all of a burst of connections: see `Acceptor`."""
+        await super().startup(sockets=[])
+        (listener,) = sockets or []
+        listener.setblocking(False)
+        make_protocol = partial(  # type: ignore[call-arg]
+            self.config.http_protocol_class,
+            config=self.config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+        )
+        self._acceptor = Acceptor(
+            listener,
+            make_protocol,
+            self._row,
+            lambda: len(self.server_state.connections),
+        )
+        self._acceptor.look()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Called ten times a second."""
+        if self._acceptor is not None:
+            self._acceptor.look()
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._acceptor is not None:
+            self._acceptor.close()
+        self._row.leave()
+        await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Called by the signal handler, in the thread that runs the event loop."""
@@ -108,6 +131,9 @@ class ApiServer(uvicorn.Server):
             self._drain.expire()
             return
         self._drain.begin()
+        self._row.begin_drain()
+        if self._acceptor is not None:
+            self._acceptor.begin_drain()
         self._draining = asyncio.ensure_future(self._finish())
 
     async def _finish(self) -> None:
@@ -129,13 +155,3 @@ def raise_open_file_limit() -> None:
     unlimited = hard == resource.RLIM_INFINITY
     wanted = MAX_OPEN_FILES if unlimited else min(hard, MAX_OPEN_FILES)
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """Returns a listening socket; port 0 takes any free one."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    if hasattr(socket, "TCP_USER_TIMEOUT"):
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, PEER_TIMEOUT_MS)
-    return listener

@@ -80,9 +80,14 @@ async def store_call() -> AsyncIterator[None]:
     except (ReadOnlyError, OutOfMemoryError) as error:
         raise StoreUnavailableError("the job store refuses to write") from error
     except ResponseError as error:
-        if any(condition in f"{error} " for condition in _SERVER_CONDITIONS):
+        if is_server_condition(str(error)):
             raise StoreUnavailableError("the job store refuses to write") from error
         raise
+
+
+def is_server_condition(text: str) -> bool:
+    """Whether an error that Redis replied with is about the server, and will pass."""
+    return any(condition in f"{text} " for condition in _SERVER_CONDITIONS)
 
 
 class Scripts:
@@ -98,7 +103,13 @@ class Scripts:
         Raises:
             StoreUnavailableError: Redis does not answer or does not take writes.
         """
-        return (await self.run_many(name, [args]))[0]
+        source, digest = load_script(name)
+        async with store_call():
+            try:
+                return await self._call(digest, args)
+            except NoScriptError:
+                await self._redis.script_load(source)
+                return await self._call(digest, args)
 
     async def run_many(self, name: str, calls: Sequence[Sequence[ScriptArg]]) -> list[Any]:
         """Runs one script once for each list of arguments, in order, in one round trip.
@@ -118,6 +129,10 @@ class Scripts:
                 if isinstance(reply, Exception):
                     raise reply
         return replies
+
+    async def _call(self, digest: str, args: Sequence[ScriptArg]) -> Any:
+        reply: Any = self._redis.evalsha(digest, 0, self._prefix, *args)
+        return await reply
 
     async def _send(self, digest: str, calls: Sequence[Sequence[ScriptArg]]) -> list[Any]:
         async with self._redis.pipeline(transaction=False) as pipeline:

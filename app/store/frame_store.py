@@ -16,9 +16,10 @@ from app.errors import StoreUnavailableError
 from app.store.client import Scripts, store_call
 from app.store.keys import RedisKeys
 from dycoke_core.video import VideoFrames
-from dycoke_core.video.types import ReaderName
+from dycoke_core.video.types import ReaderName, Sampling
 
 BLOB_VERSION = 1
+PIXELS_VERSION = 2  # of what readers make of a file; 1: PyAV scaled in another way than decord
 _LENGTH_BYTES = 4  # of the header, big endian
 
 
@@ -50,13 +51,16 @@ class FrameStore:
         """Pins a blob for a live job without fetching it. False if it is not stored."""
         return bool(await self._scripts.run("pin_frames", digest, job_id))
 
-    async def put_and_pin(self, digest: str, blob: bytes, job_id: str) -> None:
+    async def put_and_pin(self, digest: str, blob: bytes, job_id: str, video: str) -> None:
         """Stores a blob, evicting others for it, and pins it if the job is live.
+
+        Args:
+            video: `JobRequest.cached_video`, with which the blob goes.
 
         Raises:
             StoreUnavailableError: also when live jobs hold too much of the budget.
         """
-        if not await self._scripts.run("put_frames", digest, job_id, self._max_bytes, blob):
+        if not await self._scripts.run("put_frames", digest, job_id, self._max_bytes, video, blob):
             raise StoreUnavailableError("there is no room for more frames")
 
     async def get(self, digest: str) -> bytes | None:
@@ -77,10 +81,26 @@ class FrameStore:
 
 
 def frames_digest(
-    video_id: str, *, num_frames: int, image_size: int, start_s: float | None, end_s: float | None
+    video_id: str,
+    *,
+    num_frames: int,
+    image_size: int,
+    start_s: float | None,
+    end_s: float | None,
+    sampling: Sampling,
+    salt: str = "",
 ) -> str:
-    """Names a blob by everything that its pixels depend on."""
-    parts = [BLOB_VERSION, video_id, num_frames, image_size, start_s, end_s]
+    """Names a blob by everything that its pixels depend on.
+
+    Args:
+        salt: of those who share blobs, and all that workers keep by this name.
+    """
+    parts: list[object] = [
+        *(PIXELS_VERSION, video_id, num_frames, image_size),
+        *(start_s, end_s, sampling),
+    ]
+    if salt:
+        parts.append(salt)
     return sha256(json.dumps(parts).encode()).hexdigest()
 
 

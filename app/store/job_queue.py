@@ -160,6 +160,8 @@ class JobQueue:
             idempotency.key_hash if idempotency else "",
             idempotency.fingerprint if idempotency else "",
             milliseconds(idempotency.ttl_s) if idempotency else 0,
+            request.owner,
+            request.cached_video,
         )
         if outcome == b"conflict":
             raise IdempotencyConflictError("the idempotency key was used for another request")

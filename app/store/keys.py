@@ -24,9 +24,19 @@
     {p}:frame_uses           zset      digest -> last use (ms)
     {p}:frame_pins:{digest}  set       job ids that still need the blob; a pin counts while its job
                                        is in `live`
+    {p}:frame_videos         hash      digest -> the video that the blob is of, as caches name it
+    {p}:video_frames:{video} set       digests of the blobs of a video
+    {p}:forgotten            zset      video -> time (ms) at which it was deleted: what live jobs
+                                       still need of it goes when they end; for a day
+    {p}:forgettings          stream    the same for workers, field `video`; capped
+    {p}:usage:{owner}:{day}  hash      what an owner's jobs took on a day (since 1970); TTL
     {p}:worker:{id}          string    ModelCard JSON, TTL = heartbeat
     {p}:workers              set       worker ids; one whose card is gone is dropped by readers
+    {p}:lost_worker:{id}     hash      of a worker that is gone: fate, as its supervisor saw it;
+                                       job:{id} -> the attempt that was lost with it; TTL
     {p}:ended                channel   id of a job that ended otherwise than by its worker
+    {p}:news                 channel   a line for each job that events were just appended to: its
+                                       id, and perhaps the event (`lua/append.lua`)
 
 Times are Redis' own clock, deadlines the API's. Lua scripts touch several of these at once (one
 Redis, no Cluster) and derive the names from the prefix: `lua/prelude.lua` repeats this list.
@@ -104,6 +114,24 @@ class RedisKeys:
     def frame_pins(self, digest: str) -> str:
         return f"{self.prefix}:frame_pins:{digest}"
 
+    @property
+    def frame_videos(self) -> str:
+        return f"{self.prefix}:frame_videos"
+
+    def video_frames(self, video: str) -> str:
+        return f"{self.prefix}:video_frames:{video}"
+
+    @property
+    def forgotten(self) -> str:
+        return f"{self.prefix}:forgotten"
+
+    @property
+    def forgettings(self) -> str:
+        return f"{self.prefix}:forgettings"
+
+    def usage(self, owner_and_day: str) -> str:
+        return f"{self.prefix}:usage:{owner_and_day}"
+
     def worker(self, worker_id: str) -> str:
         return f"{self.prefix}:worker:{worker_id}"
 
@@ -111,6 +139,13 @@ class RedisKeys:
     def workers(self) -> str:
         return f"{self.prefix}:workers"
 
+    def lost_worker(self, worker_id: str) -> str:
+        return f"{self.prefix}:lost_worker:{worker_id}"
+
     @property
     def ended(self) -> str:
         return f"{self.prefix}:ended"
+
+    @property
+    def news(self) -> str:
+        return f"{self.prefix}:news"

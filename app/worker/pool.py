@@ -5,10 +5,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
-from app.settings import Settings
+from app.settings import API_SECRETS, Settings
 from app.supervisor import ChildSpec
+from app.worker.witness import Witness
 
 # Device files without which torch finds no GPU; looking is cheaper than importing torch.
 GPU_DEVICES = (Path("/dev/nvidiactl"), Path("/dev/dxg"), Path("/dev/kfd"))
@@ -28,6 +30,8 @@ def worker_specs(
     num_workers = settings.workers or len(gpus) or 1
     if gpus and num_workers > len(gpus) and settings.kv_cache_bytes is None:
         logger.warning("workers share GPUs: set DYCOKE_KV_CACHE_BYTES, or the first takes most")
+    redis_url = env.get("DYCOKE_REDIS_URL") or settings.redis_url
+    witness = Witness(settings, redis_url) if redis_url else None
     return [
         ChildSpec(
             name=f"worker-{child}",
@@ -37,8 +41,10 @@ def worker_specs(
                 "DYCOKE_WORKERS": str(num_workers),  # who share the host's memory
                 **({"CUDA_VISIBLE_DEVICES": gpus[child % len(gpus)]} if gpus else {}),
             },
+            drop_env=API_SECRETS,
             stop_order=stop_order,
             stop_timeout_s=settings.drain_timeout_s + STOP_MARGIN_S,
+            on_end=partial(witness.report, child) if witness else None,
         )
         for child in range(num_workers)
     ]

@@ -3,22 +3,22 @@
 import asyncio
 import logging
 import os
-import secrets
 import signal
-import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
 
+from app import event_loop
 from app.logs import configure_logging
 from app.metrics import WorkerMetrics
 from app.settings import Settings
 from app.store.client import connect
-from app.supervisor import EXIT_BAD_SETTINGS
+from app.supervisor import EXIT_BAD_SETTINGS, this_life
 from app.tracing import Tracing, tracing_from_environment
-from app.worker.cores import num_usable_cores
+from app.worker.witness import name_worker
 from app.worker.worker import Worker
+from dycoke_core.cores import num_usable_cores
 from dycoke_core.errors import ModelLoadError
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def run(settings: Settings, child: int, *, engine_factory: EngineFactory = load_
         return EXIT_BAD_SETTINGS
     logger.info("serving metrics", extra={"port": server.server_port})
     try:
-        return asyncio.run(_run_worker(settings, child, engine_factory, metrics, tracing))
+        return event_loop.run(_run_worker(settings, child, engine_factory, metrics, tracing))
     except ModelLoadError as error:
         logger.error("cannot load the model: %s", error.message)
         return EXIT_BAD_SETTINGS
@@ -107,7 +107,7 @@ async def _run_worker(
         redis,
         lambda: engine_factory(settings),
         metrics,
-        worker_id=f"{socket.gethostname()}-{child}-{secrets.token_hex(4)}",
+        worker_id=name_worker(child, this_life()),
         tracing=tracing,
     )
     loop = asyncio.get_running_loop()

@@ -96,6 +96,7 @@ def _frames(request: JobRequest) -> FramesReceipt:
         timestamps_s=frames.timestamps_s,
         reader=frames.reader,
         warnings=frames.warnings,
+        sampling=frames.sampling,
     )
 
 

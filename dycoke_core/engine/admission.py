@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from dycoke_core.compression.policies import Policy, make_policy
-from dycoke_core.config import Batching, EngineConfig
+from dycoke_core.config import Batching, CompressionConfig, EngineConfig
 from dycoke_core.engine.backend import Backend, PrefixLayout, SeatLayout
 from dycoke_core.engine.detokenizer import Detokenizer
 from dycoke_core.engine.faults import is_out_of_memory
@@ -31,6 +31,8 @@ from dycoke_core.model.adapter import PromptLayout, VideoLanguageModel
 from dycoke_core.sequence import Sequence
 
 logger = logging.getLogger(__name__)
+
+_NO_COMPRESSION = CompressionConfig(policy="full")
 
 
 class Admission:
@@ -65,22 +67,28 @@ class Admission:
             InvalidRequestError: frames, messages or compression that the model cannot take.
             PromptTooLongError: more tokens than the model has positions, or the budget has room.
         """
-        frames = sequence.frames
-        clip = self._model.clip(frames.shape, sequence.timing)
-        if frames.dtype != np.uint8:
-            raise InvalidRequestError("frames must be uint8")
-        prompt = self._model.lay_out(sequence.messages, clip)
-        sequence.compression.check_num_frames(prompt.num_units)
-        policy = make_policy(sequence.compression)
-        video_key = sequence.video_key or frames_digest(frames)
-        distinct, sources = distinct_units(frames, self._model.frames_per_unit)
+        frames, compression = sequence.frames, sequence.compression
+        clip, video_key = None, ""
+        distinct: tuple[int, ...] = ()
+        sources: tuple[int, ...] = ()
+        if frames is None:
+            compression = _NO_COMPRESSION
+        else:
+            clip = self._model.clip(frames.shape, sequence.timing)
+            if frames.dtype != np.uint8:
+                raise InvalidRequestError("frames must be uint8")
+            video_key = sequence.video_key or frames_digest(frames)
+            distinct, sources = distinct_units(frames, self._model.frames_per_unit)
+            compression.check_num_frames(len(sources))
+        policy = make_policy(compression)
+        prompt = self._model.lay_out(sequence.messages, clip, sequence.video_turn)
         layout = self._lay_out(sequence, policy, prompt)
         state = SequenceState(
             sequence=sequence,
             policy=policy,
             prompt=prompt,
             layout=layout,
-            video_key=content_key(video_key, frames.shape),
+            video_key=content_key(video_key, None if frames is None else frames.shape),
             prefix_key=content_key(
                 video_key,
                 prompt.clip,  # its size and times decide positions
@@ -153,7 +161,6 @@ class Admission:
         Where host memory is full it stays on the device.
         """
         prefix, layout = state.held_prefix, state.layout.prefix
-        assert prefix.video is not None
         host_bytes = self._backend.host_bytes(layout)
         to_host = bool(host_bytes) and self._prefixes.make_host_room(host_bytes)
         try:
@@ -166,8 +173,9 @@ class Admission:
         else:
             if to_host:
                 self._prefixes.move_to_host(prefix, self._backend.moved_bytes(layout), host_bytes)
-        self._videos.release(prefix.video)
-        prefix.video = None
+        if prefix.video is not None:
+            self._videos.release(prefix.video)
+            prefix.video = None
 
     def release(self, state: SequenceState) -> None:
         """Gives back all that a sequence reserved and holds."""
@@ -201,6 +209,10 @@ class Admission:
         """Drops prefixes that nobody holds, and keeps their videos' features."""
         self._prefixes.clear()
 
+    def forget_video(self, name: str) -> None:
+        self._prefixes.forget(name)
+        self._videos.forget(name)
+
     def clear(self) -> None:
         self._prefixes.clear()
         self._videos.clear()
@@ -211,18 +223,28 @@ class Admission:
         prefix_bytes = self._backend.prefix_bytes(layout)
         if not self._prefixes.can_make_room(prefix_bytes + seat_bytes):
             return None
-        video = self._videos.hold(state.video_key)
-        state.has_video_hit = video is not None
-        if video is None:
-            video = self._add_video(state)
-        if video is None:
-            return None
+        video = None
+        if state.has_video:
+            video = self._videos.hold(state.video_key)
+            state.has_video_hit = video is not None
+            if video is None:
+                video = self._add_video(state)
+            if video is None:
+                return None
         self._prefixes.make_room(prefix_bytes + seat_bytes)
         number = self._opened(lambda: self._backend.open_prefix(layout))
         if number is None:
-            self._videos.release(video)
+            if video is not None:
+                self._videos.release(video)
             return None
-        prefix = Prefix(state.prefix_key, number, layout.num_tokens, video, prefix_bytes)
+        prefix = Prefix(
+            state.prefix_key,
+            number,
+            layout.num_tokens,
+            video,
+            prefix_bytes,
+            video_name=state.sequence.video_name,
+        )
         self._prefixes.add(prefix)
         return prefix
 
@@ -237,6 +259,7 @@ class Admission:
             state.distinct_units,
             state.unit_sources,
             num_bytes,
+            video_name=state.sequence.video_name,
         )
         self._videos.add(video)
         return video

@@ -91,9 +91,11 @@ class Answers:
         return replace(event, report=make_report(self._model, state, self._backend))
 
     def _finish_reason(self, state: SequenceState, token_id: int) -> FinishReason | None:
-        if token_id in self._model.eos_token_ids or state.detokenizer.is_stopped:
+        sampling = state.sequence.sampling
+        is_end = token_id in self._model.eos_token_ids and not sampling.ignore_eos
+        if is_end or state.detokenizer.is_stopped:
             return FinishReason.STOP
-        if len(state.sequence.output_token_ids) >= state.sequence.sampling.max_tokens:
+        if len(state.sequence.output_token_ids) >= sampling.max_tokens:
             return FinishReason.LENGTH
         return None
 

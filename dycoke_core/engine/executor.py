@@ -17,10 +17,11 @@ from dycoke_core.engine.admission import Admission
 from dycoke_core.engine.backend import Backend, Mark, Pending
 from dycoke_core.engine.faults import has_broken_device, is_out_of_memory
 from dycoke_core.engine.plan import PrefixChunk, StepPlan
+from dycoke_core.engine.prefix_cache import Video
 from dycoke_core.engine.scheduler import Schedule
 from dycoke_core.engine.state import SequenceState
 from dycoke_core.engine.vision_encoder import VisionEncoder
-from dycoke_core.model.adapter import VideoLanguageModel
+from dycoke_core.model.adapter import EmbeddedPrefix, VideoLanguageModel
 
 logger = logging.getLogger(__name__)
 
@@ -135,31 +136,41 @@ class Executor:
                 if state.held_prefix.video in culprits
             ]
             return
-        self._launched.append(_Timed(began, self._backend.mark(), encoding=schedule.encode))
+        encoding = tuple(state for state in schedule.encode if state.has_video)
+        if encoding:
+            self._launched.append(_Timed(began, self._backend.mark(), encoding=encoding))
         for state in schedule.encode:
-            self._compress(state, outcome)
+            self._embed(state, outcome)
 
-    def _compress(self, state: SequenceState, outcome: Outcome) -> None:
-        """Stage I: selects visual tokens and hands the embedded prefix to the backend."""
+    def _embed(self, state: SequenceState, outcome: Outcome) -> None:
+        """Hands the embedded prefix to the backend, once its video, if it has one, is encoded."""
         prefix, video = state.held_prefix, state.held_prefix.video
-        if prefix.is_embedded or video is None or not video.is_ready:
+        if prefix.is_embedded or (video is not None and not video.is_ready):
             return
         began = self._backend.mark()
         try:
-            assert video.features is not None
-            features = video.features.index_select(0, self._model.integers(video.sources))
-            tokens = features[..., : self._model.text_geometry.hidden_size]
-            kept = state.policy.select_visual_tokens(tokens)
-            assert len(kept) == state.num_visual_tokens
-            kept_per_unit = count_per_unit(state, kept)
-            embedded = self._model.embed(state.prompt, features, kept, kept_per_unit)
+            if video is None:
+                embedded = self._model.embed_text(state.prompt)
+            else:
+                embedded = self._compress(state, video)
             self._backend.embed_prefix(prefix.number, embedded)
-            prefix.kept_per_unit = kept_per_unit
         except Exception as error:
             outcome.failures.append(Failure(state, error))
             return
         prefix.is_embedded = True
-        self._launched.append(_Timed(began, self._backend.mark(), compressing=state))
+        if video is not None:
+            self._launched.append(_Timed(began, self._backend.mark(), compressing=state))
+
+    def _compress(self, state: SequenceState, video: Video) -> EmbeddedPrefix:
+        """Stage I: selects visual tokens, and puts the prefix together around them."""
+        assert video.features is not None
+        features = video.features.index_select(0, self._model.integers(video.sources))
+        tokens = features[..., : self._model.text_geometry.hidden_size]
+        kept = state.policy.select_visual_tokens(tokens)
+        assert len(kept) == state.num_visual_tokens
+        kept_per_unit = count_per_unit(state, kept)
+        state.held_prefix.kept_per_unit = kept_per_unit
+        return self._model.embed(state.prompt, features, kept, kept_per_unit)
 
     # --- passes ---
 

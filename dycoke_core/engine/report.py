@@ -26,7 +26,11 @@ def make_report(
         compression=_compression_report(model, state),
         timings=_timing_report(state),
         memory=_memory_report(model, state, backend),
-        cache=CacheReport(state.has_video_hit, state.has_prefix_hit),
+        cache=CacheReport(
+            has_features_hit=state.has_video and state.has_video_hit,
+            has_prefix_hit=state.has_video and state.has_prefix_hit,
+        ),
+        cached_tokens=_reused_tokens(state),
     )
 
 
@@ -36,7 +40,9 @@ def _compression_report(model: VideoLanguageModel, state: SequenceState) -> Comp
     num_in = state.num_tokens_in
     num_decode, first_pruned = _decode_tokens(state), _first_pruned_layer(model, state)
     num_all_layers = first_pruned * num_visual + (num_layers - first_pruned) * num_decode
-    vision = model.vision_geometry(*state.sequence.frames.shape[1:3])
+    clip = state.prompt.clip
+    size = (clip.height, clip.width) if clip is not None else (model.image_size,) * 2
+    vision = model.vision_geometry(*size)
     shape = AnswerShape(
         num_units=0 if state.has_video_hit else len(state.distinct_units),
         num_text_tokens=state.num_text_tokens,
@@ -44,7 +50,7 @@ def _compression_report(model: VideoLanguageModel, state: SequenceState) -> Comp
         num_decode_tokens=num_decode,
         first_pruned_layer=first_pruned,
         num_decode_steps=state.num_decode_steps,
-        num_reused_tokens=state.num_prefix_tokens if state.has_prefix_hit else 0,
+        num_reused_tokens=_reused_tokens(state),
     )
     full = replace(
         shape,
@@ -61,9 +67,11 @@ def _compression_report(model: VideoLanguageModel, state: SequenceState) -> Comp
         visual_tokens_prefill=num_visual,
         visual_tokens_decode=num_decode,
         pruned_layers=tuple(range(first_pruned, num_layers)),
-        retained_ratio_prefill=num_visual / num_in,
-        retained_ratio_decode=num_decode / num_in,
-        retained_ratio_decode_all_layers=num_all_layers / (num_layers * num_in),
+        retained_ratio_prefill=num_visual / num_in if num_in else None,
+        retained_ratio_decode=num_decode / num_in if num_in else None,
+        retained_ratio_decode_all_layers=(
+            num_all_layers / (num_layers * num_in) if num_in else None
+        ),
         kept_per_frame=state.held_prefix.kept_per_unit,
         decode_steps=shape.num_decode_steps,
         refreshes=state.num_refreshes,
@@ -72,6 +80,12 @@ def _compression_report(model: VideoLanguageModel, state: SequenceState) -> Comp
         exact_flops_full=exact_flops(vision, geometry, full),
         exact_flops_actual=exact_flops(vision, geometry, shape),
     )
+
+
+def _reused_tokens(state: SequenceState) -> int:
+    """Of the prompt, whose keys and values were there when it was admitted, or were on their way;
+    none are worth counting without a video."""
+    return state.num_prefix_tokens if state.has_prefix_hit and state.has_video else 0
 
 
 def _decode_tokens(state: SequenceState) -> int:

@@ -75,6 +75,10 @@ class SequenceState:
     # --- counts ---
 
     @property
+    def has_video(self) -> bool:
+        return self.prompt.num_units > 0
+
+    @property
     def num_tokens_in(self) -> int:
         """F * N: the visual tokens before stage I."""
         return self.prompt.num_units * self.prompt.tokens_per_unit
@@ -86,7 +90,8 @@ class SequenceState:
 
     @property
     def num_prefix_tokens(self) -> int:
-        """The prompt up to the question: what every question about the video shares."""
+        """The prompt up to the question: what every question about the video shares. Without a
+        video, one token: there is nothing worth sharing."""
         return self.layout.prefix.num_tokens
 
     @property

@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerFast
 
 from dycoke_core.compression.flops import TextGeometry, VisionGeometry
 from dycoke_core.model.attention import LayerAttention
+from dycoke_core.preprocess import Prompt
 from dycoke_core.sequence import ChatMessage, FrameTiming
 
 
@@ -81,15 +82,28 @@ class PromptLayout:
     """A conversation around a video, before anything is dropped.
 
     Args:
+        clip: None: there is no video, and the prefix is one token.
         prefix: up to the question.
         question_ids: the rest of the prompt.
     """
 
-    clip: Clip
+    clip: Clip | None
     prefix: tuple[Segment, ...]
     question_ids: tuple[int, ...]
     num_units: int
     tokens_per_unit: int  # N
+
+    @classmethod
+    def without_video(cls, prompt: Prompt) -> "PromptLayout":
+        """Args: prompt: cut behind its first id."""
+        prefix = (Text(prompt.ids_before_video),)
+        return cls(None, prefix, prompt.ids_after_video, num_units=0, tokens_per_unit=0)
+
+    @property
+    def text_ids(self) -> tuple[int, ...]:
+        """Of the prefix, whatever stands between them."""
+        texts = (segment.token_ids for segment in self.prefix if isinstance(segment, Text))
+        return tuple(token_id for ids in texts for token_id in ids)
 
     @property
     def num_prefix_text(self) -> int:
@@ -208,8 +222,16 @@ class VideoLanguageModel(Protocol):
         """
         ...
 
-    def lay_out(self, messages: tuple[ChatMessage, ...], clip: Clip) -> PromptLayout:
-        """Renders a conversation around a video.
+    def lay_out(
+        self,
+        messages: tuple[ChatMessage, ...],
+        clip: Clip | None,
+        video_turn: int | None = None,
+    ) -> PromptLayout:
+        """Renders a conversation around a video, or without one.
+
+        Args:
+            video_turn: index of the user turn that the video belongs to; None: the first one.
 
         Raises:
             InvalidRequestError: messages that the model cannot take.
@@ -242,6 +264,10 @@ class VideoLanguageModel(Protocol):
             kept: int64 [V], which of the units * N tokens stay, in the order they stand in.
             kept_per_unit: how many of each unit.
         """
+        ...
+
+    def embed_text(self, layout: PromptLayout) -> EmbeddedPrefix:
+        """Puts a prefix without a video together."""
         ...
 
     def embed_tokens(self, token_ids: Sequence[int]) -> Tensor:

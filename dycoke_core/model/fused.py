@@ -137,6 +137,7 @@ class FusedDecoder:
         keys: Tensor,
         values: Tensor,
         attend: Attend,
+        *,
         layer_adds: Tensor | None = None,
     ) -> Tensor:
         """Runs all layers over new tokens.

@@ -149,8 +149,16 @@ class LlavaOnevision:
             raise InvalidRequestError(f"frames must be [F, {size}, {size}, 3] with F of at least 1")
         return Clip(*shape[:3])  # its prompts and positions tell no time
 
-    def lay_out(self, messages: tuple[ChatMessage, ...], clip: Clip) -> PromptLayout:
-        prompt = self.prompt_encoder(messages)
+    def lay_out(
+        self,
+        messages: tuple[ChatMessage, ...],
+        clip: Clip | None,
+        video_turn: int | None = None,
+    ) -> PromptLayout:
+        has_video = clip is not None
+        prompt = self.prompt_encoder(messages, has_video=has_video, video_turn=video_turn)
+        if clip is None:
+            return PromptLayout.without_video(prompt)
         prefix = (Text(prompt.ids_before_video), Units(range(clip.num_frames)), Newline())
         return PromptLayout(
             clip,
@@ -171,6 +179,10 @@ class LlavaOnevision:
         visual_tokens = features.flatten(0, 1).index_select(0, kept)
         embeds, positions = self.embed_prefix(text.token_ids, visual_tokens)
         return EmbeddedPrefix(embeds, positions, layout.visual_runs(kept_per_unit))
+
+    def embed_text(self, layout: PromptLayout) -> EmbeddedPrefix:
+        embeds = self.embed_tokens(layout.text_ids)
+        return EmbeddedPrefix(embeds, torch.arange(len(embeds), device=embeds.device)[None], ())
 
     def embed_prefix(
         self, ids_before_video: tuple[int, ...], visual_tokens: Tensor

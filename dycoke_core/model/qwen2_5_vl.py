@@ -16,7 +16,6 @@ from transformers.vision_utils import (
 from dycoke_core.compression.flops import VisionGeometry
 from dycoke_core.model.adapter import Clip, PromptLayout, Text, Units
 from dycoke_core.model.qwen_vl import QwenVL
-from dycoke_core.sequence import ChatMessage
 from dycoke_core.transfer import to_device
 
 
@@ -57,13 +56,13 @@ class Qwen25VL(QwenVL):
             / patches.merge**2,
         )
 
-    def lay_out(self, messages: tuple[ChatMessage, ...], clip: Clip) -> PromptLayout:
-        prompt = self.prompt_encoder(messages)
+    def _lay_out(self, rendered: str, clip: Clip) -> PromptLayout:
+        before, question = self.prompt_encoder.split(rendered)
         num_units = self.patches.num_units(clip.num_frames)
         return PromptLayout(
             clip,
-            (Text(prompt.ids_before_video), Units(range(num_units))),
-            prompt.ids_after_video,
+            (Text(before), Units(range(num_units))),
+            question,
             num_units=num_units,
             tokens_per_unit=self.tokens_per_unit(clip.height, clip.width),
         )

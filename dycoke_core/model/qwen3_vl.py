@@ -22,7 +22,6 @@ from dycoke_core.compression.flops import VisionGeometry
 from dycoke_core.model.adapter import Clip, PromptLayout, Segment, Text, Units
 from dycoke_core.model.qwen_vl import QwenVL
 from dycoke_core.model.temporal_patches import DEFAULT_FPS
-from dycoke_core.sequence import ChatMessage
 from dycoke_core.transfer import to_device
 
 
@@ -63,8 +62,7 @@ class Qwen3VL(QwenVL):
             / patches.merge**2,
         )
 
-    def lay_out(self, messages: tuple[ChatMessage, ...], clip: Clip) -> PromptLayout:
-        rendered = self.prompt_encoder.render(messages)
+    def _lay_out(self, rendered: str, clip: Clip) -> PromptLayout:
         token = self.prompt_encoder.video_token
         times = self._unit_times(clip)
         units = "".join(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from dycoke_core.compression.flops import TextGeometry, VisionGeometry
-from dycoke_core.model.adapter import Clip, EmbeddedPrefix, LayerSpec, PromptLayout, Text
+from dycoke_core.model.adapter import Clip, EmbeddedPrefix, LayerSpec, PromptLayout
 from dycoke_core.model.attention import LayerAttention
 from dycoke_core.model.checkpoint import Checkpoint
 from dycoke_core.model.geometry import layer_specs, text_geometry
@@ -146,10 +146,24 @@ class QwenVL(ABC):
     def clip(self, shape: tuple[int, ...], timing: FrameTiming | None) -> Clip:
         return self.patches.clip(shape, timing)
 
+    def lay_out(
+        self,
+        messages: tuple[ChatMessage, ...],
+        clip: Clip | None,
+        video_turn: int | None = None,
+    ) -> PromptLayout:
+        if clip is None:
+            return PromptLayout.without_video(self.prompt_encoder(messages, has_video=False))
+        rendered = self.prompt_encoder.render(messages, video_turn=video_turn)
+        return self._lay_out(rendered, clip)
+
     @abstractmethod
-    def lay_out(self, messages: tuple[ChatMessage, ...], clip: Clip) -> PromptLayout: ...
+    def _lay_out(self, rendered: str, clip: Clip) -> PromptLayout:
+        """Args: rendered: the conversation as text, its video as the video token."""
 
     def next_position(self, layout: PromptLayout, num_visual: int) -> int:
+        if layout.clip is None:
+            return layout.num_prefix_text
         return next_position(layout, self._of_run(layout.clip))
 
     def encode_frames(self, frames: Tensor) -> Iterator[Tensor | None]:
@@ -165,9 +179,9 @@ class QwenVL(ABC):
     def embed(
         self, layout: PromptLayout, features: Tensor, kept: Tensor, kept_per_unit: tuple[int, ...]
     ) -> EmbeddedPrefix:
+        assert layout.clip is not None
         visual = layout.visual_runs(kept_per_unit)
         visual_rows = features.flatten(0, 1).index_select(0, kept)
-        text_ids = [i for part in layout.prefix if isinstance(part, Text) for i in part.token_ids]
         places = kept_places(layout, kept, kept_per_unit)
         positions = to_device(prefix_positions(layout, self._of_run(layout.clip)), self.device)
         is_visual = [place for run in visual for place in run]
@@ -175,7 +189,7 @@ class QwenVL(ABC):
         visual_places = self.integers(is_visual)
         size = self.text_geometry.hidden_size
         embeds = features.new_empty((len(places), size))
-        embeds.index_copy_(0, self.integers(is_text), self.embed_tokens(text_ids))
+        embeds.index_copy_(0, self.integers(is_text), self.embed_tokens(layout.text_ids))
         embeds.index_copy_(0, visual_places, visual_rows[:, :size])
         return EmbeddedPrefix(
             embeds,
@@ -183,6 +197,11 @@ class QwenVL(ABC):
             visual,
             _layer_adds(visual_rows[:, size:], visual_places, embeds),
         )
+
+    def embed_text(self, layout: PromptLayout) -> EmbeddedPrefix:
+        embeds = self.embed_tokens(layout.text_ids)
+        positions = torch.arange(len(embeds), device=embeds.device).expand(NUM_AXES, -1)
+        return EmbeddedPrefix(embeds, positions, ())
 
     def embed_tokens(self, token_ids: Sequence[int]) -> Tensor:
         embedded = self.model.get_input_embeddings()(self.integers(token_ids))

@@ -8,9 +8,10 @@ the children import `decord` and `av`; nothing here imports torch.
 from dycoke_core.video.containers import SNIFF_BYTES, Container, sniff_container
 from dycoke_core.video.frame_readers import FrameReaders, read_video_frames
 from dycoke_core.video.sandbox import SandboxState
-from dycoke_core.video.types import FrameSpec, ReadLimits, VideoFrames, VideoProbe
+from dycoke_core.video.types import SAMPLINGS, FrameSpec, ReadLimits, VideoFrames, VideoProbe
 
 __all__ = [
+    "SAMPLINGS",
     "SNIFF_BYTES",
     "Container",
     "FrameReaders",

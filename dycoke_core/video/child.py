@@ -27,9 +27,11 @@ class Task:
     """One thing to do with one video."""
 
     params: Mapping[str, Any]
+    num_threads: int  # to decode with
     video_path: str  # a name of our own, which tells a demuxer nothing
     pixels: npt.NDArray[np.uint8] | None  # [F, S, S, 3] to be written, shared with the parent
     report_progress: Callable[[float], None]
+    has_complained: Callable[[], bool]  # whether a library has printed errors since the last call
 
 
 Tasks = dict[str, Callable[[Task], dict[str, Any]]]
@@ -64,9 +66,11 @@ def _run(message: dict[str, Any], fds: list[int], tasks: Tasks) -> None:
     try:
         task = Task(
             params=message["params"],
+            num_threads=message["num_threads"],
             video_path=f"/proc/self/fd/{video_fd}",
             pixels=map_for_writing(fds[2], message["shape"]) if len(fds) > 2 else None,
             report_progress=lambda share: reply({"progress": round(share, 3)}),
+            has_complained=_has_complained,
         )
         _die_first_when_memory_is_short()
         confine(video_fd, **message["confinement"])
@@ -77,18 +81,28 @@ def _run(message: dict[str, Any], fds: list[int], tasks: Tasks) -> None:
         reply({"error": "memory", "detail": ""})
     except Exception as error:
         detail = f"{type(error).__name__}: {error}"
-        reply({"error": "crash", "detail": detail[:_MAX_DETAIL_CHARACTERS]})
+        reply({"error": "exception", "detail": detail[:_MAX_DETAIL_CHARACTERS]})
 
 
 def _keep_only(fds: list[int]) -> None:
-    """Closes what the server has open, and gives decoders nowhere to print to."""
+    """Closes what the server has open. What is printed to stderr can be read from stdin, and is
+    lost where that is full.
+    """
     nowhere = os.open(os.devnull, os.O_RDWR)
-    for standard in (0, 1, 2):
-        os.dup2(nowhere, standard)
+    said, says = os.pipe2(os.O_NONBLOCK)
+    for standard, fd in enumerate((said, nowhere, says)):
+        os.dup2(fd, standard)
     for fd in [int(name) for name in os.listdir("/proc/self/fd")]:
         if fd > 2 and fd not in fds:
             with suppress(OSError):  # the listing's own, closed by now
                 os.close(fd)
+
+
+def _has_complained() -> bool:
+    try:
+        return bool(os.read(0, MAX_MESSAGE_BYTES))
+    except BlockingIOError:
+        return False
 
 
 def _die_first_when_memory_is_short() -> None:

@@ -2,13 +2,20 @@
 
 Frames are scaled while they are decoded: with whole frames decord's queue takes gigabytes within
 seconds. It applies rotation metadata on its own.
+
+What a decoder puts in the place of lost data depends on its number of threads. So that frames never
+depend on how busy a machine is, a video that FFmpeg has complained of is read once more with one.
 """
 
 from typing import Any
 
 import decord
+import numpy as np
+import numpy.typing as npt
 
 from dycoke_core.video.child import Task, TaskError, Tasks
+
+decord.logging.set_level(decord.logging.ERROR)
 
 # decord puts a neighbour in the place of a frame that it cannot find, and says so to nobody unless
 # more than this share of the video was replaced. One is too many: PyAV may find it.
@@ -17,34 +24,45 @@ _MAX_SUBSTITUTED_SHARE = 1e-9
 
 def read(task: Task) -> dict[str, Any]:
     """Decodes the frames `indices`, ascending, of `total_frames` into the pixels."""
-    assert task.pixels is not None
-    image_size = task.pixels.shape[1]
     try:
-        video = decord.VideoReader(
-            task.video_path,
-            ctx=decord.cpu(0),
-            width=image_size,
-            height=image_size,
-            num_threads=1,
-            fault_tol=_MAX_SUBSTITUTED_SHARE,
-        )
-        if len(video) != task.params["total_frames"]:
-            raise TaskError("unreadable", "decord counts other frames than there are")
-        _read(video, task)
+        _read(task, task.num_threads)
+        if task.num_threads > 1 and task.has_complained():
+            _read(task, num_threads=1)
     except (decord.DECORDError, decord.DECORDLimitReachedError, RuntimeError) as error:
         raise TaskError("unreadable", str(error)) from error
     return {}
 
 
-def _read(video: decord.VideoReader, task: Task) -> None:
+def _read(task: Task, num_threads: int) -> None:
     assert task.pixels is not None
+    image_size = task.pixels.shape[1]
+    video = decord.VideoReader(
+        task.video_path,
+        ctx=decord.cpu(0),
+        width=image_size,
+        height=image_size,
+        num_threads=num_threads,
+        fault_tol=_MAX_SUBSTITUTED_SHARE,
+    )
+    if len(video) != task.params["total_frames"]:
+        raise TaskError("unreadable", "decord counts other frames than there are")
     indices = task.params["indices"]
     for row, index in enumerate(indices):
         if row and indices[row - 1] == index:
             task.pixels[row] = task.pixels[row - 1]
         else:
-            task.pixels[row] = video[index].asnumpy()
+            task.pixels[row] = _without_padding(video[index].asnumpy(), image_size)
         task.report_progress((row + 1) / len(indices))
+
+
+def _without_padding(frame: npt.NDArray[np.uint8], image_size: int) -> npt.NDArray[np.uint8]:
+    """Takes the pixels out of the rows that FFmpeg has padded in memory.
+
+    Where the padded row is so many times the width (of 16, 32, 48, 96 pixels and others), decord
+    calls that the number of channels: [S, S, 4], [S, S, 6].
+    """
+    rows = frame.reshape(image_size, -1)
+    return rows[:, : 3 * image_size].reshape(image_size, image_size, 3)
 
 
 TASKS: Tasks = {"read": read}

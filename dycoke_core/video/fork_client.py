@@ -12,13 +12,15 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from itertools import count
 from typing import Any
 
 from dycoke_core.errors import SandboxUnavailableError
 from dycoke_core.video.child import MAX_MESSAGE_BYTES
+from dycoke_core.video.types import FailureCode
 
 logger = logging.getLogger(__name__)
 
@@ -29,17 +31,20 @@ _KILL_PATIENCE_S = 5.0
 # All that a reader sees of the environment; the rest carries keys and passwords.
 _ENVIRONMENT = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "LANG", "LC_ALL")
 # What a child may say of itself. Everything else is concluded from how it ended.
-_REPORTED = frozenset({"no_video", "unreadable", "too_many_frames", "memory", "crash"})
+_REPORTED: dict[str, FailureCode] = {
+    "no_video": "no_video",
+    "unknown_codec": "unknown_codec",
+    "unreadable": "unreadable",
+    "too_many_frames": "too_many_frames",
+    "memory": "memory",
+    "exception": "exception",
+}
 
 
 class TaskFailure(Exception):
-    """A child brought no result.
+    """A child brought no result. `detail` is its own words: for logs, never for clients."""
 
-    `code` is what it reported of the video (no_video, unreadable, too_many_frames) or how it ended
-    (timeout, memory, cpu, crash). `detail` is its own words: for logs, never for clients.
-    """
-
-    def __init__(self, code: str, detail: str = "") -> None:
+    def __init__(self, code: FailureCode, detail: str = "") -> None:
         super().__init__(code)
         self.code = code
         self.detail = detail
@@ -58,6 +63,7 @@ class Confinement:
 class _Child:
     """One running child. Its replies come through a pipe, the news of its end from the server."""
 
+    confinement: Confinement
     reply_fd: int
     on_progress: Callable[[float], None]
     ended: asyncio.Future[Mapping[str, Any]]  # the server's message; empty if the server died
@@ -110,14 +116,24 @@ class ForkServer:
         self._control.setblocking(False)
         command = [sys.executable, "-m", "dycoke_core.video.fork_server", str(theirs.fileno())]
         environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-        with theirs:
+        with theirs, self._closing_unless_started():
+            # Neither numpy nor malloc may take memory for each of the machine's cores.
+            own = {"OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
             self._process = subprocess.Popen(
                 [*command, self._module],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                env=environment | {"OPENBLAS_NUM_THREADS": "1"},  # numpy must not start threads
+                env=environment | own,
             )
+
+    @contextmanager
+    def _closing_unless_started(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            self._let_go()
+            raise
 
     def observe_refusals(self) -> dict[str, bool]:
         """Has a child, confined as far as this system can, try what it must not. Blocks.
@@ -130,7 +146,12 @@ class ForkServer:
         control = self._control
         assert control is not None
         confinement = asdict(self._confinement) | {"is_strict": False}
-        task = {"name": "observe_refusals", "params": {}, "confinement": confinement}
+        task = {
+            "name": "observe_refusals",
+            "params": {},
+            "num_threads": 1,
+            "confinement": confinement,
+        }
         read_end, write_end = os.pipe()
         try:
             with open(__file__, "rb") as readable:
@@ -152,6 +173,7 @@ class ForkServer:
         video_fd: int,
         *,
         timeout_s: float,
+        num_threads: int = 1,
         pixels: tuple[int, Sequence[int]] | None = None,
         on_progress: Callable[[float], None] = lambda share: None,
     ) -> Any:
@@ -160,23 +182,33 @@ class ForkServer:
         However this ends, the child has ended or is killed; cancelling kills it at once.
 
         Args:
+            num_threads: how many it may decode with; each brings its own share of CPU time.
             pixels: descriptor and shape of a frame buffer for the child to write.
 
         Raises:
             TaskFailure: there is no result.
         """
-        self._watch()
-        confinement = asdict(self._confinement)
-        task: dict[str, Any] = {"name": name, "params": params, "confinement": confinement}
+        try:
+            self._watch()
+            read_end, write_end = os.pipe()
+        except OSError as error:
+            raise TaskFailure("no_process", "no server") from error
+        confinement = replace(self._confinement, cpu_s=self._confinement.cpu_s * num_threads)
+        task: dict[str, Any] = {
+            "name": name,
+            "params": params,
+            "num_threads": num_threads,
+            "confinement": asdict(confinement),
+        }
         pixel_fds = []
         if pixels is not None:
             pixel_fds = [pixels[0]]
             task["shape"] = pixels[1]
         loop = asyncio.get_running_loop()
         task_id = next(self._ids)
-        read_end, write_end = os.pipe()
         os.set_blocking(read_end, False)
-        child = self._children[task_id] = _Child(read_end, on_progress, loop.create_future())
+        child = _Child(confinement, read_end, on_progress, loop.create_future())
+        self._children[task_id] = child
         try:
             self._send_run(task_id, task, [video_fd, write_end, *pixel_fds])
             loop.add_reader(read_end, self._on_reply, task_id, child)
@@ -207,7 +239,7 @@ class ForkServer:
                 self._end_abruptly()
             raise TaskFailure("timeout")
         child.read_replies()  # what came between the last look and the end
-        return _result(child, self._confinement)
+        return _result(child)
 
     def _watch(self) -> None:
         if self._control is None:
@@ -297,7 +329,7 @@ def _await_end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _result(child: _Child, confinement: Confinement) -> Any:
+def _result(child: _Child) -> Any:
     """Returns the result of a child that has ended, or raises its failure."""
     if child.num_received_bytes > _MAX_REPLY_BYTES:
         raise TaskFailure("crash", "too many replies")
@@ -307,18 +339,23 @@ def _result(child: _Child, confinement: Confinement) -> Any:
             return reply["result"]
         code = reply.get("error")
         if isinstance(code, str) and code in _REPORTED:
-            raise TaskFailure(code, ascii(reply.get("detail"))[:_MAX_DETAIL_CHARACTERS])
-    raise TaskFailure(_cause_of_end(child.ended.result(), confinement))
+            detail = ascii(reply.get("detail"))[:_MAX_DETAIL_CHARACTERS]
+            raise TaskFailure(_REPORTED[code], detail)
+    raise TaskFailure(_cause_of_end(child.ended.result(), child.confinement))
 
 
-def _cause_of_end(ended: Mapping[str, Any], confinement: Confinement) -> str:
+def _cause_of_end(ended: Mapping[str, Any], confinement: Confinement) -> FailureCode:
     """Concludes why a child ended without a word. Where the kernel does not say, by its usage."""
-    if not ended or not os.WIFSIGNALED(ended["status"]):
-        return "crash"
+    if not ended:  # with its server
+        return "killed"
+    if "status" not in ended:
+        return "no_process"
+    if not os.WIFSIGNALED(ended["status"]):
+        return "exception"
     killed_by = os.WTERMSIG(ended["status"])
     if killed_by == signal.SIGXCPU or ended["cpu_s"] >= confinement.cpu_s:
         return "cpu"
-    # The kernel's out-of-memory killer, or a library that died of an allocation that failed.
-    if killed_by == signal.SIGKILL or ended["max_rss_bytes"] >= confinement.memory_bytes / 2:
-        return "memory"
-    return "crash"
+    if killed_by == signal.SIGKILL:  # no limit of its own ends it so: the kernel, or an operator
+        return "killed"
+    # A library that died of an allocation that failed, or of itself.
+    return "memory" if ended["max_rss_bytes"] >= confinement.memory_bytes / 2 else "crash"

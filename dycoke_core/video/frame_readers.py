@@ -10,17 +10,19 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from dycoke_core.cores import num_usable_cores
 from dycoke_core.errors import InvalidRequestError, SandboxUnavailableError
 from dycoke_core.video.containers import Container
 from dycoke_core.video.fork_client import Confinement, ForkServer, TaskFailure
 from dycoke_core.video.frame_buffer import copy_pixels, open_frame_buffer
 from dycoke_core.video.landlock import landlock_abi
-from dycoke_core.video.refusals import KILL_REASONS, as_video_error, refuse_beyond_limits
+from dycoke_core.video.refusals import KILL_REASONS, as_dycoke_error, refuse_beyond_limits
 from dycoke_core.video.replies import (
     MalformedReplyError,
     Placement,
@@ -39,6 +41,9 @@ logger = logging.getLogger(__name__)
 _TOLERATED_GAP_S = 1.0
 _TOLERATED_GAP_SHARE = 0.05
 
+# More gain little at the sizes of most videos, and every thread holds frames of its own.
+_MAX_THREADS = 8
+
 _FOR_DECORD = frozenset({Container.MP4, Container.MATROSKA})
 
 OnProgress = Callable[[float], None]
@@ -51,17 +56,26 @@ class _Reading:
 
     video: VideoFile
     plan: Plan
+    spec: FrameSpec
     pixels_fd: int
-    shape: tuple[int, ...]
     ends_at: float  # time.monotonic
+    num_threads: int
     on_progress: OnProgress
+
+    @property
+    def pixels(self) -> tuple[int, tuple[int, ...]]:
+        return self.pixels_fd, self.spec.shape
 
 
 class FrameReaders:
     """Probes and reads videos, at most `max_readers` of each at a time; others wait their turn.
 
+    Those that read share `num_cores`: each decodes with as many threads as there are cores for it
+    when it starts.
+
     Cancelling a call kills its child at once. `kills` counts, by reason (timeout, memory, cpu,
-    crash), the children that did not end by themselves. `sandbox` says what they are denied.
+    crash, killed), the children that did not end by themselves, `num_exceptions` those that ended
+    in an error of Python. `sandbox` says what they are denied.
 
     Raises:
         SandboxUnavailableError: children cannot be started, or, without `allow_unsandboxed`, this
@@ -69,9 +83,16 @@ class FrameReaders:
     """
 
     def __init__(
-        self, limits: ReadLimits, *, max_readers: int, allow_unsandboxed: bool = False
+        self,
+        limits: ReadLimits,
+        *,
+        max_readers: int,
+        allow_unsandboxed: bool = False,
+        num_cores: int | None = None,
     ) -> None:
         self._limits = limits
+        self._num_cores = num_usable_cores() if num_cores is None else num_cores
+        self._num_reading = 0
         confinement = Confinement(
             memory_bytes=limits.memory_bytes, cpu_s=limits.cpu_s, is_strict=not allow_unsandboxed
         )
@@ -79,7 +100,8 @@ class FrameReaders:
         self._decord = ForkServer("dycoke_core.video.decord_reader", confinement)
         self._probe_places = asyncio.Semaphore(max_readers)
         self._read_places = asyncio.Semaphore(max_readers)
-        self._kills = Counter(dict.fromkeys(KILL_REASONS, 0))
+        self._kills: Counter[str] = Counter(dict.fromkeys(KILL_REASONS, 0))
+        self._num_exceptions = 0
         try:
             self.sandbox = self._start()
             if not (self.sandbox.is_complete or allow_unsandboxed):
@@ -93,11 +115,16 @@ class FrameReaders:
     def kills(self) -> Mapping[str, int]:
         return self._kills
 
+    @property
+    def num_exceptions(self) -> int:
+        return self._num_exceptions
+
     async def probe(self, path: Path) -> VideoProbe:
         """Reads the headers of a video and refuses what they already show to be unreadable.
 
         Raises:
             VideoError: not a video we take, or none at all.
+            ReadersUnavailableError
         """
         async with self._probe_places, open_video(path) as video:
             timeout_s = min(self._limits.probe_timeout_s, self._limits.timeout_s)
@@ -111,7 +138,7 @@ class FrameReaders:
                     timeout_s=timeout_s,
                 )
             except TaskFailure as failure:
-                raise as_video_error(failure, self._limits, timeout_s) from failure
+                raise as_dycoke_error(failure, self._limits, timeout_s) from failure
             refuse_beyond_limits(headers, self._limits)
             return headers.probe
 
@@ -133,6 +160,7 @@ class FrameReaders:
         Raises:
             VideoError: the video is refused or cannot be read within the limits.
             InvalidRequestError: the clip starts beyond the video's end.
+            ReadersUnavailableError
         """
         limit_s = self._limits.timeout_s
         budget_s = limit_s if timeout_s is None else min(limit_s, timeout_s)
@@ -141,16 +169,25 @@ class FrameReaders:
             ends_at = time.monotonic() + budget_s
             try:
                 plan = await self._plan(video, spec, budget_s)
-                with open_frame_buffer(spec.shape) as fd:
+                with open_frame_buffer(spec.shape) as fd, self._threads() as num_threads:
                     return await self._read(
-                        _Reading(video, plan, fd, spec.shape, ends_at, progress)
+                        _Reading(video, plan, spec, fd, ends_at, num_threads, progress)
                     )
             except TaskFailure as failure:
-                raise as_video_error(failure, self._limits, budget_s) from failure
+                raise as_dycoke_error(failure, self._limits, budget_s) from failure
 
     async def aclose(self) -> None:
         """Ends all readers. Calls that are still under way fail."""
         await asyncio.gather(self._pyav.aclose(), self._decord.aclose())
+
+    @contextmanager
+    def _threads(self) -> Iterator[int]:
+        """How many threads may decode, with an equal share of the cores for every reading."""
+        self._num_reading += 1
+        try:
+            yield max(1, min(_MAX_THREADS, self._num_cores // self._num_reading))
+        finally:
+            self._num_reading -= 1
 
     def _start(self) -> SandboxState:
         servers = (self._pyav, self._decord)
@@ -165,7 +202,12 @@ class FrameReaders:
             self._pyav,
             "plan",
             video,
-            {"num_frames": spec.num_frames, "start_s": spec.start_s, "end_s": spec.end_s},
+            {
+                "num_frames": spec.num_frames,
+                "start_s": spec.start_s,
+                "end_s": spec.end_s,
+                "sampling": spec.sampling,
+            },
             lambda reply: parse_plan(reply, video.container, spec.num_frames),
             timeout_s=timeout_s,
         )
@@ -175,13 +217,39 @@ class FrameReaders:
         return plan
 
     async def _read(self, reading: _Reading) -> VideoFrames:
-        warnings = _warnings_about(reading.plan)
+        warnings = _warnings_about(reading.plan, reading.spec)
+        if reading.plan.key_pts:
+            with suppress(_OtherwiseReadableError):
+                return await self._read_keyframes(reading, warnings)
         if reading.plan.has_times and reading.video.container in _FOR_DECORD:
             try:
                 return await self._read_with_decord(reading, warnings)
             except TaskFailure as failure:
                 warnings.append(f"decord could not read this video ({failure.code}); PyAV did")
+                frames = await self._read_with_pyav(reading, warnings)
+                return replace(frames, fallback_cause=failure.code)
         return await self._read_with_pyav(reading, warnings)
+
+    async def _read_keyframes(self, reading: _Reading, warnings: list[str]) -> VideoFrames:
+        """Raises: _OtherwiseReadableError."""
+        plan = reading.plan
+        try:
+            await self._run(
+                self._pyav,
+                "read_keyframes",
+                reading.video,
+                {"key_pts": plan.key_pts},
+                lambda reply: None,
+                timeout_s=reading.ends_at - time.monotonic(),
+                pixels=reading.pixels,
+                on_progress=reading.on_progress,
+            )
+        except TaskFailure as failure:
+            if failure.code == "unreadable":  # where decoding can start, it seems, it cannot
+                raise _OtherwiseReadableError from failure
+            raise
+        pixels = await copy_pixels(*reading.pixels)
+        return VideoFrames(pixels, plan.indices, plan.timestamps_s, "pyav", tuple(warnings))
 
     async def _read_with_decord(self, reading: _Reading, warnings: list[str]) -> VideoFrames:
         plan = reading.plan
@@ -193,10 +261,11 @@ class FrameReaders:
             {"indices": plan.indices, "total_frames": plan.total_frames},
             lambda reply: None,
             timeout_s=left_s * self._limits.decord_share,
-            pixels=(reading.pixels_fd, reading.shape),
+            num_threads=reading.num_threads,
+            pixels=reading.pixels,
             on_progress=reading.on_progress,
         )
-        pixels = await copy_pixels(reading.pixels_fd, reading.shape)
+        pixels = await copy_pixels(*reading.pixels)
         return VideoFrames(pixels, plan.indices, plan.timestamps_s, "decord", tuple(warnings))
 
     async def _read_with_pyav(self, reading: _Reading, warnings: list[str]) -> VideoFrames:
@@ -208,10 +277,11 @@ class FrameReaders:
             {"indices": plan.indices},
             lambda reply: parse_placement(reply, plan),
             timeout_s=reading.ends_at - time.monotonic(),
-            pixels=(reading.pixels_fd, reading.shape),
+            num_threads=reading.num_threads,
+            pixels=reading.pixels,
             on_progress=reading.on_progress,
         )
-        pixels = await copy_pixels(reading.pixels_fd, reading.shape)
+        pixels = await copy_pixels(*reading.pixels)
         warnings = warnings + _warnings_of(placed, plan)
         return VideoFrames(pixels, placed.indices, placed.timestamps_s, "pyav", tuple(warnings))
 
@@ -224,6 +294,7 @@ class FrameReaders:
         parse: Callable[[Any], T],
         *,
         timeout_s: float,
+        num_threads: int = 1,
         pixels: tuple[int, tuple[int, ...]] | None = None,
         on_progress: OnProgress = lambda share: None,
     ) -> T:
@@ -239,20 +310,28 @@ class FrameReaders:
                 {**common, **params},
                 video.fd,
                 timeout_s=timeout_s,
+                num_threads=num_threads,
                 pixels=pixels,
                 on_progress=on_progress,
             )
             return parse(reply)
         except MalformedReplyError as error:
-            failure = TaskFailure("crash", f"malformed reply: {error}")
+            failure = TaskFailure("exception", f"malformed reply: {error}")
         except TaskFailure as error:
             failure = error
         if failure.code in KILL_REASONS:
             self._kills[failure.code] += 1
             logger.warning("a frame reader was lost: %s (%s)", failure.code, failure.detail)
+        elif failure.code == "exception":
+            self._num_exceptions += 1
+            logger.warning("a frame reader failed: %s", failure.detail)
         else:
             logger.debug("a video was not read: %s (%s)", failure.code, failure.detail)
         raise failure
+
+
+class _OtherwiseReadableError(Exception):
+    """The quick way does not work with this video; the others may."""
 
 
 class _Rising:
@@ -268,12 +347,17 @@ class _Rising:
             self._listener(share)
 
 
-def _warnings_about(plan: Plan) -> list[str]:
+def _warnings_about(plan: Plan, spec: FrameSpec) -> list[str]:
     """What the list of frames shows, before any is decoded."""
+    warnings = []
     duration_s = plan.headers.probe.duration_s or 0.0
     if duration_s - plan.end_s > max(_TOLERATED_GAP_S, _TOLERATED_GAP_SHARE * duration_s):
-        return [f"the frames end at {plan.end_s:.2f} s, the file at {duration_s:.2f} s"]
-    return []
+        warnings.append(f"the frames end at {plan.end_s:.2f} s, the file at {duration_s:.2f} s")
+    if spec.sampling == "keyframe" and not plan.num_keyframes:
+        warnings.append("no keyframes are known of the clip; all its frames were sampled")
+    elif spec.sampling == "keyframe" and plan.num_keyframes < spec.num_frames:
+        warnings.append(f"the clip has {plan.num_keyframes} keyframes, which are repeated")
+    return warnings
 
 
 def _warnings_of(placed: Placement, plan: Plan) -> list[str]:

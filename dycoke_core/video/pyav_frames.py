@@ -6,7 +6,7 @@ seeking. Knows nothing of tasks or pixels.
 """
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import av
@@ -27,6 +27,13 @@ class FrameList:
     end_s: float
     pts: list[int] | None  # ascending, unique; None: frames have to be counted
     key_pts: list[int]  # where decoding can start, ascending; empty without pts
+
+    def keyframes_in(self, clip: range) -> list[int]:
+        """Returns the numbers of those frames of a clip that decode without any other."""
+        if self.pts is None:
+            return []
+        keys = set(self.key_pts)
+        return [number for number in clip if self.pts[number] in keys]
 
 
 def list_frames(container: InputContainer, stream: VideoStream, max_frames: int) -> FrameList:
@@ -61,16 +68,28 @@ def list_frames(container: InputContainer, stream: VideoStream, max_frames: int)
 class FrameSource:
     """Decodes frames by number, asked for in ascending order.
 
+    Frames that no other is predicted from are not decoded where nobody wants them, unless a wanted
+    one turns out not to decode (then its neighbours are wanted) or to be made of two fields (which
+    may come in two packets).
+
+    `has_failed` tells whether a packet did not decode.
+
     Args:
         open_video: returns the container and its stream, rewound.
+        wanted: the frames that will be asked for.
     """
 
     def __init__(
-        self, open_video: Callable[[], tuple[InputContainer, VideoStream]], frames: FrameList
+        self,
+        open_video: Callable[[], tuple[InputContainer, VideoStream]],
+        frames: FrameList,
+        wanted: Iterable[int],
     ) -> None:
+        self.has_failed = False
         self._open_video = open_video
         self._frames = frames
         self._can_seek = bool(frames.key_pts)
+        self._wanted_pts = None if frames.pts is None else {frames.pts[n] for n in wanted}
         self._container, self._stream = open_video()
         self._decoded = self._decode()
         self._current: tuple[int, VideoFrame] | None = None  # the last one decoded
@@ -81,6 +100,27 @@ class FrameSource:
         Raises:
             TaskError: nothing in the video decodes.
         """
+        self._advance(target)
+        if self._wanted_pts is not None and not self._is_whole(target):
+            self._wanted_pts = None
+            self._rewind()
+            self._advance(target)
+        if self._current is None:
+            raise TaskError("unreadable", "no frame decodes")
+        return self._current
+
+    def close(self) -> None:
+        """Waits for what is being decoded, so that all that is wrong with it has been told."""
+        self._stream.codec_context.flush_buffers()
+
+    def _is_whole(self, target: int) -> bool:
+        if self._current is None:
+            return False
+        number, frame = self._current
+        return number == target and not frame.interlaced_frame
+
+    def _advance(self, target: int) -> None:
+        """Decodes up to frame `target`, or the first one beyond that decodes."""
         key_pts = self._keyframe_on_the_way(target)
         if key_pts is not None:
             self._container.seek(key_pts, stream=self._stream)
@@ -89,16 +129,16 @@ class FrameSource:
             if self._current is None or self._current[0] > target:
                 # The seek went past the frame. Not again in this file; once from its start.
                 self._can_seek = False
-                self._container, self._stream = self._open_video()
-                self._start_decoding()
+                self._rewind()
         while self._current is None or self._current[0] < target:
             following = next(self._decoded, None)
             if following is None:
                 break
             self._current = following
-        if self._current is None:
-            raise TaskError("unreadable", "no frame decodes")
-        return self._current
+
+    def _rewind(self) -> None:
+        self._container, self._stream = self._open_video()
+        self._start_decoding()
 
     def _keyframe_on_the_way(self, target: int) -> int | None:
         """The time of the last keyframe between here and `target`, None if there is none."""
@@ -117,15 +157,51 @@ class FrameSource:
 
     def _decode(self) -> Iterator[tuple[int, VideoFrame]]:
         number = -1
+        context = self._stream.codec_context
         for packet in _packets(self._container, self._stream, with_flush=True):
-            for frame in _decode_packet(packet):
+            is_wanted = self._wanted_pts is None or packet.pts in self._wanted_pts
+            context.skip_frame = "DEFAULT" if is_wanted else "NONREF"
+            for frame in self._decode_packet(packet):
                 number = self._number_of(frame, number + 1)
                 yield number, frame
+
+    def _decode_packet(self, packet: "av.Packet[VideoStream]") -> list[VideoFrame]:
+        """Returns no frames for a packet that does not decode; the next may."""
+        try:
+            return [frame for frame in packet.decode() if isinstance(frame, VideoFrame)]
+        except MemoryError:
+            raise
+        except av.FFmpegError:
+            self.has_failed = True
+            return []
 
     def _number_of(self, frame: VideoFrame, counted: int) -> int:
         if self._frames.pts is None or frame.pts is None:
             return counted
         return max(0, bisect_right(self._frames.pts, frame.pts) - 1)
+
+
+def read_keyframe(
+    container: InputContainer, stream: VideoStream, key_pts: int
+) -> VideoFrame | None:
+    """Decodes the keyframe at `key_pts` and no other frame. None if that is not possible."""
+    context = stream.codec_context
+    try:
+        container.seek(key_pts, stream=stream)
+        for packet in container.demux(stream):
+            if packet.pts == key_pts and packet.is_keyframe:
+                # A decoder holds frames back for those that might be displayed earlier.
+                found = [*packet.decode(), *context.decode(None)]
+                context.flush_buffers()
+                whole = [f for f in found if f.pts == key_pts and not f.is_corrupt]
+                return whole[0] if len(found) == len(whole) == 1 else None
+            if packet.pts is not None and packet.is_keyframe and packet.pts > key_pts:
+                return None
+    except MemoryError:
+        raise
+    except av.FFmpegError:
+        return None
+    return None
 
 
 def _packets(
@@ -142,13 +218,3 @@ def _packets(
         raise
     except av.FFmpegError:
         return
-
-
-def _decode_packet(packet: "av.Packet[VideoStream]") -> list[VideoFrame]:
-    """Returns no frames for a packet that does not decode; the next may."""
-    try:
-        return [frame for frame in packet.decode() if isinstance(frame, VideoFrame)]
-    except MemoryError:
-        raise
-    except av.FFmpegError:
-        return []

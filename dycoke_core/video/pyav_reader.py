@@ -14,13 +14,13 @@ import av
 import numpy as np
 import numpy.typing as npt
 from av.container import InputContainer
+from av.filter import Graph
 from av.stream import Disposition
 from av.video.frame import VideoFrame
-from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
 from dycoke_core.video.child import Task, TaskError, Tasks
-from dycoke_core.video.pyav_frames import FrameSource, list_frames
+from dycoke_core.video.pyav_frames import FrameSource, list_frames, read_keyframe
 from dycoke_core.video.sampling import frames_in_clip, sample_indices
 
 # PyAV loads parts of itself on demand; confined, it could not.
@@ -28,14 +28,13 @@ for _module in pkgutil.walk_packages(av.__path__, "av."):
     if not _module.name.endswith("__main__"):
         importlib.import_module(_module.name)
 
+# FFmpeg's own way to print, to stderr: PyAV's takes Python's lock in the decoder's threads.
+av.logging.restore_default_callback()
+av.logging.set_libav_level(av.logging.ERROR)
+
 _DECODERS = "h264,hevc,vp8,vp9,libdav1d,libvpx,libvpx-vp9,mpeg4,mpeg2video,mjpeg"
-# Of what swscale offers, this comes nearest to PIL's bicubic resize of the whole frame.
-_INTERPOLATION = (
-    Interpolation.BICUBIC
-    | Interpolation.ACCURATE_RND
-    | Interpolation.FULL_CHR_H_INT
-    | Interpolation.FULL_CHR_H_INP
-)
+# The transpose filters that bring a frame upright: 1 turns it clockwise, 2 the other way.
+_TURNS = {90: ("2",), 180: ("1", "1"), 270: ("1",)}
 
 
 def probe(task: Task) -> dict[str, Any]:
@@ -46,15 +45,17 @@ def probe(task: Task) -> dict[str, Any]:
 def plan(task: Task) -> dict[str, Any]:
     """Reads the headers, lists the frames and samples from them; decodes nothing.
 
-    Takes what `probe` takes, and `num_frames`, `start_s`, `end_s`, `max_source_frames`. Returns no
-    indices for a clip that starts beyond the end.
+    Takes what `probe` takes, and `num_frames`, `start_s`, `end_s`, `sampling`,
+    `max_source_frames`. Returns no indices for a clip that starts beyond the end, and the file's
+    own times of keyframes that were chosen as such.
     """
     container, stream = _open(task)
     headers = _describe(container, stream)
     params = task.params
     frames = list_frames(container, stream, params["max_source_frames"])
     clip = frames_in_clip(frames.times_s, frames.end_s, params["start_s"], params["end_s"])
-    indices = sample_indices(clip, params["num_frames"]) if clip else ()
+    keyframes = frames.keyframes_in(clip) if params["sampling"] == "keyframe" else []
+    indices = sample_indices(keyframes or clip, params["num_frames"]) if clip else ()
     return {
         "headers": headers,
         "total_frames": len(frames.times_s),
@@ -62,7 +63,31 @@ def plan(task: Task) -> dict[str, Any]:
         "end_s": frames.end_s,
         "indices": indices,
         "timestamps_s": [frames.times_s[index] for index in indices],
+        "num_keyframes": len(keyframes),
+        "key_pts": [frames.pts[index] for index in indices] if frames.pts and keyframes else [],
     }
+
+
+def read_keyframes(task: Task) -> dict[str, Any]:
+    """Decodes the keyframes at `key_pts`, ascending, into the pixels, and nothing else.
+
+    Raises:
+        TaskError: one of them does not decode by itself.
+    """
+    assert task.pixels is not None
+    container, stream = _open(task)
+    scale = _Scaler(image_size=task.pixels.shape[1])
+    wanted = task.params["key_pts"]
+    for row, key_pts in enumerate(wanted):
+        if row and wanted[row - 1] == key_pts:
+            task.pixels[row] = task.pixels[row - 1]
+        else:
+            frame = read_keyframe(container, stream, key_pts)
+            if frame is None:
+                raise TaskError("unreadable", "a keyframe does not decode by itself")
+            task.pixels[row] = scale(frame)
+        task.report_progress((row + 1) / len(wanted))
+    return {}
 
 
 def read(task: Task) -> dict[str, Any]:
@@ -71,13 +96,22 @@ def read(task: Task) -> dict[str, Any]:
     Returns the indices and times of the frames that stand in each place, which are not those asked
     for where a frame does not decode.
     """
+    placed, is_damaged = _read(task, task.num_threads)
+    if is_damaged and task.num_threads > 1:
+        # What a decoder puts in the place of lost data depends on its number of threads.
+        placed, _ = _read(task, num_threads=1)
+    return placed
+
+
+def _read(task: Task, num_threads: int) -> tuple[dict[str, Any], bool]:
+    """Returns what `read` does, and whether a decoder had to make do."""
     assert task.pixels is not None
     frames = list_frames(*_open(task), task.params["max_source_frames"])
-    source = FrameSource(lambda: _open(task), frames)
+    wanted = task.params["indices"]
+    source = FrameSource(lambda: _open(task, num_threads), frames, wanted)
     scale = _Scaler(image_size=task.pixels.shape[1])
     numbers: list[int] = []
     num_damaged = 0
-    wanted = task.params["indices"]
     for row, target in enumerate(wanted):
         number, frame = source.frame_at(target)
         num_damaged += frame.is_corrupt
@@ -87,17 +121,19 @@ def read(task: Task) -> dict[str, Any]:
             task.pixels[row] = scale(frame)
         numbers.append(number)
         task.report_progress((row + 1) / len(wanted))
-    return {
+    source.close()
+    placed = {
         "indices": numbers,
         "timestamps_s": [frames.times_s[number] for number in numbers],
         "num_damaged": num_damaged,
     }
+    return placed, source.has_failed or task.has_complained()
 
 
-TASKS: Tasks = {"probe": probe, "plan": plan, "read": read}
+TASKS: Tasks = {"probe": probe, "plan": plan, "read_keyframes": read_keyframes, "read": read}
 
 
-def _open(task: Task) -> tuple[InputContainer, VideoStream]:
+def _open(task: Task, num_threads: int = 1) -> tuple[InputContainer, VideoStream]:
     """Opens the video and the stream in it that decord would take."""
     decoding = {"codec_whitelist": _DECODERS, "max_pixels": str(task.params["max_pixels"])}
     options = {"protocol_whitelist": "file", **decoding}
@@ -108,9 +144,12 @@ def _open(task: Task) -> tuple[InputContainer, VideoStream]:
         raise
     except (av.FFmpegError, ValueError) as error:
         raise TaskError("unreadable", str(error)) from error
+    if isinstance(stream, VideoStream) and stream.codec_context is None:  # no decoder is known
+        raise TaskError("unknown_codec")
     if not isinstance(stream, VideoStream) or Disposition.attached_pic in stream.disposition:
         raise TaskError("no_video")
-    stream.codec_context.thread_count = 1
+    stream.codec_context.thread_count = num_threads
+    stream.codec_context.thread_type = "AUTO"
     stream.codec_context.options = decoding
     return container, stream
 
@@ -136,20 +175,36 @@ def _duration_s(container: InputContainer, stream: VideoStream) -> float:
 
 
 class _Scaler:
-    """Resizes a frame to S x S, without crop or border, and turns it upright."""
+    """Turns a frame upright and resizes it to S x S, without crop or border.
+
+    Through the very filters that decord uses, so that both readers give the same pixels, by the
+    matrix and the range of colours that the frame names.
+    """
 
     def __init__(self, image_size: int) -> None:
         self._image_size = image_size
-        self._reformatter = VideoReformatter()
+        self._kind: tuple[object, ...] | None = None
+        self._graph = Graph()
 
     def __call__(self, frame: VideoFrame) -> npt.NDArray[np.uint8]:
-        scaled = self._reformatter.reformat(
-            frame,
-            width=self._image_size,
-            height=self._image_size,
-            format="rgb24",
-            interpolation=_INTERPOLATION,
-            threads=1,
+        kind = (frame.width, frame.height, frame.format.name, frame.rotation)
+        if kind != self._kind:
+            self._kind, self._graph = kind, self._build(frame)
+        self._graph.vpush(frame)
+        return np.asarray(self._graph.vpull().to_ndarray(), dtype=np.uint8)
+
+    def _build(self, frame: VideoFrame) -> Graph:
+        graph = Graph()
+        graph.threads = 1
+        source = (
+            f"video_size={frame.width}x{frame.height}:pix_fmt={frame.format.name}"
+            ":time_base=1/1000:pixel_aspect=1/1"
         )
-        quarter_turns = frame.rotation // 90 if frame.rotation % 90 == 0 else 0
-        return np.rot90(scaled.to_ndarray(), quarter_turns)
+        graph.link_nodes(
+            graph.add("buffer", source),
+            *(graph.add("transpose", turn) for turn in _TURNS.get(frame.rotation % 360, ())),
+            graph.add("scale", f"{self._image_size}:{self._image_size}"),
+            graph.add("format", "rgb24"),
+            graph.add("buffersink"),
+        ).configure()
+        return graph

@@ -14,6 +14,7 @@ from dycoke_core.video.types import VideoProbe
 
 _CODEC_NAME = re.compile(r"[a-z0-9_.-]{1,32}")
 _MAX_INT = 2**53
+_MAX_PTS = 2**62  # in ticks of any length, from any start
 
 
 class MalformedReplyError(Exception):
@@ -36,6 +37,8 @@ class Plan:
     end_s: float
     indices: tuple[int, ...]
     timestamps_s: tuple[float, ...]
+    num_keyframes: int  # of the clip, where it was sampled by keyframe
+    key_pts: tuple[int, ...]  # the file's own times of the indices; empty if not so sampled
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,8 @@ def parse_plan(reply: Any, container: Container, num_frames: int) -> Plan:
         end_s=_seconds(reply.get("end_s")),
         indices=_indices(reply, num_indices, total_frames),
         timestamps_s=_timestamps(reply, num_indices),
+        num_keyframes=_int(reply, "num_keyframes"),
+        key_pts=_key_pts(reply, num_indices),
     )
 
 
@@ -122,6 +127,14 @@ def _indices(reply: dict[str, Any], length: int, total: int) -> tuple[int, ...]:
             raise MalformedReplyError("indices")
     if any(later < earlier for earlier, later in pairwise(values)):
         raise MalformedReplyError("indices")
+    return tuple(values)
+
+
+def _key_pts(reply: dict[str, Any], length: int) -> tuple[int, ...]:
+    values = _list(reply, "key_pts", length if reply.get("key_pts") else 0)
+    for value in values:
+        if not isinstance(value, int) or isinstance(value, bool) or abs(value) > _MAX_PTS:
+            raise MalformedReplyError("key_pts")
     return tuple(values)
 
 

@@ -25,10 +25,10 @@ def frames_in_clip(
     return range(first, max(stop, first + 1))
 
 
-def sample_indices(clip: range, num_frames: int) -> tuple[int, ...]:
-    """Spreads `num_frames` indices evenly over `clip`, repeating frames of a shorter one.
+def sample_indices(frames: Sequence[int], num_frames: int) -> tuple[int, ...]:
+    """Chooses `num_frames` of `frames`, spread evenly; repeats them where there are fewer.
 
     Source: LLaVA-OneVision, `np.linspace(0, total - 1, num_frames, dtype=int)`, which rounds down.
     """
-    offsets = np.linspace(0, len(clip) - 1, num_frames, dtype=int)
-    return tuple(clip.start + int(offset) for offset in offsets)
+    offsets = np.linspace(0, len(frames) - 1, num_frames, dtype=int)
+    return tuple(frames[int(offset)] for offset in offsets)

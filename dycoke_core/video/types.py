@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from dycoke_core.errors import InvalidRequestError
 
@@ -11,6 +11,27 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 ReaderName = Literal["decord", "pyav"]
+# What became of a task that brought no result. What its child reported of the video:
+#   no_video, unknown_codec, unreadable, too_many_frames; that the allocator refused it: memory;
+# how the child ended: timeout, memory, cpu, crash (a signal of its own doing), killed (from
+#   outside), exception (a Python error, or a reply that no honest child sends);
+# that there was none: no_process.
+FailureCode = Literal[
+    "no_video",
+    "unknown_codec",
+    "unreadable",
+    "too_many_frames",
+    "timeout",
+    "memory",
+    "cpu",
+    "crash",
+    "killed",
+    "exception",
+    "no_process",
+]
+Sampling = Literal["uniform", "keyframe"]
+
+SAMPLINGS: tuple[Sampling, ...] = get_args(Sampling)
 
 MAX_FRAMES = 1024
 MAX_IMAGE_SIZE = 1024
@@ -32,7 +53,7 @@ class ReadLimits:
     timeout_s: float = 30.0  # all children of one upload together, waiting for a place excluded
     probe_timeout_s: float = 10.0
     decord_share: float = 0.6  # of the time left, before PyAV gets its turn
-    cpu_s: int = 20  # per child
+    cpu_s: int = 20  # per child, for each thread that it may decode with
     memory_bytes: int = 2 * 2**30  # address space of a child
 
 
@@ -41,6 +62,10 @@ class FrameSpec:
     """Which frames are wanted: `num_frames` of size S x S, spread evenly over the clip.
 
     The clip runs from the frame on screen at `start_s` to the last one that begins before `end_s`.
+    With the sampling `keyframe` only its keyframes count, which decode without any other: hours of
+    video are read in a moment, at times that are the encoder's choice. Where there are fewer than
+    frames wanted they are repeated; where there is none the sampling is `uniform`. Either comes
+    with a warning.
 
     Raises:
         InvalidRequestError: a value outside its range.
@@ -50,12 +75,15 @@ class FrameSpec:
     image_size: int
     start_s: float | None = None
     end_s: float | None = None
+    sampling: Sampling = "uniform"
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_frames <= MAX_FRAMES:
             raise InvalidRequestError(f"num_frames must be between 1 and {MAX_FRAMES}")
         if not 1 <= self.image_size <= MAX_IMAGE_SIZE:
             raise InvalidRequestError(f"image_size must be between 1 and {MAX_IMAGE_SIZE}")
+        if self.sampling not in SAMPLINGS:
+            raise InvalidRequestError(f"sampling must be one of {', '.join(SAMPLINGS)}")
         for name in ("start_s", "end_s"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= 0):
@@ -95,3 +123,4 @@ class VideoFrames:
     timestamps_s: tuple[float, ...]
     reader: ReaderName
     warnings: tuple[str, ...]
+    fallback_cause: FailureCode | None = None  # why decord, which was to read them, did not

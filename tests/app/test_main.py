@@ -1,8 +1,12 @@
 """The command line: what cannot run says so in one line and exits with 2."""
 
+from pathlib import Path
+
 import pytest
 
 from app.__main__ import main
+from app.keys.access import check_open_door
+from app.settings import Settings
 from app.supervisor import EXIT_BAD_SETTINGS
 
 
@@ -21,6 +25,14 @@ def refusal(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
         ("DYCOKE_DTYPE", "int4"),
         ("DYCOKE_PROT", "8000"),
         ("DYCOKE_REDIS_URL", "http://localhost"),
+        ("DYCOKE_API_KEYS", ""),
+        ("DYCOKE_API_KEYS", " , "),
+        ("DYCOKE_API_KEYS", "a"),
+        ("DYCOKE_API_KEYS", "a-secret-that-must-not-be-shown-anywhere"),
+        ("DYCOKE_ALLOWED_HOSTS", ""),
+        ("DYCOKE_ALLOWED_HOSTS", "https://api.example.com"),
+        ("DYCOKE_ALLOWED_ORIGINS", "*"),
+        ("DYCOKE_ALLOWED_ORIGINS", "app.example.com"),
     ],
 )
 def test_setting_that_cannot_be_used_is_named(
@@ -30,7 +42,8 @@ def test_setting_that_cannot_be_used_is_named(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv(name, value)
-    assert name in refusal(capsys, "serve")
+    line = refusal(capsys, "serve")
+    assert name in line and "must-not-be-shown" not in line
 
 
 @pytest.mark.parametrize("command", ["api", "worker"])
@@ -39,3 +52,30 @@ def test_parts_need_a_shared_redis(
 ) -> None:
     monkeypatch.delenv("DYCOKE_REDIS_URL", raising=False)
     assert "DYCOKE_REDIS_URL" in refusal(capsys, command)
+
+
+@pytest.mark.parametrize("command", ["serve", "api"])
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "service.example", ""])
+def test_address_that_others_can_reach_is_not_served_without_keys(
+    command: str,
+    host: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("DYCOKE_HOST", host)
+    monkeypatch.setenv("DYCOKE_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("DYCOKE_REDIS_URL", "redis://localhost")
+    line = refusal(capsys, command)
+    for name in ("DYCOKE_HOST", "DYCOKE_API_KEYS", "keys add", "DYCOKE_ALLOW_ANONYMOUS"):
+        assert name in line
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.0.0.2"])
+def test_loopback_address_is_served_without_keys(host: str) -> None:
+    check_open_door(Settings(host=host), has_keys=False)
+
+
+def test_other_addresses_are_served_with_keys_or_where_the_operator_lets_everybody_in() -> None:
+    check_open_door(Settings(host="0.0.0.0"), has_keys=True)
+    check_open_door(Settings(host="0.0.0.0", allow_anonymous=True), has_keys=False)

@@ -15,31 +15,38 @@ import pytest
 from app import video_store
 from app.errors import (
     UploadTooLargeError,
-    VideoInUseError,
     VideoNotFoundError,
     VideoStoreFullError,
 )
+from app.keys.owners import ANONYMOUS
+from app.process_table import ProcessRow, ProcessTable
 from app.video_store import StoredVideo, VideoLease, VideoStore
 from dycoke_core.video import VideoProbe
 
+OWNER, OTHER = "owner", "other"
 PROBE = VideoProbe("mp4", "h264", 64, 48, 10.0, 250, 25.0)
 KIB = 1024
+ROW = ProcessTable.create(1).take_row(0)
 
 
-async def open_store(directory: Path, max_bytes: int = 10 * KIB) -> VideoStore:
-    store = VideoStore(directory, max_bytes=max_bytes, max_upload_bytes=8 * KIB)
+async def open_store(
+    directory: Path, max_bytes: int = 10 * KIB, row: ProcessRow = ROW
+) -> VideoStore:
+    store = VideoStore(directory, max_bytes=max_bytes, max_upload_bytes=8 * KIB, row=row)
     await store.open()
     return store
 
 
-async def put(store: VideoStore, content: bytes) -> VideoLease:
+async def put(store: VideoStore, content: bytes, owner: str = OWNER) -> VideoLease:
     async with store.receive() as upload:
         await upload.write(content)
-        return await store.commit(upload, await upload.finish(), PROBE)
+        return await store.commit(upload, await upload.finish(), PROBE, owner)
 
 
-async def put_and_release(store: VideoStore, content: bytes, used_at_s: float) -> str:
-    lease = await put(store, content)
+async def put_and_release(
+    store: VideoStore, content: bytes, used_at_s: float, owner: str = OWNER
+) -> str:
+    lease = await put(store, content, owner)
     lease.release()
     os.utime(lease.path, (used_at_s, used_at_s))
     return lease.video.video_id
@@ -54,7 +61,7 @@ async def test_video_is_named_by_its_content(tmp_path: Path) -> None:
     lease = await put(store, b"abc")
     assert lease.video.video_id == f"vid_{hashlib.sha256(b'abc').hexdigest()}"
     assert lease.path.read_bytes() == b"abc"
-    found = await store.find(lease.video.video_id)
+    found = await store.find(lease.video.video_id, OWNER)
     assert found == lease.video
     assert isinstance(found, StoredVideo) and found.probe == PROBE
     lease.release()
@@ -117,20 +124,18 @@ async def test_least_recently_used_videos_make_room(tmp_path: Path) -> None:
     now = time.time()
     old = await put_and_release(store, b"a" * 4 * KIB, now - 300)
     older = await put_and_release(store, b"b" * 4 * KIB, now - 400)
-    (await store.lease(older)).release()  # used just now
+    (await store.lease(older, OWNER)).release()  # used just now
     newest = await put_and_release(store, b"c" * 4 * KIB, now)
     with pytest.raises(VideoNotFoundError):
-        await store.find(old)
-    assert (await store.find(older)).num_bytes == (await store.find(newest)).num_bytes == 4 * KIB
+        await store.find(old, OWNER)
+    assert {(await store.find(v, OWNER)).num_bytes for v in (older, newest)} == {4 * KIB}
     assert store._used_bytes == 8 * KIB
 
 
-async def test_video_in_use_is_neither_evicted_nor_deleted(tmp_path: Path) -> None:
+async def test_video_in_use_is_not_evicted(tmp_path: Path) -> None:
     store, other_process = await open_store(tmp_path), await open_store(tmp_path)
     lease = await put(store, bytes(7 * KIB))
     for each in (store, other_process):
-        with pytest.raises(VideoInUseError):
-            await each.delete(lease.video.video_id)
         await each.tidy()
         with pytest.raises(VideoStoreFullError):
             await put(each, b"x" * 4 * KIB)
@@ -139,13 +144,13 @@ async def test_video_in_use_is_neither_evicted_nor_deleted(tmp_path: Path) -> No
     lease.release()
     (await put(other_process, b"x" * 4 * KIB)).release()
     with pytest.raises(VideoNotFoundError):
-        await store.lease(lease.video.video_id)
+        await store.lease(lease.video.video_id, OWNER)
 
 
 async def test_dropped_lease_holds_nothing(tmp_path: Path) -> None:
     store = await open_store(tmp_path)
     video_id = (await put(store, b"abc")).video.video_id
-    await store.delete(video_id)
+    await store.delete(video_id, OWNER)
     assert files(tmp_path) == set()
 
 
@@ -153,12 +158,12 @@ async def test_cancelled_lease_holds_nothing(tmp_path: Path) -> None:
     store = await open_store(tmp_path)
     video_id = await put_and_release(store, b"abc", time.time())
     for _ in range(20):
-        task = asyncio.create_task(store.lease(video_id))
+        task = asyncio.create_task(store.lease(video_id, OWNER))
         await asyncio.sleep(0)
         task.cancel()
         with suppress(asyncio.CancelledError):
             (await task).release()
-    await store.delete(video_id)
+    await store.delete(video_id, OWNER)
 
 
 async def test_full_disk_is_said_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,7 +207,7 @@ async def test_videos_survive_a_restart_and_count(tmp_path: Path) -> None:
     video_id = await put_and_release(await open_store(tmp_path), bytes(6 * KIB), 1.0)
     store = await open_store(tmp_path)
     assert store._used_bytes == 6 * KIB
-    assert (await store.find(video_id)).probe == PROBE
+    assert (await store.find(video_id, OWNER)).probe == PROBE
 
 
 async def test_smaller_budget_evicts_at_start(tmp_path: Path) -> None:
@@ -218,10 +223,10 @@ async def test_smaller_budget_evicts_at_start(tmp_path: Path) -> None:
 )
 async def test_malformed_id_is_not_found(tmp_path: Path, video_id: str) -> None:
     store = await open_store(tmp_path)
-    calls: list[Callable[[str], object]] = [store.find, store.lease, store.delete]
+    calls: list[Callable[[str, str], object]] = [store.find, store.lease, store.delete]
     for call in calls:
         with pytest.raises(VideoNotFoundError):
-            await call(video_id)  # type: ignore[misc]
+            await call(video_id, OWNER)  # type: ignore[misc]
 
 
 async def test_removal_that_comes_late_spares_a_new_upload_of_the_same_content(
@@ -242,3 +247,110 @@ async def test_removal_that_comes_late_spares_a_new_upload_of_the_same_content(
     with pytest.raises(VideoNotFoundError):
         store._remove(video_id)
     assert store._path(video_id).read_bytes() == b"abc"
+
+
+# --- owners ---
+
+
+async def test_owners_see_their_own_uploads_and_nothing_else(tmp_path: Path) -> None:
+    store = await open_store(tmp_path)
+    video_id = await put_and_release(store, b"abc", used_at_s=1.0)
+    for call in (store.find, store.lease, store.delete):
+        with pytest.raises(VideoNotFoundError):
+            await call(video_id, OTHER)
+    assert os.stat(tmp_path / video_id).st_mtime == 1.0, "nor do they keep it from eviction"
+    first = await store.find(video_id, OWNER)
+    (await put(store, b"abc", OTHER)).release()
+    second = await store.find(video_id, OTHER)
+    assert second.created_at_s > first.created_at_s
+    assert await store.find(video_id, OWNER) == first
+    assert store._used_bytes == 3, "the bytes are there once"
+
+
+async def test_video_goes_with_its_last_reference(tmp_path: Path) -> None:
+    store = await open_store(tmp_path)
+    video_id = await put_and_release(store, b"abc", used_at_s=1.0)
+    for owner in (OTHER, ANONYMOUS):
+        (await put(store, b"abc", owner)).release()
+    for owner in (OWNER, ANONYMOUS):
+        await store.delete(video_id, owner)
+        with pytest.raises(VideoNotFoundError):
+            await store.find(video_id, owner)
+        assert (await store.find(video_id, OTHER)).num_bytes == 3
+    await store.delete(video_id, OTHER)
+    assert files(tmp_path) == set()
+    assert store._used_bytes == 0
+
+
+async def test_deleted_video_is_gone_at_once_and_its_bytes_with_the_last_job(
+    tmp_path: Path,
+) -> None:
+    store, other_process = await open_store(tmp_path), await open_store(tmp_path)
+    lease = await put(store, b"abc")
+    await other_process.delete(lease.video.video_id, OWNER)
+    for call in (store.find, store.lease, other_process.delete):
+        with pytest.raises(VideoNotFoundError):
+            await call(lease.video.video_id, OWNER)
+    await store.tidy()
+    assert lease.path.read_bytes() == b"abc"
+    lease.release()
+    await store.tidy()
+    assert files(tmp_path) == set()
+
+
+async def test_eviction_takes_every_reference(tmp_path: Path) -> None:
+    store = await open_store(tmp_path)
+    video_id = await put_and_release(store, bytes(6 * KIB), used_at_s=1.0)
+    (await put(store, bytes(6 * KIB), OTHER)).release()
+    (await put(store, b"x" * 6 * KIB)).release()
+    for owner in (OWNER, OTHER):
+        with pytest.raises(VideoNotFoundError):
+            await store.find(video_id, owner)
+
+
+async def test_video_of_a_release_without_keys_is_everybodys_who_has_none(tmp_path: Path) -> None:
+    """It left the record beside the video."""
+    store = await open_store(tmp_path)
+    video_id = await put_and_release(store, b"abc", used_at_s=1.0, owner=ANONYMOUS)
+    assert files(tmp_path) == {video_id, f"{video_id}.json"}
+    assert (await (await open_store(tmp_path)).find(video_id, ANONYMOUS)).probe == PROBE
+
+
+async def test_uploads_and_deletions_of_the_same_content_leave_it_whole(tmp_path: Path) -> None:
+    """Whoever has committed has the video, whatever others delete meanwhile."""
+    stores = [await open_store(tmp_path), await open_store(tmp_path)]
+
+    async def come_and_go(store: VideoStore, owner: str) -> None:
+        for _ in range(25):
+            lease = await put(store, b"abc", owner)
+            assert lease.path.read_bytes() == b"abc"
+            assert os.fstat(lease._fd or 0).st_nlink == 1
+            lease.release()
+            assert (await store.find(lease.video.video_id, owner)).num_bytes == 3
+            await store.delete(lease.video.video_id, owner)
+
+    await asyncio.gather(*(come_and_go(s, f"owner{n}") for n, s in enumerate(stores * 2)))
+    for store in stores:
+        await store.tidy()
+    assert files(tmp_path) == set()
+
+
+async def test_budget_holds_for_processes_that_share_the_directory(
+    tmp_path: Path, process_table: ProcessTable
+) -> None:
+    here, there = [
+        await open_store(tmp_path, max_bytes=10 * KIB, row=process_table.take_row(slot))
+        for slot in range(2)
+    ]
+    held = await put(here, b"a" * (6 * KIB))
+    with pytest.raises(VideoStoreFullError):
+        await put(there, b"b" * (5 * KIB))
+    assert here._used_bytes == there._used_bytes == 6 * KIB
+    held.release()
+    other = await put(there, b"b" * (5 * KIB))
+    assert here._used_bytes == there._used_bytes == 5 * KIB
+    process_table.note_death(1)
+    assert here._used_bytes == 5 * KIB, "what a dead process has stored is there"
+    await here.tidy()
+    assert here._used_bytes == 5 * KIB
+    other.release()

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from app.api.server import CLOSE_TIMEOUT_S
+from app.keys.access import check_open_door
 from app.settings import ENV_PREFIX, Settings
 from app.worker.pool import STOP_MARGIN_S
 from tests.deploy.prometheus import CONFIG, DEPLOY
@@ -26,23 +27,30 @@ OURS = ("api", "worker", "worker-cpu")
 TRACES = "OTEL_EXPORTER_OTLP_ENDPOINT"  # not one of ours, but documented beside them
 # Settings that a container fixes: by its image, its ports, its grace period or its kind.
 FIXED = {
-    "api": {"HOST", "PORT", "DATA_DIR", "REDIS_URL", "DRAIN_TIMEOUT_S"},
+    "api": {"HOST", "PORT", "DATA_DIR", "REDIS_URL", "DRAIN_TIMEOUT_S", "ALLOW_ANONYMOUS"},
     "worker": {"HOST", "WORKER_METRICS_PORT", "REDIS_URL", "DRAIN_TIMEOUT_S"},
     "worker-cpu": {"HOST", "WORKER_METRICS_PORT", "REDIS_URL", "DRAIN_TIMEOUT_S", "DEVICE"},
 }
 
 
-def settings_read_by(package: str) -> set[str]:
-    """What the sources of `app/<package>`, and each process for its log, take from `Settings`."""
-    text = "".join(path.read_text() for path in (ROOT / "app" / package).rglob("*.py"))
+def settings_read_by(process: str) -> set[str]:
+    """What a process's sources, and each for its log, take from `Settings`."""
+    folders = {"api": ("api", "keys"), "worker": ("worker",)}[process]
+    paths = [path for folder in folders for path in (ROOT / "app" / folder).rglob("*.py")]
+    text = "".join(path.read_text() for path in paths)
     read = set(re.findall(r"\b_?settings\.(\w+)", text)) | {"log_level"}
     names = {"model" if name == "model_name" else name for name in read}
     return {name.upper() for name in names & set(Settings.model_fields)}
 
 
 def documented_settings() -> set[str]:
-    """The names in the first column of the README's table of settings."""
-    table = (ROOT / "README.md").read_text().split(f"| `{ENV_PREFIX}…` |")[1].split("\n\n")[0]
+    """The names in the first column of the table of settings."""
+    table = (
+        (ROOT / "docs" / "settings.md")
+        .read_text()
+        .split(f"| `{ENV_PREFIX}…` |")[1]
+        .split("\n\n")[0]
+    )
     columns = [line.split("|")[1] for line in table.splitlines()[2:]]
     return {name for column in columns for name in re.findall(r"`([A-Z_]+[A-Z])`", column)}
 
@@ -101,7 +109,11 @@ def test_every_setting_is_documented_and_concerns_a_service() -> None:
 @pytest.mark.parametrize("name", OURS)
 def test_documented_settings_reach_the_service_unless_it_fixes_them(name: str) -> None:
     environment = SERVICES[name]["environment"]
-    passed_on = {variable for variable, value in environment.items() if value is None}
+    passed_on = {
+        variable
+        for variable, value in environment.items()
+        if value is None or str(value).startswith(f"${{{variable}:-")
+    }
     concerned = settings_read_by("api" if name == "api" else "worker")
     assert FIXED[name] <= concerned
     expected = {ENV_PREFIX + setting for setting in concerned - FIXED[name]}
@@ -125,6 +137,24 @@ def test_ports_are_published_on_this_machine_only_and_redis_not_at_all(name: str
     ports = SERVICES[name].get("ports", [])
     assert all(port.startswith("127.0.0.1:") for port in ports)
     assert bool(ports) == (name in ("api", "prometheus", "grafana"))
+
+
+def test_api_lets_everybody_in_where_only_this_machine_reaches_it_and_keys_go_first() -> None:
+    """The two hold each other: an anonymous API and a port on loopback alone."""
+    environment = SERVICES["api"]["environment"]
+    assert environment["DYCOKE_ALLOW_ANONYMOUS"] == "true"
+    assert SERVICES["api"]["ports"] == ["127.0.0.1:8000:8000"]
+    assert "DYCOKE_API_KEYS" in environment
+    _, _, names = environment["DYCOKE_ALLOWED_HOSTS"].rstrip("}").partition(":-")
+    settings = Settings(allow_anonymous=True, allowed_hosts=names, host="0.0.0.0")
+    check_open_door(settings, has_keys=False)
+    assert settings.allowed_hosts == ["localhost", "127.0.0.1", "[::1]", "api"]
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_keys_are_given_to_the_api_alone(name: str) -> None:
+    has_keys = "DYCOKE_API_KEYS" in SERVICES[name].get("environment", {})
+    assert has_keys == (name == "api")
 
 
 def test_redis_keeps_what_it_has_and_is_reached_from_inside_only() -> None:

@@ -16,6 +16,7 @@ import yaml
 from prometheus_client import CollectorRegistry, start_http_server
 
 from app.api.server import CLOSE_TIMEOUT_S
+from app.keys.entries import NAME
 from app.metrics import WorkerMetrics
 from app.settings import ENV_PREFIX, Settings
 from app.store.keys import RedisKeys
@@ -164,6 +165,31 @@ def test_example_secret_and_trigger_tell_of_the_same_redis() -> None:
     }
     egress = one("NetworkPolicy", "dycoke-egress")["spec"]["egress"]
     assert {"ports": [{"port": url.port}]} in egress
+
+
+def test_api_does_not_start_without_keys_and_workers_get_none() -> None:
+    (keys,) = [v for v in container("dycoke-api")["env"] if v["name"] == "DYCOKE_API_KEYS"]
+    assert keys["valueFrom"] == {"secretKeyRef": {"name": "dycoke-api-keys", "key": "keys"}}
+    given = {*environment("dycoke-api"), *one("ConfigMap", "dycoke")["data"]}
+    assert "DYCOKE_ALLOW_ANONYMOUS" not in given
+    assert "dycoke-api-keys" not in str(pod("dycoke-worker"))
+    text = (FOLDER / "kustomization.yaml").read_text()
+    example = re.search(r"secret generic dycoke-api-keys.*?--from-literal=keys=(\S+?):", text, re.S)
+    assert example and NAME.fullmatch(example[1])
+
+
+def test_api_goes_by_its_services_names() -> None:
+    names = environment("dycoke-api")["DYCOKE_ALLOWED_HOSTS"]
+    namespace, service = (
+        KUSTOMIZATION["namespace"],
+        one("Service", "dycoke-api")["metadata"]["name"],
+    )
+    assert Settings(allowed_hosts=names).allowed_hosts == [
+        service,
+        f"{service}.{namespace}",
+        f"{service}.{namespace}.svc",
+        f"{service}.{namespace}.svc.cluster.local",
+    ]
 
 
 def test_deployments_leave_their_size_to_the_autoscalers() -> None:

@@ -221,6 +221,8 @@ CUDA_FAULTS = [
     Fault(f"{CUDA}.decode:DecodePass", "remember"),
     Fault(f"{CUDA}.decode:DecodePass", "run"),
     Fault(f"{CUDA}.decode:DecodePass", "run", is_late=True),
+    Fault(f"{CUDA}.staging:ResultDownloads", "start"),
+    Fault(f"{CUDA}.staging:ResultDownloads", "start", is_late=True),
     Fault(FUSED, "run", is_late=True),
     Fault(FUSED, "logits"),
     Fault(f"{CUDA}.seats:SeatTables", "list_seat"),
@@ -395,6 +397,56 @@ def test_a_failed_step_leaves_no_trace_of_what_it_selected(
     assert num_failed >= 3
     for name in asks:
         assert_same(engine.recordings[name], expected[name])
+
+
+@not_in_graphs
+@pytest.mark.parametrize("lab", ["cuda"], indirect=True)
+def test_rows_that_cannot_be_brought_back_after_a_failed_step_end_their_sequence_alone(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The failed step selected anew and copied what it selected; so must the next one, or end."""
+    gated: dict[str, Any] = {"compression": {"policy": "dycoke", "l": 1, "threshold": 0.1}}
+    asks = {"one": {**gated, "max_tokens": 20}, "two": {**gated, "max_tokens": 20, "video": 2}}
+    expected = {name: lab.alone(**ask).recording for name, ask in asks.items()}
+    decode = resolve_name(f"{CUDA}.decode")
+    run, gather, score = decode.DecodePass.run, decode.gather_kept, decode.visual_scores
+    num_runs = 0
+    is_failing = False
+    gathers_left_to_fail = 0
+
+    def fail_once(this: Any, shape: Any) -> Any:
+        nonlocal num_runs, is_failing, gathers_left_to_fail
+        num_runs += shape.num_rows == 2
+        is_failing = num_runs == 6 and shape.num_rows == 2
+        results = run(this, shape)
+        if is_failing:
+            is_failing, gathers_left_to_fail = False, 1
+            raise torch.OutOfMemoryError("no memory for two")
+        return results
+
+    def fail_after_it(*arguments: Any, **named: Any) -> None:
+        nonlocal gathers_left_to_fail
+        if gathers_left_to_fail:
+            gathers_left_to_fail -= 1
+            raise torch.OutOfMemoryError("no memory for rows")
+        gather(*arguments, **named)
+
+    def zero_while_failing(*arguments: Any, **named: Any) -> None:
+        score(*arguments, **named)
+        if is_failing:
+            arguments[5].zero_()  # to which no gate stays shut
+
+    monkeypatch.setattr(decode.DecodePass, "run", fail_once)
+    monkeypatch.setattr(decode, "gather_kept", fail_after_it)
+    monkeypatch.setattr(decode, "visual_scores", zero_while_failing)
+    engine = lab.engine(dp_cache="host")
+    events = engine.run(*(lab.sequence(name, **ask) for name, ask in asks.items()))
+    errors = {name: events[name][-1].error for name in asks}
+    assert num_runs >= 6 and not gathers_left_to_fail
+    assert sorted(error.code for error in errors.values() if error) == ["out_of_memory"]
+    for name in asks:
+        if errors[name] is None:
+            assert_same(engine.recordings[name], expected[name])
 
 
 @pytest.mark.parametrize("dp_cache", ["device", "host"])

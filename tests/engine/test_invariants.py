@@ -4,6 +4,7 @@ Each is written once and holds on every backend.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -280,8 +281,8 @@ class PromptWithAnswer:
         self.tokenizer = model.prompt_encoder.tokenizer
         self._encoder, self._answer = model.prompt_encoder, answer
 
-    def __call__(self, messages: tuple[ChatMessage, ...]) -> Prompt:
-        prompt = self._encoder(messages)
+    def __call__(self, messages: tuple[ChatMessage, ...], **options: Any) -> Prompt:
+        prompt = self._encoder(messages, **options)
         return Prompt(prompt.ids_before_video, (*prompt.ids_after_video, *self._answer))
 
 

@@ -428,6 +428,29 @@ def test_the_kernels_give_the_cpus_numbers(model: QwenVL) -> None:
     twin.check()
 
 
+@torch.inference_mode()
+def test_a_conversation_without_a_video_equals_transformers_too(
+    bench: Bench, reference: QwenReference
+) -> None:
+    asked = bench.sequence(max_tokens=8)
+    asked.frames = asked.timing = None
+    engine = bench.engine()
+    report = report_of(engine.run(asked)["a"])
+    prompt = bench.model.prompt_encoder(asked.messages, has_video=False)
+    ids = torch.tensor([[*prompt.ids_before_video, *prompt.ids_after_video]])
+    answer = reference.model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=8,
+        do_sample=False,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    assert asked.output_token_ids == answer.sequences[0, ids.shape[1] :].tolist()
+    assert_same_logits(engine.recordings["a"].logits, [step[0] for step in answer.logits])
+    assert (report.compression.units, report.compression.visual_tokens_in) == (0, 0)
+
+
 # --- limits ---
 
 

@@ -16,7 +16,8 @@ import numpy as np
 
 from app.api.app import create_app
 from app.api.context import Api
-from app.api.server import ApiServer, bind
+from app.api.listener import bind
+from app.api.server import ApiServer
 from app.messages import (
     CacheUse,
     CompressionReceipt,
@@ -38,6 +39,7 @@ from app.store.job_leases import Append, Delivery, JobLeases
 from app.store.keys import RedisKeys
 from app.store.worker_registry import WorkerRegistry
 from dycoke_core.video import FrameReaders, FrameSpec, VideoFrames, VideoProbe
+from dycoke_core.video.types import FailureCode
 
 MODEL = "tiny"
 CLIP = b"\x00\x00\x00\x18ftypmp42\x00\x00\x00\x00mp42isom" + bytes(range(256)) * 8
@@ -58,7 +60,9 @@ class FakeReaders:
         self.probe_error: Exception | None = None
         self.read_error: Exception | None = None
         self.warnings: tuple[str, ...] = ()
+        self.fallback_cause: FailureCode | None = None
         self.kills: Mapping[str, int] = {"timeout": 0}
+        self.num_exceptions = 0
 
     async def probe(self, path: Path) -> VideoProbe:
         self.num_probes += 1
@@ -88,6 +92,7 @@ class FakeReaders:
             timestamps_s=tuple(float(i) for i in range(spec.num_frames)),
             reader="decord",
             warnings=self.warnings,
+            fallback_cause=self.fallback_cause,
         )
 
     async def aclose(self) -> None:
@@ -122,6 +127,11 @@ class RunningApi:
         async with self.posting(**fields) as response:
             await response.aread()
             return response
+
+    async def metrics(self) -> str:
+        """The page of `/metrics`, without the label of its only process."""
+        page = (await self.client.get("/metrics")).text
+        return page.replace('{process="0"}', "").replace('process="0",', "")
 
     @asynccontextmanager
     async def posting(
@@ -296,6 +306,7 @@ def receipt(delivery: Delivery, num_tokens: int) -> DoneEvent:
             timestamps_s=frames.timestamps_s,
             reader=frames.reader,
             warnings=frames.warnings,
+            sampling=frames.sampling,
         ),
         timings_s=Timings(
             upload=request.upload_s,

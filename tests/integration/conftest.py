@@ -51,6 +51,11 @@ class RedisServer:
                 assert time.monotonic() < until, (self.folder / "log").read_text()
                 time.sleep(0.02)
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def stop(self) -> None:
         """Ends the server cleanly."""
         assert self._process is not None

@@ -35,8 +35,10 @@ FATAL_TOKEN = 2  # new tokens before the steered mishaps
 @dataclass
 class FakeEngine:
     max_running_sequences: int = 4
+    image_size: int = 8
     sequences: dict[str, Sequence] = field(default_factory=dict)
     aborted: list[str] = field(default_factory=list)
+    forgotten: list[str] = field(default_factory=list)
 
     @property
     def card(self) -> EngineCard:
@@ -45,7 +47,7 @@ class FakeEngine:
             device="cpu",
             dtype="float32",
             architecture="Fake",
-            image_size=8,
+            image_size=self.image_size,
             tokens_per_frame=4,
             frames_per_unit=1,
             num_layers=2,
@@ -74,8 +76,12 @@ class FakeEngine:
     def add(self, sequence: Sequence) -> None:
         if "refuse" in words(sequence):
             raise PromptTooLongError("the prompt is too long")
-        assert sequence.frames.shape[1:] == (8, 8, 3)
+        size = self.image_size
+        assert sequence.frames is None or sequence.frames.shape[1:] == (size, size, 3)
         self.sequences[sequence.sequence_id] = sequence
+
+    def forget_video(self, name: str) -> None:
+        self.forgotten.append(name)
 
     def abort(self, sequence_id: str) -> bool:
         self.aborted.append(sequence_id)

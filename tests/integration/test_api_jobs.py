@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis.asyncio import Redis
 
 from app.errors import StoreUnavailableError
 from app.store.client import connect
 from app.store.keys import RedisKeys
 from tests.integration.api import (
     CLIP,
+    PATIENCE_S,
     EventReader,
     RunningApi,
     ScriptedWorker,
@@ -177,6 +179,26 @@ async def test_job_tells_how_it_stands_and_ended(api: RunningApi, worker: Script
     assert (job["state"], job["result"], job["error"]) == ("done", receipt, None)
 
 
+async def test_state_of_an_ended_job_is_its_last_event_alone(
+    api: RunningApi, worker: ScriptedWorker, redis: Redis, keys: RedisKeys
+) -> None:
+    """Of a long answer nothing else is read: what lies before it need not even be an event."""
+    post = asyncio.create_task(api.post(stream=False))
+    delivery = await worker.answer(3)
+    receipt = (await post).json()
+    events = keys.events(delivery.job_id)
+    ((last_id, last),) = await redis.xrevrange(events, count=1)
+    await redis.delete(events)
+    await redis.xadd(events, {"event": "not read"}, id="0-1")
+    await redis.xadd(events, last, id=last_id)
+    for method in ("GET", "DELETE"):
+        job = await api.client.request(method, f"/v1/jobs/{delivery.job_id}")
+        assert (job.status_code, job.json()["result"]) == (200, receipt)
+    await redis.delete(events)
+    lost = (await api.client.get(f"/v1/jobs/{delivery.job_id}")).json()
+    assert (lost["result"], lost["error"]["code"]) == (None, "job_lost")
+
+
 @pytest.mark.parametrize("job_id", ["job_" + "0" * 32, "..", "x:y", "a" * 300])
 async def test_unknown_job_is_a_404(api: RunningApi, job_id: str) -> None:
     for method, suffix in (("GET", ""), ("DELETE", ""), ("GET", "/events")):
@@ -271,7 +293,7 @@ async def test_closing_while_uploading_frees_the_place_and_the_disk(
         + bytes(3 * 2**20)
     )
     writer.write(
-        b"POST /v1/video/chat HTTP/1.1\r\nhost: x\r\ncontent-length: 99999999\r\n"
+        b"POST /v1/video/chat HTTP/1.1\r\nhost: localhost\r\ncontent-length: 99999999\r\n"
         b"content-type: multipart/form-data; boundary=b\r\n\r\n" + body
     )
     await writer.drain()
@@ -294,7 +316,9 @@ async def test_closing_while_probing_kills_the_probe(
     post.cancel()
     await until(lambda: api.readers.num_cancelled == 1)
     await until(lambda: incoming(api) == [])
-    assert (await api.api.jobs.queue.depth("tiny")).waiting == 0
+    async with asyncio.timeout(PATIENCE_S):
+        while (await api.api.jobs.queue.depth("tiny")).waiting:
+            await asyncio.sleep(0.02)
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -333,7 +357,7 @@ async def test_closing_while_running_cancels_the_job(
     post.cancel()
     await until_state(api, delivery.job_id, "cancelled")
     assert not await worker.say(delivery, 1)
-    metrics = (await api.client.get("/metrics")).text
+    metrics = await api.metrics()
     assert "dycoke_client_disconnects_total 1.0" in metrics
 
 
@@ -345,7 +369,7 @@ async def test_resetting_the_connection_cancels_the_job(
     reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
     body = f'{{"question": "x", "video_id": "{upload.json()["video_id"]}"}}'.encode()
     writer.write(
-        b"POST /v1/video/chat HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        b"POST /v1/video/chat HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
         b"content-length: %d\r\n\r\n" % len(body) + body
     )
     await reader.readuntil(b"event: job")
@@ -370,7 +394,7 @@ async def test_job_goes_on_without_its_client_if_asked_to(
     assert job["result"]["text"] == "t0 t1 t2 "
 
     async def is_observed() -> bool:
-        text = (await api.client.get("/metrics")).text
+        text = await api.metrics()
         return 'dycoke_requests_total{model="tiny",outcome="done",policy="dycoke"} 1.0' in text
 
     async with asyncio.timeout(10):
@@ -455,7 +479,7 @@ async def test_job_that_a_retry_has_found_outlives_its_first_connection(
         first.cancel()
 
         async def is_noticed() -> bool:
-            return "dycoke_client_disconnects_total 1.0" in (await api.client.get("/metrics")).text
+            return "dycoke_client_disconnects_total 1.0" in await api.metrics()
 
         await wait_until(is_noticed)
         await api.api.cancellations.wait_until_none()

@@ -101,7 +101,7 @@ async def test_upload_and_reading_cut_by_shutdown_end_retryable_where_none_has_t
         async with api.posting() as response:
             job_id = response.headers["x-job-id"]
             head = (
-                "POST /v1/video/chat HTTP/1.1\nhost: x\n"
+                "POST /v1/video/chat HTTP/1.1\nhost: localhost\n"
                 "content-type: multipart/form-data; boundary=b\ncontent-length: 1000\n"
             )
             upload = asyncio.create_task(raw_request(api.port, head, b"--b\r\n"))
@@ -286,13 +286,15 @@ async def test_second_signal_skips_the_wait(
     [
         ("DYCOKE_DEFAULT_COMPRESSION", "fancy", "DYCOKE_DEFAULT_COMPRESSION"),
         ("DYCOKE_HOST", "203.0.113.7", "address"),
+        ("DYCOKE_ALLOW_ANONYMOUS", "maybe", "DYCOKE_ALLOW_ANONYMOUS"),
     ],
 )
 async def test_setting_that_cannot_work_ends_the_process_with_one_line(
     redis_server: RedisServer, tmp_path: Path, name: str, value: str, word: str
 ) -> None:
     env = {**os.environ, "DYCOKE_REDIS_URL": redis_server.url, "DYCOKE_DATA_DIR": str(tmp_path)}
-    env |= {"DYCOKE_PORT": "0", "DYCOKE_LOG_LEVEL": "WARNING", name: value}
+    env |= {"DYCOKE_PORT": "0", "DYCOKE_LOG_LEVEL": "WARNING"}
+    env |= {"DYCOKE_ALLOW_ANONYMOUS": "true", name: value}
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "app", "api", env=env, stderr=asyncio.subprocess.PIPE
     )

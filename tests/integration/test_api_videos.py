@@ -138,6 +138,26 @@ async def test_clip_of_a_video_is_what_is_read(
     assert (beyond.status_code, beyond.json()["errors"][0]["field"]) == (400, "start_s")
 
 
+async def test_keyframes_alone_are_read_on_request(
+    api: RunningApi, worker: ScriptedWorker, tmp_path: Path
+) -> None:
+    content = make_clip(tmp_path / "x.mp4", num_frames=50, options={"g": "10"}).read_bytes()
+    receipts = {}
+    for sampling in ("keyframe", "uniform"):
+        post = asyncio.create_task(
+            api.post(clip=content, num_frames=3, sampling=sampling, stream=False)
+        )
+        await worker.answer()
+        receipts[sampling] = (await post).json()
+    keyframes = receipts["keyframe"]["frames"]
+    assert (keyframes["sampling"], keyframes["indices"]) == ("keyframe", [0, 20, 40])
+    assert keyframes["timestamps_s"] == pytest.approx([0.0, 0.8, 1.6])
+    assert receipts["uniform"]["frames"]["indices"] == [0, 24, 49]
+    assert receipts["uniform"]["cache"]["frames"] == "miss"
+    refused = await api.post(clip=content, sampling="random")
+    assert (refused.status_code, refused.json()["errors"][0]["field"]) == (400, "sampling")
+
+
 async def test_what_cannot_be_read_gets_its_own_4xx(
     api: RunningApi, worker: ScriptedWorker, tmp_path: Path
 ) -> None:
@@ -156,7 +176,7 @@ async def test_what_cannot_be_read_gets_its_own_4xx(
         assert response.status_code == status, (name, response.text)
         assert response.headers["content-type"] == "application/problem+json"
     names = {p.name for p in (tmp_path / "data" / "videos").rglob("*")}
-    assert names == {"incoming"}
+    assert names == {"incoming", "owners"}
     post = asyncio.create_task(api.post(clip=clip, stream=False))
     await worker.answer()
     assert (await post).status_code == 200

@@ -10,6 +10,7 @@ from app.store.event_log import EventLog
 from app.store.job_leases import Append, Delivery, JobLeases
 from app.store.job_queue import Idempotency, JobQueue
 from app.store.keys import RedisKeys
+from app.store.lost_workers import Fate, LostWorkers
 from tests.integration.jobs import (
     LEASE_S,
     MODEL,
@@ -255,3 +256,109 @@ async def test_upper_bound_ends_retryable_and_frees_the_key(
         last = await last_error(log, job_id)
         assert (last.code, last.retryable) == ("workers_lost", True)
     assert await post("anew") == "anew"
+
+
+async def report(redis: Redis, keys: RedisKeys, worker_id: str, fate: Fate) -> int:
+    return await LostWorkers(redis, keys).report(worker_id, fate, lease_s=LEASE_S)
+
+
+async def blame_of(redis: Redis, keys: RedisKeys, job_id: str) -> tuple[int, int, bool]:
+    """Deaths, deliveries and whether it is a suspect."""
+    names = ("deaths", "deliveries", "is_suspect")
+    deaths, deliveries, is_suspect = await redis.hmget(keys.job(job_id), *names)
+    return int(deaths or 0), int(deliveries), is_suspect == b"1"
+
+
+async def test_worker_that_was_killed_from_outside_charges_nobody(
+    fleet: Fleet, queue: JobQueue, redis: Redis, keys: RedisKeys
+) -> None:
+    await submit(queue, "j")
+    worker = await fleet.worker()
+    delivery = await start(worker)
+    for number in range(2, MAX_DELIVERIES):
+        await report(redis, keys, delivery.worker_id, Fate.OUTSIDE)
+        worker, delivery = await fleet.fail_over()
+        assert (delivery.attempt, delivery.is_suspect) == (number, False)
+        assert await blame_of(redis, keys, "j") == (0, number, False)
+
+
+async def test_jobs_of_a_worker_whose_end_was_seen_do_not_wait_for_their_leases(
+    fleet: Fleet, queue: JobQueue, redis: Redis, keys: RedisKeys
+) -> None:
+    for job_id in ("a", "b"):
+        await submit(queue, job_id)
+    worker = await fleet.worker()
+    deliveries = [await start(worker) for _ in range(2)]
+    assert await report(redis, keys, deliveries[0].worker_id, Fate.OUTSIDE) == 2
+    other = await fleet.worker()
+    taken = [await other.take_over(lease_s=600, may_be_suspect=False) for _ in range(2)]
+    assert [delivery and delivery.job_id for delivery in taken] == ["a", "b"]
+
+
+async def test_crash_charges_a_job_that_was_alone_however_far_it_had_got(
+    fleet: Fleet, queue: JobQueue, log: EventLog, redis: Redis, keys: RedisKeys
+) -> None:
+    await submit(queue, "j")
+    worker = await fleet.worker()
+    delivery = await start(worker)
+    assert await say(worker, delivery, *range(30))
+    await report(redis, keys, delivery.worker_id, Fate.OWN)
+    worker, delivery = await fleet.fail_over()
+    assert await blame_of(redis, keys, "j") == (1, 2, True)
+    assert await say(worker, delivery, *range(30, 60))
+    await report(redis, keys, delivery.worker_id, Fate.OWN)
+    await wait_for_end(fleet, queue, "j")
+    assert (await last_error(log, "j")).code == "job_failed_repeatedly"
+
+
+async def test_death_that_nobody_saw_charges_no_job_that_had_got_further(
+    fleet: Fleet, queue: JobQueue, redis: Redis, keys: RedisKeys
+) -> None:
+    """A container that went: a job that kills workers would have done so at the same place."""
+    await submit(queue, "j")
+    worker = await fleet.worker()
+    delivery = await start(worker)
+    for number in range(2, MAX_DELIVERIES):
+        first = delivery.published[-1].next_index if delivery.published else 0
+        assert await say(worker, delivery, *range(first, first + 4))
+        worker, delivery = await fleet.fail_over()
+        assert await blame_of(redis, keys, "j") == (0, number, True)
+
+
+async def test_crash_that_is_heard_of_late_is_charged_late(
+    fleet: Fleet, queue: JobQueue, redis: Redis, keys: RedisKeys
+) -> None:
+    await submit(queue, "j")
+    worker = await fleet.worker()
+    delivery = await start(worker)
+    assert await say(worker, delivery, *range(5))
+    await fleet.fail_over()
+    assert await blame_of(redis, keys, "j") == (0, 2, True)
+    for _ in range(2):
+        await report(redis, keys, delivery.worker_id, Fate.OWN)
+        assert await blame_of(redis, keys, "j") == (1, 2, True)
+
+
+async def test_charge_is_taken_back_when_it_turns_out_that_somebody_killed_the_worker(
+    fleet: Fleet, queue: JobQueue, redis: Redis, keys: RedisKeys
+) -> None:
+    """Its lease ran out, because it was stopped or its supervisor could not reach Redis."""
+    await submit(queue, "j")
+    delivery = await start(await fleet.worker())
+    await fleet.fail_over()
+    assert await blame_of(redis, keys, "j") == (1, 2, True)
+    for _ in range(2):
+        await report(redis, keys, delivery.worker_id, Fate.OUTSIDE)
+        assert await blame_of(redis, keys, "j") == (0, 2, False)
+
+
+async def test_crash_with_several_in_the_engine_makes_suspects_at_once(
+    fleet: Fleet, queue: JobQueue, redis: Redis, keys: RedisKeys
+) -> None:
+    for job_id in ("a", "b"):
+        await submit(queue, job_id)
+    worker = await fleet.worker()
+    deliveries = [await start(worker) for _ in range(2)]
+    await report(redis, keys, deliveries[0].worker_id, Fate.OWN)
+    for job_id in ("a", "b"):
+        assert await blame_of(redis, keys, job_id) == (0, 1, True)

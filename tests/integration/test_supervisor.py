@@ -16,7 +16,14 @@ from typing import Any
 import psutil
 import pytest
 
-from app.supervisor import EXIT_BAD_SETTINGS, ChildSpec, RestartPolicy, Supervisor
+from app.supervisor import (
+    EXIT_BAD_SETTINGS,
+    LIFE_VARIABLE,
+    ChildSpec,
+    RestartPolicy,
+    Supervisor,
+    this_life,
+)
 from tests.integration.workers import PATIENCE_S, ROOT, is_alive, wait_until
 
 FAST = RestartPolicy(first_wait_s=0.02, max_wait_s=0.08)
@@ -28,9 +35,14 @@ log = open(sys.argv[1], "a", buffering=1)
 def stop(*_):
     log.write(f"stop {sys.argv[2]}\\n")
     sys.exit(0)
-signal.signal(signal.SIGTERM, signal.SIG_IGN if sys.argv[2] == "stubborn" else stop)
+def hesitate(*_):
+    signal.signal(signal.SIGTERM, stop)
+    log.write(f"asked {sys.argv[2]}\\n")
+on_signal = {"stubborn": signal.SIG_IGN, "patient": hesitate}.get(sys.argv[2], stop)
+signal.signal(signal.SIGTERM, on_signal)
 log.write(f"start {sys.argv[2]} {os.getpid()}\\n")
-time.sleep(600)
+while True:
+    time.sleep(600)
 """
 
 
@@ -85,6 +97,50 @@ async def test_dead_child_is_logged_and_started_again(
     assert [record.__dict__["exit_code"] for record in died] == [-9, -9, -9]
     assert [record.__dict__["restart_in_s"] for record in died] == [0.02, 0.04, 0.08]
     assert all(record.levelno == logging.ERROR for record in died)
+
+
+async def test_each_end_is_told_with_the_life_that_ended(log: Path) -> None:
+    told: list[tuple[str, int]] = []
+
+    async def on_end(life: str, exit_code: int) -> None:
+        told.append((life, exit_code))
+        raise RuntimeError("which ends nothing")
+
+    code = (
+        "import pathlib, sys; sys.path.insert(0, '.'); from app.supervisor import this_life\n"
+        f"pathlib.Path({str(log)!r}).open('a').write(this_life() + '\\n')\n"
+        "raise SystemExit(7)"
+    )
+
+    async def died_often() -> bool:
+        return len(told) >= 3
+
+    async with running(command(code, on_end=on_end)):
+        await wait_until(died_often)
+    lives = log.read_text().split()
+    assert told[:3] == [(life, 7) for life in lives[:3]]
+    assert len(set(lives)) == len(lives)
+
+
+async def test_a_child_that_the_supervisor_kills_itself_is_no_news(log: Path) -> None:
+    told: list[int] = []
+
+    async def on_end(life: str, exit_code: int) -> None:
+        told.append(exit_code)
+
+    async with running(child(log, "stubborn", stop_timeout_s=0.1, on_end=on_end)):
+        await wait_for_lines(log, "start", 1)
+    assert told == []
+
+
+def test_a_process_without_a_supervisor_has_a_life_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert this_life() != this_life()
+    monkeypatch.setenv(LIFE_VARIABLE, f"{os.getppid()}:abc")
+    assert this_life() == "abc"
+    monkeypatch.setenv(LIFE_VARIABLE, "1:abc")  # inherited from somebody else's supervisor
+    assert this_life() != "abc"
 
 
 async def test_child_that_could_not_be_started_is_tried_again(
@@ -156,6 +212,75 @@ async def test_second_signal_kills_at_once(log: Path) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         async with asyncio.timeout(PATIENCE_S):
             assert await supervisor == 0
+
+
+async def test_second_signal_is_passed_on_to_a_child_that_hurries_then(
+    log: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    long_s = 10 * PATIENCE_S
+    specs = (
+        child(log, "patient", stop_timeout_s=long_s, hurry_timeout_s=long_s),
+        child(log, "redis", stop_order=1, hurry_timeout_s=long_s),
+        child(log, "stubborn", stop_order=1, stop_timeout_s=long_s),
+    )
+    async with running(*specs) as supervisor:
+        await wait_for_lines(log, "start", 3)
+        os.kill(os.getpid(), signal.SIGTERM)
+        await wait_for_lines(log, "asked patient", 1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        async with asyncio.timeout(PATIENCE_S):
+            assert await supervisor == 0
+    assert await wait_for_lines(log, "stop", 2) == ["stop patient", "stop redis"]
+    assert "child did not stop in time" not in caplog.messages
+
+
+async def test_third_signal_kills_what_hurries_too_slowly(log: Path) -> None:
+    long_s = 10 * PATIENCE_S
+    spec = child(log, "stubborn", stop_timeout_s=long_s, hurry_timeout_s=long_s)
+    async with running(spec) as supervisor:
+        await wait_for_lines(log, "start", 1)
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+            await asyncio.sleep(0.1)
+        assert not supervisor.done()
+        os.kill(os.getpid(), signal.SIGTERM)
+        async with asyncio.timeout(PATIENCE_S):
+            assert await supervisor == 0
+
+
+async def test_owner_of_a_child_hears_of_its_deaths_and_of_the_stop(log: Path) -> None:
+    heard: list[str] = []
+    spec = child(log, "a", on_death=lambda: heard.append("death"))
+    supervisor = Supervisor([spec], restarts=FAST, on_stop=lambda: heard.append("stop"))
+    run = asyncio.create_task(supervisor.run())
+    for deaths in range(2):
+        last = (await wait_for_lines(log, "start a", deaths + 1))[-1]
+        os.kill(int(last.split()[-1]), signal.SIGKILL)
+    await wait_for_lines(log, "start a", 3)
+    os.kill(os.getpid(), signal.SIGTERM)
+    async with asyncio.timeout(PATIENCE_S):
+        assert await run == 0
+    assert heard == ["death", "death", "stop"], "one that was told to stop has not died"
+
+
+async def test_child_does_not_get_what_is_kept_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DYCOKE_API_KEYS", "a:secret")
+    monkeypatch.setenv("DYCOKE_LOG_LEVEL", "ERROR")
+    path = tmp_path / "environ"
+    code = f"import pathlib, os; pathlib.Path({str(path)!r}).write_text(repr(dict(os.environ)))"
+    async with running(command(code, drop_env=("DYCOKE_API_KEYS",), env={"ADDED": "1"})):
+        environ = await written(path)
+    assert "secret" not in environ and "DYCOKE_LOG_LEVEL" in environ and "ADDED" in environ
+
+
+async def written(path: Path) -> str:
+    async def is_there() -> bool:
+        return path.exists() and path.read_text().endswith("}")
+
+    await wait_until(is_there)
+    return path.read_text()
 
 
 async def test_child_that_refuses_its_settings_ends_everything(log: Path) -> None:

@@ -174,7 +174,7 @@ def test_log_lines_about_a_job_carry_its_trace(service: RunningService) -> None:
             json.loads(line) for line in service.log.read_text().splitlines() if job_id in line
         ]
         told = {(line["process"], line["message"]) for line in lines}
-        if {("worker-0", "job ended"), ("api", "job ended")} <= told:
+        if {("worker-0", "job ended"), ("api-0", "job ended")} <= told:
             break
         assert time.monotonic() < until, told
         time.sleep(0.05)

@@ -14,6 +14,7 @@ from app.messages import DoneEvent, ErrorEvent, JobEvent, JobState, StatusEvent
 from app.metrics import WorkerMetrics
 from app.settings import Settings
 from app.store.client import Scripts, connect
+from app.store.forgotten_videos import ForgottenVideos
 from app.store.job_leases import Append, Appended, JobLeases
 from app.store.keys import GROUP, RedisKeys
 from app.worker.process import CPU_RUNNING_JOBS
@@ -97,7 +98,8 @@ async def test_answer_streams_from_first_event_to_receipt(
     assert stages == ["encoding", "prefilling"]
     expected = answer("why?", 4)
     assert token_ids(middle) == expected
-    assert [event.index for event in tokens(middle)] == [0, 1, 2, 3]
+    indices = [event.index for event in tokens(middle)]
+    assert indices == [0, *(event.next_index for event in tokens(middle)[:-1])]
     assert isinstance(done, DoneEvent)
     assert done.text == "".join(map(text_of, expected))
     assert (done.finish_reason, done.attempts, done.job_id) == ("length", 1, job_id)
@@ -464,6 +466,15 @@ async def test_metrics_tell_what_the_engine_did(settings: Settings, client: Clie
             return metric("requests_running") == 0
 
         await wait_until(is_idle)
+
+
+async def test_engine_is_told_of_deleted_videos(
+    settings: Settings, client: Client, redis: Redis, keys: RedisKeys
+) -> None:
+    async with running(settings) as worker:
+        await client.wait_for_workers(1)
+        await ForgottenVideos(redis, keys).forget("video")
+        await wait_until(lambda: asyncio.sleep(0, worker.engine.forgotten == ["video"]))
 
 
 async def test_card_is_there_while_the_worker_takes_jobs(

@@ -6,7 +6,9 @@ import re
 import signal
 import urllib.request
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
+import psutil
 import pytest
 from redis.asyncio import Redis
 
@@ -14,6 +16,7 @@ from app.messages import DoneEvent, ErrorEvent, JobState
 from app.settings import Settings
 from app.store.keys import RedisKeys
 from app.supervisor import ChildSpec, RestartPolicy, Supervisor
+from app.worker.pool import worker_specs
 from tests.integration.conftest import RedisServer
 from tests.integration.fake_engine import answer, text_of
 from tests.integration.workers import (
@@ -110,6 +113,35 @@ async def test_poison_job_goes_to_the_dead_letters_and_its_neighbours_live(
     letters = [fields[b"job_id"].decode() for _, fields in await redis.xrange(keys.dead)]
     assert letters == [poison]
     assert await redis.hget(keys.job(poison), "deaths") == b"2"
+
+    os.kill(os.getpid(), signal.SIGTERM)
+    async with asyncio.timeout(PATIENCE_S):
+        assert await supervisor == 0
+
+
+async def test_job_whose_workers_are_killed_from_outside_is_not_buried(
+    settings: Settings, client: Client, redis: Redis, keys: RedisKeys
+) -> None:
+    """Alone each time, and its pool lives and sees it."""
+    question = "sleep:0.05"
+    patient = settings.model_copy(update={"lease_s": 10 * PATIENCE_S})  # nobody waits for a lease
+    specs = [
+        replace(spec, argv=worker_argv(0), env={**spec.env, **environment(patient)})
+        for spec in worker_specs(patient, env={})
+    ]
+    restarts = RestartPolicy(first_wait_s=0.05, max_wait_s=0.2)
+    supervisor = asyncio.create_task(Supervisor(specs, restarts=restarts).run())
+    job_id = await client.ask(question, max_tokens=60)
+    for attempt in (1, 2, 3, 4):
+        await wait_for_attempt(client, [job_id], attempt)
+        for process in psutil.Process().children():
+            if worker_argv(0)[2] in process.cmdline():
+                process.kill()
+    events = await client.events(job_id)
+    done = events[-1]
+    assert isinstance(done, DoneEvent) and done.attempts == 5
+    assert token_ids(events) == answer(question, 60)
+    assert await redis.hget(keys.job(job_id), "deaths") is None
 
     os.kill(os.getpid(), signal.SIGTERM)
     async with asyncio.timeout(PATIENCE_S):

@@ -88,20 +88,6 @@ async def test_every_container_and_codec_gives_exactly_the_frames_asked_for(
     assert frame_numbers(frames.pixels) == list(frames.indices)
 
 
-async def test_both_readers_give_the_same_frames(
-    shared: FrameReaders, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    path = make_clip(tmp_path / "clip.mp4", width=640, height=360)
-    first = await shared.read(path, SPEC)
-    request.getfixturevalue("without_decord")
-    second = await shared.read(path, SPEC)
-    assert (first.reader, second.reader) == ("decord", "pyav")
-    assert first.indices == second.indices
-    assert first.timestamps_s == second.timestamps_s
-    difference = abs(first.pixels.astype(int) - second.pixels.astype(int))
-    assert difference.mean() < 2
-
-
 @pytest.mark.parametrize("options", [{"g": "10"}, {"g": "1000"}, {"g": "1"}])
 @pytest.mark.parametrize("name", ["clip.mp4", "clip.mkv", "clip.ts"])
 async def test_pyav_seeks_to_the_right_frames(
@@ -279,6 +265,17 @@ async def test_a_codec_we_do_not_take_is_refused_by_name(
         await shared.probe(path)
     with pytest.raises(UnsupportedCodecError, match=codec):
         await shared.read(path, SPEC)
+
+
+async def test_a_codec_that_nobody_knows_is_refused(shared: FrameReaders, tmp_path: Path) -> None:
+    path = make_clip(tmp_path / "clip.mkv", num_frames=2)
+    path.write_bytes(path.read_bytes().replace(b"V_MPEG4/ISO/AVC", b"V_NOBODYS/CODEC"))
+    num_exceptions = shared.num_exceptions
+    with pytest.raises(UnsupportedCodecError):
+        await shared.probe(path)
+    with pytest.raises(UnsupportedCodecError):
+        await shared.read(path, SPEC)
+    assert shared.num_exceptions == num_exceptions
 
 
 @pytest.mark.parametrize("path", ["missing", ""])

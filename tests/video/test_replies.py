@@ -30,6 +30,8 @@ _PLAN = {
     "end_s": 4.0,
     "indices": [0, 49, 99],
     "timestamps_s": [0.0, 1.96, 3.96],
+    "num_keyframes": 0,
+    "key_pts": [],
 }
 _PLACEMENT = {"indices": [0, 50, 99], "timestamps_s": [0.0, 2.0, 3.96], "num_damaged": 1}
 
@@ -64,6 +66,10 @@ def test_zeros_in_headers_mean_unknown() -> None:
         {"timestamps_s": [0.0, float("nan"), 1.0]},
         {"timestamps_s": [0.0, 10**400, 1.0]},
         {"total_frames": -1},
+        {"num_keyframes": None},
+        {"key_pts": [0, 512]},
+        {"key_pts": [0, 512, 2**63]},
+        {"key_pts": [0, 512, 1.5]},
         {"end_s": "4"},
         {"headers": {**_HEADERS, "codec": "<script>"}},
         {"headers": {**_HEADERS, "width": 2.5}},

@@ -17,9 +17,10 @@ from dycoke_core.video import FrameSpec
         ({"start_s": math.nan}, "start_s"),
         ({"end_s": math.inf}, "end_s"),
         ({"end_s": 0.0}, "end_s"),
+        ({"sampling": "keyframes"}, "sampling"),
         ({"start_s": 2.0, "end_s": 2.0}, "end_s"),
     ],
 )
-def test_a_spec_out_of_range_is_refused_by_name(values: dict[str, float], field: str) -> None:
+def test_a_spec_out_of_range_is_refused_by_name(values: dict[str, object], field: str) -> None:
     with pytest.raises(InvalidRequestError, match=field):
         FrameSpec(**{"num_frames": 8, "image_size": 384, **values})  # type: ignore[arg-type]

@@ -1,14 +1,21 @@
-"""How many answers this process serves at a time, streamed or not."""
+"""How many answers are open at a time, streamed or not: here, and in all processes on the port."""
 
 import asyncio
 
 from app.errors import TooManyStreamsError
 from app.metrics import ApiMetrics
+from app.process_table import ProcessRow
 
 
 class StreamSlots:
-    def __init__(self, max_streams: int, metrics: ApiMetrics) -> None:
+    """Args:
+    max_streams: of all processes together. Two that are asked for the last place at the same
+        instant may both refuse; never are there more.
+    """
+
+    def __init__(self, max_streams: int, row: ProcessRow, metrics: ApiMetrics) -> None:
         self._max_streams = max_streams
+        self._row = row
         self._num_open = 0
         self._none_open = asyncio.Event()
         self._none_open.set()
@@ -16,9 +23,10 @@ class StreamSlots:
 
     def take(self) -> "StreamSlot":
         """Raises TooManyStreamsError."""
-        if self._num_open >= self._max_streams:
+        self._count(1)  # first, so that the others see it
+        if self._row.table.num_streams() > self._max_streams:
+            self._count(-1)
             raise TooManyStreamsError("this server has too many open answers")
-        self._count(1)
         return StreamSlot(self)
 
     async def wait_until_none(self) -> None:
@@ -26,6 +34,7 @@ class StreamSlots:
 
     def _count(self, change: int) -> None:
         self._num_open += change
+        self._row.set_streams(self._num_open)
         self._metrics.set_open_streams(self._num_open)
         if self._num_open:
             self._none_open.clear()

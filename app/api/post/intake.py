@@ -4,7 +4,7 @@ time, into fields that have been checked.
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -59,23 +59,31 @@ async def read_json_fields(request: Request) -> ChatFields:
     return fields
 
 
-async def read_form_fields(request: Request, upload: Upload) -> tuple[ChatFields, bool]:
+async def read_form_fields(
+    request: Request, upload: Upload, *, on_file: Callable[[], None]
+) -> tuple[ChatFields, bool]:
     """Reads a question and, usually, its video.
+
+    Args:
+        on_file: called when a video begins to come; raises to refuse it.
 
     Returns:
         The fields, and whether a video has come.
     """
-    form = await read_form(request, upload)
+    form = await read_form(request, upload, on_file=on_file)
     fields = _validate(_from_form(form.fields), is_strict=False)
     if form.has_file == (fields.video_id is not None):
         raise _missing("video", "give exactly one of 'video' and 'video_id'")
     return fields, form.has_file
 
 
-async def read_form(request: Request, upload: Upload) -> MultipartForm:
+async def read_form(
+    request: Request, upload: Upload, *, on_file: Callable[[], None] = lambda: None
+) -> MultipartForm:
     """Reads a form whose part `video` goes to `upload` as it comes in."""
 
     async def write_video(data: bytes) -> None:
+        on_file()
         was_recognisable = upload.num_bytes >= SNIFF_BYTES
         await upload.write(data)
         if not was_recognisable and upload.num_bytes >= SNIFF_BYTES:
@@ -90,6 +98,7 @@ async def read_form(request: Request, upload: Upload) -> MultipartForm:
             write_file=write_video,
         )
     if form.has_file:
+        on_file()  # of an empty one no data has come
         check_container(upload.head)
     return form
 

@@ -51,6 +51,7 @@ def frame_spec(fields: ChatFields, card: ModelCard) -> FrameSpec:
         image_size=card.image_size,
         start_s=fields.start_s,
         end_s=fields.end_s,
+        sampling=fields.sampling,
     )
 
 
@@ -66,6 +67,8 @@ def make_job_request(
     compression: CompressionConfig,
     *,
     job_id: str,
+    owner: str,
+    cache_salt: str,
     video_id: str,
     accepted_at_s: float,
     deadline_at_s: float,
@@ -76,6 +79,8 @@ def make_job_request(
     seed = secrets.randbelow(MAX_DRAWN_SEED) if fields.seed is None else fields.seed
     return JobRequest(
         job_id=job_id,
+        owner=owner,
+        cache_salt=cache_salt,
         model=card.model,
         video_id=video_id,
         messages=fields.turns(),
@@ -99,11 +104,13 @@ def make_job_request(
 
 
 def make_idempotency(
-    key: str, principal: str, fields: ChatFields, video_id: str, *, ttl_s: float
+    key: str, owner: str, fields: ChatFields, video_id: str, *, ttl_s: float
 ) -> Idempotency:
     said = fields.model_copy(update={"video_id": video_id}).model_dump(mode="json")
+    if fields.sampling == "uniform":  # as releases without this field say it
+        del said["sampling"]
     return Idempotency(
-        key_hash=_digest(f"{principal}\0{key}"),
+        key_hash=_digest(f"{owner}\0{key}"),
         fingerprint=_digest(json.dumps(said, sort_keys=True)),
         ttl_s=ttl_s,
     )

@@ -58,7 +58,7 @@ class Orphans:
         if spec is None:
             raise lost
         try:
-            video = await self._videos.lease(request.video_id)
+            video = await self._videos.lease(request.video_id, request.owner)
         except VideoNotFoundError:
             raise lost from None
         place = Place.held(self._queue, request.model, request.job_id, lease_s=self._lease_s)

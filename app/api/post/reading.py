@@ -1,8 +1,9 @@
 """Reading a job's frames: from `create` until the job is in the queue.
 
 A reading belongs to the process, not to the connection that posted the job. Jobs about the same
-frames share one read. What ends a reading early: `cancel`, the job's end by anybody (another API's
-DELETE, its deadline), the loss of its place. Bounded by the queue: each reading holds a place.
+frames share one read, if their cache salt is the same too. What ends a reading early: `cancel`, the
+job's end by anybody (another API's DELETE, its deadline), the loss of its place. Bounded by the
+queue: each reading holds a place.
 """
 
 import asyncio
@@ -146,6 +147,8 @@ class FrameReading:
             image_size=reading.spec.image_size,
             start_s=reading.spec.start_s,
             end_s=reading.spec.end_s,
+            salt=request.cache_salt,
+            sampling=reading.spec.sampling,
         )
         stored = await self._find(digest, request.job_id)
         if stored is not None:
@@ -162,6 +165,7 @@ class FrameReading:
                     timestamps_s=list(frames.timestamps_s),
                     reader=frames.reader,
                     warnings=list(frames.warnings),
+                    sampling=reading.spec.sampling,
                     is_cached=stored is not None,
                 ),
                 "read_frames_s": request.read_frames_s + time.monotonic() - began_at,
@@ -197,7 +201,8 @@ class FrameReading:
                 digest = own_digest(digest, job_id)
             # Another job may have stored them meanwhile; that spares the transfer.
             if not await self._persist(lambda: self._frames.pin(digest, job_id)):
-                await self._persist(lambda: self._frames.put_and_pin(digest, blob, job_id))
+                video = reading.request.cached_video
+                await self._persist(lambda: self._frames.put_and_pin(digest, blob, job_id, video))
             return frames, digest
         finally:
             read.num_waiting -= 1

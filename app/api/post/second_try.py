@@ -5,45 +5,44 @@ kernel's out-of-memory killer, an operator, the end of the server that all reade
 Only a video that loses its reader twice, the second time with no other beside it, is to blame.
 """
 
-import asyncio
-import re
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from dycoke_core.errors import VideoReaderKilledError
+from app.api.post.reader_places import ReaderPlaces
+from dycoke_core.errors import ReadersUnavailableError, VideoError, VideoReaderKilledError
 from dycoke_core.video import FrameReaders, FrameSpec, VideoFrames, VideoProbe
 
 MIN_TIMEOUT_S = 1.0  # left for the second try
 
-# What the readers warn of: why the first of them was lost and the second stood in.
-_FELL_BACK = re.compile(r"decord could not read this video \((\w+)\)")
+# A warning, where the second try would have said whether a loss comes twice.
+_NO_SECOND_TRY = "a second try with decord did not come to its end"
 
 
 class SecondTryReaders:
-    """As `FrameReaders`.
+    """As `FrameReaders`, within the places that all API processes share.
 
     Args:
         timeout_s: of a read, both tries together, without the wait between them.
     """
 
-    def __init__(self, readers: FrameReaders, *, timeout_s: float) -> None:
+    def __init__(self, readers: FrameReaders, places: ReaderPlaces, *, timeout_s: float) -> None:
         self._readers = readers
+        self._places = places
         self._timeout_s = timeout_s
-        self._gate = _Gate()
 
     @property
     def kills(self) -> Mapping[str, int]:
         return self._readers.kills
 
     async def probe(self, path: Path) -> VideoProbe:
-        """Raises: VideoError."""
+        """Raises: VideoError, ReadersUnavailableError."""
         try:
-            async with self._gate.beside_others():
+            async with self._places.to_probe():
                 return await self._readers.probe(path)
         except VideoReaderKilledError:
-            async with self._gate.alone():
+            async with self._places.alone():
                 return await self._readers.probe(path)
 
     async def read(
@@ -54,25 +53,35 @@ class SecondTryReaders:
         on_progress: Callable[[float], None] | None = None,
         timeout_s: float | None = None,
     ) -> VideoFrames:
-        """Raises: VideoError, InvalidRequestError."""
+        """Raises: VideoError, InvalidRequestError, ReadersUnavailableError."""
         limit_s = self._timeout_s if timeout_s is None else min(timeout_s, self._timeout_s)
         began_at = time.monotonic()
+        frames = None
         try:
-            async with self._gate.beside_others():
+            async with self._places.to_read():
                 began_at = time.monotonic()
                 frames = await self._readers.read(
                     path, spec, on_progress=on_progress, timeout_s=limit_s
                 )
-            loss = _loss_before_fallback(frames)
-            if loss not in ("memory", "crash"):
+            loss = frames.fallback_cause
+            if loss not in ("killed", "memory", "crash"):
                 return frames
         except VideoReaderKilledError:
             loss = "killed"
         left_s = max(limit_s - (time.monotonic() - began_at), MIN_TIMEOUT_S)
-        # A crash is mostly the video's doing, or that of the server's end; neighbours have no part.
-        gate = self._gate.beside_others() if loss == "crash" else self._gate.alone()
-        async with gate:
-            return await self._readers.read(path, spec, on_progress=on_progress, timeout_s=left_s)
+        # A crash is mostly the video's doing; neighbours have no part in it.
+        place = self._places.to_read() if loss == "crash" else self._places.alone()
+        try:
+            async with place:
+                return await self._readers.read(
+                    path, spec, on_progress=on_progress, timeout_s=left_s
+                )
+        except (VideoError, ReadersUnavailableError):
+            if frames is None:
+                raise
+            # Nobody knows whether the loss comes twice: no better than one from outside.
+            warnings = (*frames.warnings, _NO_SECOND_TRY)
+            return replace(frames, warnings=warnings, fallback_cause="killed")
 
     async def aclose(self) -> None:
         await self._readers.aclose()
@@ -82,50 +91,4 @@ def fell_back_after_kill(frames: VideoFrames) -> bool:
     """Whether a SIGKILL is why these frames are the second reader's: another time they may be the
     first one's. A crash that came twice is reproducible, and no such case.
     """
-    return _loss_before_fallback(frames) == "memory"
-
-
-def _loss_before_fallback(frames: VideoFrames) -> str | None:
-    matches = (_FELL_BACK.match(warning) for warning in frames.warnings)
-    return next((match[1] for match in matches if match), None)
-
-
-class _Gate:
-    """Lets through many beside one another, or one alone. Who wants to be alone goes first."""
-
-    def __init__(self) -> None:
-        self._num_inside = 0
-        self._num_waiting_alone = 0
-        self._is_alone = False
-        self._has_changed = asyncio.Event()
-
-    @asynccontextmanager
-    async def beside_others(self) -> AsyncIterator[None]:
-        while self._is_alone or self._num_waiting_alone:
-            await self._has_changed.wait()
-        self._num_inside += 1
-        try:
-            yield
-        finally:
-            self._num_inside -= 1
-            self._tell()
-
-    @asynccontextmanager
-    async def alone(self) -> AsyncIterator[None]:
-        self._num_waiting_alone += 1
-        try:
-            while self._is_alone or self._num_inside:
-                await self._has_changed.wait()
-            self._is_alone = True
-        finally:
-            self._num_waiting_alone -= 1
-            self._tell()
-        try:
-            yield
-        finally:
-            self._is_alone = False
-            self._tell()
-
-    def _tell(self) -> None:
-        self._has_changed.set()
-        self._has_changed = asyncio.Event()
+    return frames.fallback_cause == "killed"

@@ -35,6 +35,8 @@ from app.api.post.reading import FrameReading, Reading
 from app.api.post.uploads import Uploads
 from app.api.schemas import ChatFields
 from app.errors import StoreUnavailableError
+from app.keys.entries import Principal, Scope
+from app.keys.owners import cache_salt
 from app.messages import JobRequest, JobState, ModelCard
 from app.settings import Settings
 from app.store.job_queue import Idempotency, JobQueue, JobRecord
@@ -97,14 +99,14 @@ class Submissions:
     async def take(
         self,
         request: Request,
-        principal: str,
+        principal: Principal,
         idempotency_key: str | None,
         traceparent: str | None = None,
     ) -> PostedJob:
         """Takes a request in and starts reading its video.
 
         Args:
-            principal: who asks; idempotency keys of two principals never meet.
+            principal: who asks; idempotency keys of two never meet.
             traceparent: the span that the job belongs to.
 
         Raises:
@@ -117,12 +119,14 @@ class Submissions:
         models, place = await self._enter()
         async with Admitted(place) as admitted:
             async with self._uploads.limited():
-                taken = await self._take_in(request, kind, models)
+                taken = await self._take_in(request, kind, models, principal)
                 admitted.hold(taken.lease)
                 await admitted.move(taken.card.model, max_jobs=self._settings.max_queued_jobs)
             check_clip(taken.fields, taken.lease)
-            job = self._job_request(taken, admitted.job_id, accepted_at_s, traceparent)
-            idempotency = self._idempotency(idempotency_key, principal, taken.fields, job.video_id)
+            job = self._job_request(
+                taken, admitted.job_id, principal.owner, accepted_at_s, traceparent
+            )
+            idempotency = self._idempotency(idempotency_key, job.owner, taken.fields, job.video_id)
             job_id = await self._create(job, idempotency, admitted)
             if job_id != job.job_id:
                 record = await self._queue.get(job_id)
@@ -154,37 +158,54 @@ class Submissions:
             raise StoreUnavailableError("the job store does not answer") from None
         return models, place
 
-    async def _take_in(self, request: Request, kind: str, models: dict[str, ModelCard]) -> _TakenIn:
+    async def _take_in(
+        self, request: Request, kind: str, models: dict[str, ModelCard], principal: Principal
+    ) -> _TakenIn:
         """Reads and checks the body, then makes sure of the video."""
-        began_at = time.monotonic()
+        began_at, owner = time.monotonic(), principal.owner
         if kind == JSON:
             fields = await read_json_fields(request)
-            return await self._find_video(request, fields, self._check(fields, models))
+            return await self._find_video(request, fields, self._check(fields, models), owner)
         async with self._uploads.receive() as upload:
-            fields, has_video = await read_form_fields(request, upload)
+            fields, has_video = await read_form_fields(
+                request, upload, on_file=lambda: principal.require(Scope.UPLOAD)
+            )
             card = self._check(fields, models)
             if not has_video:
-                return await self._find_video(request, fields, card)
+                return await self._find_video(request, fields, card, owner)
             upload_s = time.monotonic() - began_at
-            lease, probe_s = await unless_disconnected(request.receive, self._uploads.store(upload))
+            lease, probe_s = await unless_disconnected(
+                request.receive, self._uploads.store(upload, owner)
+            )
             return _TakenIn(fields, card, lease, upload_s, probe_s)
 
-    async def _find_video(self, request: Request, fields: ChatFields, card: ModelCard) -> _TakenIn:
+    async def _find_video(
+        self, request: Request, fields: ChatFields, card: ModelCard, owner: str
+    ) -> _TakenIn:
         assert fields.video_id is not None
-        lease = await unless_disconnected(request.receive, self._uploads.find(fields.video_id))
+        lease = await unless_disconnected(
+            request.receive, self._uploads.find(fields.video_id, owner)
+        )
         return _TakenIn(fields, card, lease, upload_s=0.0, probe_s=0.0)
 
     def _check(self, fields: ChatFields, models: dict[str, ModelCard]) -> ModelCard:
         return check_fields(fields, models, self._settings, self.default_compression)
 
     def _job_request(
-        self, taken: _TakenIn, job_id: str, accepted_at_s: float, traceparent: str | None
+        self,
+        taken: _TakenIn,
+        job_id: str,
+        owner: str,
+        accepted_at_s: float,
+        traceparent: str | None,
     ) -> JobRequest:
         return make_job_request(
             taken.fields,
             taken.card,
             taken.fields.compression_config(self.default_compression),
             job_id=job_id,
+            owner=owner,
+            cache_salt=cache_salt(owner, are_caches_shared=self._settings.share_caches),
             video_id=taken.lease.video.video_id,
             accepted_at_s=accepted_at_s,
             deadline_at_s=accepted_at_s + self._settings.job_timeout_s,
@@ -194,12 +215,12 @@ class Submissions:
         )
 
     def _idempotency(
-        self, key: str | None, principal: str, fields: ChatFields, video_id: str
+        self, key: str | None, owner: str, fields: ChatFields, video_id: str
     ) -> Idempotency | None:
         if key is None:
             return None
         ttl_s = self._settings.job_timeout_s + self._settings.result_ttl_s
-        return make_idempotency(key, principal, fields, video_id, ttl_s=ttl_s)
+        return make_idempotency(key, owner, fields, video_id, ttl_s=ttl_s)
 
     async def _create(
         self, job: JobRequest, idempotency: Idempotency | None, admitted: Admitted

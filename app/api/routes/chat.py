@@ -6,7 +6,7 @@ from fastapi import APIRouter, Header, Request
 from fastapi.responses import Response
 
 from app.api.connection.disconnect import ClientLeftError
-from app.api.context import ApiDep, PrincipalDep
+from app.api.context import ApiDep, AskerDep
 from app.api.errors import INTERNAL_ERROR, is_our_fault
 from app.api.openapi import CHAT_REQUEST_BODY, CHAT_RESPONSES
 from app.tracing import PostSpan
@@ -25,7 +25,7 @@ router = APIRouter(tags=["chat"])
 async def chat(
     request: Request,
     api: ApiDep,
-    principal: PrincipalDep,
+    principal: AskerDep,
     idempotency_key: Annotated[
         str | None, Header(description="The same key and request: the same job.")
     ] = None,

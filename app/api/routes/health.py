@@ -1,12 +1,12 @@
-"""Is the process alive, can it take a job, and its numbers. Open to everybody."""
+"""Is the process alive, can it take a job: open to everybody. Its numbers: unless set otherwise."""
 
 import asyncio
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 from fastapi.responses import Response
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 
-from app.api.context import ApiDep
+from app.api.context import ApiDep, may_see_metrics
 from app.api.openapi import PROBLEMS
 from app.api.post.admission import served_models
 from app.errors import StoreUnavailableError
@@ -34,6 +34,13 @@ async def readyz(api: ApiDep) -> dict[str, str]:
     return {"status": "ok"}
 
 
-@router.get("/metrics", summary="Prometheus metrics", response_class=Response)
+@router.get(
+    "/metrics",
+    summary="Prometheus metrics",
+    response_class=Response,
+    responses=PROBLEMS,
+    dependencies=[Depends(may_see_metrics)],
+)
 async def metrics(api: ApiDep) -> Response:
-    return Response(generate_latest(api.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+    """Of all processes on the port, each with its number as the label `process`."""
+    return Response(await api.metrics_page.render(), media_type=CONTENT_TYPE_LATEST)

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Header
 from fastapi.responses import Response
 
 from app.api.answer.sse import Ending, EventStream
-from app.api.context import Api, ApiDep, PrincipalDep
+from app.api.context import Api, ApiDep, AskerDep
 from app.api.openapi import EVENT_STREAM_RESPONSES, PROBLEMS
 from app.api.schemas import JobResource
 from app.messages import DoneEvent, ErrorEvent
@@ -17,15 +17,15 @@ router = APIRouter(tags=["jobs"], responses=PROBLEMS)
 
 
 @router.get("/v1/jobs/{job_id}", summary="How a job stands, and its answer once it has ended")
-async def get_job(job_id: str, api: ApiDep, _: PrincipalDep) -> JobResource:
-    return await _resource(api, await api.jobs.find(job_id))
+async def get_job(job_id: str, api: ApiDep, principal: AskerDep) -> JobResource:
+    return await _resource(api, await api.jobs.find(job_id, principal.owner))
 
 
 @router.delete("/v1/jobs/{job_id}", summary="Cancel a job; one that has ended stays as it is")
-async def cancel_job(job_id: str, api: ApiDep, _: PrincipalDep) -> JobResource:
-    await api.jobs.find(job_id)
+async def cancel_job(job_id: str, api: ApiDep, principal: AskerDep) -> JobResource:
+    await api.jobs.find(job_id, principal.owner)
     await api.cancellations.cancel(job_id, "cancelled on request")
-    return await _resource(api, await api.jobs.find(job_id))
+    return await _resource(api, await api.jobs.find(job_id, principal.owner))
 
 
 @router.get(
@@ -37,14 +37,14 @@ async def cancel_job(job_id: str, api: ApiDep, _: PrincipalDep) -> JobResource:
 async def get_events(
     job_id: str,
     api: ApiDep,
-    _: PrincipalDep,
+    principal: AskerDep,
     last_event_id: Annotated[
         str | None, Header(description="The id of the last event that was seen.")
     ] = None,
 ) -> Response:
     """Closing this connection cancels nothing."""
     after = FIRST_EVENT if last_event_id is None else parse_event_id(last_event_id)
-    record = await api.jobs.find(job_id)
+    record = await api.jobs.find(job_id, principal.owner)
     if last_event_id is not None:
         api.metrics.count_resume()
         if await api.jobs.is_read_to_its_end(record, after=after):

@@ -1,7 +1,8 @@
 -- Creates a job in state `reading` on a reserved place.
 --
 -- ARGV: prefix, model, job_id, request, job_event, accepted_at_ms, deadline_ms,
---       idempotency_hash ('' for none), fingerprint, idempotency_ttl_ms
+--       idempotency_hash ('' for none), fingerprint, idempotency_ttl_ms, owner,
+--       video (as caches name it)
 -- Returns {outcome, job_id}: `created`; `existing` with the job that stands for the same key and
 -- fingerprint, whereupon the place is given up; `conflict` for another fingerprint; `no_place`.
 --
@@ -33,7 +34,8 @@ if hash ~= '' then
   redis.call('PEXPIRE', idempotency_key(hash), ARGV[10])
 end
 redis.call('HSET', job_key(job_id), 'state', 'reading', 'model', model, 'request', ARGV[4],
-  'accepted_at', ARGV[6], 'attempt', 0, 'deliveries', 0, 'next_index', 0, 'sequence', 0)
+  'accepted_at', ARGV[6], 'attempt', 0, 'deliveries', 0, 'next_index', 0, 'sequence', 0,
+  'owner', ARGV[11], 'video', ARGV[12])
 redis.call('ZADD', live_key(), ARGV[7], job_id)
 append_unnumbered(job_id, ARGV[5])
 return {'created', job_id}

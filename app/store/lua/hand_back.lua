@@ -15,7 +15,7 @@ redis.call('HSET', key, 'state', 'queued', 'worker', '', 'take_id', '')
 if ARGV[7] == '0' then
   redis.call('HINCRBY', key, 'deliveries', -1)
 else
-  accuse(job_id, ARGV[7])
+  accuse(job_id, ARGV[7], 'own')
 end
 redis.call('ZADD', queued_key(model), job.queued_at, job_id)
 return 1

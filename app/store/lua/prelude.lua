@@ -13,7 +13,12 @@ local MAX_FORGOTTEN = 1000 -- ended jobs at a time; more than the largest one ev
 local MAX_HELD = 10000 -- more than a worker ever has pending
 local MAX_DEATHS = 2 -- of a job's own
 local MAX_DELIVERIES = 8 -- that were not given back
+local FURTHER_TOKENS = 4 -- made in a delivery: whatever kills at once has not
+local LOST_TTL_MS = 3600000 -- of what is known of a worker's end; longer than any job
 local PROBATION_TOKENS = 16 -- that a suspect makes alone before others may join it
+local MAX_FORGETTINGS = 10000 -- deleted videos that a worker may have missed
+local DAY_MS = 24 * 3600 * 1000
+local USAGE_DAYS = 92 -- that usage is kept
 local FINAL = {done = true, error = true, cancelled = true}
 
 local function jobs_key(model) return PREFIX .. ':jobs:' .. model end
@@ -31,10 +36,17 @@ local function frame_sizes_key() return PREFIX .. ':frame_sizes' end
 local function frame_bytes_key() return PREFIX .. ':frame_bytes' end
 local function frame_uses_key() return PREFIX .. ':frame_uses' end
 local function frame_pins_key(digest) return PREFIX .. ':frame_pins:' .. digest end
+local function frame_videos_key() return PREFIX .. ':frame_videos' end
+local function video_frames_key(video) return PREFIX .. ':video_frames:' .. video end
+local function forgotten_key() return PREFIX .. ':forgotten' end
+local function forgettings_key() return PREFIX .. ':forgettings' end
+local function usage_key(owner_and_day) return PREFIX .. ':usage:' .. owner_and_day end
 local function ended_jobs_key() return PREFIX .. ':ended_jobs' end
 local function ended_sizes_key() return PREFIX .. ':ended_sizes' end
 local function ended_bytes_key() return PREFIX .. ':ended_bytes' end
+local function lost_worker_key(worker_id) return PREFIX .. ':lost_worker:' .. worker_id end
 local function ended_channel() return PREFIX .. ':ended' end
+local function news_channel() return PREFIX .. ':news' end
 
 local function now_ms()
   local time = redis.call('TIME')
@@ -92,9 +104,56 @@ local function make_room_for_ended(job_id, ttl_ms)
   end
 end
 
+-- A pin counts while its job is live: a process that died before its job's end leaks none.
+local function is_pinned(digest)
+  for _, job_id in ipairs(redis.call('SMEMBERS', frame_pins_key(digest))) do
+    if redis.call('ZSCORE', live_key(), job_id) then return true end
+    redis.call('SREM', frame_pins_key(digest), job_id)
+  end
+  return false
+end
+
+-- Removes a blob and all that is said of it. Its bytes are the caller's to take off the sum.
+local function drop_frames(digest)
+  local video = redis.call('HGET', frame_videos_key(), digest)
+  if video then redis.call('SREM', video_frames_key(video), digest) end
+  redis.call('HDEL', frame_videos_key(), digest)
+  redis.call('DEL', frames_key(digest), frame_pins_key(digest))
+  redis.call('HDEL', frame_sizes_key(), digest)
+  redis.call('ZREM', frame_uses_key(), digest)
+end
+
+-- Drops the frames of a video that no live job needs, and tells workers to forget it too.
+local function forget_video(video)
+  for _, digest in ipairs(redis.call('SMEMBERS', video_frames_key(video))) do
+    if not is_pinned(digest) then
+      redis.call('DECRBY', frame_bytes_key(), redis.call('HGET', frame_sizes_key(), digest) or 0)
+      drop_frames(digest)
+    end
+  end
+  redis.call('XADD', forgettings_key(), 'MAXLEN', '~', MAX_FORGETTINGS, '*', 'video', video)
+  redis.call('PEXPIRE', forgettings_key(), DAY_MS)
+end
+
+-- Counts what a job of this owner has taken, on the day of its end.
+local function count_usage(owner, state, event)
+  local key = usage_key(owner .. ':' .. math.floor(now_ms() / DAY_MS))
+  redis.call('HINCRBY', key, 'jobs', 1)
+  redis.call('HINCRBY', key, 'jobs_' .. state, 1)
+  if state == 'done' then
+    local done = cjson.decode(event)
+    for _, name in ipairs({'prompt_tokens', 'visual_tokens', 'completion_tokens'}) do
+      redis.call('HINCRBY', key, name, done.usage[name])
+    end
+    redis.call('HINCRBY', key, 'frames', #done.frames.indices)
+  end
+  redis.call('PEXPIRE', key, USAGE_DAYS * DAY_MS)
+end
+
 -- The one way a job ends: terminal event, final state, TTLs, and all that it held is freed.
 local function finish(job_id, state, event, ttl_ms)
-  local job = job_fields(job_id, 'model', 'frames_digest', 'entry_id', 'next_index')
+  local job = job_fields(job_id, 'model', 'frames_digest', 'entry_id', 'next_index', 'owner',
+    'video')
   local event_id = string.format('%d-0', job.next_index + 1)
   redis.call('XADD', events_key(job_id), event_id, 'event', event)
   redis.call('HSET', job_key(job_id), 'state', state, 'ended_at', now_ms())
@@ -104,7 +163,9 @@ local function finish(job_id, state, event, ttl_ms)
   redis.call('ZREM', queued_key(job.model), job_id)
   redis.call('ZREM', live_key(), job_id)
   if job.frames_digest then redis.call('SREM', frame_pins_key(job.frames_digest), job_id) end
+  if job.video and redis.call('ZSCORE', forgotten_key(), job.video) then forget_video(job.video) end
   if job.entry_id then forget_entry_if_read(job.model, job.entry_id) end
+  if job.owner then count_usage(job.owner, state, event) end
   make_room_for_ended(job_id, ttl_ms)
 end
 
@@ -157,9 +218,17 @@ end
 -- Who is to blame when a worker is gone.
 --
 -- `is_in_engine` of a job, set before the worker's engine gets it, outlives the process: the jobs
--- of a worker that have it are its crew, and one of them may have killed it. Alone, it is a death
--- of the job's own; several become suspects and are charged with nothing. Either way the loss is
--- noted as lost:{attempt}, so that a worker that was only away takes it back when it returns.
+-- of a worker that have it are its crew, and one of them may have killed it. Several become
+-- suspects and are charged with nothing. One that was alone is charged with a death, unless there
+-- is reason to think otherwise. What is charged is noted as lost:{attempt}, so that it can be
+-- taken back: by the worker, which was only away, or by whoever has seen how it ended.
+--
+-- The `fate` of a worker is what its supervisor saw: `own`, it ended itself (a crash, an exit code);
+-- `outside`, somebody has killed it, and no job is to blame; `unknown`. A worker whose whole
+-- machine or container went has no witness either. Then a job alone is charged only where the
+-- delivery had brought it no further: what a job does to a worker, it does to the next one at the
+-- same place.
+local DEATH, SPARED, CREW = 'death', 'spared', 'crew' -- what lost:{attempt} may say
 
 -- Notes on each job of a worker that is gone how many were in its engine.
 local function muster(model, worker_id)
@@ -175,25 +244,40 @@ local function muster(model, worker_id)
   for _, job_id in ipairs(crew) do redis.call('HSETNX', job_key(job_id), 'crew', #crew) end
 end
 
--- A job that was in the engine of a worker that is gone, beside `crew - 1` others.
-local function accuse(job_id, crew)
+-- Charges a job that was in the engine of a worker that is gone, beside `crew - 1` others.
+-- Returns what it is charged with.
+local function accuse(job_id, crew, fate)
   local key = job_key(job_id)
-  if tonumber(crew) == 1 then redis.call('HINCRBY', key, 'deaths', 1) end
+  local job = job_fields(job_id, 'next_index', 'cleared_at')
+  local tokens = job.next_index - (tonumber(job.cleared_at or 0) - PROBATION_TOKENS)
+  local charge = CREW
+  if tonumber(crew) == 1 then
+    charge = (fate == 'own' or tokens < FURTHER_TOKENS) and DEATH or SPARED
+  end
+  if charge == DEATH then redis.call('HINCRBY', key, 'deaths', 1) end
   redis.call('HINCRBY', key, 'losses', 1)
   redis.call('HSET', key, 'is_suspect', 1)
+  return charge
+end
+
+-- Takes back what a job was charged with for the loss of an attempt. Returns whether it was.
+local function withdraw_charge(job_id, attempt)
+  local key = job_key(job_id)
+  local charge = redis.call('HGET', key, 'lost:' .. attempt)
+  if not charge then return false end
+  redis.call('HDEL', key, 'lost:' .. attempt)
+  if charge == DEATH then redis.call('HINCRBY', key, 'deaths', -1) end
+  if redis.call('HINCRBY', key, 'losses', -1) == 0 then redis.call('HSET', key, 'is_suspect', 0) end
+  return true
 end
 
 -- The worker of an attempt that was given up for lost is there: the job has not killed it.
 local function acquit(job_id, attempt)
   local key = job_key(job_id)
-  local lost = 'lost:' .. attempt
-  local job = job_fields(job_id, 'state', 'attempt', 'crew', lost)
+  local job = job_fields(job_id, 'state', 'attempt', 'crew')
   if not job.state or FINAL[job.state] then return end
   if job.crew and job.attempt == attempt then redis.call('HDEL', key, 'crew') end
-  if not job[lost] then return end
-  redis.call('HDEL', key, lost)
-  if job[lost] == '1' then redis.call('HINCRBY', key, 'deaths', -1) end
-  if redis.call('HINCRBY', key, 'losses', -1) == 0 then redis.call('HSET', key, 'is_suspect', 0) end
+  if not withdraw_charge(job_id, attempt) then return end
   if job.attempt == attempt then -- nobody has taken it over: its lease goes on
     redis.call('HDEL', key, 'judged')
   else
@@ -217,10 +301,14 @@ local function judge(job_id, claimant)
     redis.call('HINCRBY', key, 'deliveries', -1)
     return
   end
+  local lost_worker = lost_worker_key(job.worker)
+  local fate = redis.call('HGET', lost_worker, 'fate')
+  if fate == 'outside' then return end -- which counts as a delivery all the same
   if not job.crew then muster(job.model, job.worker) end
   local crew = job.crew or redis.call('HGET', key, 'crew')
-  accuse(job_id, crew)
-  redis.call('HSET', key, 'lost:' .. job.attempt, crew)
+  redis.call('HSET', key, 'lost:' .. job.attempt, accuse(job_id, crew, fate))
+  redis.call('HSET', lost_worker, 'job:' .. job_id, job.attempt)
+  redis.call('PEXPIRE', lost_worker, LOST_TTL_MS)
 end
 
 -- Whether this worker, by this attempt, still holds the job; hears what its being there proves.

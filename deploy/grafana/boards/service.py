@@ -1,6 +1,7 @@
 """What clients experience: rate, errors, latency, and what stands in the way of more."""
 
 from deploy.grafana.panels import (
+    RATE,
     Board,
     Query,
     Row,
@@ -18,6 +19,10 @@ API = '{job="dycoke-api"}'
 TTFT = "dycoke_time_to_first_token_seconds"
 ITL = "dycoke_inter_token_latency_seconds"
 LATENCY = "dycoke_request_latency_seconds"
+LAG = "dycoke_event_loop_lag_seconds"
+# An instance is a port: its processes are told apart by their slot.
+PROCESS = ("instance", "process")
+EACH = "{{instance}} #{{process}}"
 
 _now = Row(
     "Now",
@@ -108,7 +113,11 @@ _saturation = Row(
                     f"max(dycoke_queue_depth{M}) / max(dycoke_queue_capacity)",
                     "queue",
                 ),
-                Query("max(dycoke_open_streams / dycoke_stream_capacity)", "open answers"),
+                Query(
+                    "max(sum by (instance) (dycoke_open_streams)"
+                    " / max by (instance) (dycoke_stream_capacity))",
+                    "open answers",
+                ),
                 Query(
                     f"sum(dycoke_requests_running{M}) / sum(dycoke_requests_capacity{M})",
                     "workers' places",
@@ -134,34 +143,45 @@ _edge = Row(
         ),
         graph(
             "Frame readers",
-            "Children killed, by reason. A few come with hostile or broken uploads.",
+            "Children killed, by reason: a few come with hostile or broken uploads. Those that "
+            "ended in an exception are bugs, of ours or a library's.",
             "cps",
-            [Query(rate("dycoke_reader_kills_total", "", "reason"), "{{reason}}")],
+            [
+                Query(rate("dycoke_reader_kills_total", "", "reason"), "{{reason}}"),
+                Query(rate("dycoke_reader_exceptions_total", ""), "exception"),
+            ],
         ),
         graph(
             "Event loop lag",
             "How late the API's event loop is: what every stream waits for.",
             "s",
             [
-                Query(
-                    quantile(0.99, "dycoke_event_loop_lag_seconds", "", "instance"),
-                    "p99 {{instance}}",
-                ),
-                Query(mean("dycoke_event_loop_lag_seconds", "", "instance"), "mean {{instance}}"),
+                Query(quantile(0.99, LAG, "", *PROCESS), f"p99 {EACH}"),
+                Query(mean(LAG, "", *PROCESS), f"mean {EACH}"),
             ],
         ),
         graph(
             "Jobs whose frames are being read",
-            "In this API's processes.",
+            "In each API process.",
             "none",
-            [Query("sum by (instance) (dycoke_reader_jobs)", "{{instance}}")],
+            [Query("sum by (instance, process) (dycoke_reader_jobs)", EACH)],
+        ),
+        graph(
+            "API processes",
+            "Those that answer, those that should, and deaths of late; each is started again.",
+            "none",
+            [
+                Query("sum(dycoke_api_process_up)", "up"),
+                Query("count(dycoke_api_process_up)", "of"),
+                Query(f"sum(increase(dycoke_api_process_deaths_total[{RATE}]))", "deaths"),
+            ],
         ),
         graph(
             "CPU of the API",
-            "Cores in use. Frame readers are children of their own and not in it.",
+            "Cores in use by process. Frame readers are children of their own and not in it.",
             "none",
             [
-                Query(rate("process_cpu_seconds_total", API, "instance"), "{{instance}}"),
+                Query(rate("process_cpu_seconds_total", API, *PROCESS), EACH),
             ],
         ),
         graph(
@@ -169,7 +189,7 @@ _edge = Row(
             "Resident.",
             "bytes",
             [
-                Query(f"sum by (instance) (process_resident_memory_bytes{API})", "{{instance}}"),
+                Query(f"sum by (instance, process) (process_resident_memory_bytes{API})", EACH),
             ],
         ),
     ],

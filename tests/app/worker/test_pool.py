@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from app.embedded_redis import EmbeddedRedis
 from app.settings import Settings
 from app.worker import pool, process
 from app.worker.process import num_torch_threads
@@ -32,6 +33,14 @@ def test_one_worker_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert spec.env == {"DYCOKE_REDIS_URL": "redis://r", "DYCOKE_WORKERS": "1"}
     assert spec.stop_order == 1
     assert spec.stop_timeout_s > Settings().drain_timeout_s
+
+
+def test_keys_of_the_api_are_kept_from_workers_and_redis(tmp_path: Path) -> None:
+    (worker,) = pool.worker_specs(Settings(device="cpu"), env={})
+    embedded = EmbeddedRedis(tmp_path, max_frame_store_bytes=1)
+    for spec in (worker, embedded.child_spec(stop_order=0)):
+        assert "DYCOKE_API_KEYS" in spec.drop_env
+    embedded.close()
 
 
 def test_one_worker_per_gpu_each_with_its_own(gpus: pytest.MonkeyPatch) -> None:

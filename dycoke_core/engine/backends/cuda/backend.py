@@ -60,7 +60,7 @@ logger = logging.getLogger(__name__)
 
 _INTERPRETED_KV_BYTES = 256 * 2**20
 _PASSES_PER_STEP = 2  # each has a download of its own
-_EAGER_STEPS = 64  # after memory ran out, before graphs are captured again
+EAGER_STEPS = 64  # after memory ran out, before graphs are captured again
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -121,9 +121,11 @@ class CudaBackend:
         self._prefixes: dict[int, Prefix] = {}
         self._seats: dict[int, Seat] = {}
         self._num_opened = 0  # numbers are never used twice
-        self._num_steps_without_graphs = 0  # that are still to come, after memory ran out
+        self._uses_graphs = False
+        self._num_eager_steps = EAGER_STEPS  # till the next try
+        self._num_steps_without_graphs = 0  # of those, still to come
         if self._is_on_gpu:
-            self._capture()
+            self.capture_graphs()
 
     def _take_pool(
         self, model: VideoLanguageModel, config: EngineConfig, batching: Batching, parts: "_Parts"
@@ -192,10 +194,11 @@ class CudaBackend:
 
     def release_idle_memory(self) -> None:
         """Gives the graphs' memory back too; they are captured again after some eager steps."""
-        if self._is_on_gpu:
+        if self._uses_graphs:
             self._graphs.drop()
+            self._num_steps_without_graphs = self._num_eager_steps = EAGER_STEPS
+        if self._is_on_gpu:
             torch.cuda.empty_cache()
-            self._num_steps_without_graphs = _EAGER_STEPS
 
     def check(self, *, num_prefixes: int) -> None:
         assert not self._seats, f"{len(self._seats)} seats are open"
@@ -316,14 +319,14 @@ class CudaBackend:
                 prompts = self._downloads.start(results)
         places: tuple[int, ...] = ()
         if plan.decode:
-            results, logits, places = self._run_decode(plan.decode)
-            decode = self._downloads.start(results)
+            decode, logits, places = self._run_decode(plan.decode)
             rows = zip(plan.decode, places, strict=True)
             drawn.append((logits, tuple(place for row, place in rows if row.draw is not None)))
         return CudaPending(plan, prompts, decode, places, self.mark(), tuple(drawn))
 
-    def _run_decode(self, plan: Sequence[DecodeRow]) -> tuple[Tensor, Tensor, tuple[int, ...]]:
+    def _run_decode(self, plan: Sequence[DecodeRow]) -> tuple[Download, Tensor, tuple[int, ...]]:
         """Results, logits, and the place of each row of the plan among the rows that ran."""
+        self._capture_if_due()
         # Neighbours that share a prefix and a first pruned layer read it together.
         order = sorted(range(len(plan)), key=lambda place: self._sharing(plan[place]))
         rows = [plan[place] for place in order]
@@ -331,24 +334,28 @@ class CudaBackend:
         for seat in seats:
             if seat.owns_kept_rows and seat.num_steps == 0:
                 self._decode.copy_text(seat)
+            elif seat.has_stale_rows:
+                self._decode.copy_kept(seat)
         bucket = self._graphs.bucket_for(len(rows))
         shape = self._decode.writer.write(rows, seats, bucket)
         key = GraphKey(bucket, shape.tile_rows)
-        if shape.is_usual and self._has_graphs():
+        if shape.is_usual and not self._graphs.is_eager:
             results, logits = self._graphs.replay(key)
+            download = self._downloads.start(results)
         else:
             before = self._decode.remember(seats)
             try:
                 results, logits = self._decode.run(shape)
+                download = self._downloads.start(results)
             except Exception:
-                self._decode.restore(before, seats, shape)
+                self._decode.restore(before, seats)
                 raise
         for seat in seats:
             seat.num_steps += 1
         places = [0] * len(order)
         for place, index in enumerate(order):
             places[index] = place
-        return results, logits, tuple(places)
+        return download, logits, tuple(places)
 
     def _sharing(self, row: DecodeRow) -> tuple[int, int]:
         seat = self._seats[row.seat]
@@ -402,17 +409,27 @@ class CudaBackend:
 
     # --- graphs ---
 
-    def _has_graphs(self) -> bool:
-        """Whether steps may be replayed; captures them again some steps after memory ran out."""
-        if self._num_steps_without_graphs:
-            self._num_steps_without_graphs -= 1
-            if self._num_steps_without_graphs == 0:
-                self._capture()
-        return not self._graphs.is_eager
+    def capture_graphs(self) -> None:
+        """Of the steps of every bucket. Where that fails, steps stay eager, and a warning says why.
 
-    def _capture(self) -> None:
+        Raises:
+            Exception: the device is lost.
+        """
+        self._uses_graphs = True
         self._decode.writer.clear()
         self._graphs.capture_all(lambda key: self._decode.run(StepShape(key.batch, key.tile_rows)))
+
+    def _capture_if_due(self) -> None:
+        """Some steps after memory ran out, later and later while it fails. Not between a step's
+        writing and its run: what was written would be gone."""
+        if not self._num_steps_without_graphs:
+            return
+        self._num_steps_without_graphs -= 1
+        if self._num_steps_without_graphs == 0:
+            self.capture_graphs()
+            if self._graphs.is_eager:
+                self._num_eager_steps *= 8
+                self._num_steps_without_graphs = self._num_eager_steps
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,6 @@ class Before:
     """Stage II's state of the rows of a step, before it."""
 
     rows: Tensor  # int64 [B], of the seats
-    has_selected: Tensor  # int32 [B]; the kept places of the others mean nothing
     reference: Tensor
     kept: Tensor
     slots: Tensor
@@ -122,7 +121,6 @@ class DecodePass:
         lists = tables.slots[: (tables.num_seats + 1) * tables.max_tokens]
         return Before(
             rows,
-            to_device(np.array([seat.num_steps > 0 for seat in seats], np.int32), tables.device),
             tables.reference.index_select(0, rows),
             tables.kept.index_select(0, rows),
             lists.view(-1, tables.max_tokens).index_select(0, rows),
@@ -130,8 +128,9 @@ class DecodePass:
             tables.last_ids.clone(),
         )
 
-    def restore(self, before: Before, seats: Sequence[Seat], shape: StepShape) -> None:
-        """Undoes what a step has done to stage II, and to the rows of its own that it copied."""
+    def restore(self, before: Before, seats: Sequence[Seat]) -> None:
+        """Undoes what a step has done to stage II. Rows of its own that it copied to a seat are
+        copied again before the seat's next step, by `copy_kept`: that may fail in its turn."""
         tables = self._tables
         lists = tables.slots[: (tables.num_seats + 1) * tables.max_tokens]
         tables.reference.index_copy_(0, before.rows, before.reference)
@@ -139,12 +138,8 @@ class DecodePass:
         lists.view(-1, tables.max_tokens).index_copy_(0, before.rows, before.slots)
         tables.refreshes.copy_(before.refreshes)
         tables.last_ids.copy_(before.last_ids)
-        if any(seat.owns_kept_rows and seat.num_steps for seat in seats):
-            self._changed.zero_()
-            self._changed[: len(seats)].copy_(before.has_selected)
-            step = self.writer.on_device(shape)
-            for layer in range(self._pool.shape.num_layers):
-                self._gather(step.rows, self._tables.kept, layer)
+        for seat in seats:
+            seat.has_stale_rows = seat.owns_kept_rows and seat.num_steps > 0
 
     # --- rows that lie in the host's memory ---
 
@@ -152,17 +147,38 @@ class DecodePass:
         """Copies the prefix's text rows from the host into a seat's own, once per sequence."""
         stage, layout = seat.stage_two, seat.prefix.layout
         assert stage is not None
+        places = np.arange(layout.num_text, dtype=np.int32)
+        self._copy_rows(
+            seat,
+            to_device(places, self._tables.device),
+            first_row=stage.num_kept,
+            first_place=layout.num_visual,
+        )
+
+    def copy_kept(self, seat: Seat) -> None:
+        """Copies the rows of a seat's last selection, whatever lies in their place."""
+        assert seat.stage_two is not None
+        kept = self._tables.kept[seat.row, : seat.stage_two.num_kept]
+        self._copy_rows(seat, kept, first_row=0, first_place=0)
+        seat.has_stale_rows = False
+
+    def _copy_rows(self, seat: Seat, places: Tensor, *, first_row: int, first_place: int) -> None:
+        """Args:
+        places: int32 [n], in the prefix's list from `first_place` on.
+        first_row: of the n in the seat's list.
+        """
+        assert seat.stage_two is not None
+        first_layer = seat.stage_two.first_layer
         entry = np.zeros((1, columns.ROW_COLUMNS), np.int32)
         entry[:, columns.FLAGS] = columns.KEPT_IN_OWN_ROWS
-        entry[:, columns.FIRST_PRUNED] = stage.first_layer
-        entry[:, columns.NUM_KEPT] = layout.num_text
-        entry[:, columns.KEPT_FIRST] = self._tables.seat_first(seat) + stage.num_kept
-        entry[:, columns.HOST_FIRST] = self._tables.host_first(seat.prefix) + layout.num_visual
+        entry[:, columns.FIRST_PRUNED] = first_layer
+        entry[:, columns.NUM_KEPT] = len(places)
+        entry[:, columns.KEPT_FIRST] = self._tables.seat_first(seat) + first_row
+        entry[:, columns.HOST_FIRST] = self._tables.host_first(seat.prefix) + first_place
         rows = to_device(entry, self._tables.device)
-        every_place = to_device(np.arange(layout.num_text, dtype=np.int32), self._tables.device)
         self._changed.fill_(1)
-        for layer in range(stage.first_layer, self._pool.shape.num_layers):
-            self._gather(rows, every_place[None], layer)
+        for layer in range(first_layer, self._pool.shape.num_layers):
+            self._gather(rows, places[None], layer)
 
     def _gather(self, rows: Tensor, kept: Tensor, layer: int) -> None:
         assert self._host_pool is not None

@@ -122,7 +122,7 @@ class PromptPass:
             self._pool.keys,
             self._pool.values,
             _Attention(self, chunks, slice(num_rows, None), reads),
-            torch.cat(layer_adds, dim=1) if layer_adds else None,
+            layer_adds=torch.cat(layer_adds, dim=1) if layer_adds else None,
         )
         return self._draw(hidden, table, num_rows, questions)
 

@@ -61,6 +61,7 @@ class Seat:
     front: Extent | None
     is_listed: bool = False  # its list is on the device
     num_steps: int = 0  # decode steps that have been launched
+    has_stale_rows: bool = False  # its own kept rows are what a failed step made of them
     step_row: Int32s | None = None  # its row in a step's numbers, but for what changes
 
     @property

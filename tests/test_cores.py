@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from app.worker.cores import num_usable_cores
+from dycoke_core.cores import num_usable_cores
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,107 @@
+"""ASGI middleware against what a page of another site can make a browser do to a service.
+
+A name that an attacker points at this machine (DNS rebinding) makes a page's requests same-origin,
+and a form needs no permission to be posted anywhere. A key stops both; without one, only requests
+for names that the service goes by are taken, and only those that write from pages of its own or of
+allowed origins. Clients that are no browsers send no `Origin`.
+"""
+
+import re
+from collections.abc import Callable, Collection
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from app.api.errors import response_for
+from app.errors import HostNotAllowedError, OriginNotAllowedError
+from dycoke_core.errors import DycokeError, InvalidRequestError
+
+LOOPBACK_NAMES = frozenset({"localhost", "[::1]"})
+# Probes and scrapes come by address. These paths say nothing of anybody and change nothing.
+OPEN_TO_ANY_HOST = frozenset({"/livez", "/readyz", "/metrics"})
+READING_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+
+_LOOPBACK_ADDRESS = re.compile(r"127(\.[0-9]{1,3}){3}")
+_PORT = re.compile(r":[0-9]*$")
+
+
+class BrowserGuard:
+    """Args:
+    allowed_hosts: names, without ports, `*.` before a suffix, or `*`; None: loopback names while
+        there are no keys, else any.
+    allowed_origins: as browsers write them.
+    count_rejection: told the code of every post that is refused.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        allowed_hosts: Collection[str] | None,
+        allowed_origins: Collection[str],
+        has_keys: Callable[[], bool],
+        count_rejection: Callable[[str], None],
+    ) -> None:
+        self._app = app
+        self._allowed_hosts = allowed_hosts
+        self._allowed_origins = allowed_origins
+        self._has_keys = has_keys
+        self._count_rejection = count_rejection
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            try:
+                self._check(scope)
+            except DycokeError as error:
+                if scope["method"] == "POST":
+                    self._count_rejection(error.code)
+                refusal = response_for(error)
+                refusal.headers["Connection"] = "close"  # what follows may be no request at all
+                await refusal(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _check(self, scope: Scope) -> None:
+        headers = Headers(scope=scope)
+        if "transfer-encoding" in headers and "content-length" in headers:
+            # A proxy may have gone by the other of the two: where this request ends is in doubt.
+            raise InvalidRequestError("send Transfer-Encoding or Content-Length, not both")
+        hosts = headers.getlist("host")
+        if len(hosts) > 1:
+            raise InvalidRequestError("send one Host header")
+        if scope["path"] not in OPEN_TO_ANY_HOST:
+            self._check_host(hosts[0] if hosts else "")
+        if scope["method"] not in READING_METHODS:
+            self._check_origin(headers)
+
+    def _check_host(self, host: str) -> None:
+        if self._allowed_hosts is None and self._has_keys():
+            return
+        if not self._is_ours(_PORT.sub("", host).lower()):
+            raise HostNotAllowedError(
+                "this service does not go by this name; see DYCOKE_ALLOWED_HOSTS"
+            )
+
+    def _is_ours(self, name: str) -> bool:
+        if self._allowed_hosts is None:
+            return name in LOOPBACK_NAMES or _LOOPBACK_ADDRESS.fullmatch(name) is not None
+        return any(
+            allowed in ("*", name) or (allowed.startswith("*.") and name.endswith(allowed[1:]))
+            for allowed in self._allowed_hosts
+        )
+
+    def _check_origin(self, headers: Headers) -> None:
+        origin = headers.get("origin")
+        if origin in self._allowed_origins:
+            return
+        is_own = origin is None or _host_of(origin) == headers.get("host", "").lower()
+        if not is_own or headers.get("sec-fetch-site") == "cross-site":
+            raise OriginNotAllowedError(
+                "pages of other sites may not write here; see DYCOKE_ALLOWED_ORIGINS"
+            )
+
+
+def _host_of(origin: str) -> str | None:
+    """Name and port, as a Host header has them; None for an opaque origin."""
+    scheme, separator, host = origin.lower().partition("://")
+    return host if separator and scheme in ("http", "https") else None

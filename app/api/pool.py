@@ -1,0 +1,76 @@
+"""Which API processes this machine runs: several on one port, each with its slot in one table.
+
+They inherit one listening socket, which the supervisor keeps open. A connection that has not been
+accepted belongs to none of them: the death of one loses none, and those that are left take all.
+"""
+
+import socket
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+
+from app.process_table import ProcessTable
+from app.settings import Settings
+from app.supervisor import ChildSpec
+from dycoke_core.cores import num_usable_cores
+
+CORES_PER_PROCESS = 4  # the others are for workers, frame readers and Redis
+MAX_DEFAULT_PROCESSES = 8
+STOP_MARGIN_S = 5.0  # on top of a process' drain
+# A second signal ends open answers, and leaves the time to say so to Redis.
+HURRY_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Inherited:
+    """What a process gets from its supervisor, as arguments of its command."""
+
+    slot: int
+    listener_fd: int
+    table_fd: int
+
+    @property
+    def argv(self) -> tuple[str, ...]:
+        return (
+            *("--child", str(self.slot)),
+            *("--listener", str(self.listener_fd)),
+            *("--table", str(self.table_fd)),
+        )
+
+
+def num_processes(settings: Settings, *, is_whole_service: bool) -> int:
+    """How many processes to run, unless set: by cores where this machine runs all of the service,
+    else one, for whoever starts it runs more of them.
+    """
+    by_cores = max(1, min(num_usable_cores() // CORES_PER_PROCESS, MAX_DEFAULT_PROCESSES))
+    return settings.api_processes or (by_cores if is_whole_service else 1)
+
+
+def api_specs(
+    settings: Settings,
+    listener: socket.socket,
+    table: ProcessTable,
+    *,
+    env: Mapping[str, str],
+    stop_order: int = 0,
+) -> list[ChildSpec]:
+    """Args:
+    env: what each process gets on top of this one's environment.
+    """
+    return [
+        ChildSpec(
+            name=f"api-{slot}",
+            argv=(
+                *(sys.executable, "-m", "app", "api"),
+                *Inherited(slot, listener.fileno(), table.fd).argv,
+            ),
+            env=env,
+            stop_order=stop_order,
+            stop_timeout_s=settings.drain_timeout_s + STOP_MARGIN_S,
+            hurry_timeout_s=HURRY_TIMEOUT_S,
+            pass_fds=(listener.fileno(), table.fd),
+            on_death=partial(table.note_death, slot),
+        )
+        for slot in range(table.num_processes)
+    ]

@@ -1,0 +1,86 @@
+"""How many frame readers run at a time, in all API processes of a machine together.
+
+Places are locks in the processes' table (`app.process_table`), so those of a process that died are
+free at once. Waits: for a place, until another reader ends, which the readers' own time limits see
+to; whoever waits looks again every `POLL_S`, for locks of other processes tell nobody.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import ExitStack, asynccontextmanager
+
+from app.process_table import Lock, ProcessTable
+
+POLL_S = 0.02
+
+_TURN = 0  # the number of the lock that whoever looks for places must hold
+
+
+class ReaderPlaces:
+    """Args:
+    num_places: for probes, and as many for reads.
+    """
+
+    def __init__(self, table: ProcessTable, num_places: int) -> None:
+        self._table = table
+        self._probes = _Places(range(1, 1 + num_places))
+        self._reads = _Places(range(1 + num_places, 1 + 2 * num_places))
+        self._turn = asyncio.Lock()  # those of this process take turns first come, first served
+
+    @asynccontextmanager
+    async def to_probe(self) -> AsyncIterator[None]:
+        async with self._one_of(self._probes):
+            yield
+
+    @asynccontextmanager
+    async def to_read(self) -> AsyncIterator[None]:
+        async with self._one_of(self._reads):
+            yield
+
+    @asynccontextmanager
+    async def alone(self) -> AsyncIterator[None]:
+        """Holds every place, once those that have one are through; nobody gets one meanwhile."""
+        with ExitStack() as held:
+            async with self._turn:
+                held.callback((await self._lock([_TURN])).release)
+                for number in (*self._probes.numbers, *self._reads.numbers):
+                    held.callback((await self._lock([number])).release)
+                yield
+
+    @asynccontextmanager
+    async def _one_of(self, places: "_Places") -> AsyncIterator[None]:
+        async with places.free:
+            place = await self._take(places.numbers)
+            try:
+                yield
+            finally:
+                place.release()
+
+    async def _take(self, numbers: Sequence[int]) -> Lock:
+        while True:
+            async with self._turn:
+                turn = await self._lock([_TURN])
+                try:
+                    place = self._try(numbers)
+                finally:
+                    turn.release()
+            if place is not None:
+                return place
+            await asyncio.sleep(POLL_S)
+
+    async def _lock(self, numbers: Sequence[int]) -> Lock:
+        """Waits for one of some locks."""
+        while (lock := self._try(numbers)) is None:
+            await asyncio.sleep(POLL_S)
+        return lock
+
+    def _try(self, numbers: Sequence[int]) -> Lock | None:
+        return next(filter(None, map(self._table.try_lock, numbers)), None)
+
+
+class _Places:
+    """One kind of places: the numbers of their locks."""
+
+    def __init__(self, numbers: Sequence[int]) -> None:
+        self.numbers = numbers
+        self.free = asyncio.Semaphore(len(numbers))  # as far as this process knows

@@ -1,0 +1,24 @@
+"""The interface described: open where there are no keys, else to whoever has one, or to all."""
+
+from typing import Any
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import HTMLResponse
+
+from app.api.context import may_see_docs
+
+OPENAPI_PATH = "/openapi.json"
+
+router = APIRouter(include_in_schema=False, dependencies=[Depends(may_see_docs)])
+
+
+@router.get(OPENAPI_PATH)
+async def openapi(request: Request) -> dict[str, Any]:
+    document: dict[str, Any] = request.app.openapi()
+    return document
+
+
+@router.get("/docs")
+async def docs(request: Request) -> HTMLResponse:
+    return get_swagger_ui_html(openapi_url=OPENAPI_PATH, title=request.app.title)

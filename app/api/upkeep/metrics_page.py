@@ -1,0 +1,167 @@
+"""`/metrics` of a port that several processes answer: the page of each, under a label `process`.
+
+Every process has its own registry and shows its page to the others, on demand, through a Unix
+socket of Linux' abstract kind, which leaves no file; whoever is asked from outside fetches the
+others' pages and puts them together. So gauges, exemplar-free histograms and the collectors of
+processes stay what they are, a counter belongs to one process and is reset by its restart as
+Prometheus expects, and the label is the process' slot, so that a restart makes no new series. (The
+client library's multiprocess mode adds counters up in files instead, keeps those of the dead for
+ever, has no collectors of its own, and labels gauges by process id.)
+
+A process that is dead or does not answer in time is on the page with `dycoke_api_process_up` 0 and
+with nothing else.
+"""
+
+import asyncio
+import os
+import socket
+import struct
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from app.process_table import ProcessRow, ProcessTable
+
+FETCH_TIMEOUT_S = 1.0
+MAX_PAGE_BYTES = 8 * 2**20
+LABEL = "process"
+
+_CREDENTIALS = struct.Struct("3i")  # process, user and group at the other end
+
+
+class MetricsPage:
+    def __init__(self, registry: CollectorRegistry, row: ProcessRow) -> None:
+        self._registry = registry
+        self._row = row
+
+    @asynccontextmanager
+    async def shown_to_siblings(self) -> AsyncIterator[None]:
+        if self._row.table.num_processes == 1:
+            yield
+            return
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(_address(self._row.table, self._row.slot))
+            server = await asyncio.start_unix_server(self._show, sock=listener)
+            try:
+                yield
+            finally:
+                server.close()
+
+    async def render(self) -> bytes:
+        """The page for Prometheus, of all processes."""
+        table = self._row.table
+        slots = range(table.num_processes)
+        fetched = await asyncio.gather(*(self._page_of(slot) for slot in slots))
+        pages = {slot: page for slot, page in zip(slots, fetched, strict=True) if page is not None}
+        about = generate_latest(_AboutProcesses(table, pages.keys()))
+        return merge(pages) + about
+
+    async def _page_of(self, slot: int) -> bytes | None:
+        if slot == self._row.slot:
+            return generate_latest(self._registry)
+        try:
+            async with asyncio.timeout(FETCH_TIMEOUT_S):
+                return await _fetch(_address(self._row.table, slot))
+        except (OSError, TimeoutError, ValueError):  # the first: nobody is there
+            return None
+
+    async def _show(self, _: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            writer.write(generate_latest(self._registry))
+            writer.close()
+            await writer.wait_closed()
+
+
+def merge(pages: Mapping[int, bytes]) -> bytes:
+    """One page of several in Prometheus' text format, each sample with its process' slot.
+
+    A family's samples stand together, under the one description that the format allows it.
+    """
+    families: dict[bytes, tuple[list[bytes], list[bytes]]] = {}  # name: description, samples
+    for slot, page in pages.items():
+        label = f'{LABEL}="{slot}"'.encode()
+        described = set[bytes]()
+        samples: list[bytes] = []
+        for line in page.splitlines(keepends=True):
+            if line.startswith(b"# "):
+                name = line.split(b" ", 3)[2]
+                is_new = name not in families or name in described
+                description, samples = families.setdefault(name, ([], []))
+                if is_new:
+                    described.add(name)
+                    description.append(line)
+            else:
+                samples.append(_labelled(line, label))
+    parts = (line for family in families.values() for lines in family for line in lines)
+    return b"".join(parts)
+
+
+def _labelled(sample: bytes, label: bytes) -> bytes:
+    """`name{a="1"} 2` or `name 2` with one label more, which comes first."""
+    name, brace, rest = sample.partition(b"{")
+    if brace:  # of the value of no label: those stand behind the first brace
+        return b"%b{%b,%b" % (name, label, rest)
+    name, _, value = sample.partition(b" ")
+    return b"%b{%b} %b" % (name, label, value)
+
+
+class _AboutProcesses(Collector):
+    """What is known of the processes beside their own pages."""
+
+    def __init__(self, table: ProcessTable, answering: Iterable[int]) -> None:
+        self._table = table
+        self._answering = frozenset(answering)
+
+    def collect(self) -> Sequence[Metric]:
+        is_up = GaugeMetricFamily(
+            "dycoke_api_process_up",
+            "1 where an API process answered this scrape, else 0.",
+            labels=[LABEL],
+        )
+        deaths = CounterMetricFamily(
+            "dycoke_api_process_deaths",
+            "API processes that ended without being told to; each is started again.",
+            labels=[LABEL],
+        )
+        for slot in range(self._table.num_processes):
+            is_up.add_metric([str(slot)], slot in self._answering)
+            deaths.add_metric([str(slot)], self._table.deaths(slot))
+        return [is_up, deaths]
+
+
+def _address(table: ProcessTable, slot: int) -> str:
+    return f"\0dycoke-{table.token}-{slot}"
+
+
+async def _fetch(address: str) -> bytes:
+    """Raises ValueError: another user's, or far too large. Else OSError where nobody is there."""
+    reader, writer = await asyncio.open_unix_connection(sock=_connect(address))
+    try:
+        page = bytearray()
+        while chunk := await reader.read(2**16):
+            page += chunk
+            if len(page) > MAX_PAGE_BYTES:
+                raise ValueError("too large")
+        return bytes(page)
+    finally:
+        writer.close()
+
+
+def _connect(address: str) -> socket.socket:
+    """Connects at once or not at all; an event loop's own way may not know abstract addresses."""
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        connection.setblocking(False)
+        connection.connect(address)
+        credentials = connection.getsockopt(
+            socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size
+        )
+        if _CREDENTIALS.unpack(credentials)[1] != os.geteuid():
+            raise ValueError("a socket of another user")
+    except BaseException:
+        connection.close()
+        raise
+    return connection

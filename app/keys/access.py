@@ -1,0 +1,26 @@
+"""Whether the service may start as it is configured: no address but loopback is open to everybody
+unless the operator says so.
+"""
+
+import ipaddress
+
+from app.settings import ENV_PREFIX, Settings
+
+
+def is_loopback(host: str) -> bool:
+    if host.lower().rstrip(".") == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name may come to mean another address
+        return False
+
+
+def check_open_door(settings: Settings, *, has_keys: bool) -> None:
+    """Raises ValueError: the service would let in everybody who can reach the machine."""
+    if not (has_keys or settings.allow_anonymous or is_loopback(settings.host)):
+        raise ValueError(
+            f"{ENV_PREFIX}HOST is {settings.host or 'empty'}, which others can reach, and there is "
+            f"no API key: set {ENV_PREFIX}API_KEYS (name:key), make one with 'python -m app keys "
+            f"add NAME', or set {ENV_PREFIX}ALLOW_ANONYMOUS=true to let everybody in"
+        )

@@ -1,0 +1,153 @@
+"""Keys: what one is made of, how a secret becomes a digest, and who its holder is to the service.
+
+A secret is at least `MIN_KEY_CHARS` of printable ASCII and is known to its client alone: the
+service keeps SHA-256 digests, and finds a key by looking its digest up, so the time that takes says
+nothing about a secret. A plain digest is enough because secrets are random; those of
+`DYCOKE_API_KEYS` are digested when they are read, and never written anywhere.
+"""
+
+import hashlib
+import re
+import secrets
+from collections.abc import Collection
+from dataclasses import dataclass
+from enum import StrEnum
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.errors import ForbiddenError
+from app.keys.owners import ANONYMOUS
+
+MIN_KEY_CHARS = 32
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+FORM = "write each key as name:key, comma-separated; clients send the part after the first colon"
+
+_SECRET = re.compile(r"[\x21-\x7e]+")
+
+
+class Scope(StrEnum):
+    ASK = "ask"  # questions, and the jobs that they become
+    UPLOAD = "upload"  # videos, ahead of their questions or with them
+    METRICS = "metrics"  # /metrics, where it is not public
+    ADMIN = "admin"  # the usage of every key
+
+
+DEFAULT_SCOPES = frozenset({Scope.ASK, Scope.UPLOAD})
+
+
+class KeyLimits(BaseModel):
+    """What one key may take of the service; None: as much as anybody."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_running_jobs: int | None = Field(None, ge=1)
+    max_queued_jobs: int | None = Field(None, ge=1)
+    tokens_per_minute: int | None = Field(None, ge=1)
+    frames_per_minute: int | None = Field(None, ge=1)
+
+
+NO_LIMITS = KeyLimits()
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who asks.
+
+    Args:
+        owner: whom its jobs and videos belong to; says nothing about the key.
+        name: of the key, for people.
+        max_priority: the highest that its jobs may have.
+    """
+
+    owner: str
+    name: str
+    scopes: frozenset[Scope] = DEFAULT_SCOPES
+    limits: KeyLimits = NO_LIMITS
+    max_priority: int = 0
+
+    def require(self, scope: Scope) -> None:
+        """Raises: ForbiddenError."""
+        if scope not in self.scopes:
+            raise ForbiddenError(f"this API key lacks the scope '{scope}'")
+
+
+EVERYBODY = Principal(ANONYMOUS, ANONYMOUS, frozenset(Scope))  # where there are no keys
+
+
+@dataclass(frozen=True, slots=True)
+class ConfiguredKey:
+    """A key out of `DYCOKE_API_KEYS`. Its holder stays the same when its secret is exchanged."""
+
+    name: str
+    digest: str
+
+    @property
+    def principal(self) -> Principal:
+        owner = hashlib.sha256(f"configured\0{self.name}".encode()).hexdigest()[:32]
+        return Principal(f"key_{owner}", self.name)
+
+
+class StoredKey(BaseModel):
+    """A key of the kind that `python -m app keys` makes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    owner: str
+    name: str
+    digest: str
+    scopes: frozenset[Scope] = DEFAULT_SCOPES
+    limits: KeyLimits = NO_LIMITS
+    max_priority: int = Field(0, ge=0)
+    created_at_s: float  # Unix time
+    revoked_at_s: float | None = None
+
+    @property
+    def principal(self) -> Principal:
+        return Principal(self.owner, self.name, self.scopes, self.limits, self.max_priority)
+
+
+def new_secret() -> str:
+    return f"dyk_{secrets.token_urlsafe(32)}"
+
+
+def new_owner() -> str:
+    return f"key_{secrets.token_hex(16)}"
+
+
+def digest_of(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def parse_configured_keys(text: str) -> tuple[ConfiguredKey, ...]:
+    """Reads `DYCOKE_API_KEYS`.
+
+    Raises:
+        ValueError: which entry is wrong, and the form; never a part of a key.
+    """
+    entries = [entry.strip() for entry in text.split(",") if entry.strip()]
+    if not entries:
+        raise ValueError(f"it is set but names no key: {FORM}")
+    keys = tuple(_parse(number, entry) for number, entry in enumerate(entries, 1))
+    if has_twice([key.name for key in keys]):
+        raise ValueError("two keys have the same name")
+    if has_twice([key.digest for key in keys]):
+        raise ValueError("two names have the same key")
+    return keys
+
+
+def has_twice(values: Collection[str]) -> bool:
+    return len(set(values)) < len(values)
+
+
+def _parse(number: int, entry: str) -> ConfiguredKey:
+    name, colon, secret = entry.partition(":")
+    if not colon:
+        raise ValueError(f"key {number} has no name: {FORM}")
+    if not NAME.fullmatch(name):
+        raise ValueError(f"the name of key {number} is not made of A-Z, a-z, 0-9, '.', '_' and '-'")
+    if len(secret) < MIN_KEY_CHARS or not _SECRET.fullmatch(secret):
+        raise ValueError(
+            f"key {number}, after its name, must have at least {MIN_KEY_CHARS} printable ASCII "
+            "characters without a space"
+        )
+    return ConfiguredKey(name, digest_of(secret))

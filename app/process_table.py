@@ -1,0 +1,180 @@
+"""What the API processes of one machine know of each other: numbers in shared memory, and locks.
+
+A table with a row for each process, by its slot: 0 to `num_processes` - 1. A process that is
+started in place of a dead one takes over its row. Only a row's own process writes to it (after its
+death, the supervisor), so numbers need no lock and nobody waits for a process that is stuck; those
+of different rows are not read at one instant.
+
+The memory is an anonymous file that processes inherit by its descriptor, and so are the locks:
+both are gone with the last process, however it ends. Knows nothing of what is counted and locked.
+Linux only.
+"""
+
+import fcntl
+import mmap
+import os
+import secrets
+import struct
+import time
+from enum import IntEnum
+
+HEARTBEAT_TIMEOUT_S = 2.0  # after which a process is taken to be stuck
+
+_HEADER = struct.Struct("=qq16s")  # version, rows, token
+_VERSION = 1
+_WORD_BYTES = 8
+_ROW_WORDS = 8  # a cache line
+_HEADER_BYTES = _ROW_WORDS * _WORD_BYTES
+_FLOCK = struct.Struct("hhqqi4x")  # struct flock: type, whence, start, length, pid
+
+
+class _Word(IntEnum):
+    """Of a row."""
+
+    HEARTBEAT_NS = 0  # time.monotonic_ns, the same clock in all processes; 0: there is none
+    CONNECTIONS = 1
+    STREAMS = 2
+    IS_DRAINING = 3
+    STORED_BYTES = 4  # outlives the process
+    DEATHS = 5  # likewise
+
+
+_OF_THE_LIVING = (_Word.HEARTBEAT_NS, _Word.CONNECTIONS, _Word.STREAMS, _Word.IS_DRAINING)
+
+
+class ProcessTable:
+    """Args:
+    fd: of a table that `create` has made; it must stay open as long as the table is used.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self._memory = mmap.mmap(fd, 0)
+        version, self.num_processes, token = _HEADER.unpack_from(self._memory)
+        assert version == _VERSION
+        self.token: str = token.hex()
+        self._words = memoryview(self._memory).cast("q")
+
+    @classmethod
+    def create(cls, num_processes: int) -> "ProcessTable":
+        """Makes a table for so many processes, all of which are yet to start."""
+        fd = os.memfd_create("api-processes", os.MFD_CLOEXEC)
+        os.ftruncate(fd, _HEADER_BYTES * (1 + num_processes))
+        os.pwrite(fd, _HEADER.pack(_VERSION, num_processes, secrets.token_bytes(16)), 0)
+        return cls(fd)
+
+    def close(self) -> None:
+        """Gives up the descriptor: no more locks. For whoever has created the table."""
+        os.close(self.fd)
+
+    def take_row(self, slot: int) -> "ProcessRow":
+        """The row of the process that calls this, without what an earlier one left there."""
+        self._clear(slot)
+        return ProcessRow(self, slot)
+
+    def note_death(self, slot: int) -> None:
+        """Says that a process is gone, and with it what it had open. For its supervisor."""
+        self._set(slot, _Word.DEATHS, self.deaths(slot) + 1)
+        self._clear(slot)
+
+    def is_alive(self, slot: int) -> bool:
+        """Whether a process runs and its event loop has turned of late."""
+        beat_ns = self._get(slot, _Word.HEARTBEAT_NS)
+        return time.monotonic_ns() - beat_ns < HEARTBEAT_TIMEOUT_S * 1e9 if beat_ns else False
+
+    def deaths(self, slot: int) -> int:
+        """How often the processes of a slot have ended without being told to."""
+        return self._get(slot, _Word.DEATHS)
+
+    def num_streams(self) -> int:
+        """Of all processes."""
+        return self._sum(_Word.STREAMS)
+
+    def stored_bytes(self) -> int:
+        """What all processes, dead ones included, have stored less what they have removed."""
+        return self._sum(_Word.STORED_BYTES)
+
+    def has_other_open(self, slot: int) -> bool:
+        """Whether a process beside this one is alive and takes requests."""
+        others = (other for other in range(self.num_processes) if other != slot)
+        return any(self.is_alive(o) and not self._get(o, _Word.IS_DRAINING) for o in others)
+
+    def fewest_connections(self) -> int | None:
+        """Of the processes that are alive; None if there is none."""
+        slots = filter(self.is_alive, range(self.num_processes))
+        return min((self._get(slot, _Word.CONNECTIONS) for slot in slots), default=None)
+
+    def try_lock(self, number: int) -> "Lock | None":
+        """Takes one of any number of locks; None if somebody has it, in this process or another.
+
+        A lock goes with its process.
+        """
+        fd = os.open(f"/proc/self/fd/{self.fd}", os.O_RDWR)  # each has locks of its own
+        try:
+            request = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, number, 1, 0)
+            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, request)
+        except BlockingIOError:
+            os.close(fd)
+            return None
+        except BaseException:
+            os.close(fd)
+            raise
+        return Lock(fd)
+
+    def _get(self, slot: int, word: _Word) -> int:
+        return self._words[(1 + slot) * _ROW_WORDS + word]
+
+    def _set(self, slot: int, word: _Word, value: int) -> None:
+        self._words[(1 + slot) * _ROW_WORDS + word] = value
+
+    def _clear(self, slot: int) -> None:
+        for word in _OF_THE_LIVING:
+            self._set(slot, word, 0)
+
+    def _sum(self, word: _Word) -> int:
+        return sum(self._get(slot, word) for slot in range(self.num_processes))
+
+
+class ProcessRow:
+    """What one process says of itself. Belongs to it; setters of different threads must not meet
+    on the same number.
+    """
+
+    def __init__(self, table: ProcessTable, slot: int) -> None:
+        assert 0 <= slot < table.num_processes
+        self.table = table
+        self.slot = slot
+
+    def beat(self) -> None:
+        """Says that the event loop turns; to be called well within `HEARTBEAT_TIMEOUT_S`."""
+        self.table._set(self.slot, _Word.HEARTBEAT_NS, time.monotonic_ns())
+
+    def begin_drain(self) -> None:
+        """Says that the process takes no more posts."""
+        self.table._set(self.slot, _Word.IS_DRAINING, 1)
+
+    def leave(self) -> None:
+        """Says that the process ends."""
+        self.table._clear(self.slot)
+
+    def set_connections(self, count: int) -> None:
+        self.table._set(self.slot, _Word.CONNECTIONS, count)
+
+    def set_streams(self, count: int) -> None:
+        self.table._set(self.slot, _Word.STREAMS, count)
+
+    def add_stored_bytes(self, num_bytes: int) -> None:
+        total = self.table._get(self.slot, _Word.STORED_BYTES) + num_bytes
+        self.table._set(self.slot, _Word.STORED_BYTES, total)
+
+
+class Lock:
+    """A lock that is held until `release`."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd: int | None = fd
+
+    def release(self) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None

@@ -1,0 +1,119 @@
+"""Writes `docs/reference.md`: error codes, events and metrics as the code has them
+(`make dashboards`); a test tells when it is not up to date.
+"""
+
+import inspect
+from collections.abc import Iterable
+from pathlib import Path
+from typing import get_args
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.metrics_core import Metric
+from pydantic import BaseModel
+
+from app.api.errors import INTERNAL_ERROR, STATUS_BY_CODE
+from app.messages import (
+    DoneEvent,
+    ErrorEvent,
+    JobEvent,
+    StatusEvent,
+    TokenEvent,
+)
+from app.metrics import ApiMetrics, WorkerMetrics
+from dycoke_core.errors import DycokeError
+
+OUTPUT = Path(__file__).parent.parent / "docs" / "reference.md"
+HEAD = """\
+# Reference
+
+Written by `make dashboards` from the code: edit there. The whole HTTP interface is in the OpenAPI
+document, `/openapi.json`.
+"""
+BY_HTTP_ALONE = {  # codes that no exception of ours carries
+    INTERNAL_ERROR: "Something failed that should not; the log says what.",
+    "not_found": "There is no such path.",
+    "method_not_allowed": "The path takes other methods.",
+}
+EVENTS: tuple[tuple[type[BaseModel], str], ...] = (
+    (JobEvent, "first: the job, and the compression as resolved"),
+    (StatusEvent, "what the job waits for, until its first token"),
+    (TokenEvent, "a piece of the answer; `index` is that of its first token"),
+    (DoneEvent, "last: the whole answer and its receipt"),
+    (ErrorEvent, "last, in its place: why there is no answer"),
+)
+
+
+def reference() -> str:
+    parts = (HEAD, _errors(), _events(), _metrics())
+    return "\n".join(parts)
+
+
+def _errors() -> str:
+    meanings = dict(BY_HTTP_ALONE) | {error.code: _first_line(error) for error in _error_classes()}
+    retryable = {error.code for error in _error_classes() if error.retryable}
+    rows = (
+        (f"`{code}`", str(status), "yes" if code in retryable else "", meanings[code])
+        for code, status in sorted(STATUS_BY_CODE.items(), key=lambda item: (item[1], item[0]))
+    )
+    return _section("Error codes", ("code", "HTTP", "retryable", "meaning"), rows)
+
+
+def _error_classes() -> list[type[DycokeError]]:
+    found, classes = [], DycokeError.__subclasses__()
+    while classes:
+        error_class = classes.pop()
+        classes += error_class.__subclasses__()
+        if "code" in vars(error_class):
+            found.append(error_class)
+    return found
+
+
+def _first_line(error_class: type[DycokeError]) -> str:
+    doc = inspect.getdoc(error_class) if error_class.__doc__ else None
+    assert doc, f"{error_class.__name__} says nothing of itself"
+    return " ".join(doc.split("\n\n")[0].split())
+
+
+def _events() -> str:
+    rows = (
+        (f"`{get_args(event.model_fields['type'].annotation)[0]}`", text, _fields(event))
+        for event, text in EVENTS
+    )
+    return _section("Events", ("type", "when", "fields"), rows)
+
+
+def _fields(model: type[BaseModel]) -> str:
+    return ", ".join(f"`{name}`" for name in model.model_fields if name != "type")
+
+
+def _metrics() -> str:
+    of_api, of_worker = CollectorRegistry(), CollectorRegistry()
+    ApiMetrics(of_api)
+    WorkerMetrics(of_worker, model="any")
+    sections = (("Metrics of the API", of_api), ("Metrics of a worker", of_worker))
+    return "\n".join(
+        _section(
+            title,
+            ("metric", "type", "meaning"),
+            ((f"`{_name(metric)}`", metric.type, metric.documentation) for metric in _sorted(of)),
+        )
+        for title, of in sections
+    )
+
+
+def _sorted(registry: CollectorRegistry) -> list[Metric]:
+    return sorted(registry.collect(), key=lambda metric: metric.name)
+
+
+def _name(metric: Metric) -> str:
+    return metric.name + ("_total" if metric.type == "counter" else "")
+
+
+def _section(title: str, head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [" | ".join(head), " | ".join("---" for _ in head), *(" | ".join(row) for row in rows)]
+    return f"## {title}\n\n" + "\n".join(f"| {line} |" for line in lines) + "\n"
+
+
+if __name__ == "__main__":
+    OUTPUT.write_text(reference())
+    print(OUTPUT)

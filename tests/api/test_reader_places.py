@@ -1,0 +1,131 @@
+"""Places for frame readers: shared by processes, each played by a `ReaderPlaces` of its own."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+import pytest
+
+from app.api.post.reader_places import POLL_S, ReaderPlaces
+from app.process_table import ProcessTable
+
+PATIENCE_S = 20.0
+NUM_PLACES = 2
+
+
+@pytest.fixture
+def both(process_table: ProcessTable) -> tuple[ReaderPlaces, ReaderPlaces]:
+    return ReaderPlaces(process_table, NUM_PLACES), ReaderPlaces(process_table, NUM_PLACES)
+
+
+class Visit:
+    """A reader that stays in its place until it is told to go."""
+
+    def __init__(self, place: AbstractAsyncContextManager[None]) -> None:
+        self.is_in = asyncio.Event()
+        self._may_go = asyncio.Event()
+        self.task = asyncio.create_task(self._run(place))
+
+    async def _run(self, place: AbstractAsyncContextManager[None]) -> None:
+        async with place:
+            self.is_in.set()
+            await self._may_go.wait()
+
+    async def wait_until_in(self) -> "Visit":
+        async with asyncio.timeout(PATIENCE_S):
+            await self.is_in.wait()
+        return self
+
+    async def leave(self) -> None:
+        self._may_go.set()
+        await self.task
+
+
+@asynccontextmanager
+async def visiting(*places: AbstractAsyncContextManager[None]) -> AsyncIterator[list[Visit]]:
+    visits = [Visit(place) for place in places]
+    yield visits
+    for visit in visits:
+        visit.task.cancel()
+    await asyncio.gather(*(visit.task for visit in visits), return_exceptions=True)
+
+
+async def look_twice() -> None:
+    await asyncio.sleep(3 * POLL_S)
+
+
+@pytest.mark.parametrize("kind", ["to_read", "to_probe"])
+async def test_processes_share_the_places_of_each_kind(
+    both: tuple[ReaderPlaces, ReaderPlaces], kind: str
+) -> None:
+    here: Callable[[], AbstractAsyncContextManager[None]] = getattr(both[0], kind)
+    there: Callable[[], AbstractAsyncContextManager[None]] = getattr(both[1], kind)
+    async with visiting(here(), there()) as (first, second):
+        await first.wait_until_in()
+        await second.wait_until_in()
+        async with visiting(here(), there()) as waiting:
+            await look_twice()
+            assert not any(visit.is_in.is_set() for visit in waiting)
+            await first.leave()
+            await second.leave()
+            for visit in waiting:
+                await visit.wait_until_in()
+
+
+async def test_probes_and_reads_have_places_of_their_own(
+    both: tuple[ReaderPlaces, ReaderPlaces],
+) -> None:
+    reads = [places.to_read() for places in both]
+    probes = [places.to_probe() for places in both]
+    async with visiting(*reads, *probes) as visits:
+        for visit in visits:
+            await visit.wait_until_in()
+
+
+async def test_who_is_alone_is_so_in_all_processes(
+    both: tuple[ReaderPlaces, ReaderPlaces],
+) -> None:
+    here, there = both
+    async with visiting(here.to_read(), there.to_probe()) as before:
+        for visit in before:
+            await visit.wait_until_in()
+        async with visiting(here.alone()) as (alone,):
+            await look_twice()
+            async with visiting(here.to_read(), there.to_read(), there.to_probe()) as after:
+                await look_twice()
+                assert not any(v.is_in.is_set() for v in (alone, *after)), "it goes first"
+                for visit in before:
+                    await visit.leave()
+                await alone.wait_until_in()
+                await look_twice()
+                assert not any(visit.is_in.is_set() for visit in after)
+                await alone.leave()
+                for visit in after:
+                    await visit.wait_until_in()
+
+
+async def test_two_that_want_to_be_alone_are_so_one_after_the_other(
+    both: tuple[ReaderPlaces, ReaderPlaces],
+) -> None:
+    async with visiting(both[0].alone(), both[1].alone()) as visits:
+        done, _ = await asyncio.wait(
+            [asyncio.ensure_future(visit.is_in.wait()) for visit in visits],
+            timeout=PATIENCE_S,
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+        assert len(done) == 1
+        first, second = sorted(visits, key=lambda visit: not visit.is_in.is_set())
+        await first.leave()
+        await second.wait_until_in()
+
+
+async def test_cancelled_waiting_leaves_nothing_behind(
+    both: tuple[ReaderPlaces, ReaderPlaces],
+) -> None:
+    here, there = both
+    async with visiting(here.to_read()) as (reader,):
+        await reader.wait_until_in()
+        async with visiting(there.alone(), here.to_read(), here.to_read()):
+            await look_twice()
+    async with visiting(here.alone()) as (alone,):
+        await alone.wait_until_in()

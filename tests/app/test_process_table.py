@@ -1,0 +1,100 @@
+"""What processes know of each other: numbers of the living, locks that end with their process."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from app import process_table as module
+from app.process_table import ProcessTable
+
+HOLDER = """
+import sys, time
+from app.process_table import ProcessTable
+table = ProcessTable(int(sys.argv[1]))
+row = table.take_row(1)
+row.beat()
+row.set_streams(3)
+row.add_stored_bytes(1000)
+assert table.try_lock(7)
+print("holding", flush=True)
+time.sleep(600)
+"""
+
+
+def test_numbers_of_another_process_are_seen_and_cleared_at_its_death(
+    process_table: ProcessTable,
+) -> None:
+    row = process_table.take_row(0)
+    row.set_streams(2)
+    row.add_stored_bytes(-200)
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(process_table.fd)],
+        pass_fds=[process_table.fd],
+        stdout=subprocess.PIPE,
+    ) as holder:
+        try:
+            assert holder.stdout is not None and holder.stdout.readline() == b"holding\n"
+            assert process_table.num_streams() == 5
+            assert process_table.stored_bytes() == 800
+            assert process_table.is_alive(1) and not process_table.is_alive(0)
+            assert process_table.try_lock(7) is None
+            assert process_table.try_lock(8) is not None
+        finally:
+            holder.kill()
+    lock = process_table.try_lock(7)
+    assert lock is not None, "it has gone with its process"
+    process_table.note_death(1)
+    assert process_table.num_streams() == 2
+    assert process_table.deaths(1) == 1 and process_table.deaths(0) == 0
+    assert not process_table.is_alive(1)
+    assert process_table.stored_bytes() == 800, "what is stored stays"
+
+
+def test_lock_is_exclusive_within_a_process_too(process_table: ProcessTable) -> None:
+    lock = process_table.try_lock(3)
+    assert lock is not None and process_table.try_lock(3) is None
+    lock.release()
+    lock.release()
+    again = process_table.try_lock(3)
+    assert again is not None
+    again.release()
+
+
+def test_process_that_starts_anew_finds_its_row_cleared(process_table: ProcessTable) -> None:
+    row = process_table.take_row(1)
+    row.set_streams(4)
+    row.set_connections(9)
+    row.begin_drain()
+    process_table.take_row(1).beat()
+    assert process_table.num_streams() == 0
+    assert process_table.fewest_connections() == 0
+    assert process_table.has_other_open(0)
+
+
+def test_stuck_process_is_not_alive(
+    process_table: ProcessTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row, other = process_table.take_row(0), process_table.take_row(1)
+    for each in (row, other):
+        each.beat()
+    other.set_connections(1)
+    row.set_connections(2)
+    assert process_table.fewest_connections() == 1
+    late_ns = time.monotonic_ns() + int(module.HEARTBEAT_TIMEOUT_S * 1e9) + 1
+    monkeypatch.setattr(module.time, "monotonic_ns", lambda: late_ns)
+    assert process_table.fewest_connections() is None
+    row.beat()
+    assert process_table.fewest_connections() == 2
+    assert not process_table.has_other_open(0)
+
+
+def test_draining_or_leaving_process_is_not_open(process_table: ProcessTable) -> None:
+    other = process_table.take_row(1)
+    other.beat()
+    assert process_table.has_other_open(0) and not process_table.has_other_open(1)
+    other.begin_drain()
+    assert not process_table.has_other_open(0) and process_table.is_alive(1)
+    other.leave()
+    assert not process_table.is_alive(1)

@@ -1,0 +1,196 @@
+"""The service under test: a Redis, two APIs and two pools of one worker, each in processes of its
+own, each with a link to Redis of its own.
+
+Whatever ends a part by force or in order, `up` starts it again, as systemd or Kubernetes would.
+"""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import psutil
+
+from app import child
+from tests.chaos.proxy import Link
+from tests.integration.conftest import RedisServer
+from tests.integration.workers import ROOT, is_alive
+
+PATIENCE_S = 60.0
+POLL_S = 0.05
+NUM_APIS = NUM_POOLS = 2
+
+
+@dataclass(eq=False)
+class Part:
+    """One process of the service, of which there is one at a time. A fault holds `lock`."""
+
+    name: str
+    argv: tuple[str, ...]
+    env: dict[str, str]
+    link: Link
+    log: Path
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _process: "subprocess.Popen[bytes] | None" = None
+
+    def start(self) -> None:
+        # Dies with the run, however that ends. Called on the main thread: see `app.child`.
+        wrapper = (sys.executable, "-I", "-S", child.__file__, str(os.getpid()), "9")
+        with self.log.open("ab") as output:
+            self._process = subprocess.Popen(
+                [*wrapper, *self.argv],
+                cwd=ROOT,
+                env=self.env,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def send(self, signum: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(signum)
+
+    async def ended(self, timeout_s: float = PATIENCE_S) -> int | None:
+        """Its exit code; None if it does not end."""
+        assert self._process is not None
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while self._process.poll() is None:
+                    await asyncio.sleep(POLL_S)
+        return self._process.poll()
+
+    def descendants(self, depth: int) -> list[psutil.Process]:
+        """Its children (depth 1) or grandchildren (depth 2)."""
+        assert self._process is not None
+        found = [psutil.Process(self._process.pid)]
+        for _ in range(depth):
+            found = [child for process in found for child in _children(process)]
+        return found
+
+    def num_shared_buffers(self) -> int:
+        """How many buffers of shared memory it holds."""
+        assert self._process is not None
+        folder = Path(f"/proc/{self._process.pid}/fd")
+        return sum("memfd:" in os.readlink(fd) for fd in folder.iterdir() if fd.is_symlink())
+
+
+class Fleet:
+    """Args:
+    folder: for Redis, videos, logs and temporary files.
+    """
+
+    def __init__(self, folder: Path, *, lease_s: float) -> None:
+        self.folder = folder
+        self.data_dir = folder / "data"
+        self.temporary = folder / "tmp"
+        self.logs = folder / "logs"
+        for path in (folder / "redis", self.data_dir, self.temporary, self.logs):
+            path.mkdir()
+        self.redis = RedisServer(folder / "redis")
+        self.redis_lock = asyncio.Lock()
+        self._lease_s = lease_s
+        self.apis: list[Part] = []
+        self.pools: list[Part] = []
+        self.urls: list[str] = []
+
+    @property
+    def parts(self) -> list[Part]:
+        return [*self.apis, *self.pools]
+
+    async def start(self) -> None:
+        self.redis.start()
+        for number in range(NUM_APIS):
+            port = _free_port()
+            self.urls.append(f"http://127.0.0.1:{port}")
+            argv = (sys.executable, "-m", "app", "api")
+            self.apis.append(await self._part(f"api-{number}", argv, {"DYCOKE_PORT": str(port)}))
+        for number in range(NUM_POOLS):
+            argv = (sys.executable, "-m", "tests.chaos.pool")
+            self.pools.append(await self._part(f"pool-{number}", argv, {"DYCOKE_WORKERS": "1"}))
+        for part in self.parts:
+            part.start()
+        await self.wait_until_ready()
+
+    async def wait_until_ready(self) -> None:
+        """Waits until both APIs answer and both workers are there."""
+        async with asyncio.timeout(2 * PATIENCE_S), httpx.AsyncClient(timeout=5.0) as client:
+            for url in self.urls:
+                while not await _has_workers(client, url, NUM_POOLS):
+                    await asyncio.sleep(0.2)
+
+    async def up(self, part: Part) -> None:
+        """Starts a part that has ended."""
+        if not part.is_running:
+            part.start()
+
+    async def stop(self) -> dict[str, int | None]:
+        """Stops everything but Redis in order; returns the exit codes."""
+        codes = {}
+        for group in (self.apis, self.pools):
+            for part in group:
+                if part.is_running:
+                    part.send(signal.SIGTERM)
+            for part in group:
+                codes[part.name] = await part.ended()
+        return codes
+
+    async def close(self) -> None:
+        for part in self.parts:
+            if part.is_running:
+                part.send(signal.SIGCONT)
+                part.send(signal.SIGKILL)
+                await part.ended()
+            await part.link.close()
+        self.redis.resume()
+        self.redis.kill()
+
+    async def _part(self, name: str, argv: tuple[str, ...], env: dict[str, str]) -> Part:
+        link = Link(name, self.redis.socket)
+        await link.open()
+        inherited = {n: v for n, v in os.environ.items() if not n.startswith("DYCOKE_")}
+        settings = {
+            "DYCOKE_REDIS_URL": link.url,
+            "DYCOKE_MODEL": "tiny",
+            "DYCOKE_DATA_DIR": str(self.data_dir),
+            "DYCOKE_LEASE_S": str(self._lease_s),
+            "DYCOKE_HEARTBEAT_S": "2",
+            "DYCOKE_DRAIN_TIMEOUT_S": "1",
+            "DYCOKE_WORKER_METRICS_PORT": "0",
+            "DYCOKE_MAX_QUEUED_JOBS": "24",
+            "DYCOKE_JOB_TIMEOUT_S": "1200",
+            "TMPDIR": str(self.temporary),
+        }
+        return Part(name, argv, inherited | settings | env, link, self.logs / f"{name}.log")
+
+
+def _children(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return [child for child in process.children() if is_alive(child.pid)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+async def _has_workers(client: httpx.AsyncClient, url: str, number: int) -> bool:
+    try:
+        reply = await client.get(f"{url}/v1/models")
+    except httpx.TransportError:
+        return False
+    return reply.status_code == 200 and reply.json()["data"][0]["num_workers"] == number

@@ -1,0 +1,65 @@
+"""The project's Markdown: its files, their fenced blocks, their prose."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+DOCUMENTS = [
+    *sorted(ROOT.glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted((ROOT / "examples").rglob("*.md")),
+]
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block."""
+
+    document: Path
+    language: str
+    text: str
+
+    @property
+    def commands(self) -> list[str]:
+        """What follows a prompt, with the lines it goes on over."""
+        joined = self.text.replace("\\\n", " ")
+        # A quoted argument may go on over lines, too.
+        found = re.findall(r"^\$ ((?:'[^']*'|[^'\n])*)", joined, flags=re.MULTILINE)
+        return [command.split("   #")[0].strip() for command in found]
+
+
+def blocks(document: Path) -> Iterator[Block]:
+    pattern = r"^```(\w*)\n(.*?)^```$"
+    for language, text in re.findall(pattern, document.read_text(), flags=re.M | re.S):
+        yield Block(document, language, text)
+
+
+def prose_lines(document: Path) -> Iterator[tuple[int, str]]:
+    """Lines with their numbers, without fenced blocks and tables."""
+    is_fenced = False
+    for number, line in enumerate(document.read_text().splitlines(), start=1):
+        if line.startswith("```"):
+            is_fenced = not is_fenced
+        elif not is_fenced and not line.startswith("|"):
+            yield number, line
+
+
+def all_commands() -> list[str]:
+    """In fenced blocks behind a prompt, and within the prose where they begin as ours do."""
+    fenced = [
+        command
+        for document in DOCUMENTS
+        for block in blocks(document)
+        if block.language == "console"
+        for command in block.commands
+    ]
+    inline = [
+        " ".join(command.split())
+        for document in DOCUMENTS
+        for command in re.findall(
+            r"`((?:make|(?:\.venv/bin/)?python -m)\s[^`]+)`", document.read_text()
+        )
+    ]
+    return fenced + [command.rstrip("=") for command in inline if "<" not in command]

@@ -1,0 +1,70 @@
+"""What `python -m build` makes installs, and runs the demo away from the checkout."""
+
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import venv
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SOURCES = ("app", "dycoke_core", "pyproject.toml", "README.md", "LICENSE")
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an sdist, and a wheel that was made of it."""
+    tree, output = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("dist")
+    for name in SOURCES:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, tree / name)
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", output, tree]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return output
+
+
+@pytest.fixture(scope="module")
+def installed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of an environment with the wheel; its dependencies are those of this one."""
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, with_pip=False)
+    python = folder / "bin" / "python"
+    command = [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+    packages = Path(subprocess.check_output(command, text=True).strip())
+    (wheel,) = built.glob("*.whl")
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", packages]
+    subprocess.run([*pip, wheel], check=True)
+    # Links that lead to a checkout, as editable installs have, are not followed from here.
+    (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
+    return python
+
+
+def test_the_sdist_holds_what_a_build_needs(built: Path) -> None:
+    (sdist,) = built.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"pyproject.toml", "README.md", "LICENSE", "app/store/lua/prelude.lua"} <= names
+
+
+def test_the_demo_runs_from_the_wheel(installed: Path, tmp_path: Path) -> None:
+    where = "import app, dycoke_core; print(app.__file__, dycoke_core.__file__)"
+    files = subprocess.check_output([installed, "-c", where], cwd=tmp_path, text=True).split()
+    assert all(str(installed.parent.parent) in file for file in files)
+    done = subprocess.run(
+        [installed, "-m", "app.demo"], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "of 8 answers are wholly right" in done.stdout
+
+
+def test_types_are_published(installed: Path) -> None:
+    where = "import app, dycoke_core; print(app.__path__[0], dycoke_core.__path__[0])"
+    folders = subprocess.check_output([installed, "-c", where], text=True, cwd="/").split()
+    assert all((Path(folder) / "py.typed").exists() for folder in folders)
