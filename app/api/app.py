@@ -14,6 +14,7 @@ from app.api.answer.answers import Answers
 from app.api.answer.jobs import Jobs
 from app.api.answer.observer import Followers
 from app.api.auth import ApiKeys
+from app.api.connection.bodies import BodyGuard, BodySlots
 from app.api.connection.browsers import BrowserGuard
 from app.api.connection.drain import Drain
 from app.api.connection.lingering import LingeringClose
@@ -21,6 +22,7 @@ from app.api.connection.streams import StreamSlots
 from app.api.context import Api
 from app.api.errors import LastErrors, install_error_handlers
 from app.api.openai.errors import OpenAIErrors
+from app.api.openai.fetching import MediaFetcher
 from app.api.openai.intake import CompletionIntake
 from app.api.openapi import install_openapi
 from app.api.post.cancelling import Cancellations
@@ -134,6 +136,14 @@ def create_app(
     for module in (chat, completions, videos, files, jobs, models, usage, docs, health):
         app.include_router(module.router)
     app.add_middleware(
+        BodyGuard,
+        slots=BodySlots(
+            max_bodies=settings.max_uploads, max_per_client=settings.max_uploads_per_client
+        ),
+        owner_of=keys.owner_of,
+        count_rejection=metrics.count_rejection,
+    )
+    app.add_middleware(
         BrowserGuard,
         allowed_hosts=settings.allowed_hosts,
         allowed_origins=settings.allowed_origins,
@@ -228,13 +238,15 @@ async def _start(
         streams=StreamSlots(settings.max_streams, row, metrics),
         registry=registry,
         videos=videos,
-        completion_intake=partial(CompletionIntake, settings, compression, uploads),
+        frames=frames,
+        completion_intake=partial(
+            CompletionIntake, settings, compression, uploads, _media_fetcher(settings)
+        ),
         uploads=uploads,
         submissions=Submissions(
             settings,
             compression,
             drain,
-            registry,
             queue,
             uploads,
             reading,
@@ -248,6 +260,14 @@ async def _start(
         metrics=metrics,
         metrics_page=metrics_page,
         tracing=tracing,
+    )
+
+
+def _media_fetcher(settings: Settings) -> MediaFetcher:
+    return MediaFetcher(
+        settings.allowed_media_domains,
+        settings.allowed_media_path,
+        max_bytes=settings.max_upload_bytes,
     )
 
 

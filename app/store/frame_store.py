@@ -47,9 +47,14 @@ class FrameStore:
         self._scripts = Scripts(redis, keys.prefix)
         self._max_bytes = max_bytes
 
-    async def pin(self, digest: str, job_id: str) -> bool:
-        """Pins a blob for a live job without fetching it. False if it is not stored."""
-        return bool(await self._scripts.run("pin_frames", digest, job_id))
+    async def pin(self, digest: str, job_id: str) -> FramesHeader | None:
+        """Pins a blob for a live job, without fetching its pixels.
+
+        Returns:
+            What it says of its frames; None if it is not stored.
+        """
+        header = await self._scripts.run("pin_frames", digest, job_id)
+        return _parse_header(header) if header else None
 
     async def put_and_pin(self, digest: str, blob: bytes, job_id: str, video: str) -> None:
         """Stores a blob, evicting others for it, and pins it if the job is live.
@@ -78,6 +83,27 @@ class FrameStore:
             end = _LENGTH_BYTES + int.from_bytes(length, "big")
             header: Any = await self._redis.getrange(key, _LENGTH_BYTES, end - 1)
         return _parse_header(header)
+
+    async def frame(self, digest: str, index: int) -> tuple[FramesHeader, bytes] | None:
+        """One frame's pixels, [S, S, 3], with what the blob says of all. None if not stored.
+
+        Raises:
+            IndexError: the blob has fewer frames.
+        """
+        header = await self.describe(digest)
+        if header is None:
+            return None
+        num_frames, height, width, channels = header.shape
+        if not 0 <= index < num_frames:
+            raise IndexError(index)
+        size = height * width * channels
+        key = self._keys.frames(digest)
+        async with store_call():
+            # From the end: pixels are all that comes after the header.
+            end: Any = await self._redis.strlen(key)
+            start = end - (num_frames - index) * size
+            pixels: Any = await self._redis.getrange(key, start, start + size - 1)
+        return (header, bytes(pixels)) if len(pixels) == size else None
 
 
 def frames_digest(

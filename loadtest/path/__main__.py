@@ -4,18 +4,18 @@
     git worktree add ../before COMMIT
     python -m loadtest.path --before ../before --json
 
-API, worker and a Redis of their own run as processes; a fake engine makes a token for each sequence
-at a pace; clients stream from another process and check every token. The figures are CPU times of
-the processes, so that they hold on a machine that others use too, but for caches and clock rates;
-the fake engine's own microseconds are the worker's. With `--before` both services are up, take
-turns, and the ratio is the median of those of paired turns. What the processes use when nothing is
-asked of them, a few ms a second, is measured first and deducted.
+API, worker and a private Redis run as processes; a fake engine makes a token for each sequence at a
+set pace; clients stream from another process and check every token. The figures are CPU times of
+the processes, so they hold on a shared machine, except for effects of caches and clock rates; the
+fake engine's own microseconds count for the worker. With `--before` both services are up and take
+turns, and the ratio is the median over paired turns. What the processes use when idle, a few ms per
+second, is measured first and deducted.
 
     token      N streams at a pace, over a window in which all are answering
     request    questions of one token about a video whose frames are stored, N at a time
     limit      what one API delivers in one CPU second; and what arrives where far more tokens are
                made than any part can pass on, when events that wait are passed on together
-    engine     wall time of a fixed piece of Python in each step beside 1 and N streams, and the CPU
+    engine     wall time of a fixed piece of Python in each step with 1 and N streams, and the CPU
                time per step of the worker's event loop, which is what can hold the engine's GIL
 """
 
@@ -36,7 +36,7 @@ PACE_S = {1: 0.01, 64: 0.1, 512: 0.8}  # between steps: at ease for either side
 FLOOD_STREAMS, FLOOD_PACE_S = 256, 0.005
 ENGINE_STREAMS, ENGINE_PACE_S, ENGINE_WORK = 64, 0.02, 60_000
 NUM_REQUESTS = {1: 50, 64: 192, 512: 512}
-NEVER = 1_000_000  # tokens: a stream that is read until it is left
+NEVER = 1_000_000  # tokens: a stream that is read until it is closed
 SETTLE_S = 0.5
 
 Figures = dict[str, float]
@@ -74,7 +74,7 @@ def _take_turns(
     for stack in stacks.values():
         stack.measure_idle(options.seconds)
     for turn in range(-1, options.turns):  # the first one warms up
-        # Who goes first changes, so that what a turn leaves behind favours nobody.
+        # The order alternates, so that what a turn leaves behind favours neither.
         for name in list(stacks) if turn % 2 else list(reversed(stacks)):
             is_warm_up = turn < 0
             seconds = 1.0 if is_warm_up else options.seconds
@@ -114,7 +114,7 @@ def _add_sum(figures: Figures, name: str) -> None:
 def _window(
     stack: Stack, clients: Clients, streams: int, question: str, seconds: float
 ) -> dict[str, float]:
-    """Streams for so long: CPU seconds by part, steps, seconds, tokens and events that came."""
+    """Streams for a while: CPU seconds by part, steps, seconds, and tokens and events received."""
     fields = {"question": question, "max_tokens": NEVER}
     clients.say(url=stack.url, streams=streams, requests=0, fields=_about(stack, fields))
     clients.hear()
