@@ -22,6 +22,7 @@ from app.api.connection.streams import StreamSlots
 from app.api.context import Api
 from app.api.errors import LastErrors, install_error_handlers
 from app.api.openai.errors import OpenAIErrors
+from app.api.openai.fetching import MediaFetcher
 from app.api.openai.intake import CompletionIntake
 from app.api.openapi import install_openapi
 from app.api.post.cancelling import Cancellations
@@ -237,7 +238,10 @@ async def _start(
         streams=StreamSlots(settings.max_streams, row, metrics),
         registry=registry,
         videos=videos,
-        completion_intake=partial(CompletionIntake, settings, compression, uploads),
+        frames=frames,
+        completion_intake=partial(
+            CompletionIntake, settings, compression, uploads, _media_fetcher(settings)
+        ),
         uploads=uploads,
         submissions=Submissions(
             settings,
@@ -256,6 +260,14 @@ async def _start(
         metrics=metrics,
         metrics_page=metrics_page,
         tracing=tracing,
+    )
+
+
+def _media_fetcher(settings: Settings) -> MediaFetcher:
+    return MediaFetcher(
+        settings.allowed_media_domains,
+        settings.allowed_media_path,
+        max_bytes=settings.max_upload_bytes,
     )
 
 

@@ -1,7 +1,7 @@
-"""What a decoder layer does beside its matrices and its attention, each in one launch.
+"""What a decoder layer does besides matrix products and attention, each in one launch.
 
-Values round where transformers' Qwen2 rounds them: additions, products and norms in float32, their
-results in the model's dtype.
+Values are rounded where transformers' Qwen2 rounds them: additions, products and norms are in
+float32, their results in the model's dtype.
 """
 
 import torch
@@ -23,7 +23,7 @@ def add_rmsnorm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) 
 
     Args:
         x: [n, D], rows of any stride.
-        residual: [n, D], becomes residual + x; None: x is the sum, and is left alone.
+        residual: [n, D], becomes residual + x; None: x already is the sum and is not changed.
         weight: [D].
 
     Returns:
@@ -74,13 +74,13 @@ def rope_store(
 ) -> None:
     """Rotates queries and keys in place and stores the keys and values at their slots.
 
-    One program per row and key/value head. Reads a row once, writes all of it but the values once,
-    and 2 * G * E elements into the pools.
+    One program per row and key/value head. Reads a row once, writes all of it except the values
+    once, and 2 * G * E elements into the pools.
 
     Args:
         qkv: [n, (H + 2 * G) * E]: query heads, key heads, value heads.
-        cos, sin: [n, E] in the model's dtype, the halves of a head alike.
-        write_slots: int32 [n], of any stride; no slot twice but the trash page's.
+        cos, sin: [n, E] in the model's dtype, the same for both halves of a head.
+        write_slots: int32 [n], of any stride; no slot twice, except the trash page's.
         k_pool, v_pool: [R, G, E].
         num_heads: H.
 
@@ -117,14 +117,14 @@ def rope_store(
         R=group,
         E=head_size,
         HEADS=tile_heads,
-        # Eight pairs a thread: with fewer, two warps would share some, of which one would read
-        # what the other has already rotated.
+        # Eight pairs per thread: with fewer, two warps would share pairs, and one would read what
+        # the other has already rotated.
         num_warps=max(1, tile_heads * head_size // 512),
     )
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:
-    """silu(gate) * up. Reads 2 * I elements a row and writes I.
+    """silu(gate) * up. Reads 2 * I elements per row and writes I.
 
     Args:
         gate_up: [n, 2 * I], contiguous.
@@ -155,7 +155,7 @@ def embed(rows: Tensor, last_ids: Tensor, table: Tensor) -> Tensor:
         table: [vocabulary, D].
 
     Returns:
-        [n, D]; zeros where an id is in no row of the table.
+        [n, D]; zeros where an id is outside the table.
 
     Raises:
         ValueError: shapes or dtypes do not fit.
