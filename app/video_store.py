@@ -374,9 +374,15 @@ class VideoStore:
         return [path for folder in folders if (path := folder / name).exists()]
 
     def _read_reference(self, video_id: str, owner: str) -> StoredVideo:
+        video = self._parse_reference(video_id, owner)
+        if not self._path(video_id).exists():
+            raise VideoNotFoundError("no such video")
+        return video
+
+    def _parse_reference(self, video_id: str, owner: str) -> StoredVideo:
+        """What a reference says, whether or not the video is still there."""
         try:
             text = self._reference_path(video_id, owner).read_bytes()
-            self._path(video_id).stat()
         except FileNotFoundError:
             raise VideoNotFoundError("no such video") from None
         record: dict[str, Any] = json.loads(text)
@@ -399,7 +405,7 @@ class VideoStore:
         temporary.replace(path)
 
     def _lease(self, video_id: str, owner: str) -> VideoLease:
-        video = self._read_reference(video_id, owner)
+        video = self._parse_reference(video_id, owner)
         return VideoLease(video, self._path(video_id), self._lock(video_id))
 
     def _lock(self, video_id: str) -> int:
@@ -519,15 +525,15 @@ async def _in_thread(work: Callable[[], T], undo: Callable[[T], None] | None = N
     stopped, and what it uses (a descriptor!) must not be closed under it. Then `undo` takes back
     what nobody received.
     """
-    task = asyncio.ensure_future(asyncio.to_thread(work))
+    done = asyncio.get_running_loop().run_in_executor(None, work)
     try:
-        return await asyncio.shield(task)
+        return await asyncio.shield(done)
     except asyncio.CancelledError:
-        while not task.done():
+        while not done.done():
             with suppress(asyncio.CancelledError):
-                await asyncio.wait([task])
-        if task.exception() is None and undo is not None:
-            undo(task.result())
+                await asyncio.wait([done])
+        if done.exception() is None and undo is not None:
+            undo(done.result())
         raise
 
 

@@ -14,6 +14,7 @@ from app.api.answer.answers import Answers
 from app.api.answer.jobs import Jobs
 from app.api.answer.observer import Followers
 from app.api.auth import ApiKeys
+from app.api.connection.bodies import BodyGuard, BodySlots
 from app.api.connection.browsers import BrowserGuard
 from app.api.connection.drain import Drain
 from app.api.connection.lingering import LingeringClose
@@ -136,6 +137,14 @@ def create_app(
     for module in (chat, completions, videos, files, jobs, models, usage, docs, health):
         app.include_router(module.router)
     app.add_middleware(
+        BodyGuard,
+        slots=BodySlots(
+            max_bodies=settings.max_uploads, max_per_client=settings.max_uploads_per_client
+        ),
+        owner_of=keys.owner_of,
+        count_rejection=metrics.count_rejection,
+    )
+    app.add_middleware(
         BrowserGuard,
         allowed_hosts=settings.allowed_hosts,
         allowed_origins=settings.allowed_origins,
@@ -244,7 +253,6 @@ async def _start(
             settings,
             compression,
             drain,
-            registry,
             queue,
             uploads,
             reading,

@@ -1,6 +1,6 @@
 """What the routes work with, built once per process, and who is asking."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated, cast
 
@@ -56,7 +56,10 @@ class Api:
         await self.cancellations.wait_until_none()
 
 
-def get_api(request: Request) -> Api:
+# Those that FastAPI calls are coroutines: plain functions would each take a hop through a thread.
+
+
+async def get_api(request: Request) -> Api:
     return cast(Api, request.app.state.api)
 
 
@@ -66,7 +69,7 @@ ApiDep = Annotated[Api, Depends(get_api)]
 _bearer = HTTPBearer(auto_error=False, description="Where the server has API keys.")
 
 
-def get_principal(
+async def get_principal(
     request: Request, api: ApiDep, _: Annotated[object, Security(_bearer)]
 ) -> Principal:
     """Who asks. Raises: UnauthorizedError, KeysUnavailableError."""
@@ -76,8 +79,8 @@ def get_principal(
 PrincipalDep = Annotated[Principal, Depends(get_principal)]
 
 
-def _with_scope(scope: Scope) -> Callable[[Principal], Principal]:
-    def get_scoped(principal: PrincipalDep) -> Principal:
+def _with_scope(scope: Scope) -> Callable[[Principal], Awaitable[Principal]]:
+    async def get_scoped(principal: PrincipalDep) -> Principal:
         principal.require(scope)
         return principal
 
@@ -90,17 +93,17 @@ AdminDep = Annotated[Principal, Depends(_with_scope(Scope.ADMIN))]
 UploaderDep = Annotated[Principal, Depends(_with_scope(Scope.UPLOAD))]
 
 
-def may_see_docs(
+async def may_see_docs(
     request: Request, api: ApiDep, bearer: Annotated[object, Security(_bearer)]
 ) -> None:
     """Raises: UnauthorizedError, KeysUnavailableError."""
     if not api.public_docs:
-        get_principal(request, api, bearer)
+        await get_principal(request, api, bearer)
 
 
-def may_see_metrics(
+async def may_see_metrics(
     request: Request, api: ApiDep, bearer: Annotated[object, Security(_bearer)]
 ) -> None:
     """Raises: UnauthorizedError, ForbiddenError, KeysUnavailableError."""
     if not api.public_metrics:
-        get_principal(request, api, bearer).require(Scope.METRICS)
+        (await get_principal(request, api, bearer)).require(Scope.METRICS)

@@ -80,6 +80,9 @@ class ApiServer(uvicorn.Server):
             log_config=None,
             access_log=False,
             server_header=False,
+            # Else whoever connects from this machine could name any address as its own.
+            proxy_headers=bool(settings.trusted_proxies),
+            forwarded_allow_ips=settings.trusted_proxies,
             timeout_graceful_shutdown=CLOSE_TIMEOUT_S,
         )
         super().__init__(config)

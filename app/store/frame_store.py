@@ -47,9 +47,14 @@ class FrameStore:
         self._scripts = Scripts(redis, keys.prefix)
         self._max_bytes = max_bytes
 
-    async def pin(self, digest: str, job_id: str) -> bool:
-        """Pins a blob for a live job without fetching it. False if it is not stored."""
-        return bool(await self._scripts.run("pin_frames", digest, job_id))
+    async def pin(self, digest: str, job_id: str) -> FramesHeader | None:
+        """Pins a blob for a live job, without fetching its pixels.
+
+        Returns:
+            What it says of its frames; None if it is not stored.
+        """
+        header = await self._scripts.run("pin_frames", digest, job_id)
+        return _parse_header(header) if header else None
 
     async def put_and_pin(self, digest: str, blob: bytes, job_id: str, video: str) -> None:
         """Stores a blob, evicting others for it, and pins it if the job is live.

@@ -40,7 +40,7 @@ from dycoke_core.sequence import SAMPLER_VERSION
 
 UNNAMED_SAMPLER_VERSION = 1  # of releases that do not note which version drew their tokens
 FORGET_CONSUMER_AFTER_S = 3600.0
-MAX_JOBS_PER_APPEND = 128  # in one call of a script, during which Redis does nothing else
+MAX_JOBS_PER_CALL = 128  # in one call of a script, during which Redis does nothing else
 
 logger = getLogger(__name__)
 
@@ -191,10 +191,14 @@ class JobLeases:
 
     async def renew(self, deliveries: Sequence[Delivery]) -> list[bool]:
         """Renews leases. False for each job that ended or is another attempt's: drop it."""
-        replies = await self._scripts.run_many(
-            "renew", [(*self._fence(d), d.entry_id) for d in deliveries]
-        )
-        return [bool(reply) for reply in replies]
+        renewed: list[bool] = []
+        for first in range(0, len(deliveries), MAX_JOBS_PER_CALL):
+            leases: list[str | int] = []
+            for delivery in deliveries[first : first + MAX_JOBS_PER_CALL]:
+                leases += [delivery.job_id, delivery.attempt, delivery.entry_id]
+            replies = await self._scripts.run("renew", self._model, self._worker_id, *leases)
+            renewed += map(bool, replies)
+        return renewed
 
     async def enter(self, delivery: Delivery) -> bool:
         """Notes, before the engine gets the job, that it may be to blame if the worker dies.
@@ -210,8 +214,8 @@ class JobLeases:
         Each job is fenced on its own. Sending the same again, after a lost reply, changes nothing.
         """
         appended: list[Appended] = []
-        for first in range(0, len(appends), MAX_JOBS_PER_APPEND):
-            lines = "".join(map(_lines, appends[first : first + MAX_JOBS_PER_APPEND]))
+        for first in range(0, len(appends), MAX_JOBS_PER_CALL):
+            lines = "".join(map(_lines, appends[first : first + MAX_JOBS_PER_CALL]))
             replies = await self._scripts.run(
                 "append", self._worker_id, self._result_ttl_ms, SAMPLER_VERSION, lines
             )

@@ -14,6 +14,7 @@ APIs and workers may call them at once, and each may be sent twice. What workers
 import json
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from redis.asyncio import Redis
@@ -26,7 +27,7 @@ from app.errors import (
     ReaderLostError,
     StoreUnavailableError,
 )
-from app.messages import ErrorEvent, JobEvent, JobRequest, JobState, StatusEvent
+from app.messages import ErrorEvent, JobEvent, JobRequest, JobState, ModelCard, StatusEvent
 from app.store.client import Scripts, milliseconds, seconds, store_call
 from app.store.keys import RedisKeys
 from dycoke_core.errors import DycokeError
@@ -88,6 +89,17 @@ class Sweep:
     orphans: tuple[Orphan, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """Args:
+    cards: of the workers that are alive.
+    model: whose queue the place is in; empty where there is no worker.
+    """
+
+    cards: tuple[ModelCard, ...]
+    model: str
+
+
 class JobQueue:
     """Every method raises `StoreUnavailableError` when Redis does not answer.
 
@@ -114,8 +126,21 @@ class JobQueue:
             "reserve", model, job_id, max_jobs, milliseconds(lease_s)
         )
         if not is_taken:
-            retry_after_s = min(max(1, math.ceil(retry_after_ms / 1000)), MAX_RETRY_AFTER_S)
-            raise QueueFullError("the queue is full", retry_after_s=retry_after_s)
+            raise _queue_full(retry_after_ms)
+
+    async def admit(self, job_id: str, *, max_jobs: int, lease_s: float) -> Admission:
+        """Asks who works, and takes a place (as `reserve`) with the first of the models in the
+        order of their names; no place where nobody works.
+
+        Raises:
+            QueueFullError
+        """
+        cards, model, is_taken, retry_after_ms = await self._scripts.run(
+            "admit", job_id, max_jobs, milliseconds(lease_s)
+        )
+        if cards and not is_taken:
+            raise _queue_full(retry_after_ms)
+        return Admission(tuple(map(_parse_card, cards)), model.decode())
 
     async def renew_place(self, model: str, job_id: str, *, lease_s: float) -> bool:
         """Renews a place while the body or the frames are being read.
@@ -290,6 +315,16 @@ class JobQueue:
             running=running,
             oldest_age_s=age_ms / 1000 if age_ms >= 0 else None,
         )
+
+
+def _queue_full(retry_after_ms: int) -> QueueFullError:
+    retry_after_s = min(max(1, math.ceil(retry_after_ms / 1000)), MAX_RETRY_AFTER_S)
+    return QueueFullError("the queue is full", retry_after_s=retry_after_s)
+
+
+@lru_cache(maxsize=256)  # a worker says the same for seconds at a time
+def _parse_card(text: bytes) -> ModelCard:
+    return ModelCard.model_validate_json(text)
 
 
 def fault(error: DycokeError) -> dict[str, str | bool]:

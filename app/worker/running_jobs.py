@@ -62,7 +62,7 @@ class RunningJob:
         return bool(self.fresh or self.statuses or self.final or self.unsent_tokens())
 
     def unsent_tokens(self) -> list[TokenEvent]:
-        """The end of the answer that the event log lacks."""
+        """The end of what was sent that the event log lacks."""
         first = len(self.answer)
         while first > 0 and self.answer[first - 1].index >= self.next_index:
             first -= 1
@@ -74,10 +74,12 @@ class RunningJob:
         Tokens that have come since the last append share an event. One that was sent stays as it
         is when it is sent again: a client that has seen it may come back for what follows it.
         """
-        if self.fresh:
-            self.answer += _events(self.fresh)
-            self.fresh.clear()
         events: list[StatusEvent | TokenEvent] = [*self.statuses, *self.unsent_tokens()]
+        if self.fresh:
+            made = _events(self.fresh)
+            self.fresh.clear()
+            self.answer += made
+            events += made
         return Append(self.delivery, events, self.final, self.first_token_at_s)
 
 

@@ -1,110 +1,31 @@
 """The parent's side of a fork server: runs tasks in its children, each with a time limit.
 
-Knows how a child can end and why, and that nothing it sends is to be trusted; knows nothing of
-videos. Used by one event loop.
+Knows nothing of videos. Used by one event loop.
 """
 
 import asyncio
 import json
 import logging
 import os
-import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from itertools import count
 from typing import Any
 
 from dycoke_core.errors import SandboxUnavailableError
 from dycoke_core.video.child import MAX_MESSAGE_BYTES
-from dycoke_core.video.types import FailureCode
+from dycoke_core.video.forked_child import Confinement, ForkedChild, TaskFailure
 
 logger = logging.getLogger(__name__)
 
-_MAX_REPLY_BYTES = 256 * 1024
-_MAX_DETAIL_CHARACTERS = 300
 _START_PATIENCE_S = 60.0
 _KILL_PATIENCE_S = 5.0
 # All that a reader sees of the environment; the rest carries keys and passwords.
 _ENVIRONMENT = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "LANG", "LC_ALL")
-# What a child may say of itself. Everything else is concluded from how it ended.
-_REPORTED: dict[str, FailureCode] = {
-    "no_video": "no_video",
-    "unknown_codec": "unknown_codec",
-    "unreadable": "unreadable",
-    "too_many_frames": "too_many_frames",
-    "memory": "memory",
-    "exception": "exception",
-}
-
-
-class TaskFailure(Exception):
-    """A child brought no result. `detail` is its own words: for logs, never for clients."""
-
-    def __init__(self, code: FailureCode, detail: str = "") -> None:
-        super().__init__(code)
-        self.code = code
-        self.detail = detail
-
-
-@dataclass(frozen=True, slots=True)
-class Confinement:
-    """What `sandbox.confine` is told in each child."""
-
-    memory_bytes: int
-    cpu_s: int
-    is_strict: bool
-    max_threads: int = 6  # all of them; decord has one of its own
-
-    def with_threads(self, number: int) -> "Confinement":
-        """For a child that decodes with so many threads: each brings its CPU time and, in some
-        decoders, another one.
-        """
-        return replace(
-            self, cpu_s=self.cpu_s * number, max_threads=self.max_threads + 2 * (number - 1)
-        )
-
-
-@dataclass(slots=True, eq=False)
-class _Child:
-    """One running child. Its replies come through a pipe, the news of its end from the server."""
-
-    confinement: Confinement
-    reply_fd: int
-    on_progress: Callable[[float], None]
-    ended: asyncio.Future[Mapping[str, Any]]  # the server's message; empty if the server died
-    num_received_bytes: int = 0
-    unparsed: bytes = b""
-    final_reply: Any = None
-
-    def read_replies(self) -> bool:
-        """Takes what has come. False once no more is wanted: at the end, and from a babbler."""
-        while self.num_received_bytes <= _MAX_REPLY_BYTES:
-            try:
-                chunk = os.read(self.reply_fd, MAX_MESSAGE_BYTES)
-            except BlockingIOError:
-                return True
-            if not chunk:
-                return False
-            self.num_received_bytes += len(chunk)
-            *lines, self.unparsed = (self.unparsed + chunk).split(b"\n")
-            for line in lines:
-                self._take(line)
-        return False
-
-    def _take(self, line: bytes) -> None:
-        try:
-            reply = json.loads(line)
-        except (ValueError, RecursionError):
-            reply = None
-        share = reply.get("progress") if isinstance(reply, dict) else None
-        if isinstance(share, float | int) and 0 <= share <= 1:
-            self.on_progress(float(share))
-        else:
-            self.final_reply = reply
 
 
 class ForkServer:
@@ -118,7 +39,7 @@ class ForkServer:
         self._module = module
         self._confinement = confinement
         self._ids = count()
-        self._children: dict[int, _Child] = {}
+        self._children: dict[int, ForkedChild] = {}
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._loop: asyncio.AbstractEventLoop | None = None  # watches the control socket
@@ -221,7 +142,7 @@ class ForkServer:
         loop = asyncio.get_running_loop()
         task_id = next(self._ids)
         os.set_blocking(read_end, False)
-        child = _Child(confinement, read_end, on_progress, loop.create_future())
+        child = ForkedChild(confinement, read_end, on_progress, loop.create_future())
         self._children[task_id] = child
         try:
             self._send_run(task_id, task, [video_fd, write_end, *pixel_fds])
@@ -250,7 +171,7 @@ class ForkServer:
         if process is not None:
             _await_end(process)
 
-    async def _outcome(self, task_id: int, child: _Child, timeout_s: float) -> Any:
+    async def _outcome(self, task_id: int, child: ForkedChild, timeout_s: float) -> Any:
         is_late = not await _is_done(child.ended, timeout_s)
         if is_late:
             self._kill(task_id)
@@ -258,7 +179,7 @@ class ForkServer:
                 self._end_abruptly()
             raise TaskFailure("timeout")
         child.read_replies()  # what came between the last look and the end
-        return _result(child)
+        return child.result()
 
     def _watch(self) -> None:
         if self._control is None:
@@ -269,11 +190,11 @@ class ForkServer:
             loop.add_reader(self._control, self._on_control, self._control)
             self._loop = loop
 
-    def _on_reply(self, task_id: int, child: _Child) -> None:
+    def _on_reply(self, task_id: int, child: ForkedChild) -> None:
         if not child.read_replies():
             # Not `self._loop`, which is gone when the server has been let go: this may come later.
             asyncio.get_running_loop().remove_reader(child.reply_fd)
-            if child.num_received_bytes > _MAX_REPLY_BYTES:
+            if child.is_babbling:
                 self._kill(task_id)
 
     def _on_control(self, control: socket.socket) -> None:
@@ -347,35 +268,3 @@ def _await_end(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-
-
-def _result(child: _Child) -> Any:
-    """Returns the result of a child that has ended, or raises its failure."""
-    if child.num_received_bytes > _MAX_REPLY_BYTES:
-        raise TaskFailure("crash", "too many replies")
-    reply = child.final_reply
-    if isinstance(reply, dict):
-        if "result" in reply:
-            return reply["result"]
-        code = reply.get("error")
-        if isinstance(code, str) and code in _REPORTED:
-            detail = ascii(reply.get("detail"))[:_MAX_DETAIL_CHARACTERS]
-            raise TaskFailure(_REPORTED[code], detail)
-    raise TaskFailure(_cause_of_end(child.ended.result(), child.confinement))
-
-
-def _cause_of_end(ended: Mapping[str, Any], confinement: Confinement) -> FailureCode:
-    """Concludes why a child ended without a word. Where the kernel does not say, by its usage."""
-    if not ended:  # with its server
-        return "killed"
-    if "status" not in ended:
-        return "no_process"
-    if not os.WIFSIGNALED(ended["status"]):
-        return "exception"
-    killed_by = os.WTERMSIG(ended["status"])
-    if killed_by == signal.SIGXCPU or ended["cpu_s"] >= confinement.cpu_s:
-        return "cpu"
-    if killed_by == signal.SIGKILL:  # no limit of its own ends it so: the kernel, or an operator
-        return "killed"
-    # A library that died of an allocation that failed, or of itself.
-    return "memory" if ended["max_rss_bytes"] >= confinement.memory_bytes / 2 else "crash"

@@ -14,7 +14,7 @@ from dycoke_core.errors import (
     VideoReaderKilledError,
     VideoReadTimeoutError,
 )
-from dycoke_core.video.fork_client import TaskFailure
+from dycoke_core.video.forked_child import TaskFailure
 from dycoke_core.video.replies import Headers
 from dycoke_core.video.types import FailureCode, ReadLimits
 

@@ -147,7 +147,7 @@ async def test_reading_of_a_killed_api_goes_on_at_another(
         async with api.posting() as response:
             reader = EventReader(response)
             await reader.until("status", stage="reading_frames")
-            stop_renewing_places()
+            await stop_renewing_places()
             delivery = await worker.answer()
             assert (await reader.rest())[-1].name == "done"
         assert other.readers.num_reads == 1
@@ -156,11 +156,15 @@ async def test_reading_of_a_killed_api_goes_on_at_another(
         assert (await other.api.jobs.queue.depth("tiny")).waiting == 0
 
 
-def stop_renewing_places() -> None:
-    """What a SIGKILL of an API does to its places."""
-    for task in asyncio.all_tasks():
-        if "Place._renew" in repr(task.get_coro()):
-            task.cancel()
+async def stop_renewing_places() -> None:
+    """What a SIGKILL of an API does to its places, which are about to be renewed."""
+
+    def renewing() -> list[asyncio.Task[object]]:
+        return [task for task in asyncio.all_tasks() if "Place._renew" in repr(task.get_coro())]
+
+    await until(lambda: bool(renewing()))
+    for task in renewing():
+        task.cancel()
 
 
 @pytest.mark.parametrize(

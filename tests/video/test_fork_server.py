@@ -15,7 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dycoke_core.video.fork_client import ForkServer, TaskFailure
+from dycoke_core.video.fork_client import ForkServer
+from dycoke_core.video.forked_child import TaskFailure
 from dycoke_core.video.frame_buffer import copy_pixels, open_frame_buffer
 from tests.video.conftest import CONFINEMENT, descendants, leaving_nothing_behind
 

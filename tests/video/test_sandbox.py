@@ -7,7 +7,8 @@ import pytest
 
 from dycoke_core.errors import SandboxUnavailableError
 from dycoke_core.video import FrameReaders, FrameSpec, ReadLimits, SandboxState
-from dycoke_core.video.fork_client import ForkServer, TaskFailure
+from dycoke_core.video.fork_client import ForkServer
+from dycoke_core.video.forked_child import TaskFailure
 from dycoke_core.video.landlock import landlock_abi
 from tests.video.conftest import CONFINEMENT, leaving_nothing_behind
 from tests.video_clips import make_clip

@@ -23,8 +23,8 @@ from urllib.parse import unquote, urlsplit
 import httpcore
 import httpx
 
+from app.api.connection.bodies import IDLE_S, MIN_BYTES_S
 from app.api.openai.fields import wrong
-from app.api.post.intake import IDLE_S, MIN_BYTES_S
 from app.errors import UploadTooLargeError
 
 MAX_REDIRECTS = 3

@@ -4,7 +4,7 @@ Both are settled when the headers have arrived, so that a full queue refuses wit
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from app.errors import ModelNotFoundError, NoWorkerError, StoreUnavailableError
@@ -22,10 +22,21 @@ async def served_models(registry: WorkerRegistry) -> dict[str, ModelCard]:
     Raises:
         NoWorkerError: there is none.
     """
-    cards = {card.model: card for card in reversed(await registry.cards())}
-    if not cards:
-        raise NoWorkerError("no worker is ready")
-    return dict(sorted(cards.items()))
+    return _by_model(await registry.cards())
+
+
+async def admit(
+    queue: JobQueue, job_id: str, *, max_jobs: int, lease_s: float
+) -> tuple[dict[str, ModelCard], "Place"]:
+    """What is served, as `served_models` says, and a place with the first of the models.
+
+    Raises:
+        NoWorkerError
+        QueueFullError
+    """
+    admission = await queue.admit(job_id, max_jobs=max_jobs, lease_s=lease_s)
+    models = _by_model(sorted(admission.cards, key=lambda card: card.worker_id))
+    return models, Place.held(queue, admission.model, job_id, lease_s=lease_s)
 
 
 def choose_model(models: dict[str, ModelCard], name: str | None) -> ModelCard:
@@ -44,6 +55,13 @@ def choose_model(models: dict[str, ModelCard], name: str | None) -> ModelCard:
     return next(iter(models.values()))
 
 
+def _by_model(cards: Sequence[ModelCard]) -> dict[str, ModelCard]:
+    """One card for each model, by its name: that of the first worker."""
+    if not cards:
+        raise NoWorkerError("no worker is ready")
+    return dict(sorted({card.model: card for card in reversed(cards)}.items()))
+
+
 class Place:
     """A place in a model's queue: reserved, renewed in the background, until it is given up.
 
@@ -57,22 +75,16 @@ class Place:
         self._queue = queue
         self._lease_s = lease_s
         self._on_lost: Callable[[], None] | None = None
+        # Most places are given up before they are renewed, so that takes no task until then.
+        self._renewal: asyncio.TimerHandle | None = None
         self._renewing: asyncio.Task[None] | None = None
 
     @classmethod
     def held(cls, queue: JobQueue, model: str, job_id: str, *, lease_s: float) -> "Place":
         """A place that has been taken already."""
         place = cls(queue, model, job_id, lease_s=lease_s)
-        place._renewing = asyncio.create_task(place._renew())
+        place._renewal = asyncio.get_running_loop().call_later(place._period_s, place._begin)
         return place
-
-    @classmethod
-    async def reserve(
-        cls, queue: JobQueue, model: str, job_id: str, *, max_jobs: int, lease_s: float
-    ) -> "Place":
-        """Raises: QueueFullError."""
-        await queue.reserve(model, job_id, max_jobs=max_jobs, lease_s=lease_s)
-        return cls.held(queue, model, job_id, lease_s=lease_s)
 
     async def move(self, model: str, *, max_jobs: int) -> None:
         """Goes over to another model's queue. Raises: QueueFullError."""
@@ -87,6 +99,8 @@ class Place:
 
     async def stop_renewing(self) -> None:
         """Ends the lease: the job is in the queue, has ended, or the place is given up."""
+        if self._renewal is not None:
+            self._renewal.cancel()
         if self._renewing is not None:
             self._renewing.cancel()
             await asyncio.gather(self._renewing, return_exceptions=True)
@@ -104,13 +118,20 @@ class Place:
         with suppress(StoreUnavailableError):
             await self._queue.renew_place(self.model, self.job_id, lease_s=0.0)
 
+    @property
+    def _period_s(self) -> float:
+        return min(self._lease_s / 3, MAX_RENEW_S)
+
+    def _begin(self) -> None:
+        self._renewing = asyncio.create_task(self._renew())
+
     async def _renew(self) -> None:
         while True:
-            await asyncio.sleep(min(self._lease_s / 3, MAX_RENEW_S))
             with suppress(StoreUnavailableError):
                 if not await self._queue.renew_place(
                     self.model, self.job_id, lease_s=self._lease_s
                 ):
                     break
+            await asyncio.sleep(self._period_s)
         if self._on_lost is not None:
             self._on_lost()

@@ -1,8 +1,7 @@
-"""A request's body: JSON, or a form with a video, read as it comes in, within limits of size and
-time, into fields that have been checked.
+"""A request's body: JSON, or a form with a video, read as it comes in, within limits of size, into
+fields that have been checked.
 """
 
-import asyncio
 import re
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
@@ -16,14 +15,12 @@ from app.api.connection.disconnect import ClientLeftError
 from app.api.errors import FieldProblem, InvalidFieldsError
 from app.api.post.multipart import MAX_TEXT_BYTES, MultipartForm, read_multipart
 from app.api.schemas import ChatFields
-from app.errors import UnsupportedMediaTypeError, UploadTimeoutError, UploadTooLargeError
+from app.errors import UnsupportedMediaTypeError, UploadTooLargeError
 from app.video_store import Upload
 from dycoke_core.errors import InvalidRequestError, UnsupportedContainerError
 from dycoke_core.video import SNIFF_BYTES, sniff_container
 
 FORM_OVERHEAD_BYTES = MAX_TEXT_BYTES + 65536  # text, and the headers of all parts
-IDLE_S = 30.0  # without a byte of the body, and the start that the rate below allows
-MIN_BYTES_S = 8192.0  # on average: a client that drips holds a place in the queue
 MULTIPART = "multipart/form-data"
 JSON = "application/json"
 VIDEO_FIELD = "video"
@@ -130,11 +127,11 @@ def check_content_type(request: Request, *taken: str) -> str:
 
 
 async def read_body(request: Request, *, max_bytes: int) -> AsyncGenerator[bytes, None]:
-    """The body's bytes as they come.
+    """The body's bytes as they come; `app.api.connection.bodies` has an eye on how fast.
 
     Raises:
         UploadTooLargeError: by the announced length at once, else when the bytes have come.
-        UploadTimeoutError: nothing has come for `IDLE_S`, or less than `MIN_BYTES_S` since.
+        UploadTimeoutError
         ClientLeftError
     """
     too_large = UploadTooLargeError(f"the body is larger than {max_bytes} bytes")
@@ -142,26 +139,15 @@ async def read_body(request: Request, *, max_bytes: int) -> AsyncGenerator[bytes
     if announced.isdecimal() and int(announced) > max_bytes:
         raise too_large
     num_bytes = 0
-    now = asyncio.get_running_loop().time
-    started_at = now()
-    async with aclosing(request.stream()) as chunks:
-        while True:
-            slowest_at = started_at + num_bytes / MIN_BYTES_S
-            try:
-                async with asyncio.timeout_at(min(now(), slowest_at) + IDLE_S) as limit:
-                    chunk = await anext(chunks, None)
-            except ClientDisconnect:
-                raise ClientLeftError from None
-            except TimeoutError:
-                if not limit.expired():
-                    raise
-                raise UploadTimeoutError("the body came to a halt, or comes too slowly") from None
-            if chunk is None:
-                return
-            num_bytes += len(chunk)
-            if num_bytes > max_bytes:
-                raise too_large
-            yield chunk
+    try:
+        async with aclosing(request.stream()) as chunks:
+            async for chunk in chunks:
+                num_bytes += len(chunk)
+                if num_bytes > max_bytes:
+                    raise too_large
+                yield chunk
+    except ClientDisconnect:
+        raise ClientLeftError from None
 
 
 def _from_form(fields: Sequence[tuple[str, str]]) -> dict[str, Any]:

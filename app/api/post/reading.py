@@ -165,7 +165,7 @@ class FrameReading:
             salt=request.cache_salt,
             sampling=wanted.spec.sampling,
         )
-        stored = await self._find(digest, request.job_id)
+        stored = await self._persist(lambda: self._frames.pin(digest, request.job_id))
         if stored is not None:
             frames: FramesHeader | VideoFrames = stored
         else:
@@ -188,11 +188,6 @@ class FrameReading:
         )
         self._tracing.record("read frames", request.traceparent, start_s=began_at_s)
         return ready
-
-    async def _find(self, digest: str, job_id: str) -> FramesHeader | None:
-        if not await self._persist(lambda: self._frames.pin(digest, job_id)):
-            return None
-        return await self._persist(lambda: self._frames.describe(digest))
 
     async def _read(
         self, reading: Reading, wanted: WantedFrames, digest: str
@@ -218,7 +213,7 @@ class FrameReading:
             if fell_back_after_kill(frames):
                 digest = own_digest(digest, job_id)
             # Another job may have stored them meanwhile; that spares the transfer.
-            if not await self._persist(lambda: self._frames.pin(digest, job_id)):
+            if await self._persist(lambda: self._frames.pin(digest, job_id)) is None:
                 video = cached_video(wanted.video_id, reading.request.cache_salt)
                 await self._persist(lambda: self._frames.put_and_pin(digest, blob, job_id, video))
             return frames, digest

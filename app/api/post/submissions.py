@@ -15,7 +15,7 @@ from starlette.requests import Request
 
 from app.api.connection.disconnect import unless_disconnected
 from app.api.connection.drain import Drain
-from app.api.post.admission import Place, served_models
+from app.api.post.admission import Place, admit
 from app.api.post.admitted import Admitted
 from app.api.post.cancelling import Cancellations
 from app.api.post.intake import (
@@ -44,7 +44,6 @@ from app.keys.owners import cache_salt
 from app.messages import JobRequest, JobState, ModelCard
 from app.settings import Settings
 from app.store.job_queue import Idempotency, JobQueue, JobRecord
-from app.store.worker_registry import WorkerRegistry
 from app.tracing import Tracing
 from app.video_store import VideoLease
 from dycoke_core.config import CompressionConfig
@@ -94,7 +93,6 @@ class Submissions:
         settings: Settings,
         default_compression: CompressionConfig,
         drain: Drain,
-        registry: WorkerRegistry,
         queue: JobQueue,
         uploads: Uploads,
         reading: FrameReading,
@@ -104,7 +102,6 @@ class Submissions:
         self._settings = settings
         self.default_compression = default_compression
         self._drain = drain
-        self._registry = registry
         self._queue = queue
         self._uploads = uploads
         self._reading = reading
@@ -167,17 +164,14 @@ class Submissions:
         self._drain.check()
         try:
             async with asyncio.timeout(STORE_LIMIT_S):
-                models = await served_models(self._registry)
-                place = await Place.reserve(
+                return await admit(
                     self._queue,
-                    next(iter(models)),
                     f"job_{uuid.uuid4().hex}",
                     max_jobs=self._settings.max_queued_jobs,
                     lease_s=self._settings.lease_s,
                 )
         except TimeoutError:
             raise StoreUnavailableError("the job store does not answer") from None
-        return models, place
 
     async def _take_in(
         self, kind: str, request: Request, models: dict[str, ModelCard], principal: Principal
@@ -186,27 +180,24 @@ class Submissions:
         began_at, owner = time.monotonic(), principal.owner
         if kind == JSON:
             fields = await read_json_fields(request)
-            return await self._find_video(request, fields, self._check(fields, models), owner)
+            return await self._find_video(fields, self._check(fields, models), owner)
         async with self._uploads.receive() as upload:
             fields, has_video = await read_form_fields(
                 request, upload, on_file=lambda: principal.require(Scope.UPLOAD)
             )
             card = self._check(fields, models)
             if not has_video:
-                return await self._find_video(request, fields, card, owner)
+                return await self._find_video(fields, card, owner)
             upload_s = time.monotonic() - began_at
             lease, probe_s = await unless_disconnected(
                 request.receive, self._uploads.store(upload, owner)
             )
             return TakenIn(fields, card, lease, upload_s, probe_s)
 
-    async def _find_video(
-        self, request: Request, fields: ChatFields, card: ModelCard, owner: str
-    ) -> TakenIn:
+    async def _find_video(self, fields: ChatFields, card: ModelCard, owner: str) -> TakenIn:
+        """As short as a look at the disk: a client that leaves meanwhile is noticed after it."""
         assert fields.video_id is not None
-        lease = await unless_disconnected(
-            request.receive, self._uploads.find(fields.video_id, owner)
-        )
+        lease = await self._uploads.find(fields.video_id, owner)
         return TakenIn(fields, card, lease, upload_s=0.0, probe_s=0.0)
 
     def _check(self, fields: ChatFields, models: dict[str, ModelCard]) -> ModelCard:

@@ -15,6 +15,7 @@ local MAX_DEATHS = 2 -- of a job's own
 local MAX_DELIVERIES = 8 -- that were not given back
 local FURTHER_TOKENS = 4 -- made in a delivery: whatever kills at once has not
 local LOST_TTL_MS = 3600000 -- of what is known of a worker's end; longer than any job
+local FRAMES_LENGTH_BYTES = 4 -- app/store/frame_store.py
 local PROBATION_TOKENS = 16 -- that a suspect makes alone before others may join it
 local MAX_FORGETTINGS = 10000 -- deleted videos that a worker may have missed
 local DAY_MS = 24 * 3600 * 1000
@@ -45,6 +46,8 @@ local function ended_jobs_key() return PREFIX .. ':ended_jobs' end
 local function ended_sizes_key() return PREFIX .. ':ended_sizes' end
 local function ended_bytes_key() return PREFIX .. ':ended_bytes' end
 local function lost_worker_key(worker_id) return PREFIX .. ':lost_worker:' .. worker_id end
+local function worker_key(id) return PREFIX .. ':worker:' .. id end
+local function workers_key() return PREFIX .. ':workers' end
 local function ended_channel() return PREFIX .. ':ended' end
 local function news_channel() return PREFIX .. ':news' end
 
@@ -183,6 +186,25 @@ local function error_event(job_id, fault)
   event.type = 'error'
   event.job_id = job_id
   return cjson.encode(event)
+end
+
+-- Takes a place in a model's queue. Returns {1, 0}, or {0, retry_after_ms} when places in use +
+-- queued jobs have reached max_jobs: retry_after_ms is the mean time between the last jobs that left
+-- the queue, 0 if none is known.
+local function reserve(model, job_id, max_jobs, lease_ms)
+  local now = now_ms()
+  if not redis.call('ZSCORE', places_key(model), job_id) then
+    local places = redis.call('ZCOUNT', places_key(model), '(' .. now, '+inf')
+    local queued = redis.call('ZCARD', queued_key(model))
+    if places + queued >= tonumber(max_jobs) then
+      local oldest = redis.call('LINDEX', starts_key(model), -1)
+      if not oldest then return {0, 0} end
+      return {0, math.floor((now - oldest) / redis.call('LLEN', starts_key(model)))}
+    end
+  end
+  redis.call('SADD', models_key(), model)
+  redis.call('ZADD', places_key(model), now + lease_ms, job_id)
+  return {1, 0}
 end
 
 -- Gives a queued or running job to a worker. The attempt is the fencing token: whoever held the
@@ -338,4 +360,17 @@ local function pin_frames(digest, job_id)
   if not redis.call('ZSCORE', live_key(), job_id) then return end
   redis.call('SADD', frame_pins_key(digest), job_id)
   redis.call('HSET', job_key(job_id), 'frames_digest', digest)
+end
+
+-- Pins a blob of frames that is stored, for a live job, and returns what it says of them before their
+-- pixels (FRAMES_LENGTH_BYTES of length, then so many of header); '' if it is not stored.
+local function find_frames(digest, job_id)
+  local length = redis.call('GETRANGE', frames_key(digest), 0, FRAMES_LENGTH_BYTES - 1)
+  if length == '' then return '' end
+  local header_bytes = 0
+  for i = 1, #length do header_bytes = header_bytes * 256 + string.byte(length, i) end
+  redis.call('ZADD', frame_uses_key(), now_ms(), digest)
+  pin_frames(digest, job_id)
+  return redis.call('GETRANGE', frames_key(digest), FRAMES_LENGTH_BYTES,
+    FRAMES_LENGTH_BYTES + header_bytes - 1)
 end
