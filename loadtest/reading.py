@@ -59,28 +59,40 @@ def make_clips(folder: Path, durations_s: list[int]) -> dict[int, Path]:
 
 
 def _encode_unit(path: Path) -> Iterator[Any]:
-    """A moving camera and objects over noise, as costly to decode as real footage."""
+    """A slow pan over soft texture with grain, and an object that moves: half of the frames come
+    out as B-frames that no other frame is predicted from, as of ordinary footage.
+    """
     import av
 
-    random = np.random.default_rng(0)
-    coarse = random.integers(0, 256, (HEIGHT // 4, WIDTH // 4, 3), np.uint8)
-    rough = coarse.repeat(8, axis=0).repeat(8, axis=1).astype(np.int16)
-    rough = (rough + random.integers(-16, 17, rough.shape)).clip(0, 255)
-    world: npt.NDArray[np.uint8] = rough.astype(np.uint8)
+    random = np.random.default_rng(1)
+    world = _world(random)
     with av.open(str(path), "w") as output:
-        options = {"preset": "medium", "crf": "26", "bf": "3"}
+        options = {"preset": "medium", "crf": "23", "bf": "3"}
         stream = output.add_stream("libx264", rate=FPS, options=options)
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        size = HEIGHT // 4  # of the object
         for number in range(UNIT_S * FPS):
-            x = int((1 + np.sin(number / 37)) * WIDTH / 2)
-            y = int((1 + np.cos(number / 53)) * HEIGHT / 2)
-            image = world[y : y + HEIGHT, x : x + WIDTH].copy()
-            at = 7 * number % (WIDTH - 200)
-            image[200:400, at : at + 200] = random.integers(0, 256, (200, 200, 3), np.uint8)
-            output.mux(stream.encode(av.VideoFrame.from_ndarray(image, "rgb24")))
+            x, y = number % WIDTH, int(HEIGHT / 16 * (1 + np.sin(number / 60)))
+            image = world[y : y + HEIGHT, x : x + WIDTH].astype(np.int16)
+            at = 3 * number % (WIDTH - size)
+            image[size : 2 * size, at : at + size] = world[-size:, number : number + size]
+            grainy = (image + random.integers(-2, 3, image.shape)).clip(0, 255)
+            pixels: npt.NDArray[np.uint8] = grainy.astype(np.uint8)
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, "rgb24")))
         output.mux(stream.encode())
     with av.open(str(path)) as video:
         yield from [packet for packet in video.demux(video.streams.video[0]) if packet.size]
+
+
+def _world(random: np.random.Generator) -> npt.NDArray[np.uint8]:
+    """More than the camera sees: soft blocks of colour with some noise, RGB."""
+    shape = (HEIGHT // 8 + 1, WIDTH // 8 + 1, 3)
+    rough = random.integers(0, 256, shape).repeat(16, axis=0).repeat(16, axis=1)
+    soft = sum(np.roll(rough, (shift, shift), axis=(0, 1)) for shift in range(9)) / 9.0
+    world: npt.NDArray[np.uint8] = (
+        (soft + random.normal(0, 4, rough.shape)).clip(0, 255).astype(np.uint8)
+    )
+    return world
 
 
 def _repeat(folder: Path, unit: list[Any], times: int) -> Path:

@@ -50,6 +50,7 @@ from app.store.frame_store import FrameStore
 from app.store.job_queue import JobQueue
 from app.store.keys import RedisKeys
 from app.store.usage import UsageLog
+from app.store.video_aliases import VideoAliases
 from app.store.worker_registry import WorkerRegistry
 from app.tracing import Tracing, tracing_from_environment
 from app.video_store import VideoStore
@@ -240,7 +241,12 @@ async def _start(
         videos=videos,
         frames=frames,
         completion_intake=partial(
-            CompletionIntake, settings, compression, uploads, _media_fetcher(settings)
+            CompletionIntake,
+            settings,
+            compression,
+            uploads,
+            _media_fetcher(settings),
+            VideoAliases(redis, keys),
         ),
         uploads=uploads,
         submissions=Submissions(

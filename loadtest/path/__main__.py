@@ -32,7 +32,7 @@ from loadtest.machine import describe
 from loadtest.path.stack import PARTS, Clients, Stack, running_stacks
 
 ROOT = Path(__file__).parents[2]
-PACE_S = {1: 0.01, 64: 0.05, 512: 0.5}  # between steps: at ease for either side
+PACE_S = {1: 0.01, 64: 0.1, 512: 0.8}  # between steps: at ease for either side
 FLOOD_STREAMS, FLOOD_PACE_S = 256, 0.005
 ENGINE_STREAMS, ENGINE_PACE_S, ENGINE_WORK = 64, 0.02, 60_000
 NUM_REQUESTS = {1: 50, 64: 192, 512: 512}

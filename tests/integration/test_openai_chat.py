@@ -565,3 +565,35 @@ async def test_no_url_is_fetched_unless_it_is_allowed(
     for url in ("http://example.com/clip.mp4", "file:///etc/passwd"):
         response = await api.client.post(PATH, json={"messages": about(url)})
         assert response.status_code == 400
+
+
+async def test_a_uuid_names_a_video_among_ones_own(
+    redis_server: RedisServer, keys: RedisKeys, tmp_path: Path, worker: ScriptedWorker
+) -> None:
+    settings = {"api_keys": f"a:{'a' * 40},b:{'b' * 40}"}
+    async with running_api(redis_server.url, keys, tmp_path, **settings) as api:
+
+        async def ask(key: str, part: dict[str, Any]) -> tuple[int, Any]:
+            content = [{"type": "text", "text": "What?"}, {"type": "video_url", **part}]
+            body = {"messages": [{"role": "user", "content": content}], "stream": True}
+            headers = {"Authorization": f"Bearer {key * 40}"}
+            async with api.client.stream("POST", PATH, json=body, headers=headers) as response:
+                if response.status_code != 200:
+                    return response.status_code, json.loads(await response.aread())["error"]
+                return 200, (await worker.answer(1)).request.video_id
+
+        first = {"video_url": {"url": data_url(CLIP)}, "uuid": "mine"}
+        status, video_id = await ask("a", first)
+        assert status == 200
+        for part in (
+            {"video_url": {"url": ""}, "uuid": "mine"},
+            {"video_url": None, "uuid": "mine"},
+            {"video_url": {"url": None, "uuid": "mine"}},
+        ):
+            assert await ask("a", part) == (200, video_id)
+        status, error = await ask("b", {"video_url": None, "uuid": "mine"})
+        assert (status, error["code"]) == (404, "video_not_found")
+        status, error = await ask("b", {"video_url": None})
+        assert (status, error["param"]) == (400, "messages.0.content.1.video_url")
+        status, error = await ask("b", {"video_url": video_id, "uuid": 5})
+        assert (status, error["param"]) == (400, "messages.0.content.1.uuid")

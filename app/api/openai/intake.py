@@ -2,7 +2,7 @@
 
 import time
 from contextlib import AsyncExitStack, aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -22,9 +22,11 @@ from app.api.post.multipart import MAX_TEXT_BYTES
 from app.api.post.submissions import TakenIn
 from app.api.post.uploads import Uploads
 from app.api.schemas import ChatFields
+from app.errors import VideoNotFoundError
 from app.keys.entries import Principal, Scope
 from app.messages import ModelCard
 from app.settings import Settings
+from app.store.video_aliases import VideoAliases
 from app.video_store import VIDEO_ID, Upload, VideoLease
 from dycoke_core.config import CompressionConfig
 from dycoke_core.errors import InvalidRequestError
@@ -39,6 +41,7 @@ class CompletionIntake:
     Args:
         uploads: where videos come from.
         fetcher: gets those that a URL names.
+        aliases: names of those that came before.
     """
 
     def __init__(
@@ -47,7 +50,9 @@ class CompletionIntake:
         default_compression: CompressionConfig,
         uploads: Uploads,
         fetcher: MediaFetcher,
+        aliases: VideoAliases,
     ) -> None:
+        self._aliases = aliases
         self._fetcher = fetcher
         self._settings = settings
         self._default_compression = default_compression
@@ -176,6 +181,24 @@ class CompletionIntake:
         self, request: Request, part: VideoPart, body: "_Body", principal: Principal
     ) -> tuple[VideoLease, float]:
         """Returns the video, and the seconds that its probe took."""
+        owner = principal.owner
+        if part.uuid is not None and not part.source:
+            video_id = await self._aliases.find(owner, part.uuid)
+            if video_id is None:
+                raise VideoNotFoundError("no video of yours has come under this 'uuid' lately")
+            part = replace(part, source=video_id)
+        lease, probe_s = await self._find_source(request, part, body, principal)
+        if part.uuid is not None:
+            try:
+                await self._aliases.note(owner, part.uuid, lease.video.video_id)
+            except BaseException:
+                lease.release()
+                raise
+        return lease, probe_s
+
+    async def _find_source(
+        self, request: Request, part: VideoPart, body: "_Body", principal: Principal
+    ) -> tuple[VideoLease, float]:
         if part.source == MEDIUM and body.upload is not None:
             check_container(body.upload.head)
             store = self._uploads.store(body.upload, principal.owner)

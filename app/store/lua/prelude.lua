@@ -184,22 +184,27 @@ local function error_event(job_id, fault)
   return cjson.encode(event)
 end
 
--- Takes a place in a model's queue. Returns {1, 0}, or {0, retry_after_ms} when places in use +
+-- Whether there is room in a model's queue: {1, 0}, or {0, retry_after_ms} when places in use +
 -- queued jobs have reached max_jobs: retry_after_ms is the mean time between the last jobs that left
 -- the queue, 0 if none is known.
-local function reserve(model, job_id, max_jobs, lease_ms)
+local function room(model, max_jobs)
   local now = now_ms()
+  local places = redis.call('ZCOUNT', places_key(model), '(' .. now, '+inf')
+  local queued = redis.call('ZCARD', queued_key(model))
+  if places + queued < tonumber(max_jobs) then return {1, 0} end
+  local oldest = redis.call('LINDEX', starts_key(model), -1)
+  if not oldest then return {0, 0} end
+  return {0, math.floor((now - oldest) / redis.call('LLEN', starts_key(model)))}
+end
+
+-- Takes a place in a model's queue. Returns as `room`.
+local function reserve(model, job_id, max_jobs, lease_ms)
   if not redis.call('ZSCORE', places_key(model), job_id) then
-    local places = redis.call('ZCOUNT', places_key(model), '(' .. now, '+inf')
-    local queued = redis.call('ZCARD', queued_key(model))
-    if places + queued >= tonumber(max_jobs) then
-      local oldest = redis.call('LINDEX', starts_key(model), -1)
-      if not oldest then return {0, 0} end
-      return {0, math.floor((now - oldest) / redis.call('LLEN', starts_key(model)))}
-    end
+    local reply = room(model, max_jobs)
+    if reply[1] == 0 then return reply end
   end
   redis.call('SADD', models_key(), model)
-  redis.call('ZADD', places_key(model), now + lease_ms, job_id)
+  redis.call('ZADD', places_key(model), now_ms() + lease_ms, job_id)
   return {1, 0}
 end
 
