@@ -8,7 +8,7 @@
         ├── UnsupportedMediaTypeError, UploadTooLargeError, UploadTimeoutError,
         │   TooManyUploadsError
         ├── IdempotencyConflictError
-        ├── QueueFullError               carries retry_after_s
+        ├── QueueFullError               carries retry_after_s, video_id
         ├── TooManyStreamsError, VideoStoreFullError
         ├── NoWorkerError, ShuttingDownError, StoreUnavailableError
         ├── DeadlineExceededError, ReaderLostError, JobLostError, JobCancelledError
@@ -127,9 +127,13 @@ class QueueFullError(ServiceError):
     code = "queue_full"
     retryable = True
 
-    def __init__(self, message: str, *, retry_after_s: int) -> None:
+    def __init__(self, message: str, *, retry_after_s: int, video_id: str | None = None) -> None:
+        """Args:
+        video_id: of the request's video, which is stored: a retry need not upload it.
+        """
         super().__init__(message)
         self.retry_after_s = retry_after_s
+        self.video_id = video_id
 
 
 class NoWorkerError(ServiceError):

@@ -89,6 +89,9 @@ class Settings(BaseSettings):
     trusted_proxies: Annotated[list[str], NoDecode, BeforeValidator(_networks)] = []
     public_docs: bool = False  # where there are keys: /docs and /openapi.json without one
     public_metrics: bool = True  # false: /metrics wants a key of the scope `metrics`
+    # What clients may name instead of sending it; none: nothing.
+    allowed_media_domains: Annotated[list[str], NoDecode, BeforeValidator(_hosts)] = []
+    allowed_media_path: Path | None = None
     share_caches: bool = False  # between keys: answers are quicker, and tell who asked before
 
     # The model.

@@ -25,7 +25,6 @@ from pathlib import Path
 import torch
 
 from dycoke_core.engine import Engine
-from dycoke_core.model.loader import load_model
 from dycoke_core.sequence import Stage
 from dycoke_core.tiny import CHECKPOINT
 from dycoke_core.tiny.architecture import new_model, save_checkpoint
@@ -43,6 +42,7 @@ from loadtest.bench import (
 )
 from loadtest.geometry import random_llava_onevision_0_5b
 from loadtest.limits import Limits, head_read_bytes_s, measure_limits
+from loadtest.llava_onevision import load_llava_onevision
 from loadtest.refreshes import count_refreshes
 from loadtest.transformers_baseline import ATTENTIONS, TransformersModel
 
@@ -267,8 +267,8 @@ def measure_refreshes(bench: Bench, _: Limits) -> None:
     """Stage II on the bundled model's shape: with its own weights, and with random ones."""
     with tempfile.TemporaryDirectory() as directory:
         save_checkpoint(new_model(seed=0), Path(directory))
-        random_model = load_model(directory, device="cpu", dtype="float32")
-    bundled = load_model(CHECKPOINT, device="cpu", dtype="float32")
+        random_model = load_llava_onevision(directory, device="cpu", dtype="float32")
+    bundled = load_llava_onevision(CHECKPOINT, device="cpu", dtype="float32")
     for name, model in (("bundled", bundled), ("random", random_model)):
         counted = count_refreshes(model)
         bench.figures[f"refresh_rate_{name}_weights"] = counted.rate

@@ -15,9 +15,9 @@ from transformers import (
 
 from dycoke_core.model.attention import ATTENTION_NAME
 from dycoke_core.model.llava_onevision import LlavaOnevision
-from dycoke_core.model.loader import load_model
 from dycoke_core.model.packing import can_pack, pack_weights
 from dycoke_core.tiny import CHECKPOINT
+from loadtest.llava_onevision import load_llava_onevision
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ def random_llava_onevision(
 
     Tokenizer and template are the bundled model's: their ids are the first of the real vocabulary.
     """
-    tiny = load_model(CHECKPOINT, device="cpu")
+    tiny = load_llava_onevision(CHECKPOINT, device="cpu")
     return LlavaOnevision(
         model=_random_model(model_config(geometry, tiny), device, dtype, packed=packed),
         prompt_encoder=tiny.prompt_encoder,

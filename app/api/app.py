@@ -22,6 +22,7 @@ from app.api.connection.streams import StreamSlots
 from app.api.context import Api
 from app.api.errors import LastErrors, install_error_handlers
 from app.api.openai.errors import OpenAIErrors
+from app.api.openai.fetching import MediaFetcher
 from app.api.openai.intake import CompletionIntake
 from app.api.openapi import install_openapi
 from app.api.post.cancelling import Cancellations
@@ -49,6 +50,7 @@ from app.store.frame_store import FrameStore
 from app.store.job_queue import JobQueue
 from app.store.keys import RedisKeys
 from app.store.usage import UsageLog
+from app.store.video_aliases import VideoAliases
 from app.store.worker_registry import WorkerRegistry
 from app.tracing import Tracing, tracing_from_environment
 from app.video_store import VideoStore
@@ -237,7 +239,15 @@ async def _start(
         streams=StreamSlots(settings.max_streams, row, metrics),
         registry=registry,
         videos=videos,
-        completion_intake=partial(CompletionIntake, settings, compression, uploads),
+        frames=frames,
+        completion_intake=partial(
+            CompletionIntake,
+            settings,
+            compression,
+            uploads,
+            _media_fetcher(settings),
+            VideoAliases(redis, keys),
+        ),
         uploads=uploads,
         submissions=Submissions(
             settings,
@@ -256,6 +266,14 @@ async def _start(
         metrics=metrics,
         metrics_page=metrics_page,
         tracing=tracing,
+    )
+
+
+def _media_fetcher(settings: Settings) -> MediaFetcher:
+    return MediaFetcher(
+        settings.allowed_media_domains,
+        settings.allowed_media_path,
+        max_bytes=settings.max_upload_bytes,
     )
 
 

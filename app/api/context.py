@@ -19,6 +19,7 @@ from app.api.post.uploads import Uploads
 from app.api.upkeep.metrics_page import MetricsPage
 from app.keys.entries import Principal, Scope
 from app.metrics import ApiMetrics
+from app.store.frame_store import FrameStore
 from app.store.usage import UsageLog
 from app.store.worker_registry import WorkerRegistry
 from app.tracing import Tracing
@@ -36,6 +37,7 @@ class Api:
     streams: StreamSlots
     registry: WorkerRegistry
     videos: VideoStore
+    frames: FrameStore
     completion_intake: Callable[[], CompletionIntake]
     uploads: Uploads
     submissions: Submissions

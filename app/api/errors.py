@@ -109,6 +109,7 @@ class Problem(BaseModel):
     code: str
     retryable: bool
     job_id: str | None = None
+    video_id: str | None = None  # stored meanwhile: a retry need not upload it
     incident: str | None = None  # of an internal error, to find it in the log
     errors: list[FieldProblem] | None = None
 
@@ -139,6 +140,7 @@ def problem_response(
     *,
     retryable: bool,
     job_id: str | None = None,
+    video_id: str | None = None,
     incident: str | None = None,
     errors: Sequence[FieldProblem] | None = None,
     headers: Mapping[str, str] | None = None,
@@ -151,6 +153,7 @@ def problem_response(
         code=code,
         retryable=retryable,
         job_id=job_id,
+        video_id=video_id,
         incident=incident,
         errors=list(errors) if errors is not None else None,
     )
@@ -180,6 +183,7 @@ def response_for(error: DycokeError, *, job_id: str | None = None) -> JSONRespon
         error.message,
         retryable=error.retryable,
         job_id=job_id,
+        video_id=error.video_id if isinstance(error, QueueFullError) else None,
         errors=error.problems if isinstance(error, InvalidFieldsError) else None,
         headers=headers,
     )

@@ -63,6 +63,31 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
     }
 }
 
+# On the paths of `app.api.openai.errors`.
+OPENAI_ERRORS: dict[int | str, dict[str, Any]] = {
+    "default": {
+        "description": "What went wrong, in OpenAI's form, with a stable code.",
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "properties": {
+                        "error": {
+                            "type": "object",
+                            "properties": {
+                                "message": {"type": "string"},
+                                "type": {"type": "string"},
+                                "param": {"type": ["string", "null"]},
+                                "code": {"type": "string"},
+                            },
+                        }
+                    },
+                }
+            }
+        },
+    }
+}
+
 _EVENT_STREAM = {
     "text/event-stream": {
         "schema": {

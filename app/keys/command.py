@@ -27,6 +27,7 @@ from app.keys.entries import (
 from app.keys.file import Change, KeyFile, KeyFileError
 
 LIMITS = tuple(KeyLimits.model_fields)
+NOT_ENFORCED = "kept with the key; this release does not enforce it"
 
 
 class KeyCommandError(Exception):
@@ -46,8 +47,10 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         help=f"of {', '.join(Scope)}; default: {','.join(sorted(DEFAULT_SCOPES))}",
     )
     for name in LIMITS:
-        add.add_argument(f"--{name.replace('_', '-')}", type=_positive, metavar="N")
-    add.add_argument("--max-priority", type=int, default=0, metavar="N")
+        add.add_argument(
+            f"--{name.replace('_', '-')}", type=_positive, metavar="N", help=NOT_ENFORCED
+        )
+    add.add_argument("--max-priority", type=int, default=0, metavar="N", help=NOT_ENFORCED)
     listing = actions.add_parser("list", help="all keys, without their secrets")
     listing.add_argument("--json", action="store_true")
     rotate = actions.add_parser("rotate", help="give a key another secret; its holder stays")

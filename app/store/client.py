@@ -37,6 +37,7 @@ _SERVER_CONDITIONS = (
     "OOM ", "READONLY ", "MISCONF ", "LOADING ", "BUSY ", "MASTERDOWN ", "NOREPLICAS ",
 )  # fmt: skip
 
+PRELUDE = ("prelude", "blame")  # what every script begins with
 ScriptArg = str | bytes | int | float
 
 
@@ -118,9 +119,9 @@ class Scripts:
 
 @cache
 def load_script(name: str) -> tuple[str, str]:
-    """Reads `lua/{name}.lua`; returns its text behind the prelude, and the text's SHA-1."""
+    """Reads `lua/{name}.lua`; returns its text behind what all share, and the text's SHA-1."""
     folder = files("app.store") / "lua"
-    text = "\n".join((folder / f"{part}.lua").read_text("utf-8") for part in ("prelude", name))
+    text = "\n".join((folder / f"{part}.lua").read_text("utf-8") for part in (*PRELUDE, name))
     return text, sha1(text.encode(), usedforsecurity=False).hexdigest()
 
 

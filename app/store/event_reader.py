@@ -7,7 +7,7 @@ further news gathers, so what is read at a time grows with the load. The log alo
 happened: news may be lost, for every log somebody waits for is read every `POLL_S` anyway, unless
 it was heard of. That is also how events of releases that tell nobody are found.
 
-Bounded: somebody who does not wait is read nothing for, somebody who does gets one page.
+Bounded in memory: somebody who does not wait is read nothing for, somebody who does gets one page.
 """
 
 import asyncio
@@ -117,13 +117,28 @@ class EventReader:
             await self._has_due.wait()
             batch = self._take_due()
             try:
-                found = await self._read_logs(batch)
-            except Exception as error:  # theirs to report: this task serves everybody
-                for watch in _watches_of(batch):
-                    watch.fail(error)
-            else:
-                for watch in _watches_of(batch):
-                    watch.give(found.get(watch.job_id, []))
+                await self._serve(batch)
+            except StoreUnavailableError as error:
+                _fail(batch, error)
+            except Exception as error:
+                await self._serve_one_by_one(batch, error)
+
+    async def _serve(self, batch: dict[str, list["Watch"]]) -> None:
+        found = await self._read_logs(batch)
+        for job_id, watches in batch.items():
+            for watch in watches:
+                watch.give(found.get(job_id, []))
+
+    async def _serve_one_by_one(self, batch: dict[str, list["Watch"]], error: Exception) -> None:
+        """A log that cannot be read is a matter of its own readers, who get the error."""
+        for job_id, watches in batch.items():
+            alone = {job_id: watches}
+            try:
+                if len(batch) == 1:
+                    raise error
+                await self._serve(alone)
+            except Exception as its_error:
+                _fail(alone, its_error)
 
     def _take_due(self) -> dict[str, list["Watch"]]:
         """Watches by job. Those of one job stand at the same place; others are left for later."""
@@ -278,5 +293,7 @@ class Watch:
             self.tell()  # the reading answers, now that the time is over
 
 
-def _watches_of(batch: dict[str, list[Watch]]) -> list[Watch]:
-    return [watch for watches in batch.values() for watch in watches]
+def _fail(batch: dict[str, list[Watch]], error: Exception) -> None:
+    for watches in batch.values():
+        for watch in watches:
+            watch.fail(error)

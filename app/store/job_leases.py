@@ -7,7 +7,7 @@ worker that was paused past its lease, or whose job was ended by someone else, i
 A job that was alone in the engine of a worker that died may be charged with a death; one that was
 there with others becomes a suspect, to be run alone, and is charged with nothing. Two deaths, or
 eight deliveries, end a job. A delivery that was handed back, whose worker died with nothing of the
-job in its engine, or whose worker turns out to live counts for neither. `lua/prelude.lua` says who
+job in its engine, or whose worker turns out to live counts for neither. `lua/blame.lua` says who
 is to blame, `lost_workers` how a worker's supervisor has its say.
 """
 

@@ -89,17 +89,6 @@ class Sweep:
     orphans: tuple[Orphan, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Admission:
-    """Args:
-    cards: of the workers that are alive.
-    model: whose queue the place is in; empty where there is no worker.
-    """
-
-    cards: tuple[ModelCard, ...]
-    model: str
-
-
 class JobQueue:
     """Every method raises `StoreUnavailableError` when Redis does not answer.
 
@@ -115,7 +104,7 @@ class JobQueue:
         self._result_ttl_ms = milliseconds(result_ttl_s)
 
     async def reserve(self, model: str, job_id: str, *, max_jobs: int, lease_s: float) -> None:
-        """Takes a place in the queue for a request whose body has not been read.
+        """Takes a place in the queue for a request that is all there.
 
         The place is lost unless it is renewed within `lease_s`.
 
@@ -128,22 +117,20 @@ class JobQueue:
         if not is_taken:
             raise _queue_full(retry_after_ms)
 
-    async def admit(self, job_id: str, *, max_jobs: int, lease_s: float) -> Admission:
-        """Asks who works, and takes a place (as `reserve`) with the first of the models in the
-        order of their names; no place where nobody works.
+    async def admit(self, *, max_jobs: int) -> list[ModelCard]:
+        """Asks who works, and whether there is room: in the queue of the first of the models in the
+        order of their names, which says it for the others too while nothing is known of a request.
 
         Raises:
             QueueFullError
         """
-        cards, model, is_taken, retry_after_ms = await self._scripts.run(
-            "admit", job_id, max_jobs, milliseconds(lease_s)
-        )
-        if cards and not is_taken:
+        cards, has_room, retry_after_ms = await self._scripts.run("admit", max_jobs)
+        if not has_room:
             raise _queue_full(retry_after_ms)
-        return Admission(tuple(map(_parse_card, cards)), model.decode())
+        return [_parse_card(card) for card in cards]
 
     async def renew_place(self, model: str, job_id: str, *, lease_s: float) -> bool:
-        """Renews a place while the body or the frames are being read.
+        """Renews a place while the frames are being read.
 
         Returns False when there is nothing to renew any more: the place was lost, or the job is
         queued or ended.

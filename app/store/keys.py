@@ -29,6 +29,7 @@
     {p}:forgotten            zset      video -> time (ms) at which it was deleted: what live jobs
                                        still need of it goes when they end; for a day
     {p}:forgettings          stream    the same for workers, field `video`; capped
+    {p}:alias:{hash}         string    id of the video that an owner calls so; TTL
     {p}:usage:{owner}:{day}  hash      what an owner's jobs took on a day (since 1970); TTL
     {p}:worker:{id}          string    ModelCard JSON, TTL = heartbeat
     {p}:workers              set       worker ids; one whose card is gone is dropped by readers
@@ -128,6 +129,9 @@ class RedisKeys:
     @property
     def forgettings(self) -> str:
         return f"{self.prefix}:forgettings"
+
+    def alias(self, alias_hash: str) -> str:
+        return f"{self.prefix}:alias:{alias_hash}"
 
     def usage(self, owner_and_day: str) -> str:
         return f"{self.prefix}:usage:{owner_and_day}"

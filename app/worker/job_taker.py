@@ -12,6 +12,7 @@ until the job's deadline (`app.worker.lease_keeper` ends the wait).
 import asyncio
 import logging
 import time
+from itertools import accumulate
 
 from app.errors import SamplerChangedError, StoreUnavailableError
 from app.metrics import WorkerMetrics
@@ -23,7 +24,14 @@ from app.worker.running_jobs import RunningJob, RunningJobs
 from app.worker.turns import Turn, Turns
 from dycoke_core.config import CompressionConfig
 from dycoke_core.errors import DycokeError, EngineError
-from dycoke_core.sequence import SAMPLER_VERSION, ChatMessage, SamplingParams, Sequence
+from dycoke_core.sequence import (
+    SAMPLER_VERSION,
+    ChatMessage,
+    FrameTiming,
+    SamplingParams,
+    Sequence,
+)
+from dycoke_core.video import VideoFrames
 
 RETRY_AFTER_S = 0.2
 MAX_POLL_S = 1.0
@@ -145,11 +153,12 @@ class JobTaker:
         if job.is_suspect:
             await self._make_room_for(job)
         await self._enter(job)
-        pixels = None if blob is None else (await asyncio.to_thread(decode_frames, blob)).pixels
+        video = None if blob is None else await asyncio.to_thread(decode_frames, blob)
         return Sequence(
             sequence_id=job.sequence_id,
             messages=tuple(ChatMessage(turn.role, turn.content) for turn in request.messages),
-            frames=pixels,
+            frames=None if video is None else video.pixels,
+            timing=None if video is None else timing_of(video),
             sampling=SamplingParams(
                 max_tokens=request.max_tokens,
                 temperature=request.temperature,
@@ -212,6 +221,12 @@ class JobTaker:
             if blob is None:
                 raise StoreUnavailableError("the frames of this request are no longer stored")
             return blob
+
+
+def timing_of(video: VideoFrames) -> FrameTiming:
+    """When a video's frames are shown. Times that a container gets wrong are held at the last one
+    before: models want them to ascend."""
+    return FrameTiming(tuple(accumulate((max(time, 0.0) for time in video.timestamps_s), max)))
 
 
 def _check_sampler(delivery: Delivery) -> None:

@@ -42,11 +42,12 @@ class TextGeometry:
 class VisionGeometry:
     hidden_size: int
     intermediate_size: int
-    num_layers: int  # layers that are run
-    num_patches: int  # per frame
-    patch_inputs: int  # channels * patch size squared
-    feature_size: int  # of the projector's input
-    projector_size: int
+    num_mlp_matrices: int  # of a layer: 3 where the MLP is gated
+    num_layers: int  # that are run
+    num_patches: int  # per unit: a frame, or a temporal patch of several
+    num_attended: float  # patches that a patch attends to, on average over the layers
+    patch_inputs: int  # channels * values of a patch in each
+    projector_products: float  # multiply-adds per patch
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +58,8 @@ class AnswerShape:
     of the answer. `first_pruned_layer` is the number of layers if stage II is off.
     """
 
-    num_frames: int  # frames that were encoded
-    num_text_tokens: int  # of the prompt, the newline included
+    num_units: int  # that were encoded
+    num_text_tokens: int  # of the prompt, with all that separates visual tokens
     num_visual_tokens: int  # V
     num_decode_tokens: int  # n_keep
     first_pruned_layer: int
@@ -69,25 +70,24 @@ class AnswerShape:
 def exact_flops(vision: VisionGeometry, text: TextGeometry, answer: AnswerShape) -> float:
     """FLOPs of all matrix products of one answer, two per multiply-add.
 
-    Counts the vision tower and projector over every frame, the gated MLP, grouped-query attention
+    Counts the vision tower and projector over every unit, the gated MLP, grouped-query attention
     under the causal mask, the language head once per token. Leaves out element-wise work, softmax,
     normalisation, and the selection of stages I and II (below 0.1 %).
     """
     return (
-        vision_flops(vision, answer.num_frames)
+        vision_flops(vision, answer.num_units)
         + prefill_flops(text, answer.num_text_tokens + answer.num_visual_tokens)
         - _prompt_flops(text, answer.num_reused_tokens)
         + decode_flops(text, answer)
     )
 
 
-def vision_flops(vision: VisionGeometry, num_frames: int) -> float:
-    v, n = vision, vision.num_patches
-    linear = 4 * v.hidden_size**2 + 2 * v.hidden_size * v.intermediate_size
-    attention = 2 * n * v.hidden_size
-    projector = v.feature_size * v.projector_size + v.projector_size**2
-    per_patch = v.patch_inputs * v.hidden_size + v.num_layers * (linear + attention) + projector
-    return 2.0 * num_frames * n * per_patch
+def vision_flops(vision: VisionGeometry, num_units: int) -> float:
+    v = vision
+    linear = 4 * v.hidden_size**2 + v.num_mlp_matrices * v.hidden_size * v.intermediate_size
+    attention = 2 * v.num_attended * v.hidden_size
+    per_patch = v.patch_inputs * v.hidden_size + v.num_layers * (linear + attention)
+    return 2.0 * num_units * v.num_patches * (per_patch + v.projector_products)
 
 
 def prefill_flops(text: TextGeometry, num_tokens: int, *, is_causal: bool = True) -> float:

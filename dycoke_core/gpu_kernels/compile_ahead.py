@@ -27,7 +27,7 @@ from triton.compiler import compile as compile_source
 from dycoke_core.gpu_kernels.attention import merge_parts, split_attend
 from dycoke_core.gpu_kernels.host_copy import gather_kept
 from dycoke_core.gpu_kernels.launch import Launch, recording_launches
-from dycoke_core.gpu_kernels.layers import add_rmsnorm, embed, rope_store, silu_mul
+from dycoke_core.gpu_kernels.layers import add_rmsnorm, embed, head_rmsnorm, rope_store, silu_mul
 from dycoke_core.gpu_kernels.rows import ITEM_COLUMNS, ROW_COLUMNS, WRITE_SLOT
 from dycoke_core.gpu_kernels.sampling import SamplingScratch, sample
 from dycoke_core.gpu_kernels.scoring import visual_scores
@@ -153,6 +153,8 @@ def launches_of(model: Model, dtype: torch.dtype) -> list[Launch]:
         gather_kept(*pools, table, kept, changed, slots, slots, layer=0)
         add_rmsnorm(x, None, weight, 1e-6)
         add_rmsnorm(x, x, weight, 1e-6)
+        head_weight = make(head_size)
+        head_rmsnorm(qkv, head_weight, head_weight, 1e-6, num_heads=heads)
         write_slots = table[:, WRITE_SLOT]
         rope_store(qkv, angles, angles, write_slots, k_pool, v_pool, layer=0, num_heads=heads)
         silu_mul(make(rows, 2 * model.intermediate))

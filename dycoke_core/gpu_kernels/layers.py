@@ -123,6 +123,45 @@ def rope_store(
     )
 
 
+def head_rmsnorm(
+    qkv: Tensor, q_weight: Tensor, k_weight: Tensor, eps: float, *, num_heads: int
+) -> None:
+    """RMS norm of each query and key head, in place, times the weight of queries or of keys.
+
+    One program per row and head. Reads and writes (H + G) * E elements a row.
+
+    Args:
+        qkv: [n, (H + 2 * G) * E]: query heads, key heads, value heads.
+        q_weight, k_weight: [E].
+        num_heads: H.
+
+    Raises:
+        ValueError: shapes or dtypes do not fit.
+
+    Source: transformers' Qwen3VLTextRMSNorm, by head.
+    """
+    (num_rows, width), (head_size,) = qkv.shape, q_weight.shape
+    num_kv_heads = (width // head_size - num_heads) // 2
+    require(width == (num_heads + 2 * num_kv_heads) * head_size, "qkv must be [n, H+2G, E]")
+    require(num_kv_heads > 0, "qkv must have key heads")
+    require(qkv.stride(1) == 1, "a row of qkv must be contiguous")
+    require(k_weight.shape == q_weight.shape, "weights must be [E]")
+    check_tensors(qkv.dtype, q_weight=q_weight, k_weight=k_weight)
+    launch(
+        head_rmsnorm_kernel,
+        (num_rows, num_heads + num_kv_heads),
+        qkv,
+        q_weight,
+        k_weight,
+        eps,
+        qkv.stride(0),
+        H=num_heads,
+        E=head_size,
+        TILE=triton.next_power_of_2(head_size),
+        num_warps=1,
+    )
+
+
 def silu_mul(gate_up: Tensor) -> Tensor:
     """silu(gate) * up. Reads 2 * I elements per row and writes I.
 
@@ -196,6 +235,32 @@ def add_rmsnorm_kernel(
     hidden = (hidden * scale).to(dtype).to(tl.float32)
     w = tl.load(weight + d, mask=d < D, other=0.0).to(tl.float32)
     tl.store(normed + row * D + d, (w * hidden).to(dtype), mask=d < D)
+
+
+@triton.jit
+def head_rmsnorm_kernel(
+    qkv,
+    q_weight,
+    k_weight,
+    eps,
+    qkv_stride,
+    H: tl.constexpr,
+    E: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1)
+    e = tl.arange(0, TILE)
+    dtype = qkv.dtype.element_ty
+    at = qkv + row * qkv_stride + head * E + e
+    x = tl.load(at, mask=e < E, other=0.0).to(tl.float32)
+    scale = tl.rsqrt(tl.sum(x * x) / E + eps)
+    normed = (x * scale).to(dtype).to(tl.float32)
+    of_query = tl.where(head < H, E, 0)  # the other weight is read nowhere
+    w = tl.load(q_weight + e, mask=e < of_query, other=0.0)
+    w += tl.load(k_weight + e, mask=e < E - of_query, other=0.0)
+    w = w.to(tl.float32)
+    tl.store(at, (w * normed).to(dtype), mask=e < E)
 
 
 @triton.jit(do_not_specialize=["layer", "slots_stride"])

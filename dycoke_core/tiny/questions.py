@@ -32,7 +32,7 @@ DESCRIBE = "describe"
 FAMILIES = (*SHORT_FAMILIES, DESCRIBE)
 GUESS = "guess"  # only in training: questions that the video does not answer
 
-_MARGIN = 18  # pixels that a centre is away from the picture's middle lines, where a place is asked
+_MARGIN = 18  # pixels: least distance from the picture's middle lines if a place is asked for
 _QUESTION_KEY = 4
 
 PHRASINGS: dict[str, tuple[str, ...]] = {

@@ -9,10 +9,10 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from dycoke_core.model.llava_onevision import LlavaOnevision
-from dycoke_core.model.loader import load_model
 from loadtest.accuracy.clips import Clip, QuestionSet
 from loadtest.accuracy.evaluation import Laboratory, Outcome, Outcomes
 from loadtest.accuracy.settings import Setting
+from loadtest.llava_onevision import load_llava_onevision
 
 CLIPS_AT_ONCE = 2
 
@@ -27,7 +27,7 @@ class ModelSource:
 
     def load(self) -> LlavaOnevision:
         transformers_logging.disable_progress_bar()
-        return load_model(self.path, device=self.device, dtype=self.dtype)
+        return load_llava_onevision(self.path, device=self.device, dtype=self.dtype)
 
 
 def evaluate(

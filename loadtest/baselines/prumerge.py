@@ -12,6 +12,7 @@ from torch.nn.functional import interpolate, normalize
 from dycoke_core.compression.counts import share_of
 from dycoke_core.compression.kv_pruning import select_visual_tokens
 from dycoke_core.model.llava_onevision import LlavaOnevision
+from dycoke_core.model.vision import num_layers_run
 
 NUM_NEIGHBOURS = 32
 BATCH_FRAMES = 4  # attention of 729 patches to each other, in 16 heads, is large
@@ -101,7 +102,7 @@ def _merge_frame(features: Tensor, attention: Tensor, keys: Tensor, kept: Tensor
 def _last_layer(model: LlavaOnevision) -> nn.Module:
     tower = model.model.model.vision_tower
     tower = getattr(tower, "vision_model", tower)
-    last = model.vision_geometry.num_layers - 1
+    last = num_layers_run(model.model.model) - 1
     layer: nn.Module = tower.get_submodule(f"encoder.layers.{last}")
     return layer
 

@@ -95,14 +95,14 @@ class Stack:
         self.video_id = Service(self.url).upload(CLIP.read_bytes())
 
     def measure_idle(self, seconds: float) -> None:
-        """Measures for so long what the processes use when nothing is asked of them."""
+        """Measures the CPU time that idle processes use, over `seconds`."""
         before = self.cpu_s()
         time.sleep(seconds)
         spent = self.spent_since(before)
         self._idle = {name: cpu_s / seconds for name, cpu_s in spent.items() if name != "at_s"}
 
     def spent_since(self, before: Cpu) -> dict[str, float]:
-        """CPU seconds by part since `cpu_s` said `before`, less what idleness takes."""
+        """CPU seconds by part since `cpu_s` returned `before`, minus the idle use."""
         now = self.cpu_s()
         passed_s = now["at_s"] - before["at_s"]
         return {
@@ -111,8 +111,8 @@ class Stack:
         }
 
     def cpu_s(self) -> Cpu:
-        """CPU seconds so far, by part, and when that was; `loop` is what of the worker's is its
-        event loop's."""
+        """CPU seconds so far, by part, and when that was; `loop` is the part of the worker's that
+        its event loop used."""
         used = {name: _cpu_s(self._processes[name]) for name in PARTS}
         worker = self._processes["worker"]
         main_thread = next(thread for thread in worker.threads() if thread.id == worker.pid)

@@ -3,13 +3,13 @@
 import json
 from hashlib import sha256
 
-from app.api.post.job_request import make_idempotency
+from app.api.post.job_request import NO_EXTRAS, make_idempotency
 from app.api.schemas import ChatFields
 
 
 def fingerprint(**fields: str) -> str:
     said = ChatFields.model_validate({"question": "What happens?", **fields})
-    return make_idempotency("key", "somebody", said, "video", ttl_s=60).fingerprint
+    return make_idempotency("key", "somebody", said, "video", NO_EXTRAS, ttl_s=60).fingerprint
 
 
 def test_a_retry_across_an_upgrade_is_still_the_same_request() -> None:

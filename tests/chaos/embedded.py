@@ -182,5 +182,6 @@ class EmbeddedRun:
 def _is(process: psutil.Process, word: str) -> bool:
     with suppress(psutil.NoSuchProcess):
         words = process.cmdline()
-        return word in words or (bool(words) and words[0].endswith(word))
+        # Redis writes its socket behind its name.
+        return word in words or (bool(words) and words[0].split(" ")[0].endswith(word))
     return False

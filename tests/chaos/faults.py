@@ -1,6 +1,7 @@
 """What each kind of fault does to the service, and how it is undone."""
 
 import asyncio
+import os
 import random
 import signal
 from collections.abc import Awaitable, Callable
@@ -10,11 +11,11 @@ import psutil
 from redis import Redis as SyncRedis
 from redis.exceptions import RedisError
 
-from tests.chaos.fleet import Fleet, Part
+from tests.chaos.fleet import Fleet, Part, children_of
 from tests.chaos.ledger import Ledger
 from tests.chaos.plan import KINDS, Fault
 
-POLL_S = 0.01
+POLL_S = 0.004
 
 
 class Faults:
@@ -105,15 +106,16 @@ class Faults:
                     _send(victim, signal.SIGKILL)
 
     async def kill_reader(self, fault: Fault) -> None:
-        """Waits for a frame reader to come, for a while."""
+        """Waits for a frame reader to come, for a while: they live for milliseconds."""
+        apis = [api for api in self._fleet.apis if api.is_running]
+        servers = [server.pid for api in apis for server in api.fork_servers()]
         give_up_at_s = self._ledger.now_s() + fault.for_s
         while self._ledger.now_s() < give_up_at_s:
-            for api in self._fleet.apis:
-                with suppress(psutil.NoSuchProcess):
-                    for reader in api.readers()[:1] if api.is_running else []:
-                        self.note(fault, f"{api.name}: pid {reader.pid}")
-                        _send(reader, signal.SIGKILL)
-                        return
+            for reader in [pid for server in servers for pid in children_of(server)]:
+                self.note(fault, f"pid {reader}, a reader")
+                with suppress(ProcessLookupError):
+                    os.kill(reader, signal.SIGKILL)
+                return
             await asyncio.sleep(POLL_S)
 
     async def kill_fork_server(self, fault: Fault) -> None:

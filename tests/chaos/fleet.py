@@ -194,6 +194,14 @@ def _children(process: psutil.Process) -> list[psutil.Process]:
         return []
 
 
+def children_of(pid: int) -> list[int]:
+    """As the kernel lists them, at little cost."""
+    try:
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except FileNotFoundError:
+        return []
+
+
 def _is_fork_server(process: psutil.Process) -> bool:
     try:
         return FORK_SERVER in process.cmdline()

@@ -136,6 +136,46 @@ async def test_full_queue_refuses_before_the_body_is_sent(
     assert 'rejections_total{reason="queue_full"} 2.0' in await api.metrics()
 
 
+async def test_whoever_is_still_sending_holds_no_place(
+    api: RunningApi, worker: ScriptedWorker
+) -> None:
+    """There is one place in all."""
+    _reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
+    writer.write(upload_head(1000).replace("\n", "\r\n").encode() + b"\r\n--b")
+    await until(lambda: api.api.streams._num_open == 1)
+    assert (await api.api.jobs.queue.depth("tiny")).waiting == 0
+    post = asyncio.create_task(api.post(stream=False))
+    await worker.answer()
+    assert (await post).status_code == 200
+    writer.close()
+
+
+async def test_queue_that_fills_while_a_video_comes_in_spares_the_next_upload(
+    api: RunningApi, worker: ScriptedWorker
+) -> None:
+    known = (await api.client.post("/v1/videos", files={"video": CLIP})).json()["video_id"]
+    api.readers.may_probe.clear()
+    late = asyncio.create_task(api.post(clip=CLIP + b"late", stream=False))
+    await until(lambda: api.readers.num_probes == 2)
+    first = asyncio.create_task(api.post(clip=None, video_id=known, stream=False))
+    delivery = await worker.take()  # it has left the queue; the next one stays in it
+    second = asyncio.create_task(api.post(clip=None, video_id=known, stream=False))
+    async with asyncio.timeout(20):
+        while (await api.api.jobs.queue.depth("tiny")).queued == 0:
+            await asyncio.sleep(0.01)
+    api.readers.may_probe.set()
+    refused = await late
+    assert (refused.status_code, refused.json()["code"]) == (429, "queue_full")
+    video_id = refused.json()["video_id"]
+    await worker.finish(delivery, 0)
+    await worker.answer()
+    assert [(await post).status_code for post in (first, second)] == [200, 200]
+    retry = asyncio.create_task(api.post(clip=None, video_id=video_id, stream=False))
+    await worker.answer()
+    assert (await retry).status_code == 200
+    assert api.readers.num_probes == 2, "nothing was uploaded again"
+
+
 async def test_refusal_reaches_a_client_that_is_still_sending(
     api: RunningApi, worker: ScriptedWorker
 ) -> None:

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from app.errors import StoreUnavailableError
 from app.messages import DoneEvent, ErrorEvent, JobState, StatusEvent, TokenEvent
@@ -231,6 +232,22 @@ async def test_outage_is_told_to_everybody_and_ends(
             await leases.append([Append(delivery, [token(0)])])
             assert await asyncio.gather(*readers) == [[token(0)], [token(0)]]
     await redis.aclose()
+
+
+async def test_log_that_cannot_be_read_is_its_own_readers_matter(
+    queue: JobQueue, leases: JobLeases, reader: EventReader, redis: Redis, keys: RedisKeys
+) -> None:
+    delivery = await running_job(queue, leases, "good")
+    await running_job(queue, leases, "bad")
+    with reader.watch("good") as good, reader.watch("bad") as bad:
+        await good.next(after=FIRST_EVENT, timeout_s=5)
+        await redis.set(keys.events("bad"), "no stream")
+        for index in range(3):
+            following = asyncio.create_task(good.next(after=f"{index}-9", timeout_s=PATIENCE_S))
+            with pytest.raises(ResponseError):
+                await bad.next(after="0-1", timeout_s=PATIENCE_S)
+            await leases.append([Append(delivery, [token(index)])])
+            assert [event.event for event in await following] == [token(index)]
 
 
 @pytest.mark.parametrize("seed", range(3))

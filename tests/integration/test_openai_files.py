@@ -1,6 +1,7 @@
 """Files, models and expiry with the real OpenAI client against a real server."""
 
 import asyncio
+import io
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,8 +10,10 @@ from typing import Any
 import openai
 import pytest
 from openai import AsyncOpenAI
+from PIL import Image
 
 from app.store.keys import RedisKeys
+from dycoke_core.video import VideoFrames
 from tests.integration.api import (
     CLIP,
     MODEL,
@@ -172,3 +175,43 @@ async def test_models_have_what_clients_read(
     with pytest.raises(openai.NotFoundError) as unknown:
         await client.models.retrieve("some/other")
     assert unknown.value.code == "model_not_found"
+
+
+async def test_a_frame_is_what_the_model_saw(
+    api: RunningApi, worker: ScriptedWorker, client: AsyncOpenAI
+) -> None:
+    file = await create(client)
+    read = api.readers.read
+
+    async def read_coloured(*args: Any, **options: Any) -> VideoFrames:
+        frames = await read(*args, **options)
+        for index, frame in enumerate(frames.pixels):
+            frame[:] = (index, 2 * index, 200)
+        return frames
+
+    api.readers.read = read_coloured  # type: ignore[method-assign]
+    answering = asyncio.create_task(worker.answer(1))
+    answer = await client.chat.completions.create(model=MODEL, messages=about(file.id))
+    await answering
+    job_id = answer.id.removeprefix("chatcmpl-")
+    url = f"/v1/videos/{file.id}/frames/5"
+    response = await api.client.get(url, params={"job_id": job_id})
+    assert response.headers["content-type"] == "image/png"
+    assert (response.headers["x-frame-index"], response.headers["x-frame-timestamp-s"]) == (
+        "5",
+        "5.0",
+    )
+    with Image.open(io.BytesIO(response.content)) as image:
+        assert image.size == (8, 8) and image.getpixel((3, 3)) == (5, 10, 200)
+    for path, params, status in (
+        (f"/v1/videos/{file.id}/frames/32", {"job_id": job_id}, 400),
+        (f"/v1/videos/{file.id}/frames/-1", {"job_id": job_id}, 400),
+        (url, {"job_id": "job_unknown"}, 404),
+        (url, {}, 400),
+        (f"/v1/videos/vid_{'0' * 64}/frames/5", {"job_id": job_id}, 404),
+    ):
+        assert (await api.client.get(path, params=params)).status_code == status
+    redis, prefix = api.api.jobs.queue._redis, api.settings.redis_prefix
+    await redis.delete(*await redis.keys(f"{prefix}:frames:*"))
+    gone = await api.client.get(url, params={"job_id": job_id})
+    assert (gone.status_code, gone.json()["code"]) == (404, "video_not_found")

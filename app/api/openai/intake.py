@@ -1,26 +1,38 @@
 """A chat completion's body: read, checked, its video found. See `submissions.Intake`."""
 
+import time
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from pydantic_core import from_json
 from starlette.requests import Request
 
 from app.api.connection.disconnect import unless_disconnected
+from app.api.openai.fetching import MediaFetcher
 from app.api.openai.fields import MAX_WARNINGS, CompletionFields, parse_fields, wrong
 from app.api.openai.messages import Conversation, VideoPart, parse_messages
 from app.api.openai.rendering import StreamOptions
 from app.api.openai.sampling import DEFAULT_FRAMES, count_frames, parse_aliases, with_aliases
-from app.api.post.intake import read_small_body
+from app.api.openai.streamed_json import MEDIUM, Base64Sink, StreamedJson, base64_size
+from app.api.post.intake import check_container, read_body, write_recognisable
 from app.api.post.job_request import Extras, check_fields
+from app.api.post.multipart import MAX_TEXT_BYTES
 from app.api.post.submissions import TakenIn
 from app.api.post.uploads import Uploads
 from app.api.schemas import ChatFields
-from app.keys.entries import Principal
+from app.errors import VideoNotFoundError
+from app.keys.entries import Principal, Scope
 from app.messages import ModelCard
 from app.settings import Settings
-from app.video_store import VIDEO_ID, VideoLease
+from app.store.video_aliases import VideoAliases
+from app.video_store import VIDEO_ID, Upload, VideoLease
 from dycoke_core.config import CompressionConfig
 from dycoke_core.errors import InvalidRequestError
+
+_OCTETS = ("application/octet-stream",)
+_FRAME_LISTS = ("video/jpeg",)  # of single pictures, separated by commas
 
 
 class CompletionIntake:
@@ -28,11 +40,20 @@ class CompletionIntake:
 
     Args:
         uploads: where videos come from.
+        fetcher: gets those that a URL names.
+        aliases: names of those that came before.
     """
 
     def __init__(
-        self, settings: Settings, default_compression: CompressionConfig, uploads: Uploads
+        self,
+        settings: Settings,
+        default_compression: CompressionConfig,
+        uploads: Uploads,
+        fetcher: MediaFetcher,
+        aliases: VideoAliases,
     ) -> None:
+        self._aliases = aliases
+        self._fetcher = fetcher
         self._settings = settings
         self._default_compression = default_compression
         self._uploads = uploads
@@ -42,16 +63,30 @@ class CompletionIntake:
         self, request: Request, models: dict[str, ModelCard], principal: Principal
     ) -> TakenIn:
         """Raises: DycokeError, ClientLeftError."""
-        fields, warnings = parse_fields(await _read_json(request))
+        began_at = time.monotonic()
+        async with AsyncExitStack() as stack:
+            body = await self._read(request, principal, stack)
+            upload_s = time.monotonic() - began_at if body.upload is not None else 0.0
+            return await self._take(request, principal, models, body, upload_s)
+
+    async def _take(
+        self,
+        request: Request,
+        principal: Principal,
+        models: dict[str, ModelCard],
+        body: "_Body",
+        upload_s: float,
+    ) -> TakenIn:
+        fields, warnings = parse_fields(body.data)
         conversation = parse_messages(fields.messages)
         warnings += conversation.warnings
         self._set_options(fields, warnings)
         part = self._sampled(fields, conversation, warnings)
         chat = self._chat_fields(fields, conversation, part)
         card = check_fields(chat, models, self._settings, self._default_compression)
-        lease = None
+        lease, probe_s = None, 0.0
         if part is not None:
-            lease = await self._find(request, part, principal.owner)
+            lease, probe_s = await self._find(request, part, body, principal)
             try:
                 chat = self._with_frames(chat, part, lease, warnings)
             except BaseException:
@@ -64,7 +99,27 @@ class CompletionIntake:
             ignore_eos=bool(fields.ignore_eos),
             warnings=_bounded(warnings),
         )
-        return TakenIn(chat, card, lease, upload_s=0.0, probe_s=0.0, extras=extras)
+        return TakenIn(chat, card, lease, upload_s, probe_s, extras)
+
+    async def _read(self, request: Request, principal: Principal, stack: AsyncExitStack) -> "_Body":
+        """Reads the body; a video in it goes to an upload, which ends with `stack`."""
+        upload: Upload | None = None
+
+        async def open_sink(kind: str) -> Base64Sink:
+            nonlocal upload
+            principal.require(Scope.UPLOAD)
+            if (kind not in _OCTETS and not kind.startswith("video/")) or kind in _FRAME_LISTS:
+                raise wrong("messages", f"data: URLs of type '{kind[:32]}' are not taken")
+            upload = opened = await stack.enter_async_context(self._uploads.receive())
+            write = partial(write_recognisable, opened)
+            return Base64Sink(write, max_bytes=opened.max_bytes)
+
+        scanner = StreamedJson(open_sink, max_text_bytes=MAX_TEXT_BYTES)
+        max_bytes = MAX_TEXT_BYTES + base64_size(self._settings.max_upload_bytes)
+        async with aclosing(read_body(request, max_bytes=max_bytes)) as chunks:
+            async for chunk in chunks:
+                await scanner.feed(chunk)
+        return _Body(_parse(scanner.text), upload)
 
     def _set_options(self, fields: CompletionFields, warnings: list[str]) -> None:
         options = fields.stream_options
@@ -122,10 +177,44 @@ class CompletionIntake:
             raise wrong(name, f"Input should be less than or equal to {limit}")
         return value
 
-    async def _find(self, request: Request, part: VideoPart, owner: str) -> VideoLease:
+    async def _find(
+        self, request: Request, part: VideoPart, body: "_Body", principal: Principal
+    ) -> tuple[VideoLease, float]:
+        """Returns the video, and the seconds that its probe took."""
+        owner = principal.owner
+        if part.uuid is not None and not part.source:
+            video_id = await self._aliases.find(owner, part.uuid)
+            if video_id is None:
+                raise VideoNotFoundError("no video of yours has come under this 'uuid' lately")
+            part = replace(part, source=video_id)
+        lease, probe_s = await self._find_source(request, part, body, principal)
+        if part.uuid is not None:
+            try:
+                await self._aliases.note(owner, part.uuid, lease.video.video_id)
+            except BaseException:
+                lease.release()
+                raise
+        return lease, probe_s
+
+    async def _find_source(
+        self, request: Request, part: VideoPart, body: "_Body", principal: Principal
+    ) -> tuple[VideoLease, float]:
+        if part.source == MEDIUM and body.upload is not None:
+            check_container(body.upload.head)
+            store = self._uploads.store(body.upload, principal.owner)
+            return await unless_disconnected(request.receive, store)
         if not VIDEO_ID.fullmatch(part.source):
-            raise wrong(part.param, "must be the id of a video or file that was uploaded here")
-        return await unless_disconnected(request.receive, self._uploads.find(part.source, owner))
+            return await unless_disconnected(request.receive, self._fetch(part, principal))
+        find = self._uploads.find(part.source, principal.owner)
+        return await unless_disconnected(request.receive, find), 0.0
+
+    async def _fetch(self, part: VideoPart, principal: Principal) -> tuple[VideoLease, float]:
+        principal.require(Scope.UPLOAD)
+        async with self._uploads.receive() as upload:
+            write = partial(write_recognisable, upload)
+            await self._fetcher.fetch(part.source, part.param, write)
+            check_container(upload.head)
+            return await self._uploads.store(upload, principal.owner)
 
     def _with_frames(
         self, chat: ChatFields, part: VideoPart, lease: VideoLease, warnings: list[str]
@@ -138,9 +227,17 @@ class CompletionIntake:
         return chat.model_copy(update={"num_frames": num_frames})
 
 
-async def _read_json(request: Request) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class _Body:
+    """A body as it was read, and the video that was in it."""
+
+    data: dict[str, Any]
+    upload: Upload | None
+
+
+def _parse(text: bytes) -> dict[str, Any]:
     try:
-        data = from_json(await read_small_body(request), allow_inf_nan=False)
+        data = from_json(text, allow_inf_nan=False)
     except ValueError:
         raise InvalidRequestError("the body is not valid JSON") from None
     if not isinstance(data, dict):

@@ -13,6 +13,8 @@ from app.api.openai.fields import unknown, wrong
 from app.api.schemas import MAX_TEXT_CHARS, TurnField
 from dycoke_core.video.types import Sampling
 
+MAX_UUID_CHARS = 256
+
 _ROLES: Mapping[str, Any] = {
     "system": "system",
     "developer": "system",
@@ -31,8 +33,9 @@ class VideoPart:
     """The video of a conversation, as it was named.
 
     Args:
-        source: an id or a URL.
+        source: an id or a URL; empty: what `uuid` names.
         param: where it stands in the body, for errors about it.
+        uuid: the client's own name of it.
         fps, num_frames, max_frames: as the part says; the first of them has been checked to be
             finite and above 0, the others to be at least 1.
     """
@@ -123,23 +126,32 @@ def _video(
     part: dict[str, Any], kind: str, at: str, index: int, conversation: Conversation
 ) -> VideoPart:
     value, param = part.get(kind), f"{at}.{kind}"
+    uuid = _uuid(part, at)
     inner: dict[str, Any] = {}
     if isinstance(value, dict):
         inner = value
         known = _FILE_FIELDS if kind == "file" else _VIDEO_FIELDS
         _warn_of_unknown(inner, known, param, conversation)
+        uuid = _uuid(inner, param) or uuid
         names = ("file_id", "file_data") if kind == "file" else ("url",)
-        given = [name for name in names if inner.get(name) is not None]
-        if len(given) != 1:
+        given = [name for name in names if inner.get(name)]
+        if len(given) != 1 and (given or uuid is None):
             raise wrong(param, f"needs {' or '.join(names)}")
-        value, param = inner[given[0]], f"{param}.{given[0]}"
-    if not isinstance(value, str) or not value:
+        value = inner[given[0]] if given else None
+        param = f"{param}.{given[0]}" if given else param
+    if not value and uuid is not None:
+        value = ""  # the alias alone names it
+    elif not isinstance(value, str) or not value:
         raise wrong(param, "must be an id or a URL")
     said = {**_said(part, at), **_said(inner, f"{at}.{kind}")}
-    uuid = inner.get("uuid", part.get("uuid"))
-    if uuid is not None and not isinstance(uuid, str):
-        raise wrong(f"{at}.uuid", "must be text")
     return VideoPart(source=value, turn=index, param=param, uuid=uuid, **said)
+
+
+def _uuid(options: dict[str, Any], where: str) -> str | None:
+    uuid = options.get("uuid")
+    if uuid is not None and (not isinstance(uuid, str) or not 1 <= len(uuid) <= MAX_UUID_CHARS):
+        raise wrong(f"{where}.uuid", f"must be text of 1 to {MAX_UUID_CHARS} characters")
+    return uuid
 
 
 def _said(options: dict[str, Any], where: str) -> dict[str, Any]:

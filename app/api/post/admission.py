@@ -1,6 +1,7 @@
 """Who gets in: a model that a worker serves, and a leased place in its queue.
 
-Both are settled when the headers have arrived, so that a full queue refuses without reading a body.
+A full queue refuses when the headers have arrived, without reading a body. A place is taken when
+the request is all there: whoever is still sending holds none.
 """
 
 import asyncio
@@ -25,18 +26,15 @@ async def served_models(registry: WorkerRegistry) -> dict[str, ModelCard]:
     return _by_model(await registry.cards())
 
 
-async def admit(
-    queue: JobQueue, job_id: str, *, max_jobs: int, lease_s: float
-) -> tuple[dict[str, ModelCard], "Place"]:
-    """What is served, as `served_models` says, and a place with the first of the models.
+async def admit(queue: JobQueue, *, max_jobs: int) -> dict[str, ModelCard]:
+    """What is served, as `served_models` says, where there is room in the queue just now.
 
     Raises:
         NoWorkerError
         QueueFullError
     """
-    admission = await queue.admit(job_id, max_jobs=max_jobs, lease_s=lease_s)
-    models = _by_model(sorted(admission.cards, key=lambda card: card.worker_id))
-    return models, Place.held(queue, admission.model, job_id, lease_s=lease_s)
+    cards = await queue.admit(max_jobs=max_jobs)
+    return _by_model(sorted(cards, key=lambda card: card.worker_id))
 
 
 def choose_model(models: dict[str, ModelCard], name: str | None) -> ModelCard:
@@ -65,8 +63,8 @@ def _by_model(cards: Sequence[ModelCard]) -> dict[str, ModelCard]:
 class Place:
     """A place in a model's queue: reserved, renewed in the background, until it is given up.
 
-    It is held while the body comes in and while the frames are read; then the job is in the queue
-    and holds its place by itself.
+    It is held from the moment at which fields and video are there until the frames are read; then
+    the job is in the queue and holds its place by itself.
     """
 
     def __init__(self, queue: JobQueue, model: str, job_id: str, *, lease_s: float) -> None:
@@ -86,12 +84,13 @@ class Place:
         place._renewal = asyncio.get_running_loop().call_later(place._period_s, place._begin)
         return place
 
-    async def move(self, model: str, *, max_jobs: int) -> None:
-        """Goes over to another model's queue. Raises: QueueFullError."""
-        if model != self.model:
-            await self._queue.reserve(model, self.job_id, max_jobs=max_jobs, lease_s=self._lease_s)
-            left, self.model = self.model, model
-            await self._queue.release(left, self.job_id)
+    @classmethod
+    async def reserve(
+        cls, queue: JobQueue, model: str, job_id: str, *, max_jobs: int, lease_s: float
+    ) -> "Place":
+        """Raises: QueueFullError."""
+        await queue.reserve(model, job_id, max_jobs=max_jobs, lease_s=lease_s)
+        return cls.held(queue, model, job_id, lease_s=lease_s)
 
     def when_lost(self, callback: Callable[[], None]) -> None:
         """Calls back when the lease is lost or the job has been ended by somebody else."""

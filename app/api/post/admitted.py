@@ -1,4 +1,4 @@
-"""A request that has got in, and what it holds until its frames are being read."""
+"""A request that is all there, and what it holds until its frames are being read."""
 
 from typing import Self
 
@@ -7,12 +7,12 @@ from app.video_store import VideoLease
 
 
 class Admitted:
-    """Owns a place in the queue and, once it is known, a video. Both are given back when the block
-    is left, unless they have been handed over.
+    """Owns a video and then a place in the queue. Both are given back when the block is left,
+    unless they have been handed over.
     """
 
-    def __init__(self, place: Place) -> None:
-        self._place: Place | None = place
+    def __init__(self) -> None:
+        self._place: Place | None = None
         self._video: VideoLease | None = None  # stays None for a conversation without one
 
     @property
@@ -22,9 +22,8 @@ class Admitted:
     def hold(self, video: VideoLease | None) -> None:
         self._video = video
 
-    async def move(self, model: str, *, max_jobs: int) -> None:
-        """Takes the place to another model's queue. Raises: QueueFullError."""
-        await self._held_place.move(model, max_jobs=max_jobs)
+    def take(self, place: Place) -> None:
+        self._place = place
 
     async def forsake(self) -> None:
         """Lets the place run out by itself: there may be a job on it, for another API to read."""
@@ -49,5 +48,5 @@ class Admitted:
 
     @property
     def _held_place(self) -> Place:
-        assert self._place is not None, "the place is handed over"
+        assert self._place is not None, "no place yet, or it is handed over"
         return self._place

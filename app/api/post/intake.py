@@ -90,10 +90,7 @@ async def read_form(
 
     async def write_video(data: bytes) -> None:
         on_file()
-        was_recognisable = upload.num_bytes >= SNIFF_BYTES
-        await upload.write(data)
-        if not was_recognisable and upload.num_bytes >= SNIFF_BYTES:
-            check_container(upload.head)  # before the rest is sent
+        await write_recognisable(upload, data)
 
     max_bytes = upload.max_bytes + FORM_OVERHEAD_BYTES
     async with aclosing(read_body(request, max_bytes=max_bytes)) as chunks:
@@ -107,6 +104,14 @@ async def read_form(
         on_file()  # of an empty one no data has come
         check_container(upload.head)
     return form
+
+
+async def write_recognisable(upload: Upload, data: bytes) -> None:
+    """Takes a video's next bytes; refuses what is in no container of ours before the rest comes."""
+    was_recognisable = upload.num_bytes >= SNIFF_BYTES
+    await upload.write(data)
+    if not was_recognisable and upload.num_bytes >= SNIFF_BYTES:
+        check_container(upload.head)
 
 
 def check_container(head: bytes) -> None:

@@ -1,7 +1,8 @@
-"""From a posted request to a job: its place, its body, its checks, its video, its record.
+"""From a posted request to a job: its body, its checks, its video, its place, its record.
 
-The order is the contract: whoever cannot be served is refused before the body is read, and what is
-wrong with fields or video is told before the headers of the answer go out.
+The order is the contract: whoever cannot be served is refused before the body is read, what is
+wrong with fields or video is told before the headers of the answer go out, and whoever is still
+sending holds no place.
 """
 
 import asyncio
@@ -38,7 +39,7 @@ from app.api.post.job_request import (
 from app.api.post.reading import FrameReading, Reading, WantedFrames
 from app.api.post.uploads import Uploads
 from app.api.schemas import ChatFields
-from app.errors import StoreUnavailableError
+from app.errors import QueueFullError, StoreUnavailableError
 from app.keys.entries import Principal, Scope
 from app.keys.owners import cache_salt
 from app.messages import JobRequest, JobState, ModelCard
@@ -133,14 +134,14 @@ class Submissions:
         if intake is None:
             kind = check_content_type(request, JSON, MULTIPART)
             intake = partial(self._take_in, kind)
-        models, place = await self._enter()
-        async with Admitted(place) as admitted:
+        models = await self._enter()
+        async with Admitted() as admitted:
             async with self._uploads.limited():
                 taken = await intake(request, models, principal)
                 admitted.hold(taken.lease)
-                await admitted.move(taken.card.model, max_jobs=self._settings.max_queued_jobs)
             if taken.lease is not None:
                 check_clip(taken.fields, taken.lease)
+            admitted.take(await self._place(taken))
             job = self._job_request(
                 taken, admitted.job_id, principal.owner, accepted_at_s, traceparent
             )
@@ -159,19 +160,29 @@ class Submissions:
         """Waits until no job's frames are being read."""
         await self._reading.wait_until_none()
 
-    async def _enter(self) -> tuple[dict[str, ModelCard], Place]:
-        """Reserves a place, with the first model until the body names one."""
+    async def _enter(self) -> dict[str, ModelCard]:
+        """Refuses at the headers where there is no worker or no room."""
         self._drain.check()
         try:
             async with asyncio.timeout(STORE_LIMIT_S):
-                return await admit(
-                    self._queue,
-                    f"job_{uuid.uuid4().hex}",
-                    max_jobs=self._settings.max_queued_jobs,
-                    lease_s=self._settings.lease_s,
-                )
+                return await admit(self._queue, max_jobs=self._settings.max_queued_jobs)
         except TimeoutError:
             raise StoreUnavailableError("the job store does not answer") from None
+
+    async def _place(self, taken: TakenIn) -> Place:
+        """Takes a place, for which there was room at the headers and may be none by now."""
+        try:
+            return await Place.reserve(
+                self._queue,
+                taken.card.model,
+                f"job_{uuid.uuid4().hex}",
+                max_jobs=self._settings.max_queued_jobs,
+                lease_s=self._settings.lease_s,
+            )
+        except QueueFullError as error:
+            if taken.lease is not None:
+                error.video_id = taken.lease.video.video_id
+            raise
 
     async def _take_in(
         self, kind: str, request: Request, models: dict[str, ModelCard], principal: Principal

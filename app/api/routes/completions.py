@@ -8,7 +8,7 @@ from fastapi.responses import Response
 from app.api.context import ApiDep, AskerDep
 from app.api.openai.fields import CompletionFields
 from app.api.openai.rendering import ChatCompletion
-from app.api.openapi import PROBLEMS
+from app.api.openapi import OPENAI_ERRORS
 from app.api.post.intake import JSON, check_content_type
 from app.api.routes.chat import end_refused
 
@@ -25,7 +25,7 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
         "description": "A chat completion, or with `stream` its chunks. The receipt is in `dycoke`",
         "content": {"application/json": {}, "text/event-stream": {}},
     },
-    **PROBLEMS,
+    **OPENAI_ERRORS,
 }
 
 

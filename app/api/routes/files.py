@@ -11,13 +11,13 @@ from app.api.answer.video_content import file_name
 from app.api.connection.disconnect import unless_disconnected
 from app.api.context import ApiDep, PrincipalDep, UploaderDep
 from app.api.openai.fields import wrong
-from app.api.openapi import EXPIRES_AFTER, PROBLEMS
+from app.api.openapi import EXPIRES_AFTER, OPENAI_ERRORS
 from app.api.post.expiry import take_expiry
 from app.api.post.intake import MULTIPART, check_content_type, read_form
 from app.api.routes.videos import get_content
 from app.video_store import Retention, StoredVideo
 
-router = APIRouter(prefix="/v1/files", tags=["openai"], responses=PROBLEMS)
+router = APIRouter(prefix="/v1/files", tags=["openai"], responses=OPENAI_ERRORS)
 
 PURPOSES = ("user_data", "vision")
 MAX_LIMIT = 10_000

@@ -8,11 +8,11 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 
 from app.api.context import Api, ApiDep, PrincipalDep
-from app.api.openapi import PROBLEMS
+from app.api.openapi import OPENAI_ERRORS
 from app.errors import ModelNotFoundError
 from dycoke_core.config import POLICY_PARAMETERS
 
-router = APIRouter(tags=["models"], responses=PROBLEMS)
+router = APIRouter(tags=["models"], responses=OPENAI_ERRORS)
 
 _STARTED_AT_S = int(time.time())
 

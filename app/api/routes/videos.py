@@ -1,10 +1,13 @@
 """Videos by id: uploading one ahead of its questions, looking it up, deleting it."""
 
+import asyncio
 import time
+from typing import Annotated
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import Response
 
+from app.api.answer.png import encode_png
 from app.api.answer.video_content import VideoContent
 from app.api.connection.disconnect import unless_disconnected
 from app.api.context import ApiDep, PrincipalDep, UploaderDep
@@ -13,6 +16,7 @@ from app.api.openapi import PROBLEMS, UPLOAD_REQUEST_BODY
 from app.api.post.expiry import take_expiry
 from app.api.post.intake import MULTIPART, VIDEO_FIELD, check_content_type, read_form
 from app.api.schemas import VideoResource
+from app.errors import JobNotFoundError, VideoNotFoundError
 from app.video_store import Retention
 
 router = APIRouter(tags=["videos"], responses=PROBLEMS)
@@ -64,6 +68,43 @@ async def get_content(video_id: str, api: ApiDep, principal: PrincipalDep) -> Re
 @router.get("/v1/videos/{video_id}", summary="What is known of a stored video")
 async def get_video(video_id: str, api: ApiDep, principal: PrincipalDep) -> VideoResource:
     return VideoResource.of(await api.videos.find(video_id, principal.owner))
+
+
+@router.get(
+    "/v1/videos/{video_id}/frames/{index}",
+    summary="The pixels of a frame that the model saw in a job, as PNG",
+    response_class=Response,
+    responses={200: {"content": {"image/png": {}}}},
+)
+async def get_frame(
+    video_id: str,
+    index: Annotated[int, Path(ge=0, description="Among the frames of the job's receipt.")],
+    job_id: Annotated[str, Query(description="A job about this video.")],
+    api: ApiDep,
+    principal: PrincipalDep,
+) -> Response:
+    """As long as the job is known and its frames are kept; asking again brings them back."""
+    await api.videos.find(video_id, principal.owner)
+    record = await api.jobs.find(job_id, principal.owner)
+    frames = record.request.frames
+    if record.request.video_id != video_id or frames is None:
+        raise JobNotFoundError("no such job about this video, or its frames are not read yet")
+    if index >= frames.num_frames:
+        raise _wrong("index", f"the job has {frames.num_frames} frames")
+    found = await api.frames.frame(frames.digest, index)
+    if found is None:
+        raise VideoNotFoundError("the job's frames are no longer kept")
+    header, pixels = found
+    _, height, width, _ = header.shape
+    return Response(
+        await asyncio.to_thread(encode_png, pixels, width=width, height=height),
+        media_type="image/png",
+        headers={
+            "Cache-Control": "private, no-store",
+            "X-Frame-Index": str(frames.indices[index]),
+            "X-Frame-Timestamp-S": str(frames.timestamps_s[index]),
+        },
+    )
 
 
 @router.delete("/v1/videos/{video_id}", status_code=204, summary="Delete a stored video")

@@ -1,8 +1,7 @@
--- What the live workers serve, and a place in the queue of the first model of them.
+-- What the live workers serve, and whether there is room in the queue of the first model of them.
 --
--- ARGV: prefix, job_id, max_jobs, lease_ms
--- Returns {cards, model or '', 1 or 0 for no room, retry_after_ms}: without a worker there is no
--- model and no place. Drops workers whose card is gone.
+-- ARGV: prefix, max_jobs
+-- Returns {cards, 1 or 0 for no room, retry_after_ms}. Drops workers whose card is gone.
 local cards, first = {}, nil
 for _, worker_id in ipairs(redis.call('SMEMBERS', workers_key())) do
   local card = redis.call('GET', worker_key(worker_id))
@@ -14,6 +13,6 @@ for _, worker_id in ipairs(redis.call('SMEMBERS', workers_key())) do
     redis.call('SREM', workers_key(), worker_id)
   end
 end
-if not first then return {cards, '', 0, 0} end
-local reply = reserve(first, ARGV[2], ARGV[3], ARGV[4])
-return {cards, first, reply[1], reply[2]}
+if not first then return {cards, 1, 0} end
+local reply = room(first, ARGV[2])
+return {cards, reply[1], reply[2]}

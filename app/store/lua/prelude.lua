@@ -11,10 +11,6 @@ local HANDED_BACK = 'handed-back' -- consumer that holds entries which a drainin
 local MAX_ENDED_BYTES = 256 * 1024 * 1024 -- of ended jobs' records and events
 local MAX_FORGOTTEN = 1000 -- ended jobs at a time; more than the largest one ever displaces
 local MAX_HELD = 10000 -- more than a worker ever has pending
-local MAX_DEATHS = 2 -- of a job's own
-local MAX_DELIVERIES = 8 -- that were not given back
-local FURTHER_TOKENS = 4 -- made in a delivery: whatever kills at once has not
-local LOST_TTL_MS = 3600000 -- of what is known of a worker's end; longer than any job
 local FRAMES_LENGTH_BYTES = 4 -- app/store/frame_store.py
 local PROBATION_TOKENS = 16 -- that a suspect makes alone before others may join it
 local MAX_FORGETTINGS = 10000 -- deleted videos that a worker may have missed
@@ -188,22 +184,27 @@ local function error_event(job_id, fault)
   return cjson.encode(event)
 end
 
--- Takes a place in a model's queue. Returns {1, 0}, or {0, retry_after_ms} when places in use +
+-- Whether there is room in a model's queue: {1, 0}, or {0, retry_after_ms} when places in use +
 -- queued jobs have reached max_jobs: retry_after_ms is the mean time between the last jobs that left
 -- the queue, 0 if none is known.
-local function reserve(model, job_id, max_jobs, lease_ms)
+local function room(model, max_jobs)
   local now = now_ms()
+  local places = redis.call('ZCOUNT', places_key(model), '(' .. now, '+inf')
+  local queued = redis.call('ZCARD', queued_key(model))
+  if places + queued < tonumber(max_jobs) then return {1, 0} end
+  local oldest = redis.call('LINDEX', starts_key(model), -1)
+  if not oldest then return {0, 0} end
+  return {0, math.floor((now - oldest) / redis.call('LLEN', starts_key(model)))}
+end
+
+-- Takes a place in a model's queue. Returns as `room`.
+local function reserve(model, job_id, max_jobs, lease_ms)
   if not redis.call('ZSCORE', places_key(model), job_id) then
-    local places = redis.call('ZCOUNT', places_key(model), '(' .. now, '+inf')
-    local queued = redis.call('ZCARD', queued_key(model))
-    if places + queued >= tonumber(max_jobs) then
-      local oldest = redis.call('LINDEX', starts_key(model), -1)
-      if not oldest then return {0, 0} end
-      return {0, math.floor((now - oldest) / redis.call('LLEN', starts_key(model)))}
-    end
+    local reply = room(model, max_jobs)
+    if reply[1] == 0 then return reply end
   end
   redis.call('SADD', models_key(), model)
-  redis.call('ZADD', places_key(model), now + lease_ms, job_id)
+  redis.call('ZADD', places_key(model), now_ms() + lease_ms, job_id)
   return {1, 0}
 end
 
@@ -237,123 +238,6 @@ end
 -- Whether this worker, by this attempt, still holds the job.
 local function is_held(job, worker_id, attempt)
   return job.state == 'running' and job.worker == worker_id and job.attempt == attempt
-end
-
--- Who is to blame when a worker is gone.
---
--- `is_in_engine` of a job, set before the worker's engine gets it, outlives the process: the jobs
--- of a worker that have it are its crew, and one of them may have killed it. Several become
--- suspects and are charged with nothing. One that was alone is charged with a death, unless there
--- is reason to think otherwise. What is charged is noted as lost:{attempt}, so that it can be
--- taken back: by the worker, which was only away, or by whoever has seen how it ended.
---
--- The `fate` of a worker is what its supervisor saw: `own`, it ended itself (a crash, an exit code);
--- `outside`, somebody has killed it, and no job is to blame; `unknown`. A worker whose whole
--- machine or container went has no witness either. Then a job alone is charged only where the
--- delivery had brought it no further: what a job does to a worker, it does to the next one at the
--- same place.
-local DEATH, SPARED, CREW = 'death', 'spared', 'crew' -- what lost:{attempt} may say
-
--- Notes on each job of a worker that is gone how many were in its engine.
-local function muster(model, worker_id)
-  local stream, crew = jobs_key(model), {}
-  for _, pending in ipairs(redis.call('XPENDING', stream, GROUP, '-', '+', MAX_HELD, worker_id)) do
-    local entry = redis.call('XRANGE', stream, pending[1], pending[1])[1]
-    local job_id = entry and entry[2][2]
-    local job = job_id and job_fields(job_id, 'state', 'worker', 'is_in_engine') or {}
-    if job.state == 'running' and job.worker == worker_id and job.is_in_engine then
-      crew[#crew + 1] = job_id
-    end
-  end
-  for _, job_id in ipairs(crew) do redis.call('HSETNX', job_key(job_id), 'crew', #crew) end
-end
-
--- Charges a job that was in the engine of a worker that is gone, beside `crew - 1` others.
--- Returns what it is charged with.
-local function accuse(job_id, crew, fate)
-  local key = job_key(job_id)
-  local job = job_fields(job_id, 'next_index', 'cleared_at')
-  local tokens = job.next_index - (tonumber(job.cleared_at or 0) - PROBATION_TOKENS)
-  local charge = CREW
-  if tonumber(crew) == 1 then
-    charge = (fate == 'own' or tokens < FURTHER_TOKENS) and DEATH or SPARED
-  end
-  if charge == DEATH then redis.call('HINCRBY', key, 'deaths', 1) end
-  redis.call('HINCRBY', key, 'losses', 1)
-  redis.call('HSET', key, 'is_suspect', 1)
-  return charge
-end
-
--- Takes back what a job was charged with for the loss of an attempt. Returns whether it was.
-local function withdraw_charge(job_id, attempt)
-  local key = job_key(job_id)
-  local charge = redis.call('HGET', key, 'lost:' .. attempt)
-  if not charge then return false end
-  redis.call('HDEL', key, 'lost:' .. attempt)
-  if charge == DEATH then redis.call('HINCRBY', key, 'deaths', -1) end
-  if redis.call('HINCRBY', key, 'losses', -1) == 0 then redis.call('HSET', key, 'is_suspect', 0) end
-  return true
-end
-
--- The worker of an attempt that was given up for lost is there: the job has not killed it.
-local function acquit(job_id, attempt)
-  local key = job_key(job_id)
-  local job = job_fields(job_id, 'state', 'attempt', 'crew')
-  if not job.state or FINAL[job.state] then return end
-  if job.crew and job.attempt == attempt then redis.call('HDEL', key, 'crew') end
-  if not withdraw_charge(job_id, attempt) then return end
-  if job.attempt == attempt then -- nobody has taken it over: its lease goes on
-    redis.call('HDEL', key, 'judged')
-  else
-    redis.call('HINCRBY', key, 'deliveries', -1)
-  end
-end
-
--- Judges, once, the loss of the attempt that is under way, before `claimant` takes the job over.
-local function judge(job_id, claimant)
-  local key = job_key(job_id)
-  local job = job_fields(job_id, 'state', 'model', 'worker', 'attempt', 'is_in_engine', 'judged',
-    'crew')
-  if job.state ~= 'running' then return end
-  if job.worker == claimant then
-    acquit(job_id, job.attempt)
-  elseif job.judged == job.attempt then
-    return
-  end
-  redis.call('HSET', key, 'judged', job.attempt)
-  if job.worker == claimant or not job.is_in_engine then
-    redis.call('HINCRBY', key, 'deliveries', -1)
-    return
-  end
-  local lost_worker = lost_worker_key(job.worker)
-  local fate = redis.call('HGET', lost_worker, 'fate')
-  if fate == 'outside' then return end -- which counts as a delivery all the same
-  if not job.crew then muster(job.model, job.worker) end
-  local crew = job.crew or redis.call('HGET', key, 'crew')
-  redis.call('HSET', key, 'lost:' .. job.attempt, accuse(job_id, crew, fate))
-  redis.call('HSET', lost_worker, 'job:' .. job_id, job.attempt)
-  redis.call('PEXPIRE', lost_worker, LOST_TTL_MS)
-end
-
--- Whether this worker, by this attempt, still holds the job; hears what its being there proves.
-local function is_held_by_living(job_id, job, worker_id, attempt)
-  acquit(job_id, attempt)
-  return is_held(job, worker_id, attempt)
-end
-
--- Ends a job that has had all the tries it gets, and leaves a dead letter without a word of its
--- content. Returns whether it did.
--- faults: JSON object {deaths, deliveries}, each a fault
-local function bury_if_spent(job_id, faults, ttl_ms)
-  local job = job_fields(job_id, 'model', 'deliveries', 'deaths', 'worker')
-  local deaths, deliveries = tonumber(job.deaths or 0), tonumber(job.deliveries)
-  local reason = deaths >= MAX_DEATHS and 'deaths' or deliveries >= MAX_DELIVERIES and 'deliveries'
-  if not reason then return false end
-  redis.call('XADD', dead_key(), 'MAXLEN', '~', 1000, '*', 'job_id', job_id, 'model', job.model,
-    'deliveries', deliveries, 'deaths', deaths, 'worker', job.worker or '')
-  local fault = cjson.encode(cjson.decode(faults)[reason])
-  finish_and_tell(job_id, 'error', error_event(job_id, fault), ttl_ms)
-  return true
 end
 
 local function pin_frames(digest, job_id)

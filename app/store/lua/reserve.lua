@@ -1,4 +1,4 @@
--- Reserves a place in a model's queue, for a request that has one in another's.
+-- Reserves a place in a model's queue, for a request that is all there.
 --
 -- ARGV: prefix, model, job_id, max_jobs, lease_ms
 -- Returns {1, 0} or {0, retry_after_ms}, see `reserve`.
