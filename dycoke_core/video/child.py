@@ -32,7 +32,7 @@ class Task:
     video_path: str  # a name of our own, which tells a demuxer nothing
     pixels: npt.NDArray[np.uint8] | None  # [F, S, S, 3] to be written, shared with the parent
     report_progress: Callable[[float], None]
-    has_complained: Callable[[], bool]  # whether a library has printed errors since the last call
+    complaints: Callable[[], bytes]  # what libraries have printed to stderr since the last call
 
 
 Tasks = dict[str, Callable[[Task], dict[str, Any]]]
@@ -77,7 +77,7 @@ def _run(message: dict[str, Any], fds: list[int], server: socket.socket, tasks: 
             video_path=f"/proc/self/fd/{video_fd}",
             pixels=map_for_writing(fds[2], message["shape"]) if len(fds) > 2 else None,
             report_progress=lambda share: reply({"progress": round(share, 3)}),
-            has_complained=_has_complained,
+            complaints=_complaints,
         )
         _die_first_when_memory_is_short()
         confine(video_fd, server, **message["confinement"])
@@ -105,11 +105,11 @@ def _keep_only(fds: list[int]) -> None:
                 os.close(fd)
 
 
-def _has_complained() -> bool:
+def _complaints() -> bytes:
     try:
-        return bool(os.read(0, MAX_MESSAGE_BYTES))
+        return os.read(0, MAX_MESSAGE_BYTES)
     except BlockingIOError:
-        return False
+        return b""
 
 
 def _die_first_when_memory_is_short() -> None:

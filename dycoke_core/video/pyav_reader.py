@@ -127,7 +127,7 @@ def _read(task: Task, num_threads: int) -> tuple[dict[str, Any], bool]:
         "timestamps_s": [frames.times_s[number] for number in numbers],
         "num_damaged": num_damaged,
     }
-    return placed, source.has_failed or task.has_complained()
+    return placed, source.has_failed or bool(task.complaints())
 
 
 TASKS: Tasks = {"probe": probe, "plan": plan, "read_keyframes": read_keyframes, "read": read}
