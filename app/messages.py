@@ -95,12 +95,22 @@ class JobRequest(Message):
     traceparent: str | None = None  # the span it belongs to, as W3C writes it
 
     @property
+    def cached_video(self) -> str:
+        """What the frames and features of its video are kept under."""
+        return cached_video(self.video_id, self.cache_salt)
+
+    @property
     def log_fields(self) -> dict[str, str]:
         """What a line of the log about this job carries."""
         fields = {"job_id": self.job_id}
         if self.traceparent is not None:
             fields["trace_id"] = self.traceparent.split("-")[1]
         return fields
+
+
+def cached_video(video_id: str, cache_salt: str) -> str:
+    """A video as caches name it: once for each salt."""
+    return f"{cache_salt}:{video_id}" if cache_salt else video_id
 
 
 class ModelCard(Message):

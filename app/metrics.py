@@ -287,19 +287,30 @@ class ApiMetrics:
     def set_store_up(self, is_up: bool) -> None:
         self._store_up.set(is_up)
 
-    def watch_reader_kills(self, kills: Callable[[], Mapping[str, int]]) -> None:
-        """Exports the frame readers' own count of killed children, by reason."""
-        self.registry.register(_ReaderKills(kills))
+    def watch_readers(
+        self, kills: Callable[[], Mapping[str, int]], num_exceptions: Callable[[], int]
+    ) -> None:
+        """Exports the frame readers' own counts of children that were killed, by reason, and that
+        failed.
+        """
+        self.registry.register(_LostReaders(kills, num_exceptions))
 
 
-class _ReaderKills(Collector):
-    def __init__(self, kills: Callable[[], Mapping[str, int]]) -> None:
+class _LostReaders(Collector):
+    def __init__(
+        self, kills: Callable[[], Mapping[str, int]], num_exceptions: Callable[[], int]
+    ) -> None:
         self._kills = kills
+        self._num_exceptions = num_exceptions
 
     def collect(self) -> list[CounterMetricFamily]:
-        family = CounterMetricFamily(
+        killed = CounterMetricFamily(
             "dycoke_reader_kills", "Frame reading children killed.", labels=["reason"]
         )
         for reason, count in sorted(self._kills().items()):
-            family.add_metric([reason], count)
-        return [family]
+            killed.add_metric([reason], count)
+        failed = CounterMetricFamily(
+            "dycoke_reader_exceptions", "Frame reading children that ended in an exception."
+        )
+        failed.add_metric([], self._num_exceptions())
+        return [killed, failed]

@@ -198,6 +198,11 @@ class VideoStore:
         """Raises: VideoNotFoundError."""
         return await _in_thread(lambda: self._lease(video_id, owner), undo=VideoLease.release)
 
+    async def has_others(self, video_id: str, owner: str) -> bool:
+        """Whether somebody else has the video too."""
+        own = self._reference_path(video_id, owner)
+        return bool(set(await asyncio.to_thread(self._references, video_id)) - {own})
+
     async def delete(self, video_id: str, owner: str) -> None:
         """Removes an owner's reference, and the video with its last one; a video that a job still
         reads goes with the next `tidy` after that.

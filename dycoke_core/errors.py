@@ -10,7 +10,9 @@
     │   ├── UnreadableVideoError
     │   ├── VideoLimitError          pixels, frames, duration or bytes over the limit
     │   ├── VideoReadTimeoutError    the readers' time for one upload ran out
-    │   └── VideoReaderKilledError   the reader ran out of memory or CPU time, or crashed
+    │   ├── VideoReaderKilledError   the reader ran out of memory or CPU time, crashed, was killed
+    │   └── VideoReaderFailedError   the reader ended in an exception: a bug, of ours or a library's
+    ├── ReadersUnavailableError      no process could be started to read a video
     ├── SandboxUnavailableError      this system cannot confine the reader
     ├── ModelLoadError
     └── EngineError                  the engine failed one sequence
@@ -90,6 +92,19 @@ class VideoReaderKilledError(VideoError):
     """The video's reader was killed twice, the second time alone."""
 
     code = "video_reader_killed"
+
+
+class VideoReaderFailedError(VideoError):
+    """A reader of the video ended in an error that it should not have."""
+
+    code = "video_reader_failed"
+
+
+class ReadersUnavailableError(DycokeError):
+    """No process could be started to read the video."""
+
+    code = "readers_unavailable"
+    retryable = True
 
 
 class SandboxUnavailableError(DycokeError):

@@ -88,6 +88,7 @@ class Sequence:
         forced_token_ids: ids that an earlier attempt has published. They are run through the
             ordinary decode path, emit no events, and the answer goes on behind them.
         video_key: names the frames' content, for what is kept per video; None: hashed from them.
+        video_name: of the video, however many keys it has, for `Engine.forget_video`.
     """
 
     sequence_id: str
@@ -98,6 +99,7 @@ class Sequence:
     forced_token_ids: tuple[int, ...] = ()
     video_key: str | None = None
     video_turn: int | None = None
+    video_name: str | None = None
     # Set by the engine.
     stage: Stage = Stage.WAITING
     progress: float = 0.0  # share of the stage that is done

@@ -27,7 +27,7 @@ from app.api.post.reading import FrameReading
 from app.api.post.second_try import SecondTryReaders
 from app.api.post.submissions import Submissions
 from app.api.post.uploads import Uploads
-from app.api.routes import chat, docs, health, jobs, models, videos
+from app.api.routes import chat, docs, health, jobs, models, usage, videos
 from app.api.upkeep.janitor import Janitor
 from app.api.upkeep.loop_lag import watch_loop_lag
 from app.api.upkeep.metrics_page import MetricsPage
@@ -38,9 +38,11 @@ from app.process_table import ProcessRow, ProcessTable
 from app.settings import Settings
 from app.store.client import connect
 from app.store.event_log import EventLog
+from app.store.forgotten_videos import ForgottenVideos
 from app.store.frame_store import FrameStore
 from app.store.job_queue import JobQueue
 from app.store.keys import RedisKeys
+from app.store.usage import UsageLog
 from app.store.worker_registry import WorkerRegistry
 from app.tracing import Tracing, tracing_from_environment
 from app.video_store import VideoStore
@@ -91,7 +93,7 @@ def create_app(
     tracing = tracing_from_environment("api")
     if readers is None:
         readers = _start_readers(settings)
-    metrics.watch_reader_kills(lambda: readers.kills)
+    metrics.watch_readers(lambda: readers.kills, lambda: readers.num_exceptions)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -124,7 +126,7 @@ def create_app(
     app.state.drain = drain
     install_error_handlers(app, metrics.count_rejection)
     install_openapi(app)
-    for module in (chat, videos, jobs, models, docs, health):
+    for module in (chat, videos, jobs, models, usage, docs, health):
         app.include_router(module.router)
     app.add_middleware(
         BrowserGuard,
@@ -200,7 +202,16 @@ async def _start(
     metrics_page = MetricsPage(metrics.registry, row)
     await stack.enter_async_context(metrics_page.shown_to_siblings())
     stack.push_async_callback(_stop, asyncio.create_task(api_keys.run()))
-    uploads = Uploads(videos, second_try, drain, timeout_s=settings.job_timeout_s)
+    usage_log = UsageLog(redis, keys)
+    uploads = Uploads(
+        videos,
+        second_try,
+        ForgottenVideos(redis, keys),
+        usage_log,
+        drain,
+        are_caches_shared=settings.share_caches,
+        timeout_s=settings.job_timeout_s,
+    )
     jobs = Jobs(queue, EventLog(log_redis, keys), heartbeat_s=settings.heartbeat_s)
     return Api(
         keys=api_keys,
@@ -224,6 +235,7 @@ async def _start(
         cancellations=cancellations,
         jobs=jobs,
         answers=Answers(jobs, drain, metrics, followers, cancellations),
+        usage=usage_log,
         metrics=metrics,
         metrics_page=metrics_page,
         tracing=tracing,

@@ -44,7 +44,7 @@ class ApiKeys:
         self._file = file
         self._now = now
         self._stored: dict[str, Principal] = {}
-        self._num_known = 0  # revoked ones too
+        self._known: list[Principal] = []  # stored ones, revoked ones too
         self._signature: Signature | None = None
         self._is_readable = True
         self.refresh()
@@ -52,7 +52,12 @@ class ApiKeys:
     @property
     def has_any(self) -> bool:
         """Whether the service asks for keys. It goes on doing so when the last one is revoked."""
-        return bool(self._configured or self._num_known)
+        return bool(self._configured or self._known)
+
+    @property
+    def holders(self) -> list[Principal]:
+        """Of all keys, revoked ones too; everybody where there are none."""
+        return [*self._configured.values(), *self._known] or [EVERYBODY]
 
     def principal(self, authorization: str | None) -> Principal:
         """Tells who sends this header.
@@ -103,7 +108,7 @@ class ApiKeys:
         stored = {key.digest: key.principal for key in keys if key.revoked_at_s is None}
         before = {principal.name for principal in self._stored.values()}
         names = {principal.name for principal in stored.values()}
-        self._stored, self._num_known = stored, len(keys)
+        self._stored, self._known = stored, [key.principal for key in keys]
         logger.info(
             "API keys read",
             extra={

@@ -18,6 +18,7 @@ from app.api.post.uploads import Uploads
 from app.api.upkeep.metrics_page import MetricsPage
 from app.keys.entries import Principal, Scope
 from app.metrics import ApiMetrics
+from app.store.usage import UsageLog
 from app.store.worker_registry import WorkerRegistry
 from app.tracing import Tracing
 from app.video_store import VideoStore
@@ -39,6 +40,7 @@ class Api:
     cancellations: Cancellations
     jobs: Jobs
     answers: Answers
+    usage: UsageLog
     metrics: ApiMetrics
     metrics_page: MetricsPage
     tracing: Tracing
@@ -83,6 +85,7 @@ def _with_scope(scope: Scope) -> Callable[[Principal], Awaitable[Principal]]:
 
 # Each raises ForbiddenError too.
 AskerDep = Annotated[Principal, Depends(_with_scope(Scope.ASK))]
+AdminDep = Annotated[Principal, Depends(_with_scope(Scope.ADMIN))]
 UploaderDep = Annotated[Principal, Depends(_with_scope(Scope.UPLOAD))]
 
 

@@ -52,6 +52,7 @@ STATUS_BY_CODE: Mapping[str, int] = {
     "video_error": 422,
     "unreadable_video": 422,
     "video_read_timeout": 422,
+    "video_reader_failed": 422,
     "video_reader_killed": 422,
     "queue_full": 429,
     INTERNAL_ERROR: 500,
@@ -63,6 +64,7 @@ STATUS_BY_CODE: Mapping[str, int] = {
     "keys_unavailable": 503,
     "no_worker": 503,
     "reader_lost": 503,
+    "readers_unavailable": 503,
     "sampler_changed": 503,
     "sandbox_unavailable": 503,
     "shutting_down": 503,
@@ -77,6 +79,7 @@ STATUS_BY_CODE: Mapping[str, int] = {
 RETRY_AFTER_S: Mapping[str, int] = {
     "keys_unavailable": 5,
     "no_worker": 5,
+    "readers_unavailable": 2,
     "shutting_down": 1,
     "store_unavailable": 2,
     "too_many_streams": 1,

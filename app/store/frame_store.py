@@ -54,15 +54,18 @@ class FrameStore:
             What it says of its frames; None if it is not stored.
         """
         header = await self._scripts.run("pin_frames", digest, job_id)
-        return _parse_header(header) if header else None
+        return parse_header(header) if header else None
 
-    async def put_and_pin(self, digest: str, blob: bytes, job_id: str) -> None:
+    async def put_and_pin(self, digest: str, blob: bytes, job_id: str, video: str) -> None:
         """Stores a blob, evicting others for it, and pins it if the job is live.
+
+        Args:
+            video: `JobRequest.cached_video`, with which the blob goes.
 
         Raises:
             StoreUnavailableError: also when live jobs hold too much of the budget.
         """
-        if not await self._scripts.run("put_frames", digest, job_id, self._max_bytes, blob):
+        if not await self._scripts.run("put_frames", digest, job_id, self._max_bytes, video, blob):
             raise StoreUnavailableError("there is no room for more frames")
 
     async def get(self, digest: str) -> bytes | None:
@@ -123,7 +126,7 @@ def decode_frames(blob: bytes) -> VideoFrames:
         ValueError: not a blob that this version wrote.
     """
     pixels_at = _LENGTH_BYTES + int.from_bytes(blob[:_LENGTH_BYTES], "big")
-    header = _parse_header(blob[_LENGTH_BYTES:pixels_at])
+    header = parse_header(blob[_LENGTH_BYTES:pixels_at])
     pixels = np.frombuffer(bytearray(memoryview(blob)[pixels_at:]), dtype=np.uint8)
     return VideoFrames(
         pixels=pixels.reshape(header.shape),
@@ -134,7 +137,8 @@ def decode_frames(blob: bytes) -> VideoFrames:
     )
 
 
-def _parse_header(text: bytes) -> FramesHeader:
+def parse_header(text: bytes) -> FramesHeader:
+    """Reads what a blob says before its pixels. Raises: ValueError."""
     header = json.loads(text)
     if header.get("version") != BLOB_VERSION:
         raise ValueError("frames of another version")

@@ -4,10 +4,11 @@ A job is given out as a lease: its stream entry stays pending under the worker's
 resets the entry's idle time. Each take raises the job's attempt, which fences every later write: a
 worker that was paused past its lease, or whose job was ended by someone else, is refused.
 
-A job that was alone in the engine of a worker that died is charged with a death; one that was there
-with others becomes a suspect, to be run alone, and is charged with nothing. Two deaths, or eight
-deliveries, end a job. A delivery that was handed back, whose worker died with nothing of the job in
-its engine, or whose worker turns out to live counts for neither (`lua/prelude.lua`).
+A job that was alone in the engine of a worker that died may be charged with a death; one that was
+there with others becomes a suspect, to be run alone, and is charged with nothing. Two deaths, or
+eight deliveries, end a job. A delivery that was handed back, whose worker died with nothing of the
+job in its engine, or whose worker turns out to live counts for neither. `lua/prelude.lua` says who
+is to blame, `lost_workers` how a worker's supervisor has its say.
 """
 
 import json
@@ -155,7 +156,12 @@ class JobLeases:
         return await self._delivery(reply) if reply else None
 
     async def take_over(
-        self, *, lease_s: float, may_be_suspect: bool, suspect_idle_s: float = 0.0
+        self,
+        *,
+        lease_s: float,
+        may_be_suspect: bool,
+        must_be_suspect: bool = False,
+        suspect_idle_s: float = 0.0,
     ) -> Delivery | None:
         """Takes a job that was handed back or whose lease ran out, if there is one.
 
@@ -174,6 +180,7 @@ class JobLeases:
                 milliseconds(suspect_idle_s) if may_be_suspect else -1,
                 self._faults,
                 self._result_ttl_ms,
+                int(must_be_suspect),
             )
         except ResponseError as error:
             await self._recreate_group(error)

@@ -24,6 +24,12 @@
     {p}:frame_uses           zset      digest -> last use (ms)
     {p}:frame_pins:{digest}  set       job ids that still need the blob; a pin counts while its job
                                        is in `live`
+    {p}:frame_videos         hash      digest -> the video that the blob is of, as caches name it
+    {p}:video_frames:{video} set       digests of the blobs of a video
+    {p}:forgotten            zset      video -> time (ms) at which it was deleted: what live jobs
+                                       still need of it goes when they end; for a day
+    {p}:forgettings          stream    the same for workers, field `video`; capped
+    {p}:usage:{owner}:{day}  hash      what an owner's jobs took on a day (since 1970); TTL
     {p}:worker:{id}          string    ModelCard JSON, TTL = heartbeat
     {p}:workers              set       worker ids; one whose card is gone is dropped by readers
     {p}:lost_worker:{id}     hash      of a worker that is gone: fate, as its supervisor saw it;
@@ -105,6 +111,24 @@ class RedisKeys:
 
     def frame_pins(self, digest: str) -> str:
         return f"{self.prefix}:frame_pins:{digest}"
+
+    @property
+    def frame_videos(self) -> str:
+        return f"{self.prefix}:frame_videos"
+
+    def video_frames(self, video: str) -> str:
+        return f"{self.prefix}:video_frames:{video}"
+
+    @property
+    def forgotten(self) -> str:
+        return f"{self.prefix}:forgotten"
+
+    @property
+    def forgettings(self) -> str:
+        return f"{self.prefix}:forgettings"
+
+    def usage(self, owner_and_day: str) -> str:
+        return f"{self.prefix}:usage:{owner_and_day}"
 
     def worker(self, worker_id: str) -> str:
         return f"{self.prefix}:worker:{worker_id}"

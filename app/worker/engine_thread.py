@@ -95,6 +95,10 @@ class EngineThread:
         """Asks at once; the result, whether the engine had the sequence, need not be awaited."""
         return self._ask(lambda engine: self._abort(engine, sequence_id))
 
+    def forget_video(self, name: str) -> None:
+        """Asks at once, see `Engine.forget_video`."""
+        self._ask(lambda engine: engine.forget_video(name))
+
     def step_age_s(self) -> float:
         """For how long the current step has been running; 0 between steps."""
         began_at = self._step_began_at

@@ -1,9 +1,9 @@
 """Takes jobs while there is room and brings them to the engine.
 
 A worker takes handed-back and abandoned jobs before fresh ones. A suspect has the engine to itself
-until it is cleared, so a killer takes no other job along: nothing is taken while there is one, and
-it waits for those that were there before it. Idle workers are given some time to take suspects
-before busy ones do.
+until it is cleared, so a killer takes no other job along: nothing is taken while there is one.
+Those that were there before it are given `MAX_COMPANY_S` to end, then handed back. Idle workers are
+given some time to take suspects before busy ones do; `turns` says who is next among many.
 
 Waits: for a job, at most `poll_s` at a time; for room, likewise; for frames and for the engine,
 until the job's deadline (`app.worker.lease_keeper` ends the wait).
@@ -20,12 +20,14 @@ from app.store.job_leases import Delivery, JobLeases
 from app.worker.engine_thread import EngineThread
 from app.worker.publisher import Publisher
 from app.worker.running_jobs import RunningJob, RunningJobs
+from app.worker.turns import Turn, Turns
 from dycoke_core.config import CompressionConfig
 from dycoke_core.errors import DycokeError, EngineError
 from dycoke_core.sequence import SAMPLER_VERSION, ChatMessage, SamplingParams, Sequence
 
 RETRY_AFTER_S = 0.2
 MAX_POLL_S = 1.0
+MAX_COMPANY_S = 5.0  # that a suspect waits for the jobs beside it
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +53,7 @@ class JobTaker:
         self._lease_s = lease_s
         self._poll_s = min(MAX_POLL_S, lease_s / 3)
         self._take_over_from = 0.0  # on the monotonic clock
+        self._turns = Turns()
         self._is_stopping = False
 
     def stop(self) -> None:
@@ -75,8 +78,13 @@ class JobTaker:
             await self._jobs.wait_for_change(self._poll_s)
             return
         delivery = await self._take_over()
+        if delivery is None and self._turns.turn(time.monotonic()) is Turn.SUSPECTS:
+            self._turns.none_waits()
+            return
         if delivery is None:
             delivery = await self._leases.take(block_s=self._poll_s)
+        if delivery is None and not len(self._jobs):
+            self._turns.none_waits()
         if delivery is None:
             return
         if self._is_stopping:
@@ -86,12 +94,15 @@ class JobTaker:
 
     async def _take_over(self) -> Delivery | None:
         now = time.monotonic()
-        if now < self._take_over_from:
+        turn = self._turns.turn(now)
+        if now < self._take_over_from and turn is not Turn.SUSPECTS:
             return None
+        leaves_to_idle = turn is Turn.ANY and len(self._jobs) > 0
         delivery = await self._leases.take_over(
             lease_s=self._lease_s,
-            may_be_suspect=True,
-            suspect_idle_s=self._lease_s + 2 * self._poll_s if len(self._jobs) else 0.0,
+            may_be_suspect=turn is not Turn.OTHERS,
+            must_be_suspect=turn is Turn.SUSPECTS,
+            suspect_idle_s=self._lease_s + 2 * self._poll_s if leaves_to_idle else 0.0,
         )
         if delivery is None:
             self._take_over_from = now + self._poll_s
@@ -132,7 +143,7 @@ class JobTaker:
         _check_sampler(job.delivery)
         blob = await self._fetch(request.frames.digest)
         if job.is_suspect:
-            await self._jobs.wait_until_alone()
+            await self._make_room_for(job)
         await self._enter(job)
         frames = await asyncio.to_thread(decode_frames, blob)
         return Sequence(
@@ -150,7 +161,30 @@ class JobTaker:
             forced_token_ids=job.delivery.published_token_ids,
             # The two readers' pixels differ a little, and the digest does not name the reader.
             video_key=f"{request.frames.digest}:{request.frames.reader}",
+            video_name=request.cached_video,
         )
+
+    async def _make_room_for(self, suspect: RunningJob) -> None:
+        """Waits until a suspect has the engine to itself. Those that were tried before it go at
+        once; they are cleared, and go on when it is their turn.
+        """
+        is_next = self._turns.turn(time.monotonic()) is Turn.SUSPECTS
+        if not await self._jobs.wait_until_alone(0.0 if is_next else MAX_COMPANY_S):
+            for job in self._jobs:
+                if job is not suspect and job.final is None:
+                    await self._set_aside(job)
+            await self._jobs.wait_until_alone()
+        self._turns.begin_probation(time.monotonic())
+
+    async def _set_aside(self, job: RunningJob) -> None:
+        """Gives up a job that any worker may go on with, at no cost to it."""
+        while self._jobs.get(job.job_id) is job:
+            try:
+                await self._leases.hand_back(job.delivery)
+            except StoreUnavailableError:
+                await asyncio.sleep(RETRY_AFTER_S)
+            else:
+                self._jobs.drop(job)
 
     async def _enter(self, job: RunningJob) -> None:
         """Leaves word that the job goes to the engine, for when this process leaves none."""

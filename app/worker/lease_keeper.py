@@ -11,6 +11,7 @@ from contextlib import aclosing
 
 from app.errors import DeadlineExceededError, StoreUnavailableError
 from app.messages import ModelCard
+from app.store.forgotten_videos import ForgottenVideos
 from app.store.job_leases import JobLeases
 from app.store.worker_registry import WorkerRegistry
 from app.worker.engine_thread import EngineThread
@@ -37,6 +38,7 @@ class LeaseKeeper:
         engine: EngineThread,
         publisher: Publisher,
         jobs: RunningJobs,
+        forgotten: ForgottenVideos,
         card: ModelCard,
         *,
         lease_s: float,
@@ -47,6 +49,7 @@ class LeaseKeeper:
         self._engine = engine
         self._publisher = publisher
         self._jobs = jobs
+        self._forgotten = forgotten
         self._card: ModelCard | None = card
         self._lease_s = lease_s
         self._tick_s = min(MAX_TICK_S, lease_s / 3)
@@ -67,6 +70,7 @@ class LeaseKeeper:
             self._enforce_deadlines()
             try:
                 await self._renew()
+                await self._forget_videos()
                 await self._publish_card()
                 self._note_store(is_away=False)
             except StoreUnavailableError:
@@ -109,6 +113,10 @@ class LeaseKeeper:
             # One that has a final event may just have ended by it.
             if not is_kept and job.final is None:
                 self._jobs.drop(job)
+
+    async def _forget_videos(self) -> None:
+        for video in await self._forgotten.news():
+            self._engine.forget_video(video)
 
     async def _publish_card(self) -> None:
         if self._card is not None:

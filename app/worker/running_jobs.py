@@ -133,10 +133,13 @@ class RunningJobs:
         job.is_suspect = False
         self._has_changed.set()
 
-    async def wait_until_alone(self) -> None:
-        """Waits until a single job is left."""
-        while len(self._jobs) > 1:
-            await self.wait_for_change(MAX_WAIT_S)
+    async def wait_until_alone(self, timeout_s: float | None = None) -> bool:
+        """Waits until a single job is left. False where that takes longer than `timeout_s`."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while len(self._jobs) > 1:
+                    await self.wait_for_change(MAX_WAIT_S)
+        return len(self._jobs) <= 1
 
     async def wait_for_change(self, timeout_s: float) -> None:
         """Waits until a job leaves or is cleared, for at most `timeout_s`."""

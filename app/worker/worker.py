@@ -17,6 +17,7 @@ from app.errors import StoreUnavailableError
 from app.messages import ModelCard
 from app.metrics import WorkerMetrics
 from app.settings import Settings
+from app.store.forgotten_videos import ForgottenVideos
 from app.store.frame_store import FrameStore
 from app.store.job_leases import JobLeases
 from app.store.keys import RedisKeys
@@ -70,6 +71,7 @@ class Worker:
             result_ttl_s=settings.result_ttl_s,
         )
         self._registry = WorkerRegistry(redis, keys)
+        self._forgotten = ForgottenVideos(redis, keys)
         self._engine = EngineThread(make_engine)
         self._jobs = RunningJobs(self._engine.abort)
         self._publisher = Publisher(self._leases, self._jobs, metrics, tracing or Tracing())
@@ -114,6 +116,7 @@ class Worker:
             self._engine,
             self._publisher,
             self._jobs,
+            self._forgotten,
             card,
             lease_s=self._settings.lease_s,
             max_step_s=min(MAX_STEP_S, self._settings.job_timeout_s),

@@ -211,6 +211,10 @@ class Admission:
         """Drops prefixes that nobody holds, and keeps their videos' features."""
         self._prefixes.clear()
 
+    def forget_video(self, name: str) -> None:
+        self._prefixes.forget(name)
+        self._videos.forget(name)
+
     def clear(self) -> None:
         self._prefixes.clear()
         self._videos.clear()
@@ -235,7 +239,14 @@ class Admission:
             if video is not None:
                 self._videos.release(video)
             return None
-        prefix = Prefix(state.prefix_key, number, layout.num_tokens, video, prefix_bytes)
+        prefix = Prefix(
+            state.prefix_key,
+            number,
+            layout.num_tokens,
+            video,
+            prefix_bytes,
+            video_name=state.sequence.video_name,
+        )
         self._prefixes.add(prefix)
         return prefix
 
@@ -250,6 +261,7 @@ class Admission:
             state.distinct_frames,
             state.frame_sources,
             num_bytes,
+            video_name=state.sequence.video_name,
         )
         self._videos.add(video)
         return video

@@ -108,6 +108,10 @@ class Engine:
         """Drops cached videos and prefixes that no sequence holds."""
         self.admission.clear()
 
+    def forget_video(self, name: str) -> None:
+        """Drops what is kept of a video; what sequences hold of it goes with the last of them."""
+        self.admission.forget_video(name)
+
     def add(self, sequence: Sequence) -> None:
         """Takes a sequence in; `step` starts it when its turn comes.
 

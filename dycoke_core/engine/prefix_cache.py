@@ -36,6 +36,8 @@ class Video:
     features: Tensor | None = None  # [distinct, N, D]
     num_encoded: int = 0  # distinct frames whose features are in place
     holders: int = 0
+    video_name: str | None = None  # by which it is forgotten
+    is_forgotten: bool = False
 
     @property
     def is_ready(self) -> bool:
@@ -56,6 +58,8 @@ class Prefix:
     num_run: int = 0  # tokens that have been prefilled
     kept_per_frame: tuple[int, ...] = ()
     holders: int = 0
+    video_name: str | None = None  # by which it is forgotten
+    is_forgotten: bool = False
 
     @property
     def is_ready(self) -> bool:
@@ -123,8 +127,15 @@ class SharedPool(Generic[Item]):
     def release(self, item: Item) -> None:
         item.holders -= 1
         self._items.move_to_end(item.key)
-        if item.holders == 0 and not item.is_ready:
+        if item.holders == 0 and (item.is_forgotten or not item.is_ready):
             self._drop(item)
+
+    def forget(self, video_name: str) -> None:
+        """Drops a video's items; those that are held, when their last holder lets go."""
+        for item in [item for item in self._items.values() if item.video_name == video_name]:
+            item.is_forgotten = True
+            if item.holders == 0:
+                self._drop(item)
 
     def move_to_host(self, item: Item, num_bytes: int, num_host_bytes: int) -> None:
         """Accounts for bytes of an item that now lie in host memory, where there is room."""

@@ -81,7 +81,7 @@ def _run(message: dict[str, Any], fds: list[int], tasks: Tasks) -> None:
         reply({"error": "memory", "detail": ""})
     except Exception as error:
         detail = f"{type(error).__name__}: {error}"
-        reply({"error": "crash", "detail": detail[:_MAX_DETAIL_CHARACTERS]})
+        reply({"error": "exception", "detail": detail[:_MAX_DETAIL_CHARACTERS]})
 
 
 def _keep_only(fds: list[int]) -> None:

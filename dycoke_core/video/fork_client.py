@@ -12,13 +12,15 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import count
 from typing import Any
 
 from dycoke_core.errors import SandboxUnavailableError
 from dycoke_core.video.child import MAX_MESSAGE_BYTES
+from dycoke_core.video.types import FailureCode
 
 logger = logging.getLogger(__name__)
 
@@ -29,17 +31,20 @@ _KILL_PATIENCE_S = 5.0
 # All that a reader sees of the environment; the rest carries keys and passwords.
 _ENVIRONMENT = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "LANG", "LC_ALL")
 # What a child may say of itself. Everything else is concluded from how it ended.
-_REPORTED = frozenset({"no_video", "unreadable", "too_many_frames", "memory", "crash"})
+_REPORTED: dict[str, FailureCode] = {
+    "no_video": "no_video",
+    "unknown_codec": "unknown_codec",
+    "unreadable": "unreadable",
+    "too_many_frames": "too_many_frames",
+    "memory": "memory",
+    "exception": "exception",
+}
 
 
 class TaskFailure(Exception):
-    """A child brought no result.
+    """A child brought no result. `detail` is its own words: for logs, never for clients."""
 
-    `code` is what it reported of the video (no_video, unreadable, too_many_frames) or how it ended
-    (timeout, memory, cpu, crash). `detail` is its own words: for logs, never for clients.
-    """
-
-    def __init__(self, code: str, detail: str = "") -> None:
+    def __init__(self, code: FailureCode, detail: str = "") -> None:
         super().__init__(code)
         self.code = code
         self.detail = detail
@@ -111,7 +116,7 @@ class ForkServer:
         self._control.setblocking(False)
         command = [sys.executable, "-m", "dycoke_core.video.fork_server", str(theirs.fileno())]
         environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-        with theirs:
+        with theirs, self._closing_unless_started():
             # Neither numpy nor malloc may take memory for each of the machine's cores.
             own = {"OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
             self._process = subprocess.Popen(
@@ -121,6 +126,14 @@ class ForkServer:
                 stdout=subprocess.DEVNULL,
                 env=environment | own,
             )
+
+    @contextmanager
+    def _closing_unless_started(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            self._let_go()
+            raise
 
     def observe_refusals(self) -> dict[str, bool]:
         """Has a child, confined as far as this system can, try what it must not. Blocks.
@@ -175,7 +188,11 @@ class ForkServer:
         Raises:
             TaskFailure: there is no result.
         """
-        self._watch()
+        try:
+            self._watch()
+            read_end, write_end = os.pipe()
+        except OSError as error:
+            raise TaskFailure("no_process", "no server") from error
         confinement = replace(self._confinement, cpu_s=self._confinement.cpu_s * num_threads)
         task: dict[str, Any] = {
             "name": name,
@@ -189,7 +206,6 @@ class ForkServer:
             task["shape"] = pixels[1]
         loop = asyncio.get_running_loop()
         task_id = next(self._ids)
-        read_end, write_end = os.pipe()
         os.set_blocking(read_end, False)
         child = _Child(confinement, read_end, on_progress, loop.create_future())
         self._children[task_id] = child
@@ -323,18 +339,23 @@ def _result(child: _Child) -> Any:
             return reply["result"]
         code = reply.get("error")
         if isinstance(code, str) and code in _REPORTED:
-            raise TaskFailure(code, ascii(reply.get("detail"))[:_MAX_DETAIL_CHARACTERS])
+            detail = ascii(reply.get("detail"))[:_MAX_DETAIL_CHARACTERS]
+            raise TaskFailure(_REPORTED[code], detail)
     raise TaskFailure(_cause_of_end(child.ended.result(), child.confinement))
 
 
-def _cause_of_end(ended: Mapping[str, Any], confinement: Confinement) -> str:
+def _cause_of_end(ended: Mapping[str, Any], confinement: Confinement) -> FailureCode:
     """Concludes why a child ended without a word. Where the kernel does not say, by its usage."""
-    if not ended or not os.WIFSIGNALED(ended["status"]):
-        return "crash"
+    if not ended:  # with its server
+        return "killed"
+    if "status" not in ended:
+        return "no_process"
+    if not os.WIFSIGNALED(ended["status"]):
+        return "exception"
     killed_by = os.WTERMSIG(ended["status"])
     if killed_by == signal.SIGXCPU or ended["cpu_s"] >= confinement.cpu_s:
         return "cpu"
-    # The kernel's out-of-memory killer, or a library that died of an allocation that failed.
-    if killed_by == signal.SIGKILL or ended["max_rss_bytes"] >= confinement.memory_bytes / 2:
-        return "memory"
-    return "crash"
+    if killed_by == signal.SIGKILL:  # no limit of its own ends it so: the kernel, or an operator
+        return "killed"
+    # A library that died of an allocation that failed, or of itself.
+    return "memory" if ended["max_rss_bytes"] >= confinement.memory_bytes / 2 else "crash"

@@ -8,7 +8,8 @@ nothing but fork, kill and reap. It never looks at a video.
 On the socket FD (SOCK_SEQPACKET) it takes
     {"run": id, "task": {...}} with the descriptors [video, replies, pixels?], and {"kill": id},
 and answers each run, once, with
-    {"exited": id, "status": as of waitpid, "max_rss_bytes": n, "cpu_s": x}.
+    {"exited": id, "status": as of waitpid, "max_rss_bytes": n, "cpu_s": x},
+or with {"exited": id} alone where it could not fork.
 When the other end closes it kills and reaps its children and exits. Should it be killed itself, the
 kernel kills them (PR_SET_PDEATHSIG).
 """
@@ -38,7 +39,12 @@ class _Children:
         self._by_pidfd: dict[int, tuple[int, int]] = {}
 
     def add(self, task_id: int, pid: int) -> int:
-        pidfd = os.pidfd_open(pid)
+        try:
+            pidfd = os.pidfd_open(pid)
+        except OSError:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise
         self._by_pidfd[pidfd] = (task_id, pid)
         return pidfd
 
@@ -72,8 +78,7 @@ def serve(control: socket.socket, tasks: child.Tasks) -> None:
         for fd, _ in poller.poll():
             if fd != control.fileno():
                 poller.unregister(fd)
-                with suppress(ConnectionError):  # the other end has closed, too
-                    control.send(json.dumps(children.reap(fd)).encode())
+                _send(control, children.reap(fd))
                 continue
             payload, fds = _receive(control)
             if not payload:
@@ -83,10 +88,18 @@ def serve(control: socket.socket, tasks: child.Tasks) -> None:
             if "kill" in message:
                 children.kill(message["kill"])
                 continue
-            pid = _fork(message["task"], fds, tasks)
+            try:
+                pidfd = children.add(message["run"], _fork(message["task"], fds, tasks))
+                poller.register(pidfd, select.POLLIN)
+            except OSError:  # no more processes, memory or descriptors
+                _send(control, {"exited": message["run"]})
             for passed in fds:
                 os.close(passed)
-            poller.register(children.add(message["run"], pid), select.POLLIN)
+
+
+def _send(control: socket.socket, message: dict[str, Any]) -> None:
+    with suppress(ConnectionError):  # the other end has closed, too
+        control.send(json.dumps(message).encode())
 
 
 def _receive(control: socket.socket) -> tuple[bytes, list[int]]:

@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,7 +22,7 @@ from dycoke_core.video.containers import Container
 from dycoke_core.video.fork_client import Confinement, ForkServer, TaskFailure
 from dycoke_core.video.frame_buffer import copy_pixels, open_frame_buffer
 from dycoke_core.video.landlock import landlock_abi
-from dycoke_core.video.refusals import KILL_REASONS, as_video_error, refuse_beyond_limits
+from dycoke_core.video.refusals import KILL_REASONS, as_dycoke_error, refuse_beyond_limits
 from dycoke_core.video.replies import (
     MalformedReplyError,
     Placement,
@@ -74,7 +74,8 @@ class FrameReaders:
     when it starts.
 
     Cancelling a call kills its child at once. `kills` counts, by reason (timeout, memory, cpu,
-    crash), the children that did not end by themselves. `sandbox` says what they are denied.
+    crash, killed), the children that did not end by themselves, `num_exceptions` those that ended
+    in an error of Python. `sandbox` says what they are denied.
 
     Raises:
         SandboxUnavailableError: children cannot be started, or, without `allow_unsandboxed`, this
@@ -99,7 +100,8 @@ class FrameReaders:
         self._decord = ForkServer("dycoke_core.video.decord_reader", confinement)
         self._probe_places = asyncio.Semaphore(max_readers)
         self._read_places = asyncio.Semaphore(max_readers)
-        self._kills = Counter(dict.fromkeys(KILL_REASONS, 0))
+        self._kills: Counter[str] = Counter(dict.fromkeys(KILL_REASONS, 0))
+        self._num_exceptions = 0
         try:
             self.sandbox = self._start()
             if not (self.sandbox.is_complete or allow_unsandboxed):
@@ -113,11 +115,16 @@ class FrameReaders:
     def kills(self) -> Mapping[str, int]:
         return self._kills
 
+    @property
+    def num_exceptions(self) -> int:
+        return self._num_exceptions
+
     async def probe(self, path: Path) -> VideoProbe:
         """Reads the headers of a video and refuses what they already show to be unreadable.
 
         Raises:
             VideoError: not a video we take, or none at all.
+            ReadersUnavailableError
         """
         async with self._probe_places, open_video(path) as video:
             timeout_s = min(self._limits.probe_timeout_s, self._limits.timeout_s)
@@ -131,7 +138,7 @@ class FrameReaders:
                     timeout_s=timeout_s,
                 )
             except TaskFailure as failure:
-                raise as_video_error(failure, self._limits, timeout_s) from failure
+                raise as_dycoke_error(failure, self._limits, timeout_s) from failure
             refuse_beyond_limits(headers, self._limits)
             return headers.probe
 
@@ -153,6 +160,7 @@ class FrameReaders:
         Raises:
             VideoError: the video is refused or cannot be read within the limits.
             InvalidRequestError: the clip starts beyond the video's end.
+            ReadersUnavailableError
         """
         limit_s = self._limits.timeout_s
         budget_s = limit_s if timeout_s is None else min(limit_s, timeout_s)
@@ -166,7 +174,7 @@ class FrameReaders:
                         _Reading(video, plan, spec, fd, ends_at, num_threads, progress)
                     )
             except TaskFailure as failure:
-                raise as_video_error(failure, self._limits, budget_s) from failure
+                raise as_dycoke_error(failure, self._limits, budget_s) from failure
 
     async def aclose(self) -> None:
         """Ends all readers. Calls that are still under way fail."""
@@ -218,6 +226,8 @@ class FrameReaders:
                 return await self._read_with_decord(reading, warnings)
             except TaskFailure as failure:
                 warnings.append(f"decord could not read this video ({failure.code}); PyAV did")
+                frames = await self._read_with_pyav(reading, warnings)
+                return replace(frames, fallback_cause=failure.code)
         return await self._read_with_pyav(reading, warnings)
 
     async def _read_keyframes(self, reading: _Reading, warnings: list[str]) -> VideoFrames:
@@ -306,12 +316,15 @@ class FrameReaders:
             )
             return parse(reply)
         except MalformedReplyError as error:
-            failure = TaskFailure("crash", f"malformed reply: {error}")
+            failure = TaskFailure("exception", f"malformed reply: {error}")
         except TaskFailure as error:
             failure = error
         if failure.code in KILL_REASONS:
             self._kills[failure.code] += 1
             logger.warning("a frame reader was lost: %s (%s)", failure.code, failure.detail)
+        elif failure.code == "exception":
+            self._num_exceptions += 1
+            logger.warning("a frame reader failed: %s", failure.detail)
         else:
             logger.debug("a video was not read: %s (%s)", failure.code, failure.detail)
         raise failure

@@ -144,6 +144,8 @@ def _open(task: Task, num_threads: int = 1) -> tuple[InputContainer, VideoStream
         raise
     except (av.FFmpegError, ValueError) as error:
         raise TaskError("unreadable", str(error)) from error
+    if isinstance(stream, VideoStream) and stream.codec_context is None:  # no decoder is known
+        raise TaskError("unknown_codec")
     if not isinstance(stream, VideoStream) or Disposition.attached_pic in stream.disposition:
         raise TaskError("no_video")
     stream.codec_context.thread_count = num_threads

@@ -4,26 +4,29 @@ The words are ours, with numbers and names that were checked; nothing of a child
 """
 
 from dycoke_core.errors import (
+    DycokeError,
     NoVideoStreamError,
+    ReadersUnavailableError,
     UnreadableVideoError,
     UnsupportedCodecError,
-    VideoError,
     VideoLimitError,
+    VideoReaderFailedError,
     VideoReaderKilledError,
     VideoReadTimeoutError,
 )
 from dycoke_core.video.fork_client import TaskFailure
 from dycoke_core.video.replies import Headers
-from dycoke_core.video.types import ReadLimits
+from dycoke_core.video.types import FailureCode, ReadLimits
 
 # `pyav_reader` names their decoders.
 CODECS = ("h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "mpeg2video", "mjpeg")
-KILL_REASONS = ("timeout", "memory", "cpu", "crash")
+KILL_REASONS: tuple[FailureCode, ...] = ("timeout", "memory", "cpu", "crash", "killed")
 
-_LOST = {
+_LOST: dict[FailureCode, str] = {
     "memory": "reading the video takes more memory than a reader may have",
     "cpu": "reading the video takes more CPU time than a reader may have",
     "crash": "a reader of this video crashed",
+    "killed": "the readers of this video were killed",
 }
 
 
@@ -53,8 +56,14 @@ def refuse_beyond_limits(headers: Headers, limits: ReadLimits) -> None:
         )
 
 
-def as_video_error(failure: TaskFailure, limits: ReadLimits, timeout_s: float) -> VideoError:
+def as_dycoke_error(failure: TaskFailure, limits: ReadLimits, timeout_s: float) -> DycokeError:
     """Says what a failed task means for the video."""
+    if failure.code == "no_process":
+        return ReadersUnavailableError("no process can be started to read the video")
+    if failure.code == "exception":
+        return VideoReaderFailedError("a reader of this video failed")
+    if failure.code == "unknown_codec":
+        return UnsupportedCodecError(f"the video codec is not one we take ({', '.join(CODECS)})")
     if failure.code == "no_video":
         return NoVideoStreamError("the file has no video stream")
     if failure.code == "too_many_frames":

@@ -11,6 +11,24 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 ReaderName = Literal["decord", "pyav"]
+# What became of a task that brought no result. What its child reported of the video:
+#   no_video, unknown_codec, unreadable, too_many_frames; that the allocator refused it: memory;
+# how the child ended: timeout, memory, cpu, crash (a signal of its own doing), killed (from
+#   outside), exception (a Python error, or a reply that no honest child sends);
+# that there was none: no_process.
+FailureCode = Literal[
+    "no_video",
+    "unknown_codec",
+    "unreadable",
+    "too_many_frames",
+    "timeout",
+    "memory",
+    "cpu",
+    "crash",
+    "killed",
+    "exception",
+    "no_process",
+]
 Sampling = Literal["uniform", "keyframe"]
 
 SAMPLINGS: tuple[Sampling, ...] = get_args(Sampling)
@@ -105,3 +123,4 @@ class VideoFrames:
     timestamps_s: tuple[float, ...]
     reader: ReaderName
     warnings: tuple[str, ...]
+    fallback_cause: FailureCode | None = None  # why decord, which was to read them, did not

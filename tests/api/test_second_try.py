@@ -13,14 +13,14 @@ from app.api.post.second_try import SecondTryReaders, fell_back_after_kill
 from app.process_table import ProcessTable
 from dycoke_core.errors import UnreadableVideoError, VideoError, VideoReaderKilledError
 from dycoke_core.video import FrameReaders, FrameSpec, VideoFrames
+from dycoke_core.video.types import FailureCode, ReaderName
 
 SPEC = FrameSpec(num_frames=1, image_size=8)
-KILLED = "decord could not read this video (memory); PyAV did"
 
 
-def frames(*warnings: str) -> VideoFrames:
-    reader = "pyav" if warnings else "decord"
-    return VideoFrames(np.zeros(SPEC.shape, np.uint8), (0,), (0.0,), reader, warnings)
+def frames(fallback_cause: FailureCode | None = None) -> VideoFrames:
+    reader: ReaderName = "decord" if fallback_cause is None else "pyav"
+    return VideoFrames(np.zeros(SPEC.shape, np.uint8), (0,), (0.0,), reader, (), fallback_cause)
 
 
 class Readers:
@@ -92,20 +92,20 @@ async def test_other_errors_are_final(inner: Readers, readers: SecondTryReaders)
 async def test_fallback_after_a_kill_is_tried_again(
     inner: Readers, readers: SecondTryReaders
 ) -> None:
-    inner.outcomes = {"a": [frames(KILLED), frames()], "b": [frames(KILLED), frames(KILLED)]}
+    inner.outcomes = {"a": [frames("killed"), frames()], "b": [frames("killed"), frames("killed")]}
     assert (await readers.read(Path("a"), SPEC)).reader == "decord"
     assert fell_back_after_kill(await readers.read(Path("b"), SPEC))
 
 
 async def test_fallback_for_want_of_time_is_not(inner: Readers, readers: SecondTryReaders) -> None:
-    inner.outcomes = {"a": [frames(KILLED.replace("memory", "timeout"))]}
+    inner.outcomes = {"a": [frames("timeout")]}
     assert not fell_back_after_kill(await readers.read(Path("a"), SPEC))
 
 
 async def test_crash_that_comes_twice_is_the_videos(
     inner: Readers, readers: SecondTryReaders
 ) -> None:
-    crashed = frames(KILLED.replace("memory", "crash"))
+    crashed = frames("crash")
     inner.outcomes = {"a": [crashed, crashed], "b": [crashed, frames()]}
     assert not fell_back_after_kill(await readers.read(Path("a"), SPEC))
     assert (await readers.read(Path("b"), SPEC)).reader == "decord"
@@ -115,7 +115,7 @@ async def test_second_try_that_fails_takes_nothing_away(
     inner: Readers, readers: SecondTryReaders
 ) -> None:
     """decord crashes each time, and the second reader is killed from outside."""
-    crashed = frames(KILLED.replace("memory", "crash"))
+    crashed = frames("crash")
     inner.outcomes = {"a": [crashed, VideoReaderKilledError("killed")]}
     read = await readers.read(Path("a"), SPEC)
     assert read.pixels is crashed.pixels

@@ -20,7 +20,7 @@ FINAL_STATES = ("done", "error", "cancelled")
 # have a TTL.
 LASTING = (
     "dead", "ended_bytes", "ended_jobs", "ended_sizes", "frame_bytes", "frame_sizes", "frame_uses",
-    "models", "workers",
+    "frame_videos", "models", "workers",
 )  # fmt: skip
 LASTING_BY_MODEL = ("jobs",)
 
@@ -80,6 +80,10 @@ def _check_key(redis: SyncRedis, key: bytes, words: list[str], ledger: Ledger) -
     if kind == "frames":
         if not redis.hexists("dycoke:frame_sizes", words[1]):
             ledger.blame(f"{key!r} is in no budget")
+        return
+    if kind == "video_frames":
+        if redis.smembers(key) - set(redis.hkeys("dycoke:frame_sizes")):
+            ledger.blame(f"{key!r} names frames that are in no budget")
         return
     if kind in LASTING or kind in LASTING_BY_MODEL:
         return

@@ -96,7 +96,7 @@ def plan_questions(seed: int, stream: str) -> Iterator[Question]:
         number += 1
         manner = rng.choices(list(MANNERS), weights=list(MANNERS.values()))[0]
         words = [f"sleep:{rng.choice((0.01, 0.02, 0.04))}", f"{stream}-{number}"]
-        is_poison = rng.random() < 0.02 and manner == "stream"
+        is_poison = manner == "stream" and rng.random() < 0.05
         if is_poison:
             words.append(POISON)
         yield Question(

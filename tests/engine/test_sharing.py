@@ -287,3 +287,32 @@ def test_hundreds_of_short_sequences_leave_nothing_behind(lab: Lab) -> None:
         engine.recordings.clear()
     engine.drain()
     assert engine.stats().kv_bytes_in_use == 0
+
+
+def test_forgotten_video_leaves_nothing_behind_and_others_stay(lab: Lab) -> None:
+    engine = lab.engine()
+    names = {"first": "one", "second": "one", "other": "two"}
+    for video, (sequence_id, name) in enumerate(names.items()):
+        sequence = lab.sequence(sequence_id, video=min(video, 1), question=QUESTIONS[video])
+        sequence.video_name = name
+        engine.run(sequence)
+    before = engine.admission.num_prefixes
+    engine.forget_video("one")
+    assert engine.admission.num_prefixes < before
+    again = lab.sequence("again", video=0)
+    assert report_of(engine.run(again)["again"]).cache == CacheReport(False, False)
+
+
+def test_forgotten_video_goes_with_the_last_sequence_that_holds_it(lab: Lab) -> None:
+    engine = lab.engine()
+    sequence = lab.sequence("running", max_tokens=4)
+    sequence.video_name = "one"
+    engine.add(sequence)
+    events = [*engine.step(), *engine.step()]
+    engine.forget_video("one")
+    while engine.has_work:
+        events += engine.step()
+    assert_same(engine.recordings["running"], lab.alone(max_tokens=4).recording)
+    assert engine.admission.num_prefixes == 0
+    report = report_of(engine.run(lab.sequence("again", max_tokens=4))["again"])
+    assert report.cache == CacheReport(False, False)

@@ -39,6 +39,7 @@ from app.store.job_leases import Append, Delivery, JobLeases
 from app.store.keys import RedisKeys
 from app.store.worker_registry import WorkerRegistry
 from dycoke_core.video import FrameReaders, FrameSpec, VideoFrames, VideoProbe
+from dycoke_core.video.types import FailureCode
 
 MODEL = "tiny"
 CLIP = b"\x00\x00\x00\x18ftypmp42\x00\x00\x00\x00mp42isom" + bytes(range(256)) * 8
@@ -59,7 +60,9 @@ class FakeReaders:
         self.probe_error: Exception | None = None
         self.read_error: Exception | None = None
         self.warnings: tuple[str, ...] = ()
+        self.fallback_cause: FailureCode | None = None
         self.kills: Mapping[str, int] = {"timeout": 0}
+        self.num_exceptions = 0
 
     async def probe(self, path: Path) -> VideoProbe:
         self.num_probes += 1
@@ -89,6 +92,7 @@ class FakeReaders:
             timestamps_s=tuple(float(i) for i in range(spec.num_frames)),
             reader="decord",
             warnings=self.warnings,
+            fallback_cause=self.fallback_cause,
         )
 
     async def aclose(self) -> None:

@@ -38,6 +38,7 @@ class FakeEngine:
     image_size: int = 8
     sequences: dict[str, Sequence] = field(default_factory=dict)
     aborted: list[str] = field(default_factory=list)
+    forgotten: list[str] = field(default_factory=list)
 
     @property
     def card(self) -> EngineCard:
@@ -76,6 +77,9 @@ class FakeEngine:
         size = self.image_size
         assert sequence.frames is None or sequence.frames.shape[1:] == (size, size, 3)
         self.sequences[sequence.sequence_id] = sequence
+
+    def forget_video(self, name: str) -> None:
+        self.forgotten.append(name)
 
     def abort(self, sequence_id: str) -> bool:
         self.aborted.append(sequence_id)

@@ -319,7 +319,7 @@ async def test_frames_of_a_fallback_after_a_kill_are_not_kept(
     api: RunningApi, worker: ScriptedWorker
 ) -> None:
     """Each of its readers was killed; the next question may fare better."""
-    api.readers.warnings = ("decord could not read this video (memory); PyAV did",)
+    api.readers.fallback_cause = "killed"
     digests = []
     for _ in range(2):
         post = asyncio.create_task(api.post(stream=False))
@@ -327,7 +327,7 @@ async def test_frames_of_a_fallback_after_a_kill_are_not_kept(
         assert delivery.request.frames is not None
         digests.append(delivery.request.frames.digest)
         assert (await post).json()["cache"]["frames"] == "miss"
-        api.readers.warnings = ()
+        api.readers.fallback_cause = None
     assert len(set(digests)) == 2
     post = asyncio.create_task(api.post(stream=False))
     await worker.answer()

@@ -450,6 +450,7 @@ async def test_metrics_say_what_clients_experienced(
         "dycoke_queue_capacity 1.0",
         "dycoke_stream_capacity 3.0",
         'dycoke_reader_kills_total{reason="timeout"} 0.0',
+        "dycoke_reader_exceptions_total 0.0",
         "dycoke_stream_resumes_total 1.0",
         "dycoke_client_disconnects_total 0.0",
         'dycoke_queue_oldest_age_seconds{model="tiny"} 0.0',

@@ -5,7 +5,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from redis.asyncio import Redis
 
+from app.__main__ import main
+from app.store.forgotten_videos import ForgottenVideos
 from app.store.keys import RedisKeys
 from tests.integration.api import CLIP, RunningApi, ScriptedWorker, running_api, scripted_worker
 from tests.integration.conftest import RedisServer
@@ -120,3 +123,89 @@ async def test_idempotency_keys_of_two_keys_never_meet(
         (await ask(api, worker, {**who, "Idempotency-Key": "same"}))["job_id"] for who in (A, B)
     ]
     assert len(set(jobs)) == 2
+
+
+async def test_deleting_a_video_takes_its_frames_and_tells_the_workers(
+    api: RunningApi, worker: ScriptedWorker, redis: Redis, keys: RedisKeys
+) -> None:
+    news = ForgottenVideos(redis, keys)
+    assert await news.news() == []
+    receipts = [await ask(api, worker, who) for who in (A, B)]
+    assert len(await redis.hkeys(keys.frame_sizes)) == 2
+    url = f"/v1/videos/{receipts[0]['video_id']}"
+    assert (await api.client.delete(url, headers=A)).status_code == 204
+    assert len(await redis.hkeys(keys.frame_sizes)) == 1
+    (told,) = await news.news()
+    assert str(receipts[0]["video_id"]) in told
+    hit = (await ask(api, worker, B))["cache"]
+    assert hit["frames"] == "hit", "what the other key has is its own"  # type: ignore[index]
+    again = (await ask(api, worker, A))["cache"]
+    assert again["frames"] == "miss"  # type: ignore[index]
+
+
+async def test_shared_frames_go_with_the_last_key_that_has_the_video(
+    redis_server: RedisServer,
+    keys: RedisKeys,
+    tmp_path: Path,
+    worker: ScriptedWorker,
+    redis: Redis,
+) -> None:
+    async with running_api(
+        redis_server.url, keys, tmp_path, api_keys=KEYS, share_caches=True
+    ) as api:
+        receipts = [await ask(api, worker, who) for who in (A, B)]
+        url = f"/v1/videos/{receipts[0]['video_id']}"
+        assert (await api.client.delete(url, headers=A)).status_code == 204
+        assert len(await redis.hkeys(keys.frame_sizes)) == 1
+        assert (await api.client.delete(url, headers=B)).status_code == 204
+        assert await redis.hkeys(keys.frame_sizes) == []
+
+
+# --- usage ---
+
+
+async def test_usage_is_each_keys_own(api: RunningApi, worker: ScriptedWorker) -> None:
+    for _ in range(2):
+        await ask(api, worker, A, num_frames=4)
+    post = asyncio.create_task(api.post(headers=A, stream=False))
+    delivery = await worker.take()
+    await api.client.delete(f"/v1/jobs/{delivery.job_id}", headers=A)
+    await post
+    usage = (await api.client.get("/v1/usage", headers=A)).json()
+    assert usage["key"] == "a"
+    assert usage["total"] == {
+        "jobs": 3,
+        "jobs_done": 2,
+        "jobs_error": 0,
+        "jobs_cancelled": 1,
+        "frames": 8,
+        "visual_tokens": 32,
+        "prompt_tokens": 40,
+        "completion_tokens": 6,
+        "uploads": 1,
+        "upload_bytes": len(CLIP),
+    }
+    assert sum(day["jobs"] for day in usage["days"]) == 3
+    other = (await api.client.get("/v1/usage", headers=B)).json()
+    assert other["total"]["jobs"] == 0 and other["days"] == []
+    refused = await api.client.get("/v1/usage/keys", headers=A)
+    assert (refused.status_code, refused.json()["code"]) == (403, "forbidden")
+    assert (await api.client.get("/v1/usage?days=0", headers=A)).status_code == 400
+
+
+async def test_administrators_see_the_usage_of_every_key(
+    redis_server: RedisServer,
+    keys: RedisKeys,
+    tmp_path: Path,
+    worker: ScriptedWorker,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("DYCOKE_DATA_DIR", str(tmp_path))
+    assert main(["keys", "add", "root", "--scopes", "admin"]) == 0
+    root = {"Authorization": f"Bearer {capsys.readouterr().out.strip()}"}
+    async with running_api(redis_server.url, keys, tmp_path, api_keys=KEYS) as api:
+        await ask(api, worker, A)
+        usage = (await api.client.get("/v1/usage/keys", headers=root)).json()["data"]
+        assert {of["key"]: of["total"]["jobs"] for of in usage} == {"a": 1, "b": 0, "root": 0}
+        assert (await api.post(headers=root)).status_code == 403

@@ -8,14 +8,22 @@ from redis.asyncio import Redis
 
 from app.errors import StoreUnavailableError
 from app.messages import JobState
-from app.store.frame_store import FrameStore, decode_frames, encode_frames, frames_digest
+from app.store.forgotten_videos import ForgottenVideos
+from app.store.frame_store import (
+    FrameStore,
+    decode_frames,
+    encode_frames,
+    frames_digest,
+    parse_header,
+)
 from app.store.job_leases import JobLeases
-from app.store.job_queue import JobQueue
+from app.store.job_queue import Created, ExpectedFrames, JobQueue
 from app.store.keys import RedisKeys
 from dycoke_core.video import SAMPLINGS, VideoFrames
 from tests.integration.jobs import MODEL, cancelled, make_request
 
 BLOB_BYTES = 400
+VIDEO = "video"
 
 
 @pytest.fixture
@@ -31,7 +39,7 @@ def store(redis: Redis, keys: RedisKeys) -> FrameStore:
 
 async def reading_job(queue: JobQueue, job_id: str) -> str:
     await queue.reserve(MODEL, job_id, max_jobs=100, lease_s=30)
-    return await queue.create(make_request(job_id))
+    return (await queue.create(make_request(job_id))).job_id
 
 
 async def cancel(queue: JobQueue, job_id: str) -> None:
@@ -45,7 +53,7 @@ def blob(letter: str) -> bytes:
 
 
 async def put(store: FrameStore, digest: str, job_id: str = "none") -> None:
-    await store.put_and_pin(digest, blob(digest), job_id)
+    await store.put_and_pin(digest, blob(digest), job_id, VIDEO)
     await asyncio.sleep(0.002)  # uses are ordered by the millisecond
 
 
@@ -128,14 +136,16 @@ async def test_lost_blob_does_not_keep_its_share_of_the_budget(
 async def test_blob_larger_than_the_budget_evicts_nothing(store: FrameStore) -> None:
     await put(store, "a")
     with pytest.raises(StoreUnavailableError):
-        await store.put_and_pin("b", bytes(2 * BLOB_BYTES + 1), "none")
+        await store.put_and_pin("b", bytes(2 * BLOB_BYTES + 1), "none", VIDEO)
     assert await stored(store) == "a"
 
 
 async def test_budget_holds_under_concurrent_writers(
     store: FrameStore, redis: Redis, keys: RedisKeys
 ) -> None:
-    await asyncio.gather(*(store.put_and_pin(f"{i}", bytes(BLOB_BYTES), "none") for i in range(30)))
+    await asyncio.gather(
+        *(store.put_and_pin(f"{i}", bytes(BLOB_BYTES), "none", VIDEO) for i in range(30))
+    )
     sizes = await redis.hgetall(keys.frame_sizes)
     assert len(sizes) == 2
     assert await redis.get(keys.frame_bytes) == str(2 * BLOB_BYTES).encode()
@@ -155,7 +165,7 @@ async def test_job_with_frames_leaves_no_pin_behind(
 async def test_frames_are_described_without_their_pixels(redis: Redis, keys: RedisKeys) -> None:
     store = FrameStore(redis, keys, max_bytes=10_000)
     frames = VideoFrames(np.zeros((2, 8, 8, 3), np.uint8), (0, 5), (0.0, 0.2), "pyav", ("cut",))
-    await store.put_and_pin("a", encode_frames(frames), "none")
+    await store.put_and_pin("a", encode_frames(frames), "none", VIDEO)
     header = await store.pin("a", "none")
     assert header is not None
     assert (header.shape, header.indices) == ((2, 8, 8, 3), (0, 5))
@@ -197,3 +207,108 @@ def test_digest_depends_on_everything_that_the_pixels_depend_on() -> None:
         for sampling in SAMPLINGS
     }
     assert len(digests) == 96
+
+
+# --- deleted videos ---
+
+
+async def test_frames_go_with_their_video_and_no_others_do(
+    store: FrameStore, redis: Redis, keys: RedisKeys
+) -> None:
+    await put(store, "a")
+    await store.put_and_pin("b", blob("b"), "none", "other")
+    await ForgottenVideos(redis, keys).forget(VIDEO)
+    assert await stored(store) == "b"
+    assert await redis.get(keys.frame_bytes) == str(BLOB_BYTES).encode()
+    assert await redis.hgetall(keys.frame_videos) == {b"b": b"other"}
+    assert not await redis.exists(keys.video_frames(VIDEO), keys.frame_pins("a"))
+
+
+async def test_frames_of_a_deleted_video_stay_for_live_jobs_and_go_with_the_last(
+    store: FrameStore, queue: JobQueue, redis: Redis, keys: RedisKeys
+) -> None:
+    forgotten = ForgottenVideos(redis, keys)
+    for job_id in ("one", "two", "late"):
+        await reading_job(queue, job_id)
+    await put(store, "a", "one")
+    await store.pin("a", "two")
+    await forgotten.forget(VIDEO)
+    assert await stored(store) == "a"
+    await cancel(queue, "one")
+    assert await stored(store) == "a"
+    await cancel(queue, "two")
+    assert await stored(store) == ""
+    await put(store, "b", "late")  # it was being read all the while
+    assert await stored(store) == "b"
+    await cancel(queue, "late")
+    await put(store, "c", "late")  # a reader that does not know yet
+    assert await stored(store) == ""
+    assert await redis.get(keys.frame_bytes) == b"0"
+
+
+async def test_video_that_is_uploaded_again_is_kept_again(
+    store: FrameStore, queue: JobQueue, redis: Redis, keys: RedisKeys
+) -> None:
+    forgotten = ForgottenVideos(redis, keys)
+    await forgotten.forget(VIDEO)
+    await forgotten.keep(VIDEO)
+    await reading_job(queue, "j")
+    await put(store, "a", "j")
+    await cancel(queue, "j")
+    assert await stored(store) == "a"
+
+
+async def test_evicted_frames_leave_no_name_behind(
+    store: FrameStore, redis: Redis, keys: RedisKeys
+) -> None:
+    for letter in "abc":
+        await put(store, letter)
+    assert await redis.smembers(keys.video_frames(VIDEO)) == {b"b", b"c"}
+    assert await redis.hkeys(keys.frame_videos) == [b"b", b"c"]
+
+
+async def test_workers_read_once_which_videos_to_forget(redis: Redis, keys: RedisKeys) -> None:
+    api, worker = ForgottenVideos(redis, keys), ForgottenVideos(redis, keys)
+    await api.forget("before the worker was")
+    await asyncio.sleep(0.005)
+    assert await worker.news() == []
+    for video in ("a", "b"):
+        await api.forget(video)
+    assert await worker.news() == ["a", "b"]
+    assert await worker.news() == []
+    assert await redis.pttl(keys.forgotten) > 0 and await redis.pttl(keys.forgettings) > 0
+
+
+async def test_job_about_stored_frames_is_queued_as_it_is_created(
+    queue: JobQueue, redis: Redis, keys: RedisKeys
+) -> None:
+    store = FrameStore(redis, keys, max_bytes=10_000)
+    frames = VideoFrames(np.zeros((1, 8, 8, 3), np.uint8), (0,), (0.0,), "decord", ())
+    await store.put_and_pin("d", encode_frames(frames), "none", "video")
+
+    async def create(job_id: str, expected: bytes | None) -> Created:
+        await queue.reserve(MODEL, job_id, max_jobs=100, lease_s=30)
+        ready = make_request(job_id).model_copy(update={"seed": 7})
+        return await queue.create(
+            make_request(job_id),
+            frames_digest="d",
+            expected=ExpectedFrames(expected, ready) if expected else None,
+        )
+
+    first = await create("first", None)
+    assert not first.is_queued and parse_header(first.found).indices == (0,)
+    other = await create("other", first.found + b" ")
+    assert not other.is_queued and other.found == first.found, "they are not as expected"
+    second = await create("second", first.found)
+    assert second.is_queued
+    record = await queue.get("second")
+    assert (record.state, record.request.seed) == (JobState.QUEUED, 7)
+    assert record.position == 0 and record.queued_at_s is not None
+    assert await redis.smembers(keys.frame_pins("d")) == {b"first", b"other", b"second"}
+    assert await redis.zrange(keys.places(MODEL), 0, -1) == [b"first", b"other"]
+    assert (await queue.depth(MODEL)).waiting == 3
+    again = await queue.create(make_request("second"), frames_digest="d")
+    assert again.job_id == "second" and not again.found, "a retry creates nothing"
+    await redis.delete(keys.frames("d"))
+    third = await create("third", first.found)
+    assert not third.is_queued and third.found == b""

@@ -14,6 +14,7 @@ from app.messages import DoneEvent, ErrorEvent, JobEvent, JobState, StatusEvent
 from app.metrics import WorkerMetrics
 from app.settings import Settings
 from app.store.client import Scripts, connect
+from app.store.forgotten_videos import ForgottenVideos
 from app.store.job_leases import Append, Appended, JobLeases
 from app.store.keys import GROUP, RedisKeys
 from app.worker.process import CPU_RUNNING_JOBS
@@ -464,6 +465,15 @@ async def test_metrics_tell_what_the_engine_did(settings: Settings, client: Clie
             return metric("requests_running") == 0
 
         await wait_until(is_idle)
+
+
+async def test_engine_is_told_of_deleted_videos(
+    settings: Settings, client: Client, redis: Redis, keys: RedisKeys
+) -> None:
+    async with running(settings) as worker:
+        await client.wait_for_workers(1)
+        await ForgottenVideos(redis, keys).forget("video")
+        await wait_until(lambda: asyncio.sleep(0, worker.engine.forgotten == ["video"]))
 
 
 async def test_card_is_there_while_the_worker_takes_jobs(

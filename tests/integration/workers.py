@@ -69,7 +69,9 @@ class Client:
         await self.queue.create(request)
         request = with_frames(request)
         assert request.frames
-        await self.frames.put_and_pin(request.frames.digest, encode_frames(FRAMES), job_id)
+        await self.frames.put_and_pin(
+            request.frames.digest, encode_frames(FRAMES), job_id, request.cached_video
+        )
         assert await self.queue.enqueue(request)
         return job_id
 

@@ -69,12 +69,12 @@ async def test_a_child_writes_pixels_for_its_parent(hostile: ForkServer, video_f
         ("spin", "cpu"),
         ("spin_natively", "cpu"),
         ("crash", "crash"),
-        ("exit_silently", "crash"),
-        ("fail", "crash"),
-        ("invent_an_error", "crash"),
+        ("exit_silently", "exception"),
+        ("fail", "exception"),
+        ("invent_an_error", "exception"),
         ("babble", "crash"),
         ("report_unreadable", "unreadable"),
-        ("no_such_task", "crash"),
+        ("no_such_task", "exception"),
     ],
 )
 async def test_a_lost_child_is_reported_by_its_reason_and_the_next_works(
@@ -124,8 +124,47 @@ async def test_a_dead_server_fails_its_children_and_is_started_again(
     assert await _has_child(server.pid, is_wanted=True)
     [child] = server.children()
     server.kill()
-    assert (await reading).code == "crash"
+    assert (await reading).code == "killed"
     assert psutil.wait_procs([child], timeout=10)[1] == []
+    assert await _is_well(hostile, video_fd)
+
+
+async def test_a_child_that_somebody_kills_is_said_to_be_killed(
+    hostile: ForkServer, video_fd: int
+) -> None:
+    assert await _is_well(hostile, video_fd)
+    [server] = descendants()
+    reading = asyncio.create_task(_failure(hostile, "sleep", video_fd, timeout_s=3600))
+    assert await _has_child(server.pid, is_wanted=True)
+    server.children()[0].kill()
+    assert (await reading).code == "killed"
+
+
+async def test_a_child_that_cannot_be_forked_is_nobodys_fault(
+    hostile: ForkServer, video_fd: int
+) -> None:
+    assert await _is_well(hostile, video_fd)
+    [server] = descendants()
+    before = server.rlimit(psutil.RLIMIT_AS)
+    server.rlimit(psutil.RLIMIT_AS, (2**20, before[1]))  # a fork copies more
+    server.rlimit(psutil.RLIMIT_NOFILE, (server.num_fds(), 64))  # nor is there room for a pidfd
+    assert (await _failure(hostile, "echo", video_fd)).code == "no_process"
+    server.rlimit(psutil.RLIMIT_AS, before)
+    server.rlimit(psutil.RLIMIT_NOFILE, (64, 64))
+    assert await _is_well(hostile, video_fd)
+    assert descendants() == [server], "it was not started again"
+
+
+async def test_a_server_that_cannot_be_started_is_nobodys_fault(
+    hostile: ForkServer, video_fd: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise BlockingIOError("no more processes")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dycoke_core.video.fork_client.subprocess.Popen", refuse)
+        with leaving_nothing_behind():
+            assert (await _failure(hostile, "echo", video_fd)).code == "no_process"
     assert await _is_well(hostile, video_fd)
 
 
@@ -161,7 +200,7 @@ async def test_closing_ends_the_server_and_running_children(
         reading = asyncio.create_task(_failure(hostile, "sleep", video_fd, timeout_s=3600))
         assert await _has_child(server.pid, is_wanted=True)
         await hostile.aclose()
-        assert (await reading).code == "crash"
+        assert (await reading).code == "killed"
 
 
 def test_nothing_outlives_a_killed_parent(tmp_path: Path) -> None:
@@ -239,7 +278,7 @@ async def test_a_reply_that_comes_when_the_server_is_gone_is_taken_quietly(
         reading = asyncio.create_task(_failure(hostile, "sleep", video_fd, timeout_s=3600))
         await asyncio.sleep(0.3)
         hostile.close()  # ends the child, whose pipe is closed before its reader is removed
-        assert (await reading).code == "crash"
+        assert (await reading).code == "killed"
     assert problems == []
 
 

@@ -267,6 +267,17 @@ async def test_a_codec_we_do_not_take_is_refused_by_name(
         await shared.read(path, SPEC)
 
 
+async def test_a_codec_that_nobody_knows_is_refused(shared: FrameReaders, tmp_path: Path) -> None:
+    path = make_clip(tmp_path / "clip.mkv", num_frames=2)
+    path.write_bytes(path.read_bytes().replace(b"V_MPEG4/ISO/AVC", b"V_NOBODYS/CODEC"))
+    num_exceptions = shared.num_exceptions
+    with pytest.raises(UnsupportedCodecError):
+        await shared.probe(path)
+    with pytest.raises(UnsupportedCodecError):
+        await shared.read(path, SPEC)
+    assert shared.num_exceptions == num_exceptions
+
+
 @pytest.mark.parametrize("path", ["missing", ""])
 async def test_what_is_no_file_is_refused(shared: FrameReaders, tmp_path: Path, path: str) -> None:
     with pytest.raises(UnreadableVideoError):

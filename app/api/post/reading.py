@@ -16,11 +16,12 @@ from typing import TypeVar
 
 from app.api.errors import INTERNAL_ERROR, incident_message, log_incident
 from app.api.post.admission import Place
+from app.api.post.job_request import wanted_digest, with_frames
 from app.api.post.second_try import SecondTryReaders, fell_back_after_kill
 from app.errors import JobNotFoundError, StoreUnavailableError
-from app.messages import ErrorEvent, FramesRef, JobRequest, JobState, StatusEvent
+from app.messages import ErrorEvent, JobRequest, JobState, StatusEvent
 from app.metrics import ApiMetrics
-from app.store.frame_store import FramesHeader, FrameStore, encode_frames, frames_digest, own_digest
+from app.store.frame_store import FramesHeader, FrameStore, encode_frames, own_digest
 from app.store.job_queue import JobQueue
 from app.tracing import Tracing
 from app.video_store import VideoLease
@@ -45,6 +46,7 @@ class Reading:
     place: Place
     read_timeout_s: float  # what the probe has left of the readers' time
     reader: int = 0  # its number, where earlier ones were lost
+    found: FramesHeader | None = None  # of the frames, where they are stored, and pinned
 
 
 @dataclass(slots=True, eq=False)
@@ -141,35 +143,21 @@ class FrameReading:
     async def _read_and_enqueue(self, reading: Reading) -> None:
         began_at, began_at_s = time.monotonic(), time.time()
         request = reading.request
-        digest = frames_digest(
-            request.video_id,
-            num_frames=reading.spec.num_frames,
-            image_size=reading.spec.image_size,
-            start_s=reading.spec.start_s,
-            end_s=reading.spec.end_s,
-            salt=request.cache_salt,
-            sampling=reading.spec.sampling,
+        digest = wanted_digest(request, reading.spec)
+        stored = reading.found or await self._persist(
+            lambda: self._frames.pin(digest, request.job_id)
         )
-        stored = await self._persist(lambda: self._frames.pin(digest, request.job_id))
         if stored is not None:
             frames: FramesHeader | VideoFrames = stored
         else:
             frames, digest = await self._read(reading, digest)
-        ready = request.model_copy(
-            update={
-                "frames": FramesRef(
-                    digest=digest,
-                    num_frames=len(frames.indices),
-                    image_size=reading.spec.image_size,
-                    indices=list(frames.indices),
-                    timestamps_s=list(frames.timestamps_s),
-                    reader=frames.reader,
-                    warnings=list(frames.warnings),
-                    sampling=reading.spec.sampling,
-                    is_cached=stored is not None,
-                ),
-                "read_frames_s": request.read_frames_s + time.monotonic() - began_at,
-            }
+        ready = with_frames(
+            request,
+            reading.spec,
+            digest,
+            frames,
+            is_cached=stored is not None,
+            read_s=time.monotonic() - began_at,
         )
         self._tracing.record("read frames", request.traceparent, start_s=began_at_s)
         if await self._persist(lambda: self._queue.enqueue(ready)):
@@ -196,7 +184,8 @@ class FrameReading:
                 digest = own_digest(digest, job_id)
             # Another job may have stored them meanwhile; that spares the transfer.
             if await self._persist(lambda: self._frames.pin(digest, job_id)) is None:
-                await self._persist(lambda: self._frames.put_and_pin(digest, blob, job_id))
+                video = reading.request.cached_video
+                await self._persist(lambda: self._frames.put_and_pin(digest, blob, job_id, video))
             return frames, digest
         finally:
             read.num_waiting -= 1

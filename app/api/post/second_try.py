@@ -5,21 +5,18 @@ kernel's out-of-memory killer, an operator, the end of the server that all reade
 Only a video that loses its reader twice, the second time with no other beside it, is to blame.
 """
 
-import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from app.api.post.reader_places import ReaderPlaces
-from dycoke_core.errors import VideoError, VideoReaderKilledError
+from dycoke_core.errors import ReadersUnavailableError, VideoError, VideoReaderKilledError
 from dycoke_core.video import FrameReaders, FrameSpec, VideoFrames, VideoProbe
 
 MIN_TIMEOUT_S = 1.0  # left for the second try
 
-# What the readers warn of: why the first of them was lost and the second stood in.
-_FELL_BACK = re.compile(r"decord could not read this video \((\w+)\)")
-# Ours, where the second try would have said whether that comes twice.
+# A warning, where the second try would have said whether a loss comes twice.
 _NO_SECOND_TRY = "a second try with decord did not come to its end"
 
 
@@ -40,7 +37,7 @@ class SecondTryReaders:
         return self._readers.kills
 
     async def probe(self, path: Path) -> VideoProbe:
-        """Raises: VideoError."""
+        """Raises: VideoError, ReadersUnavailableError."""
         try:
             async with self._places.to_probe():
                 return await self._readers.probe(path)
@@ -56,7 +53,7 @@ class SecondTryReaders:
         on_progress: Callable[[float], None] | None = None,
         timeout_s: float | None = None,
     ) -> VideoFrames:
-        """Raises: VideoError, InvalidRequestError."""
+        """Raises: VideoError, InvalidRequestError, ReadersUnavailableError."""
         limit_s = self._timeout_s if timeout_s is None else min(timeout_s, self._timeout_s)
         began_at = time.monotonic()
         frames = None
@@ -66,23 +63,25 @@ class SecondTryReaders:
                 frames = await self._readers.read(
                     path, spec, on_progress=on_progress, timeout_s=limit_s
                 )
-            loss = _loss_before_fallback(frames)
-            if loss not in ("memory", "crash"):
+            loss = frames.fallback_cause
+            if loss not in ("killed", "memory", "crash"):
                 return frames
         except VideoReaderKilledError:
             loss = "killed"
         left_s = max(limit_s - (time.monotonic() - began_at), MIN_TIMEOUT_S)
-        # A crash is mostly the video's doing, or that of the server's end; neighbours have no part.
+        # A crash is mostly the video's doing; neighbours have no part in it.
         place = self._places.to_read() if loss == "crash" else self._places.alone()
         try:
             async with place:
                 return await self._readers.read(
                     path, spec, on_progress=on_progress, timeout_s=left_s
                 )
-        except VideoError:
+        except (VideoError, ReadersUnavailableError):
             if frames is None:
                 raise
-            return replace(frames, warnings=(*frames.warnings, _NO_SECOND_TRY))
+            # Nobody knows whether the loss comes twice: no better than one from outside.
+            warnings = (*frames.warnings, _NO_SECOND_TRY)
+            return replace(frames, warnings=warnings, fallback_cause="killed")
 
     async def aclose(self) -> None:
         await self._readers.aclose()
@@ -92,9 +91,4 @@ def fell_back_after_kill(frames: VideoFrames) -> bool:
     """Whether a SIGKILL is why these frames are the second reader's: another time they may be the
     first one's. A crash that came twice is reproducible, and no such case.
     """
-    return _loss_before_fallback(frames) == "memory" or _NO_SECOND_TRY in frames.warnings
-
-
-def _loss_before_fallback(frames: VideoFrames) -> str | None:
-    matches = (_FELL_BACK.match(warning) for warning in frames.warnings)
-    return next((match[1] for match in matches if match), None)
+    return frames.fallback_cause == "killed"

@@ -5,6 +5,7 @@ wrong with fields or video is told before the headers of the answer go out.
 """
 
 import asyncio
+import logging
 import time
 import uuid
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from app.api.connection.drain import Drain
 from app.api.post.admission import Place, admit
 from app.api.post.admitted import Admitted
 from app.api.post.cancelling import Cancellations
+from app.api.post.found_frames import FoundFrames
 from app.api.post.intake import (
     JSON,
     MULTIPART,
@@ -30,19 +32,23 @@ from app.api.post.job_request import (
     frame_spec,
     make_idempotency,
     make_job_request,
+    wanted_digest,
 )
 from app.api.post.reading import FrameReading, Reading
 from app.api.post.uploads import Uploads
 from app.api.schemas import ChatFields
 from app.errors import StoreUnavailableError
 from app.keys.entries import Principal, Scope
-from app.keys.owners import ANONYMOUS
+from app.keys.owners import cache_salt
 from app.messages import JobRequest, JobState, ModelCard
 from app.settings import Settings
-from app.store.job_queue import Idempotency, JobQueue, JobRecord
+from app.store.frame_store import parse_header
+from app.store.job_queue import Created, Idempotency, JobQueue, JobRecord
 from app.tracing import Tracing
 from app.video_store import VideoLease
 from dycoke_core.config import CompressionConfig
+
+logger = logging.getLogger(__name__)
 
 STORE_LIMIT_S = 5.0  # time allowed to accept or refuse
 MIN_READ_TIMEOUT_S = 1.0  # left for reading after a slow probe
@@ -92,6 +98,7 @@ class Submissions:
         self._reading = reading
         self._cancellations = cancellations
         self._tracing = tracing
+        self._found = FoundFrames()
 
     async def take(
         self,
@@ -124,15 +131,18 @@ class Submissions:
                 taken, admitted.job_id, principal.owner, accepted_at_s, traceparent
             )
             idempotency = self._idempotency(idempotency_key, job.owner, taken.fields, job.video_id)
-            job_id = await self._create(job, idempotency, admitted)
-            if job_id != job.job_id:
-                record = await self._queue.get(job_id)
+            created = await self._create(job, idempotency, admitted, taken)
+            if created.job_id != job.job_id:
+                record = await self._queue.get(created.job_id)
                 return PostedJob(record, taken.fields, is_new=False, has_key=True)
             self._tracing.record("receive", traceparent, start_s=accepted_at_s)
-            self._start_reading(admitted, job, taken)
-        return PostedJob(
-            _new_record(job), taken.fields, is_new=True, has_key=idempotency is not None
-        )
+            if created.is_queued:
+                await admitted.forsake()
+                logger.info("job queued", extra=job.log_fields)
+            else:
+                self._start_reading(admitted, job, taken, created.found)
+        record = _new_record(job, is_queued=created.is_queued)
+        return PostedJob(record, taken.fields, is_new=True, has_key=idempotency is not None)
 
     async def wait_until_none(self) -> None:
         """Waits until no job's frames are being read."""
@@ -196,7 +206,7 @@ class Submissions:
             taken.fields.compression_config(self.default_compression),
             job_id=job_id,
             owner=owner,
-            cache_salt=self._cache_salt(owner),
+            cache_salt=cache_salt(owner, are_caches_shared=self._settings.share_caches),
             video_id=taken.lease.video.video_id,
             accepted_at_s=accepted_at_s,
             deadline_at_s=accepted_at_s + self._settings.job_timeout_s,
@@ -204,10 +214,6 @@ class Submissions:
             probe_s=taken.probe_s,
             traceparent=traceparent,
         )
-
-    def _cache_salt(self, owner: str) -> str:
-        """A hit tells that somebody has asked about the video before: only to that somebody."""
-        return "" if owner == ANONYMOUS or self._settings.share_caches else owner
 
     def _idempotency(
         self, key: str | None, owner: str, fields: ChatFields, video_id: str
@@ -218,38 +224,58 @@ class Submissions:
         return make_idempotency(key, owner, fields, video_id, ttl_s=ttl_s)
 
     async def _create(
-        self, job: JobRequest, idempotency: Idempotency | None, admitted: Admitted
-    ) -> str:
+        self,
+        job: JobRequest,
+        idempotency: Idempotency | None,
+        admitted: Admitted,
+        taken: _TakenIn,
+    ) -> Created:
+        spec = frame_spec(taken.fields, taken.card)
+        digest = wanted_digest(job, spec)
         try:
-            return await self._queue.create(job, idempotency=idempotency)
+            return await self._queue.create(
+                job,
+                idempotency=idempotency,
+                frames_digest=digest,
+                expected=self._found.expected(job, spec, digest),
+            )
         except StoreUnavailableError as error:
             # It may exist despite the error, and a retry may have found it by its key.
             await admitted.forsake()
             self._cancellations.retract(job, error)
             raise
 
-    def _start_reading(self, admitted: Admitted, job: JobRequest, taken: _TakenIn) -> None:
+    def _start_reading(
+        self, admitted: Admitted, job: JobRequest, taken: _TakenIn, found: bytes
+    ) -> None:
+        """Args:
+        found: what is stored of the frames, before their pixels.
+        """
+        spec = frame_spec(taken.fields, taken.card)
+        if found:
+            self._found.note(wanted_digest(job, spec), found)
         limit_s = self._settings.read_timeout_s
         place, video = admitted.hand_over()
         self._reading.start(
             Reading(
                 request=job,
-                spec=frame_spec(taken.fields, taken.card),
+                spec=spec,
                 video=video,
                 place=place,
+                found=parse_header(found) if found else None,
                 read_timeout_s=max(limit_s - taken.probe_s, MIN_READ_TIMEOUT_S),
             )
         )
 
 
-def _new_record(job: JobRequest) -> JobRecord:
+def _new_record(job: JobRequest, *, is_queued: bool) -> JobRecord:
     return JobRecord(
         job_id=job.job_id,
         model=job.model,
-        state=JobState.READING,
+        state=JobState.QUEUED if is_queued else JobState.READING,
         attempts=0,
         accepted_at_s=job.accepted_at_s,
-        queued_at_s=None,
+        queued_at_s=time.time() if is_queued else None,
         started_at_s=None,
         ended_at_s=None,
         request=job,

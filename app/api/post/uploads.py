@@ -1,4 +1,6 @@
-"""Videos on their way in: received within a time limit, probed, and stored under their content."""
+"""Videos on their way in: received within a time limit, probed, and stored under their content;
+and on their way out, with what is kept of them.
+"""
 
 import asyncio
 import time
@@ -7,20 +9,36 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppres
 
 from app.api.connection.drain import Drain
 from app.api.post.second_try import SecondTryReaders
-from app.errors import DeadlineExceededError, VideoNotFoundError
+from app.errors import DeadlineExceededError, StoreUnavailableError, VideoNotFoundError
+from app.keys.owners import cache_salt
+from app.messages import cached_video
+from app.store.forgotten_videos import ForgottenVideos
+from app.store.usage import UsageLog
 from app.video_store import Upload, VideoLease, VideoStore
 
 
 class Uploads:
     """Args:
+    are_caches_shared: between owners.
     timeout_s: how long a body may take to come in and its video to be probed.
     """
 
     def __init__(
-        self, videos: VideoStore, readers: SecondTryReaders, drain: Drain, *, timeout_s: float
+        self,
+        videos: VideoStore,
+        readers: SecondTryReaders,
+        forgotten: ForgottenVideos,
+        usage: UsageLog,
+        drain: Drain,
+        *,
+        are_caches_shared: bool,
+        timeout_s: float,
     ) -> None:
         self._videos = videos
         self._readers = readers
+        self._forgotten = forgotten
+        self._usage = usage
+        self._are_caches_shared = are_caches_shared
         self._drain = drain
         self._timeout_s = timeout_s
 
@@ -64,4 +82,23 @@ class Uploads:
         began_at = time.monotonic()
         probe = await self._readers.probe(upload.path)
         lease = await self._videos.commit(upload, video_id, probe, owner)
+        with suppress(StoreUnavailableError):  # then nothing of it is kept for a day
+            await self._forgotten.keep(self._cached(video_id, owner))
+            await self._usage.count_upload(owner, upload.num_bytes)
         return lease, time.monotonic() - began_at
+
+    async def delete(self, video_id: str, owner: str) -> None:
+        """Removes a video of an owner's, and what is kept of it unless others share that.
+
+        Raises:
+            VideoNotFoundError
+            StoreUnavailableError: it is still there.
+        """
+        await self._videos.find(video_id, owner)
+        if not (self._are_caches_shared and await self._videos.has_others(video_id, owner)):
+            await self._forgotten.forget(self._cached(video_id, owner))
+        await self._videos.delete(video_id, owner)
+
+    def _cached(self, video_id: str, owner: str) -> str:
+        salt = cache_salt(owner, are_caches_shared=self._are_caches_shared)
+        return cached_video(video_id, salt)

@@ -46,8 +46,8 @@ async def get_video(video_id: str, api: ApiDep, principal: PrincipalDep) -> Vide
 
 @router.delete("/v1/videos/{video_id}", status_code=204, summary="Delete a stored video")
 async def delete_video(video_id: str, api: ApiDep, principal: UploaderDep) -> Response:
-    """It is gone at once; a job that reads it just now goes on."""
-    await api.videos.delete(video_id, principal.owner)
+    """It is gone at once; a job about it goes on, and what that needs of it goes with the job."""
+    await api.uploads.delete(video_id, principal.owner)
     return Response(status_code=204)
 
 

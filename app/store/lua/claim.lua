@@ -5,7 +5,8 @@
 -- idle for suspect_idle_ms (-1: always).
 -- A repeated call gives what the first one gave: the job that carries its take_id. Only the dead
 -- letters are not told twice.
--- ARGV: prefix, model, worker_id, take_id, lease_ms, suspect_idle_ms, faults, ttl_ms
+-- ARGV: prefix, model, worker_id, take_id, lease_ms, suspect_idle_ms, faults, ttl_ms,
+--       must_be_suspect (1: none but a suspect will do)
 -- Returns {ids of jobs that this ended (dead letters), delivery or {}}.
 local PAGE = 100
 local model, worker_id, take_id, lease_ms = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
@@ -32,6 +33,7 @@ local function consider(entry_id, idle_ms)
   end
   local is_suspect = redis.call('HGET', job_key(job_id), 'is_suspect') == '1'
   if is_suspect and (suspect_idle_ms < 0 or idle_ms < suspect_idle_ms) then return nil end
+  if not is_suspect and ARGV[9] == '1' then return nil end
   redis.call('XCLAIM', stream, GROUP, worker_id, lease_ms, entry_id, 'JUSTID')
   start(job_id, worker_id, take_id)
   return delivery(job_id)

@@ -17,6 +17,9 @@ local FURTHER_TOKENS = 4 -- made in a delivery: whatever kills at once has not
 local LOST_TTL_MS = 3600000 -- of what is known of a worker's end; longer than any job
 local FRAMES_LENGTH_BYTES = 4 -- app/store/frame_store.py
 local PROBATION_TOKENS = 16 -- that a suspect makes alone before others may join it
+local MAX_FORGETTINGS = 10000 -- deleted videos that a worker may have missed
+local DAY_MS = 24 * 3600 * 1000
+local USAGE_DAYS = 92 -- that usage is kept
 local FINAL = {done = true, error = true, cancelled = true}
 
 local function jobs_key(model) return PREFIX .. ':jobs:' .. model end
@@ -34,6 +37,11 @@ local function frame_sizes_key() return PREFIX .. ':frame_sizes' end
 local function frame_bytes_key() return PREFIX .. ':frame_bytes' end
 local function frame_uses_key() return PREFIX .. ':frame_uses' end
 local function frame_pins_key(digest) return PREFIX .. ':frame_pins:' .. digest end
+local function frame_videos_key() return PREFIX .. ':frame_videos' end
+local function video_frames_key(video) return PREFIX .. ':video_frames:' .. video end
+local function forgotten_key() return PREFIX .. ':forgotten' end
+local function forgettings_key() return PREFIX .. ':forgettings' end
+local function usage_key(owner_and_day) return PREFIX .. ':usage:' .. owner_and_day end
 local function ended_jobs_key() return PREFIX .. ':ended_jobs' end
 local function ended_sizes_key() return PREFIX .. ':ended_sizes' end
 local function ended_bytes_key() return PREFIX .. ':ended_bytes' end
@@ -98,9 +106,56 @@ local function make_room_for_ended(job_id, ttl_ms)
   end
 end
 
+-- A pin counts while its job is live: a process that died before its job's end leaks none.
+local function is_pinned(digest)
+  for _, job_id in ipairs(redis.call('SMEMBERS', frame_pins_key(digest))) do
+    if redis.call('ZSCORE', live_key(), job_id) then return true end
+    redis.call('SREM', frame_pins_key(digest), job_id)
+  end
+  return false
+end
+
+-- Removes a blob and all that is said of it. Its bytes are the caller's to take off the sum.
+local function drop_frames(digest)
+  local video = redis.call('HGET', frame_videos_key(), digest)
+  if video then redis.call('SREM', video_frames_key(video), digest) end
+  redis.call('HDEL', frame_videos_key(), digest)
+  redis.call('DEL', frames_key(digest), frame_pins_key(digest))
+  redis.call('HDEL', frame_sizes_key(), digest)
+  redis.call('ZREM', frame_uses_key(), digest)
+end
+
+-- Drops the frames of a video that no live job needs, and tells workers to forget it too.
+local function forget_video(video)
+  for _, digest in ipairs(redis.call('SMEMBERS', video_frames_key(video))) do
+    if not is_pinned(digest) then
+      redis.call('DECRBY', frame_bytes_key(), redis.call('HGET', frame_sizes_key(), digest) or 0)
+      drop_frames(digest)
+    end
+  end
+  redis.call('XADD', forgettings_key(), 'MAXLEN', '~', MAX_FORGETTINGS, '*', 'video', video)
+  redis.call('PEXPIRE', forgettings_key(), DAY_MS)
+end
+
+-- Counts what a job of this owner has taken, on the day of its end.
+local function count_usage(owner, state, event)
+  local key = usage_key(owner .. ':' .. math.floor(now_ms() / DAY_MS))
+  redis.call('HINCRBY', key, 'jobs', 1)
+  redis.call('HINCRBY', key, 'jobs_' .. state, 1)
+  if state == 'done' then
+    local done = cjson.decode(event)
+    for _, name in ipairs({'prompt_tokens', 'visual_tokens', 'completion_tokens'}) do
+      redis.call('HINCRBY', key, name, done.usage[name])
+    end
+    redis.call('HINCRBY', key, 'frames', #done.frames.indices)
+  end
+  redis.call('PEXPIRE', key, USAGE_DAYS * DAY_MS)
+end
+
 -- The one way a job ends: terminal event, final state, TTLs, and all that it held is freed.
 local function finish(job_id, state, event, ttl_ms)
-  local job = job_fields(job_id, 'model', 'frames_digest', 'entry_id', 'next_index')
+  local job = job_fields(job_id, 'model', 'frames_digest', 'entry_id', 'next_index', 'owner',
+    'video')
   local event_id = string.format('%d-0', job.next_index + 1)
   redis.call('XADD', events_key(job_id), event_id, 'event', event)
   redis.call('HSET', job_key(job_id), 'state', state, 'ended_at', now_ms())
@@ -110,7 +165,9 @@ local function finish(job_id, state, event, ttl_ms)
   redis.call('ZREM', queued_key(job.model), job_id)
   redis.call('ZREM', live_key(), job_id)
   if job.frames_digest then redis.call('SREM', frame_pins_key(job.frames_digest), job_id) end
+  if job.video and redis.call('ZSCORE', forgotten_key(), job.video) then forget_video(job.video) end
   if job.entry_id then forget_entry_if_read(job.model, job.entry_id) end
+  if job.owner then count_usage(job.owner, state, event) end
   make_room_for_ended(job_id, ttl_ms)
 end
 
@@ -145,6 +202,16 @@ local function reserve(model, job_id, max_jobs, lease_ms)
   redis.call('SADD', models_key(), model)
   redis.call('ZADD', places_key(model), now + lease_ms, job_id)
   return {1, 0}
+end
+
+-- reading -> queued: the frames are stored, a worker may take the job.
+local function enqueue(model, job_id, request)
+  local now = now_ms()
+  local entry_id = redis.call('XADD', jobs_key(model), '*', 'job_id', job_id)
+  redis.call('HSET', job_key(job_id), 'state', 'queued', 'request', request, 'entry_id', entry_id,
+    'queued_at', now)
+  redis.call('ZREM', places_key(model), job_id)
+  redis.call('ZADD', queued_key(model), now, job_id)
 end
 
 -- Gives a queued or running job to a worker. The attempt is the fencing token: whoever held the

@@ -2,24 +2,9 @@
 --
 -- Evicts the least recently used blobs that no live job has pinned. Evicts nothing if that would
 -- not make room.
--- ARGV: prefix, digest, job_id, max_bytes, blob
+-- ARGV: prefix, digest, job_id, max_bytes, video (as caches name it), blob
 -- Returns 1, or 0 when live jobs hold too much of the budget.
-local digest, job_id, max_bytes, blob = ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5]
-
--- A pin counts while its job is live: a process that died before its job's end leaks none.
-local function is_pinned(other)
-  for _, owner in ipairs(redis.call('SMEMBERS', frame_pins_key(other))) do
-    if redis.call('ZSCORE', live_key(), owner) then return true end
-    redis.call('SREM', frame_pins_key(other), owner)
-  end
-  return false
-end
-
-local function evict(other)
-  redis.call('DEL', frames_key(other), frame_pins_key(other))
-  redis.call('HDEL', frame_sizes_key(), other)
-  redis.call('ZREM', frame_uses_key(), other)
-end
+local digest, job_id, max_bytes, video, blob = ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5], ARGV[6]
 
 if redis.call('EXISTS', frames_key(digest)) == 0 then
   local stale_bytes = tonumber(redis.call('HGET', frame_sizes_key(), digest) or 0)
@@ -35,11 +20,15 @@ if redis.call('EXISTS', frames_key(digest)) == 0 then
     end
   end
   if total > max_bytes then return 0 end
-  for _, other in ipairs(victims) do evict(other) end
+  for _, other in ipairs(victims) do drop_frames(other) end
   redis.call('SET', frames_key(digest), blob)
   redis.call('HSET', frame_sizes_key(), digest, #blob)
   redis.call('SET', frame_bytes_key(), total)
+  redis.call('HSET', frame_videos_key(), digest, video)
+  redis.call('SADD', video_frames_key(video), digest)
 end
 redis.call('ZADD', frame_uses_key(), now_ms(), digest)
 pin_frames(digest, job_id)
+-- A job that ended while its frames were read leaves none of a video that was deleted meanwhile.
+if redis.call('ZSCORE', forgotten_key(), video) then forget_video(video) end
 return 1

@@ -143,9 +143,13 @@ _edge = Row(
         ),
         graph(
             "Frame readers",
-            "Children killed, by reason. A few come with hostile or broken uploads.",
+            "Children killed, by reason: a few come with hostile or broken uploads. Those that "
+            "ended in an exception are bugs, of ours or a library's.",
             "cps",
-            [Query(rate("dycoke_reader_kills_total", "", "reason"), "{{reason}}")],
+            [
+                Query(rate("dycoke_reader_kills_total", "", "reason"), "{{reason}}"),
+                Query(rate("dycoke_reader_exceptions_total", ""), "exception"),
+            ],
         ),
         graph(
             "Event loop lag",

@@ -1,0 +1,49 @@
+"""Deleted videos: what is kept of one goes everywhere.
+
+Its frames lie here; its features and prefixes in workers, which read the news. Videos are named as
+by `app.messages.cached_video`.
+"""
+
+from typing import Any
+
+from redis.asyncio import Redis
+
+from app.store.client import Scripts, store_call
+from app.store.keys import RedisKeys
+
+MAX_NEWS = 1000  # at a time; the rest comes with the next call
+
+
+class ForgottenVideos:
+    """Every method raises `StoreUnavailableError` when Redis does not answer."""
+
+    def __init__(self, redis: Redis, keys: RedisKeys) -> None:
+        self._redis = redis
+        self._keys = keys
+        self._scripts = Scripts(redis, keys.prefix)
+        self._read_to: str | None = None
+
+    async def forget(self, video: str) -> None:
+        """Drops what is kept of a video; what a live job needs goes when the job ends."""
+        await self._scripts.run("forget_video", video)
+
+    async def keep(self, video: str) -> None:
+        """A video is there again: what jobs make of it is kept from now on."""
+        async with store_call():
+            await self._redis.zrem(self._keys.forgotten, video)
+
+    async def news(self) -> list[str]:
+        """The videos to forget since the last call; the first call is when a worker starts, which
+        knows none yet.
+        """
+        async with store_call():
+            if self._read_to is None:
+                seconds, microseconds = await self._redis.time()
+                self._read_to = f"{seconds * 1000 + microseconds // 1000}-0"
+            reply: Any = await self._redis.xread(
+                {self._keys.forgettings: self._read_to}, count=MAX_NEWS
+            )
+        entries = [entry for _, entries in reply for entry in entries]
+        if entries:
+            self._read_to = entries[-1][0].decode()
+        return [fields[b"video"].decode() for _, fields in entries]

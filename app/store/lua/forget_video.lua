@@ -1,0 +1,9 @@
+-- A video was deleted: what is kept of it goes, at once or with the live jobs that need it.
+--
+-- ARGV: prefix, video (as caches name it)
+local now = now_ms()
+redis.call('ZREMRANGEBYSCORE', forgotten_key(), '-inf', now - DAY_MS)
+redis.call('ZADD', forgotten_key(), now, ARGV[2])
+redis.call('PEXPIRE', forgotten_key(), DAY_MS)
+forget_video(ARGV[2])
+return 1

@@ -1,0 +1,41 @@
+"""Whose turn it is, where suspects wait beside others: both get on, and neither for long.
+
+A suspect has the engine to itself until it is cleared. Were the next one to wait for the answer of
+the last to end, and all others for both, a crash with many jobs in the engine would stop a worker
+for minutes. So suspects are tried one right after another, each set aside once it is cleared, for
+`PROBATION_S`; then those that are not suspected run together for `OTHERS_S` before the next try.
+
+Knows no jobs; the clock is the caller's.
+"""
+
+from enum import Enum, auto
+
+PROBATION_S = 5.0
+OTHERS_S = 10.0
+
+
+class Turn(Enum):
+    ANY = auto()
+    SUSPECTS = auto()  # the one that runs has just been cleared: the next
+    OTHERS = auto()
+
+
+class Turns:
+    def __init__(self) -> None:
+        self._suspects_until = 0.0
+        self._others_until = 0.0
+
+    def turn(self, now: float) -> Turn:
+        if now < self._suspects_until:
+            return Turn.SUSPECTS
+        return Turn.OTHERS if now < self._others_until else Turn.ANY
+
+    def begin_probation(self, now: float) -> None:
+        """A suspect has the engine to itself."""
+        if self.turn(now) is not Turn.SUSPECTS:
+            self._suspects_until = now + PROBATION_S
+            self._others_until = self._suspects_until + OTHERS_S
+
+    def none_waits(self) -> None:
+        """Nobody is there whose turn it is."""
+        self._suspects_until = self._others_until = 0.0
