@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from dycoke_core.compression.kv_pruning import StageTwo
@@ -201,8 +203,8 @@ class Backend(Protocol):
         """Waits for a step's outcome. Steps are collected in the order in which they ran."""
         ...
 
-    def stage_frames(self, frames: Sequence[Tensor]) -> Tensor:
-        """uint8 [S, S, 3] each, in host memory → [len(frames), S, S, 3] on the device."""
+    def stage_frames(self, frames: Sequence[npt.NDArray[np.uint8]]) -> Tensor:
+        """[S, S, 3] each, perhaps read-only → [len(frames), S, S, 3] on the device, copied."""
         ...
 
     def mark(self) -> Mark:

@@ -8,7 +8,7 @@ as many as fill a time slice, judged by the slices before; all of them while not
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import torch
+import numpy.typing as npt
 from torch import Tensor
 
 from dycoke_core.engine.backend import Backend, Mark
@@ -107,13 +107,13 @@ class VisionEncoder:
             videos = videos[:1]
         else:
             videos = [video for video in videos if video not in self._suspects]
-        frames: list[Tensor] = []
+        frames: list[npt.NDArray[np.uint8]] = []
         for video in videos:
             assert video.frames is not None
             room = self._batch_frames - len(frames)
             for index in video.distinct[video.num_encoded :][:room]:
                 self._batch.append(video)  # first: if its frame cannot be taken, it is to blame
-                frames.append(torch.from_numpy(np.ascontiguousarray(video.frames[index])))
+                frames.append(video.frames[index])
         self._layers = self._model.encode_frames(self._backend.stage_frames(frames))
 
     def _finish(self, features: Tensor) -> None:

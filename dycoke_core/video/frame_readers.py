@@ -20,7 +20,7 @@ from dycoke_core.cores import num_usable_cores
 from dycoke_core.errors import InvalidRequestError, SandboxUnavailableError
 from dycoke_core.video.containers import Container
 from dycoke_core.video.fork_client import Confinement, ForkServer, TaskFailure
-from dycoke_core.video.frame_buffer import copy_pixels, open_frame_buffer
+from dycoke_core.video.frame_buffer import map_pixels, open_frame_buffer
 from dycoke_core.video.landlock import landlock_abi
 from dycoke_core.video.refusals import KILL_REASONS, as_dycoke_error, refuse_beyond_limits
 from dycoke_core.video.replies import (
@@ -248,7 +248,7 @@ class FrameReaders:
             if failure.code == "unreadable":  # where decoding can start, it seems, it cannot
                 raise _OtherwiseReadableError from failure
             raise
-        pixels = await copy_pixels(*reading.pixels)
+        pixels = map_pixels(*reading.pixels)
         return VideoFrames(pixels, plan.indices, plan.timestamps_s, "pyav", tuple(warnings))
 
     async def _read_with_decord(self, reading: _Reading, warnings: list[str]) -> VideoFrames:
@@ -265,7 +265,7 @@ class FrameReaders:
             pixels=reading.pixels,
             on_progress=reading.on_progress,
         )
-        pixels = await copy_pixels(*reading.pixels)
+        pixels = map_pixels(*reading.pixels)
         return VideoFrames(pixels, plan.indices, plan.timestamps_s, "decord", tuple(warnings))
 
     async def _read_with_pyav(self, reading: _Reading, warnings: list[str]) -> VideoFrames:
@@ -281,7 +281,7 @@ class FrameReaders:
             pixels=reading.pixels,
             on_progress=reading.on_progress,
         )
-        pixels = await copy_pixels(*reading.pixels)
+        pixels = map_pixels(*reading.pixels)
         warnings = warnings + _warnings_of(placed, plan)
         return VideoFrames(pixels, placed.indices, placed.timestamps_s, "pyav", tuple(warnings))
 

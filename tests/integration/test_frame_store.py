@@ -183,7 +183,7 @@ def test_frames_survive_encoding() -> None:
     )
     decoded = decode_frames(encode_frames(frames))
     assert np.array_equal(decoded.pixels, pixels)
-    assert decoded.pixels.flags.writeable and decoded.pixels.dtype == np.uint8
+    assert not decoded.pixels.flags.writeable and decoded.pixels.dtype == np.uint8
     assert (decoded.indices, decoded.timestamps_s) == (frames.indices, frames.timestamps_s)
     assert (decoded.reader, decoded.warnings) == (frames.reader, frames.warnings)
 
