@@ -42,8 +42,10 @@ test: $(TEST_READY)  ## the suite; PYTEST_ARGS="tests/engine -q" for a part
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 # CHAOS_SEED: a run that has been seen before; CHAOS_MINUTES: how long the faults go on.
-chaos: $(TEST_READY)  ## five minutes of faults; CHAOS_SEED=, CHAOS_MINUTES=
-	$(BIN)/python -m tests.chaos --minutes $(or $(CHAOS_MINUTES),5) $(if $(CHAOS_SEED),--seed $(CHAOS_SEED))
+CHAOS_ARGS = $(if $(CHAOS_SEED),--seed $(CHAOS_SEED))
+chaos: $(TEST_READY)  ## five minutes of faults, then one of a single machine; CHAOS_SEED=, CHAOS_MINUTES=
+	$(BIN)/python -m tests.chaos --minutes $(or $(CHAOS_MINUTES),5) $(CHAOS_ARGS)
+	$(BIN)/python -m tests.chaos --embedded --minutes 1 $(CHAOS_ARGS)
 
 # lmms-eval wants an av of before 16 and a torchvision, which we have not: it is installed without
 # its dependencies, beside what it imports for the task of our test.

@@ -5,7 +5,8 @@
         ├── UnauthorizedError, ForbiddenError, HostNotAllowedError, OriginNotAllowedError
         ├── KeysUnavailableError         the file of keys cannot be read
         ├── JobNotFoundError, VideoNotFoundError, ModelNotFoundError
-        ├── UnsupportedMediaTypeError, UploadTooLargeError, UploadTimeoutError
+        ├── UnsupportedMediaTypeError, UploadTooLargeError, UploadTimeoutError,
+        │   TooManyUploadsError
         ├── IdempotencyConflictError
         ├── QueueFullError               carries retry_after_s
         ├── TooManyStreamsError, VideoStoreFullError
@@ -84,6 +85,13 @@ class UploadTooLargeError(ServiceError):
     """The video is larger than `MAX_UPLOAD_BYTES`."""
 
     code = "upload_too_large"
+
+
+class TooManyUploadsError(ServiceError):
+    """This client, or all clients together, send as many requests at a time as they may."""
+
+    code = "too_many_uploads"
+    retryable = True
 
 
 class UploadTimeoutError(ServiceError):

@@ -1,10 +1,11 @@
 """Everything that crosses Redis, as versioned JSON types, and the receipt that clients read.
 
-The events of a job are the same objects in Redis and in SSE: `JobEvent` first, then `StatusEvent`s
+The events of a job are the same JSON in Redis and in SSE: `JobEvent` first, then `StatusEvent`s
 and `TokenEvent`s, then one `DoneEvent` or `ErrorEvent`, which ends the stream. `StatusEvent` is
 the only one that is not durable: readers that come later skip it, and in SSE it carries no id.
 """
 
+import json
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
@@ -15,6 +16,7 @@ from dycoke_core.errors import DycokeError
 from dycoke_core.video.types import Sampling
 
 WIRE_VERSION = 1
+NO_POLICY = "none"  # in metrics, of jobs without a video, which compress nothing
 
 
 class Message(BaseModel):
@@ -73,8 +75,9 @@ class JobRequest(Message):
     owner: str = ANONYMOUS  # of releases that do not say
     cache_salt: str = ""  # jobs of another salt find none of this one's frames and features
     model: str
-    video_id: str
+    video_id: str | None  # None: a conversation without a video
     messages: list[Turn]
+    video_turn: int | None = None  # index of the video's turn; None: the first of the user's
     frames_wanted: FramesWanted | None = None  # None of releases that do not say
     frames: FramesRef | None = None  # None while the frames are being read
     max_tokens: int
@@ -82,7 +85,9 @@ class JobRequest(Message):
     top_p: float
     seed: int
     stop: list[str]
+    ignore_eos: bool = False
     compression: dict[str, Any]
+    warnings: list[str] = []  # what was asked and is not honoured, for the receipt
     # What the answer's numerics depend on, from the model card at admission.
     weights_digest: str
     dtype: str
@@ -95,9 +100,9 @@ class JobRequest(Message):
     traceparent: str | None = None  # the span it belongs to, as W3C writes it
 
     @property
-    def cached_video(self) -> str:
-        """What the frames and features of its video are kept under."""
-        return cached_video(self.video_id, self.cache_salt)
+    def cached_video(self) -> str | None:
+        """What the frames and features of its video are kept under; None without one."""
+        return None if self.video_id is None else cached_video(self.video_id, self.cache_salt)
 
     @property
     def log_fields(self) -> dict[str, str]:
@@ -106,6 +111,11 @@ class JobRequest(Message):
         if self.traceparent is not None:
             fields["trace_id"] = self.traceparent.split("-")[1]
         return fields
+
+    @property
+    def policy_label(self) -> str:
+        """The policy, as metrics tell jobs apart."""
+        return NO_POLICY if self.video_id is None else str(self.compression["policy"])
 
 
 def cached_video(video_id: str, cache_salt: str) -> str:
@@ -164,7 +174,7 @@ class CompressionReceipt(Message):
     visual_tokens_in: int
     visual_tokens_prefill: int
     visual_tokens_decode: int
-    retained_ratio: RetainedRatio
+    retained_ratio: RetainedRatio | None  # None without a video
     kept_per_frame: list[int]
     decode_steps: int
     refreshes: int
@@ -213,7 +223,7 @@ class CacheUse(Message):
 class JobEvent(Message):
     type: Literal["job"] = "job"
     job_id: str
-    video_id: str
+    video_id: str | None
     model: str
     compression: dict[str, Any]
 
@@ -238,20 +248,29 @@ class TokenEvent(Message):
 
 
 class DoneEvent(Message):
+    """The receipt. Without a video: no `video_id`, `frames`, `cache` and retained ratio."""
+
     type: Literal["done"] = "done"
     job_id: str
     model: str
-    video_id: str
+    video_id: str | None
     finish_reason: Literal["stop", "length"]
     text: str
     usage: Usage
     compression: CompressionReceipt
-    frames: FramesReceipt
+    frames: FramesReceipt | None
     timings_s: Timings
     memory: Memory
-    cache: CacheUse
+    cache: CacheUse | None
     attempts: int
     seed: int
+    cached_tokens: int = 0  # of the prompt, whose keys and values were there already
+    warnings: list[str] = []  # what the request asked and was not honoured
+
+    @property
+    def policy_label(self) -> str:
+        """The policy, as metrics tell jobs apart."""
+        return NO_POLICY if self.video_id is None else self.compression.policy
 
 
 class ErrorEvent(Message):
@@ -271,3 +290,22 @@ Event = Annotated[
 ]
 EVENT_ADAPTER: TypeAdapter[Event] = TypeAdapter(Event)
 FINAL_EVENTS = (DoneEvent, ErrorEvent)
+
+# As pydantic writes events.
+_TYPE_FIRST = b'{"type":"'
+_TOKEN_IDS = b'"token_ids":['
+
+
+def event_type(data: bytes) -> str:
+    """The `type` of an event's JSON. Costs next to nothing unless a script of Redis wrote it."""
+    if data.startswith(_TYPE_FIRST):
+        start = len(_TYPE_FIRST)
+        return data[start : data.index(b'"', start)].decode()
+    return str(json.loads(data)["type"])
+
+
+def num_tokens(data: bytes) -> int:
+    """How many tokens the JSON of a `TokenEvent` has, without reading it."""
+    start = data.rindex(_TOKEN_IDS) + len(_TOKEN_IDS)  # inside the text the quotes are escaped
+    end = data.index(b"]", start)
+    return data.count(b",", start, end) + 1 if end > start else 0

@@ -18,7 +18,7 @@ from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
 from app.errors import error_codes
-from app.messages import DoneEvent
+from app.messages import CacheUse, CompressionReceipt, DoneEvent
 from dycoke_core.engine_card import EngineStats
 
 # Else each counter and histogram has a second series beside it, which nobody reads.
@@ -122,22 +122,27 @@ class WorkerMetrics:
 
     def observe_done(self, done: DoneEvent) -> None:
         """Takes over what a finished job's receipt says."""
-        model, receipt, timings = self._model, done.compression, done.timings_s
-        policy = receipt.policy
+        model, policy, timings = self._model, done.policy_label, done.timings_s
         for stage in STAGES:
             self._stage_seconds.labels(model, policy, stage).observe(getattr(timings, stage))
+        self._prompt_tokens.labels(model, policy).inc(done.usage.prompt_tokens)
+        if done.cache is not None:
+            self._observe_video(policy, done.compression, done.cache)
+
+    def _observe_video(self, policy: str, receipt: CompressionReceipt, cache_use: CacheUse) -> None:
+        """What only a job with a video has."""
+        model = self._model
         for stage, count in (
             ("input", receipt.visual_tokens_in),
             ("prefill", receipt.visual_tokens_prefill),
             ("decode", receipt.visual_tokens_decode),
         ):
             self._visual_tokens.labels(model, policy, stage).inc(count)
-        self._prompt_tokens.labels(model, policy).inc(done.usage.prompt_tokens)
         self._kv_refreshes.labels(model, policy).inc(receipt.refreshes)
         self._flops.labels(model, policy, "actual").inc(receipt.flops.exact.actual)
         self._flops.labels(model, policy, "full").inc(receipt.flops.exact.full)
         for cache in CACHES:
-            is_hit = getattr(done.cache, cache) == "hit"
+            is_hit = getattr(cache_use, cache) == "hit"
             (self._cache_hits if is_hit else self._cache_misses).labels(model, cache).inc()
 
 
@@ -233,19 +238,22 @@ class ApiMetrics:
 
     def observe_done(self, done: DoneEvent) -> None:
         """Takes over what a finished job's receipt says."""
-        labels = (done.model, done.compression.policy)
+        labels = (done.model, done.policy_label)
         self._request_latency.labels(*labels).observe(done.timings_s.total)
         self._time_to_first_token.labels(*labels).observe(done.timings_s.ttft)
         ratio = done.compression.retained_ratio
-        self._retained_token_ratio.labels(*labels, "prefill").observe(ratio.prefill)
-        self._retained_token_ratio.labels(*labels, "decode").observe(ratio.decode)
+        if ratio is not None:
+            self._retained_token_ratio.labels(*labels, "prefill").observe(ratio.prefill)
+            self._retained_token_ratio.labels(*labels, "decode").observe(ratio.decode)
         self._request_kv_bytes.labels(*labels).observe(done.memory.kv_bytes)
         full_bytes = done.memory.kv_bytes_full_tokens
         self._request_kv_bytes_full_tokens.labels(*labels).observe(full_bytes)
         self._request_peak_memory_bytes.labels(*labels).observe(done.memory.peak_device_bytes)
 
-    def observe_token_gap(self, model: str, policy: str, gap_s: float) -> None:
-        self._inter_token_latency.labels(model, policy).observe(gap_s)
+    def token_gaps(self, model: str, policy: str) -> Callable[[float], None]:
+        """Returns what takes each gap, in seconds: looking its labels up costs as much again."""
+        observe: Callable[[float], None] = self._inter_token_latency.labels(model, policy).observe
+        return observe
 
     def expect_request(self, model: str, policy: str) -> None:
         """Makes the counters of every end that a job may come to, at 0."""

@@ -3,6 +3,7 @@
 A variable with the prefix that names no setting, or a value out of range, fails at start.
 """
 
+import ipaddress
 import os
 import re
 from collections.abc import Mapping
@@ -48,6 +49,17 @@ def _hosts(value: object) -> object:
     return words
 
 
+def _networks(value: object) -> object:
+    words = _words(value)
+    if isinstance(words, list):
+        for word in words:
+            try:
+                ipaddress.ip_network(word)
+            except ValueError:
+                raise ValueError(f"'{word}' is no address and no network of addresses") from None
+    return words
+
+
 def _origins(value: object) -> object:
     words = _words(value)
     if isinstance(words, list):
@@ -74,8 +86,12 @@ class Settings(BaseSettings):
     allow_anonymous: bool = False  # without keys, on other addresses too
     allowed_hosts: Annotated[list[str] | None, NoDecode, BeforeValidator(_hosts)] = None
     allowed_origins: Annotated[list[str], NoDecode, BeforeValidator(_origins)] = []
+    trusted_proxies: Annotated[list[str], NoDecode, BeforeValidator(_networks)] = []
     public_docs: bool = False  # where there are keys: /docs and /openapi.json without one
     public_metrics: bool = True  # false: /metrics wants a key of the scope `metrics`
+    # What clients may name instead of sending it; none: nothing.
+    allowed_media_domains: Annotated[list[str], NoDecode, BeforeValidator(_hosts)] = []
+    allowed_media_path: Path | None = None
     share_caches: bool = False  # between keys: answers are quicker, and tell who asked before
 
     # The model.
@@ -93,6 +109,8 @@ class Settings(BaseSettings):
     max_frame_store_bytes: int = Field(1 * 2**30, ge=1)
     max_queued_jobs: int = Field(64, ge=1)  # reserved, reading and queued together
     max_running_jobs: int | None = Field(None, ge=1)  # per worker; unset: 64 on a GPU, else 4
+    max_uploads: int = Field(128, ge=1)  # bodies that come in at a time, per API process
+    max_uploads_per_client: int = Field(64, ge=1)  # of them, per key and per address
     max_streams: int = Field(512, ge=1)  # open answers, of all API processes on the port
     max_frames: int = Field(128, ge=1)
     max_tokens: int = Field(4096, ge=1)

@@ -1,6 +1,7 @@
 """Spans of a question on its way through API, queue and worker, sent by OTLP over HTTP.
 
-    POST /v1/video/chat             the API, from acceptance to the job's end as clients see it
+    POST /v1/video/chat             the API, from acceptance to the job's end as clients see it;
+    │                               or another path that posts jobs
     ├── receive                     the body, and the probe of its video
     ├── read frames
     ├── queue                       before it was taken, and waiting inside the engine
@@ -53,7 +54,7 @@ class Tracing:
         self._provider = provider
         self._tracer: Tracer | None = provider.get_tracer("dycoke") if provider else None
 
-    def start_post(self, traceparent: str | None) -> "PostSpan":
+    def start_post(self, traceparent: str | None, route: str = ROUTE) -> "PostSpan":
         """Begins a request's span, under the one that its client names, if that is well-formed."""
         parent = traceparent if traceparent and _TRACEPARENT.fullmatch(traceparent) else None
         if self._tracer is None:
@@ -61,10 +62,10 @@ class Tracing:
         from opentelemetry.trace import SpanKind
 
         span = self._tracer.start_span(
-            f"POST {ROUTE}",
+            f"POST {route}",
             context=_context(parent),
             kind=SpanKind.SERVER,
-            attributes={"http.request.method": "POST", "http.route": ROUTE},
+            attributes={"http.request.method": "POST", "http.route": route},
         )
         return PostSpan(span, _traceparent(span))
 
@@ -165,9 +166,10 @@ def tracing_from_environment(process: str) -> Tracing:
 
 
 def _request_attributes(request: JobRequest) -> Attributes:
+    video = {} if request.video_id is None else {"dycoke.video_id": request.video_id}
     return {
+        **video,
         "dycoke.job_id": request.job_id,
-        "dycoke.video_id": request.video_id,
         "dycoke.compression.policy": request.compression["policy"],
         "gen_ai.operation.name": "chat",
         "gen_ai.provider.name": "dycoke",
@@ -180,7 +182,9 @@ def _request_attributes(request: JobRequest) -> Attributes:
 
 
 def _answer_attributes(done: DoneEvent) -> Attributes:
+    cache = done.cache.model_dump() if done.cache is not None else {}
     return {
+        **{f"dycoke.cache.{name}": use for name, use in cache.items()},
         "gen_ai.response.id": done.job_id,
         "gen_ai.response.model": done.model,
         "gen_ai.response.finish_reasons": [done.finish_reason],
@@ -191,9 +195,6 @@ def _answer_attributes(done: DoneEvent) -> Attributes:
         "dycoke.visual_tokens.prefill": done.compression.visual_tokens_prefill,
         "dycoke.visual_tokens.decode": done.compression.visual_tokens_decode,
         "dycoke.kv_bytes": done.memory.kv_bytes,
-        "dycoke.cache.frames": done.cache.frames,
-        "dycoke.cache.features": done.cache.features,
-        "dycoke.cache.prefix": done.cache.prefix,
     }
 
 

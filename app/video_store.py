@@ -29,7 +29,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -53,6 +53,32 @@ class StoredVideo:
     num_bytes: int
     created_at_s: float  # Unix time at which this owner uploaded it
     probe: VideoProbe
+    retention: "Retention"
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """What an upload says of how long its video stays, and of what it is for.
+
+    Args:
+        expires_at_s: Unix time; None: until it is deleted, or its bytes are needed.
+        purpose: kept and shown, of no consequence.
+    """
+
+    expires_at_s: float | None = None
+    purpose: str = "user_data"
+
+    @property
+    def is_over(self) -> bool:
+        return self.expires_at_s is not None and self.expires_at_s <= time.time()
+
+    def joined(self, other: "Retention") -> "Retention":
+        """Of a video that is uploaded again: the later end stands, and the later purpose."""
+        ends = (self.expires_at_s, other.expires_at_s)
+        return Retention(None if None in ends else max(e for e in ends if e), other.purpose)
+
+
+FOREVER = Retention()
 
 
 @dataclass(slots=True, eq=False)
@@ -201,12 +227,40 @@ class VideoStore:
                 await _in_thread(upload._discard)
 
     async def commit(
-        self, upload: Upload, video_id: str, probe: VideoProbe, owner: str
+        self,
+        upload: Upload,
+        video_id: str,
+        probe: VideoProbe,
+        owner: str,
+        retention: Retention = FOREVER,
     ) -> VideoLease:
         """Stores a finished upload for its owner. What is there already stays as it is."""
         return await _in_thread(
-            lambda: self._commit(upload, video_id, probe, owner), undo=VideoLease.release
+            lambda: self._commit(upload, video_id, probe, owner, retention),
+            undo=VideoLease.release,
         )
+
+    async def retain(self, video_id: str, owner: str, retention: Retention) -> VideoLease:
+        """Leases a video that its owner uploads again, which may end later from now on.
+
+        Raises: VideoNotFoundError.
+        """
+        return await _in_thread(
+            lambda: self._retain(video_id, owner, retention), undo=VideoLease.release
+        )
+
+    async def owned_by(self, owner: str) -> list[StoredVideo]:
+        """All of an owner's, in no order."""
+        return await asyncio.to_thread(self._owned_by, owner)
+
+    async def expired(self) -> list[tuple[str, str]]:
+        """Videos whose time is over, with their owners."""
+        return await asyncio.to_thread(self._expired)
+
+    async def drop_expired(self, video_id: str, owner: str) -> bool:
+        """Removes a reference, and the video with its last one; False where it has been uploaded
+        again meanwhile."""
+        return await _in_thread(lambda: self._drop_expired(video_id, owner))
 
     async def find(self, video_id: str, owner: str) -> StoredVideo:
         """Raises: VideoNotFoundError."""
@@ -242,18 +296,73 @@ class VideoStore:
         fcntl.flock(fd, fcntl.LOCK_SH)
         return Upload(self, path, fd, self._max_upload_bytes)
 
-    def _commit(self, upload: Upload, video_id: str, probe: VideoProbe, owner: str) -> VideoLease:
+    def _commit(
+        self,
+        upload: Upload,
+        video_id: str,
+        probe: VideoProbe,
+        owner: str,
+        retention: Retention,
+    ) -> VideoLease:
         with self._committing:
             with suppress(VideoNotFoundError):
-                return self._lease(video_id, owner)  # the upload is discarded
+                return self._joined(video_id, owner, retention)  # the upload is discarded
             fd = self._place(upload, video_id)
             try:
-                video = StoredVideo(video_id, upload.num_bytes, time.time(), probe)
+                video = StoredVideo(video_id, upload.num_bytes, time.time(), probe, retention)
                 self._write_reference(video, owner)
             except BaseException:
                 os.close(fd)
                 raise
             return VideoLease(video, self._path(video_id), fd)
+
+    def _retain(self, video_id: str, owner: str, retention: Retention) -> VideoLease:
+        with self._committing:
+            return self._joined(video_id, owner, retention)
+
+    def _joined(self, video_id: str, owner: str, retention: Retention) -> VideoLease:
+        lease = self._lease(video_id, owner)
+        joined = lease.video.retention.joined(retention)
+        if joined != lease.video.retention:
+            lease.video = replace(lease.video, retention=joined)
+            self._write_reference(lease.video, owner)
+        return lease
+
+    def _owned_by(self, owner: str) -> list[StoredVideo]:
+        folder = self._directory if owner == ANONYMOUS else self._owners / owner
+        videos = []
+        with suppress(FileNotFoundError):
+            for path, _ in _scan(folder):
+                if path.suffix == ".json" and VIDEO_ID.fullmatch(path.stem):
+                    with suppress(VideoNotFoundError):
+                        videos.append(self._read_reference(path.stem, owner))
+        return videos
+
+    def _expired(self) -> list[tuple[str, str]]:
+        found = []
+        for folder in (self._directory, *_folders(self._owners)):
+            owner = ANONYMOUS if folder == self._directory else folder.name
+            for path, _ in _scan(folder):
+                is_reference = path.suffix == ".json" and VIDEO_ID.fullmatch(path.stem)
+                if is_reference and self._is_over(path):
+                    found.append((path.stem, owner))
+        return found
+
+    def _is_over(self, reference: Path) -> bool:
+        try:
+            record: dict[str, Any] = json.loads(reference.read_bytes())
+        except FileNotFoundError:
+            return False
+        return _retention(record).is_over
+
+    def _drop_expired(self, video_id: str, owner: str) -> bool:
+        with self._committing:
+            reference = self._reference_path(video_id, owner)
+            if not self._is_over(reference):
+                return False
+            reference.unlink(missing_ok=True)
+        self._collect(video_id)
+        return True
 
     def _place(self, upload: Upload, video_id: str) -> int:
         """Puts an upload in its place, where the same content may lie; returns its locked file."""
@@ -295,9 +404,11 @@ class VideoStore:
         except FileNotFoundError:
             raise VideoNotFoundError("no such video") from None
         record: dict[str, Any] = json.loads(text)
-        return StoredVideo(
-            video_id, record["num_bytes"], record["created_at_s"], VideoProbe(**record["probe"])
-        )
+        retention = _retention(record)
+        if retention.is_over:  # and removed soon
+            raise VideoNotFoundError("no such video")
+        probe = VideoProbe(**record["probe"])
+        return StoredVideo(video_id, record["num_bytes"], record["created_at_s"], probe, retention)
 
     def _write_reference(self, video: StoredVideo, owner: str) -> None:
         record = asdict(video)
@@ -467,6 +578,11 @@ def _scan(directory: Path) -> Iterator[tuple[Path, os.stat_result]]:
 def _folders(directory: Path) -> list[Path]:
     with os.scandir(directory) as entries:
         return [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
+
+
+def _retention(record: dict[str, Any]) -> Retention:
+    """Of a reference; those of earlier releases say nothing."""
+    return Retention(**record.get("retention", {}))
 
 
 def _is_old(status: os.stat_result) -> bool:

@@ -1,5 +1,6 @@
-"""Writes `docs/reference.md`: error codes, events and metrics as the code has them
-(`make dashboards`); a test tells when it is not up to date.
+"""Writes `docs/reference.md`: error codes, events and metrics from the code (`make dashboards`).
+
+A test fails if it is not up to date.
 """
 
 import inspect
@@ -29,7 +30,7 @@ HEAD = """\
 Written by `make dashboards` from the code: edit there. The whole HTTP interface is in the OpenAPI
 document, `/openapi.json`.
 """
-BY_HTTP_ALONE = {  # codes that no exception of ours carries
+BY_HTTP_ALONE = {  # codes that none of our exceptions has
     INTERNAL_ERROR: "Something failed that should not; the log says what.",
     "not_found": "There is no such path.",
     "method_not_allowed": "The path takes other methods.",

@@ -13,7 +13,7 @@ from transformers.utils import logging as transformers_logging
 from dycoke_core.config import CompressionConfig, EngineConfig
 from dycoke_core.engine import Engine, SamplingParams, Sequence
 from dycoke_core.errors import DycokeError, InvalidRequestError
-from dycoke_core.sequence import ChatMessage, SequenceReport
+from dycoke_core.sequence import ChatMessage, FrameTiming, SequenceReport
 from dycoke_core.tiny import CHECKPOINT
 from dycoke_core.video import SAMPLINGS, FrameSpec, VideoFrames, read_video_frames
 
@@ -67,7 +67,8 @@ def _answer(arguments: argparse.Namespace) -> None:
     )
     frames = read_video_frames(arguments.video, spec)
     messages = (ChatMessage("user", arguments.question),)
-    sequence = Sequence("cli", messages, frames.pixels, sampling, compression)
+    timing = FrameTiming(frames.timestamps_s)
+    sequence = Sequence("cli", messages, frames.pixels, sampling, compression, timing=timing)
     engine.add(sequence)
     for text, report in _stream(engine):
         print(text, end="", flush=True)

@@ -10,8 +10,10 @@ class EngineCard:
     weights_digest: str
     device: str
     dtype: str
-    image_size: int
-    tokens_per_frame: int
+    architecture: str  # of the model, as its configuration names it
+    image_size: int  # side of the square frames that suit the model, in pixels
+    tokens_per_frame: int  # N of such frames: of a unit, where that is several frames
+    frames_per_unit: int  # that become one set of visual tokens
     num_layers: int
     max_model_tokens: int
     prefill_chunk_tokens: int

@@ -3,7 +3,10 @@
 Knows the tokenizer and the chat template, no weights and no device placement of its own.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +31,16 @@ class FrameNormalizer:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     rescale_factor: float
+
+    @classmethod
+    def of_processor(cls, settings: Mapping[str, Any]) -> "FrameNormalizer":
+        """Args: settings: of a video or image processor, in Hugging Face's names."""
+        half = [0.5, 0.5, 0.5]
+        return cls(
+            mean=tuple(settings.get("image_mean") or half),
+            std=tuple(settings.get("image_std") or half),
+            rescale_factor=float(settings.get("rescale_factor") or 1 / 255),
+        )
 
     def constants(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation, float32 [3] each. Making them waits for the device."""
@@ -55,6 +68,7 @@ class PromptEncoder:
         self.tokenizer = tokenizer
         self._chat_template = chat_template
         self._video_token_id = video_token_id
+        self.video_token = str(tokenizer.convert_ids_to_tokens(video_token_id))
         added = tokenizer.added_tokens_decoder.values()
         self._reserved = tuple(token.content for token in added if token.special)
 
@@ -65,7 +79,23 @@ class PromptEncoder:
         has_video: bool = True,
         video_turn: int | None = None,
     ) -> Prompt:
-        """
+        """Arguments and errors are those of `render`."""
+        rendered = self.render(messages, has_video=has_video, video_turn=video_turn)
+        before, *after = self.split(rendered)
+        if not has_video:
+            return Prompt(before[:1], before[1:])
+        (after_video,) = after
+        return Prompt(before, after_video)
+
+    def render(
+        self,
+        messages: tuple[ChatMessage, ...],
+        *,
+        has_video: bool = True,
+        video_turn: int | None = None,
+    ) -> str:
+        """The conversation as text, its video as the video token.
+
         Args:
             video_turn: index of the user turn that the video belongs to; None: the first one.
 
@@ -84,13 +114,17 @@ class PromptEncoder:
             add_generation_prompt=True,
             tokenize=False,
         )
-        ids = self.tokenizer(rendered, add_special_tokens=False)["input_ids"]
-        if ids.count(self._video_token_id) != has_video:
+        assert isinstance(rendered, str)
+        if rendered.count(self.video_token) != has_video:
             raise ModelLoadError("the chat template does not render one token for each video")
-        if not has_video:
-            return Prompt(tuple(ids[:1]), tuple(ids[1:]))
-        place = ids.index(self._video_token_id)
-        return Prompt(tuple(ids[:place]), tuple(ids[place + 1 :]))
+        return rendered
+
+    def split(self, rendered: str) -> list[tuple[int, ...]]:
+        """Ids of what stands before, between and after the video tokens."""
+        ids = self.tokenizer(rendered, add_special_tokens=False)["input_ids"]
+        places = [place for place, token_id in enumerate(ids) if token_id == self._video_token_id]
+        bounds = [-1, *places, len(ids)]
+        return [tuple(ids[first + 1 : end]) for first, end in pairwise(bounds)]
 
     def _check_text(self, text: str) -> None:
         """A control token in a user's text could forge turns or a second video."""

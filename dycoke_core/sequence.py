@@ -4,8 +4,10 @@ Knows no HTTP, no Redis, no device. The engine's own state of a sequence (cache,
 `dycoke_core.engine`.
 """
 
+import math
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
 from dycoke_core.config import CompressionConfig
@@ -75,6 +77,40 @@ class SamplingParams:
             raise InvalidRequestError("stop strings must not be empty")
 
 
+@dataclass(frozen=True, slots=True)
+class FrameTiming:
+    """When a video's frames are shown, for models whose positions or prompts tell the time.
+
+    Args:
+        timestamps_s: of each frame, ascending.
+        duration_s: of the video, or of the part that the frames were spread over; None: as many
+            times the frames' mean distance as there are frames.
+
+    Raises:
+        InvalidRequestError: times that are no numbers, negative or not ascending.
+    """
+
+    timestamps_s: tuple[float, ...]
+    duration_s: float | None = None
+
+    def __post_init__(self) -> None:
+        times = self.timestamps_s
+        if not all(math.isfinite(time) and time >= 0 for time in times):
+            raise InvalidRequestError("timestamps must be numbers of seconds, 0 or more")
+        if any(after < before for before, after in pairwise(times)):
+            raise InvalidRequestError("timestamps must ascend")
+        if self.duration_s is not None and not 0 < self.duration_s < math.inf:
+            raise InvalidRequestError("a video's duration must be above 0 seconds")
+
+    @property
+    def seconds_per_frame(self) -> float:
+        """Of the video for each of the frames; 0 where a single frame says nothing of it."""
+        times = self.timestamps_s
+        if self.duration_s is not None:
+            return self.duration_s / len(times)
+        return (times[-1] - times[0]) / max(len(times) - 1, 1)
+
+
 @dataclass(slots=True, eq=False)
 class Sequence:
     """One question about one video, or about none, as the engine takes it.
@@ -82,11 +118,12 @@ class Sequence:
     Args:
         sequence_id: unique among the sequences that the engine holds.
         messages: the conversation, ending with a user turn.
-        frames: uint8 [F, S, S, 3], RGB, already at the model's image size S. None: a
+        frames: uint8 [F, height, width, 3], RGB, already of a size that the model takes. None: a
             conversation without a video, to which `compression` does not apply.
         video_turn: index of the user turn that the video belongs to; None: the first one.
         forced_token_ids: ids that an earlier attempt has published. They are run through the
             ordinary decode path, emit no events, and the answer goes on behind them.
+        timing: of the frames; None: models that tell the time take them as of 24 a second.
         video_key: names the frames' content, for what is kept per video; None: hashed from them.
         video_name: of the video, however many keys it has, for `Engine.forget_video`.
     """
@@ -98,6 +135,7 @@ class Sequence:
     compression: CompressionConfig = field(default_factory=CompressionConfig)
     forced_token_ids: tuple[int, ...] = ()
     video_key: str | None = None
+    timing: FrameTiming | None = None
     video_turn: int | None = None
     video_name: str | None = None
     # Set by the engine.
@@ -116,13 +154,16 @@ class CompressionReport:
     Source: DYCOKE "Ratios to report"; `decode` is the paper's "retained ratio".
     """
 
-    visual_tokens_in: int  # F * N
+    units: int  # of the video: frames, or temporal patches of several
+    tokens_per_unit: int  # N
+    visual_tokens_in: int  # F * N, or units * N
     visual_tokens_prefill: int  # V
     visual_tokens_decode: int  # n_keep, in each pruned layer
+    pruned_layers: tuple[int, ...]  # that stage II touches
     retained_ratio_prefill: float | None
     retained_ratio_decode: float | None
     retained_ratio_decode_all_layers: float | None
-    kept_per_frame: tuple[int, ...]  # [F], after stage I
+    kept_per_frame: tuple[int, ...]  # [F], after stage I; by units where they are not frames
     decode_steps: int
     refreshes: int
     paper_flops_full: float

@@ -1,1 +1,1 @@
-"""Benchmarks and load tests. Every figure in the documentation comes from a command in here."""
+"""Benchmarks and load tests. Every figure in the documentation comes from a command here."""

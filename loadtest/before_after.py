@@ -3,12 +3,12 @@
     git worktree add ../before COMMIT
     python -m loadtest.before_after ../before [--turns 7] [--json]
 
-Both engines stay loaded, in a process each, and take turns at one measurement after another; only
-one works at a time, so that both see the same machine, and turns are short where they can be: a
-shared machine is faster one second and slower the next. LLaVA-OneVision-0.5B's geometry on the CPU
-with random weights, one layer of vision tower, and 8 frames: 1,568 visual tokens, 740 after stage
-I. Prints the median ratio of paired turns, ours / the other's, for each measurement: below 1 we are
-faster. Uses nothing but the engine's public interface, which both have.
+Both engines stay loaded, each in its own process, and take turns at one measurement after another.
+Only one works at a time, so both see the same machine, and turns are as short as possible: a shared
+machine is faster one second and slower the next. LLaVA-OneVision-0.5B's geometry on the CPU with
+random weights, one layer of vision tower, and 8 frames: 1,568 visual tokens, 740 after stage I.
+Prints the median ratio of paired turns, ours / the other's, for each measurement: below 1 we are
+faster. Uses only the engine's public interface, which both have.
 """
 
 import argparse
@@ -29,11 +29,11 @@ ROOT = Path(__file__).parent.parent
 NUM_STEPS = 10  # timed decode steps of a turn
 NUM_QUESTIONS = 9  # "second question" is the median of
 NUM_FRAMES = 8
-SHORT_TURNS = 4  # as many of those that take a second as of those that take some
+SHORT_TURNS = 4  # turns of a one-second measurement for each turn of a longer one
 
 
 class Side:
-    """One checkout's engine in a process of its own, which works when it is asked to."""
+    """One checkout's engine in its own process, which works only when asked."""
 
     def __init__(self, checkout: Path) -> None:
         self._process = subprocess.Popen(
@@ -46,7 +46,7 @@ class Side:
         )
 
     def turn(self, measurement: str) -> float:
-        """Seconds."""
+        """Runs one turn; returns its seconds."""
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(measurement + "\n")
         self._process.stdin.flush()
@@ -68,7 +68,7 @@ def compare(before: Path, turns: int) -> dict[str, Any]:
     for name, (num_turns, _) in MEASUREMENTS.items():
         seen: dict[str, list[float]] = {side: [] for side in sides}
         for turn in range(-1, turns * num_turns):  # the first one warms up
-            # Who goes first changes, so that what a turn leaves behind favours nobody.
+            # The order alternates, so that what a turn leaves behind favours neither.
             for side in list(sides) if turn % 2 else list(reversed(sides)):
                 seconds = sides[side].turn(name)
                 if turn >= 0:
@@ -104,7 +104,7 @@ def child() -> None:
     name, measure = "", None
     for line in sys.stdin:
         if line.strip() != name:
-            name, measure = line.strip(), None  # what the last one held is freed first
+            name, measure = line.strip(), None  # frees what the last measurement held
             measure = MEASUREMENTS[name][1](model)
         assert measure is not None
         print(measure(), flush=True)
@@ -120,7 +120,7 @@ def prefill(policy: str, model: Any) -> Callable[[], float]:
 
 
 def decode(policy: str, batch: int, model: Any) -> Callable[[], float]:
-    """Sequences about two videos, if there are several."""
+    """One turn of decoding; several sequences are about two videos."""
     engine, names = make_engine(model), [str(number) for number in range(batch)]
     for number, name in enumerate(names):
         engine.add(make_sequence(name, policy, video=number % 2, max_tokens=4000))
@@ -138,7 +138,7 @@ def decode(policy: str, batch: int, model: Any) -> Callable[[], float]:
 
 
 def second_question(model: Any) -> Callable[[], float]:
-    """About a video whose prompt the engine has."""
+    """A second question about a video whose prompt the engine has."""
     engine = make_engine(model)
     engine.add(make_sequence("first", "dycoke"))
     seconds_to_token(engine)
@@ -156,7 +156,7 @@ def second_question(model: Any) -> Callable[[], float]:
 
 
 def sixteen_questions(model: Any) -> Callable[[], float]:
-    """About one video, answers of 48 tokens, from the first event on."""
+    """16 questions about one video, answers of 48 tokens, timed from the first event on."""
 
     def measure() -> float:
         engine = make_engine(model)
@@ -205,14 +205,14 @@ def make_sequence(
 
 
 def seconds_to_token(engine: Any) -> float:
-    """Of all steps up to the next event, with a thin vision tower's part in it."""
+    """Seconds of all steps up to the next event, including a thin vision tower."""
     started_at = time.perf_counter()
     while not engine.step():
         pass
     return time.perf_counter() - started_at
 
 
-# Turns of each for every turn asked for, and what makes ready to measure.
+# Turns of each measurement for every turn asked for, and the function that prepares it.
 MEASUREMENTS: dict[str, tuple[int, Callable[[Any], Callable[[], float]]]] = {
     "prefill full": (1, partial(prefill, "full")),
     "prefill dycoke": (1, partial(prefill, "dycoke")),

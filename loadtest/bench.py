@@ -1,4 +1,4 @@
-"""What the engine's measurements share: the models, engines over lent prefixes, rows of results."""
+"""Shared by the engine's measurements: models, engines with lent prefixes, rows of results."""
 
 import statistics
 import time
@@ -25,8 +25,8 @@ QUESTION = "Which shape appears first, and what color does it have at the end of
 class Row:
     """One ratio. `ours` and `baseline` are what `unit` says.
 
-    at_least: the bound wanted. limit: the ratio if our side ran at the rates measured of the
-    machine in this run (`loadtest.limits`), None where that was not counted.
+    at_least: the bound wanted. limit: the ratio if our side ran at the machine's rates as measured
+    in this run (`loadtest.limits`); None if not counted.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Bench:
         """Ratios above 1 are in our favour: of rates ours / baseline, of costs the other way.
 
         Args:
-            ideal: `ours` at the machine's rates; `ideal_baseline` too, where the baseline is ours.
+            ideal: `ours` at the machine's rates; `ideal_baseline` too, if the baseline is ours.
         """
 
         def ratio(mine: float, other: float) -> float:
@@ -106,7 +106,7 @@ def make_sequence(
 
 
 def lend_prefix(bench: Bench, engine: Engine, sequence: Sequence) -> None:
-    """Gives a sequence's video a copy of the prefix that its policy prefilled before."""
+    """Gives a sequence's video a copy of a prefix that was prefilled under its policy."""
     source = bench.prefixes[sequence.compression.policy]
     number = cpu_backend(engine).lend_prefix(source)
     engine.admission.adopt_prefix(sequence, number)
@@ -120,7 +120,7 @@ def cpu_backend(engine: Engine) -> CpuBackend:
 def decoding_batch(
     bench: Bench, size: int, compression: str | dict[str, Any], **settings: Any
 ) -> Engine:
-    """An engine whose sequences, each about a video of its own, all decode."""
+    """An engine whose sequences, each about its own video, all decode."""
     engine = make_engine(bench.model, max_running_sequences=size, **settings)
     for video in range(size):
         sequence = make_sequence(str(video), video=video, compression=compression)
@@ -132,7 +132,7 @@ def decoding_batch(
 
 
 def step_seconds(step: Callable[[], object]) -> float:
-    """Median over repetitions, after some that are not counted."""
+    """Median over repetitions, after some uncounted ones."""
     for _ in range(NUM_WARM_STEPS):
         step()
     seconds = []

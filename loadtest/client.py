@@ -1,5 +1,5 @@
-"""The service's HTTP interface as a load generator needs it: one connection per call, and the
-moment at which every token came.
+"""The service's HTTP interface for load generators: one connection per call, and the time at which
+every token arrived.
 
 Blocking, with the standard library's HTTP client: cheap, and cooperative under gevent. It knows
 nothing of locust.
@@ -22,12 +22,12 @@ Fields = Mapping[str, Any]
 
 
 def with_content_of_its_own(clip: bytes, tag: bytes) -> bytes:
-    """The same MP4 with an empty box behind it: the same frames, found in no cache."""
+    """The same MP4 with an empty box appended: the same frames, but in no cache."""
     return clip + struct.pack(">I4s", 8 + len(tag), b"free") + tag
 
 
 class ServiceError(Exception):
-    """The service said no. `code` is the problem's; `retry_after_s` is None unless it said so."""
+    """The service refused. `code` is the problem's; `retry_after_s` is None if it gave none."""
 
     def __init__(self, status: int, code: str, retry_after_s: float | None) -> None:
         super().__init__(f"{status} {code}")
@@ -46,7 +46,7 @@ class Event:
 
 @dataclass(slots=True)
 class Answer:
-    """What one client saw of one job. Seconds count from when it began to send its request."""
+    """What one client saw of one job. Seconds count from when it started to send its request."""
 
     began_at_s: float
     job_id: str = ""
@@ -89,7 +89,7 @@ class Answer:
 
 
 class Stream:
-    """An answer's events as they come. Leaving the block closes the connection, read or not."""
+    """An answer's events as they arrive. Leaving the block closes the connection, read or not."""
 
     def __init__(
         self, connection: http.client.HTTPConnection, response: http.client.HTTPResponse
@@ -120,9 +120,16 @@ class Stream:
 
 
 class Service:
-    def __init__(self, url: str, *, timeout_s: float = 120.0) -> None:
+    """Args:
+    api_key: where the service asks for one.
+    """
+
+    def __init__(self, url: str, *, api_key: str | None = None, timeout_s: float = 120.0) -> None:
         parts = urlsplit(url)
         self._host, self._port = parts.hostname or "127.0.0.1", parts.port or 80
+        self._headers = {"Connection": "close"}
+        if api_key:
+            self._headers["Authorization"] = f"Bearer {api_key}"
         self._timeout_s = timeout_s
 
     def upload(self, clip: bytes) -> str:
@@ -177,7 +184,7 @@ class Service:
     ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
         connection = http.client.HTTPConnection(self._host, self._port, timeout=self._timeout_s)
         try:
-            connection.request(method, path, body or None, {**headers, "Connection": "close"})
+            connection.request(method, path, body or None, {**headers, **self._headers})
             response = connection.getresponse()
             if response.status >= 400:
                 raise _refusal(response)

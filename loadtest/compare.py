@@ -23,16 +23,16 @@ from loadtest.runs import Plan, Result, run_locust
 
 SETTINGS = ("full", "dycoke")
 OPEN_LOOP_SHARES = (0.3, 0.6, 0.9)
-OBJECTIVE_FACTOR = 1.5  # of the p95 time to first token of full tokens and one user
-MAX_STALL_S = 1.0  # of the load generator; a run with a longer one is repeated
-MAX_ATTEMPTS = 3  # the last counts in any case; its stall is in the report
+OBJECTIVE_FACTOR = 1.5  # times the p95 time to first token of full tokens and one user
+MAX_STALL_S = 1.0  # of the load generator; a run with a longer stall is repeated
+MAX_ATTEMPTS = 3  # the last one always counts; its stall is in the report
 CLEAR = "\r\033[K" if sys.stdout.isatty() else ""
 RESULTS = Path(__file__).parent / "results"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = _parse(argv)
-    about = describe()  # before this puts load on the machine
+    about = describe()  # before this loads the machine
     with tempfile.TemporaryDirectory(prefix="dycoke-loadtest-") as folder:
         settings = {"DYCOKE_MODEL": _model(options.model, Path(folder))} if options.model else {}
         settings |= dict(pair.split("=", 1) for pair in options.set)

@@ -4,11 +4,11 @@
 
 LLaVA-OneVision-0.5B's geometry with random weights, 32 frames of 196 tokens. Prints a table for
 people, and with --json one JSON object on the last line. transformers runs the same weights in its
-own layout (`loadtest.transformers_baseline`). Videos beyond the first get copies of its keys and
-values, so that each is read from memory of its own. Beside each ratio stands what it would be if
-the engine ran at the machine's rates, measured in the same run (`loadtest.limits`).
+own layout (`loadtest.transformers_baseline`). Videos after the first get copies of its keys and
+values, so that each is read from separate memory. Next to each ratio is what it would be if the
+engine ran at the machine's rates, measured in the same run (`loadtest.limits`).
 
-What is not covered: HTTP, Redis, frame reading.
+Not covered: HTTP, Redis, frame reading.
 """
 
 import argparse
@@ -25,7 +25,6 @@ from pathlib import Path
 import torch
 
 from dycoke_core.engine import Engine
-from dycoke_core.model.loader import load_model
 from dycoke_core.sequence import Stage
 from dycoke_core.tiny import CHECKPOINT
 from dycoke_core.tiny.architecture import new_model, save_checkpoint
@@ -43,6 +42,7 @@ from loadtest.bench import (
 )
 from loadtest.geometry import random_llava_onevision_0_5b
 from loadtest.limits import Limits, head_read_bytes_s, measure_limits
+from loadtest.llava_onevision import load_llava_onevision
 from loadtest.refreshes import count_refreshes
 from loadtest.transformers_baseline import ATTENTIONS, TransformersModel
 
@@ -51,11 +51,11 @@ NUM_PREFILLS = 3
 KEPT = 888  # of the compressed, in a decode step's pruned layers
 
 
-# --- measurements, in the order in which they build on one another ---
+# --- measurements, each building on the ones before ---
 
 
 def measure_prefill(bench: Bench, limits: Limits) -> None:
-    """Medians of repetitions that alternate with transformers'; vision runs once, uncounted."""
+    """Medians of repetitions alternating with transformers'; vision runs once, uncounted."""
     engine = make_engine(bench.model)
     seconds, ideal = {}, {}
     for policy, num_visual in (("full", FULL), ("dycoke", COMPRESSED)):
@@ -92,7 +92,7 @@ def measure_prefill(bench: Bench, limits: Limits) -> None:
 
 
 def _prefill(bench: Bench, engine: Engine, policy: str) -> float:
-    """Seconds up to the first token, of a video whose features the engine keeps."""
+    """Seconds to the first token about a video whose features the engine has."""
     engine.add(make_sequence("prefill", compression=policy))
     while not engine.step():
         pass
@@ -136,7 +136,7 @@ def measure_decode(bench: Bench, limits: Limits) -> None:
     )
     layers = bench.model.text_geometry.num_layers
     ideal_dycoke = limits.decode_seconds(8, (3 * COMPRESSED + (layers - 3) * KEPT) / layers)
-    # No cosine is below -1; none of two steps' scores reaches 1, so each step selects again.
+    # No cosine is below -1; two steps' scores never reach 1, so each step selects again.
     for name, threshold, at_least in (("no refresh", -1.0, 1.6), ("forced refreshes", 1.0, 1.5)):
         compression = {"policy": "dycoke", "threshold": threshold}
         engine = decoding_batch(bench, 8, compression)
@@ -160,7 +160,7 @@ def measure_decode(bench: Bench, limits: Limits) -> None:
 def measure_memory(bench: Bench, _: Limits) -> None:
     """What the engine reserves for a sequence of about 60 text and answer tokens.
 
-    On a CPU the two memories are one, so this counts what a device would hold.
+    On a CPU both memories are the same, so this counts what a device would hold.
     """
     held = {}
     for policy, settings in (("full", {}), ("dycoke", {"dp_cache": "host"})):
@@ -182,7 +182,7 @@ def measure_memory(bench: Bench, _: Limits) -> None:
 
 
 def measure_second_question(bench: Bench, limits: Limits, *, with_vision: bool) -> None:
-    """Time to first token; the second question comes twice, and the faster one counts."""
+    """Time to first token; the second question is asked twice, and the faster one counts."""
     engine = make_engine(bench.model)
     seconds, vision, num_question = [], 0.0, 0
     for number in range(3):
@@ -222,10 +222,10 @@ def measure_second_question(bench: Bench, limits: Limits, *, with_vision: bool) 
 
 
 def measure_sixteen_questions(bench: Bench, limits: Limits) -> None:
-    """16 questions about 2 videos, answers of 64 tokens; vision left out on both sides.
+    """16 questions about 2 videos, answers of 64 tokens; without vision on both sides.
 
     The limit counts the prefill of 2 prefixes and 63 steps, which read each prefix once in the
-    layers that stage II leaves alone and every sequence's kept rows in the others.
+    layers that stage II does not prune and every sequence's kept rows in the others.
     """
     engine = make_engine(bench.model, max_running_sequences=16)
     for number in range(16):
@@ -267,8 +267,8 @@ def measure_refreshes(bench: Bench, _: Limits) -> None:
     """Stage II on the bundled model's shape: with its own weights, and with random ones."""
     with tempfile.TemporaryDirectory() as directory:
         save_checkpoint(new_model(seed=0), Path(directory))
-        random_model = load_model(directory, device="cpu", dtype="float32")
-    bundled = load_model(CHECKPOINT, device="cpu", dtype="float32")
+        random_model = load_llava_onevision(directory, device="cpu", dtype="float32")
+    bundled = load_llava_onevision(CHECKPOINT, device="cpu", dtype="float32")
     for name, model in (("bundled", bundled), ("random", random_model)):
         counted = count_refreshes(model)
         bench.figures[f"refresh_rate_{name}_weights"] = counted.rate
@@ -298,7 +298,7 @@ def main() -> int:
         "--with-vision", action="store_true", help="the whole vision tower: minutes"
     )
     arguments = parser.parse_args()
-    measured_with = machine.describe()  # before this puts load on the machine
+    measured_with = machine.describe()  # before this loads the machine
     print("Building LLaVA-OneVision-0.5B's geometry with random weights ...", flush=True)
     make_model = partial(
         random_llava_onevision_0_5b,

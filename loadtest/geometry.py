@@ -1,4 +1,4 @@
-"""Models of a real size with random weights, to measure speed and memory, not answers."""
+"""Real-size models with random weights, to measure speed and memory, not answers."""
 
 import json
 import shutil
@@ -15,14 +15,14 @@ from transformers import (
 
 from dycoke_core.model.attention import ATTENTION_NAME
 from dycoke_core.model.llava_onevision import LlavaOnevision
-from dycoke_core.model.loader import load_model
 from dycoke_core.model.packing import can_pack, pack_weights
 from dycoke_core.tiny import CHECKPOINT
+from loadtest.llava_onevision import load_llava_onevision
 
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """A LLaVA-OneVision's shape. The vision tower's is SigLIP so400m's unless named."""
+    """A LLaVA-OneVision's shape. The vision tower is SigLIP so400m unless given."""
 
     name: str
     hidden_size: int
@@ -51,7 +51,7 @@ def random_llava_onevision_0_5b(
     """LLaVA-OneVision-0.5B's geometry.
 
     Args:
-        num_vision_layers: fewer where vision is not the subject; 196 tokens per frame all the same.
+        num_vision_layers: fewer if vision is not measured; always 196 tokens per frame.
     """
     geometry = replace(GEOMETRY_0_5B, num_vision_layers=num_vision_layers)
     return random_llava_onevision(geometry, device=device, dtype=dtype, packed=packed)
@@ -60,14 +60,14 @@ def random_llava_onevision_0_5b(
 def random_llava_onevision(
     geometry: Geometry, *, device: str, dtype: torch.dtype, packed: bool = True
 ) -> LlavaOnevision:
-    """A model of random weights, made on its device: host memory never holds them.
+    """A model with random weights, created on its device: host memory never holds them.
 
     Args:
-        packed: as a loaded model's weights are where that helps; False: as transformers has them.
+        packed: packs weights where loading a model would; False: transformers' layout.
 
     Tokenizer and template are the bundled model's: their ids are the first of the real vocabulary.
     """
-    tiny = load_model(CHECKPOINT, device="cpu")
+    tiny = load_llava_onevision(CHECKPOINT, device="cpu")
     return LlavaOnevision(
         model=_random_model(model_config(geometry, tiny), device, dtype, packed=packed),
         prompt_encoder=tiny.prompt_encoder,
@@ -121,7 +121,7 @@ def _random_model(
 
 
 def write_medium_checkpoint(directory: Path) -> None:
-    """Writes random weights between the bundled model and a real one, for a CPU under load.
+    """Writes a random model between the bundled one and a real one in size, for loading a CPU.
 
     8 layers of 512, 8 heads on 2, 196 tokens per frame, a light vision tower: the language model's
     share of an answer's cost is like a real model's, at a fifteenth of LLaVA-OneVision-0.5B's

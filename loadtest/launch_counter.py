@@ -1,20 +1,20 @@
-"""Counts what a step launches on a device, and refuses what would make the host wait, on a CPU.
+"""Counts what a step would launch on a GPU, and refuses what would make the host wait; on a CPU.
 
     with LaunchCounter() as counter:
-        engine = Engine(...)                  # from here on it is noted where memory comes from
+        engine = Engine(...)                  # from here on the origin of memory is recorded
         ...
         with counter.counting() as launches:
             engine.step()
     launches.total
 
-On a CPU device and host memory are one, so the counter tells them apart by where a tensor comes
-from, as it would be on a GPU: `torch.empty(n)` without a `device` is host memory, and so is what
-comes from numpy and Python lists; `.to(device)` of host memory is device memory, as is everything
-computed from device memory and all that was there before the counter.
+On a CPU device and host memory are the same, so the counter distinguishes them by where a tensor
+comes from, as it would on a GPU. Host memory: `torch.empty(n)` without a `device`, and whatever
+comes from numpy and Python lists. Device memory: `.to(device)` of host memory, everything computed
+from device memory, and everything that existed before the counter.
 
-Counted as a launch: every ATen operation on device memory that is no view and no bare allocation,
-copies included, and every Triton kernel. Fused attention counts once. What the kernels'
-interpreter does with torch is not counted.
+Counted as a launch: every ATen operation on device memory except views and bare allocations, copies
+included, and every Triton kernel. Fused attention counts once. What the kernels' interpreter does
+with torch is not counted.
 
 Refused with HostWait, while counting:
 - reading device memory: `item`, `tolist`, `numpy`, `bool`, `int`, `cpu()`, `to("cpu")`;
@@ -23,10 +23,10 @@ Refused with HostWait, while counting:
 - copies between host and device without `non_blocking=True`; `torch.tensor(..., device=...)` and
   indexing by a list, which copy from memory that is not pinned.
 
-What is not detected: whether memory is pinned; waits for events, streams and the whole device,
-which have no meaning on a CPU; waits inside of libraries; an upload that the code leaves out on a
-CPU, which counts as one launch where the host's tensor first meets the device's;
-`.to(torch.device("cpu"))`, which is taken for the model's device.
+Not detected: whether memory is pinned; waits for events, streams and the whole device, which mean
+nothing on a CPU; waits inside libraries; an upload that the code skips on a CPU, which counts as
+one launch where the host's tensor first meets the device's; `.to(torch.device("cpu"))`, which is
+taken for the model's device.
 """
 
 import sys
@@ -62,14 +62,14 @@ _INDEXED = {"index", "index_put", "index_put_", "_index_put_impl_"}
 
 
 class HostWait(BaseException):
-    """What was called makes the host wait for the device. No error that an engine may survive."""
+    """The call makes the host wait for the device. Not an Exception: no engine may survive it."""
 
 
 @dataclass(slots=True)
 class Launches:
     operations: Counter[str] = field(default_factory=Counter)  # ATen's names; "upload"
     kernels: Counter[str] = field(default_factory=Counter)  # Triton's
-    waits: Counter[str] = field(default_factory=Counter)  # where they are not refused
+    waits: Counter[str] = field(default_factory=Counter)  # if they are not refused
 
     @property
     def total(self) -> int:
@@ -100,7 +100,7 @@ class LaunchCounter:
         self._modes.close()
 
     def uncounted(self) -> AbstractContextManager[None]:
-        """Inside the block nothing is counted, refused, or noted."""
+        """Inside the block nothing is counted, refused or recorded."""
         return self._operations.uncounted()
 
     @contextmanager
@@ -108,7 +108,7 @@ class LaunchCounter:
         """Counts until the block ends.
 
         Raises:
-            HostWait: out of whatever is called inside; with refuse_waits=False waits are counted.
+            HostWait: from any call inside the block; with refuse_waits=False waits are counted.
         """
         launches = self._operations.launches = Launches()
         self._operations.refuses_waits = refuse_waits
@@ -121,7 +121,7 @@ class LaunchCounter:
 
 
 def _counting_kernels() -> Any:
-    """A context of a Counter of Triton kernels; always empty where there is no Triton."""
+    """A context with a Counter of Triton kernels; always empty without Triton."""
     if find_spec("triton") is None or find_spec("dycoke_core.gpu_kernels") is None:
         return nullcontext(Counter())
     from dycoke_core.gpu_kernels.launch import counting_launches
@@ -152,7 +152,7 @@ class _Memory:
 
 
 class _Calls(TorchFunctionMode):
-    """Sees what operations do not show: a `device` that is named, and reads through C."""
+    """Sees what operations do not show: an explicit `device`, and reads through C."""
 
     def __init__(self, memory: _Memory, operations: "_Operations") -> None:
         super().__init__()
@@ -204,7 +204,7 @@ class _Calls(TorchFunctionMode):
     def _move(
         self, tensor: Tensor, target: Any, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Tensor:
-        """`Tensor.to`, with memory of its own where a GPU would give it some."""
+        """`Tensor.to`, with new memory where a GPU would allocate some."""
         was_host = self._memory.is_host(tensor)
         becomes_host = (
             self._memory.is_host(target) if isinstance(target, Tensor) else target == "cpu"
@@ -290,7 +290,7 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.refuse(f"{name} by a mask")
 
     def _upload(self, tensor: Tensor) -> None:
-        """A number goes along with a launch; anything larger must have been copied before."""
+        """Counts an upload. A number travels with a launch; anything larger needs a copy first."""
         if tensor.dim():
             self.cross("upload", is_non_blocking=True)
             self._memory.discard(tensor)
@@ -312,7 +312,7 @@ def _storage(tensor: Tensor) -> torch.UntypedStorage | None:
 
 
 def _target(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The device or tensor that `Tensor.to` was given, None where it only changes the dtype."""
+    """The device or tensor that `Tensor.to` was given; None if it only changes the dtype."""
     given = [*args[1:2], kwargs.get("device"), kwargs.get("other")]
     wanted: tuple[type, ...] = (str, torch.device, Tensor)
     return next((value for value in given if isinstance(value, wanted)), None)

@@ -1,4 +1,4 @@
-"""What one decode step asks of a device: kernels and operations, by batch, policy and videos.
+"""What one decode step launches on a device: kernels and operations, by batch, policy and videos.
 
     python -m loadtest.launches [--json] [--batches 1 16 64] [--layers 28] [--backend cuda|cpu]
 
@@ -7,9 +7,9 @@ graph replays the same kernels in one launch. A step that makes the host wait fo
 see `loadtest.launch_counter` for what is counted and detected. With --json one JSON object on the
 last line.
 
-Triton's interpreter would take minutes for a step of 64 rows. So of the kernels only those that
-sample are run, on zeros; the others are counted. Nothing on the device can change what the host
-launches, or the host would have to wait for it.
+Triton's interpreter would take minutes for a step of 64 rows, so only the sampling kernels run, on
+zeros; the others are only counted. Nothing on the device can change what the host launches, or the
+host would have to wait for it.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from importlib.util import find_spec
 from typing import Any
 from unittest import mock
 
-if __name__ == "__main__":  # Triton reads it when it is imported
+if __name__ == "__main__":  # Triton reads the variable when imported
     os.environ["TRITON_INTERPRET"] = "1"
     os.environ["TRITON_DEFAULT_FP_FUSION"] = "0"
 
@@ -36,8 +36,8 @@ from loadtest.launch_counter import LaunchCounter, Launches
 
 LAYERS = 28  # LLaVA-OneVision-7B's
 BATCHES = (1, 16, 64)
-_KV_BYTES = 2**18  # of a sequence and a layer, more than enough
-PER_LAYER, FIXED = 12, 40  # at most, whatever the batch
+_KV_BYTES = 2**18  # per sequence and layer, more than enough
+PER_LAYER, FIXED = 12, 40  # at most, for any batch
 POLICIES = ("full", "dycoke")
 
 
@@ -56,7 +56,7 @@ class Count:
 def count_all(
     batches: Sequence[int], *, num_layers: int = LAYERS, backend: Mapping[str, Any] = BACKEND
 ) -> list[Count]:
-    """Counts a step of each batch, policy, and number of videos: one for each sequence, and one."""
+    """Counts a step for each batch and policy, with one video per sequence and one for all."""
     counts = []
     for batch in batches:
         for num_videos in sorted({batch, 1}, reverse=True):
@@ -73,10 +73,10 @@ def count_step(
     num_layers: int = LAYERS,
     backend: Mapping[str, Any] = BACKEND,
 ) -> Count:
-    """Of an engine of its own, in steady decode.
+    """Counts a step of a new engine in steady decode.
 
     Raises:
-        HostWait: the step waits for the device; those of the CPU's backend may, and are counted.
+        HostWait: the step waits for the device; the CPU backend's may wait, and waits are counted.
     """
     sizes = replace(DRY, large=replace(TOY, num_layers=num_layers), wide_batch=batch, stagger=32)
     with torch.inference_mode(), LaunchCounter() as counter, _kernels_idle(counter):
@@ -98,7 +98,7 @@ def count_step(
 
 @contextmanager
 def _kernels_idle(counter: LaunchCounter) -> Iterator[None]:
-    """Kernels do nothing, but for those that sample; what they would write is zero."""
+    """Makes all kernels but the sampling ones do nothing; what they would write is zero."""
     if find_spec("triton") is None:
         yield
         return
@@ -115,7 +115,7 @@ def _kernels_idle(counter: LaunchCounter) -> Iterator[None]:
 
 
 class _ZeroedMemory(TorchFunctionMode):
-    """Memory that nobody writes to holds zeros."""
+    """Makes unwritten memory hold zeros."""
 
     def __init__(self, counter: LaunchCounter) -> None:
         super().__init__()

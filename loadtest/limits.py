@@ -1,4 +1,4 @@
-"""What the machine can do, measured in the same run, and what each stage must at least cost by it.
+"""What the machine can do, measured in the same run, and the least that each stage can cost.
 
 A decode step reads the language model's weights and its sequences' keys and values once; a prefill
 computes its FLOPs. Lower bounds: no cache is assumed to keep bytes between steps, and neither
@@ -32,7 +32,7 @@ class Limits:
     weight_read_bytes_s: float
 
     def decode_seconds(self, batch: int, rows_per_layer: float) -> float:
-        """One step, each sequence reading `rows_per_layer` cached tokens, averaged over layers."""
+        """One step in which each sequence reads `rows_per_layer` cached tokens, layers averaged."""
         text = self.model.text_geometry
         kv = batch * rows_per_layer * text.num_layers * row_bytes(text, self.model.dtype)
         return (self.weight_bytes + kv) / self.read_bytes_s
@@ -56,7 +56,7 @@ class Limits:
 
     @property
     def weight_bytes(self) -> int:
-        """Of one pass through the layers and the language head, in its plain layout."""
+        """Bytes read by one pass through the layers and the language head, in plain layout."""
         text = self.model.text_geometry
         head = text.head_size * (2 * text.num_heads + 2 * text.num_kv_heads)
         layer = text.hidden_size * (head + 3 * text.intermediate_size)

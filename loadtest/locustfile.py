@@ -3,10 +3,10 @@
     locust -f loadtest/locustfile.py --headless --host http://127.0.0.1:8000 \\
         --users 4 --run-time 30s --compression dycoke ClosedLoop
 
-`ClosedLoop`: each user does one thing after the other. `OpenLoop`: things begin at random moments
+`ClosedLoop`: each user does one thing after the other. `OpenLoop`: things start at random moments
 (Poisson, `--rate` per second) whether or not earlier ones have ended, as with real crowds. Time to
 first token, inter-token latency and end to end are locust metrics of kinds TTFT, ITL and E2E. A
-refusal for want of room (429, 503) is of kind REJECTED and no failure.
+refusal for lack of room (429, 503) has the kind REJECTED and does not count as a failure.
 """
 
 import http.client
@@ -27,7 +27,7 @@ from loadtest.client import Service, ServiceError
 from loadtest.scenarios import Broken, Draw, Scenarios
 
 MAX_ARRIVALS_OPEN = 1000
-DRAIN_S = 120.0  # for what is under way when the time is up
+DRAIN_S = 120.0  # for what is still running when the time is up
 STALL_PERIOD_S = 0.1
 OVERLOAD = (429, 503)
 
@@ -35,6 +35,9 @@ OVERLOAD = (429, 503)
 @events.init_command_line_parser.add_listener
 def _add_options(parser: Any) -> None:
     parser.add_argument("--compression", default="dycoke", help="a policy's name, or JSON")
+    parser.add_argument(
+        "--api-key", default="", env_var="LOADTEST_API_KEY", is_secret=True, help="if it wants one"
+    )
     parser.add_argument("--num-frames", type=int, default=32)
     parser.add_argument("--rate", type=float, default=1.0, help="open loop: arrivals per second")
     parser.add_argument("--seed", type=int, default=0)
@@ -83,7 +86,7 @@ class Shared:
 
 @events.init.add_listener
 def _prepare(environment: Environment, **_: Any) -> None:
-    """Before the clock starts."""
+    """Runs before the clock starts."""
     options = environment.parsed_options
     assert options is not None and options.host
     text = options.compression
@@ -93,7 +96,7 @@ def _prepare(environment: Environment, **_: Any) -> None:
         _fire(environment, kind, name, seconds)
 
     Shared.scenarios = Scenarios(
-        Service(options.host),
+        Service(options.host, api_key=options.api_key),
         report,
         compression=json.loads(text) if text.startswith("{") else text,
         num_frames=options.num_frames,
@@ -180,7 +183,7 @@ class OpenLoop(User):
 
     @task
     def arrive(self) -> None:
-        """Moments are drawn ahead, so that a late one does not put off those behind it."""
+        """Draws arrival times ahead, so that a late one does not delay those after it."""
         self._next_at_s += self._chance.expovariate(self._rate)
         draw = Draw.of(self._chance)
         gevent.sleep(max(0.0, min(self._next_at_s, self._ends_at_s) - time.perf_counter()))

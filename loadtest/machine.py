@@ -1,4 +1,4 @@
-"""What a result was measured with: versions and machine."""
+"""Describes what a result was measured with: versions and machine."""
 
 import contextlib
 import os
@@ -34,7 +34,7 @@ def describe() -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    """Of those packages that are installed: a bare GPU image has few."""
+    """Versions of the packages that are installed: a bare GPU image has few."""
     found = {}
     for name in PACKAGES:
         with contextlib.suppress(PackageNotFoundError):

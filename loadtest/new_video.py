@@ -1,13 +1,13 @@
-"""How long an answer about a video that nobody has seen takes, and on what.
+"""How long an answer about a new video takes, and where the time goes.
 
     python -m loadtest.new_video [--number 5] [--model DIR] [--json]
 
 Starts the service, and has H.264 files of 32 frames described with full tokens and with DyCoke by
-turns, the same scenes in files of their own: upload, frame reading, vision tower, prefill, some
-thirty tokens. Prints medians of what the client saw and of the receipts' stages, and with --json
-one JSON object last.
+turns, the same scenes in separate files: upload, frame reading, vision tower, prefill, some thirty
+tokens. Prints medians of what the client saw and of the receipts' stages, and with --json one JSON
+object last.
 
-What is not covered: several clients at once (`loadtest.compare`).
+Not covered: several clients at once (`loadtest.compare`).
 """
 
 import argparse
@@ -43,7 +43,7 @@ def main() -> int:
     parser.add_argument("--model", help="a checkpoint's directory; without it the bundled one")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    about = describe()  # before this puts load on the machine
+    about = describe()  # before this loads the machine
     seen: dict[str, list[Figures]] = {policy: [] for policy in POLICIES}
     with tempfile.TemporaryDirectory(prefix="dycoke-new-video-") as name:
         folder = Path(name)

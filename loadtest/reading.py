@@ -1,20 +1,20 @@
-"""Frame reading beside plain decord: clips of 10 s, 60 s and 10 min, on one core and on all.
+"""Frame reading compared with plain decord: clips of 10 s, 60 s and 10 min, on one core and all.
 
     python -m loadtest.reading [--turns 5] [--clips 10 60 600] [--json]
 
-Makes clips of 1280x720 pixels at 25 frames per second (H.264, three B-frames, a keyframe every ten
-seconds at most), then reads 32 frames of 384x384 pixels of each, by turns, in a process of its own
-each time, on as many cores as the column says:
+Makes clips of 1280x720 pixels at 25 frames per second (H.264, three B-frames, a keyframe at least
+every ten seconds), then reads 32 frames of 384x384 pixels of each, by turns, in a new process each
+time, on as many cores as the column says:
 
 - `decord`: `decord.VideoReader(..., width=384, height=384, num_threads=n).get_batch(indices)`, with
-  its own choice of threads where all cores are given. No sandbox, no check of the file.
+  its own choice of threads if it has all cores. No sandbox, no check of the file.
 - `reader`: what the service does: sniff, plan, read in sandboxed children, decord first.
-- `pyav`: the same where decord cannot read a video.
-- `keyframe`: the same with `sampling: keyframe`.
+- `pyav`: the same for a video that decord cannot read.
+- `keyframe`: the same as `reader` with `sampling: keyframe`.
 
 Prints medians of wall and CPU seconds, children included, and the medians of their ratios to
-`decord` in the same turn. What a process costs before it reads (its start, imports, the start of
-the fork servers) is left out of all of them.
+`decord` in the same turn. Costs before reading (process start, imports, start of the fork servers)
+are left out everywhere.
 """
 
 import argparse
@@ -39,7 +39,7 @@ from loadtest import machine
 
 WIDTH, HEIGHT, FPS = 1280, 720, 25
 NUM_FRAMES, IMAGE_SIZE = 32, 384
-UNIT_S = 10  # of video that is encoded; longer clips repeat it
+UNIT_S = 10  # seconds of video that are encoded; longer clips repeat them
 CONTENDERS = ("decord", "reader", "pyav", "keyframe")
 
 
@@ -59,7 +59,7 @@ def make_clips(folder: Path, durations_s: list[int]) -> dict[int, Path]:
 
 
 def _encode_unit(path: Path) -> Iterator[Any]:
-    """Camera and objects that move over noise, which costs a decoder what real footage does."""
+    """A moving camera and objects over noise, as costly to decode as real footage."""
     import av
 
     random = np.random.default_rng(0)
@@ -84,7 +84,7 @@ def _encode_unit(path: Path) -> Iterator[Any]:
 
 
 def _repeat(folder: Path, unit: list[Any], times: int) -> Path:
-    """Writes the unit's packets again and again; it begins with a keyframe and needs no other."""
+    """Writes the unit's packets repeatedly; the unit starts with a keyframe and is complete."""
     import av
 
     path = folder / f"{times * UNIT_S}s.mp4"
@@ -105,7 +105,7 @@ def _repeat(folder: Path, unit: list[Any], times: int) -> Path:
     return path
 
 
-# --- one reading, in a process of its own ---
+# --- one reading, in its own process ---
 
 
 def read_once(contender: str, clip: Path, num_cores: int) -> Cost:
@@ -152,7 +152,7 @@ async def _read_as_the_service_does(contender: str, clip: Path) -> Cost:
 
 
 def _cpu_of_the_family_s() -> float:
-    """CPU seconds of this process, its living children, and theirs that have ended."""
+    """CPU seconds of this process and of its children, living and ended."""
     total_s = time.process_time()
     for child in psutil.Process().children():
         used = child.cpu_times()

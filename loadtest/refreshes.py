@@ -1,8 +1,8 @@
-"""How often stage II selects anew, and how much of a kept set it exchanges.
+"""How often stage II refreshes, and how much of a kept set it replaces.
 
-Counted while a model describes scenes of the synthetic test set, at DyCoke's defaults. Decides what
-a refresh may cost: with random weights attention hardly follows the content, with trained ones it
-does.
+Counted while a model describes scenes of the synthetic test set, at DyCoke's defaults. This decides
+what a refresh may cost: with random weights attention hardly follows the content, with trained ones
+it does.
 """
 
 import itertools
@@ -26,7 +26,7 @@ from dycoke_core.tiny.testset import MAX_TOKENS, test_set
 @dataclass(frozen=True)
 class Refreshes:
     """rate: selections per decode step after the first. turnover: share of the kept set that a
-    selection exchanges, on average. steps: decode steps counted."""
+    selection replaces, on average. steps: decode steps counted."""
 
     rate: float
     turnover: float

@@ -8,7 +8,7 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("Agg")
-from matplotlib import pyplot  # after the choice of a backend that needs no screen
+from matplotlib import pyplot  # after choosing a backend that needs no screen
 
 from loadtest.runs import Result, Spread
 

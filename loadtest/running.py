@@ -1,4 +1,4 @@
-"""A service of our own to load: `python -m app serve` in a child, in a folder of its own."""
+"""Starts a service to put load on: `python -m app serve` in a child, in its own folder."""
 
 import contextlib
 import json
@@ -24,7 +24,7 @@ class RunningService:
     log: Path
 
     def worker_ports(self) -> list[int]:
-        """Where the workers' metrics are."""
+        """The ports of the workers' metrics."""
         lines = (line for line in self.log.read_text().splitlines() if "serving metrics" in line)
         return [int(json.loads(line)["port"]) for line in lines]
 
@@ -36,7 +36,7 @@ def running_service(
     """Starts a service, waits until it is ready, and stops it at the end.
 
     Raises:
-        RuntimeError: it ended, or did not get ready in time; with the end of its log.
+        RuntimeError: it ended or was not ready in time; the message has the end of its log.
     """
     port = _free_port()
     environment = {n: v for n, v in os.environ.items() if not n.startswith("DYCOKE_")}

@@ -1,7 +1,7 @@
-"""One run of locust against a service, and what came of it in figures.
+"""One run of locust against a service, and its figures.
 
-Figures count what ended within the run's time; what was under way then is waited for, so that it
-can fail, but is in no figure of throughput.
+Figures count what ended within the run's time. What was still running then is waited for, so that
+failures show, but counts in no throughput.
 """
 
 import json
@@ -24,7 +24,7 @@ ASK_NAMES = ("new video", "known video")
 @dataclass(frozen=True, slots=True)
 class Plan:
     """Args:
-    users: closed loop: as many clients, each with one thing at a time; 0: open loop.
+    users: closed loop: this many clients, each doing one thing at a time; 0: open loop.
     rate: open loop: arrivals per second.
     """
 
@@ -67,11 +67,11 @@ class Spread:
 class Result:
     plan: Plan
     failures: list[str]
-    max_stall_s: float  # of the load generator: what its clocks may be wrong by
+    max_stall_s: float  # of the load generator: by how much its clocks may be wrong
     num_rejected: int
     arrivals: dict[str, int]
     answers_per_s: float  # streamed answers that ended well within the run's time
-    tokens_per_s: float  # of these
+    tokens_per_s: float  # of these answers
     ttft_s: Spread | None
     ttft_new_s: Spread | None
     ttft_known_s: Spread | None
@@ -102,7 +102,7 @@ def run_locust(
     """Runs a plan against a service.
 
     Args:
-        on_wait: told a few times per second for how many seconds the run has been going on.
+        on_wait: called a few times per second with the seconds since the run started.
 
     Raises:
         RuntimeError: locust itself failed.

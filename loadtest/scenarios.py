@@ -1,9 +1,9 @@
 """What clients do, one call each: ask about a new video, ask again, upload, wait for a whole
-answer, cancel, leave, and come back. What was asked is drawn from a seeded generator, so that two
-settings get the same questions.
+answer, cancel, leave, and come back. Questions are drawn from a seeded generator, so that two
+settings get the same ones.
 
-Each scenario checks what it was told, raises `Broken` when the service's word does not hold, and
-reports what it measured.
+Each scenario checks what it receives, raises `Broken` if the service breaks a promise, and reports
+what it measured.
 """
 
 import random
@@ -29,7 +29,7 @@ QUESTIONS = (
     "Which shape appears first?",
     "How many objects are there at the end?",
 )
-# How often of what, closed loop and open loop alike.
+# How often each scenario runs, in both closed and open loop.
 MIX: Mapping[str, int] = {
     "ask_new": 3,
     "ask_again": 6,
@@ -51,13 +51,13 @@ class Report(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """Everything that chance decides about one scenario."""
+    """Everything that is random about one scenario."""
 
     scenario: str
     question: str
     max_tokens: int
     video: int  # which of the known ones
-    tag: bytes  # makes a new clip's bytes like no other's
+    tag: bytes  # makes a new clip's bytes unique
 
     @classmethod
     def of(cls, chance: random.Random, mix: Mapping[str, int] = MIX) -> "Draw":
@@ -74,7 +74,7 @@ class Draw:
 class Scenarios:
     """Args:
     compression: as in a request: a policy's name or an object.
-    report: told of every measurement, as (kind, name, seconds).
+    report: called with every measurement, as (kind, name, seconds).
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Scenarios:
         self._report = report
         self._common = {"compression": compression, "num_frames": num_frames}
         self._known: deque[str] = deque(maxlen=MAX_KNOWN_VIDEOS)  # video ids
-        self._run_tag = random.randbytes(16)  # no run finds another run's videos
+        self._run_tag = random.randbytes(16)  # so that no run finds another run's videos
         self._by_name: Mapping[str, Callable[[Draw], None]] = {
             "ask_new": self._ask_new,
             "ask_again": self._ask_again,
@@ -101,7 +101,7 @@ class Scenarios:
         }
 
     def warm_up(self, num_videos: int = 4) -> None:
-        """Makes videos known, and asks about each once; nothing of it is reported."""
+        """Uploads videos and asks about each once; reports nothing."""
         for number in range(num_videos):
             tag = struct.pack("<Q", number)
             with self._service.ask(self._fields("Ready?", 4), self._clip(tag)) as stream:
@@ -134,7 +134,7 @@ class Scenarios:
         self._report("E2E", "whole answer", time.perf_counter() - began_at_s)
 
     def _cancel(self, draw: Draw) -> None:
-        """The stream must end with `cancelled`, unless the answer was faster."""
+        """Cancels: the stream must end with `cancelled`, unless the answer was faster."""
         answer = Answer(time.perf_counter())
         asked_at_s = None
         with self._service.ask(self._about_known(draw, LONG_ANSWER)) as stream:
@@ -149,19 +149,19 @@ class Scenarios:
             self._report("CANCEL", "until the stream ends", answer.ended_at_s - asked_at_s)
 
     def _leave(self, draw: Draw) -> None:
-        """A closed connection must cancel its job."""
+        """Closes the connection, which must cancel the job."""
         answer = Answer(time.perf_counter())
         with self._service.ask(self._about_known(draw, LONG_ANSWER)) as stream:
             self._read_some(answer, stream)
         left_at_s = time.perf_counter()
         while (state := self._service.job(answer.job_id)["state"]) not in ("cancelled", "done"):
             if time.perf_counter() - left_at_s > CANCEL_PATIENCE_S:
-                raise Broken(f"a deserted job is still {state}")
+                raise Broken(f"an abandoned job is still {state}")
             time.sleep(0.05)
         self._report("CANCEL", "after leaving", time.perf_counter() - left_at_s)
 
     def _reconnect(self, draw: Draw) -> None:
-        """A reader that comes back must miss nothing and see nothing twice."""
+        """Reconnects: the reader must miss nothing and see nothing twice."""
         answer = Answer(time.perf_counter())
         fields = {**self._about_known(draw), "on_disconnect": "continue"}
         with self._service.ask(fields) as stream:
@@ -229,5 +229,5 @@ class Scenarios:
         return {**self._common, "question": question, "max_tokens": max_tokens}
 
     def _clip(self, tag: bytes) -> bytes:
-        """The bundled clip, content of its own."""
+        """The bundled clip with unique content."""
         return with_content_of_its_own(CLIP.read_bytes(), self._run_tag + tag)

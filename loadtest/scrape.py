@@ -1,10 +1,10 @@
-"""What a scrape of `/metrics` costs the API under load: does it hold up the event loop?
+"""What a scrape of `/metrics` costs the API under load: does it delay the event loop?
 
     python -m loadtest.scrape [--duration 20] [--users 4] [--json]
 
-The same load, without scrapes, at Prometheus' usual pace, and far above it. The service's own
-samples of its event loop's lag tell how long other work waited; the clients' gaps between tokens
-tell whether anybody noticed. Prints a table for people, and with --json one JSON object last.
+The same load runs without scrapes, at Prometheus' usual rate, and far above it. The service's own
+samples of its event loop's lag show how long other work waited; the clients' gaps between tokens
+show whether anybody noticed. Prints a table for people, and with --json one JSON object last.
 """
 
 import argparse
@@ -35,7 +35,7 @@ class Row:
     scrape_ms: float  # mean, as the scraper sees it
     page_bytes: int
     lag_mean_ms: float
-    lag_p99_ms: float  # the upper bound of the bucket that has it
+    lag_p99_ms: float  # the upper bound of its bucket
     lag_over_25_ms: float  # share of samples
     itl_p50_ms: float
     itl_p99_ms: float
@@ -43,7 +43,7 @@ class Row:
 
 
 class Scraper:
-    """Reads the page at a pace, in a thread of its own."""
+    """Reads the page at a set pace, in its own thread."""
 
     def __init__(self, url: str, rate_per_s: float) -> None:
         self.seconds: list[float] = []
@@ -76,7 +76,7 @@ def main() -> int:
     parser.add_argument("--users", type=int, default=4)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    about = describe()  # before this puts load on the machine
+    about = describe()  # before this loads the machine
     with tempfile.TemporaryDirectory(prefix="dycoke-scrape-") as name:
         folder = Path(name)
         with running_service(folder) as service:

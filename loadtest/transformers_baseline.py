@@ -30,7 +30,7 @@ class TransformersModel:
         self._cache = DynamicCache(config=self._model.config.text_config)
 
     def prefill_seconds(self) -> float:
-        """Of the whole prompt and its first token, with sdpa, into an empty cache."""
+        """Seconds for the whole prompt and its first token, with sdpa, into an empty cache."""
         self._config._attn_implementation = "sdpa"
         self._cache = DynamicCache(config=self._model.config.text_config)
         started_at = time.perf_counter()
@@ -42,7 +42,7 @@ class TransformersModel:
         return time.perf_counter() - started_at
 
     def decode_seconds(self, attention: str) -> float:
-        """Median time between the tokens of a greedy `generate` that goes on from the prompt."""
+        """Median time between the tokens of a greedy `generate` that continues from the prompt."""
         self._config._attn_implementation = attention
         num_seen = self._cache.get_seq_length()
         ids = torch.full((1, num_seen + 1), 7, device=self._embeds.device)  # the last is new
@@ -63,7 +63,7 @@ class TransformersModel:
 
 
 class _TokenClock:
-    """A streamer that notes when each token came; the first call brings the prompt."""
+    """A streamer that records when each token came; the first call brings the prompt."""
 
     def __init__(self) -> None:
         self._came_at: list[float] = []

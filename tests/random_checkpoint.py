@@ -43,17 +43,22 @@ def build_random_checkpoint(
 def _scale_weights(
     model: LlavaOnevisionForConditionalGeneration, tokenizer: PreTrainedTokenizerFast
 ) -> None:
+    scale_matrices(model)
+    nn.init.normal_(model.model.vision_tower.embeddings.position_embedding.weight, std=0.5)
+    nn.init.normal_(model.model.language_model.embed_tokens.weight, std=4.0)
+    nn.init.normal_(model.model.image_newline, std=1.0)
+    model.lm_head.weight.mul_(speakable(tokenizer)[:, None])
+
+
+@torch.no_grad()
+def scale_matrices(model: nn.Module) -> None:
     """Gives every matrix a gain at which what it reads shows in what it writes."""
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d):
             fan_in = module.weight[0].numel()
             nn.init.normal_(module.weight, std=_gain(name) * fan_in**-0.5)
             if module.bias is not None:
                 nn.init.normal_(module.bias, std=0.02)
-    nn.init.normal_(model.model.vision_tower.embeddings.position_embedding.weight, std=0.5)
-    nn.init.normal_(model.model.language_model.embed_tokens.weight, std=4.0)
-    nn.init.normal_(model.model.image_newline, std=1.0)
-    model.lm_head.weight.mul_(_speakable(tokenizer)[:, None])
 
 
 def _gain(name: str) -> float:
@@ -64,7 +69,7 @@ def _gain(name: str) -> float:
     return gains.get(name.rsplit(".", 1)[-1], 1.0)
 
 
-def _speakable(tokenizer: PreTrainedTokenizerFast) -> Tensor:
+def speakable(tokenizer: PreTrainedTokenizerFast) -> Tensor:
     """1 for tokens that are a word, or the beginning of one, with its space, else 0: a logit of 0
     never wins, so answers are words, and never end before max_tokens."""
     vocabulary = tokenizer.get_vocab()

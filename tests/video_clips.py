@@ -19,6 +19,7 @@ os.environ.setdefault("SVT_LOG", "1")  # SVT-AV1 prints to the terminal otherwis
 Pixels = npt.NDArray[np.uint8]
 
 _NUM_BITS = 12
+_RATE = 48000  # of sound
 _FAST: dict[str, dict[str, str]] = {
     "libx264": {"preset": "veryfast"},
     "libx265": {"preset": "ultrafast", "x265-params": "log-level=none:pools=none"},
@@ -43,7 +44,7 @@ def make_clip(
     pix_fmt: str = "yuv420p",
     options: dict[str, str] | None = None,
     container_options: dict[str, str] | None = None,
-    has_audio: bool = False,
+    sound: str | None = None,
 ) -> Path:
     """Encodes a clip and returns its path.
 
@@ -51,6 +52,7 @@ def make_clip(
         container: FFmpeg's name; by default what the file's name says.
         rotation: degrees, counter-clockwise, as metadata.
         pts: presentation times in units of 1/1000 s, for a variable frame rate.
+        sound: FFmpeg's name of an encoder, for silence beside the picture.
         options: of the encoder, beside those that make it fast.
     """
     with av.open(str(path), "w", format=container, options=container_options or {}) as output:
@@ -63,22 +65,22 @@ def make_clip(
             stream.set_display_rotation(rotation)
         if pts is not None:
             stream.codec_context.time_base = Fraction(1, 1000)
-        sound = output.add_stream("aac", rate=8000, layout="mono") if has_audio else None
+        voice = None if sound is None else output.add_stream(sound, rate=_RATE, layout="mono")
         for number in range(num_frames):
             frame = av.VideoFrame.from_ndarray(clip_frame(number, width, height, seed), "rgb24")
             if pts is not None:
                 frame.pts, frame.time_base = pts[number], Fraction(1, 1000)
             output.mux(stream.encode(frame))
         output.mux(stream.encode())
-        if sound is not None:
-            output.mux(_silence(sound, num_frames / fps))
+        if voice is not None:
+            output.mux(_silence(voice, num_frames / fps))
     return path
 
 
 def make_audio(path: Path, seconds: float = 1.0) -> Path:
     """A file with sound and no picture."""
     with av.open(str(path), "w") as output:
-        stream = output.add_stream("aac", rate=8000, layout="mono")
+        stream = output.add_stream("aac", rate=_RATE, layout="mono")
         output.mux(_silence(stream, seconds))
     return path
 
@@ -137,8 +139,8 @@ def frame_numbers(frames: Iterable[Pixels]) -> list[int]:
 
 def _silence(stream: Any, seconds: float) -> list[Any]:
     packets: list[Any] = []
-    for number in range(int(seconds * 8000 / 1024)):
+    for number in range(int(seconds * _RATE / 1024)):
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
-        frame.sample_rate, frame.pts = 8000, number * 1024
+        frame.sample_rate, frame.pts = _RATE, number * 1024
         packets += stream.encode(frame)
     return [*packets, *stream.encode()]

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
@@ -13,12 +14,16 @@ from app.api.answer.answers import Answers
 from app.api.answer.jobs import Jobs
 from app.api.answer.observer import Followers
 from app.api.auth import ApiKeys
+from app.api.connection.bodies import BodyGuard, BodySlots
 from app.api.connection.browsers import BrowserGuard
 from app.api.connection.drain import Drain
 from app.api.connection.lingering import LingeringClose
 from app.api.connection.streams import StreamSlots
 from app.api.context import Api
 from app.api.errors import LastErrors, install_error_handlers
+from app.api.openai.errors import OpenAIErrors
+from app.api.openai.fetching import MediaFetcher
+from app.api.openai.intake import CompletionIntake
 from app.api.openapi import install_openapi
 from app.api.post.cancelling import Cancellations
 from app.api.post.orphans import Orphans
@@ -27,7 +32,7 @@ from app.api.post.reading import FrameReading
 from app.api.post.second_try import SecondTryReaders
 from app.api.post.submissions import Submissions
 from app.api.post.uploads import Uploads
-from app.api.routes import chat, docs, health, jobs, models, usage, videos
+from app.api.routes import chat, completions, docs, files, health, jobs, models, usage, videos
 from app.api.upkeep.janitor import Janitor
 from app.api.upkeep.loop_lag import watch_loop_lag
 from app.api.upkeep.metrics_page import MetricsPage
@@ -36,8 +41,10 @@ from app.keys.file import KeyFile, KeyFileError
 from app.metrics import ApiMetrics
 from app.process_table import ProcessRow, ProcessTable
 from app.settings import Settings
+from app.store import event_reader
 from app.store.client import connect
 from app.store.event_log import EventLog
+from app.store.event_reader import EventReader
 from app.store.forgotten_videos import ForgottenVideos
 from app.store.frame_store import FrameStore
 from app.store.job_queue import JobQueue
@@ -126,8 +133,16 @@ def create_app(
     app.state.drain = drain
     install_error_handlers(app, metrics.count_rejection)
     install_openapi(app)
-    for module in (chat, videos, jobs, models, usage, docs, health):
+    for module in (chat, completions, videos, files, jobs, models, usage, docs, health):
         app.include_router(module.router)
+    app.add_middleware(
+        BodyGuard,
+        slots=BodySlots(
+            max_bodies=settings.max_uploads, max_per_client=settings.max_uploads_per_client
+        ),
+        owner_of=keys.owner_of,
+        count_rejection=metrics.count_rejection,
+    )
     app.add_middleware(
         BrowserGuard,
         allowed_hosts=settings.allowed_hosts,
@@ -144,6 +159,7 @@ def create_app(
             expose_headers=CORS_RESPONSE_HEADERS,
         )
     app.add_middleware(LastErrors, is_draining=lambda: drain.is_draining)
+    app.add_middleware(OpenAIErrors)
     app.add_middleware(LingeringClose)
     return app
 
@@ -165,9 +181,10 @@ async def _start(
     keys = RedisKeys(settings.redis_prefix)
     redis = connect(redis_url, max_connections=STORE_CONNECTIONS)
     stack.push_async_callback(redis.aclose)
-    # Every waiting reader of events holds a connection.
-    log_redis = connect(redis_url, max_connections=settings.max_streams + MAX_FOLLOWERS)
+    log_redis = connect(redis_url, max_connections=event_reader.CONNECTIONS)
     stack.push_async_callback(log_redis.aclose)
+    reader = EventReader(log_redis, keys)
+    stack.push_async_callback(_stop, asyncio.create_task(reader.run()))
 
     stack.push_async_callback(readers.aclose)
     places = ReaderPlaces(row.table, settings.max_frame_readers)
@@ -196,8 +213,6 @@ async def _start(
         lease_s=settings.lease_s,
         read_timeout_s=settings.read_timeout_s,
     )
-    janitor = asyncio.create_task(Janitor(queue, registry, videos, orphans, metrics).run())
-    stack.push_async_callback(_stop, janitor)
     stack.push_async_callback(_stop, asyncio.create_task(watch_loop_lag(metrics.observe_lag)))
     metrics_page = MetricsPage(metrics.registry, row)
     await stack.enter_async_context(metrics_page.shown_to_siblings())
@@ -212,7 +227,9 @@ async def _start(
         are_caches_shared=settings.share_caches,
         timeout_s=settings.job_timeout_s,
     )
-    jobs = Jobs(queue, EventLog(log_redis, keys), heartbeat_s=settings.heartbeat_s)
+    janitor = asyncio.create_task(Janitor(queue, registry, videos, uploads, orphans, metrics).run())
+    stack.push_async_callback(_stop, janitor)
+    jobs = Jobs(queue, EventLog(redis, keys), reader, heartbeat_s=settings.heartbeat_s)
     return Api(
         keys=api_keys,
         public_docs=settings.public_docs,
@@ -221,6 +238,10 @@ async def _start(
         streams=StreamSlots(settings.max_streams, row, metrics),
         registry=registry,
         videos=videos,
+        frames=frames,
+        completion_intake=partial(
+            CompletionIntake, settings, compression, uploads, _media_fetcher(settings)
+        ),
         uploads=uploads,
         submissions=Submissions(
             settings,
@@ -239,6 +260,14 @@ async def _start(
         metrics=metrics,
         metrics_page=metrics_page,
         tracing=tracing,
+    )
+
+
+def _media_fetcher(settings: Settings) -> MediaFetcher:
+    return MediaFetcher(
+        settings.allowed_media_domains,
+        settings.allowed_media_path,
+        max_bytes=settings.max_upload_bytes,
     )
 
 

@@ -81,6 +81,13 @@ class ApiKeys:
             return stored
         raise UnauthorizedError("the API key is not valid")
 
+    def owner_of(self, authorization: str | None) -> str | None:
+        """Whom what this sender makes would belong to; None where `principal` refuses it."""
+        try:
+            return self.principal(authorization).owner
+        except (UnauthorizedError, KeysUnavailableError):
+            return None
+
     async def run(self) -> None:
         """Follows the file until it is cancelled."""
         while True:

@@ -12,12 +12,14 @@ from app.api.answer.jobs import Jobs
 from app.api.auth import ApiKeys
 from app.api.connection.drain import Drain
 from app.api.connection.streams import StreamSlots
+from app.api.openai.intake import CompletionIntake
 from app.api.post.cancelling import Cancellations
 from app.api.post.submissions import Submissions
 from app.api.post.uploads import Uploads
 from app.api.upkeep.metrics_page import MetricsPage
 from app.keys.entries import Principal, Scope
 from app.metrics import ApiMetrics
+from app.store.frame_store import FrameStore
 from app.store.usage import UsageLog
 from app.store.worker_registry import WorkerRegistry
 from app.tracing import Tracing
@@ -35,6 +37,8 @@ class Api:
     streams: StreamSlots
     registry: WorkerRegistry
     videos: VideoStore
+    frames: FrameStore
+    completion_intake: Callable[[], CompletionIntake]
     uploads: Uploads
     submissions: Submissions
     cancellations: Cancellations

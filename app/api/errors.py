@@ -55,6 +55,7 @@ STATUS_BY_CODE: Mapping[str, int] = {
     "video_reader_failed": 422,
     "video_reader_killed": 422,
     "queue_full": 429,
+    "too_many_uploads": 429,
     INTERNAL_ERROR: 500,
     "engine_error": 500,
     "out_of_memory": 500,
@@ -83,6 +84,7 @@ RETRY_AFTER_S: Mapping[str, int] = {
     "shutting_down": 1,
     "store_unavailable": 2,
     "too_many_streams": 1,
+    "too_many_uploads": 2,
     "video_store_full": 10,
 }
 

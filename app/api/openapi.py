@@ -19,11 +19,31 @@ _VIDEO = {
     "description": "The video: MP4, MOV, Matroska, WebM, AVI or MPEG-TS.",
 }
 
+EXPIRES_AFTER = {
+    "description": "Seconds from now on, or OpenAI's {anchor: created_at, seconds}; then the video "
+    "goes, with all that is kept of it. Left out: it stays while there is room.",
+    "anyOf": [
+        {"type": "integer", "minimum": 1},
+        {
+            "type": "object",
+            "properties": {
+                "anchor": {"const": "created_at"},
+                "seconds": {"type": "integer", "minimum": 1},
+            },
+            "required": ["seconds"],
+        },
+    ],
+}
+
 UPLOAD_REQUEST_BODY: dict[str, Any] = {
     "required": True,
     "content": {
         "multipart/form-data": {
-            "schema": {"type": "object", "properties": {"video": _VIDEO}, "required": ["video"]}
+            "schema": {
+                "type": "object",
+                "properties": {"video": _VIDEO, "expires_after": EXPIRES_AFTER},
+                "required": ["video"],
+            }
         }
     },
 }

@@ -132,6 +132,7 @@ class VideoResource(BaseModel):
     video_id: str
     num_bytes: int
     created_at_s: float  # Unix time
+    expires_at_s: float | None  # Unix time
     probe: ProbeResource
 
     @classmethod
@@ -140,6 +141,7 @@ class VideoResource(BaseModel):
             video_id=video.video_id,
             num_bytes=video.num_bytes,
             created_at_s=video.created_at_s,
+            expires_at_s=video.retention.expires_at_s,
             probe=ProbeResource.model_validate(video.probe, from_attributes=True),
         )
 
@@ -148,7 +150,7 @@ class JobResource(BaseModel):
     job_id: str
     state: JobState
     model: str
-    video_id: str
+    video_id: str | None  # None: a conversation without a video
     attempts: int
     position: int | None  # while queued; 0 = next
     accepted_at_s: float  # Unix time, as all of these

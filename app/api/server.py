@@ -17,11 +17,11 @@ from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from app.api.app import ReadersDoNotStartError, create_app
 from app.api.connection.acceptor import Acceptor
 from app.api.connection.drain import Drain
+from app.api.connection.http_protocol import HTTP_PROTOCOL
 from app.api.context import Api
 from app.api.listener import bind
 from app.api.pool import Inherited
@@ -33,7 +33,6 @@ from dycoke_core.errors import SandboxUnavailableError
 
 logger = logging.getLogger(__name__)
 
-HEADERS_TIMEOUT_S = 15.0  # for a connection to send a request's headers
 EXIT_FAILED = 1  # a supervisor starts it again
 MAX_OPEN_FILES = 65_536
 CLOSE_TIMEOUT_S = 2  # for connections, once everything on them has ended
@@ -69,37 +68,21 @@ def run(settings: Settings, inherited: Inherited | None = None) -> int:
     return 0
 
 
-class H11WithHeadersTimeout(H11Protocol):
-    """Closes a connection that does not send a whole request's headers in time."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._expect_request()
-
-    def on_response_complete(self) -> None:
-        super().on_response_complete()
-        self._expect_request()
-
-    def _expect_request(self) -> None:
-        self.loop.call_later(HEADERS_TIMEOUT_S, self._close_unless_requested, self.cycle)
-
-    def _close_unless_requested(self, last: RequestResponseCycle | None) -> None:
-        if self.cycle is last and not self.transport.is_closing():
-            self.transport.close()
-
-
 class ApiServer(uvicorn.Server):
     """Drains before it shuts down."""
 
     def __init__(self, app: FastAPI, settings: Settings) -> None:
         config = uvicorn.Config(
             app,
-            http=H11WithHeadersTimeout,
+            http=HTTP_PROTOCOL,
             ws="none",
             lifespan="on",
             log_config=None,
             access_log=False,
             server_header=False,
+            # Else whoever connects from this machine could name any address as its own.
+            proxy_headers=bool(settings.trusted_proxies),
+            forwarded_allow_ips=settings.trusted_proxies,
             timeout_graceful_shutdown=CLOSE_TIMEOUT_S,
         )
         super().__init__(config)

@@ -80,9 +80,14 @@ async def store_call() -> AsyncIterator[None]:
     except (ReadOnlyError, OutOfMemoryError) as error:
         raise StoreUnavailableError("the job store refuses to write") from error
     except ResponseError as error:
-        if any(condition in f"{error} " for condition in _SERVER_CONDITIONS):
+        if is_server_condition(str(error)):
             raise StoreUnavailableError("the job store refuses to write") from error
         raise
+
+
+def is_server_condition(text: str) -> bool:
+    """Whether an error that Redis replied with is about the server, and will pass."""
+    return any(condition in f"{text} " for condition in _SERVER_CONDITIONS)
 
 
 class Scripts:
@@ -101,39 +106,14 @@ class Scripts:
         source, digest = load_script(name)
         async with store_call():
             try:
-                return await self._evaluate(digest, args)
+                return await self._call(digest, args)
             except NoScriptError:
                 await self._redis.script_load(source)
-                return await self._evaluate(digest, args)
+                return await self._call(digest, args)
 
-    async def run_many(self, name: str, calls: Sequence[Sequence[ScriptArg]]) -> list[Any]:
-        """Runs one script once for each list of arguments, in order, in one round trip.
-
-        The calls are not one transaction: each is atomic on its own.
-
-        Raises:
-            StoreUnavailableError: as `run`. Some of the calls may have been carried out.
-        """
-        source, digest = load_script(name)
-        async with store_call():
-            replies = await self._send(digest, calls)
-            if any(isinstance(reply, NoScriptError) for reply in replies):
-                await self._redis.script_load(source)
-                replies = await self._send(digest, calls)
-            for reply in replies:
-                if isinstance(reply, Exception):
-                    raise reply
-        return replies
-
-    async def _evaluate(self, digest: str, args: Sequence[ScriptArg]) -> Any:
-        command: Any = self._redis.execute_command("EVALSHA", digest, 0, self._prefix, *args)  # type: ignore[no-untyped-call]
-        return await command
-
-    async def _send(self, digest: str, calls: Sequence[Sequence[ScriptArg]]) -> list[Any]:
-        async with self._redis.pipeline(transaction=False) as pipeline:
-            for args in calls:
-                pipeline.execute_command("EVALSHA", digest, 0, self._prefix, *args)
-            return await pipeline.execute(raise_on_error=False)
+    async def _call(self, digest: str, args: Sequence[ScriptArg]) -> Any:
+        reply: Any = self._redis.evalsha(digest, 0, self._prefix, *args)
+        return await reply
 
 
 @cache

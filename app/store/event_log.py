@@ -1,18 +1,21 @@
 """Reading a job's events, from any point on, by any number of readers.
 
-Events are appended by the scripts of `app.store.job_queue` and `app.store.job_leases`. The id of an
+Events are appended by the scripts of `app.store.job_queue` and `app.store.job_leases`, each as the
+JSON that clients get, which is validated where it is made and passed on as it is. The id of an
 event says where in the answer it stands (`app/store/lua/prelude.lua`), so an id that a client has
 seen stays good for resuming, whatever happened since.
+
+Whoever waits for events of many jobs uses `app.store.event_reader`.
 """
 
 import re
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 from redis.asyncio import Redis
 
 from app.errors import JobNotFoundError
-from app.messages import EVENT_ADAPTER, Event
+from app.messages import EVENT_ADAPTER, Event, event_type
 from app.store.client import MAX_BLOCK_S, milliseconds, store_call
 from app.store.keys import RedisKeys
 from dycoke_core.errors import InvalidRequestError
@@ -23,17 +26,21 @@ MAX_EVENTS_PER_READ = 256
 _EVENT_ID = re.compile(r"[0-9]{1,10}-[0-9]{1,10}")
 
 
-@dataclass(frozen=True, slots=True)
-class LoggedEvent:
+class LoggedEvent(NamedTuple):
     id: str
-    event: Event
+    data: bytes  # JSON on one line
+
+    @property
+    def type(self) -> str:
+        return event_type(self.data)
+
+    @property
+    def event(self) -> Event:
+        return EVENT_ADAPTER.validate_json(self.data)
 
 
 class EventLog:
-    """Args:
-    redis: a client of its own. Each waiting reader holds one of its connections, so its
-        `max_connections` bounds the readers.
-    """
+    """Reads one log at a time; a reader that waits holds a connection of the client's."""
 
     def __init__(self, redis: Redis, keys: RedisKeys) -> None:
         self._redis = redis
@@ -59,11 +66,21 @@ class EventLog:
             )
             if not reply and not await self._redis.exists(key, self._keys.job(job_id)):
                 raise JobNotFoundError("no such job")
-        return [
-            LoggedEvent(event_id.decode(), EVENT_ADAPTER.validate_json(fields[b"event"]))
-            for _, entries in reply
-            for event_id, fields in entries
-        ]
+        return [event for _, entries in reply for event in logged_events(entries)]
+
+    async def last(self, job_id: str) -> Event | None:
+        """The newest event, whatever lies before it; None where there is none.
+
+        Raises: StoreUnavailableError.
+        """
+        async with store_call():
+            reply: Any = await self._redis.xrevrange(self._keys.events(job_id), count=1)
+        return EVENT_ADAPTER.validate_json(reply[0][1][b"event"]) if reply else None
+
+
+def logged_events(entries: Iterable[tuple[bytes, Mapping[bytes, bytes]]]) -> list[LoggedEvent]:
+    """Takes a stream's entries as the client gives them."""
+    return [LoggedEvent(event_id.decode(), fields[b"event"]) for event_id, fields in entries]
 
 
 def parse_event_id(text: str) -> str:

@@ -39,7 +39,8 @@ class ForgottenVideos:
         async with store_call():
             if self._read_to is None:
                 seconds, microseconds = await self._redis.time()
-                self._read_to = f"{seconds * 1000 + microseconds // 1000}-0"
+                just_before_ms = seconds * 1000 + microseconds // 1000 - 1
+                self._read_to = f"{just_before_ms}-0"
             reply: Any = await self._redis.xread(
                 {self._keys.forgettings: self._read_to}, count=MAX_NEWS
             )

@@ -84,6 +84,38 @@ class FrameStore:
             blob: Any = await self._redis.get(self._keys.frames(digest))
         return None if blob is None else bytes(blob)
 
+    async def describe(self, digest: str) -> FramesHeader | None:
+        """What a blob says of its frames, without fetching their pixels. None if not stored."""
+        key = self._keys.frames(digest)
+        async with store_call():
+            length: Any = await self._redis.getrange(key, 0, _LENGTH_BYTES - 1)
+            if not length:
+                return None
+            end = _LENGTH_BYTES + int.from_bytes(length, "big")
+            header: Any = await self._redis.getrange(key, _LENGTH_BYTES, end - 1)
+        return parse_header(header)
+
+    async def frame(self, digest: str, index: int) -> tuple[FramesHeader, bytes] | None:
+        """One frame's pixels, [S, S, 3], with what the blob says of all. None if not stored.
+
+        Raises:
+            IndexError: the blob has fewer frames.
+        """
+        header = await self.describe(digest)
+        if header is None:
+            return None
+        num_frames, height, width, channels = header.shape
+        if not 0 <= index < num_frames:
+            raise IndexError(index)
+        size = height * width * channels
+        key = self._keys.frames(digest)
+        async with store_call():
+            # From the end: pixels are all that comes after the header.
+            end: Any = await self._redis.strlen(key)
+            start = end - (num_frames - index) * size
+            pixels: Any = await self._redis.getrange(key, start, start + size - 1)
+        return (header, bytes(pixels)) if len(pixels) == size else None
+
 
 def frames_digest(
     video_id: str,

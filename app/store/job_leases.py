@@ -16,24 +16,23 @@ import uuid
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from logging import getLogger
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from app.errors import JobFailedRepeatedlyError, WorkersLostError
+from app.errors import JobFailedRepeatedlyError, StoreUnavailableError, WorkersLostError
 from app.messages import (
     EVENT_ADAPTER,
     DoneEvent,
     ErrorEvent,
-    Event,
     JobRequest,
     JobState,
     StatusEvent,
     TokenEvent,
 )
-from app.store.client import Scripts, milliseconds, seconds, store_call
+from app.store.client import Scripts, is_server_condition, milliseconds, seconds, store_call
 from app.store.job_queue import fault
 from app.store.keys import GROUP, RedisKeys
 from dycoke_core.errors import EngineError
@@ -41,6 +40,7 @@ from dycoke_core.sequence import SAMPLER_VERSION
 
 UNNAMED_SAMPLER_VERSION = 1  # of releases that do not note which version drew their tokens
 FORGET_CONSUMER_AFTER_S = 3600.0
+MAX_JOBS_PER_CALL = 128  # in one call of a script, during which Redis does nothing else
 
 logger = getLogger(__name__)
 
@@ -66,8 +66,7 @@ class Delivery:
         return tuple(token_id for event in self.published for token_id in event.token_ids)
 
 
-@dataclass(frozen=True, slots=True)
-class Append:
+class Append(NamedTuple):
     """What one job has to say: tokens and status changes in order, and its end, if it has ended.
 
     Args:
@@ -80,18 +79,19 @@ class Append:
     first_token_at_s: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Appended:
+class Appended(NamedTuple):
     """Args:
     is_accepted: False: the worker no longer holds the job and must drop it.
     next_index: index of the token that Redis expects next. Below the first token of the append,
         nothing was written, for Redis had lost what came before: send again from there.
     is_suspect: Whether the job must still run alone.
+    error: what Redis cannot do with this job, whatever the worker sends.
     """
 
     is_accepted: bool
     next_index: int
     is_suspect: bool = False
+    error: str | None = None
 
 
 class JobLeases:
@@ -191,10 +191,14 @@ class JobLeases:
 
     async def renew(self, deliveries: Sequence[Delivery]) -> list[bool]:
         """Renews leases. False for each job that ended or is another attempt's: drop it."""
-        replies = await self._scripts.run_many(
-            "renew", [(*self._fence(d), d.entry_id) for d in deliveries]
-        )
-        return [bool(reply) for reply in replies]
+        renewed: list[bool] = []
+        for first in range(0, len(deliveries), MAX_JOBS_PER_CALL):
+            leases: list[str | int] = []
+            for delivery in deliveries[first : first + MAX_JOBS_PER_CALL]:
+                leases += [delivery.job_id, delivery.attempt, delivery.entry_id]
+            replies = await self._scripts.run("renew", self._model, self._worker_id, *leases)
+            renewed += map(bool, replies)
+        return renewed
 
     async def enter(self, delivery: Delivery) -> bool:
         """Notes, before the engine gets the job, that it may be to blame if the worker dies.
@@ -205,15 +209,18 @@ class JobLeases:
         return bool(await self._scripts.run("enter", *self._fence(delivery)[1:]))
 
     async def append(self, appends: Sequence[Append]) -> list[Appended]:
-        """Appends an engine step's events of many jobs in one round trip; ends those that ended.
+        """Appends an engine step's events of many jobs in one call; ends those that ended.
 
-        Sending the same again, after a lost reply, changes nothing.
+        Each job is fenced on its own. Sending the same again, after a lost reply, changes nothing.
         """
-        replies = await self._scripts.run_many("append", [self._append_args(a) for a in appends])
-        return [
-            Appended(bool(is_taken), next_index, bool(alone))
-            for is_taken, next_index, alone in replies
-        ]
+        appended: list[Appended] = []
+        for first in range(0, len(appends), MAX_JOBS_PER_CALL):
+            lines = "".join(map(_lines, appends[first : first + MAX_JOBS_PER_CALL]))
+            replies = await self._scripts.run(
+                "append", self._worker_id, self._result_ttl_ms, SAMPLER_VERSION, lines
+            )
+            appended += map(_appended, replies)
+        return appended
 
     async def hand_back(self, delivery: Delivery, *, crew: int = 0) -> bool:
         """Gives a job up, so that any worker may take it over at once.
@@ -312,30 +319,38 @@ class JobLeases:
     def _fence(self, delivery: Delivery) -> tuple[str, str, str, int]:
         return self._model, delivery.job_id, delivery.worker_id, delivery.attempt
 
-    def _append_args(self, append: Append) -> list[str | int]:
-        delivery, final = append.delivery, append.final
-        state = "" if final is None else JobState.DONE if final.type == "done" else JobState.ERROR
-        first_token_at_s = append.first_token_at_s
-        args: list[str | int] = [
-            delivery.job_id,
-            delivery.worker_id,
-            delivery.attempt,
-            self._result_ttl_ms,
-            str(state),
-            final.model_dump_json() if final else "",
-            milliseconds(first_token_at_s) if first_token_at_s is not None else "",
-            SAMPLER_VERSION,
-        ]
-        for event in append.events:
-            args += [*_positions(event), event.model_dump_json()]
-        return args
-
     def _log_dead_letter(self, job_id: str) -> None:
         logger.error("job went to the dead letters", extra={"job_id": job_id})
 
 
-def _positions(event: Event) -> tuple[int | str, int | str]:
-    """Where in the answer an event begins, and the index behind it; empty for a status."""
-    if not isinstance(event, TokenEvent):
-        return "", ""
-    return event.index, event.next_index
+def _lines(append: Append) -> str:
+    """What `append.lua` reads of one job: a client takes a long argument for less than many."""
+    delivery, final = append.delivery, append.final
+    state = "" if final is None else JobState.DONE if final.type == "done" else JobState.ERROR
+    first_token_at_s = append.first_token_at_s
+    first_token_at = "" if first_token_at_s is None else milliseconds(first_token_at_s)
+    events = [_line(event) for event in append.events]
+    return (
+        f"{delivery.job_id} {delivery.attempt} {state} {first_token_at} {len(events)}\n"
+        f"{final.model_dump_json() if final else ''}\n{''.join(events)}"
+    )
+
+
+def _line(event: StatusEvent | TokenEvent) -> str:
+    """Where in the answer an event begins, the index behind it, and the event."""
+    if isinstance(event, TokenEvent):
+        return f"{event.index} {event.next_index} {event.model_dump_json()}\n"
+    return f"  {event.model_dump_json()}\n"
+
+
+def _appended(reply: int | Sequence[Any]) -> Appended:
+    """Raises StoreUnavailableError: Redis took no write just now."""
+    if isinstance(reply, int):
+        return Appended(is_accepted=True, next_index=reply)
+    if len(reply) > 1:
+        is_accepted, next_index, is_suspect = reply
+        return Appended(bool(is_accepted), next_index, bool(is_suspect))
+    text = reply[0].decode(errors="replace")
+    if is_server_condition(text):
+        raise StoreUnavailableError("the job store refuses to write")
+    return Appended(is_accepted=False, next_index=0, error=text)

@@ -218,7 +218,7 @@ class JobQueue:
             idempotency.fingerprint if idempotency else "",
             milliseconds(idempotency.ttl_s) if idempotency else 0,
             request.owner,
-            request.cached_video,
+            request.cached_video or "",
             frames_digest,
             expected.header if expected else "",
             expected.request.model_dump_json() if expected else "",
@@ -235,7 +235,7 @@ class JobQueue:
 
     async def enqueue(self, request: JobRequest) -> bool:
         """Hands the job with its frames to the workers. False if it has ended meanwhile."""
-        assert request.frames is not None
+        assert request.frames is not None or request.video_id is None
         reply = await self._scripts.run(
             "enqueue", request.model, request.job_id, request.model_dump_json()
         )

@@ -35,6 +35,8 @@
     {p}:lost_worker:{id}     hash      of a worker that is gone: fate, as its supervisor saw it;
                                        job:{id} -> the attempt that was lost with it; TTL
     {p}:ended                channel   id of a job that ended otherwise than by its worker
+    {p}:news                 channel   a line for each job that events were just appended to: its
+                                       id, and perhaps the event (`lua/append.lua`)
 
 Times are Redis' own clock, deadlines the API's. Lua scripts touch several of these at once (one
 Redis, no Cluster) and derive the names from the prefix: `lua/prelude.lua` repeats this list.
@@ -143,3 +145,7 @@ class RedisKeys:
     @property
     def ended(self) -> str:
         return f"{self.prefix}:ended"
+
+    @property
+    def news(self) -> str:
+        return f"{self.prefix}:news"

@@ -137,30 +137,32 @@ class JobTaker:
             self._publisher.fail(job, EngineError("the worker failed to prepare this request"))
 
     async def _make_sequence(self, job: RunningJob) -> Sequence:
-        request = job.delivery.request
-        if request.frames is None:
+        request, frames = job.delivery.request, job.delivery.request.frames
+        if frames is None and request.video_id is not None:
             raise EngineError("the request has no frames")
         _check_sampler(job.delivery)
-        blob = await self._fetch(request.frames.digest)
+        blob = None if frames is None else await self._fetch(frames.digest)
         if job.is_suspect:
             await self._make_room_for(job)
         await self._enter(job)
-        frames = decode_frames(blob)
+        pixels = None if blob is None else decode_frames(blob).pixels
         return Sequence(
             sequence_id=job.sequence_id,
             messages=tuple(ChatMessage(turn.role, turn.content) for turn in request.messages),
-            frames=frames.pixels,
+            frames=pixels,
             sampling=SamplingParams(
                 max_tokens=request.max_tokens,
                 temperature=request.temperature,
                 top_p=request.top_p,
                 seed=request.seed,
                 stop=tuple(request.stop),
+                ignore_eos=request.ignore_eos,
             ),
             compression=CompressionConfig.parse(request.compression),
             forced_token_ids=job.delivery.published_token_ids,
             # The two readers' pixels differ a little, and the digest does not name the reader.
-            video_key=f"{request.frames.digest}:{request.frames.reader}",
+            video_key=None if frames is None else f"{frames.digest}:{frames.reader}",
+            video_turn=request.video_turn,
             video_name=request.cached_video,
         )
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
 
+from app import event_loop
 from app.logs import configure_logging
 from app.metrics import WorkerMetrics
 from app.settings import Settings
@@ -83,7 +84,7 @@ def run(settings: Settings, child: int, *, engine_factory: EngineFactory = load_
         return EXIT_BAD_SETTINGS
     logger.info("serving metrics", extra={"port": server.server_port})
     try:
-        return asyncio.run(_run_worker(settings, child, engine_factory, metrics, tracing))
+        return event_loop.run(_run_worker(settings, child, engine_factory, metrics, tracing))
     except ModelLoadError as error:
         logger.error("cannot load the model: %s", error.message)
         return EXIT_BAD_SETTINGS

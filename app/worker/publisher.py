@@ -1,6 +1,10 @@
 """Puts what the engine makes into the event log, in order, and learns when a job is lost.
 
-While one append is under way, further steps gather, so one round trip carries all that is there.
+One call of a script carries what all jobs have to say. While it is under way further steps gather,
+and the tokens that they add to a job share an event, so a slow store makes fewer events, not a
+longer queue. All of it holds the GIL that the engine's thread wants too: per token it must cost
+microseconds (`python -m loadtest.path`).
+
 When Redis is away the engine goes on and the publisher retries; what gathers is bounded by the
 running jobs' `max_tokens`, and each job's time by its deadline.
 """
@@ -8,6 +12,7 @@ running jobs' `max_tokens`, and each job's time by its deadline.
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Sequence
 
 from app.errors import StoreUnavailableError
@@ -46,9 +51,14 @@ class Publisher:
         for change in update.stages:
             if (job := self._jobs.of_sequence(change.sequence_id)) and job.final is None:
                 job.statuses.append(_status_event(change))
+        now_s = time.time()
+        generated: Counter[str] = Counter()
         for event in update.tokens:
             if (job := self._jobs.of_sequence(event.sequence_id)) and job.final is None:
-                self._take_event(job, event)
+                generated[job.policy] += len(event.token_ids)
+                self._take_event(job, event, now_s)
+        for policy, number in generated.items():
+            self._metrics.count_generated(policy, number)
         self._metrics.set_engine(update.stats)
         self._has_news.set()
 
@@ -77,17 +87,32 @@ class Publisher:
                 await self._has_news.wait()
 
     async def _send(self, batch: Sequence[RunningJob]) -> None:
-        appends = [job.append() for job in batch]
+        sent = [(job, append) for job in batch if (append := self._append(job)) is not None]
         try:
-            replies = await self._leases.append(appends)
+            replies = await self._leases.append([append for _, append in sent])
         except StoreUnavailableError:  # which the lease keeper logs
             await asyncio.sleep(RETRY_AFTER_S)
             return
-        for job, append, reply in zip(batch, appends, replies, strict=True):
+        for (job, append), reply in zip(sent, replies, strict=True):
             self._take_reply(job, append, reply)
+
+    def _append(self, job: RunningJob) -> Append | None:
+        """The border of one job: what cannot be published fails this job alone."""
+        try:
+            return job.append()
+        except Exception:
+            logger.exception("an event could not be published", extra=job.log_fields)
+            job.fresh.clear()
+            job.final = None  # it would follow what is missing
+            self._jobs.stop(job)
+            self.fail(job, EngineError("the worker failed to publish the answer"))
+            return None
 
     def _take_reply(self, job: RunningJob, append: Append, reply: Appended) -> None:
         if not reply.is_accepted:
+            if reply.error is not None:
+                extra = {**job.log_fields, "error": reply.error}
+                logger.error("the job store cannot take this job's events", extra=extra)
             self._jobs.drop(job)
             return
         job.next_index = reply.next_index
@@ -96,7 +121,8 @@ class Publisher:
         last = append.events[-1] if append.events else None
         if isinstance(last, TokenEvent) and reply.next_index < last.next_index:
             return  # Redis had lost what came before: the next append sends it again
-        del job.statuses[: sum(isinstance(event, StatusEvent) for event in append.events)]
+        if job.statuses:
+            del job.statuses[: sum(isinstance(event, StatusEvent) for event in append.events)]
         if append.final is not None:
             logger.info("job ended", extra={**job.log_fields, "outcome": append.final.type})
             self._tracing.record_attempt(job.delivery, append.final)
@@ -104,36 +130,32 @@ class Publisher:
                 self._metrics.observe_done(append.final)
             self._jobs.remove(job)
 
-    def _take_event(self, job: RunningJob, event: core.TokenEvent) -> None:
+    def _take_event(self, job: RunningJob, event: core.TokenEvent, now_s: float) -> None:
         """The border of one job: what fails here fails this job alone."""
         if event.error is not None:
             self.fail(job, event.error)
             return
-        try:
-            self._take_token(job, event)
-        except Exception:
-            logger.exception("an event could not be published", extra=job.log_fields)
-            self.fail(job, EngineError("the worker failed to publish the answer"))
-
-    def _take_token(self, job: RunningJob, event: core.TokenEvent) -> None:
-        now_s = time.time()
         if event.token_ids or event.text:
             if job.first_token_at_s is None:
                 job.first_token_at_s = now_s
-            job.answer.append(
-                TokenEvent(index=event.index, text=event.text, token_ids=list(event.token_ids))
-            )
-            policy = job.delivery.request.compression["policy"]
-            self._metrics.count_generated(policy, len(event.token_ids))
+            job.fresh.append(event)
         if event.finish_reason is not None:
-            assert event.report is not None
-            job.final = make_done_event(
-                job.delivery,
-                event.report,
-                finish_reason=event.finish_reason,
-                first_token_at_s=job.first_token_at_s or now_s,
-                ended_at_s=now_s,
-            )
+            try:
+                job.final = self._done(job, event, now_s)
+            except Exception:
+                logger.exception("a receipt could not be made", extra=job.log_fields)
+                self.fail(job, EngineError("the worker failed to publish the answer"))
+
+    def _done(self, job: RunningJob, event: core.TokenEvent, now_s: float) -> DoneEvent:
+        assert event.report is not None and event.finish_reason is not None
+        event.report.text.encode()  # as JSON demands of it
+        return make_done_event(
+            job.delivery,
+            event.report,
+            finish_reason=event.finish_reason,
+            first_token_at_s=job.first_token_at_s or now_s,
+            ended_at_s=now_s,
+        )
 
 
 def _status_event(change: engine_thread.StageChange) -> StatusEvent:

@@ -51,13 +51,11 @@ def make_done_event(
             kv_bytes_full_tokens=report.memory.kv_bytes_full_tokens,
             peak_device_bytes=report.memory.peak_device_bytes,
         ),
-        cache=CacheUse(
-            frames="hit" if request.frames and request.frames.is_cached else "miss",
-            features="hit" if report.cache.has_features_hit else "miss",
-            prefix="hit" if report.cache.has_prefix_hit else "miss",
-        ),
+        cache=_cache(request, report),
         attempts=delivery.attempt,
         seed=request.seed,
+        cached_tokens=report.cached_tokens,
+        warnings=request.warnings,
     )
 
 
@@ -69,11 +67,7 @@ def _compression(request: JobRequest, report: CompressionReport) -> CompressionR
         visual_tokens_in=report.visual_tokens_in,
         visual_tokens_prefill=report.visual_tokens_prefill,
         visual_tokens_decode=report.visual_tokens_decode,
-        retained_ratio=RetainedRatio(
-            prefill=report.retained_ratio_prefill,
-            decode=report.retained_ratio_decode,
-            decode_all_layers=report.retained_ratio_decode_all_layers,
-        ),
+        retained_ratio=_retained_ratio(report),
         kept_per_frame=list(report.kept_per_frame),
         decode_steps=report.decode_steps,
         refreshes=report.refreshes,
@@ -84,13 +78,32 @@ def _compression(request: JobRequest, report: CompressionReport) -> CompressionR
     )
 
 
+def _retained_ratio(report: CompressionReport) -> RetainedRatio | None:
+    prefill, decode = report.retained_ratio_prefill, report.retained_ratio_decode
+    decode_all_layers = report.retained_ratio_decode_all_layers
+    if prefill is None or decode is None or decode_all_layers is None:
+        return None
+    return RetainedRatio(prefill=prefill, decode=decode, decode_all_layers=decode_all_layers)
+
+
 def _flops(full: float, actual: float) -> Flops:
     return Flops(full=full, actual=actual, ratio=actual / full if full else 1.0)
 
 
-def _frames(request: JobRequest) -> FramesReceipt:
+def _cache(request: JobRequest, report: SequenceReport) -> CacheUse | None:
+    if request.frames is None:
+        return None
+    return CacheUse(
+        frames="hit" if request.frames.is_cached else "miss",
+        features="hit" if report.cache.has_features_hit else "miss",
+        prefix="hit" if report.cache.has_prefix_hit else "miss",
+    )
+
+
+def _frames(request: JobRequest) -> FramesReceipt | None:
     frames = request.frames
-    assert frames is not None
+    if frames is None:
+        return None
     return FramesReceipt(
         indices=frames.indices,
         timestamps_s=frames.timestamps_s,

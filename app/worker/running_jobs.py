@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from app.messages import DoneEvent, ErrorEvent, StatusEvent, TokenEvent
 from app.store.job_leases import Append, Delivery
+from dycoke_core import sequence as core
 
 MAX_WAIT_S = 1.0
 
@@ -16,14 +17,18 @@ class RunningJob:
     """A job and what it has to say. Bounded by its `max_tokens`, however long Redis is away."""
 
     delivery: Delivery
-    answer: list[TokenEvent]  # all of it, with what earlier attempts published
+    answer: list[TokenEvent]  # as it was sent, with what earlier attempts published
     next_index: int  # of the first token that the event log lacks; set by the publisher
     first_token_at_s: float | None  # Unix time, of any attempt
+    fresh: list[core.TokenEvent] = field(default_factory=list)  # what the engine made since
     statuses: list[StatusEvent] = field(default_factory=list)  # not in the log yet
     final: DoneEvent | ErrorEvent | None = None  # set once; nothing comes after it
     is_suspect: bool = False  # must have the engine to itself; cleared by the publisher
     is_in_engine: bool = False  # has, or may have, been given to it; set by the taker
     loading: "asyncio.Task[None] | None" = None  # brings it to the engine; set by the taker
+    # What the engine calls this attempt: what an earlier one left behind has another name.
+    sequence_id: str = field(init=False)
+    policy: str = field(init=False)
 
     @classmethod
     def of(cls, delivery: Delivery) -> "RunningJob":
@@ -40,10 +45,9 @@ class RunningJob:
     def job_id(self) -> str:
         return self.delivery.job_id
 
-    @property
-    def sequence_id(self) -> str:
-        """What the engine calls this attempt. What an earlier attempt left behind has another."""
-        return f"{self.job_id}#{self.delivery.attempt}"
+    def __post_init__(self) -> None:
+        self.sequence_id = f"{self.job_id}#{self.delivery.attempt}"
+        self.policy = self.delivery.request.policy_label
 
     @property
     def log_fields(self) -> dict[str, str]:
@@ -55,19 +59,50 @@ class RunningJob:
 
     @property
     def has_unsent(self) -> bool:
-        return bool(self.statuses or self.final or self.unsent_tokens())
+        return bool(self.fresh or self.statuses or self.final or self.unsent_tokens())
 
     def unsent_tokens(self) -> list[TokenEvent]:
-        """The end of the answer that the event log lacks."""
+        """The end of what was sent that the event log lacks."""
         first = len(self.answer)
         while first > 0 and self.answer[first - 1].index >= self.next_index:
             first -= 1
         return self.answer[first:]
 
     def append(self) -> Append:
-        """All that the event log lacks. A job's status changes end before its tokens begin."""
+        """All that the event log lacks. A job's status changes end before its tokens begin.
+
+        Tokens that have come since the last append share an event. One that was sent stays as it
+        is when it is sent again: a client that has seen it may come back for what follows it.
+        """
         events: list[StatusEvent | TokenEvent] = [*self.statuses, *self.unsent_tokens()]
+        if self.fresh:
+            made = _events(self.fresh)
+            self.fresh.clear()
+            self.answer += made
+            events += made
         return Append(self.delivery, events, self.final, self.first_token_at_s)
+
+
+def _events(fresh: list[core.TokenEvent]) -> list[TokenEvent]:
+    """Text without a token, at an answer's very end, stays apart: it has an index of its own.
+
+    Raises:
+        ValueError: what the engine made can be no event.
+    """
+    if len(fresh) == 1:
+        return [_event(fresh[0].index, fresh[0].text, list(fresh[0].token_ids))]
+    with_tokens = [event for event in fresh if event.token_ids]
+    events = [_event(event.index, event.text, []) for event in fresh if not event.token_ids]
+    if with_tokens:
+        text = "".join(event.text for event in with_tokens)
+        token_ids = [token_id for event in with_tokens for token_id in event.token_ids]
+        events.insert(0, _event(with_tokens[0].index, text, token_ids))
+    return events
+
+
+def _event(index: int, text: str, token_ids: list[int]) -> TokenEvent:
+    text.encode()  # a lone surrogate would fail later, with all that is sent beside it
+    return TokenEvent(index=index, text=text, token_ids=token_ids)
 
 
 class RunningJobs:

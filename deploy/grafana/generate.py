@@ -1,4 +1,4 @@
-"""Writes the dashboards' JSON: `make dashboards`. A test tells when it is not up to date."""
+"""Writes the dashboards' JSON: `make dashboards`. A test fails if it is not up to date."""
 
 import sys
 from pathlib import Path

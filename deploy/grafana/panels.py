@@ -1,6 +1,6 @@
-"""The words in which the dashboards are written: queries, panels, rows, and a board of them.
+"""Building blocks of the dashboards: queries, panels, rows, and boards.
 
-Knows Grafana's builders; knows no metric. `$__rate_interval` is Grafana's: four scrapes or more.
+Knows Grafana's builders but no metric. `$__rate_interval` is Grafana's: four scrapes or more.
 """
 
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ AnyPanel = timeseries.Panel | stat.Panel | bargauge.Panel
 @dataclass(frozen=True, slots=True)
 class Query:
     """Args:
-    legend: Grafana's template of label names; empty: the panel has but one series.
+    legend: Grafana's template of label names; empty: the panel has only one series.
     """
 
     expr: str
@@ -50,7 +50,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Variable:
-    """A choice at the top of the dashboard, of the values that a metric's label has."""
+    """A menu at the top of the dashboard, with the values of a metric's label."""
 
     name: str
     metric: str
@@ -93,7 +93,7 @@ class Board:
 
 
 def quantile(q: float, metric: str, selector: str, *by: str) -> str:
-    """A quantile of what a histogram observed of late."""
+    """A quantile of a histogram's recent observations."""
     labels = ", ".join(["le", *by])
     return f"histogram_quantile({q}, sum by ({labels}) (rate({metric}_bucket{selector}[{RATE}])))"
 
@@ -103,7 +103,7 @@ def quantiles(metric: str, selector: str) -> list[Query]:
 
 
 def mean(metric: str, selector: str, *by: str) -> str:
-    """The mean of what a histogram or summary observed of late."""
+    """The mean of a histogram's or summary's recent observations."""
     labels = ", ".join(by)
     parts = (f"sum by ({labels}) (rate({metric}_{p}{selector}[{RATE}]))" for p in ("sum", "count"))
     return " / ".join(parts)
@@ -158,7 +158,7 @@ def graph(
 def number(
     title: str, text: str, unit: str, expr: str, *, no_value: str = "none", width: int = 4
 ) -> stat.Panel:
-    """One figure as it is now, over its recent course."""
+    """One current value, drawn over its recent history."""
     return (
         stat.Panel()
         .title(title)
@@ -178,7 +178,7 @@ def number(
 def bars(
     title: str, text: str, unit: str, queries: Sequence[Query], *, width: int = 8
 ) -> bargauge.Panel:
-    """One bar per query, in the given order, as things are now."""
+    """One bar per query, in the given order, with current values."""
     panel = (
         bargauge.Panel()
         .title(title)

@@ -1,5 +1,6 @@
-"""Writes `rules.yaml`: the deployed Prometheus rules as a PrometheusRule (`make dashboards`);
-a test tells when it is not up to date.
+"""Writes `rules.yaml`: the deployed Prometheus rules as a PrometheusRule (`make dashboards`).
+
+A test fails if it is not up to date.
 """
 
 from pathlib import Path

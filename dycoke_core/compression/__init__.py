@@ -1,1 +1,1 @@
-"""The project's subject: which visual tokens a language model gets to see, and what that saves."""
+"""Which visual tokens a language model gets to see, and what that saves."""

@@ -1,7 +1,7 @@
-"""Stage-I controls: ways to arrive at TTM's number of tokens without looking at the video.
+"""Stage-I controls: ways to keep as many tokens as TTM without looking at the video.
 
-What TTM is worth shows against them: they cost the language model as much and know nothing of what
-moves. The stage-II controls are rules of `dycoke_core.compression.kv_pruning`.
+They show what TTM is worth: they cost the language model as much but know nothing of what moves.
+The stage-II controls are in `dycoke_core.compression.kv_pruning`.
 """
 
 import torch
@@ -16,8 +16,8 @@ from dycoke_core.transfer import to_device
 def select_random_tokens(features: Tensor, k: float, *, window: int = 4, seed: int = 0) -> Tensor:
     """Picks as many tokens of each frame as TTM does, at random where TTM prunes.
 
-    The draw depends on the seed and the frame's number, not on the features: two videos of one
-    shape lose the same places under one seed.
+    The draw depends on the seed and the frame's number, not on the features: two videos of the same
+    shape lose the same places under the same seed.
 
     Args:
         features: [F, N, D], F >= 1.
@@ -27,7 +27,7 @@ def select_random_tokens(features: Tensor, k: float, *, window: int = 4, seed: i
         int64 [V], ascending indices into the F * N tokens.
 
     Source: paper Table 5, "Random Pruning".
-    Deviation: the paper does not say what is random there; here it is stage I's choice.
+    Deviation: the paper does not say what is random; here it is stage I's choice.
     """
     num_frames, tokens_per_frame, _ = features.shape
     num_kept = share_of(1.0 - k, tokens_per_frame)
@@ -43,11 +43,11 @@ def select_random_tokens(features: Tensor, k: float, *, window: int = 4, seed: i
 
 
 def select_fewer_frames(features: Tensor, k: float, *, window: int = 4) -> Tensor:
-    """Keeps whole frames, evenly spread: the number whose tokens come closest to TTM's.
+    """Keeps whole frames, evenly spread: as many as come closest to TTM's number of tokens.
 
-    Frames stay whole, as they do where a user asks for fewer of them, so the count is TTM's to
-    within half a frame: 15 of 32 at k = 0.7 (2940 tokens against 2960 at N = 196). At least one
-    stays. They are the ones that LLaVA would sample if these F frames were the video.
+    Frames stay whole, as when a user asks for fewer of them, so the count is TTM's to within half a
+    frame: 15 of 32 at k = 0.7 (2940 tokens against 2960 at N = 196). At least one stays. They are
+    the ones that LLaVA would sample if these F frames were the video.
 
     Args:
         features: [F, N, D], F >= 1.

@@ -11,10 +11,10 @@ def paper_flops(
     num_layers: int,
     num_output_tokens: int = 100,
 ) -> float:
-    """FLOPs of prefill and decode as the paper counts them.
+    """FLOPs of prefill and decode as the paper counts them, to compare with published numbers.
 
     Mostly multiply-adds, a two-matrix MLP, no grouped-query attention, no vision tower, no text
-    tokens, no language head: for comparison with published numbers, see `exact_flops`.
+    tokens, no language head. See `exact_flops` for what is really computed.
 
     Args:
         num_visual_tokens: n, visual tokens that enter the language model; may be fractional.
@@ -42,61 +42,61 @@ class TextGeometry:
 class VisionGeometry:
     hidden_size: int
     intermediate_size: int
+    num_mlp_matrices: int  # of a layer: 3 where the MLP is gated
     num_layers: int  # that are run
-    num_patches: int  # per frame
-    patch_inputs: int  # channels * patch size squared
-    feature_size: int  # of the projector's input
-    projector_size: int
+    num_patches: int  # per unit: a frame, or a temporal patch of several
+    num_attended: float  # patches that a patch attends to, on average over the layers
+    patch_inputs: int  # channels * values of a patch in each
+    projector_products: float  # multiply-adds per patch
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerShape:
-    """What one answer ran: counts that a receipt knows exactly.
+    """What one answer computed: counts that a receipt knows exactly.
 
-    `num_decode_steps` is the number of forward passes behind the prefill: one less than the tokens
-    of the answer. `first_pruned_layer` = the number of layers where stage II is off.
+    `num_decode_steps` is the number of forward passes after the prefill: one less than the tokens
+    of the answer. `first_pruned_layer` is the number of layers if stage II is off.
     """
 
-    num_frames: int  # that were encoded
-    num_text_tokens: int  # of the prompt, the newline included
+    num_units: int  # that were encoded
+    num_text_tokens: int  # of the prompt, with all that separates visual tokens
     num_visual_tokens: int  # V
     num_decode_tokens: int  # n_keep
     first_pruned_layer: int
     num_decode_steps: int
-    num_reused_tokens: int = 0  # of the prompt, whose keys and values were there already
+    num_reused_tokens: int = 0  # prompt tokens whose keys and values were cached
 
 
 def exact_flops(vision: VisionGeometry, text: TextGeometry, answer: AnswerShape) -> float:
     """FLOPs of all matrix products of one answer, two per multiply-add.
 
-    Counts the vision tower and projector over every frame, the gated MLP, grouped-query attention
+    Counts the vision tower and projector over every unit, the gated MLP, grouped-query attention
     under the causal mask, the language head once per token. Leaves out element-wise work, softmax,
     normalisation, and the selection of stages I and II (below 0.1 %).
     """
     return (
-        vision_flops(vision, answer.num_frames)
+        vision_flops(vision, answer.num_units)
         + prefill_flops(text, answer.num_text_tokens + answer.num_visual_tokens)
         - _prompt_flops(text, answer.num_reused_tokens)
         + decode_flops(text, answer)
     )
 
 
-def vision_flops(vision: VisionGeometry, num_frames: int) -> float:
-    v, n = vision, vision.num_patches
-    linear = 4 * v.hidden_size**2 + 2 * v.hidden_size * v.intermediate_size
-    attention = 2 * n * v.hidden_size
-    projector = v.feature_size * v.projector_size + v.projector_size**2
-    per_patch = v.patch_inputs * v.hidden_size + v.num_layers * (linear + attention) + projector
-    return 2.0 * num_frames * n * per_patch
+def vision_flops(vision: VisionGeometry, num_units: int) -> float:
+    v = vision
+    linear = 4 * v.hidden_size**2 + v.num_mlp_matrices * v.hidden_size * v.intermediate_size
+    attention = 2 * v.num_attended * v.hidden_size
+    per_patch = v.patch_inputs * v.hidden_size + v.num_layers * (linear + attention)
+    return 2.0 * num_units * v.num_patches * (per_patch + v.projector_products)
 
 
 def prefill_flops(text: TextGeometry, num_tokens: int, *, is_causal: bool = True) -> float:
-    """Of a prompt of `num_tokens` and the head at its last position."""
+    """FLOPs of a prompt of `num_tokens` and the head at its last position."""
     return _prompt_flops(text, num_tokens, is_causal=is_causal) + 2.0 * _head_products(text)
 
 
 def decode_flops(text: TextGeometry, answer: AnswerShape) -> float:
-    """Of all decode steps, each with the head; step i sees the prompt and i + 1 newer tokens."""
+    """FLOPs of all decode steps, head included; step i sees the prompt and i + 1 newer tokens."""
     steps = answer.num_decode_steps
     grown = steps * answer.num_text_tokens + steps * (steps + 1) / 2
     full_layers = answer.first_pruned_layer
@@ -108,7 +108,7 @@ def decode_flops(text: TextGeometry, answer: AnswerShape) -> float:
 
 
 def _prompt_flops(text: TextGeometry, num_tokens: int, *, is_causal: bool = True) -> float:
-    """Of the layers over the first `num_tokens` of a prompt."""
+    """FLOPs of the layers over the first `num_tokens` of a prompt."""
     pairs = num_tokens * (num_tokens + 1) / 2 if is_causal else num_tokens**2
     attention = text.num_layers * _attention_products(text) * pairs
     return 2.0 * (num_tokens * _linear_products(text) + attention)

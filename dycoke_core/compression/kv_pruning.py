@@ -1,10 +1,10 @@
 """Stage II, dynamic pruning of the KV cache while decoding: scores, selection and gate.
 
-Owns which visual tokens a decode step attends to. Knows no cache layout: the engine hands in the
+Owns which visual tokens a decode step attends to. Knows no cache layout: the engine passes in the
 queries and keys of the scoring layer and moves keys and values itself.
 
 DyCoke keeps the highest scores. The other choices here are controls: a random one under the same
-gate, the lowest scores, and (`threshold=None`) a first selection that is never made anew.
+gate, the lowest scores, and (`threshold=None`) a first selection that is never refreshed.
 """
 
 from collections.abc import Callable
@@ -22,8 +22,8 @@ KVChoice = Callable[[Tensor, int, int], Tensor]
 def visual_scores(query: Tensor, keys: Tensor, log_total: Tensor, *, scaling: float) -> Tensor:
     """One query's attention to the visual tokens, averaged over the query heads.
 
-    The softmax is that over every key of the layer, the new token's own included: the layer's own
-    attention leaves its denominator behind, so only the visual keys are read again.
+    The softmax is over every key of the layer, including the new token's own: the layer's attention
+    returns its denominator, so only the visual keys are read again.
 
     Args:
         query: [G, H/G, E], the current token's heads by key/value head.
@@ -59,7 +59,7 @@ def choose_highest(scores: Tensor, num_kept: int, step: int) -> Tensor:
 
 
 def choose_lowest(scores: Tensor, num_kept: int, step: int) -> Tensor:
-    """A control that must do worse, if the scores mean anything. Ties by lower index as well.
+    """A control that must do worse if the scores mean anything. Ties by lower index as well.
 
     Source: DYCOKE "Controls and baselines".
     """
@@ -68,7 +68,7 @@ def choose_lowest(scores: Tensor, num_kept: int, step: int) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class RandomChoice:
-    """A control that looks at no score, only at whose turn it is: (seed, step).
+    """A control that ignores scores and picks by (seed, step).
 
     Source: DYCOKE "Controls and baselines".
     """
@@ -87,7 +87,7 @@ class StageTwo:
     Args:
         first_layer: L, the first pruned layer. Layer L - 1 scores, or layer 0 where L is 0.
         num_kept: n_keep, visual tokens that a pruned layer attends to.
-        threshold: cosine at and above which a selection stays; None: the first one stays for good.
+        threshold: cosine at and above which a selection stays; None: the first is never refreshed.
     """
 
     first_layer: int
@@ -107,7 +107,7 @@ def scores_agree(scores: Tensor, reference: Tensor, threshold: float) -> Tensor:
         scores, reference: [V] float32.
 
     Returns:
-        bool [], on the scores' device, so that nothing waits for it.
+        bool [], on the scores' device; the host does not wait for it.
     """
     norms = scores.norm() * reference.norm()
     return torch.logical_and(norms > 0, scores @ reference >= threshold * norms)
@@ -115,15 +115,15 @@ def scores_agree(scores: Tensor, reference: Tensor, threshold: float) -> Tensor:
 
 @dataclass(slots=True, eq=False)
 class KVPruner:
-    """The stage-II state of one sequence: what it attends to and when that was last chosen.
+    """The stage-II state of one sequence: its kept set and the scores at its last selection.
 
-    The reference changes only at a selection, so slow drifts add up to a refresh. All fields are
-    tensors of fixed shape on the scores' device; no update waits for the device.
+    The reference changes only at a selection, so slow drifts add up to a refresh. The tensors have
+    fixed shapes and stay on the scores' device; no update waits for the device.
     """
 
     num_visual_tokens: int  # V
     num_kept: int  # n_keep, fixed for the sequence
-    threshold: float | None  # None: the first selection stays for good
+    threshold: float | None  # None: the first selection is never refreshed
     choose: KVChoice = choose_highest
     num_steps: int = 0  # decode steps seen; a replay counts the same
     kept: Tensor | None = None  # int64 [n_keep], ascending places among the V tokens
@@ -131,7 +131,7 @@ class KVPruner:
     num_refreshes: Tensor | None = None  # int64 []
 
     def update(self, scores: Tensor) -> Tensor:
-        """Takes one decode step's scores and selects anew where the gate opens.
+        """Takes one decode step's scores and selects again if the gate opens.
 
         Args:
             scores: float32 [V], attention of the scoring layer at the visual positions.

@@ -1,8 +1,8 @@
 """Compression policies: a stage-I selector and a stage-II rule under one name.
 
 `dycoke_core.config.POLICY_PARAMETERS` names the policies and their parameters without torch; this
-module puts them together. A control is `dycoke` with one of the two stages exchanged, so whatever
-differs in its answers is that stage's doing. A policy joins with a line in `_POLICIES`.
+module builds them. A control is `dycoke` with one of the two stages replaced, so any difference in
+its answers is due to that stage. To add a policy, add a line to `_POLICIES`.
 """
 
 from collections.abc import Callable, Mapping
@@ -35,13 +35,13 @@ class KVRule:
 
     first_layer: int  # L
     p: float
-    threshold: float | None  # None: the first selection stays for good
+    threshold: float | None  # None: the first selection is never refreshed
     choose: KVChoice
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What the engine asks of a policy. Stateless: a sequence's state is the backend's."""
+    """What the engine needs from a policy. Stateless: a sequence's state is in the backend."""
 
     selector: Selector
     kv_rule: KVRule | None = None
@@ -56,7 +56,7 @@ class Policy:
         return self.selector.count(num_frames, tokens_per_frame)
 
     def count_per_frame(self, num_frames: int, tokens_per_frame: int) -> tuple[int, ...] | None:
-        """V by frames, known before encoding; None where the features decide, as with vidcom2."""
+        """V per frame, known before encoding; None if the features decide, as with vidcom2."""
         return self.selector.count_per_frame(num_frames, tokens_per_frame)
 
     def select_visual_tokens(self, features: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ class Policy:
         return num_layers if rule is None else rule.first_layer
 
     def stage_two(self, num_visual_tokens: int, num_layers: int) -> StageTwo | None:
-        """What stage II does to a sequence, None where it is off."""
+        """What stage II does to a sequence; None if it is off."""
         rule = self._active_rule(num_visual_tokens, num_layers)
         if rule is None:
             return None

@@ -1,7 +1,7 @@
-"""Random choices that depend on (seed, counter) alone, never on what was drawn before.
+"""Random choices that depend only on (seed, counter), never on earlier draws.
 
-So an answer that goes on elsewhere draws what it would have drawn here, and no request changes
-another's draws. Equal on devices of one kind with one build of PyTorch.
+So an answer that continues on another worker draws what it would have drawn here, and no request
+changes another's draws. Equal on devices of the same kind with the same build of PyTorch.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ def random_order(seed: int, counter: int, count: int, device: torch.device) -> T
     """A random order of 0 … count - 1: int64 [count], drawn on the device without waiting for it.
 
     Args:
-        counter: what is drawn under this seed, such as a frame or a decode step.
+        counter: which draw under this seed, such as a frame or a decode step.
     """
     digest = hashlib.blake2b(f"{seed}:{counter}".encode(), digest_size=8).digest()
     generator = torch.Generator(device).manual_seed(int.from_bytes(digest, "big", signed=True))

@@ -11,7 +11,7 @@ from dycoke_core.config import TtmVariant
 
 
 class Selector(Protocol):
-    """A stage I. It knows features and settings, nothing of the question."""
+    """A stage I. It sees features and settings, never the question."""
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -23,7 +23,7 @@ class Selector(Protocol):
         ...
 
     def count_per_frame(self, num_frames: int, tokens_per_frame: int) -> tuple[int, ...] | None:
-        """How many tokens of each frame stay; None where that depends on the features."""
+        """How many tokens of each frame stay; None if that depends on the features."""
         ...
 
     def select(self, features: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ class AllTokens:
 
 @dataclass(frozen=True, slots=True)
 class TemporalMerging:
-    """DyCoke's own: `dycoke_core.compression.ttm`."""
+    """DyCoke's stage I: `dycoke_core.compression.ttm`."""
 
     k: float
     window: int

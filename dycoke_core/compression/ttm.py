@@ -1,8 +1,8 @@
-"""Stage I, temporal token merging: drops what a frame repeats of an earlier one.
+"""Stage I, temporal token merging: drops what a frame repeats from an earlier one.
 
-Works on the pooled, projected features of a video before the newline embedding is added, knows
-nothing of the question, and so gives the same tokens for every question about a video. "Merging" is
-the paper's word; nothing is averaged.
+Works on the pooled, projected features of a video, before the newline embedding is added. It does
+not see the question, so every question about a video gets the same tokens. "Merging" is the paper's
+word; nothing is averaged.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,10 +14,10 @@ from dycoke_core.compression.counts import share_of
 from dycoke_core.config import TtmVariant
 from dycoke_core.transfer import to_device
 
-# Features are compared in blocks of at most so many values, three float64 tensors at a time. On a
-# GPU an operation costs its launch: 64 frames of a 7B model are one block, of 1.1 GB (32 frames, of
-# which 24 are compared: 0.4 GB). On a CPU a block of 1 MB, often a single frame, stays in the cache
-# of a core; 8 MB took 1.5 times as long, all frames at once 3 to 4 times.
+# Features are compared in blocks of at most this many values, three float64 tensors at a time. On a
+# GPU each operation costs a launch: 64 frames of a 7B model are one block of 1.1 GB (32 frames, of
+# which 24 are compared: 0.4 GB). On a CPU a block of 1 MB, often a single frame, stays in a core's
+# cache; 8 MB took 1.5 times as long, all frames at once 3 to 4 times.
 _BLOCK_VALUES = 3 * 2**24
 _BLOCK_VALUES_ON_CPU = 2**17
 
@@ -84,7 +84,7 @@ def count_per_frame(
     window: int = 4,
     variant: TtmVariant = "paper",
 ) -> tuple[int, ...]:
-    """How many tokens of each frame `select_tokens` keeps; 0 for one that "released" drops."""
+    """How many tokens of each frame `select_tokens` keeps; 0 for a frame that "released" drops."""
     references = reference_frames(num_frames, window=window, variant=variant)
     num_kept = share_of(1.0 - _checked_share(k), tokens_per_frame)
     counts = {f: tokens_per_frame if r is None else num_kept for f, r in references.items()}
@@ -94,7 +94,7 @@ def count_per_frame(
 def reference_frames(
     num_frames: int, *, window: int = 4, variant: TtmVariant = "paper"
 ) -> dict[int, int | None]:
-    """Maps each frame to the one that it is compared with, None for a frame that stays whole."""
+    """Maps each frame to the one it is compared with; None for a frame that stays whole."""
     if variant == "released":
         return _released_references(num_frames, window)
     if window < 1:
@@ -122,7 +122,7 @@ def _released_references(num_frames: int, window: int) -> dict[int, int | None]:
 def assemble(
     references: Mapping[int, int | None], survivors: Tensor, tokens_per_frame: int
 ) -> Tensor:
-    """Puts whole and pruned frames together, in the order of the frames.
+    """Joins the tokens of whole and pruned frames, in the order of the frames.
 
     Args:
         references: `reference_frames`.
@@ -181,14 +181,14 @@ def _changes(features: Tensor, frames: Tensor, against: Tensor) -> Tensor:
 
 
 def _unit(tokens: Tensor) -> Tensor:
-    """float64; overwrites float64 tokens."""
+    """Unit vectors in float64; overwrites float64 tokens."""
     tokens = tokens.double()
     norms = tokens.square().sum(dim=-1, keepdim=True).sqrt_().clamp_min_(_EPSILON)
     return tokens.div_(norms)
 
 
 def _columns(columns: Sequence[Sequence[int]], device: torch.device) -> list[Tensor]:
-    """int64 [n] of each, in one copy that the host does not wait for."""
+    """Each column as int64 [n], sent in one copy that the host does not wait for."""
     flat = to_device(torch.tensor([n for column in columns for n in column]).long(), device)
     return list(torch.split(flat, [len(column) for column in columns]))
 

@@ -1,7 +1,7 @@
-"""VidCom2, a stage I of other authors: frames that stand out keep more tokens.
+"""VidCom2, a stage I by other authors: frames that stand out keep more tokens.
 
-Attention-free, and blind to the question like TTM, so its prefixes are shared too. It compares
-tokens with the centre of the video and of their frame, where TTM compares neighbours in time.
+Like TTM it uses no attention and does not see the question, so its prefixes are shared too. It
+compares tokens with the centre of the video and of their frame; TTM compares neighbours in time.
 """
 
 import math
@@ -40,8 +40,8 @@ def select_tokens(features: Tensor, retained_ratio: float) -> Tensor:
         compression adjustment and adaptive token compression; channels, kernels and temperature
         as in the authors' release.
     Deviation: exactly floor(R F N) tokens are kept, so that the count is known before encoding:
-        budgets are rounded by largest remainder and what exceeds a whole frame goes to the others,
-        where the release rounds each frame for itself and keeps at least one token of each.
+        budgets are rounded by largest remainder, and what exceeds a whole frame goes to the others.
+        The release rounds each frame on its own and keeps at least one token of each.
         Computed in float64, ties by lower index.
     """
     if features.ndim != 3 or features.shape[0] == 0:
@@ -61,7 +61,7 @@ def select_tokens(features: Tensor, retained_ratio: float) -> Tensor:
 
 
 def count_tokens(num_frames: int, tokens_per_frame: int, retained_ratio: float) -> int:
-    """The length of what `select_tokens` returns."""
+    """How many tokens `select_tokens` returns."""
     if not 0.0 <= retained_ratio <= 1.0:
         raise ValueError("retained_ratio must be between 0 and 1")
     return share_of(retained_ratio, num_frames * tokens_per_frame)
@@ -73,7 +73,7 @@ def frame_budgets(
     """Divides `num_kept` tokens among frames, more to those that stand out.
 
     Args:
-        uniqueness: of each frame.
+        uniqueness: per frame.
 
     Returns:
         Tokens per frame: none above `tokens_per_frame`, `num_kept` in sum.
@@ -94,7 +94,7 @@ def frame_budgets(
 
 
 def _capped(wanted: list[float], cap: int) -> list[float]:
-    """Cuts to `cap`; what that takes away goes in equal parts to frames with room."""
+    """Cuts each value to `cap`; the excess goes in equal parts to frames with room."""
     total = sum(wanted)
     while max(wanted) > cap:
         wanted = [min(tokens, cap) for tokens in wanted]
@@ -117,7 +117,7 @@ def _quiet_channels(features: Tensor) -> Tensor:
 
 
 def _likenesses(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each token to the centre of the video, and to that of its frame: float64 [F, N] each."""
+    """Each token's likeness to the video's centre and to its frame's: float64 [F, N] each."""
     frame_centers = torch.stack([_unit(frame).mean(dim=0) for frame in features])
     video_center = frame_centers.mean(dim=0)
     to_video = [_kernels(_unit(frame), video_center) for frame in features]

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 
 from dycoke_core.compression.policies import Policy, make_policy
 from dycoke_core.config import Batching, CompressionConfig, EngineConfig
@@ -23,13 +22,12 @@ from dycoke_core.engine.prefix_cache import (
     SharedPool,
     Video,
     content_key,
-    distinct_frames,
+    distinct_units,
     frames_digest,
 )
 from dycoke_core.engine.state import SequenceState
 from dycoke_core.errors import InvalidRequestError, PromptTooLongError
-from dycoke_core.model.llava_onevision import LlavaOnevision
-from dycoke_core.preprocess import Prompt
+from dycoke_core.model.adapter import PromptLayout, VideoLanguageModel
 from dycoke_core.sequence import Sequence
 
 logger = logging.getLogger(__name__)
@@ -39,7 +37,7 @@ _NO_COMPRESSION = CompressionConfig(policy="full")
 
 class Admission:
     def __init__(
-        self, model: LlavaOnevision, backend: Backend, config: EngineConfig, batching: Batching
+        self, model: VideoLanguageModel, backend: Backend, config: EngineConfig, batching: Batching
     ) -> None:
         self._model = model
         self._backend = backend
@@ -70,37 +68,37 @@ class Admission:
             PromptTooLongError: more tokens than the model has positions, or the budget has room.
         """
         frames, compression = sequence.frames, sequence.compression
-        video_key = ""
+        clip, video_key = None, ""
         distinct: tuple[int, ...] = ()
         sources: tuple[int, ...] = ()
         if frames is None:
             compression = _NO_COMPRESSION
         else:
-            self._check_frames(frames, compression)
+            clip = self._model.clip(frames.shape, sequence.timing)
+            if frames.dtype != np.uint8:
+                raise InvalidRequestError("frames must be uint8")
             video_key = sequence.video_key or frames_digest(frames)
-            distinct, sources = distinct_frames(frames)
-        num_frames = len(sources)
+            distinct, sources = distinct_units(frames, self._model.frames_per_unit)
+            compression.check_num_frames(len(sources))
         policy = make_policy(compression)
-        prompt = self._model.prompt_encoder(
-            sequence.messages, has_video=frames is not None, video_turn=sequence.video_turn
-        )
+        prompt = self._model.lay_out(sequence.messages, clip, sequence.video_turn)
         layout = self._lay_out(sequence, policy, prompt)
         state = SequenceState(
             sequence=sequence,
             policy=policy,
             prompt=prompt,
             layout=layout,
-            video_key=content_key(video_key, num_frames),
+            video_key=content_key(video_key, None if frames is None else frames.shape),
             prefix_key=content_key(
                 video_key,
-                num_frames,
+                prompt.clip,  # its size and times decide positions
                 policy.stage_one_key,
-                prompt.ids_before_video,
+                prompt.prefix,
                 layout.prefix.first_host_layer,
             ),
-            distinct_frames=distinct,
-            frame_sources=sources,
-            detokenizer=Detokenizer(self._model.prompt_encoder.tokenizer, sequence.sampling.stop),
+            distinct_units=distinct,
+            unit_sources=sources,
+            detokenizer=Detokenizer(self._model.tokenizer, sequence.sampling.stop),
             max_chunk_tokens=self._max_chunk_tokens,
         )
         self._check_size(state)
@@ -147,7 +145,7 @@ class Admission:
             self._backend.prefix_bytes(layout),
             is_embedded=True,
             num_run=layout.num_tokens,
-            kept_per_frame=(0,) * state.num_frames,
+            kept_per_unit=(0,) * state.prompt.num_units,
         )
         self._prefixes.add(prefix)
         host_bytes = self._backend.host_bytes(layout)
@@ -251,28 +249,20 @@ class Admission:
         return prefix
 
     def _add_video(self, state: SequenceState) -> Video | None:
-        num_bytes = len(state.distinct_frames) * self._frame_feature_bytes
+        num_bytes = len(state.distinct_units) * self._unit_feature_bytes(state)
         if not self._videos.can_make_room(num_bytes):
             return None
         self._videos.make_room(num_bytes)
         video = Video(
             state.video_key,
             state.sequence.frames,
-            state.distinct_frames,
-            state.frame_sources,
+            state.distinct_units,
+            state.unit_sources,
             num_bytes,
             video_name=state.sequence.video_name,
         )
         self._videos.add(video)
         return video
-
-    def _check_frames(self, frames: npt.NDArray[np.uint8], compression: CompressionConfig) -> None:
-        size = self._model.image_size
-        if frames.ndim != 4 or frames.shape[0] < 1 or frames.shape[1:] != (size, size, 3):
-            raise InvalidRequestError(f"frames must be [F, {size}, {size}, 3] with F of at least 1")
-        if frames.dtype != np.uint8:
-            raise InvalidRequestError("frames must be uint8")
-        compression.check_num_frames(len(frames))
 
     def _check_size(self, state: SequenceState) -> None:
         max_tokens = state.sequence.sampling.max_tokens
@@ -286,35 +276,31 @@ class Admission:
             )
         kv_bytes = self._backend.prefix_bytes(state.layout.prefix)
         kv_bytes += self._backend.seat_bytes(state.layout)
-        feature_bytes = state.num_frames * self._frame_feature_bytes
+        feature_bytes = state.prompt.num_units * self._unit_feature_bytes(state)
         if kv_bytes > self.kv_budget.max_bytes or feature_bytes > self._videos.budget.max_bytes:
             raise PromptTooLongError(
                 f"prompt ({state.num_prompt_tokens} tokens) and max_tokens exceed "
                 "the memory that this server has for one request"
             )
 
-    @property
-    def _frame_feature_bytes(self) -> int:
-        width = self._model.text_geometry.hidden_size
-        return self._model.tokens_per_frame * width * self._model.dtype.itemsize
+    def _unit_feature_bytes(self, state: SequenceState) -> int:
+        num_values = state.prompt.tokens_per_unit * self._model.feature_size
+        return num_values * self._model.dtype.itemsize
 
-    def _lay_out(self, sequence: Sequence, policy: Policy, prompt: Prompt) -> SeatLayout:
+    def _lay_out(self, sequence: Sequence, policy: Policy, prompt: PromptLayout) -> SeatLayout:
         num_layers = self._model.text_geometry.num_layers
-        num_frames = 0 if sequence.frames is None else len(sequence.frames)
-        num_visual = policy.count_visual_tokens(num_frames, self._model.tokens_per_frame)
+        num_visual = policy.count_visual_tokens(prompt.num_units, prompt.tokens_per_unit)
         stage_two = policy.stage_two(num_visual, num_layers)
-        num_before = len(prompt.ids_before_video)
-        if num_frames:
-            placed = self._model.lay_out_prefix(num_before, num_visual)
-        else:
-            placed = self._model.lay_out_text(num_before)
         first_host_layer = num_layers
         if self._has_host_tier and stage_two is not None:
             first_host_layer = max(stage_two.first_layer, 1)  # the scoring layer never lies there
         return SeatLayout(
             prefix=PrefixLayout(
-                placed.num_tokens, placed.visual, placed.next_position, first_host_layer
+                num_tokens=prompt.num_prefix_text + num_visual,
+                num_visual=num_visual,
+                next_position=self._model.next_position(prompt, num_visual),
+                first_host_layer=first_host_layer,
             ),
-            max_own_tokens=len(prompt.ids_after_video) + sequence.sampling.max_tokens,
+            max_own_tokens=len(prompt.question_ids) + sequence.sampling.max_tokens,
             stage_two=stage_two,
         )

@@ -12,7 +12,7 @@ from dycoke_core.engine.faults import has_broken_device, public_error
 from dycoke_core.engine.report import make_report
 from dycoke_core.engine.state import SequenceState
 from dycoke_core.errors import EngineError
-from dycoke_core.model.llava_onevision import LlavaOnevision
+from dycoke_core.model.adapter import VideoLanguageModel
 from dycoke_core.sequence import FinishReason, TokenEvent
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ class Ended:
 
 
 class Answers:
-    def __init__(self, model: LlavaOnevision, backend: Backend) -> None:
+    def __init__(self, model: VideoLanguageModel, backend: Backend) -> None:
         self._model = model
         self._backend = backend
 

@@ -22,27 +22,23 @@ from torch import Tensor
 
 from dycoke_core.compression.kv_pruning import StageTwo
 from dycoke_core.engine.plan import StepPlan
+from dycoke_core.model.adapter import EmbeddedPrefix
 
 
 @dataclass(frozen=True, slots=True)
 class PrefixLayout:
-    """The tokens of a prefix.
+    """The tokens of a prefix, by number. Which of them are visual comes with its embeddings.
 
     Args:
-        visual: places of the visual tokens, as ascending runs; the others are text.
-        next_position: of the first token behind it; not always the number of its tokens.
+        next_position: of the first token after it; not always the number of its tokens.
         first_host_layer: from this layer on, a finished prefix may lie in host memory; the number
             of layers: it stays on the device whole.
     """
 
     num_tokens: int
-    visual: tuple[range, ...]
+    num_visual: int
     next_position: int
     first_host_layer: int
-
-    @property
-    def num_visual(self) -> int:
-        return sum(len(run) for run in self.visual)
 
     @property
     def num_text(self) -> int:
@@ -160,12 +156,8 @@ class Backend(Protocol):
         """Reserves a prefix; None: its bytes are free, but not in pieces that fit."""
         ...
 
-    def embed_prefix(self, prefix: int, embeds: Tensor, positions: Tensor) -> None:
-        """Hands over what the prefix's chunks will run.
-
-        Args:
-            embeds: [P, D]; positions: int64 [axes, P].
-        """
+    def embed_prefix(self, prefix: int, embedded: EmbeddedPrefix) -> None:
+        """Hands over what the prefix's chunks will run."""
         ...
 
     def finish_prefix(self, prefix: int, *, to_host: bool) -> None:
@@ -204,7 +196,8 @@ class Backend(Protocol):
         ...
 
     def stage_frames(self, frames: Sequence[npt.NDArray[np.uint8]]) -> Tensor:
-        """[S, S, 3] each, perhaps read-only → [len(frames), S, S, 3] on the device, copied."""
+        """[height, width, 3] each, of one size, perhaps read-only → a copy [len(frames), height,
+        width, 3] on the device."""
         ...
 
     def mark(self) -> Mark:

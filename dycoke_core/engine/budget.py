@@ -10,7 +10,7 @@ import torch
 
 from dycoke_core.compression.flops import TextGeometry
 from dycoke_core.config import Batching, EngineConfig
-from dycoke_core.model.llava_onevision import LlavaOnevision
+from dycoke_core.model.adapter import VideoLanguageModel
 
 _GPU_SHARE = 0.85  # of what is free once the weights are loaded; the rest is for fragments
 _CPU_SHARE = 0.25  # of what is available: other processes live here too
@@ -28,7 +28,7 @@ def row_bytes(geometry: TextGeometry, dtype: torch.dtype) -> int:
     return 2 * geometry.num_kv_heads * geometry.head_size * dtype.itemsize
 
 
-def gpu_kv_budget_bytes(model: LlavaOnevision, config: EngineConfig, batching: Batching) -> int:
+def gpu_kv_budget_bytes(model: VideoLanguageModel, config: EngineConfig, batching: Batching) -> int:
     """The setting, else a share of the device's free memory now that the model is loaded, less what
     passes and visual features take."""
     if config.kv_cache_bytes is not None:
@@ -53,7 +53,7 @@ def host_budget_bytes(config: EngineConfig) -> int:
     return int(available_bytes() * _CPU_SHARE) // config.engines_per_host
 
 
-def pass_bytes(model: LlavaOnevision, batching: Batching) -> int:
+def pass_bytes(model: VideoLanguageModel, batching: Batching) -> int:
     """What the largest pass holds at once: an MLP's three products, and rows of the layer's width.
 
     Those are residual, norm, queries, keys, values, attention's output and two in between.

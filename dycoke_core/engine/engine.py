@@ -21,7 +21,7 @@ from dycoke_core.engine.state import SequenceState
 from dycoke_core.engine.vision_encoder import VisionEncoder
 from dycoke_core.engine_card import EngineCard, EngineStats
 from dycoke_core.errors import EngineError, InvalidRequestError
-from dycoke_core.model.llava_onevision import LlavaOnevision
+from dycoke_core.model.adapter import VideoLanguageModel
 from dycoke_core.model.loader import load_model
 from dycoke_core.sequence import SAMPLER_VERSION, Sequence, Stage, TokenEvent
 
@@ -36,7 +36,7 @@ class Engine:
     """
 
     def __init__(
-        self, model: LlavaOnevision, config: EngineConfig, *, observer: Observer | None = None
+        self, model: VideoLanguageModel, config: EngineConfig, *, observer: Observer | None = None
     ) -> None:
         self.model = model
         self.backend_name = backend_name(config, model.device)
@@ -70,12 +70,15 @@ class Engine:
 
     @property
     def card(self) -> EngineCard:
+        image_size = self.model.image_size
         return EngineCard(
             weights_digest=self.model.weights_digest,
             device=str(self.model.device),
             dtype=str(self.model.dtype).removeprefix("torch."),
-            image_size=self.model.image_size,
-            tokens_per_frame=self.model.tokens_per_frame,
+            architecture=self.model.architecture,
+            image_size=image_size,
+            tokens_per_frame=self.model.tokens_per_unit(image_size, image_size),
+            frames_per_unit=self.model.frames_per_unit,
             num_layers=self.model.text_geometry.num_layers,
             max_model_tokens=self.model.max_model_tokens,
             prefill_chunk_tokens=self.batching.prefill_chunk_tokens,

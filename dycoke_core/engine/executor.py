@@ -21,7 +21,7 @@ from dycoke_core.engine.prefix_cache import Video
 from dycoke_core.engine.scheduler import Schedule
 from dycoke_core.engine.state import SequenceState
 from dycoke_core.engine.vision_encoder import VisionEncoder
-from dycoke_core.model.llava_onevision import LlavaOnevision
+from dycoke_core.model.adapter import EmbeddedPrefix, VideoLanguageModel
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ class _Timed:
 class Executor:
     def __init__(
         self,
-        model: LlavaOnevision,
+        model: VideoLanguageModel,
         backend: Backend,
         vision: VisionEncoder,
         admission: Admission,
@@ -150,10 +150,10 @@ class Executor:
         began = self._backend.mark()
         try:
             if video is None:
-                embeds, positions = self._model.embed_text(state.prompt.ids_before_video)
+                embedded = self._model.embed_text(state.prompt)
             else:
-                embeds, positions = self._compress(state, video)
-            self._backend.embed_prefix(prefix.number, embeds, positions)
+                embedded = self._compress(state, video)
+            self._backend.embed_prefix(prefix.number, embedded)
         except Exception as error:
             outcome.failures.append(Failure(state, error))
             return
@@ -161,17 +161,16 @@ class Executor:
         if video is not None:
             self._launched.append(_Timed(began, self._backend.mark(), compressing=state))
 
-    def _compress(self, state: SequenceState, video: Video) -> tuple[Tensor, Tensor]:
-        """Stage I: selects visual tokens. Returns the prefix's embeddings and positions."""
+    def _compress(self, state: SequenceState, video: Video) -> EmbeddedPrefix:
+        """Stage I: selects visual tokens, and puts the prefix together around them."""
         assert video.features is not None
         features = video.features.index_select(0, self._model.integers(video.sources))
-        kept = state.policy.select_visual_tokens(features)
+        tokens = features[..., : self._model.text_geometry.hidden_size]
+        kept = state.policy.select_visual_tokens(tokens)
         assert len(kept) == state.num_visual_tokens
-        visual_tokens = features.flatten(0, 1).index_select(0, kept)
-        num_frames, tokens_per_frame, _ = features.shape
-        counts = kept_per_frame(state, kept, num_frames, tokens_per_frame)
-        state.held_prefix.kept_per_frame = counts
-        return self._model.embed_prefix(state.prompt.ids_before_video, visual_tokens)
+        kept_per_unit = count_per_unit(state, kept)
+        state.held_prefix.kept_per_unit = kept_per_unit
+        return self._model.embed(state.prompt, features, kept, kept_per_unit)
 
     # --- passes ---
 
@@ -312,13 +311,12 @@ def _singles(schedule: Schedule[SequenceState]) -> list[Schedule[SequenceState]]
     ]
 
 
-def kept_per_frame(
-    state: SequenceState, kept: Tensor, num_frames: int, tokens_per_frame: int
-) -> tuple[int, ...]:
-    """How many tokens of each frame stage I kept; known beforehand but for selectors that weigh
-    frames against each other, which waits for the device."""
-    counts = state.policy.count_per_frame(num_frames, tokens_per_frame)
+def count_per_unit(state: SequenceState, kept: Tensor) -> tuple[int, ...]:
+    """How many tokens of each unit stage I kept; known beforehand but for selectors that weigh
+    units against each other, which waits for the device."""
+    num_units, tokens_per_unit = state.prompt.num_units, state.prompt.tokens_per_unit
+    counts = state.policy.count_per_frame(num_units, tokens_per_unit)
     if counts is None:
-        kept_frames = (kept // tokens_per_frame).tolist()
-        counts = tuple(kept_frames.count(frame) for frame in range(num_frames))
+        kept_units = (kept // tokens_per_unit).tolist()
+        counts = tuple(kept_units.count(unit) for unit in range(num_units))
     return counts

@@ -1,9 +1,9 @@
 """Read once, ask many: videos' features and prefix KV, shared between sequences, kept by content.
 
-A `Video` is the frames' features before stage I; a `Prefix` is the prompt up to the newline under
-one stage-I setting. Sequences hold (pin) what they use from admission to their end; what nobody
-holds stays until its bytes are needed, least recently used first. Work that is under way when its
-last holder leaves is dropped.
+A `Video` is the features of a video's units before stage I; a `Prefix` is the prompt up to the
+question under one stage-I setting. Sequences hold (pin) what they use from admission to their end;
+what nobody holds stays until its bytes are needed, least recently used first. Work that is under
+way when its last holder leaves is dropped.
 
 Owns no scheduling and does no model work.
 """
@@ -21,20 +21,20 @@ from torch import Tensor
 
 @dataclass(slots=True, eq=False)
 class Video:
-    """The features of one video's frames. Each distinct frame is encoded once.
+    """The features of one video's units. Each distinct unit is encoded once.
 
     Args:
-        frames: uint8 [F, S, S, 3], dropped when encoded.
+        frames: uint8 [F, height, width, 3], dropped when encoded.
     """
 
     key: str
     frames: npt.NDArray[np.uint8] | None
-    distinct: tuple[int, ...]  # frames that differ from the one before
-    sources: tuple[int, ...]  # for each frame, its place among the distinct ones
+    distinct: tuple[int, ...]  # units that differ from the one before
+    sources: tuple[int, ...]  # for each unit, its place among the distinct ones
     num_bytes: int
     num_host_bytes: int = 0
-    features: Tensor | None = None  # [distinct, N, D]
-    num_encoded: int = 0  # distinct frames whose features are in place
+    features: Tensor | None = None  # [distinct, N, features]
+    num_encoded: int = 0  # distinct units whose features are in place
     holders: int = 0
     video_name: str | None = None  # by which it is forgotten
     is_forgotten: bool = False
@@ -56,7 +56,7 @@ class Prefix:
     num_host_bytes: int = 0
     is_embedded: bool = False  # stage I is through: the backend has what is to be prefilled
     num_run: int = 0  # tokens that have been prefilled
-    kept_per_frame: tuple[int, ...] = ()
+    kept_per_unit: tuple[int, ...] = ()
     holders: int = 0
     video_name: str | None = None  # by which it is forgotten
     is_forgotten: bool = False
@@ -186,14 +186,24 @@ class SharedPool(Generic[Item]):
         self._on_drop(item)
 
 
-def distinct_frames(
-    frames: npt.NDArray[np.uint8],
+def frames_of_unit(unit: int, frames_per_unit: int, num_frames: int) -> tuple[int, ...]:
+    """Indices of a unit's frames; the last unit repeats the last frame where frames are missing."""
+    first = unit * frames_per_unit
+    return tuple(min(first + place, num_frames - 1) for place in range(frames_per_unit))
+
+
+def distinct_units(
+    frames: npt.NDArray[np.uint8], frames_per_unit: int = 1
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Frames that are not byte for byte the one before, and which of them each frame repeats."""
+    """Units that are not byte for byte the one before, and which of them each unit repeats."""
+    num_frames = len(frames)
     distinct, sources = [0], [0]
-    for index in range(1, len(frames)):
-        if not np.array_equal(frames[index], frames[index - 1]):
-            distinct.append(index)
+    for unit in range(1, -(-num_frames // frames_per_unit)):
+        mine = frames_of_unit(unit, frames_per_unit, num_frames)
+        before = frames_of_unit(unit - 1, frames_per_unit, num_frames)
+        pairs = zip(mine, before, strict=True)
+        if not all(np.array_equal(frames[a], frames[b]) for a, b in pairs):
+            distinct.append(unit)
         sources.append(len(distinct) - 1)
     return tuple(distinct), tuple(sources)
 

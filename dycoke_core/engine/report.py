@@ -6,7 +6,7 @@ from dycoke_core.compression.flops import AnswerShape, exact_flops, paper_flops
 from dycoke_core.engine.backend import Backend
 from dycoke_core.engine.budget import row_bytes
 from dycoke_core.engine.state import SequenceState, StageClock
-from dycoke_core.model.llava_onevision import LlavaOnevision
+from dycoke_core.model.adapter import VideoLanguageModel
 from dycoke_core.sequence import (
     CacheReport,
     CompressionReport,
@@ -16,7 +16,9 @@ from dycoke_core.sequence import (
 )
 
 
-def make_report(model: LlavaOnevision, state: SequenceState, backend: Backend) -> SequenceReport:
+def make_report(
+    model: VideoLanguageModel, state: SequenceState, backend: Backend
+) -> SequenceReport:
     return SequenceReport(
         prompt_tokens=state.num_prompt_tokens,
         completion_tokens=len(state.sequence.output_token_ids),
@@ -32,14 +34,17 @@ def make_report(model: LlavaOnevision, state: SequenceState, backend: Backend) -
     )
 
 
-def _compression_report(model: LlavaOnevision, state: SequenceState) -> CompressionReport:
+def _compression_report(model: VideoLanguageModel, state: SequenceState) -> CompressionReport:
     geometry = model.text_geometry
     num_layers, num_visual = geometry.num_layers, state.num_visual_tokens
-    num_in = state.num_frames * model.tokens_per_frame
+    num_in = state.num_tokens_in
     num_decode, first_pruned = _decode_tokens(state), _first_pruned_layer(model, state)
     num_all_layers = first_pruned * num_visual + (num_layers - first_pruned) * num_decode
+    clip = state.prompt.clip
+    size = (clip.height, clip.width) if clip is not None else (model.image_size,) * 2
+    vision = model.vision_geometry(*size)
     shape = AnswerShape(
-        num_frames=0 if state.has_video_hit else len(state.distinct_frames),
+        num_units=0 if state.has_video_hit else len(state.distinct_units),
         num_text_tokens=state.num_text_tokens,
         num_visual_tokens=num_visual,
         num_decode_tokens=num_decode,
@@ -49,28 +54,31 @@ def _compression_report(model: LlavaOnevision, state: SequenceState) -> Compress
     )
     full = replace(
         shape,
-        num_frames=state.num_frames,
+        num_units=state.prompt.num_units,
         num_visual_tokens=num_in,
         num_decode_tokens=num_in,
         first_pruned_layer=num_layers,
         num_reused_tokens=0,
     )
     return CompressionReport(
+        units=state.prompt.num_units,
+        tokens_per_unit=state.prompt.tokens_per_unit,
         visual_tokens_in=num_in,
         visual_tokens_prefill=num_visual,
         visual_tokens_decode=num_decode,
+        pruned_layers=tuple(range(first_pruned, num_layers)),
         retained_ratio_prefill=num_visual / num_in if num_in else None,
         retained_ratio_decode=num_decode / num_in if num_in else None,
         retained_ratio_decode_all_layers=(
             num_all_layers / (num_layers * num_in) if num_in else None
         ),
-        kept_per_frame=state.held_prefix.kept_per_frame,
+        kept_per_frame=state.held_prefix.kept_per_unit,
         decode_steps=shape.num_decode_steps,
         refreshes=state.num_refreshes,
         paper_flops_full=_paper_flops(model, num_in, full.num_decode_steps),
         paper_flops_actual=_paper_flops(model, num_visual, shape.num_decode_steps),
-        exact_flops_full=exact_flops(model.vision_geometry, geometry, full),
-        exact_flops_actual=exact_flops(model.vision_geometry, geometry, shape),
+        exact_flops_full=exact_flops(vision, geometry, full),
+        exact_flops_actual=exact_flops(vision, geometry, shape),
     )
 
 
@@ -86,13 +94,13 @@ def _decode_tokens(state: SequenceState) -> int:
     return state.num_visual_tokens if stage_two is None else stage_two.num_kept
 
 
-def _first_pruned_layer(model: LlavaOnevision, state: SequenceState) -> int:
+def _first_pruned_layer(model: VideoLanguageModel, state: SequenceState) -> int:
     """L; the number of layers where stage II is off."""
     stage_two = state.layout.stage_two
     return model.text_geometry.num_layers if stage_two is None else stage_two.first_layer
 
 
-def _paper_flops(model: LlavaOnevision, num_visual_tokens: int, num_decode_steps: int) -> float:
+def _paper_flops(model: VideoLanguageModel, num_visual_tokens: int, num_decode_steps: int) -> float:
     return paper_flops(
         num_visual_tokens,
         hidden_size=model.text_geometry.hidden_size,
@@ -123,7 +131,9 @@ def _per_output_token_s(clock: StageClock, state: SequenceState) -> float | None
     return (clock.last_token_at - clock.first_token_at) / (num_new - 1)
 
 
-def _memory_report(model: LlavaOnevision, state: SequenceState, backend: Backend) -> MemoryReport:
+def _memory_report(
+    model: VideoLanguageModel, state: SequenceState, backend: Backend
+) -> MemoryReport:
     """Rows that a decode step reads, over all layers; a shared prefix's count for each sequence."""
     num_layers = model.text_geometry.num_layers
     first_pruned, num_visual = _first_pruned_layer(model, state), state.num_visual_tokens
@@ -131,7 +141,7 @@ def _memory_report(model: LlavaOnevision, state: SequenceState, backend: Backend
     num_rest = state.num_text_tokens + state.num_decode_steps  # neither layer kind drops these
     num_active_rows = num_layers * num_rest
     num_active_rows += first_pruned * num_visual + num_pruned_layers * _decode_tokens(state)
-    num_full_rows = num_layers * (num_rest + state.num_frames * model.tokens_per_frame)
+    num_full_rows = num_layers * (num_rest + state.num_tokens_in)
     bytes_per_row = row_bytes(model.text_geometry, model.dtype)
     return MemoryReport(
         kv_bytes=num_active_rows * bytes_per_row,

@@ -18,7 +18,7 @@ from dycoke_core.engine.plan import DecodeRow, QuestionChunk
 from dycoke_core.engine.prefix_cache import Prefix
 from dycoke_core.engine.sampler import Draw
 from dycoke_core.engine.scheduler import PromptWork, WorkKind
-from dycoke_core.preprocess import Prompt
+from dycoke_core.model.adapter import PromptLayout
 from dycoke_core.sequence import Sequence, Stage
 
 
@@ -49,12 +49,12 @@ class StageClock:
 class SequenceState:
     sequence: Sequence
     policy: Policy
-    prompt: Prompt
+    prompt: PromptLayout
     layout: SeatLayout
     video_key: str
     prefix_key: str
-    distinct_frames: tuple[int, ...]  # those that differ from the frame before
-    frame_sources: tuple[int, ...]  # for each frame, its place among the distinct ones
+    distinct_units: tuple[int, ...]  # those that differ from the unit before
+    unit_sources: tuple[int, ...]  # for each unit, its place among the distinct ones
     detokenizer: Detokenizer
     max_chunk_tokens: int
     clock: StageClock = field(default_factory=StageClock)
@@ -76,11 +76,12 @@ class SequenceState:
 
     @property
     def has_video(self) -> bool:
-        return self.num_frames > 0
+        return self.prompt.num_units > 0
 
     @property
-    def num_frames(self) -> int:
-        return len(self.frame_sources)
+    def num_tokens_in(self) -> int:
+        """F * N: the visual tokens before stage I."""
+        return self.prompt.num_units * self.prompt.tokens_per_unit
 
     @property
     def num_visual_tokens(self) -> int:
@@ -89,14 +90,13 @@ class SequenceState:
 
     @property
     def num_prefix_tokens(self) -> int:
-        """Text before the video, visual tokens, newline: what every question about it shares.
-        Without a video, one token: there is nothing worth sharing."""
+        """The prompt up to the question: what every question about the video shares. Without a
+        video, one token: there is nothing worth sharing."""
         return self.layout.prefix.num_tokens
 
     @property
     def num_question_tokens(self) -> int:
-        """Of the prompt after the newline."""
-        return len(self.prompt.ids_after_video)
+        return len(self.prompt.question_ids)
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -104,7 +104,7 @@ class SequenceState:
 
     @property
     def num_text_tokens(self) -> int:
-        """Of the prompt, the newline included."""
+        """Of the prompt, with all that separates visual tokens."""
         return self.num_prompt_tokens - self.num_visual_tokens
 
     @property
@@ -157,7 +157,7 @@ class SequenceState:
         return QuestionChunk(
             seat=self.held_seat,
             start=self.num_own_run,
-            token_ids=self.prompt.ids_after_video[self.num_own_run : end],
+            token_ids=self.prompt.question_ids[self.num_own_run : end],
             draw=self._draw(0) if end == self.num_question_tokens else None,
         )
 

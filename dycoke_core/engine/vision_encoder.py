@@ -1,8 +1,9 @@
-"""Runs the vision tower in slices: a micro-batch of frames, a few layers at a time.
+"""Runs the vision tower in slices: a micro-batch of units, a few layers at a time.
 
-Micro-batches take frames of several videos, oldest first. Their size is fixed; what adapts to the
-load is how many layers run between two decode steps, which changes no number: a fixed number, or
-as many as fill a time slice, judged by the slices before; all of them while nothing decodes.
+Micro-batches take units of several videos of one frame size, oldest first. Their size is fixed;
+what adapts to the load is how many layers run between two decode steps, which changes no number: a
+fixed number, or as many as fill a time slice, judged by the slices before; all of them while
+nothing decodes.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,8 +13,8 @@ import numpy.typing as npt
 from torch import Tensor
 
 from dycoke_core.engine.backend import Backend, Mark
-from dycoke_core.engine.prefix_cache import Video
-from dycoke_core.model.llava_onevision import LlavaOnevision
+from dycoke_core.engine.prefix_cache import Video, frames_of_unit
+from dycoke_core.model.adapter import VideoLanguageModel
 
 SLICE_S = 0.015  # beside running answers, about two decode steps of a large batch
 _FIRST_SLICE_LAYERS = 2  # while nothing has been measured
@@ -28,7 +29,7 @@ class VisionEncoder:
 
     def __init__(
         self,
-        model: LlavaOnevision,
+        model: VideoLanguageModel,
         backend: Backend,
         *,
         batch_frames: int,
@@ -36,9 +37,9 @@ class VisionEncoder:
     ) -> None:
         self._model = model
         self._backend = backend
-        self._batch_frames = batch_frames
+        self._batch_units = max(batch_frames // model.frames_per_unit, 1)
         self._slice_layers = slice_layers
-        self._batch: list[Video] = []  # the owner of each frame that is being encoded
+        self._batch: list[Video] = []  # the owner of each unit that is being encoded
         self._layers: Iterator[Tensor | None] | None = None
         self._suspects: list[Video] = []  # of a micro-batch that failed: each goes alone
         self._last_slice: tuple[Mark, Mark, int] | None = None
@@ -108,16 +109,23 @@ class VisionEncoder:
         else:
             videos = [video for video in videos if video not in self._suspects]
         frames: list[npt.NDArray[np.uint8]] = []
+        size = _frame_size(videos[0])
         for video in videos:
-            assert video.frames is not None
-            room = self._batch_frames - len(frames)
-            for index in video.distinct[video.num_encoded :][:room]:
-                self._batch.append(video)  # first: if its frame cannot be taken, it is to blame
-                frames.append(video.frames[index])
+            if _frame_size(video) != size:
+                continue
+            room = self._batch_units - len(self._batch)
+            for unit in video.distinct[video.num_encoded :][:room]:
+                self._batch.append(video)  # first: if its unit cannot be taken, it is to blame
+                frames += self._unit(video, unit)
         self._layers = self._model.encode_frames(self._backend.stage_frames(frames))
 
+    def _unit(self, video: Video, unit: int) -> list[npt.NDArray[np.uint8]]:
+        assert video.frames is not None
+        indices = frames_of_unit(unit, self._model.frames_per_unit, len(video.frames))
+        return [video.frames[index] for index in indices]
+
     def _finish(self, features: Tensor) -> None:
-        """features: [b, N, D]."""
+        """features: [b, N, features]."""
         for video in dict.fromkeys(self._batch):
             rows = features[self._batch.index(video) :][: self._batch.count(video)]
             if video.features is None:
@@ -127,3 +135,9 @@ class VisionEncoder:
             if video.is_ready:
                 video.frames = None
         self._drop_batch()
+
+
+def _frame_size(video: Video) -> tuple[int, ...]:
+    """Height and width, in pixels."""
+    assert video.frames is not None
+    return video.frames.shape[1:3]

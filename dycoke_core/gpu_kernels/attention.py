@@ -1,7 +1,7 @@
-"""Attention over lists of slots: in parts that the step's items name, then merged row by row.
+"""Attention over lists of slots: computed in parts that the step's items define, merged per row.
 
 Knows no sequence: `items` says which rows read which slots in which layers, `parts` which results
-belong to a row. Keys and values lie in one pool for all layers (`rows.PAGE`).
+belong to a row. Keys and values are in one pool for all layers (`rows.PAGE`).
 """
 
 import torch
@@ -26,7 +26,7 @@ from dycoke_core.gpu_kernels.launch import check_rows, check_tensors, launch, re
 
 TILE_ROWS = (16, 64)  # M: what a tensor-core instruction takes, and what sequences may share
 _TILE_SLOTS = 64  # 128 slots at M = 64 need more registers than there are
-# Few programs must each have many reads on their way, many programs must leave each other room.
+# Few programs must each have many reads in flight; many programs must leave each other room.
 _TILE_PARTS_OF_FEW, _TILE_PARTS_OF_MANY, _FEW = 64, 16, 512
 
 
@@ -47,21 +47,21 @@ def split_attend(
 ) -> None:
     """Attention of each active item's rows to its slots, into one part per item.
 
-    Row j of an item sees its slot i where i < CAUSAL + j. A row that sees no slot gets zeros and a
-    log total of -inf. Parts of items that are not active, and rows beyond an item's, stay as they
-    are. Keys and values are read once per item: 2 * G * E elements a slot. A program has the next
-    64 slots on their way while it computes: of 7B's heads in bfloat16 three programs of M = 16, or
-    one or two of M = 64, share a multiprocessor and have about 200 KB on their way.
+    Row j of an item sees its slot i if i < CAUSAL + j. A row that sees no slot gets zeros and a log
+    total of -inf. Parts of inactive items, and rows beyond an item's, are not written. Keys and
+    values are read once per item: 2 * G * E elements per slot. A program has the next 64 slots in
+    flight while it computes: with 7B's heads in bfloat16 three programs of M = 16, or one or two of
+    M = 64, share a multiprocessor and have about 200 KB in flight.
 
     Args:
         q: [B, H, E], rows of any stride.
         k_pool, v_pool: [R, G, E] in q's dtype.
         slots: int32 [*].
         items: int32 [cap, ITEM_COLUMNS]; NUM_ROWS at most tile_rows // (H / G).
-        num_items: int32 [1], how many of the items there are in this step.
+        num_items: int32 [1], how many items this step has.
         out, log_total: float32 [cap, G, M, E] and [cap, G, M], written.
-        layer: whose keys are read.
-        list_layer: items are active where FIRST_LAYER <= list_layer < END_LAYER.
+        layer: the layer whose keys are read.
+        list_layer: items are active if FIRST_LAYER <= list_layer < END_LAYER.
         tile_rows: M, 16 or 64.
 
     Raises:
@@ -101,7 +101,7 @@ def split_attend(
         M=tile_rows,
         N=_TILE_SLOTS,
         num_warps=4 if has_tensor_cores and tile_rows == 16 else 8,
-        num_stages=5 if has_tensor_cores else 2,  # with 3, copies are waited for as they begin
+        num_stages=5 if has_tensor_cores else 2,  # with 3, each copy is waited for as it starts
     )
 
 
@@ -119,13 +119,13 @@ def merge_parts(
 ) -> None:
     """Combines each row's parts into its attention, exactly. A row without parts gets zeros, -inf.
 
-    A row's parts are those of side 1 from its layer FIRST_PRUNED on, of side 0 before. Reads
+    From its layer FIRST_PRUNED on a row's parts are those of side 1, before those of side 0. Reads
     H * E float32 per part.
 
     Args:
         out, log_total: as `split_attend` wrote them.
         parts: int32 [*], item * M + (row - first row of the item) * H / G.
-        first: int32 [2, B + 1], where each row's parts begin, by side.
+        first: int32 [2, B + 1], where each row's parts start, by side.
         rows: int32 [B, ROW_COLUMNS].
         o: [B, H, E] in the model's dtype, written.
         total: float32 [B, H], written: log of the softmax denominators.
@@ -194,7 +194,7 @@ def split_attend_kernel(
     # Programs that run at the same time read neighbouring heads of the same slots.
     item = tl.program_id(0) // G
     g = tl.program_id(0) % G
-    # All at once, so that a program without work leaves after one read.
+    # Loaded together, so that a program without work returns after one read.
     entry = items + item * ITEM_COLUMNS
     first_layer = tl.load(entry + FIRST_LAYER)
     end_layer = tl.load(entry + END_LAYER)
@@ -229,7 +229,7 @@ def split_attend_kernel(
             is_seen = is_slot[None, :] & ((begin + n)[None, :] < sees[:, None])
             logits = tl.where(is_seen, logits, -float("inf"))
             new_top = tl.maximum(top, tl.max(logits, 1))
-            # Nothing seen yet: any finite number will do, where -inf - -inf would not.
+            # Nothing seen yet: any finite number will do; -inf - -inf would be NaN.
             base = tl.where(new_top == -float("inf"), 0.0, new_top)
             weights = tl.exp(logits - base[:, None])
             shrink = tl.exp(top - base)
@@ -282,7 +282,7 @@ def merge_parts_kernel(
         part = tl.load(parts + i, mask=is_part, other=0)
         place = ((part // M) * G + h // R).to(tl.int64) * M + part % M + h % R
         part_total = tl.load(log_total + place, mask=is_part, other=-float("inf"))
-        # A part whose rows saw nothing was written; what an inactive item left behind is not read.
+        # Parts whose rows saw nothing were written; stale parts of inactive items are not read.
         part_output = tl.load(
             out + place[:, None] * E + e[None, :], mask=is_part[:, None], other=0.0
         )

@@ -1,8 +1,8 @@
-"""Compiles every kernel for several GPUs, on a machine that needs none: `python -m <this> --json`.
+"""Compiles every kernel for several GPUs, without needing one: `python -m <this> --json`.
 
-What is compiled is what the kernels' functions would launch, with the models' own shapes. Shows
-what each kernel takes of a multiprocessor: registers, shared memory, spilled registers. Says
-nothing about time.
+It compiles what the kernels' functions would launch, with the models' own shapes, and shows what
+each kernel needs of a multiprocessor: registers, shared memory, spilled registers. It says nothing
+about time.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from triton.compiler import compile as compile_source
 from dycoke_core.gpu_kernels.attention import merge_parts, split_attend
 from dycoke_core.gpu_kernels.host_copy import gather_kept
 from dycoke_core.gpu_kernels.launch import Launch, recording_launches
-from dycoke_core.gpu_kernels.layers import add_rmsnorm, embed, rope_store, silu_mul
+from dycoke_core.gpu_kernels.layers import add_rmsnorm, embed, head_rmsnorm, rope_store, silu_mul
 from dycoke_core.gpu_kernels.rows import ITEM_COLUMNS, ROW_COLUMNS, WRITE_SLOT
 from dycoke_core.gpu_kernels.sampling import SamplingScratch, sample
 from dycoke_core.gpu_kernels.scoring import visual_scores
@@ -75,7 +75,7 @@ LARGE = Model("7B", 28, 4, 128, 3584, 18944, 152064)
 SMALL = Model("0.5B", 14, 2, 64, 896, 4864, 151936)
 TINY = Model("tiny", 4, 2, 64, 256, 512, 526)
 _MATRIX_KERNELS = ("split_attend_kernel", "visual_scores_kernel")
-_CASES = [  # whether all kernels, or only those that a dtype, a shape, a GPU changes most
+_CASES = [  # last: all kernels, or only those that a dtype, a shape or a GPU changes most
     (90, LARGE, torch.bfloat16, True),
     (90, LARGE, torch.float16, False),
     (90, SMALL, torch.bfloat16, True),
@@ -111,7 +111,7 @@ def compile_all() -> Iterator[Compiled]:
 
 
 def launches_of(model: Model, dtype: torch.dtype) -> list[Launch]:
-    """What decode steps of 64 rows and of one launch, each variant of each kernel once."""
+    """The launches of decode steps of 64 rows and of one, each variant of each kernel once."""
     rows, seats, cap, stride = 64, 65, 1024, 4096
     heads, kv_heads, head_size = model.num_heads, model.num_kv_heads, model.head_size
 
@@ -153,6 +153,8 @@ def launches_of(model: Model, dtype: torch.dtype) -> list[Launch]:
         gather_kept(*pools, table, kept, changed, slots, slots, layer=0)
         add_rmsnorm(x, None, weight, 1e-6)
         add_rmsnorm(x, x, weight, 1e-6)
+        head_weight = make(head_size)
+        head_rmsnorm(qkv, head_weight, head_weight, 1e-6, num_heads=heads)
         write_slots = table[:, WRITE_SLOT]
         rope_store(qkv, angles, angles, write_slots, k_pool, v_pool, layer=0, num_heads=heads)
         silu_mul(make(rows, 2 * model.intermediate))
@@ -217,7 +219,7 @@ def _is_aligned(value: Tensor | int) -> bool:
 
 
 def _pool_type(launch: Launch) -> str:
-    """The model's dtype, or the scores', where a kernel knows no other."""
+    """The model's dtype, or float32 if the kernel sees only scores."""
     types = [_type_of(value) for value in launch.args if isinstance(value, Tensor)]
     return next((t for t in types if t in ("*bf16", "*fp16")), "*fp32").removeprefix("*")
 

@@ -1,4 +1,4 @@
-"""Kept keys and values from the host's memory, where the DP cache lives there."""
+"""Copies kept keys and values from host memory, if the DP cache is there."""
 
 import torch
 import triton
@@ -19,7 +19,7 @@ from dycoke_core.gpu_kernels.columns import (
 from dycoke_core.gpu_kernels.launch import check_rows, check_tensors, launch, require
 
 _TILE_BYTES = 8192  # per pool
-_PROGRAMS = 128  # 2 MB on their way: more than the bus carries in a round trip
+_PROGRAMS = 128  # 2 MB in flight: more than the bus carries in a round trip
 
 
 def gather_kept(
@@ -37,11 +37,11 @@ def gather_kept(
 ) -> None:
     """Copies newly kept keys and values of one layer from the host's pool into the seat's own rows.
 
-    Acts on rows with KEPT_IN_OWN_ROWS whose set has changed, from layer FIRST_PRUNED on. Reads
+    Acts on rows with KEPT_IN_OWN_ROWS whose kept set has changed, from layer FIRST_PRUNED on. Reads
     2 * G * E elements per kept token over the bus.
 
     Args:
-        host_k, host_v: [R', G, E] in pinned memory, addressed as the pool is.
+        host_k, host_v: [R', G, E] in pinned memory, addressed like the pool.
         k_pool, v_pool: [R, G, E], of the same dtype.
         rows: int32 [B, ROW_COLUMNS]; `HOST_FIRST` is the offset in `host_slots` of the V tokens.
         kept, changed: as `gate_select` wrote them in this step.
@@ -99,7 +99,7 @@ def gather_kept_kernel(
     b = tl.program_id(0).to(tl.int64)
     row = rows + b * ROW_COLUMNS
     owns_rows = (tl.load(row + FLAGS) & KEPT_IN_OWN_ROWS) != 0
-    # Of a row that has yet to score in this step `changed` is that of the step before.
+    # A row that has not scored yet in this step still has the `changed` of the step before.
     is_due = owns_rows & (layer >= tl.load(row + FIRST_PRUNED)) & (tl.load(changed + b) != 0)
     if is_due:
         num_kept = tl.load(row + NUM_KEPT)

@@ -1,4 +1,4 @@
-"""The one place where kernels are launched, so that launches can be counted; and their checks."""
+"""Launches all kernels in one place, so that launches can be counted, and checks arguments."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dycoke_core.gpu_kernels.rows import ROW_COLUMNS
 
-# Told a kernel's name at each launch; a graph's replay launches nothing here, its capture does.
+# Called with a kernel's name at each launch; capturing a graph launches, replaying it does not.
 Observer = Callable[[str], None]
 
 _observers: list[Observer] = []
@@ -19,7 +19,7 @@ _observers: list[Observer] = []
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """What a kernel was to be launched with."""
+    """A recorded launch: what the kernel would have been launched with."""
 
     kernel: Any
     grid: tuple[int, ...]
@@ -31,13 +31,13 @@ _records: list[list[Launch]] = []
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
-    """Launches a kernel on the current device and tells the observers. Waits for nothing.
+    """Launches a kernel on the current device and notifies the observers. Waits for nothing.
 
-    Multiplications and additions are not fused, so that results round as PyTorch's operations do.
+    Multiplications and additions are not fused, so that results round like PyTorch's operations.
 
     Args:
         kernel: a function under `triton.jit`.
-        grid: number of programs in one to three dimensions; nothing runs where one of them is 0.
+        grid: number of programs in one to three dimensions; nothing runs if one of them is 0.
         args, options: the kernel's arguments, its constants, `num_warps` and `num_stages`.
     """
     if 0 in grid:
@@ -52,19 +52,19 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> No
 
 
 def require(condition: bool, message: str) -> None:
-    """Raises ValueError unless an argument of a kernel's function is as it must be."""
+    """Raises ValueError with the message unless the condition on an argument holds."""
     if not condition:
         raise ValueError(message)
 
 
 def check_rows(rows: Tensor, num_rows: int) -> None:
-    """Raises ValueError unless `rows` is a table of that many rows."""
+    """Raises ValueError unless `rows` is a table of `num_rows` rows."""
     require(rows.shape == (num_rows, ROW_COLUMNS), f"rows must be [B, {ROW_COLUMNS}]")
     check_tensors(torch.int32, rows=rows)
 
 
 def check_tensors(dtype: torch.dtype, **tensors: Tensor) -> None:
-    """Raises ValueError unless each is contiguous and of that dtype."""
+    """Raises ValueError unless each tensor is contiguous and of the dtype."""
     for name, tensor in tensors.items():
         require(tensor.dtype == dtype, f"{name} must be {dtype}, not {tensor.dtype}")
         require(tensor.is_contiguous(), f"{name} must be contiguous")
@@ -72,7 +72,7 @@ def check_tensors(dtype: torch.dtype, **tensors: Tensor) -> None:
 
 @contextmanager
 def observing_launches(observer: Observer) -> Iterator[None]:
-    """Calls the observer with each kernel's name until the block ends; for every thread."""
+    """Calls the observer at every thread's launches until the block ends."""
     _observers.append(observer)
     try:
         yield
@@ -82,7 +82,7 @@ def observing_launches(observer: Observer) -> Iterator[None]:
 
 @contextmanager
 def counting_launches() -> Iterator[Counter[str]]:
-    """How often each kernel is launched inside the block, by name."""
+    """Counts the launches of each kernel inside the block, by name."""
     counts: Counter[str] = Counter()
 
     def count(name: str) -> None:
@@ -94,9 +94,9 @@ def counting_launches() -> Iterator[Counter[str]]:
 
 @contextmanager
 def recording_launches() -> Iterator[list[Launch]]:
-    """Inside the block kernels are not run but written down, so that they can be compiled ahead.
+    """Records kernels inside the block instead of running them, to compile them ahead.
 
-    The tensors may be without data (`device="meta"`).
+    The tensors need no data (`device="meta"`).
     """
     record: list[Launch] = []
     _records.append(record)

@@ -1,7 +1,7 @@
-"""What a decoder layer does beside its matrices and its attention, each in one launch.
+"""What a decoder layer does besides matrix products and attention, each in one launch.
 
-Values round where transformers' Qwen2 rounds them: additions, products and norms in float32, their
-results in the model's dtype.
+Values are rounded where transformers' Qwen2 rounds them: additions, products and norms are in
+float32, their results in the model's dtype.
 """
 
 import torch
@@ -23,7 +23,7 @@ def add_rmsnorm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) 
 
     Args:
         x: [n, D], rows of any stride.
-        residual: [n, D], becomes residual + x; None: x is the sum, and is left alone.
+        residual: [n, D], becomes residual + x; None: x already is the sum and is not changed.
         weight: [D].
 
     Returns:
@@ -74,13 +74,13 @@ def rope_store(
 ) -> None:
     """Rotates queries and keys in place and stores the keys and values at their slots.
 
-    One program per row and key/value head. Reads a row once, writes all of it but the values once,
-    and 2 * G * E elements into the pools.
+    One program per row and key/value head. Reads a row once, writes all of it except the values
+    once, and 2 * G * E elements into the pools.
 
     Args:
         qkv: [n, (H + 2 * G) * E]: query heads, key heads, value heads.
-        cos, sin: [n, E] in the model's dtype, the halves of a head alike.
-        write_slots: int32 [n], of any stride; no slot twice but the trash page's.
+        cos, sin: [n, E] in the model's dtype, the same for both halves of a head.
+        write_slots: int32 [n], of any stride; no slot twice, except the trash page's.
         k_pool, v_pool: [R, G, E].
         num_heads: H.
 
@@ -117,14 +117,53 @@ def rope_store(
         R=group,
         E=head_size,
         HEADS=tile_heads,
-        # Eight pairs a thread: with fewer, two warps would share some, of which one would read
-        # what the other has already rotated.
+        # Eight pairs per thread: with fewer, two warps would share pairs, and one would read what
+        # the other has already rotated.
         num_warps=max(1, tile_heads * head_size // 512),
     )
 
 
+def head_rmsnorm(
+    qkv: Tensor, q_weight: Tensor, k_weight: Tensor, eps: float, *, num_heads: int
+) -> None:
+    """RMS norm of each query and key head, in place, times the weight of queries or of keys.
+
+    One program per row and head. Reads and writes (H + G) * E elements a row.
+
+    Args:
+        qkv: [n, (H + 2 * G) * E]: query heads, key heads, value heads.
+        q_weight, k_weight: [E].
+        num_heads: H.
+
+    Raises:
+        ValueError: shapes or dtypes do not fit.
+
+    Source: transformers' Qwen3VLTextRMSNorm, by head.
+    """
+    (num_rows, width), (head_size,) = qkv.shape, q_weight.shape
+    num_kv_heads = (width // head_size - num_heads) // 2
+    require(width == (num_heads + 2 * num_kv_heads) * head_size, "qkv must be [n, H+2G, E]")
+    require(num_kv_heads > 0, "qkv must have key heads")
+    require(qkv.stride(1) == 1, "a row of qkv must be contiguous")
+    require(k_weight.shape == q_weight.shape, "weights must be [E]")
+    check_tensors(qkv.dtype, q_weight=q_weight, k_weight=k_weight)
+    launch(
+        head_rmsnorm_kernel,
+        (num_rows, num_heads + num_kv_heads),
+        qkv,
+        q_weight,
+        k_weight,
+        eps,
+        qkv.stride(0),
+        H=num_heads,
+        E=head_size,
+        TILE=triton.next_power_of_2(head_size),
+        num_warps=1,
+    )
+
+
 def silu_mul(gate_up: Tensor) -> Tensor:
-    """silu(gate) * up. Reads 2 * I elements a row and writes I.
+    """silu(gate) * up. Reads 2 * I elements per row and writes I.
 
     Args:
         gate_up: [n, 2 * I], contiguous.
@@ -155,7 +194,7 @@ def embed(rows: Tensor, last_ids: Tensor, table: Tensor) -> Tensor:
         table: [vocabulary, D].
 
     Returns:
-        [n, D]; zeros where an id is in no row of the table.
+        [n, D]; zeros where an id is outside the table.
 
     Raises:
         ValueError: shapes or dtypes do not fit.
@@ -196,6 +235,32 @@ def add_rmsnorm_kernel(
     hidden = (hidden * scale).to(dtype).to(tl.float32)
     w = tl.load(weight + d, mask=d < D, other=0.0).to(tl.float32)
     tl.store(normed + row * D + d, (w * hidden).to(dtype), mask=d < D)
+
+
+@triton.jit
+def head_rmsnorm_kernel(
+    qkv,
+    q_weight,
+    k_weight,
+    eps,
+    qkv_stride,
+    H: tl.constexpr,
+    E: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1)
+    e = tl.arange(0, TILE)
+    dtype = qkv.dtype.element_ty
+    at = qkv + row * qkv_stride + head * E + e
+    x = tl.load(at, mask=e < E, other=0.0).to(tl.float32)
+    scale = tl.rsqrt(tl.sum(x * x) / E + eps)
+    normed = (x * scale).to(dtype).to(tl.float32)
+    of_query = tl.where(head < H, E, 0)  # the other weight is read nowhere
+    w = tl.load(q_weight + e, mask=e < of_query, other=0.0)
+    w += tl.load(k_weight + e, mask=e < E - of_query, other=0.0)
+    w = w.to(tl.float32)
+    tl.store(at, (w * normed).to(dtype), mask=e < E)
 
 
 @triton.jit(do_not_specialize=["layer", "slots_stride"])

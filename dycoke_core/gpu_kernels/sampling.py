@@ -1,14 +1,14 @@
-"""Chooses the next tokens on the device: the definition of `dycoke_core.engine.sampler`, no sort.
+"""Chooses the next tokens on the device, as `dycoke_core.engine.sampler` defines, without a sort.
 
-Three launches, whatever the batch: the largest logit of each split of the vocabulary; for rows that
-are drawn, how much of the weight lies in each binade (weights from 2^-j down to 2^-(j+1)) of each
+Three launches for any batch: the largest logit of each split of the vocabulary; for rows that are
+drawn, how much of the weight lies in each binade (weights from 2^-j down to 2^-(j+1)) of each
 split; then one program per row, which for greedy rows only compares the splits.
 
-A row that is drawn reads its logits four times: twice spread over the splits' programs, then by its
-own program once to collect the weights of the one binade that holds the nucleus's threshold, and
-once, as far as the token, to draw. That is at most 1.2 MB for 152 thousand logits in bfloat16, the
-second half of it from the L2 cache. The threshold's last 23 bits are then found among the collected
-weights, in registers. A binade of more than `capacity` weights is halved first, one further pass
+A drawn row reads its logits four times: twice spread over the splits' programs, then by its own
+program once to collect the weights of the one binade that holds the nucleus's threshold, and once,
+up to the token, to draw. That is at most 1.2 MB for 152 thousand logits in bfloat16, the second
+half of it from the L2 cache. The threshold's last 23 bits are then found among the collected
+weights, in registers. A binade of more than `capacity` weights is halved first, at one more pass
 over the logits per bit.
 """
 
@@ -32,11 +32,11 @@ LEAST_TEMPERATURE = tl.constexpr(torch.finfo(torch.float32).tiny)
 
 @dataclass(frozen=True, slots=True)
 class SamplingScratch:
-    """What the three kernels hand to each other. Contents are of one call only.
+    """What the three kernels pass to each other, valid within one call.
 
     Args:
         maxima, places: float32 and int32 [rows, splits], the largest logit and where it is.
-        sums: float64 [rows, splits, 32], of the weights in each binade.
+        sums: float64 [rows, splits, 32], sums of the weights in each binade.
         collected: int32 [rows, capacity], bits of weights.
         split: logits per split, a power of two.
     """
@@ -57,7 +57,7 @@ class SamplingScratch:
         split: int = SPLIT,
         capacity: int = CAPACITY,
     ) -> "SamplingScratch":
-        """For at most that many rows: 43 KB a row for a vocabulary of 152 thousand."""
+        """For at most `num_rows` rows: 43 KB per row for a vocabulary of 152 thousand."""
         shape = (num_rows, triton.cdiv(vocabulary, split))
         return cls(
             maxima=torch.empty(shape, dtype=torch.float32, device=device),
@@ -79,18 +79,18 @@ def sample(
     is_finite: Tensor,
     scratch: SamplingScratch,
 ) -> None:
-    """Chooses one token per row and notes it for the row's seat.
+    """Chooses one token per row and stores it for the row's seat.
 
     Equals `dycoke_core.engine.sampler.sample` unless the number drawn falls within rounding of a
-    boundary between two tokens, or the nucleus's sum within rounding of top_p: the exponentials and
-    the order of the sums are the device's own.
+    boundary between two tokens, or the nucleus's sum within rounding of top_p: exponentials and the
+    order of sums depend on the device.
 
     Args:
         logits: [B, vocabulary], any float dtype, rows of any stride.
         temperature, top_p: float32 [B]; temperature 0 is greedy.
         uniform: float64 [B], in [0, 1).
-        rows: int32 [B, ROW_COLUMNS], of which SEAT is read. Rows of seat 0 are padding: id 0, no
-            flag, and nothing of theirs is read.
+        rows: int32 [B, ROW_COLUMNS], of which SEAT is read. Rows of seat 0 are padding: their ids
+            and flags are written as 0 and 1, and nothing else of theirs is read.
         last_ids: int32 [seats], written for each seat.
         ids: int32 [B], written; 0 where a row is not finite.
         is_finite: int32 [B], written: 0 where the largest logit is NaN or infinite.
@@ -156,7 +156,7 @@ def row_maxima_kernel(logits, rows, maxima, places, logits_stride, vocabulary, S
         is_token = n < vocabulary
         logit = tl.load(logits + b * logits_stride + n, mask=is_token, other=-float("inf"))
         logit = logit.to(tl.float32)
-        logit = tl.where(logit == logit, logit, float("inf"))  # so that a NaN shows in the maximum
+        logit = tl.where(logit == logit, logit, float("inf"))  # a NaN must show in the maximum
         top = tl.max(logit, 0)
         place = tl.min(tl.where(is_token & (logit == top), n, vocabulary), 0)
         at = b * tl.num_programs(1) + split
@@ -193,7 +193,7 @@ def binade_sums_kernel(
         if tl.load(top_p + b) < 1:
             for j in range(BINADES):
                 tl.store(at + j, tl.sum(tl.where(binade == j, weight, 0.0), 0))
-        else:  # only the sum of all is asked for
+        else:  # only the total is needed
             every = tl.arange(0, BINADES)
             tl.store(at + every, tl.where(every == 0, tl.sum(weight, 0), 0.0))
 
@@ -299,7 +299,7 @@ def _nucleus(
     SPLITS: tl.constexpr,
     CAPACITY: tl.constexpr,
 ):
-    """Bits of the least candidate's weight, or less, and the sum of the candidates' weights."""
+    """A bound in bits, at most those of the least candidate's weight, and the candidates' sum."""
     s = tl.arange(0, SPLITS)[:, None]
     j = tl.arange(0, BINADES)
     by_split = tl.load(sums + s * BINADES + j[None, :], mask=s < num_splits, other=0.0)
@@ -333,7 +333,7 @@ def _nucleus(
                     end = tl.minimum(end, middle)
                     above += upper
         if num_bits > 0:
-            tl.debug_barrier()  # what other threads have collected is there
+            tl.debug_barrier()  # until other threads have stored what they collected
             i = tl.arange(0, CAPACITY)
             bits = tl.load(collected + i, mask=i < count, other=0)
             weight = _weights(bits)

@@ -1,6 +1,6 @@
 """Attention weights of the visual tokens in the layer that scores them.
 
-Knows no selection: the rows whose SCORING_LAYER is the layer get scores, the others nothing.
+Knows no selection: rows whose SCORING_LAYER is the layer get scores, the others are skipped.
 """
 
 import torch
@@ -18,7 +18,7 @@ from dycoke_core.gpu_kernels.columns import (
 from dycoke_core.gpu_kernels.launch import check_rows, check_tensors, launch, require
 
 _TILE_SLOTS = 64
-_PROGRAMS = 1024  # what fills a device of up to about 150 multiprocessors
+_PROGRAMS = 1024  # fills a device of up to about 150 multiprocessors
 
 
 def visual_scores(
@@ -35,14 +35,14 @@ def visual_scores(
     """Each scoring row's attention to its visual tokens, averaged over its query heads.
 
     The softmax is over all keys of the layer: `total` is its denominator. Reads G * E elements per
-    visual token once more. The grid is fixed, so that it costs little where few rows score.
+    visual token again. The grid is fixed, and costs little if few rows score.
 
     Args:
         q: [B, H, E], rows of any stride.
         k_pool: [R, G, E] in q's dtype.
         slots: int32 [*].
         rows: int32 [B, ROW_COLUMNS].
-        total: float32 [B, H], of `merge_parts` in the same layer.
+        total: float32 [B, H], from `merge_parts` in the same layer.
         scores: float32 [B, stride], written at [b, :V]; V must not be more than the stride.
 
     Raises:

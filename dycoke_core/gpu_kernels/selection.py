@@ -1,7 +1,7 @@
 """Stage II's gate and choice on the device, for the rows whose SCORING_LAYER is the layer.
 
-Decides what `compression.kv_pruning` decides: equal scores by lower index, a refresh where the
-cosine falls below the threshold. The sum of a cosine may differ in its last bits from a CPU's.
+Decides as `compression.kv_pruning` does: equal scores by lower index, a refresh if the cosine falls
+below the threshold. A cosine's sums may differ from a CPU's in the last bits.
 """
 
 import torch
@@ -45,12 +45,12 @@ def gate_select(
     *,
     layer: int,
 ) -> None:
-    """Compares each scoring row's scores with those of its last selection and selects where due.
+    """Compares each scoring row's scores with those of its last selection; selects where needed.
 
-    A selection writes the row's `reference`, `kept`, the first NUM_KEPT slots of its seat's list
-    (unless KEPT_IN_OWN_ROWS) and counts a refresh; the first one sets the count to 0, so that a
-    seat's state needs no clearing. One program per row; the NUM_KEPT-th score is found bit by bit,
-    in 31 passes over scores that stay in the L1 cache.
+    A selection writes the row's `reference`, `kept` and the first NUM_KEPT slots of its seat's list
+    (unless KEPT_IN_OWN_ROWS), and counts a refresh; the first one sets the count to 0, so a seat's
+    state needs no clearing. One program per row; the NUM_KEPT-th score is found bit by bit, in 31
+    passes over scores that stay in the L1 cache.
 
     Args:
         rows: int32 [B, ROW_COLUMNS]; NUM_KEPT at most V.
@@ -60,7 +60,7 @@ def gate_select(
         slots: int32 [*].
         given: int32 [*], the places that rows with CHOICE = GIVEN select, ascending.
         refreshes: int32 [seats].
-        changed: int32 [B], 1 where the set was chosen now. Rows that score in no layer get 0.
+        changed: int32 [B], 1 if the kept set was selected now. Rows that score in no layer get 0.
 
     Raises:
         ValueError: shapes or dtypes do not fit.
@@ -164,7 +164,7 @@ def gate_select_kernel(
                     tl.store(kept_slots + rank, slot, mask=is_kept & (rank < num_written))
                     ties_left -= tl.sum(is_tie)
                     num_chosen += tl.sum(is_kept.to(tl.int32))
-            # A seat keeps the count of its sequence before until the next one's first selection.
+            # A seat keeps its last sequence's count until the next sequence's first selection.
             count = tl.where(is_first, 0, tl.load(refreshes + seat) + 1)
             tl.store(refreshes + seat, count)
 
@@ -188,9 +188,9 @@ def _scores_agree(row_scores, row_reference, num_visual, threshold, N: tl.conste
 
 @triton.jit
 def _keys(row_scores, begin, num_visual, choice, N: tl.constexpr):
-    """Integers from 0 on, the greater the sooner kept; -1 beyond V.
+    """Integers from 0 on; the greatest are kept first. -1 beyond V.
 
-    Floats that are not negative are ordered as their bits are.
+    The bits of non-negative floats order like the floats.
     """
     i = begin + tl.arange(0, N)
     score = tl.load(row_scores + i, mask=i < num_visual, other=0.0)
@@ -201,7 +201,7 @@ def _keys(row_scores, begin, num_visual, choice, N: tl.constexpr):
 
 @triton.jit
 def _last_kept(row_scores, num_visual, num_kept, choice, N: tl.constexpr):
-    """The greatest key that at least num_kept keys reach, from its highest bit down."""
+    """The greatest key that at least num_kept keys reach, found from its highest bit down."""
     last = 0
     for step in range(31):
         candidate = last | (1 << (30 - step))

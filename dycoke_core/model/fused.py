@@ -5,6 +5,7 @@ weights replace the loaded ones, whose parameters become views of them: transfor
 keeps working, and nothing is held twice. Moving or casting the model afterwards would part them.
 
     norm, qkv, rotate and store, attend (2), out, add and norm, gate and up, silu * up, down
+    and one more where queries and keys have norms of their own
 
 From the second layer on the first norm takes the addition of the layer before. What rows attend to
 is the caller's business, and so is where keys and values are stored: `run` is handed slots.
@@ -34,6 +35,10 @@ _QKV = tuple(f"self_attn.{name}_proj" for name in "qkv")
 _GATE_UP = ("mlp.gate_proj", "mlp.up_proj")
 _LINEARS = (*_QKV, *_GATE_UP, "self_attn.o_proj", "mlp.down_proj")
 _NORMS = ("input_layernorm", "post_attention_layernorm")
+# Decoders of this form, and their norms: all compute the same.
+_DECODERS = ("Qwen2Model", "Qwen2_5_VLTextModel", "Qwen3VLTextModel")
+_RMS_NORMS = {"Qwen2RMSNorm", "Qwen2_5_VLRMSNorm", "Qwen3VLTextRMSNorm"}
+_HEAD_NORMS = ("self_attn.q_norm", "self_attn.k_norm")
 _STATIC_ROPE = ("default", "linear", "llama3", "yarn")  # others look at positions on the host
 
 
@@ -43,6 +48,10 @@ class LayerKernels(Protocol):
     def add_rmsnorm(
         self, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float
     ) -> Tensor: ...
+
+    def head_rmsnorm(
+        self, qkv: Tensor, q_weight: Tensor, k_weight: Tensor, eps: float, *, num_heads: int
+    ) -> None: ...
 
     def rope_store(
         self,
@@ -79,6 +88,7 @@ class _Norm:
 class _Layer:
     attention_norm: _Norm
     qkv: _Linear
+    head_norms: tuple[Tensor, Tensor, float] | None  # of queries and keys, [E] each; epsilon
     out: _Linear
     mlp_norm: _Norm
     gate_up: _Linear
@@ -89,8 +99,8 @@ class FusedDecoder:
     """The layers, the final norm and the head of a language model; no state of any sequence.
 
     Args:
-        language_model: transformers' Qwen2Model. Its weights become views of merged ones; a second
-            decoder of the same model shares them.
+        language_model: transformers' Qwen2Model, or one of its form. Its weights become views of
+            merged ones; a second decoder of the same model shares them.
         lm_head: its language head.
         kernels: None takes the Triton kernels.
 
@@ -127,6 +137,8 @@ class FusedDecoder:
         keys: Tensor,
         values: Tensor,
         attend: Attend,
+        *,
+        layer_adds: Tensor | None = None,
     ) -> Tensor:
         """Runs all layers over new tokens.
 
@@ -136,6 +148,7 @@ class FusedDecoder:
             write_slots: int32 [n], where the tokens' keys and values go in the pool.
             keys, values: the pool, [R, G, E] each.
             attend: called once per layer.
+            layer_adds: [layers, rows, D], added to the first rows behind each of the first layers.
 
         Returns:
             [n, D] after the final norm.
@@ -147,6 +160,8 @@ class FusedDecoder:
         next_norms = [layer.attention_norm for layer in self._layers[1:]] + [self._final_norm]
         for index, (layer, next_norm) in enumerate(zip(self._layers, next_norms, strict=True)):
             qkv = layer.qkv(normed)
+            if layer.head_norms is not None:
+                kernels.head_rmsnorm(qkv, *layer.head_norms, num_heads=num_heads)
             kernels.rope_store(
                 qkv, cos, sin, write_slots, keys, values, layer=index, num_heads=num_heads
             )
@@ -155,6 +170,8 @@ class FusedDecoder:
             attention_output = layer.out(attend(index, q, k, v))
             normed = _add_norm(kernels, attention_output, hidden, layer.mlp_norm)
             mlp_output = layer.down(kernels.silu_mul(layer.gate_up(normed)))
+            if layer_adds is not None and index < len(layer_adds):
+                mlp_output[: layer_adds.shape[1]] += layer_adds[index]
             normed = _add_norm(kernels, mlp_output, hidden, next_norm)
         return normed
 
@@ -192,11 +209,19 @@ def _merged(layer: nn.Module) -> _Layer:
     return _Layer(
         attention_norm=_norm(layer.get_submodule("input_layernorm")),
         qkv=_merge(linears(_QKV)),
+        head_norms=_head_norms(layer),
         out=_linear(_linear_at(layer, "self_attn.o_proj")),
         mlp_norm=_norm(layer.get_submodule("post_attention_layernorm")),
         gate_up=_merge(linears(_GATE_UP)),
         down=_linear(_linear_at(layer, "mlp.down_proj")),
     )
+
+
+def _head_norms(layer: Any) -> tuple[Tensor, Tensor, float] | None:
+    if not hasattr(layer.self_attn, "q_norm"):
+        return None
+    queries, keys = _norm(layer.self_attn.q_norm), _norm(layer.self_attn.k_norm)
+    return queries.weight, keys.weight, queries.eps
 
 
 def _linear_at(layer: nn.Module, name: str) -> nn.Linear:
@@ -244,8 +269,8 @@ def _norm(norm: Any) -> _Norm:
 
 
 def _check_model(model: Any, lm_head: nn.Module, geometry: TextGeometry) -> None:
-    _require(type(model).__name__ == "Qwen2Model", f"a {type(model).__name__}")
-    kinds = sorted(set(model.config.layer_types) - {"full_attention"})
+    _require(type(model).__name__ in _DECODERS, f"a {type(model).__name__}")
+    kinds = sorted(set(getattr(model.config, "layer_types", ())) - {"full_attention"})
     _require(not kinds, f"layers of kind {', '.join(kinds)}")
     rope_type = model.rotary_emb.rope_type
     _require(rope_type in _STATIC_ROPE, f"rotary embeddings of type {rope_type}")
@@ -255,18 +280,21 @@ def _check_model(model: Any, lm_head: nn.Module, geometry: TextGeometry) -> None
         _check_layer(layer, index, geometry)
     scalings = {layer.self_attn.scaling for layer in model.layers}
     _require(len(scalings) == 1, "layers that scale attention differently")
-    norms = [model.norm] + [layer.get_submodule(name) for layer in model.layers for name in _NORMS]
-    names = sorted({type(norm).__name__ for norm in norms} - {"Qwen2RMSNorm"})
-    _require(not names, f"norms of type {', '.join(names)}")
+    names = (*_NORMS, *(_HEAD_NORMS if hasattr(model.layers[0].self_attn, "q_norm") else ()))
+    norms = [model.norm] + [layer.get_submodule(name) for layer in model.layers for name in names]
+    types = sorted({type(norm).__name__ for norm in norms} - _RMS_NORMS)
+    _require(not types, f"norms of type {', '.join(types)}")
 
 
 def _check_layer(layer: nn.Module, index: int, geometry: TextGeometry) -> None:
     required = {f"{name}.weight" for name in (*_LINEARS, *_NORMS)}
-    optional = {f"{name}.bias" for name in _LINEARS}
     found = {name for name, _ in layer.named_parameters()}
+    head_norms = {f"{name}.weight" for name in _HEAD_NORMS}
+    optional = {f"{name}.bias" for name in _LINEARS} | head_norms
     _require(required <= found, f"layer {index} without {min(required - found, default='')}")
     extra = found - required - optional
     _require(not extra, f"layer {index} with {min(extra, default='')}")
+    _require(len(found & head_norms) != 1, f"layer {index} with a norm of queries or keys alone")
     linears = {name: layer.get_submodule(name) for name in _LINEARS}
     for name, linear in linears.items():
         _require(type(linear) is nn.Linear, f"layer {index} with {name} a {type(linear).__name__}")

@@ -1,7 +1,8 @@
-"""LLaVA-OneVision as the engine sees it: encode frames, embed a prompt, run layers, give logits.
+"""LLaVA-OneVision behind the engine's seam (`dycoke_core.model.adapter`).
 
-The layers are transformers' own; attention and cache come with each forward call
-(`dycoke_core.model.attention`). Another video language model joins as another class of this shape.
+A unit is a frame. Frames are square, of one size; their visual tokens stand together, a learned
+newline ends them, and positions count along what is kept. The layers are transformers' own;
+attention and cache come with each forward call (`dycoke_core.model.attention`).
 """
 
 import math
@@ -10,25 +11,30 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from transformers import LlavaOnevisionForConditionalGeneration
+from transformers import (
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
+    PreTrainedTokenizerFast,
+)
 
 from dycoke_core.compression.flops import TextGeometry, VisionGeometry
+from dycoke_core.errors import InvalidRequestError, ModelLoadError
 from dycoke_core.model import vision
+from dycoke_core.model.adapter import (
+    Clip,
+    EmbeddedPrefix,
+    LayerSpec,
+    Newline,
+    PromptLayout,
+    Text,
+    Units,
+)
 from dycoke_core.model.attention import LayerAttention
+from dycoke_core.model.checkpoint import Checkpoint
+from dycoke_core.model.geometry import layer_specs, text_geometry
 from dycoke_core.preprocess import FrameNormalizer, PromptEncoder
+from dycoke_core.sequence import ChatMessage, FrameTiming
 from dycoke_core.transfer import to_device
-
-
-@dataclass(frozen=True, slots=True)
-class PromptLayout:
-    """Args:
-    visual: places of the visual tokens, as ascending runs.
-    next_position: of the first token behind the prefix, on every axis.
-    """
-
-    num_tokens: int
-    visual: tuple[range, ...]
-    next_position: int
 
 
 @dataclass(slots=True, eq=False)
@@ -41,13 +47,43 @@ class LlavaOnevision:
     eos_token_ids: frozenset[int]
     weights_digest: str
     text_geometry: TextGeometry = field(init=False)
-    vision_geometry: VisionGeometry = field(init=False)
+    layers: tuple[LayerSpec, ...] = field(init=False)
+    _vision_geometry: VisionGeometry = field(init=False)
     _pixel_constants: tuple[Tensor, Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.text_geometry = _text_geometry(self.model)
-        self.vision_geometry = _vision_geometry(self.model)
+        self.text_geometry = text_geometry(self.model.config.text_config)
+        self.layers = layer_specs(self.model.config.text_config)
+        self._vision_geometry = _vision_geometry(self.model)
         self._pixel_constants = self.normalizer.constants(self.device)
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Checkpoint) -> "LlavaOnevision":
+        """Raises ModelLoadError: a part of the checkpoint is missing, or a setting unknown here."""
+        config = checkpoint.config
+        assert isinstance(config, LlavaOnevisionConfig)
+        if config.vision_feature_select_strategy != "full":
+            raise ModelLoadError("only vision_feature_select_strategy 'full' is supported")
+        prompt_encoder = PromptEncoder(
+            checkpoint.tokenizer,
+            chat_template=checkpoint.chat_template,
+            video_token_id=config.video_token_id,
+        )
+        return cls(
+            model=checkpoint.load_weights(LlavaOnevisionForConditionalGeneration),
+            prompt_encoder=prompt_encoder,
+            normalizer=FrameNormalizer.of_processor(checkpoint.video_processor),
+            eos_token_ids=checkpoint.eos_token_ids,
+            weights_digest=checkpoint.weights_digest,
+        )
+
+    @property
+    def architecture(self) -> str:
+        return type(self.model).__name__
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        return self.prompt_encoder.tokenizer
 
     @property
     def device(self) -> torch.device:
@@ -61,7 +97,6 @@ class LlavaOnevision:
 
     @property
     def language_model(self) -> nn.Module:
-        """The decoder without its head."""
         module = self.model.model.language_model
         assert isinstance(module, nn.Module)
         return module
@@ -83,35 +118,71 @@ class LlavaOnevision:
 
     @property
     def num_position_axes(self) -> int:
-        """Positions that a token has: 1, where they count along the sequence."""
         return 1
+
+    @property
+    def frames_per_unit(self) -> int:
+        return 1
+
+    @property
+    def feature_size(self) -> int:
+        return self.text_geometry.hidden_size
+
+    def tokens_per_unit(self, height: int, width: int) -> int:
+        return self.tokens_per_frame
+
+    def vision_geometry(self, height: int, width: int) -> VisionGeometry:
+        return self._vision_geometry
 
     @property
     def max_model_tokens(self) -> int:
         return int(self.model.config.text_config.max_position_embeddings)
 
     def encode_frames(self, frames: Tensor) -> Iterator[Tensor | None]:
-        """uint8 [F, S, S, 3] on the model's device → visual tokens [F, N, D].
-
-        Yields None after every layer of the tower but the last, and the tokens in the end.
-        """
+        """uint8 [F, S, S, 3] on the model's device → visual tokens [F, N, D]."""
         pixels = self.normalizer(frames, self.dtype, self._pixel_constants)
         return vision.encode_frames(self.model.model, pixels)
 
-    def lay_out_prefix(self, num_ids_before_video: int, num_visual: int) -> PromptLayout:
-        """Where things are in a prefix: text, visual tokens, newline."""
-        num_tokens = num_ids_before_video + num_visual + 1
-        visual = range(num_ids_before_video, num_ids_before_video + num_visual)
-        return PromptLayout(num_tokens, (visual,) if num_visual else (), next_position=num_tokens)
+    def clip(self, shape: tuple[int, ...], timing: FrameTiming | None) -> Clip:
+        size = self.image_size
+        if len(shape) != 4 or shape[0] < 1 or shape[1:] != (size, size, 3):
+            raise InvalidRequestError(f"frames must be [F, {size}, {size}, 3] with F of at least 1")
+        return Clip(*shape[:3])  # its prompts and positions tell no time
 
-    def lay_out_text(self, num_ids: int) -> PromptLayout:
-        """Of a prefix without a video."""
-        return PromptLayout(num_ids, visual=(), next_position=num_ids)
+    def lay_out(
+        self,
+        messages: tuple[ChatMessage, ...],
+        clip: Clip | None,
+        video_turn: int | None = None,
+    ) -> PromptLayout:
+        has_video = clip is not None
+        prompt = self.prompt_encoder(messages, has_video=has_video, video_turn=video_turn)
+        if clip is None:
+            return PromptLayout.without_video(prompt)
+        prefix = (Text(prompt.ids_before_video), Units(range(clip.num_frames)), Newline())
+        return PromptLayout(
+            clip,
+            prefix,
+            prompt.ids_after_video,
+            num_units=clip.num_frames,
+            tokens_per_unit=self.tokens_per_frame,
+        )
 
-    def embed_text(self, token_ids: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """[P, D] embeddings and int64 [axes, P] positions of a prefix without a video."""
-        embeds = self.embed_tokens(token_ids)
-        return embeds, torch.arange(len(embeds), device=embeds.device)[None]
+    def next_position(self, layout: PromptLayout, num_visual: int) -> int:
+        return layout.num_prefix_text + num_visual
+
+    def embed(
+        self, layout: PromptLayout, features: Tensor, kept: Tensor, kept_per_unit: tuple[int, ...]
+    ) -> EmbeddedPrefix:
+        text = layout.prefix[0]
+        assert isinstance(text, Text)
+        visual_tokens = features.flatten(0, 1).index_select(0, kept)
+        embeds, positions = self.embed_prefix(text.token_ids, visual_tokens)
+        return EmbeddedPrefix(embeds, positions, layout.visual_runs(kept_per_unit))
+
+    def embed_text(self, layout: PromptLayout) -> EmbeddedPrefix:
+        embeds = self.embed_tokens(layout.text_ids)
+        return EmbeddedPrefix(embeds, torch.arange(len(embeds), device=embeds.device)[None], ())
 
     def embed_prefix(
         self, ids_before_video: tuple[int, ...], visual_tokens: Tensor
@@ -122,25 +193,21 @@ class LlavaOnevision:
         return embeds, torch.arange(len(embeds), device=embeds.device)[None]
 
     def embed_tokens(self, token_ids: Sequence[int]) -> Tensor:
-        """[len(token_ids), D]."""
         embedded = self.model.get_input_embeddings()(self.integers(token_ids))
         assert isinstance(embedded, Tensor)
         return embedded
 
     def integers(self, values: Sequence[int]) -> Tensor:
-        """int64 [len(values)] on the device; the host does not wait for the copy."""
         return to_device(torch.tensor(values, dtype=torch.long), self.device)
 
-    def forward(self, embeds: Tensor, positions: Tensor, attention: LayerAttention) -> Tensor:
-        """Runs the language model's layers over new tokens.
-
-        Args:
-            embeds: [q, D]; positions: int64 [axes, q].
-            attention: stores the new keys and values and attends, layer by layer.
-
-        Returns:
-            [q, D] after the final norm.
-        """
+    def forward(
+        self,
+        embeds: Tensor,
+        positions: Tensor,
+        attention: LayerAttention,
+        layer_adds: Tensor | None = None,
+    ) -> Tensor:
+        assert layer_adds is None, "these layers add nothing"
         output = self.model.model.language_model(
             inputs_embeds=embeds[None],
             position_ids=positions,
@@ -152,7 +219,6 @@ class LlavaOnevision:
         return hidden[0]
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[rows, D] → float32 [rows, vocabulary]."""
         logits = self.model.lm_head(hidden)
         assert isinstance(logits, Tensor)
         return logits.float()
@@ -162,30 +228,20 @@ class LlavaOnevision:
         return int(config.image_size) // int(config.patch_size)
 
 
-def _text_geometry(model: LlavaOnevisionForConditionalGeneration) -> TextGeometry:
-    config = model.config.text_config
-    num_heads = config.num_attention_heads
-    return TextGeometry(
-        hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
-        num_layers=config.num_hidden_layers,
-        num_heads=num_heads,
-        num_kv_heads=config.num_key_value_heads,
-        head_size=getattr(config, "head_dim", None) or config.hidden_size // num_heads,
-        vocab_size=config.vocab_size,
-    )
-
-
 def _vision_geometry(model: LlavaOnevisionForConditionalGeneration) -> VisionGeometry:
     config = model.config.vision_config
     feature_layer = model.config.vision_feature_layer
     num_feature_layers = 1 if isinstance(feature_layer, int) else len(feature_layer)
+    num_patches = (config.image_size // config.patch_size) ** 2
+    feature_size = config.hidden_size * num_feature_layers
+    projector_size = model.config.text_config.hidden_size
     return VisionGeometry(
         hidden_size=config.hidden_size,
         intermediate_size=config.intermediate_size,
+        num_mlp_matrices=2,
         num_layers=vision.num_layers_run(model.model),
-        num_patches=(config.image_size // config.patch_size) ** 2,
+        num_patches=num_patches,
+        num_attended=num_patches,
         patch_inputs=config.num_channels * config.patch_size**2,
-        feature_size=config.hidden_size * num_feature_layers,
-        projector_size=model.config.text_config.hidden_size,
+        projector_products=projector_size * (feature_size + projector_size),
     )

@@ -1,41 +1,39 @@
-"""Loads a LLaVA-OneVision checkpoint in Hugging Face format: a directory or a hub id.
+"""Loads a video language model from a directory in Hugging Face format, or from a hub id.
 
-Takes the layout that transformers writes today and that of the llava-hf repositories of 2024 (their
-key names, chat_template.json, preprocessor_config.json). A checkpoint with a missing or misshapen
-tensor is refused, never filled up with random weights.
+Knows which families there are; each reads its own checkpoint. Whatever is none of them, or is
+quantised, is refused before a weight is read.
 """
 
-import hashlib
-import json
-import logging
 import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import (
-    AutoConfig,
-    AutoTokenizer,
-    GenerationConfig,
-    LlavaOnevisionConfig,
-    LlavaOnevisionForConditionalGeneration,
-    PreTrainedTokenizerFast,
-)
+from transformers import AutoConfig, PreTrainedConfig
 
 from dycoke_core.errors import ModelLoadError
-from dycoke_core.model.attention import ATTENTION_NAME
+from dycoke_core.model.adapter import VideoLanguageModel
+from dycoke_core.model.checkpoint import Checkpoint, read_json
 from dycoke_core.model.llava_onevision import LlavaOnevision
-from dycoke_core.model.packing import can_pack, pack_weights
-from dycoke_core.preprocess import FrameNormalizer, PromptEncoder
+from dycoke_core.model.qwen2_5_vl import Qwen25VL
+from dycoke_core.model.qwen3_vl import Qwen3VL
 
-logger = logging.getLogger(__name__)
-
-_DIGEST_BLOCKS = 64
-_DIGEST_BLOCK_BYTES = 2**16
 _LEAST_CAPABILITY = (8, 0)  # Ampere
+_CONFIGURATION = ("config.json",)
+_FILES = ("*.json", "*.jinja", "*.safetensors")
+
+# By `model_type` in config.json. A family joins with a line here.
+_FAMILIES: Mapping[str, Callable[[Checkpoint], VideoLanguageModel]] = {
+    "llava_onevision": LlavaOnevision.from_checkpoint,
+    "qwen2_5_vl": Qwen25VL.from_checkpoint,
+    "qwen3_vl": Qwen3VL.from_checkpoint,
+}
 
 
-def load_model(path: str | Path, *, device: str = "auto", dtype: str = "auto") -> LlavaOnevision:
+def load_model(
+    path: str | Path, *, device: str = "auto", dtype: str = "auto"
+) -> VideoLanguageModel:
     """Loads a model, its tokenizer, its chat template and its processor's settings.
 
     Args:
@@ -44,66 +42,54 @@ def load_model(path: str | Path, *, device: str = "auto", dtype: str = "auto") -
         dtype: "auto" takes the checkpoint's own; float16 becomes float32 on a CPU.
 
     Raises:
-        ModelLoadError: not a LLaVA-OneVision checkpoint, or an incomplete one.
+        ModelLoadError: a model that is not supported, or an incomplete checkpoint.
     """
-    directory = _resolve(path)
     resolved_device = _resolve_device(device)
+    family = _family(_resolve(path, _CONFIGURATION))  # before 145 GB are fetched in vain
+    directory = _resolve(path, _FILES)
     try:
         config = AutoConfig.from_pretrained(directory)
     except (OSError, ValueError) as error:
         raise ModelLoadError("the model directory has no readable config.json") from error
-    if not isinstance(config, LlavaOnevisionConfig):
-        raise ModelLoadError(f"model type '{config.model_type}' is not supported")
-    if config.vision_feature_select_strategy != "full":
-        raise ModelLoadError("only vision_feature_select_strategy 'full' is supported")
-    resolved_dtype = _resolve_dtype(dtype, config, device)
+    resolved_dtype = _resolve_dtype(dtype, config, resolved_device)
     _check_kernels(resolved_device, resolved_dtype)
-    tokenizer = _load_tokenizer(directory)
-    return LlavaOnevision(
-        model=_load_weights(directory, resolved_device, resolved_dtype),
-        prompt_encoder=PromptEncoder(
-            tokenizer,
-            chat_template=_chat_template(directory, tokenizer),
-            video_token_id=config.video_token_id,
-        ),
-        normalizer=_frame_normalizer(directory),
-        eos_token_ids=_eos_token_ids(directory, tokenizer),
-        weights_digest=weights_digest(directory),
-    )
+    return family(Checkpoint(directory, config, resolved_device, resolved_dtype))
 
 
-def weights_digest(directory: Path) -> str:
-    """Identifies a checkpoint: sha256 over configuration, tokenizer, and samples of the weights.
-
-    Reads every file's size and up to 64 evenly spaced blocks of 64 KiB, so that 145 GB take no
-    longer than 4 MB a file. An identity for caches and receipts, no proof of integrity.
-    """
-    digest = hashlib.sha256()
-    names = (
-        "config.json",
-        "generation_config.json",
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "chat_template.jinja",
-        "chat_template.json",
-        "processor_config.json",
-        "preprocessor_config.json",
-        "video_preprocessor_config.json",
-    )
-    small = [directory / name for name in names]
-    for file in [*small, *sorted(directory.glob("*.safetensors"))]:
-        if not file.is_file():
-            continue
-        size = file.stat().st_size
-        digest.update(f"{file.name}:{size}\n".encode())
-        with file.open("rb") as stream:
-            for block in range(min(_DIGEST_BLOCKS, size // _DIGEST_BLOCK_BYTES + 1)):
-                stream.seek(block * max(size // _DIGEST_BLOCKS, _DIGEST_BLOCK_BYTES))
-                digest.update(stream.read(_DIGEST_BLOCK_BYTES))
-    return digest.hexdigest()[:32]
+def _family(directory: Path) -> Callable[[Checkpoint], VideoLanguageModel]:
+    settings = read_json(directory / "config.json")
+    if not settings:
+        raise ModelLoadError("the model directory has no readable config.json")
+    model_type = str(settings.get("model_type"))
+    if model_type not in _FAMILIES:
+        raise ModelLoadError(
+            f"model type '{model_type}' is not supported{_architecture(settings)}; "
+            f"supported are: {', '.join(sorted(_FAMILIES))}"
+        )
+    _check_not_quantized(settings)
+    return _FAMILIES[model_type]
 
 
-def _resolve(path: str | Path) -> Path:
+def _architecture(settings: Mapping[str, Any]) -> str:
+    architectures = settings.get("architectures")
+    return f" (architecture {architectures[0]})" if architectures else ""
+
+
+def _check_not_quantized(settings: Mapping[str, Any]) -> None:
+    """Of a quantised checkpoint the layers are of other classes, which no backend here runs."""
+    parts = (settings, settings.get("text_config") or {}, settings.get("vision_config") or {})
+    for part in parts:
+        quantization = part.get("quantization_config") or part.get("compression_config")
+        if quantization:
+            method = quantization.get("quant_method", "an unknown method")
+            raise ModelLoadError(
+                f"the checkpoint is quantised ({method}){_architecture(settings)}; only weights in "
+                "float32, bfloat16 or float16 can be loaded: take the unquantised repository"
+            )
+
+
+def _resolve(path: str | Path, files: Sequence[str]) -> Path:
+    """The directory; of a hub's repository, a copy of these files."""
     if Path(path).is_dir():
         return Path(path)
     if os.sep in str(path).strip(os.sep).replace(os.sep, "", 1) or str(path).startswith((".", "/")):
@@ -112,9 +98,7 @@ def _resolve(path: str | Path) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(
-            snapshot_download(str(path), allow_patterns=["*.json", "*.jinja", "*.safetensors"])
-        )
+        return Path(snapshot_download(str(path), allow_patterns=list(files)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ModelLoadError(
             "the model is no directory and cannot be fetched from a hub"
@@ -133,11 +117,11 @@ def _resolve_device(device: str) -> torch.device:
     return resolved
 
 
-def _resolve_dtype(dtype: str, config: LlavaOnevisionConfig, device: str) -> torch.dtype:
+def _resolve_dtype(dtype: str, config: PreTrainedConfig, device: torch.device) -> torch.dtype:
     if dtype != "auto":
         return cast(torch.dtype, getattr(torch, dtype))
     stored = config.dtype or config.text_config.dtype or torch.float32
-    if stored == torch.float16 and _resolve_device(device).type == "cpu":
+    if stored == torch.float16 and device.type == "cpu":
         return torch.float32
     return cast(torch.dtype, stored)
 
@@ -151,82 +135,3 @@ def _check_kernels(device: torch.device, dtype: torch.dtype) -> None:
                 f"this GPU (compute capability {capability[0]}.{capability[1]}) has no fused "
                 "attention for half precision: set the dtype to float32"
             )
-
-
-def _load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
-    if not (directory / "tokenizer.json").is_file():
-        raise ModelLoadError("the model directory has no tokenizer.json")
-    return cast(PreTrainedTokenizerFast, AutoTokenizer.from_pretrained(directory))
-
-
-def _load_weights(
-    directory: Path, device: torch.device, dtype: torch.dtype
-) -> LlavaOnevisionForConditionalGeneration:
-    try:
-        model, info = LlavaOnevisionForConditionalGeneration.from_pretrained(
-            directory,
-            dtype=dtype,
-            attn_implementation={"text_config": ATTENTION_NAME, "vision_config": "sdpa"},
-            output_loading_info=True,
-            local_files_only=True,
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ModelLoadError("the model directory has no complete set of weights") from error
-    faults = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
-    if faults:
-        raise ModelLoadError(f"the checkpoint lacks {len(faults)} tensors, first '{faults[0]}'")
-    if info["unexpected_keys"]:
-        logger.warning("checkpoint has %d tensors of no use", len(info["unexpected_keys"]))
-    model = cast(LlavaOnevisionForConditionalGeneration, model.to(device).eval())
-    if can_pack(device, dtype):
-        pack_weights(model)
-    return model
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    try:
-        return cast(dict[str, Any], json.loads(file.read_text()))
-    except ValueError as error:
-        raise ModelLoadError(f"{file.name} is not valid JSON") from error
-
-
-def _chat_template(directory: Path, tokenizer: PreTrainedTokenizerFast) -> str:
-    """The processor's template comes before the tokenizer's, which may know no video."""
-    jinja = directory / "chat_template.jinja"
-    if jinja.is_file():
-        return jinja.read_text()
-    template = _read_json(directory / "chat_template.json").get("chat_template")
-    template = template or tokenizer.chat_template
-    if not isinstance(template, str):
-        raise ModelLoadError("the model directory has no chat template")
-    return template
-
-
-def _frame_normalizer(directory: Path) -> FrameNormalizer:
-    """Settings of the video processor, or of the image processor, which are the same numbers."""
-    processor = _read_json(directory / "processor_config.json")
-    settings = (
-        processor.get("video_processor")
-        or _read_json(directory / "video_preprocessor_config.json")
-        or processor.get("image_processor")
-        or _read_json(directory / "preprocessor_config.json")
-    )
-    half = [0.5, 0.5, 0.5]
-    return FrameNormalizer(
-        mean=tuple(settings.get("image_mean") or half),
-        std=tuple(settings.get("image_std") or half),
-        rescale_factor=float(settings.get("rescale_factor") or 1 / 255),
-    )
-
-
-def _eos_token_ids(directory: Path, tokenizer: PreTrainedTokenizerFast) -> frozenset[int]:
-    eos: int | list[int] | None = None
-    if (directory / "generation_config.json").is_file():
-        eos = GenerationConfig.from_pretrained(directory).eos_token_id
-    if eos is None:
-        eos = cast(int | None, tokenizer.eos_token_id)
-    if eos is None:
-        raise ModelLoadError("neither generation_config.json nor the tokenizer names an end token")
-    return frozenset([eos] if isinstance(eos, int) else eos)

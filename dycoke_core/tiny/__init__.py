@@ -1,6 +1,6 @@
 """The bundled model, the synthetic world that it was trained on, and a clip of that world.
 
-Small enough to come with the source, trained well enough that its answers can be right or wrong.
+Small enough to ship with the source, trained well enough that its answers can be right or wrong.
 """
 
 from pathlib import Path

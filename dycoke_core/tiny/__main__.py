@@ -1,8 +1,8 @@
-"""The bundled model's workshop.
+"""Trains and evaluates the bundled model.
 
-python -m dycoke_core.tiny train [DIRECTORY]     trains it from scratch; run again to resume
-python -m dycoke_core.tiny evaluate [CHECKPOINT] its accuracies on held-out scenes
-python -m dycoke_core.tiny clip [FILE]           the bundled clip
+python -m dycoke_core.tiny train [DIRECTORY]     train it from scratch; run again to resume
+python -m dycoke_core.tiny evaluate [CHECKPOINT] measure its accuracy on held-out scenes
+python -m dycoke_core.tiny clip [FILE]           write the bundled clip
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """The bundled model's shape: a genuine LLaVA-OneVision of about four million weights.
 
 224-pixel frames in patches of 16 make 14 x 14 features, pooled to 7 x 7 = 49 tokens per frame. Six
-layers of text, so that both of DyCoke's stages have something to act on. Tests may ask for others.
+text layers, so that both of DyCoke's stages have something to act on. Tests may use other shapes.
 """
 
 import json
@@ -36,7 +36,7 @@ PATCH_SIZE = 16
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """Sizes in which a model may differ from the bundled one."""
+    """The sizes of a model, by default the bundled one's."""
 
     image_size: int = SIZE
     num_layers: int = 6
@@ -86,7 +86,7 @@ def model_config(tokenizer: PreTrainedTokenizerFast, shape: ModelShape) -> Llava
 def new_model(
     seed: int, shape: ModelShape = BUNDLED_SHAPE
 ) -> LlavaOnevisionForConditionalGeneration:
-    """A model with random weights: the same seed gives the same ones."""
+    """A model with random weights; the same seed gives the same weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         config = model_config(build_tokenizer(), shape)

@@ -1,8 +1,8 @@
 """Descriptions of scenes in 20 to 60 tokens, and the facts that they state.
 
 A description is a sentence on the number of things, one on each thing in the order of COLORS, and
-one on the background. `facts_of` reads it back, in any order of sentences, so that an answer can be
-scored by what it says: the share of the scene's facts that it states, less what it makes up.
+one on the background. `facts_of` parses it, in any order of sentences, so that an answer can be
+scored by its facts: those it states of the scene, and those it makes up.
 """
 
 import re
@@ -57,8 +57,8 @@ _BACKGROUND = re.compile(
 def facts_of(text: str) -> frozenset[str]:
     """The facts that a description states.
 
-    A number of things, each thing's colour and shape ("red circle"), each of its deeds ("red moves
-    left"; things are told apart by colour), and the background before and after.
+    The number of things, each thing's colour and shape ("red circle"), each of its actions ("red
+    moves left"; colours identify things), and the background before and after.
     """
     facts: set[str] = set()
     for sentence in text.lower().split("."):
@@ -77,7 +77,7 @@ def facts_of(text: str) -> frozenset[str]:
 def share_of_facts(text: str, reference: str) -> float:
     """How much of a reference description an answer gets right, in [0, 1].
 
-    The F1 of their facts: what is missing and what is made up both count.
+    The F1 of their facts: missing and made-up facts both count.
     """
     stated, true = facts_of(text), facts_of(reference)
     return 2 * len(stated & true) / (len(stated) + len(true))

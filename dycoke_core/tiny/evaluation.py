@@ -1,7 +1,7 @@
-"""How often a model is right on the test set, through the engine that serves requests.
+"""Measures how often a model is right on the test set, using the engine that serves requests.
 
-Greedy, so that a checkpoint, a policy and a question give one score. Comparing many policies is the
-laboratory's business; here are the scores it starts from, and what the regression gate checks.
+Decoding is greedy, so a checkpoint, a policy and a question give one score. The laboratory compares
+many policies; it starts from these scores, and the regression gate checks them.
 """
 
 import math
@@ -32,7 +32,7 @@ class Answer:
 
     seed: int  # of the scene
     family: str
-    policy: int  # index into the policies asked for
+    policy: int  # index into the policies passed in
     text: str
     score: float
 
@@ -81,7 +81,7 @@ def ask(engine: Engine, frames: Frames, question: Question, policy: Policy) -> s
 
 
 def read_back(scene: Scene) -> Frames:
-    """The scene's frames after a way through an H.264 file."""
+    """The scene's frames after writing them to an H.264 file and reading them back."""
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "scene.mp4"
         write_video(path, render(scene))
@@ -105,7 +105,7 @@ def mean_of_short_families(by_family: Mapping[str, float]) -> float:
 def wilson_interval(mean: float, number: int, *, z: float = 1.96) -> tuple[float, float]:
     """The interval of a share found in `number` trials, at 95 % for the default `z`.
 
-    Source: Wilson (1927). For scores that are no mere hits or misses it is wider than need be.
+    Source: Wilson (1927). Wider than necessary for scores between 0 and 1.
     """
     centre = mean + z * z / (2 * number)
     spread = z * math.sqrt(mean * (1 - mean) / number + z * z / (4 * number * number))

@@ -1,6 +1,6 @@
 """`python -m dycoke_core.tiny evaluate`: a checkpoint's accuracies on the test set, as a file.
 
-The file beside the bundled checkpoint is what the regression gate compares with.
+The regression gate compares with the file in `training_log`.
 """
 
 import json
@@ -27,7 +27,7 @@ from dycoke_core.tiny.questions import FAMILIES, SHORT_FAMILIES
 from dycoke_core.tiny.testset import ExamScene, test_set
 
 POLICIES = ("full", "dycoke")
-NUM_FIRST = 6  # questions of each family whose scores are kept one by one
+NUM_FIRST = 6  # questions of each family whose scores are stored one by one
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Evaluation:
 
 
 def evaluate(evaluation: Evaluation) -> dict[str, Any]:
-    """Runs the test set under POLICIES; shows progress; returns the figures, ready for JSON."""
+    """Runs the test set under POLICIES, prints progress, and returns the figures, JSON-ready."""
     exam = test_set(evaluation.number)
     found: list[Answer] = []
     for done, part in enumerate(_answers(evaluation, exam), start=1):
@@ -96,7 +96,7 @@ def write(figures: dict[str, Any], path: Path) -> None:
 
 
 def _answers(evaluation: Evaluation, exam: Sequence[ExamScene]) -> Iterator[list[Answer]]:
-    """By several processes of one thread each: faster than one of several, and it divides well."""
+    """Answers from several single-threaded processes: faster than one process with many threads."""
     context = multiprocessing.get_context("spawn")
     setup = (evaluation.checkpoint, evaluation.source)
     with context.Pool(evaluation.processes, _Examiner.set_up, setup) as pool:

@@ -1,8 +1,8 @@
-"""What can be asked about a scene, with answers that follow from it beyond doubt.
+"""Questions about a scene, each with one right answer.
 
 The short families mirror MVBench's tasks, in words of the synthetic world; `describe` asks for the
-whole scene in 20 to 60 tokens (`dycoke_core.tiny.descriptions`). A question is only asked where it
-has one right answer: "What color is the circle?" needs a single circle that keeps its colour.
+whole scene in 20 to 60 tokens (`dycoke_core.tiny.descriptions`). A question is asked only where its
+answer is beyond doubt: "What color is the circle?" needs a single circle that keeps its colour.
 """
 
 from collections.abc import Callable, Iterator
@@ -30,9 +30,9 @@ SHORT_FAMILIES = (
 )
 DESCRIBE = "describe"
 FAMILIES = (*SHORT_FAMILIES, DESCRIBE)
-GUESS = "guess"  # for training alone: questions that the video does not answer
+GUESS = "guess"  # only in training: questions that the video does not answer
 
-_MARGIN = 18  # pixels that a centre is away from the picture's middle lines, where a place is asked
+_MARGIN = 18  # pixels: least distance from the picture's middle lines if a place is asked for
 _QUESTION_KEY = 4
 
 PHRASINGS: dict[str, tuple[str, ...]] = {
@@ -112,7 +112,7 @@ class Question:
     answer: str
 
     def is_answered_by(self, text: str) -> bool:
-        """Whether a short answer is right: the same words, whatever the case and the spaces."""
+        """Whether a short answer is right: the same words, ignoring case and spaces."""
         return text.lower().split() == self.answer.lower().split()
 
 
@@ -120,7 +120,7 @@ def questions_about(scene: Scene, *, draw: int = 0) -> list[Question]:
     """Every question that the scene allows, each in one phrasing; *Describe* comes last.
 
     Args:
-        draw: other draws give other phrasings, and other objects to ask for that are not there.
+        draw: other draws give other phrasings, and other absent objects to ask for.
     """
     rng = np.random.default_rng([_QUESTION_KEY, scene.seed, scene.num_frames, draw])
     ask = _Asker(rng)
@@ -131,10 +131,10 @@ def questions_about(scene: Scene, *, draw: int = 0) -> list[Question]:
 
 
 def guess_about(scene: Scene, rng: np.random.Generator) -> Question:
-    """A question about a shape or a colour that the video never shows, with an answer by chance.
+    """A question about a shape or a colour that the video never shows, with a random answer.
 
-    Every colour and every shape is as likely an answer as any other, so these questions teach that
-    a question's own words say nothing of its answer.
+    Every colour and every shape is equally likely, so these questions teach that a question's own
+    words say nothing about its answer.
     """
     ask = _Asker(rng)
     color, shape = str(rng.choice(COLORS)), str(rng.choice(SHAPES))
@@ -233,7 +233,7 @@ def _about_end_colors(scene: Scene, ask: _Asker) -> Iterator[Question]:
 
 
 def _about_stillness(scene: Scene, ask: _Asker) -> Iterator[Question]:
-    """Something else must be there, and nothing that flashes: is that stationary?"""
+    """Needs a second thing, and none that flashes: is a flash stationary?"""
     still = [thing for thing in scene.things if thing.motion == "still"]
     if len(still) != 1 or len(scene.things) == 1 or scene.event == "flash":
         return
@@ -270,7 +270,7 @@ def _about_flashes(scene: Scene, ask: _Asker) -> Iterator[Question]:
 
 
 def place_at_end(thing: Thing) -> str | None:
-    """The quarter of the picture in which a thing ends; None too near the middle to say."""
+    """The quarter of the picture in which a thing ends; None if too near the middle to say."""
     x, y = thing.path[-1] - SIZE / 2
     if min(abs(x), abs(y)) < _MARGIN:
         return None

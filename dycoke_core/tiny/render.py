@@ -1,7 +1,7 @@
-"""Scenes to pixels: uint8 frames as a video reader would give them.
+"""Renders scenes as uint8 frames, as a video reader would return them.
 
-Every frame has sensor noise and each video a brightness of its own, so that frames resemble each
-other as those of real videos do: closely, never exactly.
+Every frame has sensor noise and each video its own brightness, so frames resemble each other as in
+real videos: closely, never exactly.
 """
 
 from functools import lru_cache
@@ -89,5 +89,5 @@ def _mask(shape: str, radius: int) -> _Mask:
 
 @lru_cache(maxsize=1)
 def _noise_bank() -> npt.NDArray[np.float32]:
-    """Normal noise to cut frames' grain from: drawing it anew costs more than all the rest."""
+    """Normal noise to cut frames' grain from; drawing it per frame would cost most of the time."""
     return np.random.default_rng(_NOISE_KEY).standard_normal(_BANK_SIZE, np.float32)

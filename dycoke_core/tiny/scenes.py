@@ -6,15 +6,14 @@ where it is, before a plain background, and at most one *event*:
     order   the shapes appear one after the other
     blink   one shape turns white for a moment, once to three times
     change  one shape changes its colour for good
-    flash   one shape is there for only a frame or two
+    flash   one shape is visible for only a frame or two
 
-Apart from the event, the background may change once. A scene depends on its split, its seed and its
-number of frames alone. Four pairs of a colour and a shape never occur together in the training
+Apart from the event, the background may change once. A scene depends only on its split, its seed
+and its number of frames. Four pairs of a colour and a shape never occur together in the training
 split; every scene of the test split contains at least one of them, so no test scene can have been
 trained on.
 
-Knows nothing of pixels (`dycoke_core.tiny.render`) and nothing of language
-(`dycoke_core.tiny.questions`).
+Knows nothing about pixels (`dycoke_core.tiny.render`) or language (`dycoke_core.tiny.questions`).
 """
 
 from collections.abc import Sequence
@@ -48,7 +47,7 @@ Path = npt.NDArray[np.float64]  # [F, 2], x and y of a centre in pixels
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Thing:
-    """One shape on its way. Frames count from 0; `stop` frames are exclusive."""
+    """One shape and its path. Frames count from 0; `stop` frames are exclusive."""
 
     color: str
     shape: str
@@ -58,16 +57,16 @@ class Thing:
     visible: range  # frames
     blinks: tuple[range, ...] = ()  # frames in which it is white
     new_color: str | None = None
-    changes_at: int = 0  # frame, where `new_color` is set
+    changes_at: int = 0  # frame, if `new_color` is set
     flashes: bool = False
-    paint: tuple[int, int, int] | None = None  # RGB to be shown in instead of its colour's own
+    paint: tuple[int, int, int] | None = None  # RGB to show instead of its colour's own
 
     @property
     def name(self) -> str:
         return f"{self.color} {self.shape}"
 
     def color_at(self, frame: int) -> str:
-        """The colour that shows: its own, its new one, or white in a blink."""
+        """The visible colour: its own, its new one, or white in a blink."""
         if any(frame in blink for blink in self.blinks):
             return "white"
         if self.new_color is not None and frame >= self.changes_at:
@@ -86,7 +85,7 @@ class Scene:
     things: tuple[Thing, ...]
     background: str
     new_background: str | None = None
-    background_changes_at: int = 0  # frame, where `new_background` is set
+    background_changes_at: int = 0  # frame, if `new_background` is set
 
     def background_at(self, frame: int) -> str:
         if self.new_background is not None and frame >= self.background_changes_at:
@@ -113,7 +112,7 @@ def sample_scene(
 def _try_scene(
     rng: np.random.Generator, seed: int, split: Split, num_frames: int, event: Event | None
 ) -> Scene | None:
-    """None where the shapes drawn do not fit side by side."""
+    """A scene, or None if the shapes drawn do not fit side by side."""
     event = event or EVENTS[rng.choice(len(EVENTS), p=_EVENT_SHARES)]
     fewest = 2 if event in ("order", "flash") else 1
     number = max(fewest, int(rng.choice((1, 2, 3), p=(0.2, 0.45, 0.35))))
@@ -152,7 +151,7 @@ def _kinds(rng: np.random.Generator, number: int, split: Split) -> list[tuple[st
 
 
 class _Plan:
-    """Draws what each thing does, so that the scene's event comes about."""
+    """Draws what each thing does, so that the scene's event happens."""
 
     def __init__(
         self,
@@ -165,7 +164,7 @@ class _Plan:
         self._num_frames = num_frames
         self._event = event
         self._kinds = kinds
-        self._chosen = int(rng.integers(len(kinds)))  # whom the event happens to
+        self._chosen = int(rng.integers(len(kinds)))  # the thing that the event happens to
         self._still = int(rng.integers(len(kinds))) if rng.random() < 0.6 else None
         self._appears = self._appearances() if event == "order" else [0] * len(kinds)
 
@@ -200,7 +199,7 @@ class _Plan:
         )
 
     def _appearances(self) -> list[int]:
-        """Different first frames, the earliest 0, an eighth of the video apart or more."""
+        """Different first frames, the earliest 0, at least an eighth of the video apart."""
         apart = self._num_frames // 8
         places = self._rng.choice(np.arange(1, 7), len(self._kinds) - 1, replace=False)
         frames = [0, *(int(place) * apart for place in places)]
@@ -225,7 +224,7 @@ class _Plan:
         return np.asarray(start + way * share[:, None])
 
     def _blinks(self) -> tuple[range, ...]:
-        """One to three spells of white, equally long, never at the ends, the gaps no shorter."""
+        """One to three white periods of equal length, never at the ends; gaps are no shorter."""
         length = max(1, self._num_frames // 16)
         number = int(self._rng.integers(1, 4))
         slack = self._num_frames - 2 * length * number - length

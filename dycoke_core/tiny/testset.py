@@ -1,7 +1,7 @@
 """The fixed test set: questions about scenes that training cannot have seen, and their scores.
 
-A scene brings at most one question of a family, so that within a family right and wrong answers are
-independent of each other; questions of several families share a scene, which is encoded once.
+A scene has at most one question of a family, so within a family answers are independent of each
+other; questions of several families share a scene, which is encoded once.
 """
 
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ def test_set(
 ) -> list[ExamScene]:
     """As many scenes as it takes to ask `number` questions of each family.
 
-    The same arguments give the same set; one of fewer questions is a beginning of each family's.
+    The same arguments give the same set; a smaller set has the first questions of each family.
     """
     missing = dict.fromkeys(families, number)
     exam: list[ExamScene] = []

@@ -1,7 +1,7 @@
 """The bundled model's tokenizer and chat template.
 
-Byte-level BPE over the synthetic world's sentences: it takes any text and gives it back unchanged,
-and knows each of its own words, with the space before it, as one token.
+Byte-level BPE trained on the synthetic world's sentences: any text survives encoding and decoding
+unchanged, and each word of that world, with the space before it, is one token.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>
 IMAGE, VIDEO = "<image>", "<video>"
 SPECIAL_TOKENS = [END_OF_TEXT, TURN_START, TURN_END, IMAGE, VIDEO]
 
-# Turns as in ChatML: the video first, each text on its own line.
+# ChatML turns: the video first, each text on its own line.
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }} "
     "{% for part in message['content'] if part['type'] == 'video' %}<video>{% endfor %}"
@@ -26,7 +26,7 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "<|im_end|>{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-_NUM_SCENES = 400  # enough for every word to be met in every place where it can stand
+_NUM_SCENES = 400  # enough for every word to occur wherever it can stand
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:

@@ -6,7 +6,8 @@ the children import `decord` and `av`; nothing here imports torch.
 """
 
 from dycoke_core.video.containers import SNIFF_BYTES, Container, sniff_container
-from dycoke_core.video.frame_readers import FrameReaders, read_video_frames
+from dycoke_core.video.frame_readers import FrameReaders
+from dycoke_core.video.read_once import read_video_frames
 from dycoke_core.video.sandbox import SandboxState
 from dycoke_core.video.types import SAMPLINGS, FrameSpec, ReadLimits, VideoFrames, VideoProbe
 

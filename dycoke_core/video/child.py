@@ -7,6 +7,7 @@ is opened, this process may be somebody else's.
 
 import json
 import os
+import socket
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -35,7 +36,9 @@ class Task:
 
 
 Tasks = dict[str, Callable[[Task], dict[str, Any]]]
-_COMMON_TASKS: Tasks = {"observe_refusals": lambda task: {**observe_refusals()}}
+_COMMON_TASKS: Tasks = {
+    "observe_refusals": lambda task: {**observe_refusals(task.params["max_threads"])}
+}
 
 
 class TaskError(Exception):
@@ -46,18 +49,22 @@ class TaskError(Exception):
         self.code = code
 
 
-def run(message: dict[str, Any], fds: list[int], tasks: Tasks) -> NoReturn:
+def run(message: dict[str, Any], fds: list[int], server: socket.socket, tasks: Tasks) -> NoReturn:
     """Does the task and ends the process, whatever happens, without clean-up: the server's exit
     handlers and a decoder's threads are in it.
+
+    Args:
+        fds: the video, where replies go, and where there is one the frame buffer.
+        server: takes over the right to allow this process threads.
     """
     try:
-        _keep_only(fds)
-        _run(message, fds, tasks)
+        _keep_only([*fds, server.fileno()])
+        _run(message, fds, server, tasks)
     finally:
         os._exit(0)
 
 
-def _run(message: dict[str, Any], fds: list[int], tasks: Tasks) -> None:
+def _run(message: dict[str, Any], fds: list[int], server: socket.socket, tasks: Tasks) -> None:
     video_fd, reply_fd = fds[0], fds[1]
 
     def reply(line: dict[str, Any]) -> None:
@@ -73,7 +80,7 @@ def _run(message: dict[str, Any], fds: list[int], tasks: Tasks) -> None:
             has_complained=_has_complained,
         )
         _die_first_when_memory_is_short()
-        confine(video_fd, **message["confinement"])
+        confine(video_fd, server, **message["confinement"])
         reply({"result": (tasks | _COMMON_TASKS)[message["name"]](task)})
     except TaskError as error:
         reply({"error": error.code, "detail": str(error)[:_MAX_DETAIL_CHARACTERS]})

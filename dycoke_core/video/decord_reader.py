@@ -14,7 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from dycoke_core.video.child import Task, TaskError, Tasks
+from dycoke_core.video.demuxers import DemuxerGuess
 
+_DEMUXER_GUESS = DemuxerGuess.of_loaded_library()
 decord.logging.set_level(decord.logging.ERROR)
 
 # decord puts a neighbour in the place of a frame that it cannot find, and says so to nobody unless
@@ -23,7 +25,12 @@ _MAX_SUBSTITUTED_SHARE = 1e-9
 
 
 def read(task: Task) -> dict[str, Any]:
-    """Decodes the frames `indices`, ascending, of `total_frames` into the pixels."""
+    """Decodes the frames `indices`, ascending, of `total_frames` into the pixels.
+
+    Takes `demuxer`, too: what the file was recognised as.
+    """
+    if task.params["demuxer"] not in _DEMUXER_GUESS.names(task.video_path):
+        raise TaskError("unreadable", "decord would demux it as something else")
     try:
         _read(task, task.num_threads)
         if task.num_threads > 1 and task.has_complained():

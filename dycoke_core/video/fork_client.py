@@ -1,114 +1,49 @@
 """The parent's side of a fork server: runs tasks in its children, each with a time limit.
 
-Knows how a child can end and why, and that nothing it sends is to be trusted; knows nothing of
-videos. Used by one event loop.
+Knows nothing of videos. Used by one event loop.
 """
 
 import asyncio
 import json
 import logging
 import os
-import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from itertools import count
 from typing import Any
 
 from dycoke_core.errors import SandboxUnavailableError
 from dycoke_core.video.child import MAX_MESSAGE_BYTES
-from dycoke_core.video.types import FailureCode
+from dycoke_core.video.forked_child import Confinement, ForkedChild, TaskFailure
 
 logger = logging.getLogger(__name__)
 
-_MAX_REPLY_BYTES = 256 * 1024
-_MAX_DETAIL_CHARACTERS = 300
 _START_PATIENCE_S = 60.0
 _KILL_PATIENCE_S = 5.0
 # All that a reader sees of the environment; the rest carries keys and passwords.
 _ENVIRONMENT = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "LANG", "LC_ALL")
-# What a child may say of itself. Everything else is concluded from how it ended.
-_REPORTED: dict[str, FailureCode] = {
-    "no_video": "no_video",
-    "unknown_codec": "unknown_codec",
-    "unreadable": "unreadable",
-    "too_many_frames": "too_many_frames",
-    "memory": "memory",
-    "exception": "exception",
-}
-
-
-class TaskFailure(Exception):
-    """A child brought no result. `detail` is its own words: for logs, never for clients."""
-
-    def __init__(self, code: FailureCode, detail: str = "") -> None:
-        super().__init__(code)
-        self.code = code
-        self.detail = detail
-
-
-@dataclass(frozen=True, slots=True)
-class Confinement:
-    """What `sandbox.confine` is told in each child."""
-
-    memory_bytes: int
-    cpu_s: int
-    is_strict: bool
-
-
-@dataclass(slots=True, eq=False)
-class _Child:
-    """One running child. Its replies come through a pipe, the news of its end from the server."""
-
-    confinement: Confinement
-    reply_fd: int
-    on_progress: Callable[[float], None]
-    ended: asyncio.Future[Mapping[str, Any]]  # the server's message; empty if the server died
-    num_received_bytes: int = 0
-    unparsed: bytes = b""
-    final_reply: Any = None
-
-    def read_replies(self) -> bool:
-        """Takes what has come. False once no more is wanted: at the end, and from a babbler."""
-        while self.num_received_bytes <= _MAX_REPLY_BYTES:
-            try:
-                chunk = os.read(self.reply_fd, MAX_MESSAGE_BYTES)
-            except BlockingIOError:
-                return True
-            if not chunk:
-                return False
-            self.num_received_bytes += len(chunk)
-            *lines, self.unparsed = (self.unparsed + chunk).split(b"\n")
-            for line in lines:
-                self._take(line)
-        return False
-
-    def _take(self, line: bytes) -> None:
-        try:
-            reply = json.loads(line)
-        except (ValueError, RecursionError):
-            reply = None
-        share = reply.get("progress") if isinstance(reply, dict) else None
-        if isinstance(share, float | int) and 0 <= share <= 1:
-            self.on_progress(float(share))
-        else:
-            self.final_reply = reply
 
 
 class ForkServer:
-    """Starts the server of one module of tasks, restarts it if it dies, has it run tasks."""
+    """Starts the server of one module of tasks, restarts it if it dies, has it run tasks.
+
+    All children of a server have its layout of addresses, which a child that is made to crash may
+    tell something of: after a crash the server is replaced as soon as it has no other child.
+    """
 
     def __init__(self, module: str, confinement: Confinement) -> None:
         self._module = module
         self._confinement = confinement
         self._ids = count()
-        self._children: dict[int, _Child] = {}
+        self._children: dict[int, ForkedChild] = {}
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._loop: asyncio.AbstractEventLoop | None = None  # watches the control socket
+        self._has_crashed = False  # a child of this server
 
     def start(self) -> None:
         """Starts the process and returns at once; tasks sent to it from now on wait for it."""
@@ -148,7 +83,7 @@ class ForkServer:
         confinement = asdict(self._confinement) | {"is_strict": False}
         task = {
             "name": "observe_refusals",
-            "params": {},
+            "params": {"max_threads": self._confinement.max_threads},
             "num_threads": 1,
             "confinement": confinement,
         }
@@ -193,7 +128,7 @@ class ForkServer:
             read_end, write_end = os.pipe()
         except OSError as error:
             raise TaskFailure("no_process", "no server") from error
-        confinement = replace(self._confinement, cpu_s=self._confinement.cpu_s * num_threads)
+        confinement = self._confinement.with_threads(num_threads)
         task: dict[str, Any] = {
             "name": name,
             "params": params,
@@ -207,17 +142,22 @@ class ForkServer:
         loop = asyncio.get_running_loop()
         task_id = next(self._ids)
         os.set_blocking(read_end, False)
-        child = _Child(confinement, read_end, on_progress, loop.create_future())
+        child = ForkedChild(confinement, read_end, on_progress, loop.create_future())
         self._children[task_id] = child
         try:
             self._send_run(task_id, task, [video_fd, write_end, *pixel_fds])
             loop.add_reader(read_end, self._on_reply, task_id, child)
             return await self._outcome(task_id, child, timeout_s)
+        except TaskFailure as failure:
+            self._has_crashed = self._has_crashed or failure.code == "crash"
+            raise
         finally:
             if not child.ended.done():
                 self._kill(task_id)
             loop.remove_reader(read_end)
             os.close(read_end)
+            if self._has_crashed and not self._children:
+                self._end_abruptly()
 
     async def aclose(self) -> None:
         """Ends the server, which ends and reaps its children first."""
@@ -231,7 +171,7 @@ class ForkServer:
         if process is not None:
             _await_end(process)
 
-    async def _outcome(self, task_id: int, child: _Child, timeout_s: float) -> Any:
+    async def _outcome(self, task_id: int, child: ForkedChild, timeout_s: float) -> Any:
         is_late = not await _is_done(child.ended, timeout_s)
         if is_late:
             self._kill(task_id)
@@ -239,7 +179,7 @@ class ForkServer:
                 self._end_abruptly()
             raise TaskFailure("timeout")
         child.read_replies()  # what came between the last look and the end
-        return _result(child)
+        return child.result()
 
     def _watch(self) -> None:
         if self._control is None:
@@ -250,11 +190,11 @@ class ForkServer:
             loop.add_reader(self._control, self._on_control, self._control)
             self._loop = loop
 
-    def _on_reply(self, task_id: int, child: _Child) -> None:
+    def _on_reply(self, task_id: int, child: ForkedChild) -> None:
         if not child.read_replies():
             # Not `self._loop`, which is gone when the server has been let go: this may come later.
             asyncio.get_running_loop().remove_reader(child.reply_fd)
-            if child.num_received_bytes > _MAX_REPLY_BYTES:
+            if child.is_babbling:
                 self._kill(task_id)
 
     def _on_control(self, control: socket.socket) -> None:
@@ -309,6 +249,7 @@ class ForkServer:
             self._control.close()
         process, self._process = self._process, None
         self._control = self._loop = None
+        self._has_crashed = False
         for child in self._children.values():
             if not child.ended.done():
                 child.ended.set_result({})
@@ -327,35 +268,3 @@ def _await_end(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-
-
-def _result(child: _Child) -> Any:
-    """Returns the result of a child that has ended, or raises its failure."""
-    if child.num_received_bytes > _MAX_REPLY_BYTES:
-        raise TaskFailure("crash", "too many replies")
-    reply = child.final_reply
-    if isinstance(reply, dict):
-        if "result" in reply:
-            return reply["result"]
-        code = reply.get("error")
-        if isinstance(code, str) and code in _REPORTED:
-            detail = ascii(reply.get("detail"))[:_MAX_DETAIL_CHARACTERS]
-            raise TaskFailure(_REPORTED[code], detail)
-    raise TaskFailure(_cause_of_end(child.ended.result(), child.confinement))
-
-
-def _cause_of_end(ended: Mapping[str, Any], confinement: Confinement) -> FailureCode:
-    """Concludes why a child ended without a word. Where the kernel does not say, by its usage."""
-    if not ended:  # with its server
-        return "killed"
-    if "status" not in ended:
-        return "no_process"
-    if not os.WIFSIGNALED(ended["status"]):
-        return "exception"
-    killed_by = os.WTERMSIG(ended["status"])
-    if killed_by == signal.SIGXCPU or ended["cpu_s"] >= confinement.cpu_s:
-        return "cpu"
-    if killed_by == signal.SIGKILL:  # no limit of its own ends it so: the kernel, or an operator
-        return "killed"
-    # A library that died of an allocation that failed, or of itself.
-    return "memory" if ended["max_rss_bytes"] >= confinement.memory_bytes / 2 else "crash"

@@ -3,7 +3,8 @@
 The API has threads and megabytes that a fork would copy, and starting an interpreter with its video
 library takes a quarter of a second. This process imports MODULE (one video library: decord's wheel
 and PyAV's each carry an FFmpeg, and in one process calls of one land in the other) and then does
-nothing but fork, kill and reap. It never looks at a video.
+nothing but fork, kill and reap, and answer children that want another thread (`thread_limit`). It
+never looks at a video.
 
 On the socket FD (SOCK_SEQPACKET) it takes
     {"run": id, "task": {...}} with the descriptors [video, replies, pixels?], and {"kill": id},
@@ -25,101 +26,146 @@ import sys
 from contextlib import suppress
 from typing import Any
 
-from dycoke_core.video import child
+from dycoke_core.video import child, thread_limit
 from dycoke_core.video.child import MAX_MESSAGE_BYTES
 
 _MAX_FDS = 3
 _PR_SET_PDEATHSIG = 1
 
 
-class _Children:
-    """The running children: id of the task and process id, by pidfd."""
+class _Child:
+    """A running child, and the thread limit that it is under once it has handed that over."""
 
-    def __init__(self) -> None:
-        self._by_pidfd: dict[int, tuple[int, int]] = {}
+    def __init__(self, task_id: int, pid: int, handover: socket.socket, max_threads: int) -> None:
+        self.task_id = task_id
+        self._pid = pid
+        self._max_threads = max_threads
+        self._handover: socket.socket | None = handover
+        self._listener: int | None = None
+        self.pidfd = os.pidfd_open(pid)  # readable at its end
 
-    def add(self, task_id: int, pid: int) -> int:
-        try:
-            pidfd = os.pidfd_open(pid)
-        except OSError:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            raise
-        self._by_pidfd[pidfd] = (task_id, pid)
-        return pidfd
+    @property
+    def fds(self) -> list[int]:
+        """What is to be watched."""
+        handover = [] if self._handover is None else [self._handover.fileno()]
+        return [self.pidfd, *handover, *([] if self._listener is None else [self._listener])]
 
-    def kill(self, task_id: int) -> None:
-        """Does nothing if the task has ended."""
-        for other_id, pid in self._by_pidfd.values():
-            if other_id == task_id:
-                os.kill(pid, signal.SIGKILL)  # not reaped yet, so the number is still its own
+    def on_event(self, fd: int, event: int) -> None:
+        """Called when one of them but the pidfd is ready."""
+        if self._handover is not None and fd == self._handover.fileno():
+            self._listener = thread_limit.receive_listener(self._handover)
+            self._handover.close()
+            self._handover = None
+        elif event & select.POLLIN:
+            thread_limit.answer(fd, self._max_threads)
+        else:  # nobody is left to ask
+            self._close_listener()
 
-    def end(self) -> None:
-        for task_id, _ in list(self._by_pidfd.values()):
-            self.kill(task_id)
-        for pidfd in list(self._by_pidfd):
-            self.reap(pidfd)
+    def kill(self) -> None:
+        os.kill(self._pid, signal.SIGKILL)  # not reaped yet, so the number is still its own
 
-    def reap(self, pidfd: int) -> dict[str, Any]:
-        task_id, pid = self._by_pidfd.pop(pidfd)
-        os.close(pidfd)
-        _, status, usage = os.wait4(pid, 0)
+    def reap(self) -> dict[str, Any]:
+        os.close(self.pidfd)
+        if self._handover is not None:
+            self._handover.close()
+        self._close_listener()
+        _, status, usage = os.wait4(self._pid, 0)
         cpu_s = usage.ru_utime + usage.ru_stime
         rss = usage.ru_maxrss * 1024
-        return {"exited": task_id, "status": status, "max_rss_bytes": rss, "cpu_s": cpu_s}
+        return {"exited": self.task_id, "status": status, "max_rss_bytes": rss, "cpu_s": cpu_s}
+
+    def _close_listener(self) -> None:
+        if self._listener is not None:
+            os.close(self._listener)
+            self._listener = None
 
 
-def serve(control: socket.socket, tasks: child.Tasks) -> None:
-    """Runs until the other end closes."""
-    children = _Children()
-    poller = select.poll()
-    poller.register(control, select.POLLIN)
-    while True:
-        for fd, _ in poller.poll():
-            if fd != control.fileno():
-                poller.unregister(fd)
-                _send(control, children.reap(fd))
-                continue
-            payload, fds = _receive(control)
-            if not payload:
-                children.end()
+class Server:
+    """Takes requests from `control` until its other end closes."""
+
+    def __init__(self, control: socket.socket, tasks: child.Tasks) -> None:
+        self._control = control
+        self._tasks = tasks
+        self._children: list[_Child] = []
+
+    def run(self) -> None:
+        while True:
+            ready = self._wait()
+            for each in list(self._children):
+                events = {fd: ready[fd] for fd in each.fds if fd in ready}
+                if each.pidfd in events:
+                    self._children.remove(each)
+                    self._send(each.reap())
+                    continue
+                for fd, event in events.items():
+                    each.on_event(fd, event)
+            if self._control.fileno() in ready and not self._take_request():
+                for each in self._children:
+                    each.kill()
+                    each.reap()
                 return
-            message = json.loads(payload)
-            if "kill" in message:
-                children.kill(message["kill"])
-                continue
-            try:
-                pidfd = children.add(message["run"], _fork(message["task"], fds, tasks))
-                poller.register(pidfd, select.POLLIN)
-            except OSError:  # no more processes, memory or descriptors
-                _send(control, {"exited": message["run"]})
-            for passed in fds:
-                os.close(passed)
+
+    def _wait(self) -> dict[int, int]:
+        poller = select.poll()
+        poller.register(self._control, select.POLLIN)
+        for each in self._children:
+            for fd in each.fds:
+                poller.register(fd, select.POLLIN)
+        return dict(poller.poll())
+
+    def _take_request(self) -> bool:
+        """False once the other end has closed or died."""
+        try:
+            payload, fds, _, _ = socket.recv_fds(self._control, MAX_MESSAGE_BYTES, _MAX_FDS)
+        except ConnectionError:  # it died with a message of ours unread
+            return False
+        if not payload:
+            return False
+        message = json.loads(payload)
+        if "kill" in message:
+            for each in self._children:
+                if each.task_id == message["kill"]:
+                    each.kill()
+            return True
+        try:
+            self._children.append(_fork(message["run"], message["task"], fds, self._tasks))
+        except OSError:  # no more processes, memory or descriptors
+            self._send({"exited": message["run"]})
+        for fd in fds:
+            os.close(fd)
+        return True
+
+    def _send(self, message: dict[str, Any]) -> None:
+        with suppress(ConnectionError):  # the other end has closed, too
+            self._control.send(json.dumps(message).encode())
 
 
-def _send(control: socket.socket, message: dict[str, Any]) -> None:
-    with suppress(ConnectionError):  # the other end has closed, too
-        control.send(json.dumps(message).encode())
+def _fork(task_id: int, task: dict[str, Any], fds: list[int], tasks: child.Tasks) -> _Child:
+    """Returns the child, in the server alone.
 
-
-def _receive(control: socket.socket) -> tuple[bytes, list[int]]:
-    """The next message and its descriptors; nothing once the other end has closed or died."""
-    try:
-        payload, fds, _, _ = socket.recv_fds(control, MAX_MESSAGE_BYTES, _MAX_FDS)
-    except ConnectionError:  # it died with a message of ours unread
-        return b"", []
-    return payload, fds
-
-
-def _fork(task: dict[str, Any], fds: list[int], tasks: child.Tasks) -> int:
+    Raises:
+        OSError: there is none.
+    """
     server_pid = os.getpid()
-    pid = os.fork()
-    if pid != 0:
-        return pid
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != server_pid:  # it died before the line above
-        os._exit(1)
-    child.run(task, fds, tasks)
+    ours, theirs = socket.socketpair()
+    with theirs:
+        try:
+            pid = os.fork()
+        except OSError:
+            ours.close()
+            raise
+        if pid == 0:
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() != server_pid:  # it died before the line above
+                os._exit(1)
+            child.run(task, fds, theirs, tasks)
+    try:
+        return _Child(task_id, pid, ours, task["confinement"]["max_threads"])
+    except OSError:  # no pidfd
+        ours.close()
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise
 
 
 def main() -> None:
@@ -128,7 +174,7 @@ def main() -> None:
         signal.signal(ignored, signal.SIG_IGN)
     control = socket.socket(fileno=int(sys.argv[1]))
     tasks: child.Tasks = importlib.import_module(sys.argv[2]).TASKS
-    serve(control, tasks)
+    Server(control, tasks).run()
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 An upload goes sniff → plan → decord → PyAV, each step but the first in a sandboxed child of its
 own, all of them together within one time limit. decord is the first reader, as in the models' own
 code. PyAV reads what decord cannot, or cannot in time, and all of MPEG-TS and AVI: without an index
-or presentation times decord returns other frames than those asked for, or hangs.
+or presentation times decord returns other frames than those asked for, or hangs. decord takes no
+list of codecs, so PyAV also reads files with a stream of any codec that is not on ours.
 """
 
 import asyncio
@@ -19,13 +20,19 @@ from typing import Any, TypeVar
 from dycoke_core.cores import num_usable_cores
 from dycoke_core.errors import InvalidRequestError, SandboxUnavailableError
 from dycoke_core.video.containers import Container
-from dycoke_core.video.fork_client import Confinement, ForkServer, TaskFailure
+from dycoke_core.video.fork_client import ForkServer
+from dycoke_core.video.forked_child import Confinement, TaskFailure
 from dycoke_core.video.frame_buffer import map_pixels, open_frame_buffer
 from dycoke_core.video.landlock import landlock_abi
-from dycoke_core.video.refusals import KILL_REASONS, as_dycoke_error, refuse_beyond_limits
+from dycoke_core.video.read_warnings import warnings_about, warnings_of
+from dycoke_core.video.refusals import (
+    DECORD_CODECS,
+    KILL_REASONS,
+    as_dycoke_error,
+    refuse_beyond_limits,
+)
 from dycoke_core.video.replies import (
     MalformedReplyError,
-    Placement,
     Plan,
     parse_headers,
     parse_placement,
@@ -36,10 +43,6 @@ from dycoke_core.video.types import FrameSpec, ReadLimits, VideoFrames, VideoPro
 from dycoke_core.video.video_file import VideoFile, open_video
 
 logger = logging.getLogger(__name__)
-
-# How much sooner than the headers say frames may end without a warning: sound often lasts longer.
-_TOLERATED_GAP_S = 1.0
-_TOLERATED_GAP_SHARE = 0.05
 
 # More gain little at the sizes of most videos, and every thread holds frames of its own.
 _MAX_THREADS = 8
@@ -217,11 +220,11 @@ class FrameReaders:
         return plan
 
     async def _read(self, reading: _Reading) -> VideoFrames:
-        warnings = _warnings_about(reading.plan, reading.spec)
+        warnings = warnings_about(reading.plan, reading.spec)
         if reading.plan.key_pts:
             with suppress(_OtherwiseReadableError):
                 return await self._read_keyframes(reading, warnings)
-        if reading.plan.has_times and reading.video.container in _FOR_DECORD:
+        if _is_for_decord(reading):
             try:
                 return await self._read_with_decord(reading, warnings)
             except TaskFailure as failure:
@@ -282,7 +285,7 @@ class FrameReaders:
             on_progress=reading.on_progress,
         )
         pixels = map_pixels(*reading.pixels)
-        warnings = warnings + _warnings_of(placed, plan)
+        warnings = warnings + warnings_of(placed, plan)
         return VideoFrames(pixels, placed.indices, placed.timestamps_s, "pyav", tuple(warnings))
 
     async def _run(
@@ -330,6 +333,12 @@ class FrameReaders:
         raise failure
 
 
+def _is_for_decord(reading: _Reading) -> bool:
+    plan = reading.plan
+    has_only_known_codecs = plan.headers.codecs <= DECORD_CODECS
+    return plan.has_times and has_only_known_codecs and reading.video.container in _FOR_DECORD
+
+
 class _OtherwiseReadableError(Exception):
     """The quick way does not work with this video; the others may."""
 
@@ -345,48 +354,3 @@ class _Rising:
         if self._listener is not None and share > self._highest:
             self._highest = share
             self._listener(share)
-
-
-def _warnings_about(plan: Plan, spec: FrameSpec) -> list[str]:
-    """What the list of frames shows, before any is decoded."""
-    warnings = []
-    duration_s = plan.headers.probe.duration_s or 0.0
-    if duration_s - plan.end_s > max(_TOLERATED_GAP_S, _TOLERATED_GAP_SHARE * duration_s):
-        warnings.append(f"the frames end at {plan.end_s:.2f} s, the file at {duration_s:.2f} s")
-    if spec.sampling == "keyframe" and not plan.num_keyframes:
-        warnings.append("no keyframes are known of the clip; all its frames were sampled")
-    elif spec.sampling == "keyframe" and plan.num_keyframes < spec.num_frames:
-        warnings.append(f"the clip has {plan.num_keyframes} keyframes, which are repeated")
-    return warnings
-
-
-def _warnings_of(placed: Placement, plan: Plan) -> list[str]:
-    num_frames = len(plan.indices)
-    num_moved = sum(a != b for a, b in zip(plan.indices, placed.indices, strict=True))
-    warnings = []
-    if num_moved:
-        warnings.append(f"{num_moved} of {num_frames} frames do not decode; neighbours stand in")
-    if placed.num_damaged:
-        warnings.append(f"{placed.num_damaged} of {num_frames} frames are damaged")
-    return warnings
-
-
-def read_video_frames(
-    path: Path,
-    spec: FrameSpec,
-    limits: ReadLimits | None = None,
-    *,
-    allow_unsandboxed: bool = False,
-) -> VideoFrames:
-    """`FrameReaders.read` for a program without an event loop; starts the readers and ends them."""
-
-    async def read() -> VideoFrames:
-        readers = FrameReaders(
-            limits or ReadLimits(), max_readers=1, allow_unsandboxed=allow_unsandboxed
-        )
-        try:
-            return await readers.read(path, spec)
-        finally:
-            await readers.aclose()
-
-    return asyncio.run(read())

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from av.container import InputContainer
 from av.filter import Graph
-from av.stream import Disposition
+from av.stream import Disposition, Stream
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
@@ -165,7 +165,15 @@ def _describe(container: InputContainer, stream: VideoStream) -> dict[str, Any]:
         "num_frames": max(0, stream.frames),
         "fps": max(0.0, float(stream.average_rate or 0)),
         "extradata_bytes": context.extradata_size,
+        "codecs": sorted({_codec_of(stream) for stream in container.streams} - {""}),
     }
+
+
+def _codec_of(stream: Stream) -> str:
+    """The codec that a demuxer's user might open for a stream; "" where none can be."""
+    if stream.type in ("data", "attachment"):
+        return ""
+    return stream.codec_context.codec.canonical_name if stream.codec_context else "unknown"
 
 
 def _duration_s(container: InputContainer, stream: VideoStream) -> float:

@@ -14,12 +14,14 @@ from dycoke_core.errors import (
     VideoReaderKilledError,
     VideoReadTimeoutError,
 )
-from dycoke_core.video.fork_client import TaskFailure
+from dycoke_core.video.forked_child import TaskFailure
 from dycoke_core.video.replies import Headers
 from dycoke_core.video.types import FailureCode, ReadLimits
 
 # `pyav_reader` names their decoders.
 CODECS = ("h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "mpeg2video", "mjpeg")
+# decord opens the decoders of all streams, if only to look at them: of these and no others.
+DECORD_CODECS = frozenset({*CODECS, "aac", "mp3", "opus", "vorbis"})
 KILL_REASONS: tuple[FailureCode, ...] = ("timeout", "memory", "cpu", "crash", "killed")
 
 _LOST: dict[FailureCode, str] = {

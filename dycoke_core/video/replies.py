@@ -25,6 +25,7 @@ class MalformedReplyError(Exception):
 class Headers:
     probe: VideoProbe
     extradata_bytes: int
+    codecs: frozenset[str]  # of all streams that can be decoded, sound and subtitles too
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +53,10 @@ class Placement:
 
 def parse_headers(reply: Any, container: Container) -> Headers:
     reply = _object(reply)
-    codec = reply.get("codec")
-    if not isinstance(codec, str) or not _CODEC_NAME.fullmatch(codec):
-        raise MalformedReplyError("codec")
+    codec = _codec(reply.get("codec"))
+    codecs = reply.get("codecs")
+    if not isinstance(codecs, list):
+        raise MalformedReplyError("codecs")
     probe = VideoProbe(
         container=container.value,
         codec=codec,
@@ -64,7 +66,9 @@ def parse_headers(reply: Any, container: Container) -> Headers:
         num_frames=_int(reply, "num_frames") or None,
         fps=_seconds(reply.get("fps")) or None,
     )
-    return Headers(probe, _int(reply, "extradata_bytes"))
+    return Headers(
+        probe, _int(reply, "extradata_bytes"), frozenset(_codec(each) for each in codecs)
+    )
 
 
 def parse_plan(reply: Any, container: Container, num_frames: int) -> Plan:
@@ -91,6 +95,12 @@ def parse_placement(reply: Any, plan: Plan) -> Placement:
         timestamps_s=_timestamps(reply, num_frames),
         num_damaged=_int(reply, "num_damaged"),
     )
+
+
+def _codec(value: Any) -> str:
+    if not isinstance(value, str) or not _CODEC_NAME.fullmatch(value):
+        raise MalformedReplyError("codec")
+    return value
 
 
 def _object(value: Any) -> dict[str, Any]:

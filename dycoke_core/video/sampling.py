@@ -1,4 +1,4 @@
-"""Which frames of a video stand for it. Pure; frames are counted in the order of display."""
+"""Chooses the frames that represent a video. Pure; frames are counted in display order."""
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
@@ -9,14 +9,14 @@ import numpy as np
 def frames_in_clip(
     timestamps_s: Sequence[float], end_of_video_s: float, start_s: float | None, end_s: float | None
 ) -> range:
-    """Returns the frames of a clip: from the one on screen at `start_s` to the last before `end_s`.
+    """The frames of a clip: from the one on screen at `start_s` to the last before `end_s`.
 
     Args:
         timestamps_s: when each frame appears, ascending; not empty.
         end_of_video_s: when the last frame disappears.
 
     Returns:
-        A range of indices; empty only where `start_s` is at or beyond the end of the video.
+        A range of indices; empty only if `start_s` is at or beyond the end of the video.
     """
     if start_s is not None and start_s >= end_of_video_s:
         return range(0)
@@ -26,7 +26,7 @@ def frames_in_clip(
 
 
 def sample_indices(frames: Sequence[int], num_frames: int) -> tuple[int, ...]:
-    """Chooses `num_frames` of `frames`, spread evenly; repeats them where there are fewer.
+    """Chooses `num_frames` of `frames`, spread evenly; repeats some if there are fewer.
 
     Source: LLaVA-OneVision, `np.linspace(0, total - 1, num_frames, dtype=int)`, which rounds down.
     """

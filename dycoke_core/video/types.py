@@ -1,4 +1,4 @@
-"""What is asked of the frame readers, what they answer, and the limits they keep to."""
+"""What frame readers are asked for, what they return, and their limits."""
 
 import math
 from dataclasses import dataclass
@@ -11,11 +11,12 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 ReaderName = Literal["decord", "pyav"]
-# What became of a task that brought no result. What its child reported of the video:
-#   no_video, unknown_codec, unreadable, too_many_frames; that the allocator refused it: memory;
-# how the child ended: timeout, memory, cpu, crash (a signal of its own doing), killed (from
-#   outside), exception (a Python error, or a reply that no honest child sends);
-# that there was none: no_process.
+# Why a task has no result. The child reported on the video:
+#   no_video, unknown_codec, unreadable, too_many_frames;
+# it reported that an allocation was refused: memory;
+# the child ended: timeout, memory, cpu, crash (a signal that it caused), killed (from outside),
+#   exception (a Python error, or a reply that no honest child sends);
+# there was no child: no_process.
 FailureCode = Literal[
     "no_video",
     "unknown_codec",
@@ -39,21 +40,21 @@ MAX_IMAGE_SIZE = 1024
 
 @dataclass(frozen=True, slots=True)
 class ReadLimits:
-    """What one upload may cost. The last five bound a child whatever the file says of itself.
+    """What one upload may cost. The last five bound a child whatever the file claims.
 
     `max_pixels` is DCI 4K with room for its padding; UHD fits either way up. An 8K frame takes
-    50 MB in the decoder, sixteen of which a stream may ask to be kept, and one core decodes twenty
-    empty ones per second: real footage ends in a timeout, so it is refused at once.
+    50 MB in the decoder, a stream may require sixteen of them to be kept, and one core decodes
+    twenty empty ones per second: real 8K footage would time out, so it is refused at once.
     """
 
     max_pixels: int = 4096 * 2304
     max_duration_s: float = 2 * 3600.0
-    max_source_frames: int = 500_000  # two hours at 60 frames per second, and some
+    max_source_frames: int = 500_000  # a little over two hours at 60 frames per second
     max_extradata_bytes: int = 2**20  # parameter sets; a few hundred bytes in real files
-    timeout_s: float = 30.0  # all children of one upload together, waiting for a place excluded
+    timeout_s: float = 30.0  # for all children of one upload, without the wait for a place
     probe_timeout_s: float = 10.0
     decord_share: float = 0.6  # of the time left, before PyAV gets its turn
-    cpu_s: int = 20  # per child, for each thread that it may decode with
+    cpu_s: int = 20  # per child and decoding thread
     memory_bytes: int = 2 * 2**30  # address space of a child
 
 
@@ -62,10 +63,9 @@ class FrameSpec:
     """Which frames are wanted: `num_frames` of size S x S, spread evenly over the clip.
 
     The clip runs from the frame on screen at `start_s` to the last one that begins before `end_s`.
-    With the sampling `keyframe` only its keyframes count, which decode without any other: hours of
-    video are read in a moment, at times that are the encoder's choice. Where there are fewer than
-    frames wanted they are repeated; where there is none the sampling is `uniform`. Either comes
-    with a warning.
+    The sampling `keyframe` takes only keyframes, which decode on their own: hours of video are read
+    in a moment, at times that the encoder chose. If there are fewer keyframes than frames wanted,
+    they are repeated; if there are none, the sampling is `uniform`. Both give a warning.
 
     Raises:
         InvalidRequestError: a value outside its range.
@@ -98,7 +98,7 @@ class FrameSpec:
 
 @dataclass(frozen=True, slots=True)
 class VideoProbe:
-    """What the file's headers say; nothing has been decoded. None where they say nothing."""
+    """What the file's headers say, without decoding; None where they say nothing."""
 
     container: str
     codec: str
@@ -113,9 +113,9 @@ class VideoProbe:
 class VideoFrames:
     """F frames and where they come from.
 
-    `indices` count the video's frames in the order of display, from 0; `timestamps_s` are the
-    container's presentation times less that of frame 0. A frame that does not decode is replaced by
-    the next one that does, under that one's index and time, with a warning.
+    `indices` count the video's frames in display order, from 0; `timestamps_s` are the container's
+    presentation times minus that of frame 0. A frame that does not decode is replaced by the next
+    one that does, with that one's index and time and a warning.
     """
 
     pixels: "npt.NDArray[np.uint8]"  # [F, S, S, 3] RGB, upright
@@ -123,4 +123,4 @@ class VideoFrames:
     timestamps_s: tuple[float, ...]
     reader: ReaderName
     warnings: tuple[str, ...]
-    fallback_cause: FailureCode | None = None  # why decord, which was to read them, did not
+    fallback_cause: FailureCode | None = None  # why decord, tried first, did not read them

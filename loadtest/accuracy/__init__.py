@@ -1,1 +1,1 @@
-"""The laboratory: what compression costs in right answers, over the synthetic test set."""
+"""The laboratory: what compression costs in right answers on the synthetic test set."""

@@ -7,7 +7,7 @@ Asks a model the synthetic test set under every setting of the paper's tables: f
 its controls, VidCom2, FastV, PruMerge. Writes accuracy.json, accuracy.md and pictures, and prints
 the Markdown.
 
-What is not covered: speed (`loadtest.engine`), video files, real videos.
+Not covered: speed (`loadtest.engine`), video files, real videos.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def main() -> int:
 
 def _run(arguments: argparse.Namespace) -> None:
     matplotlib.use("Agg")
-    measured_with = machine.describe()  # before this puts load on the machine
+    measured_with = machine.describe()  # before this loads the machine
     source = ModelSource(arguments.model, arguments.device, arguments.dtype)
     model = source.load()
     tables = _tables(arguments, model)
@@ -91,7 +91,7 @@ def _tables(arguments: argparse.Namespace, model: LlavaOnevision) -> dict[str, l
 
 
 def _draw_one_answer(model: LlavaOnevision, questions: QuestionSet, directory: Path) -> None:
-    """Of the first video in which something flashes, where there is one."""
+    """Draws an answer about the first video in which something flashes, if there is one."""
     clip = next((c for c in questions.clips if c.scene.event == "flash"), questions.clips[0])
     frames, question = clip.frames(model.image_size), PHRASINGS[DESCRIBE][0]
     draw_attention(model, frames, question, directory / "attention.png")

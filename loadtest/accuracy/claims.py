@@ -1,4 +1,4 @@
-"""What the paper and this project say of DyCoke, put to the test one claim at a time."""
+"""What the paper and this project claim about DyCoke, tested one claim at a time."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,12 +12,12 @@ from loadtest.accuracy.statistics import Estimate, Paired
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """That one setting's mean over some families is above another's.
+    """The claim that one setting's mean over some families is above another's.
 
     Args:
         ours, theirs: names of settings.
         families: places in FAMILIES.
-        margin: 0: above by more than the interval; below 0: no lower than by so much.
+        margin: 0: above by more than the interval; negative: lower by no more than this.
     """
 
     text: str
@@ -72,7 +72,7 @@ CLAIMS = (
 
 
 def check_claims(outcomes: Outcomes, paired: Paired) -> list[dict[str, Any]]:
-    """Those of the claims whose settings were run, as JSON knows them."""
+    """The verdicts on all claims whose settings were run, JSON-ready."""
     return [
         _check(claim, outcomes, paired)
         for claim in CLAIMS

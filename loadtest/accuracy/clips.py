@@ -1,4 +1,4 @@
-"""The test set's questions, numbered, with what the statistics have to know of each."""
+"""The test set's questions, numbered, with what the statistics need to know about each."""
 
 from dataclasses import dataclass
 
@@ -35,21 +35,21 @@ class AskedQuestion:
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """One video and what it is asked: all of it while the video is in the engine's caches."""
+    """One video and its questions, all asked while the video is in the engine's caches."""
 
     index: int
     scene: Scene
     questions: tuple[AskedQuestion, ...]
 
     def frames(self, image_size: int) -> npt.NDArray[np.uint8]:
-        """uint8 [F, S, S, 3] at the model's image size S, rendered anew at each call."""
+        """uint8 [F, S, S, 3] at the model's image size S, rendered again at each call."""
         frames = render(self.scene)
         return frames if image_size == SIZE else _resized(frames, image_size)
 
 
 @dataclass(frozen=True, slots=True)
 class QuestionSet:
-    """`families` and `videos` are int64 [questions]: of each, its place in FAMILIES, its clip."""
+    """`families` and `videos`, int64 [questions]: each question's place in FAMILIES and clip."""
 
     clips: tuple[Clip, ...]
     families: npt.NDArray[np.int64]
@@ -60,7 +60,7 @@ def load_questions(num_questions: int, *, first_seed: int = FIRST_SEED) -> Quest
     """`num_questions` of every family.
 
     Args:
-        first_seed: other scenes from another one.
+        first_seed: another one gives other scenes.
     """
     clips: list[Clip] = []
     families: list[int] = []
@@ -80,7 +80,7 @@ def _resized(frames: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
 
 
 def sample_frames(frames: npt.NDArray[np.uint8], number: int) -> npt.NDArray[np.uint8]:
-    """Fewer frames of a video, spread evenly, rounded down as LLaVA does: brief events may go."""
+    """Fewer frames of a video, spread evenly, rounded down as in LLaVA; may miss brief events."""
     if number == len(frames):
         return frames
     return frames[np.linspace(0, len(frames) - 1, number, dtype=int)]

@@ -1,7 +1,7 @@
 """Runs every setting over every question: policies through the engine, many sequences at once.
 
-What a video's questions and settings have in common is computed once: its features, and one prefix
-for each stage I. Baselines that cannot share a prefix go one answer at a time.
+What a video's questions and settings share is computed once: its features, and one prefix for each
+stage I. Baselines that cannot share a prefix run one answer at a time.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,15 +26,15 @@ from loadtest.baselines.prumerge import look_at, merge_tokens
 
 @dataclass(slots=True)
 class Outcome:
-    """What one setting did: a score by question, and how often stage II chose anew."""
+    """What one setting did: a score by question, and how often stage II refreshed."""
 
     scores: dict[int, float] = field(default_factory=dict)
-    num_decode_steps: int = 0  # that could have refreshed
+    num_decode_steps: int = 0  # steps that could have refreshed
     num_refreshes: int = 0
 
     @property
     def refresh_rate(self) -> float:
-        """Refreshes per decode step that could have refreshed; 0 where none could."""
+        """Refreshes per decode step that could have refreshed; 0 if none could."""
         return self.num_refreshes / self.num_decode_steps if self.num_decode_steps else 0.0
 
     def in_order(self) -> npt.NDArray[np.float64]:
@@ -42,7 +42,7 @@ class Outcome:
         return np.array([self.scores[index] for index in range(len(self.scores))])
 
     def add(self, other: "Outcome") -> None:
-        """Takes in what the setting did with other questions."""
+        """Adds what the setting did with other questions."""
         self.scores |= other.scores
         self.num_decode_steps += other.num_decode_steps
         self.num_refreshes += other.num_refreshes
@@ -78,7 +78,7 @@ class Laboratory:
     def _ask_all(
         self, settings: Sequence[Setting], videos: Sequence[tuple[Clip, npt.NDArray[np.uint8]]]
     ) -> dict[str, tuple[Setting, AskedQuestion]]:
-        """Adds a sequence for every setting and question; what each asks, by its id."""
+        """Adds a sequence for every setting and question; returns what each asks, by its id."""
         asked: dict[str, tuple[Setting, AskedQuestion]] = {}
         for setting in settings:
             for clip, pixels in videos:
@@ -105,7 +105,7 @@ def answer_with_fastv(
     questions: Sequence[AskedQuestion],
     setting: Setting,
 ) -> list[str]:
-    """Each question in a prefill of its own: what is pruned depends on it."""
+    """Answers each question with its own prefill: what is pruned depends on the question."""
     *_, features = model.encode_frames(frames)
     assert features is not None
     texts = []
@@ -131,7 +131,7 @@ def answer_with_prumerge(
     questions: Sequence[AskedQuestion],
     setting: Setting,
 ) -> list[str]:
-    """Its tokens do not depend on the question, so their rows are computed once."""
+    """Answers all questions; the tokens do not depend on them, so their rows are computed once."""
     _, tokens = merge_tokens(look_at(model, frames), PRUMERGE_RATIO)
     attention = CachedAttention()
     texts, num_prefix = [], 0

@@ -1,4 +1,4 @@
-"""The report as Markdown, in the forms of the paper's tables."""
+"""The report as Markdown, laid out like the paper's tables."""
 
 from collections.abc import Callable, Iterator
 from typing import Any

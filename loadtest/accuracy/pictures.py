@@ -28,7 +28,7 @@ NUM_SHOWN = 8  # frames
 
 
 class RecordingAttention(CachedAttention):
-    """Remembers what each generated token attends to, averaged over heads.
+    """Records what each generated token attends to, averaged over heads.
 
     weights: by layer, float32 [S] for each decode step.
     """
@@ -64,7 +64,7 @@ class Gaze:
 
 @torch.inference_mode()
 def watch(model: LlavaOnevision, frames: npt.NDArray[np.uint8], question: str, k: float) -> Gaze:
-    """Answers a question over what stage I keeps, without stage II."""
+    """Answers a question from what stage I keeps, without stage II."""
     *_, features = model.encode_frames(torch.from_numpy(frames))
     assert features is not None
     kept = ttm.select_tokens(features, k)
@@ -116,7 +116,7 @@ def draw_kept_tokens(
     *,
     first_frame: int = 0,
 ) -> None:
-    """Some frames, what stage I keeps of them, and what the first and last decode step see."""
+    """Some frames, what stage I keeps of them, and what the first and last decode steps see."""
     config = CompressionConfig()
     gaze = watch(model, frames, question, k=config.k)
     scores = gaze.by_layer[max(config.l - 1, 0)]  # [steps, V]
@@ -146,7 +146,7 @@ def draw_kept_tokens(
 
 
 def _dimmed(frame: npt.NDArray[np.uint8], mask: Tensor) -> npt.NDArray[Any]:
-    """The frame with what is not in the mask nearly white; the mask is a square grid of tokens."""
+    """The frame, nearly white outside the mask; the mask is a square grid of tokens."""
     side = round(len(mask) ** 0.5)
     cells = mask.view(1, 1, side, side)
     pixels = torch.nn.functional.interpolate(cells, size=frame.shape[:2], mode="nearest")[0, 0]

@@ -1,4 +1,4 @@
-"""Spreads the videos over processes: on a CPU two of one thread do more than one of two."""
+"""Spreads videos over processes: on a CPU two single-threaded ones beat one with two threads."""
 
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
@@ -9,10 +9,10 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from dycoke_core.model.llava_onevision import LlavaOnevision
-from dycoke_core.model.loader import load_model
 from loadtest.accuracy.clips import Clip, QuestionSet
 from loadtest.accuracy.evaluation import Laboratory, Outcome, Outcomes
 from loadtest.accuracy.settings import Setting
+from loadtest.llava_onevision import load_llava_onevision
 
 CLIPS_AT_ONCE = 2
 
@@ -27,7 +27,7 @@ class ModelSource:
 
     def load(self) -> LlavaOnevision:
         transformers_logging.disable_progress_bar()
-        return load_model(self.path, device=self.device, dtype=self.dtype)
+        return load_llava_onevision(self.path, device=self.device, dtype=self.dtype)
 
 
 def evaluate(
@@ -42,7 +42,7 @@ def evaluate(
 
     Args:
         num_processes: 1 runs here, with all of torch's threads.
-        on_clips: called with numbers of videos that are through.
+        on_clips: called with numbers of videos that are done.
     """
     clips = questions.clips
     groups = [clips[i : i + CLIPS_AT_ONCE] for i in range(0, len(clips), CLIPS_AT_ONCE)]
@@ -70,7 +70,7 @@ def _examine(
         yield from pool.map(_examine_group, groups)
 
 
-# One in each process of the pool, which has no other place to keep it.
+# One in each process of the pool, which has nowhere else to keep it.
 _laboratory: Laboratory | None = None
 
 

@@ -1,4 +1,4 @@
-"""From scores to what is published: one JSON object, which tables and charts are made from."""
+"""Turns scores into one JSON object, from which tables and charts are made."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -22,10 +22,10 @@ def make_report(
     outcomes: Outcomes,
     measured_with: dict[str, Any],
 ) -> dict[str, Any]:
-    """Everything that was measured, as JSON knows it.
+    """Everything that was measured, JSON-ready.
 
     Args:
-        measured_with: the machine, as it was before.
+        measured_with: the machine, as it was before the run.
     """
     paired = Paired(questions.videos, questions.families, len(FAMILIES))
     settings = {setting.name: setting for rows in tables.values() for setting in rows}

@@ -13,7 +13,7 @@ Table = Literal["table1", "table5", "table6", "figure5"]
 TABLES: tuple[Table, ...] = ("table1", "table5", "table6", "figure5")
 NUM_FRAMES = 32
 FULL = "full"  # the setting that the others are compared with
-PRUMERGE_RATIO, FASTV_RATIO = 0.55, 0.35  # of DyCoke's paper
+PRUMERGE_RATIO, FASTV_RATIO = 0.55, 0.35  # from DyCoke's paper
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +23,8 @@ class Setting:
     Args:
         name: unique; what the row is called.
         method: how it is run: a policy by the engine, or a baseline one answer at a time.
-        compression: the policy's.
-        layer: the first that FastV prunes.
+        compression: the policy.
+        layer: the first layer that FastV prunes.
     """
 
     name: str
@@ -34,16 +34,16 @@ class Setting:
     layer: int = 0
 
     def for_video(self, seed: int) -> CompressionConfig:
-        """The policy with a draw of its own for each video, so that no one mask decides."""
+        """The policy with its own draw for each video, so that no single mask decides."""
         takes_seed = "seed" in POLICY_PARAMETERS[self.compression.policy]
         return replace(self.compression, seed=seed) if takes_seed else self.compression
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a setting costs the language model, from counts alone. The newline is in none of them.
+    """What a setting costs the language model, from counts alone, without the newline.
 
-    `paper_flops` is Eq. 8 with R = 100; FastV's layers are counted each with the tokens it sees.
+    `paper_flops` is Eq. 8 with R = 100; each of FastV's layers counts with the tokens it sees.
     """
 
     visual_tokens_in: int
@@ -171,7 +171,7 @@ def _policy(name: str, **parameters: Any) -> Setting:
 
 
 def _mean(geometry: TextGeometry, first_pruned: int, before: int, after: int) -> float:
-    """Over the layers, of which those from `first_pruned` on see `after` tokens."""
+    """The mean over layers, of which those from `first_pruned` on see `after` tokens."""
     num_layers = geometry.num_layers
     return (first_pruned * before + (num_layers - first_pruned) * after) / num_layers
 

@@ -1,7 +1,7 @@
 """Paired statistics: every setting answers the same questions about the same videos.
 
-Several questions are about one video and fall together, so intervals come from resampling videos,
-not questions. McNemar's test, which takes questions for independent, is given beside them.
+Questions about one video tend to be right or wrong together, so intervals come from resampling
+videos, not questions. McNemar's test, which assumes independent questions, is reported as well.
 """
 
 import math
@@ -30,7 +30,7 @@ class Paired:
     """Scores of several settings over the same questions.
 
     Args:
-        videos, families: int64 [questions], of each question.
+        videos, families: int64 [questions], each question's.
         num_families: families are 0 … num_families - 1.
         seed: of the resampling.
     """
@@ -49,7 +49,7 @@ class Paired:
         return self._estimate(scores, families)
 
     def difference(self, ours: Floats, theirs: Floats, families: Sequence[int]) -> Estimate:
-        """Of two settings' `mean`. The resamples are the same for both."""
+        """The difference of two settings' `mean`, with the same resamples for both."""
         return self._estimate(ours - theirs, families)
 
     def _estimate(self, scores: Floats, families: Sequence[int]) -> Estimate:
@@ -71,7 +71,7 @@ class Paired:
 
 @dataclass(frozen=True, slots=True)
 class McNemar:
-    """Questions that one setting alone gets right, and the exact two-sided p of such a split."""
+    """Questions that only one setting gets right, and the exact two-sided p of such a split."""
 
     only_ours: int
     only_theirs: int
@@ -81,8 +81,8 @@ class McNemar:
 def mcnemar(ours: Floats, theirs: Floats) -> McNemar:
     """Compares right and wrong answers, scores of 0 and 1.
 
-    Source: McNemar's test in its exact form: under no difference the split of the questions that
-        differ is binomial with one half.
+    Source: McNemar's exact test: without a difference the split of the questions that differ is
+        binomial with p = 1/2.
     """
     b, c = int((ours > theirs).sum()), int((theirs > ours).sum())
     n, fewer = b + c, min(b, c)

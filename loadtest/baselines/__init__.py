@@ -1,2 +1,2 @@
-"""Methods that a service cannot offer, for comparison: they see the question or need the tower's
-attention, so that nothing of a video could be kept for its next question. One answer at a time."""
+"""Methods for comparison that a service cannot offer: they look at the question or at the vision
+tower's attention, so no prefix could be kept for a video's next question. One answer at a time."""

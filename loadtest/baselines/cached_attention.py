@@ -1,4 +1,4 @@
-"""Plain causal attention with a cache of its own, for one answer outside the engine."""
+"""Plain causal attention with its own cache, for one answer outside the engine."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ class CachedAttention:
         return attend_causally(query[0].transpose(0, 1), keys, values, scaling)[None]
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores new rows [q, G, E] behind the earlier ones and returns all."""
+        """Appends new rows [q, G, E] and returns all rows."""
         if layer in self.keys:
             keys = torch.cat([self.keys[layer], keys])
             values = torch.cat([self.values[layer], values])
@@ -31,7 +31,7 @@ class CachedAttention:
         return keys, values
 
     def cut(self, num_tokens: int) -> None:
-        """Forgets what came behind the first tokens."""
+        """Forgets everything after the first `num_tokens` tokens."""
         for rows in (self.keys, self.values):
             rows.update({layer: tensor[:num_tokens] for layer, tensor in rows.items()})
 
@@ -67,7 +67,7 @@ def attention_weights(query: Tensor, keys: Tensor, scaling: float) -> Tensor:
 def generate(
     model: LlavaOnevision, embeds: Tensor, attention: Any, *, start: int = 0, max_tokens: int
 ) -> list[int]:
-    """Greedy decoding behind a prompt, up to and with the end token.
+    """Greedy decoding after a prompt, up to and including the end token.
 
     Args:
         embeds: [q, D], the part of the prompt that `attention` has not seen.

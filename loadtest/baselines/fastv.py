@@ -1,4 +1,4 @@
-"""FastV: visual tokens that the last prompt token attends to least leave at an early layer."""
+"""FastV: an early layer drops the visual tokens that the last prompt token attends to least."""
 
 import torch
 from torch import Tensor
@@ -16,13 +16,13 @@ class FastVAttention(CachedAttention):
     """A `LayerAttention` for one answer: the first call of each layer is the whole prompt.
 
     Layers below `layer` see every token. The attention of layer - 1 from the prompt's last token,
-    averaged over heads, ranks the visual tokens; from `layer` on, prompt and answer know only the
-    kept ones. Rows of tokens that have left still pass through the later layers, where nothing
-    attends to them: the answers are those of a shorter prompt.
+    averaged over heads, ranks the visual tokens; from `layer` on, prompt and answer attend only to
+    the kept ones. Rows of dropped tokens still pass through the later layers, but nothing attends
+    to them: the answers are those of a shorter prompt.
 
     Args:
         visual: places of the visual tokens in the prompt.
-        layer: the first that prunes, 1 or more.
+        layer: the first layer that prunes, 1 or more.
         retained_ratio: share of the visual tokens that stays.
 
     Source: Chen et al., "An Image is Worth 1/2 Tokens After Layer 2", ECCV 2024, the version with

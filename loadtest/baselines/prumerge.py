@@ -1,5 +1,5 @@
-"""LLaVA-PruMerge, adapted to SigLIP: tokens that the vision tower attends to stay and take in what
-is pruned near them."""
+"""LLaVA-PruMerge, adapted to SigLIP: the tokens that the vision tower attends to most stay, and
+absorb those pruned near them."""
 
 import math
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from torch.nn.functional import interpolate, normalize
 from dycoke_core.compression.counts import share_of
 from dycoke_core.compression.kv_pruning import select_visual_tokens
 from dycoke_core.model.llava_onevision import LlavaOnevision
+from dycoke_core.model.vision import num_layers_run
 
 NUM_NEIGHBOURS = 32
 BATCH_FRAMES = 4  # attention of 729 patches to each other, in 16 heads, is large
@@ -19,7 +20,7 @@ BATCH_FRAMES = 4  # attention of 729 patches to each other, in 16 heads, is larg
 
 @dataclass(frozen=True, slots=True)
 class TowerView:
-    """What a frame's tokens are to the last layer of the vision tower that is run.
+    """Frames' tokens as the last layer of the vision tower that runs sees them.
 
     attention: float32 [F, N]; keys: float32 [F, N, vision width]; features: [F, N, D].
     """
@@ -34,8 +35,8 @@ def look_at(model: LlavaOnevision, frames: Tensor) -> TowerView:
     """Encodes uint8 frames [F, S, S, 3] and keeps the last layer's attention and keys.
 
     Deviation: PruMerge ranks by the attention of CLIP's CLS token. SigLIP has none, so a patch
-        counts by the mean attention that all patches pay to it, and as LLaVA-OneVision pools its
-        tokens, attention and keys are pooled to the same grid. This adaptation is ours.
+        is ranked by the mean attention of all patches to it. As LLaVA-OneVision pools its tokens,
+        attention and keys are pooled to the same grid. This adaptation is ours.
     """
     views = [_look_at_few(model, few) for few in torch.split(frames, BATCH_FRAMES)]
     return TowerView(
@@ -46,7 +47,7 @@ def look_at(model: LlavaOnevision, frames: Tensor) -> TowerView:
 
 
 def merge_tokens(view: TowerView, retained_ratio: float = 0.55) -> tuple[Tensor, Tensor]:
-    """Keeps the most attended tokens of each frame and adds to each what was pruned near it.
+    """Keeps the most attended tokens of each frame and adds to each those pruned near it.
 
     A kept token gains the sum of its 32 nearest pruned tokens of the frame, by the cosine of their
     keys, weighted by their attention.
@@ -55,8 +56,8 @@ def merge_tokens(view: TowerView, retained_ratio: float = 0.55) -> tuple[Tensor,
         int64 [V] places among the F * N tokens, ascending, and the merged tokens [V, D].
 
     Source: Shang et al., "LLaVA-PruMerge", arXiv 2403.15388; fixed 55 % as in DyCoke's paper.
-    Deviation: see `look_at`; each frame of the video is an image of its own; tokens merge behind
-        the projector, only with pruned ones, and no token is added for all that was pruned. Of
+    Deviation: see `look_at`; each frame of the video is a separate image; tokens merge after the
+        projector, only with pruned ones, and no extra token stands for everything pruned. In
         frames of 49 tokens fewer than 32 are pruned, so every kept token gains the same.
     """
     num_frames, tokens_per_frame, _ = view.features.shape
@@ -101,7 +102,7 @@ def _merge_frame(features: Tensor, attention: Tensor, keys: Tensor, kept: Tensor
 def _last_layer(model: LlavaOnevision) -> nn.Module:
     tower = model.model.model.vision_tower
     tower = getattr(tower, "vision_model", tower)
-    last = model.vision_geometry.num_layers - 1
+    last = num_layers_run(model.model.model) - 1
     layer: nn.Module = tower.get_submodule(f"encoder.layers.{last}")
     return layer
 

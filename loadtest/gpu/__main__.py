@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-# Triton reads these when it is imported.
+# Triton reads these when imported.
 os.environ["TRITON_INTERPRET"] = "1" if "--dry-run" in sys.argv else "0"
 if "--dry-run" in sys.argv:
     os.environ["TRITON_DEFAULT_FP_FUSION"] = "0"

@@ -17,8 +17,8 @@ class Goal:
 
     Args:
         key: under which a section records the figure.
-        ideal: at the data sheet's rates; None where nothing was counted.
-        goal: None with "exact": the section says whether the count came out.
+        ideal: at the data sheet's rates; None if nothing was counted.
+        goal: None with "exact": the section says whether the count is right.
         sense: on which side of the goal a figure meets it.
     """
 
@@ -35,7 +35,7 @@ class Goal:
         return value <= self.goal if self.sense == "at_most" else value >= self.goal
 
     def share_of_ideal(self, value: float) -> float | None:
-        """1 at the ideal, less than 1 below it, whichever way the figure runs."""
+        """1 at the ideal, less than 1 if worse, whether more or less is better."""
         if self.ideal is None or not value:
             return None
         return self.ideal / value if self.sense == "at_most" else value / self.ideal

@@ -1,8 +1,8 @@
 """Each kernel on inputs of a decode step's size, with the bytes that it must move.
 
-Inputs are random, never zeros, and larger than any L2 cache where the device's memory is the
-subject: attention and scores. The small kernels' inputs come out of the cache in a real step; here
-they come out of memory, so their rates are those of a cold cache.
+Inputs are random, never zeros. For kernels bound by the device's memory (attention and scores) they
+are larger than any L2 cache. In a real step the small kernels' inputs come from the cache; here
+they come from memory, so their rates are those of a cold cache.
 """
 
 import math
@@ -39,8 +39,8 @@ _KEPT_SHARE = 0.3
 class KernelCase:
     """
     Args:
-        num_bytes: read and written once each; of lists of slots the slots' numbers too.
-        from_memory: whether a real step finds these inputs in memory too, not in the cache.
+        num_bytes: each read and written once, including the lists of slots.
+        from_memory: whether a real step, too, finds these inputs in memory, not in the cache.
     """
 
     name: str
@@ -53,8 +53,8 @@ class KernelCase:
 class StepInputs:
     """
     Args:
-        num_tokens: that each row reads in a layer without stage II.
-        num_visual: of these, after TTM.
+        num_tokens: tokens that each row reads in a layer without stage II.
+        num_visual: how many of them are visual, after TTM.
     """
 
     geometry: Geometry
@@ -94,7 +94,7 @@ def kernel_cases(inputs: StepInputs) -> Iterator[KernelCase]:
 
 
 def slot_lists(inputs: StepInputs) -> dict[str, npt.NDArray[np.int32]]:
-    """By kind, [B, tokens]: slots of the same pool, of each row its own."""
+    """By kind, [B, tokens]: slots of the same pool, different ones for each row."""
     generator = np.random.default_rng(inputs.seed)
     batch, length = inputs.batch, inputs.num_tokens
     ordered = np.arange(batch * length, dtype=np.int32).reshape(batch, length)
@@ -176,7 +176,7 @@ def _merge(
 
 
 def _tiles(inputs: StepInputs, length: int) -> tuple[Tiles, TileShape]:
-    """As a step would cut lists of this length that nobody shares."""
+    """Tiles as a step would cut unshared lists of this length."""
     geometry, batch = inputs.geometry, inputs.batch
     group = geometry.num_heads // geometry.num_kv_heads
     shape = TileShape(SMALL_TILE, group, geometry.num_kv_heads, geometry.num_layers)
@@ -273,7 +273,7 @@ def layer_cases(inputs: StepInputs) -> Iterator[KernelCase]:
 
 
 def sampling_cases(inputs: StepInputs) -> Iterator[KernelCase]:
-    """Greedy, and drawn from a nucleus; bytes are those of one pass over the logits."""
+    """Greedy, and drawn from a nucleus; the bytes are one pass over the logits."""
     batch, vocabulary, device = inputs.batch, inputs.geometry.vocab_size, inputs.device
     logits = 3 * inputs.numbers(batch, vocabulary)
     table = inputs.integers(_rows(inputs))

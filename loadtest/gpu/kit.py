@@ -39,7 +39,7 @@ class Kit:
         return self.seconds_left > 0
 
     def bench(self, size: Literal["large", "small"]) -> Workbench:
-        """The model and engine of this size, built once; a build that failed fails again at once.
+        """The model and engine of this size, built once; a failed build is not tried again.
 
         Raises:
             Exception: whatever the build raised.
@@ -64,7 +64,7 @@ class Section:
     """
     Args:
         share: of the run's time, relative to the other sections'.
-        process: sections of one process share models; a fault of the device ends one process.
+        process: sections of one process share models; a device fault ends only that process.
     """
 
     name: str

@@ -1,7 +1,7 @@
 """What a run has found so far, written to disk after every figure, so that a killed run keeps it.
 
-`report.json` has everything; `report.md` the summary and the figures for people. Both are replaced
-as a whole: whoever reads them sees a complete older file or a complete newer one.
+`report.json` has everything, `report.md` the summary and the figures for people. Both are replaced
+atomically: a reader sees a complete older file or a complete newer one.
 """
 
 import json
@@ -29,7 +29,7 @@ class Figure:
     high: float
     num_samples: int
     note: str = ""
-    is_met: bool | None = None  # by a count; None: the goal's bound decides, if there is one
+    is_met: bool | None = None  # decided by a count; None: by the goal's bound, if it has one
 
 
 @dataclass(slots=True)
@@ -68,7 +68,7 @@ class Report:
         note: str = "",
         is_met: bool | None = None,
     ) -> float:
-        """Takes one figure, by its samples, and returns their median."""
+        """Records one figure from its samples and returns their median."""
         values = [samples] if isinstance(samples, int | float) else list(samples)
         if not values or not all(math.isfinite(value) for value in values):
             raise ValueError(f"{key}: no finite samples: {values}")
@@ -93,7 +93,7 @@ class Report:
         print(f"  note: {text}", flush=True)
 
     def detail(self, key: str, value: Any) -> None:
-        """Keeps a value that is no single figure, for the JSON alone."""
+        """Records a value that is not a single figure, only in the JSON."""
         self.sections[self.current].details[key] = value
         self.save()
 
@@ -127,7 +127,7 @@ class Report:
         return rows
 
     def load(self) -> None:
-        """Takes over what other processes have written to the directory since."""
+        """Loads what other processes have written to the directory since."""
         path = self.directory / "report.json"
         if path.is_file():
             content = json.loads(path.read_text())

@@ -1,8 +1,8 @@
-"""Runs sections one after the other, each within its time, whatever happens to one of them.
+"""Runs sections one after the other, each within its time, even if one of them fails.
 
-On a GPU, groups of sections run in processes of their own: a kernel that writes where it must not
-takes its process along, and the next sections need another. What a section has recorded is on disk
-by then; see `loadtest.gpu.report`.
+On a GPU, groups of sections run in separate processes: a kernel that writes where it must not
+breaks its process, and the next sections need another. What a section has recorded is on disk by
+then; see `loadtest.gpu.report`.
 """
 
 import gc
@@ -25,7 +25,7 @@ LOST_DEVICE = 3  # a child's exit code
 _GRACE = 1.5  # times its budget, after which a section is interrupted
 _KILL_GRACE_S = 30.0  # beyond all budgets, after which a process is killed
 
-# Runs a child for these sections and this many seconds; returns its exit code, None if killed.
+# Runs a child for these sections and this many seconds; returns its exit code; None if killed.
 Spawn = Callable[[Sequence[Section], float], int | None]
 
 
@@ -37,7 +37,7 @@ def run_here(kit: Kit, sections: Sequence[Section], seconds: float) -> bool:
     """Runs sections in this process.
 
     Returns:
-        False: the device is lost, and the sections after the failed one have not been run.
+        False if the device is lost; the sections after the failed one have not run.
     """
     ends_at = time.monotonic() + seconds
     for index, section in enumerate(sections):
@@ -49,7 +49,7 @@ def run_here(kit: Kit, sections: Sequence[Section], seconds: float) -> bool:
 
 
 def _run_section(kit: Kit, section: Section, budget: float) -> bool:
-    """False: the device is lost."""
+    """Runs one section; False if the device is lost."""
     print(f"{section.name} ({budget:.0f} s):", flush=True)
     report = kit.report
     run = report.sections[section.name] = SectionRun("running", budget)
@@ -75,7 +75,7 @@ def _run_section(kit: Kit, section: Section, budget: float) -> bool:
 
 
 def _is_lost(device: torch.device) -> bool:
-    """After a fault of a kernel every further call fails."""
+    """Whether the device is lost: after a kernel's fault every further call fails."""
     try:
         torch.cuda.synchronize(device)
     except Exception:
@@ -85,7 +85,7 @@ def _is_lost(device: torch.device) -> bool:
 
 @contextmanager
 def _interrupted_after(seconds: float) -> Iterator[None]:
-    """Raises SectionTimeout in the main thread; a call that never returns is not interrupted."""
+    """Raises SectionTimeout in the main thread; cannot interrupt a call that never returns."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise SectionTimeout(f"interrupted after {seconds:.0f} s")
@@ -102,7 +102,7 @@ def _interrupted_after(seconds: float) -> Iterator[None]:
 def run_in_processes(
     report: Report, sections: Sequence[Section], seconds: float, spawn: Spawn
 ) -> None:
-    """Runs each group of sections in a process, and what a dead process left undone in another."""
+    """Runs each group of sections in a process; if it dies, the rest run in another."""
     ends_at = time.monotonic() + seconds
     pending = list(sections)
     while pending:
@@ -112,8 +112,8 @@ def run_in_processes(
         code = spawn(group, seconds_left * share)
         report.load()
         undone = [s for s in group if not _is_done(report, s)]
-        # A process that lost its device says so after its last section, and nobody else is to
-        # blame; any other end is that of the section under way.
+        # A process that lost its device exits after the section that did it, which is already
+        # recorded as failed; any other end is charged to the section that was running.
         if undone and (code != LOST_DEVICE or len(undone) == len(group)):
             run = report.sections.setdefault(undone[0].name, SectionRun("running", 0.0))
             run.status = "failed"

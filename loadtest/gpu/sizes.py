@@ -1,4 +1,4 @@
-"""How large everything is in a run on a GPU, and in a dry run on a CPU."""
+"""The sizes of a run on a GPU, and of a dry run on a CPU."""
 
 from dataclasses import dataclass
 
@@ -31,13 +31,13 @@ class Sizes:
     Args:
         batch: sequences in "batch 64"; wide_batch: in "batch 256".
         cached_videos: numbers of videos that a batch of questions is spread over.
-        num_distinct_frames: of the videos whose decode steps are timed. Their other frames repeat
-            these, so that the vision tower is run for few; keys and values are every video's own.
+        num_distinct_frames: in the videos whose decode steps are timed. Their other frames repeat
+            these, so that the vision tower runs on few; every video has its own keys and values.
         first_pruned_layer: L.
         num_warm_steps: before `num_steps` timed ones.
         stagger: steps by which the first of a batch may be ahead of the last.
-        turns: times that each of the cases that are compared is measured, one after the other.
-        kv_bytes: of the large model's engine and of the small one's.
+        turns: how often each of the compared cases is measured, one after the other.
+        kv_bytes: for the large model's engine and the small one's.
     """
 
     large: Geometry

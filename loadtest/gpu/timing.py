@@ -18,8 +18,8 @@ def synchronize(device: torch.device) -> None:
 
 @dataclass(frozen=True, slots=True)
 class StepTimes:
-    """mean_s: wall clock over all steps, synchronised at both ends alone. median_s: of the times
-    between returns of `step`, which the device paces without a further wait."""
+    """mean_s: wall clock over all steps, synchronised only at both ends. median_s: of the times
+    between returns of `step`, which the device paces without another wait."""
 
     mean_s: float
     median_s: float
@@ -48,7 +48,7 @@ def time_steps(engine: Engine, num_steps: int) -> StepTimes:
 def by_turns(
     cases: Mapping[str, Callable[[], float]], *, turns: int, has_time: Callable[[], bool]
 ) -> dict[str, list[float]]:
-    """Measures every case once, then every case again: drifts of the machine hit all alike.
+    """Measures every case once, then every case again, so that drifts affect all cases alike.
 
     Args:
         has_time: asked before every turn but the first.
@@ -63,14 +63,14 @@ def by_turns(
 
 
 def ratios(above: Iterable[float], below: Iterable[float]) -> list[float]:
-    """Turn by turn."""
+    """Ratios turn by turn."""
     return [a / b for a, b in zip(above, below, strict=True)]
 
 
 def device_seconds(run: Callable[[], object], device: torch.device, *, repeats: int = 20) -> float:
     """Median seconds of `run` on the device, after warm-up, with the caches emptied between runs.
 
-    On a CPU the wall clock's, for dry runs.
+    On a CPU by the wall clock, for dry runs.
     """
     if device.type != "cuda":
         return _wall_seconds(run, repeats=2)
@@ -103,7 +103,7 @@ class DeviceTimer:
         self._end.record()
 
     def seconds(self) -> float:
-        """Once the device has been waited for."""
+        """The seconds, after waiting for the device."""
         return float(self._begin.elapsed_time(self._end)) / 1e3
 
 

@@ -1,7 +1,7 @@
-"""A model of random weights, its engine, and batches of sequences that decode.
+"""A model with random weights, its engine, and batches of sequences that decode.
 
-Uses the engine's public interface alone. Videos are filled in once per stage I: `Engine` keeps
-their prefixes, so that a batch of any policy starts with its questions.
+Uses only the engine's public interface. Videos are prefilled once per stage I: `Engine` keeps their
+prefixes, so a batch of any policy starts with its questions.
 """
 
 import time
@@ -24,7 +24,7 @@ from loadtest.gpu.timing import StepTimes, time_steps
 
 Compression = Mapping[str, Any]
 
-# The backend of the engines under test, in Triton's interpreter where there is no GPU.
+# The backend of the engines under test, in Triton's interpreter if there is no GPU.
 BACKEND: dict[str, Any] = {"backend": "cuda"}
 
 
@@ -33,8 +33,8 @@ class Policies:
     """What is compared. All but `full` share a video's prefix.
 
     Args:
-        ttm: stage II is off where L is beyond the model's layers.
-        refreshing: the gate stays shut at a cosine of 1 alone; reports say how often it opened.
+        ttm: stage II is off, as L is beyond the model's layers.
+        refreshing: the gate stays shut only at a cosine of 1; reports say how often it opened.
     """
 
     full: Compression
@@ -116,7 +116,7 @@ class Workbench:
         system: str | None = None,
         **sampling: Any,
     ) -> Sequence:
-        """Args: system: text before the video, which gives the video a prefix of its own."""
+        """Args: system: text before the video, which gives the video its own prefix."""
         self._num_sequences += 1
         turns = [] if system is None else [ChatMessage("system", system)]
         return Sequence(
@@ -129,7 +129,7 @@ class Workbench:
         )
 
     def fill(self, compression: Compression, num_videos: int) -> None:
-        """Makes the prefixes of the first videos, where the engine does not have them yet."""
+        """Prefills the first videos' prefixes that the engine does not have yet."""
         key = "full" if compression["policy"] == "full" else "dycoke"
         for video in range(self._filled.get(key, 0), num_videos):
             self.engine.add(self._known_video(compression, video, max_tokens=1))
@@ -137,7 +137,7 @@ class Workbench:
         self._filled[key] = max(num_videos, self._filled.get(key, 0))
 
     def forget_videos(self) -> None:
-        """After the engine's caches were cleared."""
+        """To be called after the engine's caches were cleared."""
         self._filled.clear()
 
     def decode(
@@ -148,10 +148,10 @@ class Workbench:
         num_videos: int | None = None,
         **sampling: Any,
     ) -> Decoded:
-        """Times steps of a batch that does nothing but decode; the answers then run to their end.
+        """Times steps of a batch that only decodes; the answers then run to their end.
 
         Args:
-            num_videos: that the sequences ask about; None: each about its own.
+            num_videos: how many videos the sequences ask about; None: each about its own.
         """
         steps = self.sizes.num_steps
         with self.decoding(compression, batch, num_videos=num_videos, **sampling) as finish:
@@ -163,7 +163,7 @@ class Workbench:
         return decoded
 
     def last_report(self, compression: Compression) -> SequenceReport:
-        """Of a sequence of the latest batch of this compression."""
+        """The report of a sequence in the latest batch with this compression."""
         return self._reports[repr(compression)]
 
     @contextmanager
@@ -176,7 +176,7 @@ class Workbench:
         num_steps: int | None = None,
         **sampling: Any,
     ) -> Iterator[Callable[[], tuple[SequenceReport, ...]]]:
-        """A batch that has warmed up and decodes for `num_steps` more at least.
+        """A batch that has warmed up and decodes for at least `num_steps` more.
 
         Yields:
             A function that runs the answers to their end and returns their reports. Without it
@@ -190,7 +190,7 @@ class Workbench:
             self._known_video(
                 compression, index % num_videos, max_tokens=num_needed + sizes.stagger, **sampling
             )
-            for index in range(batch)  # questions about one video do not come one after the other
+            for index in range(batch)  # questions about one video are not adjacent
         ]
         for sequence in sequences:
             engine.add(sequence)
@@ -208,7 +208,7 @@ class Workbench:
                 engine.abort(sequence.sequence_id)
 
     def drain(self) -> tuple[SequenceReport, ...]:
-        """Steps until nothing is left; the reports of what ended."""
+        """Steps until nothing is left; returns the reports of what ended."""
         reports = []
         while self.engine.has_work:
             events = check(self.engine.step())
@@ -216,7 +216,7 @@ class Workbench:
         return tuple(reports)
 
     def first_token_seconds(self, sequence: Sequence) -> tuple[float, SequenceReport]:
-        """From `add` to the event of the first token, nothing else being in the engine."""
+        """Seconds from `add` to the first token's event in an otherwise empty engine."""
         started_at = time.perf_counter()
         self.engine.add(sequence)
         events: list[TokenEvent] = []
@@ -232,7 +232,7 @@ class Workbench:
 
 
 def check(events: list[TokenEvent]) -> list[TokenEvent]:
-    """A sequence that failed makes every figure around it worthless."""
+    """Raises if a sequence failed: every figure around it would be worthless."""
     for event in events:
         if event.error is not None:
             raise event.error
@@ -240,20 +240,20 @@ def check(events: list[TokenEvent]) -> list[TokenEvent]:
 
 
 def few_frames(sizes: Sizes, video: int, image_size: int) -> npt.NDArray[np.uint8]:
-    """A video of its own whose frames repeat a few, so that its encoding is cheap."""
+    """A different video for each number; its frames repeat a few, so encoding is cheap."""
     shape = (sizes.num_distinct_frames, image_size, image_size, 3)
     distinct = np.random.default_rng(video).integers(0, 256, shape, np.uint8)
     return np.repeat(distinct, sizes.num_frames // sizes.num_distinct_frames, axis=0)
 
 
 def noise_frames(sizes: Sizes, video: int, image_size: int) -> npt.NDArray[np.uint8]:
-    """A video of its own of which no two frames are the same."""
+    """A different video for each number, with no two frames the same."""
     shape = (sizes.num_frames, image_size, image_size, 3)
     return np.random.default_rng(10**6 + video).integers(0, 256, shape, np.uint8)
 
 
 def question_of(model: LlavaOnevision, num_tokens: int) -> str:
-    """A question with which a prompt has as many tokens of text, the newline not counted."""
+    """A question that gives a prompt of `num_tokens` text tokens, without the newline."""
     question = "?"
     for _ in range(num_tokens):
         prompt = model.prompt_encoder((ChatMessage("user", question),))

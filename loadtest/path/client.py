@@ -1,8 +1,8 @@
-"""Clients of one API in a process of their own: `python -m loadtest.path.client`, told what to do
-by lines of JSON on standard input, answering with lines of JSON.
+"""Clients of one API in a separate process: `python -m loadtest.path.client` takes orders as lines
+of JSON on standard input and answers with lines of JSON.
 
-They do as little as they can while the others are measured: what comes is kept with its time, and
-read and checked after the last byte.
+They do as little as possible while the others are measured: what arrives is stored with its time,
+then parsed and checked after the last byte.
 """
 
 import asyncio
@@ -56,8 +56,14 @@ class Stream(asyncio.Protocol):
             if not future.done():
                 future.set_result(None)
 
+    @property
+    def is_refused(self) -> bool:
+        return self.chunks[:1] != [] and self.chunks[0].startswith(
+            (b"HTTP/1.1 503", b"HTTP/1.1 429")
+        )
+
     def tokens(self) -> list[tuple[float, int]]:
-        """When each token event came, and how many tokens it had.
+        """When each token event arrived, and how many tokens it had.
 
         Raises:
             AnswerError: the ids are not 0, 1, 2, ...
@@ -98,10 +104,10 @@ class _Clients:
         return stream
 
     async def stream(self, fields: dict[str, Any]) -> dict[str, Any]:
-        """Opens all streams, says so once each has a token, and reads on until told to stop.
+        """Opens all streams, reports once each has a token, and keeps reading until stopped.
 
         Returns:
-            What came in the window that the order to stop names.
+            What arrived in the window that the order to stop names.
         """
         streams: list[Stream] = []
         for first in range(0, self._num_streams, AT_ONCE):
@@ -122,21 +128,25 @@ class _Clients:
         return {"events": len(counts), "tokens": sum(counts)}
 
     async def request(self, fields: dict[str, Any], number: int) -> dict[str, Any]:
-        """Asks so many questions, as many at a time as there are streams, each to its end."""
-        left = number
+        """Asks `number` questions, as many at a time as there are streams, each to its end."""
+        left, num_refused = number, 0
 
         async def one_after_another() -> None:
-            nonlocal left
+            nonlocal left, num_refused
             while left > 0:
                 left -= 1
                 stream = await self.ask(fields)
                 await stream.is_over
-                if sum(count for _, count in stream.tokens()) != fields["max_tokens"]:
+                if stream.is_refused:  # more at a time than it takes: as it asks, later again
+                    left, num_refused = left + 1, num_refused + 1
+                    await asyncio.sleep(1)
+                elif sum(count for _, count in stream.tokens()) != fields["max_tokens"]:
                     raise AnswerError("an answer lacks tokens")
 
         began_at = time.monotonic()
         await asyncio.gather(*(one_after_another() for _ in range(self._num_streams)))
-        return {"requests": number, "wall_s": time.monotonic() - began_at}
+        wall_s = time.monotonic() - began_at
+        return {"requests": number, "refused": num_refused, "wall_s": wall_s}
 
 
 def _say(message: dict[str, Any]) -> None:

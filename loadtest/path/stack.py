@@ -75,6 +75,7 @@ class Stack:
             *("--maxmemory-policy", "noeviction"),
         ]
         self._processes: dict[str, psutil.Process] = {}
+        self._idle: Cpu = {}
 
         def start(name: str, argv: list[str]) -> None:
             log = stack.enter_context((folder / f"{name}.log").open("wb"))
@@ -93,21 +94,38 @@ class Stack:
         self._wait_until("the service is ready", self._is_ready)
         self.video_id = Service(self.url).upload(CLIP.read_bytes())
 
+    def measure_idle(self, seconds: float) -> None:
+        """Measures the CPU time that idle processes use, over `seconds`."""
+        before = self.cpu_s()
+        time.sleep(seconds)
+        spent = self.spent_since(before)
+        self._idle = {name: cpu_s / seconds for name, cpu_s in spent.items() if name != "at_s"}
+
+    def spent_since(self, before: Cpu) -> dict[str, float]:
+        """CPU seconds by part since `cpu_s` returned `before`, minus the idle use."""
+        now = self.cpu_s()
+        passed_s = now["at_s"] - before["at_s"]
+        return {
+            name: max(0.0, now[name] - before[name] - passed_s * self._idle.get(name, 0.0))
+            for name in now
+        }
+
     def cpu_s(self) -> Cpu:
-        """CPU seconds so far, by part; `loop` is the part of the worker's that is not the
-        engine's thread, nearly all of it the event loop's."""
+        """CPU seconds so far, by part, and when that was; `loop` is the part of the worker's that
+        its event loop used."""
         used = {name: _cpu_s(self._processes[name]) for name in PARTS}
         worker = self._processes["worker"]
         main_thread = next(thread for thread in worker.threads() if thread.id == worker.pid)
-        return used | {"loop": main_thread.user_time + main_thread.system_time}
+        loop_s = main_thread.user_time + main_thread.system_time
+        return used | {"loop": loop_s, "at_s": time.monotonic()}
 
     def steps(self) -> dict[str, Any]:
-        """What the engine has noted of its steps, up to half a second ago."""
+        """What the engine has recorded of its steps, up to half a second ago."""
         noted: dict[str, Any] = json.loads(self._steps_file.read_text())
         return noted
 
     def wait_until_idle(self) -> None:
-        """Waits until every job has ended, and forgets ended ones."""
+        """Waits until every job has ended, then deletes them."""
         self._wait_until("all jobs have ended", lambda: not self._redis.zcard("dycoke:live"))
         time.sleep(1.0)
 
@@ -135,7 +153,7 @@ class Stack:
 
 
 class Clients:
-    """The process of the clients, which serves every stack in turn."""
+    """The clients' process, which serves every stack in turn."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
@@ -171,7 +189,7 @@ def running_stacks(checkouts: Mapping[str, Path], folder: Path) -> Iterator[dict
 
 
 def _hidden(checkout: Path) -> list[str]:
-    """What is installed here and would not be by that checkout."""
+    """The speed-ups that are installed here but not in that checkout's constraints."""
     pinned = (checkout / "constraints.txt").read_text().splitlines()
     names = {line.partition("==")[0].lower() for line in pinned}
     return [n for n in SPEED_UPS if n not in names and importlib.util.find_spec(n) is not None]

@@ -1,13 +1,13 @@
 """A worker whose engine costs next to nothing, run by path in a checkout: `python -P worker.py N`.
 
-Uses nothing but what every checkout since 6e49da4 has. A question steers the engine:
+Uses only what every checkout since 6e49da4 has. The question controls the engine:
 
-    pace:0.02    a step for all sequences every so many seconds
-    crowd:256 rush:0.005    another pace while there are so many sequences
-    work:40000   each step turns an empty loop so often, and its wall time is noted
+    pace:0.02    seconds between steps for all sequences
+    crowd:256 rush:0.005    another pace while there are this many sequences
+    work:40000   iterations of an empty loop in each step, whose wall time is recorded
 
-The token ids of an answer are 0, 1, 2, ..., so that a client can tell whether any is missing. What
-the steps took is written as JSON to the file that `PATH_STEPS_FILE` names, twice a second.
+The token ids of an answer are 0, 1, 2, ..., so that a client notices if any is missing. What the
+steps took is written as JSON to the file that `PATH_STEPS_FILE` names, twice a second.
 """
 
 import dataclasses
@@ -73,8 +73,8 @@ def make_engine(max_running_sequences: int) -> Any:
 
 
 class _Steps:
-    """How many steps there were, and the wall times of their work since the last one was written,
-    by the number of sequences."""
+    """Counts steps, and keeps the wall times of their work since the last write, by the number of
+    sequences."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -94,7 +94,7 @@ class _Steps:
 
 
 def _turn(times: float) -> float:
-    """Python work that lets go of the GIL only when another thread asks for it; its seconds."""
+    """Python work that releases the GIL only when another thread asks for it; returns seconds."""
     if not times:
         return 0.0
     began_at = time.perf_counter()

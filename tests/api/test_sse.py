@@ -1,7 +1,7 @@
 """Framing, and the ends that a stream can come to."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 
 from starlette.types import Message
 
@@ -13,11 +13,11 @@ from app.messages import StatusEvent, TokenEvent
 
 def test_durable_event_carries_its_id_and_others_none() -> None:
     token = TokenEvent(index=0, text="a\nb\r\u2028", token_ids=[1])
-    assert frame(FeedItem(token, "1-0")) == (
+    assert frame(FeedItem.of(token, "1-0")) == (
         b'event: token\nid: 1-0\ndata: {"type":"token","index":0,"text":"a\\nb\\r\xe2\x80\xa8",'
         b'"token_ids":[1]}\n\n'
     )
-    assert b"id:" not in frame(FeedItem(StatusEvent(stage="encoding")))
+    assert b"id:" not in frame(FeedItem.of(StatusEvent(stage="encoding")))
 
 
 class Client:
@@ -38,16 +38,19 @@ class Client:
         self.sent.append(message)
 
 
-async def tokens(num_batches: int | None) -> AsyncIterator[Sequence[FeedItem]]:
+async def tokens(num_batches: int | None) -> AsyncGenerator[Sequence[FeedItem], None]:
     index = 0
     while num_batches is None or index < num_batches:
-        yield [FeedItem(TokenEvent(index=index, text="x", token_ids=[1]), f"{index + 1}-0")]
+        yield [FeedItem.of(TokenEvent(index=index, text="x", token_ids=[1]), f"{index + 1}-0")]
         index += 1
         await asyncio.sleep(0.001)
 
 
 async def stream(
-    client: Client, batches: AsyncIterator[Sequence[FeedItem]], drain: Drain, stall_s: float = 5
+    client: Client,
+    batches: AsyncGenerator[Sequence[FeedItem], None],
+    drain: Drain,
+    stall_s: float = 5,
 ) -> list[Ending]:
     endings: list[Ending] = []
     response = EventStream("job", batches, drain=drain, on_end=endings.append, stall_s=stall_s)
@@ -81,7 +84,7 @@ async def test_stream_ends_whole_when_the_drain_is_over() -> None:
 
 
 async def test_failing_stream_says_so_in_an_event() -> None:
-    async def failing() -> AsyncIterator[Sequence[FeedItem]]:
+    async def failing() -> AsyncGenerator[Sequence[FeedItem], None]:
         yield []
         raise RuntimeError("secret")
 

@@ -231,6 +231,7 @@ class Client:
             "question": question.text,
             "max_tokens": question.max_tokens,
             "num_frames": question.num_frames,
+            "start_s": question.start_s,
             "stream": is_streamed,
             "on_disconnect": "continue" if question.manner in _STAYING else "cancel",
         }

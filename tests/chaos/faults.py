@@ -69,9 +69,7 @@ class Faults:
         async with part.lock:
             if part.is_running:
                 self.note(fault, part.name)
-                part.send(signal.SIGSTOP)
-                await asyncio.sleep(fault.for_s)
-                part.send(signal.SIGCONT)
+                await _pause(part.processes(), fault.for_s)
 
     async def _restart(self, fault: Fault, part: Part) -> None:
         await asyncio.sleep(fault.for_s)
@@ -84,36 +82,43 @@ class Faults:
         """To the worker itself, whose pool lives on and sees it."""
         pool = self._fleet.pools[fault.number]
         async with pool.lock:
-            for worker in pool.descendants(1) if pool.is_running else []:
+            for worker in pool.processes()[1:] if pool.is_running else []:
                 self.note(fault, f"{pool.name}: pid {worker.pid}")
                 _send(worker, signum)
 
     async def pause_worker(self, fault: Fault) -> None:
         pool = self._fleet.pools[fault.number]
         async with pool.lock:
-            workers = pool.descendants(1) if pool.is_running else []
+            workers = pool.processes()[1:] if pool.is_running else []
             for worker in workers:
                 self.note(fault, f"{pool.name}: pid {worker.pid}")
-                _send(worker, signal.SIGSTOP)
-            await asyncio.sleep(fault.for_s)
-            for worker in workers:
-                _send(worker, signal.SIGCONT)
+            await _pause(workers, fault.for_s)
+
+    async def kill_api_process(self, fault: Fault) -> None:
+        """One of several on a port, whose supervisor lives and starts another."""
+        for api in self._fleet.apis:
+            async with api.lock:
+                processes = api.processes()[1:] if api.is_running else []
+                if processes:
+                    victim = processes[fault.number % len(processes)]
+                    self.note(fault, f"{api.name}: pid {victim.pid}")
+                    _send(victim, signal.SIGKILL)
 
     async def kill_reader(self, fault: Fault) -> None:
         """Waits for a frame reader to come, for a while."""
-        api = self._fleet.apis[fault.number]
         give_up_at_s = self._ledger.now_s() + fault.for_s
-        while self._ledger.now_s() < give_up_at_s and api.is_running:
-            with suppress(psutil.NoSuchProcess):
-                for reader in api.descendants(2)[:1]:
-                    self.note(fault, f"{api.name}: pid {reader.pid}")
-                    _send(reader, signal.SIGKILL)
-                    return
+        while self._ledger.now_s() < give_up_at_s:
+            for api in self._fleet.apis:
+                with suppress(psutil.NoSuchProcess):
+                    for reader in api.readers()[:1] if api.is_running else []:
+                        self.note(fault, f"{api.name}: pid {reader.pid}")
+                        _send(reader, signal.SIGKILL)
+                        return
             await asyncio.sleep(POLL_S)
 
     async def kill_fork_server(self, fault: Fault) -> None:
         api = self._fleet.apis[fault.number]
-        servers = api.descendants(1) if api.is_running else []
+        servers = api.fork_servers() if api.is_running else []
         if servers:
             server = servers[int(10 * fault.at_s) % len(servers)]
             self.note(fault, f"{api.name}: pid {server.pid}")
@@ -122,6 +127,7 @@ class Faults:
     # --- of links and of Redis ---
 
     async def hurt_link(self, fault: Fault, part: Part, how: str) -> None:
+        assert part.link is not None
         self.note(fault, part.name)
         getattr(part.link, how)()
         await asyncio.sleep(fault.for_s)
@@ -160,6 +166,14 @@ class Faults:
         self._flood()
 
 
+async def _pause(processes: list[psutil.Process], for_s: float) -> None:
+    for process in processes:
+        _send(process, signal.SIGSTOP)
+    await asyncio.sleep(for_s)
+    for process in processes:
+        _send(process, signal.SIGCONT)
+
+
 def _send(process: psutil.Process, signum: signal.Signals) -> None:
     with suppress(psutil.NoSuchProcess):
         process.send_signal(signum)
@@ -180,6 +194,7 @@ _STRIKES: dict[str, _Strike] = {
     "kill worker": lambda faults, fault: faults.signal_worker(fault, signal.SIGKILL),
     "kill pool": _of_pool(Faults.kill_part),
     "kill api": _of_api(Faults.kill_part),
+    "kill api process": Faults.kill_api_process,
     "kill reader": Faults.kill_reader,
     "kill fork server": Faults.kill_fork_server,
     "pause worker": Faults.pause_worker,

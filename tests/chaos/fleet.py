@@ -1,5 +1,5 @@
-"""The service under test: a Redis, two APIs and two pools of one worker, each in processes of its
-own, each with a link to Redis of its own.
+"""The service under test: a Redis, two APIs (one process, and two on one port) and two pools of one
+worker, each in processes of its own, each with a link to Redis of its own.
 
 Whatever ends a part by force or in order, `up` starts it again, as systemd or Kubernetes would.
 """
@@ -24,6 +24,8 @@ from tests.integration.workers import ROOT, is_alive
 PATIENCE_S = 60.0
 POLL_S = 0.05
 NUM_APIS = NUM_POOLS = 2
+PROCESSES_OF_APIS = (1, 2)
+FORK_SERVER = "dycoke_core.video.fork_server"
 
 
 @dataclass(eq=False)
@@ -33,7 +35,7 @@ class Part:
     name: str
     argv: tuple[str, ...]
     env: dict[str, str]
-    link: Link
+    link: Link | None
     log: Path
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     _process: "subprocess.Popen[bytes] | None" = None
@@ -68,19 +70,28 @@ class Part:
                     await asyncio.sleep(POLL_S)
         return self._process.poll()
 
-    def descendants(self, depth: int) -> list[psutil.Process]:
-        """Its children (depth 1) or grandchildren (depth 2)."""
+    def processes(self) -> list[psutil.Process]:
+        """Itself and those that it supervises."""
         assert self._process is not None
-        found = [psutil.Process(self._process.pid)]
-        for _ in range(depth):
-            found = [child for process in found for child in _children(process)]
-        return found
+        main = psutil.Process(self._process.pid)
+        return [main, *(child for child in _children(main) if not _is_fork_server(child))]
 
-    def num_shared_buffers(self) -> int:
-        """How many buffers of shared memory it holds."""
-        assert self._process is not None
-        folder = Path(f"/proc/{self._process.pid}/fd")
-        return sum("memfd:" in os.readlink(fd) for fd in folder.iterdir() if fd.is_symlink())
+    def fork_servers(self) -> list[psutil.Process]:
+        children = [child for process in self.processes() for child in _children(process)]
+        return [child for child in children if _is_fork_server(child)]
+
+    def readers(self) -> list[psutil.Process]:
+        """The frame readers that are at work."""
+        return [reader for server in self.fork_servers() for reader in _children(server)]
+
+    def num_frame_buffers(self) -> int:
+        """How many frame buffers, which are shared memory, it holds."""
+        links = []
+        for process in self.processes():
+            for fd in Path(f"/proc/{process.pid}/fd").iterdir():
+                with suppress(FileNotFoundError):
+                    links.append(os.readlink(fd))
+        return sum("memfd:frames" in link for link in links)
 
 
 class Fleet:
@@ -109,10 +120,14 @@ class Fleet:
     async def start(self) -> None:
         self.redis.start()
         for number in range(NUM_APIS):
-            port = _free_port()
+            port = free_port()
             self.urls.append(f"http://127.0.0.1:{port}")
             argv = (sys.executable, "-m", "app", "api")
-            self.apis.append(await self._part(f"api-{number}", argv, {"DYCOKE_PORT": str(port)}))
+            env = {
+                "DYCOKE_PORT": str(port),
+                "DYCOKE_API_PROCESSES": str(PROCESSES_OF_APIS[number]),
+            }
+            self.apis.append(await self._part(f"api-{number}", argv, env))
         for number in range(NUM_POOLS):
             argv = (sys.executable, "-m", "tests.chaos.pool")
             self.pools.append(await self._part(f"pool-{number}", argv, {"DYCOKE_WORKERS": "1"}))
@@ -124,7 +139,7 @@ class Fleet:
         """Waits until both APIs answer and both workers are there."""
         async with asyncio.timeout(2 * PATIENCE_S), httpx.AsyncClient(timeout=5.0) as client:
             for url in self.urls:
-                while not await _has_workers(client, url, NUM_POOLS):
+                while not await has_workers(client, url, NUM_POOLS):
                     await asyncio.sleep(0.2)
 
     async def up(self, part: Part) -> None:
@@ -149,14 +164,14 @@ class Fleet:
                 part.send(signal.SIGCONT)
                 part.send(signal.SIGKILL)
                 await part.ended()
-            await part.link.close()
+            if part.link is not None:
+                await part.link.close()
         self.redis.resume()
         self.redis.kill()
 
     async def _part(self, name: str, argv: tuple[str, ...], env: dict[str, str]) -> Part:
         link = Link(name, self.redis.socket)
         await link.open()
-        inherited = {n: v for n, v in os.environ.items() if not n.startswith("DYCOKE_")}
         settings = {
             "DYCOKE_REDIS_URL": link.url,
             "DYCOKE_MODEL": "tiny",
@@ -169,7 +184,7 @@ class Fleet:
             "DYCOKE_JOB_TIMEOUT_S": "1200",
             "TMPDIR": str(self.temporary),
         }
-        return Part(name, argv, inherited | settings | env, link, self.logs / f"{name}.log")
+        return Part(name, argv, own_environment() | settings | env, link, self.logs / f"{name}.log")
 
 
 def _children(process: psutil.Process) -> list[psutil.Process]:
@@ -179,7 +194,14 @@ def _children(process: psutil.Process) -> list[psutil.Process]:
         return []
 
 
-def _free_port() -> int:
+def _is_fork_server(process: psutil.Process) -> bool:
+    try:
+        return FORK_SERVER in process.cmdline()
+    except psutil.NoSuchProcess:
+        return False
+
+
+def free_port() -> int:
     import socket
 
     with socket.socket() as probe:
@@ -188,9 +210,16 @@ def _free_port() -> int:
         return port
 
 
-async def _has_workers(client: httpx.AsyncClient, url: str, number: int) -> bool:
+def own_environment() -> dict[str, str]:
+    """This process's, without settings of the service."""
+    return {name: v for name, v in os.environ.items() if not name.startswith("DYCOKE_")}
+
+
+async def has_workers(client: httpx.AsyncClient, url: str, number: int) -> bool:
     try:
         reply = await client.get(f"{url}/v1/models")
     except httpx.TransportError:
         return False
-    return reply.status_code == 200 and reply.json()["data"][0]["num_workers"] == number
+    if reply.status_code != 200:
+        return False
+    return sum(model["num_workers"] for model in reply.json()["data"]) == number

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 
@@ -22,6 +22,11 @@ POISON = "poison"
 EXCUSED = ("store_unavailable", "reader_lost", "shutting_down", "no_worker")
 
 
+class Answer(NamedTuple):
+    token_ids: tuple[int, ...]
+    text: str
+
+
 @dataclass(frozen=True, slots=True)
 class Question:
     """What a client asks for, the same for every run of a seed."""
@@ -31,19 +36,25 @@ class Question:
     max_tokens: int
     num_frames: int
     clip: int  # which of the run's clips
+    start_s: float
     manner: str  # see `clients.Client`
     has_key: bool  # an Idempotency-Key
     has_upload: bool  # sends the clip along
     leaves_after: int  # tokens that a client reads before it does what its manner says
     api: int  # asked first
+    expected: Answer | None = None  # None: what the fake engine says
 
     @property
     def is_poison(self) -> bool:
         return POISON in self.text.split()
 
     @property
-    def token_ids(self) -> list[int]:
-        return answer(self.text, self.max_tokens)
+    def answer(self) -> Answer:
+        """That of an undisturbed run."""
+        if self.expected is not None:
+            return self.expected
+        ids = answer(self.text, self.max_tokens)
+        return Answer(tuple(ids), "".join(map(text_of, ids)))
 
 
 @dataclass(slots=True, eq=False)
@@ -101,7 +112,7 @@ class View:
         self.entry = entry
         self.last_id: str | None = None
         self.final: SseEvent | None = None
-        self._expected = entry.question.token_ids
+        self._expected = entry.question.answer
         self._ledger = ledger
         self._reader = reader
         self._has_opening = False
@@ -137,9 +148,9 @@ class View:
         index, ids = data["index"], data["token_ids"]
         if index != self.num_tokens:
             self._blame(f"token {index} came where {self.num_tokens} was due")
-        if ids != self._expected[index : index + len(ids)]:
+        if tuple(ids) != self._expected.token_ids[index : index + len(ids)]:
             self._blame(f"tokens from {index} on are {ids}, not those of an undisturbed run")
-        self.num_tokens = index + len(ids)
+        self.num_tokens = index + len(ids)  # text alone is an answer's very end
         self._text += data["text"]
 
     def _take_end(self, event: SseEvent) -> None:
@@ -153,9 +164,9 @@ class View:
             self._ledger.note(self.entry, f"{self._reader} read the end: {event.data['code']}")
             return
         self._ledger.note(self.entry, f"{self._reader} read the end: done")
-        whole = "".join(map(text_of, self._expected))
-        if self.num_tokens != len(self._expected) or self._text != whole:
-            self._blame(f"done after {self.num_tokens} tokens of {len(self._expected)}")
+        num_expected = len(self._expected.token_ids)
+        if self.num_tokens != num_expected or self._text != self._expected.text:
+            self._blame(f"done after {self.num_tokens} tokens of {num_expected}")
         check_receipt(event.data, self.entry, self._ledger)
 
     def _blame(self, what: str) -> None:
@@ -164,9 +175,9 @@ class View:
 
 def check_receipt(done: dict[str, Any], entry: JobEntry, ledger: Ledger) -> None:
     """Checks what `done` says against what was asked."""
-    expected = entry.question.token_ids
+    expected = entry.question.answer
     said = (done["text"], done["usage"]["completion_tokens"], done["job_id"])
-    if said != ("".join(map(text_of, expected)), len(expected), entry.job_id):
+    if said != (expected.text, len(expected.token_ids), entry.job_id):
         ledger.blame("the receipt is not this answer's", entry.job_id)
 
 

@@ -47,7 +47,8 @@ _KINDS = {
     "kill worker": _Kind(6, 0.0, 0.3),
     "kill pool": _Kind(2, 0.1, 1.0),
     "kill api": _Kind(3, 0.1, 1.0),
-    "kill reader": _Kind(3, 0.5, 1.5),
+    "kill api process": _Kind(2),
+    "kill reader": _Kind(3, 2.0, 4.0),
     "kill fork server": _Kind(2),
     "pause worker": _Kind(4, 0.1, 0.8, is_in_leases=True),
     "pause worker past its lease": _Kind(4, 1.2, 2.5, is_in_leases=True),
@@ -105,6 +106,7 @@ def plan_questions(seed: int, stream: str) -> Iterator[Question]:
             max_tokens=rng.choice((3, 10, 30, 80)) if not is_poison else 30,
             num_frames=rng.randint(1, 6),
             clip=rng.randrange(NUM_CLIPS),
+            start_s=rng.choice((0.0, 0.0, round(rng.uniform(0.0, 0.8), 3))),  # seldom read before
             manner=manner,
             has_key=manner == "retry" or rng.random() < 0.4,
             has_upload=rng.random() < 0.3,

@@ -6,9 +6,7 @@ hangs is `settle_s`.
 
 import asyncio
 import ctypes
-import json
 import sys
-from collections import Counter
 from pathlib import Path
 
 import httpx
@@ -18,7 +16,7 @@ from tests.chaos import checks
 from tests.chaos.clients import Client
 from tests.chaos.faults import Faults
 from tests.chaos.fleet import Fleet
-from tests.chaos.ledger import JobEntry, Ledger
+from tests.chaos.ledger import Ledger
 from tests.chaos.plan import NUM_CLIPS, plan_faults, plan_questions
 from tests.video_clips import make_clip
 
@@ -27,8 +25,6 @@ NUM_CLIENTS = 8
 FLOOD_QUESTIONS = 30
 SETTLE_S = 180.0  # for all that was accepted to end, once the faults are over
 PR_SET_CHILD_SUBREAPER = 36
-MAX_SHOWN_PROBLEMS = 10
-MAX_SHOWN_LINES = 60
 
 
 class Run:
@@ -40,6 +36,7 @@ class Run:
         self._seed = seed
         self._duration_s = duration_s
         self._fleet = Fleet(folder, lease_s=LEASE_S)
+        self.logs = self._fleet.logs
         self.ledger = Ledger()
         self._must_end = asyncio.Event()
         self._flooding: set[asyncio.Task[None]] = set()
@@ -47,7 +44,7 @@ class Run:
 
     async def __call__(self) -> bool:
         """Returns whether everything held."""
-        _become_subreaper()
+        become_subreaper()
         try:
             await self._fleet.start()
             timeout = httpx.Timeout(20.0, connect=5.0)
@@ -146,50 +143,10 @@ class Run:
         for name, code in (await self._fleet.stop()).items():
             if code != 0:
                 self.ledger.blame(f"{name} ended with {code} on SIGTERM")
-        await checks.check_processes(self.ledger, self._fleet.redis.pid)
-
-    # --- telling ---
-
-    def report(self) -> str:
-        ledger = self.ledger
-        outcomes = Counter(entry.outcome or "unknown" for entry in ledger.jobs.values())
-        lines = [
-            f"chaos seed {self._seed}: {ledger.num_faults.total()} faults, "
-            f"{len(ledger.jobs)} accepted jobs, {ledger.num_unknown_jobs} nobody heard of, "
-            f"{ledger.num_resumes} resumes, {len(ledger.problems)} problems",
-            f"ended: {dict(outcomes.most_common())}",
-            f"refused: {dict(ledger.refusals.most_common())}",
-            f"faults: {dict(ledger.num_faults.most_common())}",
-        ]
-        for job_id, problem in ledger.problems[:MAX_SHOWN_PROBLEMS]:
-            lines += ["", f"PROBLEM {job_id or ''}: {problem}"]
-            entry = ledger.jobs.get(job_id or "")
-            if entry is not None:
-                lines += self._history(entry)
-        return "\n".join(lines)
-
-    def _history(self, entry: JobEntry) -> list[str]:
-        """What happened to a job and around it: its client's notes, the faults, the logs."""
-        ends_at_s = entry.history[-1][0] + 1.0
-        told = [(at_s, f"client: {text}") for at_s, text in entry.history]
-        told += [
-            (at_s, f"FAULT {text}")
-            for at_s, text in self.ledger.faults
-            if entry.accepted_at_s - 2.0 < at_s < ends_at_s
-        ]
-        lines = [f"  {entry.question}"]
-        lines += [f"  {at_s:8.2f} {text}" for at_s, text in sorted(told)]
-        logged = []
-        for path in sorted(self._fleet.logs.iterdir()):
-            for text in path.read_text().splitlines():
-                if entry.job_id in text and text.startswith("{"):
-                    line = json.loads(text)
-                    said = {k: v for k, v in line.items() if k not in ("time", "message")}
-                    logged.append(f"  {line['time']} {path.name}: {line['message']} {said}")
-        return lines + sorted(logged)[:MAX_SHOWN_LINES]
+        await checks.check_processes(self.ledger, but=self._fleet.redis.pid)
 
 
-def _become_subreaper() -> None:
+def become_subreaper() -> None:
     """Orphans of what this process starts become its own children, so that none can hide."""
     if ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         sys.exit("cannot become the reaper of orphans")

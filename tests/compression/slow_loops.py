@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dycoke_core.compression.ttm import reference_frames
 from dycoke_core.config import TtmVariant
-from dycoke_core.model.llava_onevision import LlavaOnevision
+from dycoke_core.model.adapter import VideoLanguageModel
 
 
 def share(rate: float, count: int) -> int:
@@ -236,18 +236,26 @@ def weights(query: Tensor, keys: list[Tensor], positions: list[int], scaling: fl
 
 @torch.inference_mode()
 def decode_slowly(
-    model: LlavaOnevision,
+    model: VideoLanguageModel,
     embeds: Tensor,
     answer: list[int],
     attention: SlowStageTwo,
+    positions: Tensor | None = None,
+    layer_adds: Tensor | None = None,
 ) -> list[Tensor]:
-    """Runs a prompt, then forces an answer through: logits per token."""
-    num_prompt = embeds.shape[0]
-    hidden = model.forward(embeds, torch.arange(num_prompt)[None], attention)
+    """Runs a prompt, then forces an answer through: logits per token.
+
+    Args:
+        positions: int64 [axes, P]; None: they count along the prompt.
+        layer_adds: [layers, P, D], what the first layers add.
+    """
+    if positions is None:
+        positions = torch.arange(len(embeds))[None]
+    hidden = model.forward(embeds, positions, attention, layer_adds)
     attention.is_decoding = True
     logits = [model.logits(hidden[-1:])[0]]
     for index, token in enumerate(answer[:-1]):
-        position = torch.tensor([[num_prompt + index]])
+        position = torch.full((len(positions), 1), int(positions[0, -1]) + 1 + index)
         hidden = model.forward(model.embed_tokens((token,)), position, attention)
         logits.append(model.logits(hidden[-1:])[0])
     return logits

@@ -59,7 +59,7 @@ def test_vision_flops_are_those_counted_by_torch(
     pixels = torch.zeros(1, 3, 3, 224, 224)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         eager_model.model.get_video_features(pixels)
-    expected = vision_flops(tiny_model.vision_geometry, num_frames=3)
+    expected = vision_flops(tiny_model.vision_geometry(224, 224), num_units=3)
     assert counter.get_total_flops() == pytest.approx(expected, rel=1e-6)
 
 
@@ -82,7 +82,7 @@ def test_decode_flops_are_those_counted_by_torch(
             for _ in range(3):
                 eager_model(input_ids=torch.full((1, 1), 7), past_key_values=past)
     shape = AnswerShape(
-        num_frames=0,
+        num_units=0,
         num_text_tokens=10,
         num_visual_tokens=40,
         num_decode_tokens=40,
@@ -94,7 +94,7 @@ def test_decode_flops_are_those_counted_by_torch(
 
 
 def test_pruned_layers_attend_to_fewer_keys(tiny_model: LlavaOnevision) -> None:
-    text, vision = tiny_model.text_geometry, tiny_model.vision_geometry
+    text, vision = tiny_model.text_geometry, tiny_model.vision_geometry(224, 224)
     full = AnswerShape(8, 20, 392, 392, 6, num_decode_steps=10)
     pruned = AnswerShape(8, 20, 392, 92, 2, num_decode_steps=10)
     hidden_keys = 10 * 300 * (6 - 2)

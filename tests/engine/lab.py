@@ -171,7 +171,7 @@ class Lab:
             return
         run_layers = FusedDecoder.run
 
-        def run_layers_and_tell(this: Any, *arguments: Any) -> Tensor:
+        def run_layers_and_tell(this: Any, *arguments: Any, **named: Any) -> Tensor:
             *others, attend = arguments
 
             def attend_and_tell(layer: int, *tensors: Tensor) -> Tensor:
@@ -179,7 +179,7 @@ class Lab:
                 hook(plans[0], layer)
                 return output  # type: ignore[no-any-return]
 
-            return run_layers(this, *others, attend_and_tell)
+            return run_layers(this, *others, attend_and_tell, **named)
 
         monkeypatch.setattr(FusedDecoder, "run", run_layers_and_tell)
 

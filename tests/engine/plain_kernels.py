@@ -44,7 +44,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> list[AssertionError]:
             if hasattr(module, kernel.__name__):
                 monkeypatch.setattr(module, kernel.__name__, _watched(kernel, violations))
     plain = PlainKernels()
-    for name in ("add_rmsnorm", "rope_store", "silu_mul"):
+    for name in ("add_rmsnorm", "head_rmsnorm", "rope_store", "silu_mul"):
         monkeypatch.setattr(layers, name, getattr(plain, name))
     monkeypatch.setattr(KVPool, "allocate", _poisoned(KVPool.allocate))
     return violations

@@ -48,7 +48,8 @@ def test_the_report_counts_what_dycoke_kept(lab: Lab) -> None:
     pruned = math.floor(0.3 * per_frame)  # 14 of 49, 2 of 9
     num_in, num_prefill = 32 * per_frame, 8 * (per_frame + 3 * pruned)
     num_decode = math.floor(0.3 * num_prefill)
-    assert c.visual_tokens_in == num_in
+    assert (c.units, c.tokens_per_unit, c.visual_tokens_in) == (32, per_frame, num_in)
+    assert c.pruned_layers == tuple(range(3, num_layers))
     assert c.kept_per_frame == (per_frame, pruned, pruned, pruned) * 8
     assert c.visual_tokens_prefill == num_prefill
     assert c.visual_tokens_decode == num_decode
@@ -174,6 +175,10 @@ def test_the_card_says_what_numerics_depend_on(engine: RecordingEngine) -> None:
     card = engine.card
     assert (card.device, card.dtype) == ("cpu", "float32")
     assert (card.image_size, card.tokens_per_frame, card.num_layers) == (224, 49, 6)
+    assert (card.architecture, card.frames_per_unit) == (
+        "LlavaOnevisionForConditionalGeneration",
+        1,
+    )
     assert card.max_model_tokens == 8192
     assert len(card.weights_digest) == 32
 

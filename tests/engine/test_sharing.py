@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from dycoke_core.engine.plan import StepPlan
-from dycoke_core.engine.prefix_cache import ByteBudget, Prefix, SharedPool, distinct_frames
+from dycoke_core.engine.prefix_cache import ByteBudget, Prefix, SharedPool, distinct_units
 from dycoke_core.errors import PromptTooLongError
+from dycoke_core.model.adapter import EmbeddedPrefix
 from dycoke_core.model.llava_onevision import LlavaOnevision
 from dycoke_core.sequence import CacheReport, ChatMessage
 from tests.engine.lab import Lab
@@ -124,7 +125,7 @@ def test_frames_that_repeat_are_encoded_once(lab: Lab) -> None:
     frames = moving_square(1, num_frames=6, size=lab.model.image_size)
     frames[1] = frames[0]
     frames[4] = frames[3]
-    assert distinct_frames(frames) == ((0, 2, 3, 5), (0, 0, 1, 2, 2, 3))
+    assert distinct_units(frames) == ((0, 2, 3, 5), (0, 0, 1, 2, 2, 3))
     still = lab.sequence("still")
     still.frames = frames
     engine = lab.engine(vision_batch_frames=6)
@@ -144,7 +145,7 @@ def test_frames_that_repeat_are_encoded_once(lab: Lab) -> None:
 def test_a_repeated_frame_is_one_that_equals_the_frame_before() -> None:
     frames = np.zeros((4, 2, 2, 3), np.uint8)
     frames[1] = 1
-    assert distinct_frames(frames) == ((0, 1, 2), (0, 1, 2, 2))
+    assert distinct_units(frames) == ((0, 1, 2), (0, 1, 2, 2))
 
 
 # --- room ---
@@ -237,7 +238,7 @@ def test_an_engine_that_ran_out_of_memory_gives_up_what_nobody_uses(
     engine.run(lab.sequence("before", video=1))
     assert engine.stats().kv_bytes_cached > 0
 
-    def refuse(prefix: int, embeds: Tensor, positions: Tensor) -> None:
+    def refuse(prefix: int, embedded: EmbeddedPrefix) -> None:
         raise MemoryError
 
     with monkeypatch.context() as patches:

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn.functional import silu
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm, apply_rotary_pos_emb
 
-from dycoke_core.gpu_kernels.layers import add_rmsnorm, embed, rope_store, silu_mul
+from dycoke_core.gpu_kernels.layers import add_rmsnorm, embed, head_rmsnorm, rope_store, silu_mul
 from dycoke_core.gpu_kernels.rows import PAGE, ROW_COLUMNS, WRITE_SLOT
 from tests.gpu_kernels.slot_lists import DEVICE, DTYPES, SlotPool, int32, table_row
 
@@ -43,6 +43,24 @@ def test_norm_without_a_residual_reads_rows_of_any_stride(dtype: torch.dtype) ->
     before = x.clone()
     assert_nearly_equal(add_rmsnorm(x, None, norm.weight.data, 1e-5), norm(x).detach())
     assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("num_heads", "num_kv_heads", "size"), [(4, 2, 16), (3, 3, 48)])
+def test_norms_of_queries_and_keys_leave_values_alone(
+    num_heads: int, num_kv_heads: int, size: int, dtype: torch.dtype
+) -> None:
+    norms = [Qwen2RMSNorm(size, eps=1e-6).to(DEVICE, dtype) for _ in range(2)]
+    for seed, norm in enumerate(norms):
+        norm.weight.data = random(size, dtype=dtype, seed=seed)
+    qkv = random(5, (num_heads + 2 * num_kv_heads) * size, dtype=dtype, seed=3)
+    sizes = [num_heads, num_kv_heads, num_kv_heads]
+    q, k, v = qkv.clone().view(5, -1, size).split(sizes, dim=1)
+    head_rmsnorm(qkv, norms[0].weight.data, norms[1].weight.data, 1e-6, num_heads=num_heads)
+    normed_q, normed_k, same_v = qkv.view(5, -1, size).split(sizes, dim=1)
+    assert_nearly_equal(normed_q, norms[0](q).detach())
+    assert_nearly_equal(normed_k, norms[1](k).detach())
+    assert torch.equal(same_v, v)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -280,7 +280,7 @@ def token(index: int) -> TokenEvent:
 def receipt(delivery: Delivery, num_tokens: int) -> DoneEvent:
     request = delivery.request
     frames = request.frames
-    assert frames is not None
+    assert frames is not None or request.video_id is None
     flops = Flops(full=2.0, actual=1.0, ratio=0.5)
     return DoneEvent(
         job_id=request.job_id,
@@ -288,14 +288,20 @@ def receipt(delivery: Delivery, num_tokens: int) -> DoneEvent:
         video_id=request.video_id,
         finish_reason="stop",
         text="".join(token(i).text for i in range(num_tokens)),
-        usage=Usage(prompt_tokens=20, visual_tokens=16, completion_tokens=num_tokens),
+        usage=Usage(
+            prompt_tokens=20,
+            visual_tokens=16 if frames else 0,
+            completion_tokens=num_tokens,
+        ),
         compression=CompressionReceipt(
             policy=request.compression["policy"],
             parameters={},
             visual_tokens_in=16,
             visual_tokens_prefill=8,
             visual_tokens_decode=4,
-            retained_ratio=RetainedRatio(prefill=0.5, decode=0.25, decode_all_layers=0.3),
+            retained_ratio=(
+                RetainedRatio(prefill=0.5, decode=0.25, decode_all_layers=0.3) if frames else None
+            ),
             kept_per_frame=[4, 4],
             decode_steps=num_tokens - 1,
             refreshes=0,
@@ -307,7 +313,9 @@ def receipt(delivery: Delivery, num_tokens: int) -> DoneEvent:
             reader=frames.reader,
             warnings=frames.warnings,
             sampling=frames.sampling,
-        ),
+        )
+        if frames
+        else None,
         timings_s=Timings(
             upload=request.upload_s,
             read_frames=request.read_frames_s,
@@ -323,11 +331,13 @@ def receipt(delivery: Delivery, num_tokens: int) -> DoneEvent:
         memory=Memory(
             kv_bytes=1000, dp_cache_bytes=10, kv_bytes_full_tokens=2000, peak_device_bytes=10**8
         ),
-        cache=CacheUse(
-            frames="hit" if frames.is_cached else "miss", features="miss", prefix="miss"
-        ),
+        cache=CacheUse(frames="hit" if frames.is_cached else "miss", features="miss", prefix="miss")
+        if frames
+        else None,
         attempts=delivery.attempt,
         seed=request.seed,
+        cached_tokens=5 if frames else 0,
+        warnings=request.warnings,
     )
 
 

@@ -38,6 +38,7 @@ class FakeEngine:
     image_size: int = 8
     sequences: dict[str, Sequence] = field(default_factory=dict)
     aborted: list[str] = field(default_factory=list)
+    seen: list[Sequence] = field(default_factory=list)  # all that were added
     forgotten: list[str] = field(default_factory=list)
 
     @property
@@ -46,8 +47,10 @@ class FakeEngine:
             weights_digest="fake",
             device="cpu",
             dtype="float32",
+            architecture="Fake",
             image_size=self.image_size,
             tokens_per_frame=4,
+            frames_per_unit=1,
             num_layers=2,
             max_model_tokens=4096,
             prefill_chunk_tokens=64,
@@ -77,6 +80,7 @@ class FakeEngine:
         size = self.image_size
         assert sequence.frames is None or sequence.frames.shape[1:] == (size, size, 3)
         self.sequences[sequence.sequence_id] = sequence
+        self.seen.append(sequence)
 
     def forget_video(self, name: str) -> None:
         self.forgotten.append(name)
@@ -172,9 +176,12 @@ def make_report(output: list[int]) -> SequenceReport:
         completion_tokens=len(output),
         text="".join(map(text_of, output)),
         compression=CompressionReport(
+            units=1,
+            tokens_per_unit=4,
             visual_tokens_in=4,
             visual_tokens_prefill=3,
             visual_tokens_decode=2,
+            pruned_layers=(1,),
             retained_ratio_prefill=0.75,
             retained_ratio_decode=0.5,
             retained_ratio_decode_all_layers=0.6,

@@ -10,7 +10,12 @@ import pytest
 
 from app.store.keys import RedisKeys
 from dycoke_core.config import POLICY_PARAMETERS, CompressionConfig
-from dycoke_core.errors import InvalidRequestError, UnreadableVideoError, UnsupportedCodecError
+from dycoke_core.errors import (
+    InvalidRequestError,
+    ReadersUnavailableError,
+    UnreadableVideoError,
+    UnsupportedCodecError,
+)
 from tests.integration.api import (
     CLIP,
     EventReader,
@@ -332,6 +337,24 @@ async def test_frames_of_a_fallback_after_a_kill_are_not_kept(
     post = asyncio.create_task(api.post(stream=False))
     await worker.answer()
     assert (await post).json()["cache"]["frames"] == "hit"
+
+
+async def test_no_process_to_read_with_is_a_503_that_may_be_retried(
+    api: RunningApi, worker: ScriptedWorker
+) -> None:
+    error = ReadersUnavailableError("no process can be started")
+    api.readers.probe_error = error
+    response = await api.post()
+    assert (response.status_code, response.headers["retry-after"]) == (503, "2")
+    problem = response.json()
+    assert (problem["code"], problem["retryable"]) == ("readers_unavailable", True)
+    api.readers.probe_error, api.readers.read_error = None, error
+    response = await api.post(stream=False)
+    assert (response.status_code, response.json()["code"]) == (503, "readers_unavailable")
+    api.readers.read_error = None
+    post = asyncio.create_task(api.post(stream=False))
+    await worker.answer()
+    assert (await post).status_code == 200
 
 
 async def test_what_the_probe_refuses_is_told_before_the_headers_and_not_stored(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis.asyncio import Redis
 
 from app.errors import StoreUnavailableError
 from app.store.client import connect
@@ -176,6 +177,26 @@ async def test_job_tells_how_it_stands_and_ended(api: RunningApi, worker: Script
     receipt = (await post).json()
     job = (await api.client.get(f"/v1/jobs/{delivery.job_id}")).json()
     assert (job["state"], job["result"], job["error"]) == ("done", receipt, None)
+
+
+async def test_state_of_an_ended_job_is_its_last_event_alone(
+    api: RunningApi, worker: ScriptedWorker, redis: Redis, keys: RedisKeys
+) -> None:
+    """Of a long answer nothing else is read: what lies before it need not even be an event."""
+    post = asyncio.create_task(api.post(stream=False))
+    delivery = await worker.answer(3)
+    receipt = (await post).json()
+    events = keys.events(delivery.job_id)
+    ((last_id, last),) = await redis.xrevrange(events, count=1)
+    await redis.delete(events)
+    await redis.xadd(events, {"event": "not read"}, id="0-1")
+    await redis.xadd(events, last, id=last_id)
+    for method in ("GET", "DELETE"):
+        job = await api.client.request(method, f"/v1/jobs/{delivery.job_id}")
+        assert (job.status_code, job.json()["result"]) == (200, receipt)
+    await redis.delete(events)
+    lost = (await api.client.get(f"/v1/jobs/{delivery.job_id}")).json()
+    assert (lost["result"], lost["error"]["code"]) == (None, "job_lost")
 
 
 @pytest.mark.parametrize("job_id", ["job_" + "0" * 32, "..", "x:y", "a" * 300])

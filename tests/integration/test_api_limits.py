@@ -4,13 +4,13 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
 
-from app.api import server
-from app.api.post import intake
+from app.api.connection import bodies, http_protocol
 from app.api.upkeep.janitor import SWEEP_S
 from app.errors import StoreUnavailableError
 from app.store.client import connect
@@ -66,7 +66,7 @@ def upload_head(length: int) -> str:
 async def test_connection_that_never_sends_its_headers_is_closed(
     api: RunningApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "HEADERS_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(http_protocol, "HEADERS_TIMEOUT_S", 0.3)
     reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
     writer.write(b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n")
     assert b"200 OK" in await reader.readuntil(b"\r\n\r\n")
@@ -75,6 +75,35 @@ async def test_connection_that_never_sends_its_headers_is_closed(
         await reader.read()
     writer.close()
     await writer.wait_closed()
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "GET /livez HTTP/1.1\r\nhost: x\r\nx-long: ",
+        "GET /livez HTTP/1.1\r\nhost: x\r\n" + 2000 * f"x-many: {'y' * 60}\r\n",
+        "GET /",
+        "POST /v1/videos HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n0\r\n"
+        + 2000 * f"x-many: {'y' * 60}\r\n",
+    ],
+    ids=["one", "many", "path", "trailers"],
+)
+async def test_headers_without_end_are_refused(
+    api: RunningApi, head: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_protocol, "HEADERS_TIMEOUT_S", 600)  # it is the size that ends it
+    reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
+    writer.write(head.encode())
+    answered = asyncio.create_task(reader.read())
+    with suppress(ConnectionError):  # it may close before it has read all this
+        for _ in range(200):
+            writer.write(b"z" * 4096)
+            await writer.drain()
+            await asyncio.sleep(0)
+    async with asyncio.timeout(20):
+        with suppress(ConnectionError):
+            assert b" 200 " not in await answered
+    writer.close()
 
 
 # --- over budget ---
@@ -177,7 +206,8 @@ async def test_text_that_can_never_fit_the_model_is_refused_before_it_is_stored(
 async def test_client_that_stops_sending_is_told_and_frees_its_place(
     api: RunningApi, worker: ScriptedWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(intake, "IDLE_S", 0.3)
+    monkeypatch.setattr(bodies, "IDLE_S", 0.3)
+    monkeypatch.setattr(bodies, "FIRST_BYTE_S", 0.3)
     reply = await raw_request(api.port, upload_head(1000), b"--b\r\n")
     assert reply.startswith(b"HTTP/1.1 408 ")
     assert b'"upload_timeout"' in reply
@@ -187,7 +217,8 @@ async def test_client_that_stops_sending_is_told_and_frees_its_place(
 async def test_client_that_drips_is_told_and_frees_its_place(
     api: RunningApi, worker: ScriptedWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(intake, "IDLE_S", 0.5)
+    monkeypatch.setattr(bodies, "IDLE_S", 0.5)
+    monkeypatch.setattr(bodies, "FIRST_BYTE_S", 0.5)
     reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
     part = '--b\nContent-Disposition: form-data; name="question"\n\n'
     writer.write(f"{upload_head(1000)}\n{part}".replace("\n", "\r\n").encode())
@@ -206,6 +237,58 @@ async def test_client_that_drips_is_told_and_frees_its_place(
         writer.close()
     assert reply.startswith(b"HTTP/1.1 408 ")
     assert (await api.api.jobs.queue.depth("tiny")).waiting == 0
+
+
+async def test_clients_that_send_headers_alone_hold_nothing_of_the_others(
+    redis_server: RedisServer,
+    keys: RedisKeys,
+    tmp_path: Path,
+    worker: ScriptedWorker,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(bodies, "FIRST_BYTE_S", 2.0)
+    settings = {"max_uploads": 6, "max_uploads_per_client": 4, "trusted_proxies": "127.0.0.1"}
+    async with running_api(redis_server.url, keys, tmp_path, **settings) as api:
+
+        async def send_headers(address: str) -> asyncio.StreamReader:
+            reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
+            head = f"{upload_head(1000)}x-forwarded-for: {address}\n\n"
+            writer.write(head.replace("\n", "\r\n").encode())
+            writers.append(writer)
+            return reader
+
+        writers: list[asyncio.StreamWriter] = []
+        held = [await send_headers("203.0.113.7") for _ in range(4)]
+        refused = await (await send_headers("203.0.113.7")).readuntil(b"too_many_uploads")
+        assert refused.startswith(b"HTTP/1.1 429 ") and b"retry-after" in refused.lower()
+        post = asyncio.create_task(api.post(stream=False))
+        await worker.answer()
+        assert (await post).status_code == 200, "another address has its own"
+        async with asyncio.timeout(20):
+            replies = [await reader.readuntil(b"upload_timeout") for reader in held]
+        assert all(reply.startswith(b"HTTP/1.1 408 ") for reply in replies)
+        for writer in writers:
+            writer.close()
+        assert 'rejections_total{reason="too_many_uploads"} 1.0' in await api.metrics()
+
+
+async def test_address_is_what_a_trusted_proxy_says_and_nobody_else(
+    redis_server: RedisServer, keys: RedisKeys, tmp_path: Path, worker: ScriptedWorker
+) -> None:
+    async with running_api(
+        redis_server.url, keys, tmp_path, max_uploads=6, max_uploads_per_client=1
+    ) as api:
+        _reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
+        writer.write(upload_head(1000).replace("\n", "\r\n").encode() + b"\r\n--b")
+        async with asyncio.timeout(20):
+            while (await api.post(clip=None, video_id="vid_x")).status_code != 429:
+                await asyncio.sleep(0.02)
+        spoofed = {"X-Forwarded-For": "198.51.100.1"}
+        assert (await api.post(clip=None, video_id="vid_x", headers=spoofed)).status_code == 429
+        writer.close()
+        async with asyncio.timeout(20):
+            while (await api.post(clip=None, video_id="vid_x")).status_code == 429:
+                await asyncio.sleep(0.02)
 
 
 async def test_open_answers_are_bounded(api: RunningApi, worker: ScriptedWorker) -> None:
@@ -264,7 +347,7 @@ async def test_outage_of_redis_is_a_503_at_once_and_heals_by_itself(
         began_at = time.monotonic()
         for method, path in (
             ("GET", "/readyz"),
-            ("GET", "/v1/models"),
+            ("GET", "/v1/usage"),
             ("GET", f"/v1/jobs/{delivery.job_id}"),
             ("DELETE", f"/v1/jobs/{delivery.job_id}"),
         ):
@@ -351,7 +434,7 @@ async def test_unexpected_error_is_a_500_without_its_text(
         raise RuntimeError("secret")
 
     monkeypatch.setattr(api.api.registry, "cards", fail, raising=True)
-    response = await api.client.get("/v1/models")
+    response = await api.client.get("/readyz")
     assert response.status_code == 500
     problem = response.json()
     assert problem["code"] == "internal_error"

@@ -14,13 +14,15 @@ from app.errors import (
     QueueFullError,
     StoreUnavailableError,
 )
-from app.messages import ErrorEvent, JobState, StatusEvent
+from app.messages import ErrorEvent, JobState, StatusEvent, TokenEvent
+from app.store import job_leases
 from app.store.client import Scripts, connect, load_script
 from app.store.event_log import EventLog
 from app.store.job_leases import Append, Delivery, JobLeases
 from app.store.job_queue import MAX_ADOPTIONS, Idempotency, JobQueue, Orphan
 from app.store.keys import GROUP, RedisKeys
 from dycoke_core.sequence import SAMPLER_VERSION
+from tests.integration.conftest import RedisServer
 from tests.integration.jobs import (
     LEASE_S,
     MODEL,
@@ -619,3 +621,80 @@ async def test_unreachable_store_raises_one_clear_error(keys: RedisKeys) -> None
         async with aclosing(leases_of(client, keys, "w").ended()) as ended:
             await anext(ended)
     await client.aclose()
+
+
+# --- one call for many jobs ---
+
+
+async def test_job_that_is_lost_does_not_stop_the_others(
+    queue: JobQueue, leases: JobLeases, log: EventLog
+) -> None:
+    deliveries = []
+    for job_id in ("a", "b", "c"):
+        await submit(queue, job_id)
+        deliveries.append(await take(leases))
+    assert await queue.end("b", JobState.CANCELLED, cancelled("b"))
+    a, b, c = await leases.append([Append(d, [token(0)]) for d in deliveries])
+    assert (a.is_accepted, b.is_accepted, c.is_accepted) == (True, False, True)
+    assert (a.next_index, c.next_index) == (1, 1)
+    for job_id, expected in (("a", "token"), ("b", "error"), ("c", "token")):
+        assert (await log.read(job_id, block_s=1))[-1].type == expected
+
+
+async def test_job_whose_log_is_broken_does_not_stop_the_others(
+    queue: JobQueue, leases: JobLeases, log: EventLog, redis: Redis, keys: RedisKeys
+) -> None:
+    deliveries = []
+    for job_id in ("a", "b", "c"):
+        await submit(queue, job_id)
+        deliveries.append(await take(leases))
+    await redis.set(keys.events("b"), "no stream")
+    a, b, c = await leases.append([Append(d, [token(0)]) for d in deliveries])
+    assert a.error is None and c.error is None
+    assert not b.is_accepted and b.error is not None and "WRONGTYPE" in b.error
+    for job_id in ("a", "c"):
+        assert (await log.read(job_id, block_s=1))[-1].event == token(0)
+
+
+async def test_more_jobs_than_fit_one_call_are_appended_to_and_renewed(
+    queue: JobQueue, leases: JobLeases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_leases, "MAX_JOBS_PER_CALL", 2)
+    deliveries = []
+    for number in range(5):
+        await submit(queue, f"j{number}")
+        deliveries.append(await take(leases))
+    appended = await leases.append([Append(d, [token(0), token(1)]) for d in deliveries])
+    assert [reply.next_index for reply in appended] == [2] * 5
+    assert await queue.end("j3", JobState.CANCELLED, cancelled("j3"))
+    assert await leases.renew(deliveries) == [True, True, True, False, True]
+
+
+async def test_texts_of_any_kind_reach_the_log_as_they_are(
+    queue: JobQueue, leases: JobLeases, log: EventLog
+) -> None:
+    await submit(queue, "j")
+    delivery = await take(leases)
+    texts = ["\n", "\r\n a b", "", '"\\', "\u2028\u0000\x85", "  - {} "]
+    events = [TokenEvent(index=i, text=text, token_ids=[i]) for i, text in enumerate(texts)]
+    assert (await leases.append([Append(delivery, events)]))[0].next_index == len(texts)
+    logged = await log.read("j", after="0-1", block_s=1)
+    assert [entry.event for entry in logged] == events
+    assert not any(b"\n" in entry.data or b"\r" in entry.data for entry in logged)
+
+
+async def test_append_to_a_full_redis_is_tried_again(
+    own_redis_server: RedisServer, keys: RedisKeys
+) -> None:
+    redis = connect(own_redis_server.url)
+    queue = JobQueue(redis, keys, result_ttl_s=60)
+    leases = leases_of(redis, keys, "w")
+    await leases.ensure_group()
+    await submit(queue, "j")
+    delivery = await take(leases)
+    await redis.config_set("maxmemory", 1)
+    with pytest.raises(StoreUnavailableError):
+        await leases.append([Append(delivery, [token(0)])])
+    await redis.config_set("maxmemory", 0)
+    assert (await leases.append([Append(delivery, [token(0)])]))[0] == (True, 1, False, None)
+    await redis.aclose()

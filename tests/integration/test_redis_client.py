@@ -44,7 +44,7 @@ async def test_scripts_that_redis_has_forgotten_are_loaded_again(
 ) -> None:
     scripts = Scripts(redis, keys.prefix)
     await redis.script_flush()
-    assert await scripts.run_many("depth", [["m"], ["n"]]) == [[0, 0, 0, -1]] * 2
+    assert await scripts.run("depth", "m") == [0, 0, 0, -1]
 
 
 async def test_full_or_read_only_redis_is_unavailable(own_redis_server: RedisServer) -> None:

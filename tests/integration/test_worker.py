@@ -23,6 +23,7 @@ from dycoke_core.errors import ModelLoadError
 from dycoke_core.sequence import SAMPLER_VERSION, TokenEvent
 from tests.integration.conftest import RedisServer
 from tests.integration.fake_engine import FakeEngine, answer, text_of
+from tests.integration.jobs import make_request
 from tests.integration.workers import (
     PATIENCE_S,
     Client,
@@ -98,7 +99,8 @@ async def test_answer_streams_from_first_event_to_receipt(
     assert stages == ["encoding", "prefilling"]
     expected = answer("why?", 4)
     assert token_ids(middle) == expected
-    assert [event.index for event in tokens(middle)] == [0, 1, 2, 3]
+    indices = [event.index for event in tokens(middle)]
+    assert indices == [0, *(event.next_index for event in tokens(middle)[:-1])]
     assert isinstance(done, DoneEvent)
     assert done.text == "".join(map(text_of, expected))
     assert (done.finish_reason, done.attempts, done.job_id) == ("length", 1, job_id)
@@ -588,3 +590,29 @@ def test_metric_names_are_the_agreed_ones() -> None:
             "flops",
         )
     }
+
+
+async def test_a_job_without_a_video_samples_no_metric_of_compression(
+    settings: Settings, client: Client
+) -> None:
+    job_id = "text-only"
+    request = make_request(job_id, model=client.model).model_copy(
+        update={"video_id": None, "ignore_eos": True, "video_turn": None, "warnings": ["x: no"]}
+    )
+    await client.queue.reserve(client.model, job_id, max_jobs=9, lease_s=30)
+    await client.queue.create(request)
+    assert await client.queue.enqueue(request)
+    async with running(settings) as worker:
+        done = (await client.events(job_id))[-1]
+        (sequence,) = worker.engine.seen
+        assert sequence.frames is None and sequence.sampling.ignore_eos
+
+        async def is_observed() -> bool:
+            return worker.metric("prompt_tokens_total", policy="none") == 20
+
+        await wait_until(is_observed)
+        assert worker.metric("visual_tokens_total", policy="none", stage="input") is None
+        assert worker.metric("flops_total", policy="none", kind="full") is None
+        assert worker.metric("cache_hits_total", cache="features") == 0
+    assert isinstance(done, DoneEvent)
+    assert done.video_id is done.frames is done.cache is None and done.warnings == ["x: no"]

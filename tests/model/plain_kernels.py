@@ -21,6 +21,20 @@ class PlainKernels:
         normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
         return weight * normed.to(x.dtype)
 
+    def head_rmsnorm(
+        self, qkv: Tensor, q_weight: Tensor, k_weight: Tensor, eps: float, *, num_heads: int
+    ) -> None:
+        self.calls.append("head_rmsnorm")
+        heads = qkv.view(len(qkv), -1, len(q_weight))
+        num_kv_heads = (heads.shape[1] - num_heads) // 2
+        for part, weight in (
+            (heads[:, :num_heads], q_weight),
+            (heads[:, num_heads : num_heads + num_kv_heads], k_weight),
+        ):
+            wide = part.float()
+            normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+            part.copy_(weight * normed.to(qkv.dtype))
+
     def rope_store(
         self,
         qkv: Tensor,

@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from dycoke_core.config import EngineConfig
 from dycoke_core.errors import ModelLoadError
+from dycoke_core.model.checkpoint import weights_digest
 from dycoke_core.model.llava_onevision import LlavaOnevision
-from dycoke_core.model.loader import load_model, weights_digest
+from dycoke_core.model.loader import load_model
 from tests.engine.recording import RecordingEngine, assert_same_logits, make_sequence
 
 
@@ -130,6 +131,37 @@ def test_a_directory_without_a_chat_template_is_refused(checkpoint: Path) -> Non
 def test_another_kind_of_model_is_refused(checkpoint: Path) -> None:
     (checkpoint / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
     with pytest.raises(ModelLoadError, match="'qwen2' is not supported"):
+        load_model(checkpoint)
+
+
+def test_a_refusal_names_the_architecture_and_what_is_supported(checkpoint: Path) -> None:
+    edit_json(checkpoint / "config.json", model_type="idefics3", architectures=["Idefics3ForX"])
+    with pytest.raises(ModelLoadError, match=r"Idefics3ForX.*supported are: .*llava_onevision"):
+        load_model(checkpoint)
+
+
+def test_a_model_that_transformers_does_not_know_is_refused_alike(checkpoint: Path) -> None:
+    edit_json(checkpoint / "config.json", model_type="of_tomorrow")
+    with pytest.raises(ModelLoadError, match=r"'of_tomorrow' is not supported"):
+        load_model(checkpoint)
+
+
+@pytest.mark.parametrize("part", [None, "text_config"])
+def test_a_quantised_checkpoint_is_refused_before_its_weights_are_read(
+    part: str | None, checkpoint: Path
+) -> None:
+    file, quantization = checkpoint / "config.json", {"quant_method": "awq", "bits": 4}
+    settings = json.loads(file.read_text())
+    (settings if part is None else settings[part])["quantization_config"] = quantization
+    file.write_text(json.dumps(settings))
+    (checkpoint / "model.safetensors").unlink()
+    with pytest.raises(ModelLoadError, match=r"quantised \(awq\).*unquantised"):
+        load_model(checkpoint)
+
+
+def test_a_configuration_that_is_no_object_is_refused(checkpoint: Path) -> None:
+    (checkpoint / "config.json").write_text("[]")
+    with pytest.raises(ModelLoadError, match=r"config\.json is not a JSON object"):
         load_model(checkpoint)
 
 

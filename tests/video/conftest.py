@@ -10,7 +10,8 @@ import pytest
 import pytest_asyncio
 
 from dycoke_core.video import FrameReaders, ReadLimits
-from dycoke_core.video.fork_client import Confinement, ForkServer
+from dycoke_core.video.fork_client import ForkServer
+from dycoke_core.video.forked_child import Confinement
 
 CONFINEMENT = Confinement(memory_bytes=600 * 2**20, cpu_s=2, is_strict=True)
 _ROOT = Path(__file__).parents[2]

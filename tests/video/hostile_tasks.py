@@ -1,6 +1,7 @@
 """What a child does once somebody else's code runs in it. Run by a fork server in the tests."""
 
 import ctypes
+import mmap
 import os
 import resource
 import signal
@@ -10,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,16 @@ def crash(task: Task) -> Result:
     return {}
 
 
+_callback = ctypes.CFUNCTYPE(None)(lambda: None)
+
+
+def overwrite_code(task: Task) -> Result:
+    """Of a callback, which some builds of libffi keep in memory that can be both."""
+    address = ctypes.cast(_callback, ctypes.c_void_p)
+    ctypes.memmove(address, address, 1)
+    return {}
+
+
 def exit_silently(task: Task) -> Result:
     os._exit(0)
 
@@ -82,6 +94,11 @@ def echo(task: Task) -> Result:
     return dict(task.params)
 
 
+def echo_later(task: Task) -> Result:
+    time.sleep(1.0)
+    return echo(task)
+
+
 def write_pixels(task: Task) -> Result:
     assert task.pixels is not None
     task.pixels[:] = task.params["value"]
@@ -106,6 +123,27 @@ def start_threads(task: Task) -> Result:
     return {"num_threads": len(threads)}
 
 
+def start_as_many_threads_as_it_may(task: Task) -> Result:
+    threading.stack_size(2**16)
+    may_end = threading.Event()
+    threads: list[threading.Thread] = []
+    try:
+        while len(threads) < 500:
+            threads.append(threading.Thread(target=may_end.wait, daemon=True))
+            threads[-1].start()
+    except RuntimeError:
+        return {"num_threads": len(threads)}  # with the first, without the one that was refused
+    finally:
+        may_end.set()
+    return {"num_threads": 500}
+
+
+def ask_for_threads_for_ever(task: Task) -> Result:
+    while True:
+        with suppress(RuntimeError):
+            threading.Thread(target=time.sleep, args=(3600,), daemon=True).start()
+
+
 def try_everything(task: Task) -> Result:
     """Returns what was possible, of what must not be."""
     libc = ctypes.CDLL(None, use_errno=True)
@@ -121,6 +159,10 @@ def try_everything(task: Task) -> Result:
         "make an internet socket": lambda: socket.socket(socket.AF_INET),
         "make a unix socket": lambda: socket.socket(socket.AF_UNIX),
         "make a socket pair": socket.socketpair,
+        "see whether a file is there": lambda: os.open(task.params["other_path"], os.O_PATH),
+        "make memory executable": lambda: mmap.mmap(
+            -1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC
+        ),
         "fork": os.fork,
         "execute": lambda: os.execv(sys.executable, [sys.executable, "-c", "pass"]),
         "start a program": lambda: subprocess.run([sys.executable, "-c", "pass"], check=True),
@@ -143,7 +185,13 @@ def try_everything(task: Task) -> Result:
         "setuid": (105, 0),
     }
     possible = [name for name, attempt in attempts.items() if _succeeds(attempt)]
-    return {"possible": possible + [name for name, call in raw.items() if _is_there(libc, call)]}
+    possible += [name for name, call in raw.items() if _is_there(libc, call)]
+    page = libc.mmap
+    page.restype, page.argtypes = ctypes.c_void_p, [ctypes.c_void_p, *[ctypes.c_long] * 5]
+    address = page(None, 4096, 3, 0x22, -1, 0)
+    if libc.mprotect(ctypes.c_void_p(address), 4096, mmap.PROT_READ | mmap.PROT_EXEC) == 0:
+        possible.append("make memory executable later")
+    return {"possible": possible}
 
 
 def _succeeds(attempt: Callable[[], Any]) -> bool:
@@ -168,16 +216,20 @@ TASKS: Tasks = {
         spin_natively,
         sleep,
         crash,
+        overwrite_code,
         exit_silently,
         fail,
         report_unreadable,
         invent_an_error,
         babble,
         echo,
+        echo_later,
         write_pixels,
         read_the_video,
         list_descriptors,
         start_threads,
+        start_as_many_threads_as_it_may,
+        ask_for_threads_for_ever,
         try_everything,
     )
 }

@@ -15,7 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dycoke_core.video.fork_client import ForkServer, TaskFailure
+from dycoke_core.video.fork_client import ForkServer
+from dycoke_core.video.forked_child import TaskFailure
 from dycoke_core.video.frame_buffer import map_pixels, open_frame_buffer
 from tests.video.conftest import CONFINEMENT, descendants, leaving_nothing_behind
 
@@ -68,11 +69,9 @@ async def test_a_child_writes_pixels_for_its_parent(hostile: ForkServer, video_f
         ("die_of_memory", "memory"),
         ("spin", "cpu"),
         ("spin_natively", "cpu"),
-        ("crash", "crash"),
         ("exit_silently", "exception"),
         ("fail", "exception"),
         ("invent_an_error", "exception"),
-        ("babble", "crash"),
         ("report_unreadable", "unreadable"),
         ("no_such_task", "exception"),
     ],
@@ -85,6 +84,21 @@ async def test_a_lost_child_is_reported_by_its_reason_and_the_next_works(
         failure = await _failure(hostile, task, video_fd)
         assert failure.code == code
         assert await _is_well(hostile, video_fd)
+
+
+@pytest.mark.parametrize("task", ["crash", "overwrite_code", "babble"])
+async def test_after_a_crash_no_child_has_the_same_addresses(
+    hostile: ForkServer, video_fd: int, task: str
+) -> None:
+    assert await _is_well(hostile, video_fd)
+    [server] = descendants()
+    reading = asyncio.create_task(hostile.run("echo_later", {"x": 2}, video_fd, timeout_s=60))
+    assert await _has_child(server.pid, is_wanted=True)
+    assert (await _failure(hostile, task, video_fd)).code == "crash"
+    assert await reading == {"x": 2}, "it is left to its end"
+    assert await _is_well(hostile, video_fd)
+    [another] = descendants()
+    assert another != server
 
 
 @pytest.mark.parametrize("task", ["sleep", "spin"])

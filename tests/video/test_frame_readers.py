@@ -114,7 +114,7 @@ async def test_fragmented_mp4_is_read(shared: FrameReaders, tmp_path: Path) -> N
 
 
 async def test_sound_beside_the_picture_does_no_harm(shared: FrameReaders, tmp_path: Path) -> None:
-    path = make_clip(tmp_path / "clip.mp4", has_audio=True)
+    path = make_clip(tmp_path / "clip.mp4", sound="aac")
     assert frame_numbers((await shared.read(path, SPEC)).pixels)[-1] == 59
 
 

@@ -22,13 +22,13 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 NUM_MUTANTS = 10  # of each clip
 SMALL: dict[str, Any] = {"width": 96, "height": 64, "num_frames": 12}
 CLIPS: dict[str, dict[str, Any]] = {
-    "h264.mp4": {"has_audio": True},
+    "h264.mp4": {"sound": "aac"},
     "hevc.mov": {"codec": "libx265"},
     "fragments.mp4": {
         "options": {"g": "4"},
         "container_options": {"movflags": "frag_keyframe+empty_moov"},
     },
-    "h264.mkv": {"options": {"g": "4"}, "has_audio": True},
+    "h264.mkv": {"options": {"g": "4"}, "sound": "aac"},
     "vp9.webm": {"codec": "libvpx-vp9"},
     "av1.mkv": {"codec": "libsvtav1"},
     "mpeg4.avi": {"codec": "mpeg4", "options": {"bf": "2"}},

@@ -22,6 +22,7 @@ _HEADERS = {
     "num_frames": 100,
     "fps": 25.0,
     "extradata_bytes": 45,
+    "codecs": ["aac", "h264"],
 }
 _PLAN = {
     "headers": _HEADERS,
@@ -73,6 +74,8 @@ def test_zeros_in_headers_mean_unknown() -> None:
         {"end_s": "4"},
         {"headers": {**_HEADERS, "codec": "<script>"}},
         {"headers": {**_HEADERS, "width": 2.5}},
+        {"headers": {**_HEADERS, "codecs": ["h264", "<script>"]}},
+        {"headers": {**_HEADERS, "codecs": "h264"}},
         {"headers": None},
     ],
 )

@@ -1,5 +1,6 @@
 """The sandbox, tried from inside a real child."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -7,14 +8,16 @@ import pytest
 from dycoke_core.errors import SandboxUnavailableError
 from dycoke_core.video import FrameReaders, FrameSpec, ReadLimits, SandboxState
 from dycoke_core.video.fork_client import ForkServer
+from dycoke_core.video.forked_child import TaskFailure
 from dycoke_core.video.landlock import landlock_abi
-from tests.video.conftest import leaving_nothing_behind
+from tests.video.conftest import CONFINEMENT, leaving_nothing_behind
 from tests.video_clips import make_clip
 
 _NOTHING_REFUSED = {
     "refuses_files": False,
     "refuses_sockets": False,
     "refuses_processes": False,
+    "refuses_threads": False,
 }
 
 
@@ -36,6 +39,32 @@ async def test_a_child_can_read_its_video_and_start_threads(
     assert await hostile.run("start_threads", {}, video_fd, timeout_s=20) == {"num_threads": 4}
 
 
+async def test_a_child_has_no_more_threads_than_it_may(hostile: ForkServer, video_fd: int) -> None:
+    for num_threads in (1, 4):
+        report = await hostile.run(
+            "start_as_many_threads_as_it_may",
+            {},
+            video_fd,
+            timeout_s=20,
+            num_threads=num_threads,
+        )
+        limit = CONFINEMENT.with_threads(num_threads).max_threads
+        assert report == {"num_threads": limit}
+
+
+async def test_a_child_that_asks_for_ever_delays_no_other(
+    hostile: ForkServer, video_fd: int
+) -> None:
+    asking = asyncio.create_task(
+        hostile.run("ask_for_threads_for_ever", {}, video_fd, timeout_s=3600)
+    )
+    for _ in range(5):
+        threads = await hostile.run("start_threads", {}, video_fd, timeout_s=60)
+        assert threads == {"num_threads": 4}
+    with pytest.raises(TaskFailure, match="cpu"):
+        await asking
+
+
 async def test_a_child_holds_its_video_and_its_reply_pipe_and_nothing_else(
     hostile: ForkServer, video_fd: int
 ) -> None:
@@ -44,9 +73,10 @@ async def test_a_child_holds_its_video_and_its_reply_pipe_and_nothing_else(
 
 
 async def test_the_state_is_observed_and_said_in_one_line(readers: FrameReaders) -> None:
-    assert readers.sandbox == SandboxState(landlock_abi(), True, True, True)
+    assert readers.sandbox == SandboxState(landlock_abi(), True, True, True, True)
     assert readers.sandbox.describe() == (
-        f"frame readers are sandboxed: Landlock ABI {landlock_abi()}, seccomp allow-list, rlimits"
+        f"frame readers are sandboxed: Landlock ABI {landlock_abi()}, seccomp allow-list, "
+        "thread limit, rlimits"
     )
 
 

@@ -6,7 +6,7 @@ from starlette.requests import Request
 from app.api.answer.feed import final_event
 from app.api.answer.jobs import Jobs
 from app.api.answer.observer import Followers, JobObserver
-from app.api.answer.sse import Ending, EventStream
+from app.api.answer.sse import Ending, EventStream, JobEvents, Rendering
 from app.api.connection.disconnect import ClientLeftError, unless_disconnected
 from app.api.connection.drain import Drain
 from app.api.connection.streams import StreamSlot
@@ -34,18 +34,34 @@ class Answers:
         self.followers = followers
         self.cancellations = cancellations
 
-    def to(self, posted: PostedJob, slot: StreamSlot, span: PostSpan) -> "Answer":
-        """Takes over the slot and the span."""
-        return Answer(self, posted, slot, span)
+    def to(
+        self,
+        posted: PostedJob,
+        slot: StreamSlot,
+        span: PostSpan,
+        rendering: Rendering | None = None,
+    ) -> "Answer":
+        """Takes over the slot and the span.
+
+        Args:
+            rendering: of the surface that was asked; None: of `/v1/video/chat`.
+        """
+        return Answer(self, posted, slot, span, rendering or JobEvents())
 
 
 class Answer:
     """The answer to one post."""
 
     def __init__(
-        self, answers: Answers, posted: PostedJob, slot: StreamSlot, span: PostSpan
+        self,
+        answers: Answers,
+        posted: PostedJob,
+        slot: StreamSlot,
+        span: PostSpan,
+        rendering: Rendering,
     ) -> None:
         self._answers = answers
+        self._rendering = rendering
         self._span = span
         self._posted = posted
         self._slot = slot
@@ -57,8 +73,13 @@ class Answer:
             self._batches = self._observer.watch(self._batches)
 
     def streamed(self) -> Response:
-        drain = self._answers.drain
-        return EventStream(self._job_id, self._batches, drain=drain, on_end=self._on_end)
+        return EventStream(
+            self._job_id,
+            self._batches,
+            drain=self._answers.drain,
+            on_end=self._on_end,
+            rendering=self._rendering,
+        )
 
     async def whole(self, request: Request) -> Response:
         """Waits for the end of the job; its failure is an HTTP error."""
@@ -76,7 +97,7 @@ class Answer:
         finally:
             self._on_end(ending)
         if isinstance(final, DoneEvent):
-            return JSONResponse(final.model_dump(mode="json"), headers={"X-Job-Id": self._job_id})
+            return JSONResponse(self._rendering.body(final), headers={"X-Job-Id": self._job_id})
         return response_for_event(final)
 
     def _on_end(self, ending: Ending) -> None:

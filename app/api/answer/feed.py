@@ -7,12 +7,23 @@ record. An outage of Redis is sat out until the job's deadline; the feed goes on
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from typing import NamedTuple
 
 from app.errors import JobLostError, JobNotFoundError, StoreUnavailableError
-from app.messages import FINAL_EVENTS, DoneEvent, ErrorEvent, Event, JobState, StatusEvent
-from app.store.event_log import FIRST_EVENT, MAX_EVENTS_PER_READ, EventLog, LoggedEvent
+from app.messages import (
+    EVENT_ADAPTER,
+    FINAL_EVENTS,
+    DoneEvent,
+    ErrorEvent,
+    Event,
+    JobState,
+    StatusEvent,
+    event_type,
+)
+from app.store.event_log import FIRST_EVENT, MAX_EVENTS_PER_READ, LoggedEvent
+from app.store.event_reader import EventReader, Watch
 from app.store.job_queue import JobQueue, JobRecord
 
 POSITION_POLL_S = 0.5
@@ -21,10 +32,24 @@ RETRY_S = 0.5
 AT_ONCE_S = 0.001
 
 
-@dataclass(frozen=True, slots=True)
-class FeedItem:
-    event: Event
+STATUS = "status"
+FINAL_TYPES = ("done", "error")
+
+
+class FeedItem(NamedTuple):
+    """One event, as the log has it. Who renders it for clients need not read the JSON."""
+
+    type: str
+    data: bytes  # JSON on one line
     durable_id: str | None = None
+
+    @classmethod
+    def of(cls, event: Event, durable_id: str | None = None) -> "FeedItem":
+        return cls(event.type, event.model_dump_json().encode(), durable_id)
+
+    @property
+    def event(self) -> Event:
+        return EVENT_ADAPTER.validate_json(self.data)
 
 
 class JobFeed:
@@ -39,7 +64,7 @@ class JobFeed:
     def __init__(
         self,
         queue: JobQueue,
-        log: EventLog,
+        reader: EventReader,
         record: JobRecord,
         *,
         after: str = FIRST_EVENT,
@@ -47,7 +72,7 @@ class JobFeed:
     ) -> None:
         self.job_id = record.job_id
         self._queue = queue
-        self._log = log
+        self._reader = reader
         self._record = record
         self._after = after
         self._heartbeat_s = heartbeat_s
@@ -55,48 +80,55 @@ class JobFeed:
         self._last_position: int | None = None
         self._outage_began_at_s: float | None = None  # Unix time
 
-    async def batches(self) -> AsyncIterator[Sequence[FeedItem]]:
+    async def batches(self) -> AsyncGenerator[Sequence[FeedItem], None]:
         """Yields events as they come; the last batch ends with a final event.
 
         Ends without one where `after` was the final event's id.
         """
-        while True:
-            try:
-                batch, is_end = await self._next()
-                self._outage_began_at_s = None
-            except StoreUnavailableError as error:
-                batch, is_end = await self._sit_out(error)
-            except JobNotFoundError:
-                lost = JobLostError("the job's record is gone; post it again")
-                batch, is_end = [FeedItem(ErrorEvent.of(lost, self.job_id))], True
-            is_due = time.monotonic() - self._last_batch_at >= self._heartbeat_s
-            if batch or (is_due and not is_end):
-                yield batch
-                self._last_batch_at = time.monotonic()
-            if is_end:
-                return
+        with self._reader.watch(self.job_id) as watch:
+            while True:
+                batch, is_end = await self._next_or_why_not(watch)
+                is_due = time.monotonic() - self._last_batch_at >= self._heartbeat_s
+                if batch or (is_due and not is_end):
+                    yield batch
+                    self._last_batch_at = time.monotonic()
+                if is_end:
+                    return
 
-    async def _next(self) -> tuple[list[FeedItem], bool]:
+    async def _next_or_why_not(self, watch: Watch) -> tuple[list[FeedItem], bool]:
+        try:
+            batch, is_end = await self._next(watch)
+            self._outage_began_at_s = None
+        except StoreUnavailableError as error:
+            return await self._sit_out(error)
+        except JobNotFoundError:
+            lost = JobLostError("the job's record is gone; post it again")
+            return [FeedItem.of(ErrorEvent.of(lost, self.job_id))], True
+        return batch, is_end
+
+    async def _next(self, watch: Watch) -> tuple[list[FeedItem], bool]:
         was_ended = self._record.state.is_final
-        logged = await self._log.read(self.job_id, after=self._after, block_s=self._block_s())
+        logged = await watch.next(after=self._after, timeout_s=self._timeout_s())
         if not logged:
             if was_ended:
                 return [], True
             self._record = await self._queue.get(self.job_id)
             return self._position(), False
-        is_end = isinstance(logged[-1].event, FINAL_EVENTS)
+        items = _items(logged)
+        is_end = items[-1].type in FINAL_TYPES
         was_waiting = self._record.state is not JobState.RUNNING
-        if not is_end and was_waiting and any(map(_is_from_worker, logged)):
+        if not is_end and was_waiting and any(map(_is_from_worker, items)):
             self._record = await self._queue.get(self.job_id)
         # Last of all: what fails before this is read again.
         self._after = logged[-1].id
-        return _without_stale(logged), is_end
+        return _without_stale(items), is_end
 
-    def _block_s(self) -> float:
-        if self._record.state.is_final:
+    def _timeout_s(self) -> float:
+        is_running = self._record.state is JobState.RUNNING
+        if not is_running and self._record.state.is_final:
             return AT_ONCE_S
         until_heartbeat_s = self._last_batch_at + self._heartbeat_s - time.monotonic()
-        if self._record.state is not JobState.RUNNING:
+        if not is_running:
             until_heartbeat_s = min(until_heartbeat_s, POSITION_POLL_S)
         return max(until_heartbeat_s, AT_ONCE_S)
 
@@ -107,7 +139,7 @@ class JobFeed:
         self._last_position = position
         if position is None:
             return []
-        return [FeedItem(StatusEvent(stage="queued", position=position))]
+        return [FeedItem.of(StatusEvent(stage="queued", position=position))]
 
     async def _sit_out(self, error: StoreUnavailableError) -> tuple[list[FeedItem], bool]:
         now = time.time()
@@ -117,34 +149,42 @@ class JobFeed:
             self._record.request.deadline_at_s, self._outage_began_at_s + MIN_PATIENCE_S
         )
         if now > patience_ends_at:
-            return [FeedItem(ErrorEvent.of(error, self.job_id))], True
+            return [FeedItem.of(ErrorEvent.of(error, self.job_id))], True
         await asyncio.sleep(RETRY_S)
         return [], False
 
 
-async def final_event(batches: AsyncIterator[Sequence[FeedItem]]) -> DoneEvent | ErrorEvent:
+async def final_event(
+    batches: AsyncGenerator[Sequence[FeedItem], None],
+) -> DoneEvent | ErrorEvent:
     """Reads a feed from anywhere before its end to its end, and returns how it ended."""
-    final: Event | None = None
-    async for batch in batches:
-        if batch:
-            final = batch[-1].event
-    assert isinstance(final, FINAL_EVENTS)
-    return final
+    final: FeedItem | None = None
+    async with aclosing(batches):
+        async for batch in batches:
+            if batch:
+                final = batch[-1]
+    assert final is not None
+    event = final.event
+    assert isinstance(event, FINAL_EVENTS)
+    return event
 
 
-def _is_from_worker(logged: LoggedEvent) -> bool:
-    event = logged.event
+def _items(logged: Sequence[LoggedEvent]) -> list[FeedItem]:
+    return [
+        FeedItem(kind := event_type(data), data, None if kind == STATUS else event_id)
+        for event_id, data in logged
+    ]
+
+
+def _is_from_worker(item: FeedItem) -> bool:
+    if item.type != STATUS:
+        return True
+    event = item.event
     return not (isinstance(event, StatusEvent) and event.stage == "reading_frames")
 
 
-def _without_stale(logged: Sequence[LoggedEvent]) -> list[FeedItem]:
+def _without_stale(items: list[FeedItem]) -> list[FeedItem]:
     """Leaves out statuses that something follows."""
-    items = [
-        FeedItem(entry.event, entry.id)
-        for entry in logged
-        if not isinstance(entry.event, StatusEvent)
-    ]
-    has_all = len(logged) < MAX_EVENTS_PER_READ  # else more follows at once
-    if has_all and isinstance(logged[-1].event, StatusEvent):
-        items.append(FeedItem(logged[-1].event))
-    return items
+    durable = [item for item in items if item.type != STATUS]
+    has_all = len(items) < MAX_EVENTS_PER_READ  # else more follows at once
+    return [*durable, items[-1]] if has_all and items[-1].type == STATUS else durable

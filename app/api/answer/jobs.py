@@ -2,10 +2,11 @@
 
 import re
 
-from app.api.answer.feed import AT_ONCE_S, JobFeed, final_event
-from app.errors import JobNotFoundError
-from app.messages import DoneEvent, ErrorEvent
+from app.api.answer.feed import AT_ONCE_S, JobFeed
+from app.errors import JobLostError, JobNotFoundError
+from app.messages import FINAL_EVENTS, DoneEvent, ErrorEvent
 from app.store.event_log import FIRST_EVENT, EventLog
+from app.store.event_reader import EventReader
 from app.store.job_queue import JobQueue, JobRecord
 
 _JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -16,9 +17,12 @@ class Jobs:
     heartbeat_s: silence after which a feed yields an empty batch.
     """
 
-    def __init__(self, queue: JobQueue, log: EventLog, *, heartbeat_s: float) -> None:
+    def __init__(
+        self, queue: JobQueue, log: EventLog, reader: EventReader, *, heartbeat_s: float
+    ) -> None:
         self.queue = queue
         self._log = log
+        self._reader = reader
         self._heartbeat_s = heartbeat_s
 
     async def find(self, job_id: str, owner: str) -> JobRecord:
@@ -31,7 +35,7 @@ class Jobs:
         return record
 
     def feed(self, record: JobRecord, *, after: str = FIRST_EVENT) -> JobFeed:
-        return JobFeed(self.queue, self._log, record, after=after, heartbeat_s=self._heartbeat_s)
+        return JobFeed(self.queue, self._reader, record, after=after, heartbeat_s=self._heartbeat_s)
 
     async def is_read_to_its_end(self, record: JobRecord, *, after: str) -> bool:
         """Whether a job has ended and nothing comes after this event."""
@@ -41,4 +45,9 @@ class Jobs:
 
     async def final(self, record: JobRecord) -> DoneEvent | ErrorEvent | None:
         """How a job ended; None while it has not."""
-        return await final_event(self.feed(record).batches()) if record.state.is_final else None
+        if not record.state.is_final:
+            return None
+        last = await self._log.last(record.job_id)
+        if isinstance(last, FINAL_EVENTS):
+            return last
+        return ErrorEvent.of(JobLostError("the job's events are gone"), record.job_id)

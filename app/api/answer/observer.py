@@ -7,11 +7,12 @@ when the client has left, by a follower in the background.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 
-from app.api.answer.feed import FeedItem, JobFeed
+from app.api.answer.feed import FINAL_TYPES, FeedItem, JobFeed
 from app.api.errors import is_our_fault
-from app.messages import DoneEvent, ErrorEvent, Event, JobRequest, TokenEvent
+from app.messages import DoneEvent, ErrorEvent, Event, JobRequest, num_tokens
 from app.metrics import DONE, ApiMetrics
 from app.tracing import PostSpan
 
@@ -26,25 +27,31 @@ class JobObserver:
         self._request = request
         self._span = span
         self._model = request.model
-        self._policy = request.compression["policy"]
+        self._policy = request.policy_label
+        self._observe_gap = metrics.token_gaps(self._model, self._policy)
         self._last_token_at_s: float | None = None
         self._is_closed = False
         metrics.expect_request(self._model, self._policy)
         span.describe(request)
 
     async def watch(
-        self, batches: AsyncIterator[Sequence[FeedItem]]
-    ) -> AsyncIterator[Sequence[FeedItem]]:
+        self, batches: AsyncGenerator[Sequence[FeedItem], None]
+    ) -> AsyncGenerator[Sequence[FeedItem], None]:
         """Passes a feed on, seeing what it brings."""
-        async for batch in batches:
-            for item in batch:
-                self.see(item.event)
-            yield batch
+        async with aclosing(batches):
+            async for batch in batches:
+                for item in batch:
+                    self.see(item)
+                yield batch
 
-    def see(self, event: Event) -> None:
-        if isinstance(event, TokenEvent):
-            self._see_token()
-        elif isinstance(event, DoneEvent):
+    def see(self, item: FeedItem) -> None:
+        if item.type == "token":
+            self._see_tokens(num_tokens(item.data))
+        elif item.type in FINAL_TYPES:
+            self._see_end(item.event)
+
+    def _see_end(self, event: Event) -> None:
+        if isinstance(event, DoneEvent):
             self._metrics.observe_done(event)
             self.close(DONE)
         elif isinstance(event, ErrorEvent):
@@ -58,11 +65,13 @@ class JobObserver:
             self._span.end(outcome, is_error=outcome != DONE and is_our_fault(outcome))
             logger.info("job ended", extra={**self._request.log_fields, "outcome": outcome})
 
-    def _see_token(self) -> None:
+    def _see_tokens(self, number: int) -> None:
+        """Tokens that share an event come at the same time."""
         now = time.monotonic()
         if self._last_token_at_s is not None:
-            gap_s = now - self._last_token_at_s
-            self._metrics.observe_token_gap(self._model, self._policy, gap_s)
+            self._observe_gap(now - self._last_token_at_s)
+        for _ in range(number - 1):
+            self._observe_gap(0.0)
         self._last_token_at_s = now
 
 
@@ -87,5 +96,6 @@ class Followers:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _follow(self, feed: JobFeed, observer: JobObserver) -> None:
-        async for _ in observer.watch(feed.batches()):
-            pass
+        async with aclosing(observer.watch(feed.batches())) as batches:
+            async for _ in batches:
+                pass

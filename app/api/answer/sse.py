@@ -6,9 +6,10 @@ takes nothing for `STALL_S` is treated as gone.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing, suppress
 from enum import StrEnum
+from typing import Any, Protocol, Self
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -18,7 +19,7 @@ from app.api.connection.disconnect import ClientLeftError, unless_disconnected
 from app.api.connection.drain import Drain
 from app.api.errors import INTERNAL_ERROR, incident_message, log_incident
 from app.errors import ShuttingDownError
-from app.messages import ErrorEvent
+from app.messages import DoneEvent, ErrorEvent
 
 logger = logging.getLogger(__name__)
 
@@ -36,11 +37,44 @@ class Ending(StrEnum):
 
 def frame(item: FeedItem) -> bytes:
     """One event. Its JSON has no line breaks; only durable events carry an id."""
-    lines = [f"event: {item.event.type}"]
-    if item.durable_id is not None:
-        lines.append(f"id: {item.durable_id}")
-    lines.append(f"data: {item.event.model_dump_json()}")
-    return ("\n".join(lines) + "\n\n").encode()
+    kind, data, durable_id = item
+    if durable_id is None:
+        return b"event: %b\ndata: %b\n\n" % (kind.encode(), data)
+    return b"event: %b\nid: %b\ndata: %b\n\n" % (kind.encode(), durable_id.encode(), data)
+
+
+class Rendering(Protocol):
+    """How one surface writes a job's events. One for each answer: it may remember what went out."""
+
+    @property
+    def heartbeat(self) -> bytes: ...
+
+    def render(self, batch: Sequence[FeedItem]) -> bytes:
+        """Empty where the surface has nothing to say of these events."""
+        ...
+
+    def interruption(self, event: ErrorEvent) -> bytes:
+        """The end of a stream that ends before its job, which goes on."""
+        ...
+
+    def body(self, done: DoneEvent) -> dict[str, Any]:
+        """The answer in one piece, as JSON."""
+        ...
+
+
+class JobEvents:
+    """The events as they are, under their names. Whoever is interrupted resumes by the ids."""
+
+    heartbeat = HEARTBEAT
+
+    def render(self, batch: Sequence[FeedItem]) -> bytes:
+        return b"".join(map(frame, batch))
+
+    def interruption(self, event: ErrorEvent) -> bytes:
+        return b""
+
+    def body(self, done: DoneEvent) -> dict[str, Any]:
+        return done.model_dump(mode="json")
 
 
 class EventStream(Response):
@@ -48,6 +82,7 @@ class EventStream(Response):
 
     Args:
         batches: an empty one is a heartbeat.
+        rendering: None: the events as they are.
         on_end: told once how it ended; must not block.
     """
 
@@ -56,10 +91,11 @@ class EventStream(Response):
     def __init__(
         self,
         job_id: str,
-        batches: AsyncIterator[Sequence[FeedItem]],
+        batches: AsyncGenerator[Sequence[FeedItem], None],
         *,
         drain: Drain,
         on_end: Callable[[Ending], None],
+        rendering: Rendering | None = None,
         stall_s: float = STALL_S,
     ) -> None:
         self.status_code = 200
@@ -71,6 +107,7 @@ class EventStream(Response):
         self._batches = batches
         self._drain = drain
         self._on_end = on_end
+        self._rendering = rendering or JobEvents()
         self._stall_s = stall_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -96,7 +133,9 @@ class EventStream(Response):
             return Ending.COMPLETE
         except ClientLeftError:
             return Ending.CLIENT_LEFT
-        except ShuttingDownError:
+        except ShuttingDownError as error:
+            event = ErrorEvent.of(error, self._job_id)
+            await self._send_last(send, self._rendering.interruption(event))
             return Ending.SHUTDOWN
         except Exception as error:  # the border: the headers are out, so the client gets an event
             incident = log_incident(error, job_id=self._job_id)
@@ -106,17 +145,68 @@ class EventStream(Response):
                 retryable=False,
                 job_id=self._job_id,
             )
-            with suppress(ClientLeftError):
-                await self._send(send, frame(FeedItem(event)))
+            await self._send_last(send, self._rendering.render([FeedItem.of(event)]))
             return Ending.FAILED
 
-    async def _pump(self, send: Send) -> None:
-        async for batch in self._batches:
-            await self._send(send, b"".join(map(frame, batch)) or HEARTBEAT)
-
-    async def _send(self, send: Send, chunk: bytes) -> None:
-        try:
+    async def _send_last(self, send: Send, chunk: bytes) -> None:
+        """Sends what may as well be lost."""
+        with suppress(ClientLeftError, TimeoutError):
             async with asyncio.timeout(self._stall_s):
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
-        except (TimeoutError, OSError):
-            raise ClientLeftError from None
+                if chunk:
+                    await _send(send, chunk)
+
+    async def _pump(self, send: Send) -> None:
+        rendering = self._rendering
+        try:
+            async with asyncio.timeout(None) as limit, aclosing(self._batches) as batches:
+                with _StallTimer(limit, self._stall_s) as timer:
+                    async for batch in batches:
+                        timer.start()
+                        await _send(send, rendering.render(batch) or rendering.heartbeat)
+                        timer.stop()
+        except TimeoutError:
+            if limit.expired():
+                raise ClientLeftError from None
+            raise
+
+
+class _StallTimer:
+    """Ends a block in which something that is started is not stopped for so long.
+
+    Starting it costs next to nothing: the event loop's timer is set once per `stall_s`, not once
+    per token.
+    """
+
+    def __init__(self, limit: asyncio.Timeout, stall_s: float) -> None:
+        self._limit = limit
+        self._stall_s = stall_s
+        self._loop = asyncio.get_running_loop()
+        self._started_at: float | None = None
+
+    def start(self) -> None:
+        self._started_at = self._loop.time()
+
+    def stop(self) -> None:
+        self._started_at = None
+
+    def __enter__(self) -> Self:
+        self._handle = self._loop.call_later(self._stall_s, self._check)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._handle.cancel()
+
+    def _check(self) -> None:
+        now = self._loop.time()
+        ends_at = (now if self._started_at is None else self._started_at) + self._stall_s
+        if now < ends_at:
+            self._handle = self._loop.call_at(ends_at, self._check)
+        else:
+            self._limit.reschedule(now)
+
+
+async def _send(send: Send, chunk: bytes) -> None:
+    try:
+        await send({"type": "http.response.body", "body": chunk, "more_body": True})
+    except OSError:
+        raise ClientLeftError from None

@@ -55,7 +55,9 @@ class BrowserGuard:
             except DycokeError as error:
                 if scope["method"] == "POST":
                     self._count_rejection(error.code)
-                await response_for(error)(scope, receive, send)
+                refusal = response_for(error)
+                refusal.headers["Connection"] = "close"  # what follows may be no request at all
+                await refusal(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 

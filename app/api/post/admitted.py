@@ -13,18 +13,13 @@ class Admitted:
 
     def __init__(self, place: Place) -> None:
         self._place: Place | None = place
-        self._video: VideoLease | None = None
+        self._video: VideoLease | None = None  # stays None for a conversation without one
 
     @property
     def job_id(self) -> str:
         return self._held_place.job_id
 
-    @property
-    def video(self) -> VideoLease:
-        assert self._video is not None, "no video yet, or it is handed over"
-        return self._video
-
-    def hold(self, video: VideoLease) -> None:
+    def hold(self, video: VideoLease | None) -> None:
         self._video = video
 
     async def move(self, model: str, *, max_jobs: int) -> None:
@@ -39,9 +34,9 @@ class Admitted:
             await self._place.stop_renewing()
             self._place = None
 
-    def hand_over(self) -> tuple[Place, VideoLease]:
+    def hand_over(self) -> tuple[Place, VideoLease | None]:
         """Passes both on: whoever calls this gives them back."""
-        place, video = self._held_place, self.video
+        place, video = self._held_place, self._video
         self._place = self._video = None
         return place, video
 

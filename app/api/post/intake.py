@@ -1,8 +1,7 @@
-"""A request's body: JSON, or a form with a video, read as it comes in, within limits of size and
-time, into fields that have been checked.
+"""A request's body: JSON, or a form with a video, read as it comes in, within limits of size, into
+fields that have been checked.
 """
 
-import asyncio
 import re
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
@@ -16,14 +15,12 @@ from app.api.connection.disconnect import ClientLeftError
 from app.api.errors import FieldProblem, InvalidFieldsError
 from app.api.post.multipart import MAX_TEXT_BYTES, MultipartForm, read_multipart
 from app.api.schemas import ChatFields
-from app.errors import UnsupportedMediaTypeError, UploadTimeoutError, UploadTooLargeError
+from app.errors import UnsupportedMediaTypeError, UploadTooLargeError
 from app.video_store import Upload
 from dycoke_core.errors import InvalidRequestError, UnsupportedContainerError
 from dycoke_core.video import SNIFF_BYTES, sniff_container
 
 FORM_OVERHEAD_BYTES = MAX_TEXT_BYTES + 65536  # text, and the headers of all parts
-IDLE_S = 30.0  # without a byte of the body, and the start that the rate below allows
-MIN_BYTES_S = 8192.0  # on average: a client that drips holds a place in the queue
 MULTIPART = "multipart/form-data"
 JSON = "application/json"
 VIDEO_FIELD = "video"
@@ -43,12 +40,8 @@ def content_type(request: Request) -> str:
 
 async def read_json_fields(request: Request) -> ChatFields:
     """Reads a question about a stored video."""
-    body = bytearray()
-    async with aclosing(read_body(request, max_bytes=MAX_TEXT_BYTES)) as chunks:
-        async for chunk in chunks:
-            body += chunk
     try:
-        data = from_json(bytes(body), allow_inf_nan=False)
+        data = from_json(await read_small_body(request), allow_inf_nan=False)
     except ValueError:
         raise InvalidRequestError("the body is not valid JSON") from None
     if not isinstance(data, dict):
@@ -57,6 +50,15 @@ async def read_json_fields(request: Request) -> ChatFields:
     if fields.video_id is None:
         raise _missing("video_id", "Field required; send a new video as multipart/form-data")
     return fields
+
+
+async def read_small_body(request: Request) -> bytes:
+    """A body that holds nothing but text."""
+    body = bytearray()
+    async with aclosing(read_body(request, max_bytes=MAX_TEXT_BYTES)) as chunks:
+        async for chunk in chunks:
+            body += chunk
+    return bytes(body)
 
 
 async def read_form_fields(
@@ -78,29 +80,38 @@ async def read_form_fields(
 
 
 async def read_form(
-    request: Request, upload: Upload, *, on_file: Callable[[], None] = lambda: None
+    request: Request,
+    upload: Upload,
+    *,
+    file_field: str = VIDEO_FIELD,
+    on_file: Callable[[], None] = lambda: None,
 ) -> MultipartForm:
-    """Reads a form whose part `video` goes to `upload` as it comes in."""
+    """Reads a form whose part `file_field` goes to `upload` as it comes in."""
 
     async def write_video(data: bytes) -> None:
         on_file()
-        was_recognisable = upload.num_bytes >= SNIFF_BYTES
-        await upload.write(data)
-        if not was_recognisable and upload.num_bytes >= SNIFF_BYTES:
-            check_container(upload.head)  # before the rest is sent
+        await write_recognisable(upload, data)
 
     max_bytes = upload.max_bytes + FORM_OVERHEAD_BYTES
     async with aclosing(read_body(request, max_bytes=max_bytes)) as chunks:
         form = await read_multipart(
             chunks,
             request.headers["content-type"],
-            file_field=VIDEO_FIELD,
+            file_field=file_field,
             write_file=write_video,
         )
     if form.has_file:
         on_file()  # of an empty one no data has come
         check_container(upload.head)
     return form
+
+
+async def write_recognisable(upload: Upload, data: bytes) -> None:
+    """Takes a video's next bytes; refuses what is in no container of ours before the rest comes."""
+    was_recognisable = upload.num_bytes >= SNIFF_BYTES
+    await upload.write(data)
+    if not was_recognisable and upload.num_bytes >= SNIFF_BYTES:
+        check_container(upload.head)
 
 
 def check_container(head: bytes) -> None:
@@ -116,11 +127,11 @@ def check_content_type(request: Request, *taken: str) -> str:
 
 
 async def read_body(request: Request, *, max_bytes: int) -> AsyncGenerator[bytes, None]:
-    """The body's bytes as they come.
+    """The body's bytes as they come; `app.api.connection.bodies` has an eye on how fast.
 
     Raises:
         UploadTooLargeError: by the announced length at once, else when the bytes have come.
-        UploadTimeoutError: nothing has come for `IDLE_S`, or less than `MIN_BYTES_S` since.
+        UploadTimeoutError
         ClientLeftError
     """
     too_large = UploadTooLargeError(f"the body is larger than {max_bytes} bytes")
@@ -128,26 +139,15 @@ async def read_body(request: Request, *, max_bytes: int) -> AsyncGenerator[bytes
     if announced.isdecimal() and int(announced) > max_bytes:
         raise too_large
     num_bytes = 0
-    now = asyncio.get_running_loop().time
-    started_at = now()
-    async with aclosing(request.stream()) as chunks:
-        while True:
-            slowest_at = started_at + num_bytes / MIN_BYTES_S
-            try:
-                async with asyncio.timeout_at(min(now(), slowest_at) + IDLE_S) as limit:
-                    chunk = await anext(chunks, None)
-            except ClientDisconnect:
-                raise ClientLeftError from None
-            except TimeoutError:
-                if not limit.expired():
-                    raise
-                raise UploadTimeoutError("the body came to a halt, or comes too slowly") from None
-            if chunk is None:
-                return
-            num_bytes += len(chunk)
-            if num_bytes > max_bytes:
-                raise too_large
-            yield chunk
+    try:
+        async with aclosing(request.stream()) as chunks:
+            async for chunk in chunks:
+                num_bytes += len(chunk)
+                if num_bytes > max_bytes:
+                    raise too_large
+                yield chunk
+    except ClientDisconnect:
+        raise ClientLeftError from None
 
 
 def _from_form(fields: Sequence[tuple[str, str]]) -> dict[str, Any]:

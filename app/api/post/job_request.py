@@ -5,7 +5,7 @@ then says. Pure functions.
 import hashlib
 import json
 import secrets
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 from app.api.errors import FieldProblem, InvalidFieldsError
 from app.api.post.admission import choose_model
@@ -21,6 +21,23 @@ from dycoke_core.video import FrameSpec, VideoFrames
 
 MAX_DRAWN_SEED = 2**53  # exact in every client's JSON
 MAX_CHARS_PER_TOKEN = 16  # on average, in a long text; tokenizers come to 3 to 5
+
+
+@dataclass(frozen=True, slots=True)
+class Extras:
+    """What a post may ask beyond the fields of `/v1/video/chat`.
+
+    Args:
+        video_turn: index of the user turn that the video belongs to; None: the first one.
+        warnings: what it asks and does not get, for the receipt.
+    """
+
+    video_turn: int | None = None
+    ignore_eos: bool = False
+    warnings: tuple[str, ...] = ()
+
+
+NO_EXTRAS = Extras()
 
 
 def check_fields(
@@ -70,7 +87,8 @@ def make_job_request(
     job_id: str,
     owner: str,
     cache_salt: str,
-    video_id: str,
+    video_id: str | None,
+    extras: Extras,
     accepted_at_s: float,
     deadline_at_s: float,
     upload_s: float,
@@ -85,13 +103,18 @@ def make_job_request(
         model=card.model,
         video_id=video_id,
         messages=fields.turns(),
-        frames_wanted=FramesWanted(**asdict(frame_spec(fields, card))),
+        video_turn=extras.video_turn,
+        frames_wanted=(
+            None if video_id is None else FramesWanted(**asdict(frame_spec(fields, card)))
+        ),
         max_tokens=fields.max_tokens,
         temperature=fields.temperature,
         top_p=fields.top_p,
         seed=seed,
         stop=fields.stop,
+        ignore_eos=extras.ignore_eos,
         compression=compression.as_dict(),
+        warnings=list(extras.warnings),
         weights_digest=card.weights_digest,
         dtype=card.dtype,
         prefill_chunk_tokens=card.prefill_chunk_tokens,
@@ -104,15 +127,15 @@ def make_job_request(
     )
 
 
-def wanted_digest(request: JobRequest, spec: FrameSpec) -> str:
+def wanted_digest(video_id: str, spec: FrameSpec, *, salt: str) -> str:
     """Under what the frames that a job wants are stored, unless they are its own."""
     return frames_digest(
-        request.video_id,
+        video_id,
         num_frames=spec.num_frames,
         image_size=spec.image_size,
         start_s=spec.start_s,
         end_s=spec.end_s,
-        salt=request.cache_salt,
+        salt=salt,
         sampling=spec.sampling,
     )
 
@@ -149,9 +172,17 @@ def with_frames(
 
 
 def make_idempotency(
-    key: str, owner: str, fields: ChatFields, video_id: str, *, ttl_s: float
+    key: str,
+    owner: str,
+    fields: ChatFields,
+    video_id: str | None,
+    extras: Extras,
+    *,
+    ttl_s: float,
 ) -> Idempotency:
     said = fields.model_copy(update={"video_id": video_id}).model_dump(mode="json")
+    if extras != NO_EXTRAS:
+        said["extras"] = asdict(extras)
     if fields.sampling == "uniform":  # as releases without this field say it
         del said["sampling"]
     return Idempotency(

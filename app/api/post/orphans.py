@@ -8,7 +8,7 @@ from contextlib import suppress
 from app.api.connection.drain import Drain
 from app.api.post.admission import Place
 from app.api.post.job_request import wanted_spec
-from app.api.post.reading import FrameReading, Reading
+from app.api.post.reading import FrameReading, Reading, WantedFrames
 from app.errors import JobNotFoundError, ReaderLostError, VideoNotFoundError
 from app.messages import ErrorEvent, JobRequest, JobState
 from app.store.job_queue import JobQueue, Orphan
@@ -53,6 +53,14 @@ class Orphans:
                 await self._queue.end(request.job_id, JobState.ERROR, event)
 
     async def _start(self, request: JobRequest, reader: int) -> None:
+        wanted = await self._wanted(request)
+        place = Place.held(self._queue, request.model, request.job_id, lease_s=self._lease_s)
+        self._reading.start(Reading(request, wanted, place, self._read_timeout_s, reader))
+
+    async def _wanted(self, request: JobRequest) -> WantedFrames | None:
+        """None for a job without a video."""
+        if request.video_id is None:
+            return None
         lost = ReaderLostError("the process that read the video is gone")
         spec = wanted_spec(request)
         if spec is None:
@@ -61,5 +69,4 @@ class Orphans:
             video = await self._videos.lease(request.video_id, request.owner)
         except VideoNotFoundError:
             raise lost from None
-        place = Place.held(self._queue, request.model, request.job_id, lease_s=self._lease_s)
-        self._reading.start(Reading(request, spec, video, place, self._read_timeout_s, reader))
+        return WantedFrames(request.video_id, spec, video)

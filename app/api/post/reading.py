@@ -19,7 +19,7 @@ from app.api.post.admission import Place
 from app.api.post.job_request import wanted_digest, with_frames
 from app.api.post.second_try import SecondTryReaders, fell_back_after_kill
 from app.errors import JobNotFoundError, StoreUnavailableError
-from app.messages import ErrorEvent, JobRequest, JobState, StatusEvent
+from app.messages import ErrorEvent, JobRequest, JobState, StatusEvent, cached_video
 from app.metrics import ApiMetrics
 from app.store.frame_store import FramesHeader, FrameStore, encode_frames, own_digest
 from app.store.job_queue import JobQueue
@@ -36,13 +36,21 @@ RETRY_S = 0.5
 T = TypeVar("T")
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class WantedFrames:
+    """Which frames of which video."""
+
+    video_id: str
+    spec: FrameSpec
+    video: VideoLease
+
+
 @dataclass(slots=True, eq=False)
 class Reading:
     """One job's way through here, and what it holds on it."""
 
     request: JobRequest
-    spec: FrameSpec
-    video: VideoLease
+    wanted: WantedFrames | None  # None: a job without a video, which is queued at once
     place: Place
     read_timeout_s: float  # what the probe has left of the readers' time
     reader: int = 0  # its number, where earlier ones were lost
@@ -122,7 +130,12 @@ class FrameReading:
     async def _run(self, reading: Reading) -> None:
         job_id = reading.request.job_id
         try:
-            await self._read_and_enqueue(reading)
+            if reading.wanted is not None:
+                request = await self._with_frames(reading, reading.wanted)
+            else:
+                request = reading.request
+            if await self._persist(lambda: self._queue.enqueue(request)):
+                logger.info("job queued", extra=request.log_fields)
         except DycokeError as error:
             await self._fail(reading, ErrorEvent.of(error, job_id))
         except Exception as error:  # the job's border
@@ -137,33 +150,36 @@ class FrameReading:
                 ),
             )
         finally:
-            reading.video.release()
+            if reading.wanted is not None:
+                reading.wanted.video.release()
             await reading.place.stop_renewing()
 
-    async def _read_and_enqueue(self, reading: Reading) -> None:
+    async def _with_frames(self, reading: Reading, wanted: WantedFrames) -> JobRequest:
+        """Makes sure that a job's frames are stored; returns its request with them."""
         began_at, began_at_s = time.monotonic(), time.time()
         request = reading.request
-        digest = wanted_digest(request, reading.spec)
+        digest = wanted_digest(wanted.video_id, wanted.spec, salt=request.cache_salt)
         stored = reading.found or await self._persist(
             lambda: self._frames.pin(digest, request.job_id)
         )
         if stored is not None:
             frames: FramesHeader | VideoFrames = stored
         else:
-            frames, digest = await self._read(reading, digest)
+            frames, digest = await self._read(reading, wanted, digest)
         ready = with_frames(
             request,
-            reading.spec,
+            wanted.spec,
             digest,
             frames,
             is_cached=stored is not None,
             read_s=time.monotonic() - began_at,
         )
         self._tracing.record("read frames", request.traceparent, start_s=began_at_s)
-        if await self._persist(lambda: self._queue.enqueue(ready)):
-            logger.info("job queued", extra=request.log_fields)
+        return ready
 
-    async def _read(self, reading: Reading, digest: str) -> tuple[VideoFrames, str]:
+    async def _read(
+        self, reading: Reading, wanted: WantedFrames, digest: str
+    ) -> tuple[VideoFrames, str]:
         """Reads the frames, or waits for another job's read of them, and stores them.
 
         Returns:
@@ -174,7 +190,9 @@ class FrameReading:
         shared_digest = digest
         read = self._reads.setdefault(digest, _SharedRead())
         if read.task is None:
-            read.task = asyncio.create_task(self._read_video(reading, read))
+            read.task = asyncio.create_task(
+                self._read_video(wanted, read, timeout_s=reading.read_timeout_s)
+            )
         read.num_waiting += 1
         try:
             await self._report(job_id, read.progress)
@@ -184,7 +202,7 @@ class FrameReading:
                 digest = own_digest(digest, job_id)
             # Another job may have stored them meanwhile; that spares the transfer.
             if await self._persist(lambda: self._frames.pin(digest, job_id)) is None:
-                video = reading.request.cached_video
+                video = cached_video(wanted.video_id, reading.request.cache_salt)
                 await self._persist(lambda: self._frames.put_and_pin(digest, blob, job_id, video))
             return frames, digest
         finally:
@@ -194,15 +212,17 @@ class FrameReading:
                 if self._reads.get(shared_digest) is read:
                     del self._reads[shared_digest]
 
-    async def _read_video(self, reading: Reading, read: _SharedRead) -> tuple[VideoFrames, bytes]:
+    async def _read_video(
+        self, wanted: WantedFrames, read: _SharedRead, *, timeout_s: float
+    ) -> tuple[VideoFrames, bytes]:
         def on_progress(progress: float) -> None:
             read.progress = progress
 
         frames = await self._readers.read(
-            reading.video.path,
-            reading.spec,
+            wanted.video.path,
+            wanted.spec,
             on_progress=on_progress,
-            timeout_s=reading.read_timeout_s,
+            timeout_s=timeout_s,
         )
         return frames, await asyncio.to_thread(encode_frames, frames)
 

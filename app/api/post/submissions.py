@@ -9,6 +9,8 @@ import logging
 import time
 import uuid
 from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
 
 from starlette.requests import Request
 
@@ -27,6 +29,8 @@ from app.api.post.intake import (
     read_json_fields,
 )
 from app.api.post.job_request import (
+    NO_EXTRAS,
+    Extras,
     check_clip,
     check_fields,
     frame_spec,
@@ -34,7 +38,7 @@ from app.api.post.job_request import (
     make_job_request,
     wanted_digest,
 )
-from app.api.post.reading import FrameReading, Reading
+from app.api.post.reading import FrameReading, Reading, WantedFrames
 from app.api.post.uploads import Uploads
 from app.api.schemas import ChatFields
 from app.errors import StoreUnavailableError
@@ -53,6 +57,8 @@ logger = logging.getLogger(__name__)
 STORE_LIMIT_S = 5.0  # time allowed to accept or refuse
 MIN_READ_TIMEOUT_S = 1.0  # left for reading after a slow probe
 
+_NO_COMPRESSION = CompressionConfig(policy="full")  # of a job without a video
+
 
 @dataclass(frozen=True, slots=True)
 class PostedJob:
@@ -68,14 +74,23 @@ class PostedJob:
 
 
 @dataclass(frozen=True, slots=True)
-class _TakenIn:
-    """A body that has been read and checked, and its video."""
+class TakenIn:
+    """A body that has been read and checked, and its video; None: a conversation without one."""
 
     fields: ChatFields
     card: ModelCard
-    lease: VideoLease
+    lease: VideoLease | None
     upload_s: float
     probe_s: float
+    extras: Extras = NO_EXTRAS
+
+
+class Intake(Protocol):
+    """How one surface's bodies are read."""
+
+    async def __call__(
+        self, request: Request, models: dict[str, ModelCard], principal: Principal
+    ) -> TakenIn: ...
 
 
 class Submissions:
@@ -106,12 +121,15 @@ class Submissions:
         principal: Principal,
         idempotency_key: str | None,
         traceparent: str | None = None,
+        *,
+        intake: Intake | None = None,
     ) -> PostedJob:
         """Takes a request in and starts reading its video.
 
         Args:
             principal: who asks; idempotency keys of two never meet.
             traceparent: the span that the job belongs to.
+            intake: reads the body; None: that of `/v1/video/chat`.
 
         Raises:
             DycokeError: refused; nothing of the request is left.
@@ -119,19 +137,23 @@ class Submissions:
         """
         accepted_at_s = time.time()
         check_idempotency_key(idempotency_key)
-        kind = check_content_type(request, JSON, MULTIPART)
+        if intake is None:
+            kind = check_content_type(request, JSON, MULTIPART)
+            intake = partial(self._take_in, kind)
         models, place = await self._enter()
         async with Admitted(place) as admitted:
             async with self._uploads.limited():
-                taken = await self._take_in(request, kind, models, principal)
+                taken = await intake(request, models, principal)
                 admitted.hold(taken.lease)
                 await admitted.move(taken.card.model, max_jobs=self._settings.max_queued_jobs)
-            check_clip(taken.fields, taken.lease)
+            if taken.lease is not None:
+                check_clip(taken.fields, taken.lease)
             job = self._job_request(
                 taken, admitted.job_id, principal.owner, accepted_at_s, traceparent
             )
-            idempotency = self._idempotency(idempotency_key, job.owner, taken.fields, job.video_id)
-            created = await self._create(job, idempotency, admitted, taken)
+            idempotency = self._idempotency(idempotency_key, taken, job)
+            wanted = _wanted_frames(taken)
+            created = await self._create(job, idempotency, admitted, wanted)
             if created.job_id != job.job_id:
                 record = await self._queue.get(created.job_id)
                 return PostedJob(record, taken.fields, is_new=False, has_key=True)
@@ -140,7 +162,7 @@ class Submissions:
                 await admitted.forsake()
                 logger.info("job queued", extra=job.log_fields)
             else:
-                self._start_reading(admitted, job, taken, created.found)
+                self._start_reading(admitted, job, taken, wanted, created.found)
         record = _new_record(job, is_queued=created.is_queued)
         return PostedJob(record, taken.fields, is_new=True, has_key=idempotency is not None)
 
@@ -163,8 +185,8 @@ class Submissions:
             raise StoreUnavailableError("the job store does not answer") from None
 
     async def _take_in(
-        self, request: Request, kind: str, models: dict[str, ModelCard], principal: Principal
-    ) -> _TakenIn:
+        self, kind: str, request: Request, models: dict[str, ModelCard], principal: Principal
+    ) -> TakenIn:
         """Reads and checks the body, then makes sure of the video."""
         began_at, owner = time.monotonic(), principal.owner
         if kind == JSON:
@@ -181,33 +203,35 @@ class Submissions:
             lease, probe_s = await unless_disconnected(
                 request.receive, self._uploads.store(upload, owner)
             )
-            return _TakenIn(fields, card, lease, upload_s, probe_s)
+            return TakenIn(fields, card, lease, upload_s, probe_s)
 
-    async def _find_video(self, fields: ChatFields, card: ModelCard, owner: str) -> _TakenIn:
+    async def _find_video(self, fields: ChatFields, card: ModelCard, owner: str) -> TakenIn:
         """As short as a look at the disk: a client that leaves meanwhile is noticed after it."""
         assert fields.video_id is not None
         lease = await self._uploads.find(fields.video_id, owner)
-        return _TakenIn(fields, card, lease, upload_s=0.0, probe_s=0.0)
+        return TakenIn(fields, card, lease, upload_s=0.0, probe_s=0.0)
 
     def _check(self, fields: ChatFields, models: dict[str, ModelCard]) -> ModelCard:
         return check_fields(fields, models, self._settings, self.default_compression)
 
     def _job_request(
         self,
-        taken: _TakenIn,
+        taken: TakenIn,
         job_id: str,
         owner: str,
         accepted_at_s: float,
         traceparent: str | None,
     ) -> JobRequest:
+        compression = taken.fields.compression_config(self.default_compression)
         return make_job_request(
             taken.fields,
             taken.card,
-            taken.fields.compression_config(self.default_compression),
+            compression if taken.lease is not None else _NO_COMPRESSION,
             job_id=job_id,
             owner=owner,
             cache_salt=cache_salt(owner, are_caches_shared=self._settings.share_caches),
-            video_id=taken.lease.video.video_id,
+            video_id=taken.lease.video.video_id if taken.lease is not None else None,
+            extras=taken.extras,
             accepted_at_s=accepted_at_s,
             deadline_at_s=accepted_at_s + self._settings.job_timeout_s,
             upload_s=taken.upload_s,
@@ -215,57 +239,68 @@ class Submissions:
             traceparent=traceparent,
         )
 
-    def _idempotency(
-        self, key: str | None, owner: str, fields: ChatFields, video_id: str
-    ) -> Idempotency | None:
+    def _idempotency(self, key: str | None, taken: TakenIn, job: JobRequest) -> Idempotency | None:
         if key is None:
             return None
         ttl_s = self._settings.job_timeout_s + self._settings.result_ttl_s
-        return make_idempotency(key, owner, fields, video_id, ttl_s=ttl_s)
+        return make_idempotency(
+            key, job.owner, taken.fields, job.video_id, taken.extras, ttl_s=ttl_s
+        )
 
     async def _create(
         self,
         job: JobRequest,
         idempotency: Idempotency | None,
         admitted: Admitted,
-        taken: _TakenIn,
+        wanted: WantedFrames | None,
     ) -> Created:
-        spec = frame_spec(taken.fields, taken.card)
-        digest = wanted_digest(job, spec)
+        digest, expected = "", None
+        if wanted is not None:
+            digest = wanted_digest(wanted.video_id, wanted.spec, salt=job.cache_salt)
+            expected = self._found.expected(job, wanted.spec, digest)
         try:
-            return await self._queue.create(
-                job,
-                idempotency=idempotency,
-                frames_digest=digest,
-                expected=self._found.expected(job, spec, digest),
+            created = await self._queue.create(
+                job, idempotency=idempotency, frames_digest=digest, expected=expected
             )
         except StoreUnavailableError as error:
             # It may exist despite the error, and a retry may have found it by its key.
             await admitted.forsake()
             self._cancellations.retract(job, error)
             raise
+        if created.found:
+            self._found.note(digest, created.found)
+        return created
 
     def _start_reading(
-        self, admitted: Admitted, job: JobRequest, taken: _TakenIn, found: bytes
+        self,
+        admitted: Admitted,
+        job: JobRequest,
+        taken: TakenIn,
+        wanted: WantedFrames | None,
+        found: bytes,
     ) -> None:
         """Args:
         found: what is stored of the frames, before their pixels.
         """
-        spec = frame_spec(taken.fields, taken.card)
-        if found:
-            self._found.note(wanted_digest(job, spec), found)
         limit_s = self._settings.read_timeout_s
-        place, video = admitted.hand_over()
+        place, _ = admitted.hand_over()
         self._reading.start(
             Reading(
                 request=job,
-                spec=spec,
-                video=video,
+                wanted=wanted,
                 place=place,
                 found=parse_header(found) if found else None,
                 read_timeout_s=max(limit_s - taken.probe_s, MIN_READ_TIMEOUT_S),
             )
         )
+
+
+def _wanted_frames(taken: TakenIn) -> WantedFrames | None:
+    """None for a question without a video."""
+    if taken.lease is None:
+        return None
+    spec = frame_spec(taken.fields, taken.card)
+    return WantedFrames(taken.lease.video.video_id, spec, taken.lease)
 
 
 def _new_record(job: JobRequest, *, is_queued: bool) -> JobRecord:

@@ -14,7 +14,7 @@ from app.keys.owners import cache_salt
 from app.messages import cached_video
 from app.store.forgotten_videos import ForgottenVideos
 from app.store.usage import UsageLog
-from app.video_store import Upload, VideoLease, VideoStore
+from app.video_store import FOREVER, Retention, Upload, VideoLease, VideoStore
 
 
 class Uploads:
@@ -65,7 +65,9 @@ class Uploads:
         """Raises: VideoNotFoundError."""
         return await self._videos.lease(video_id, owner)
 
-    async def store(self, upload: Upload, owner: str) -> tuple[VideoLease, float]:
+    async def store(
+        self, upload: Upload, owner: str, retention: Retention = FOREVER
+    ) -> tuple[VideoLease, float]:
         """Stores an upload that the readers can read, unless its owner has its content already.
 
         Another owner's does not spare the probe: its time would tell that somebody has the video.
@@ -78,10 +80,10 @@ class Uploads:
         """
         video_id = await upload.finish()
         with suppress(VideoNotFoundError):
-            return await self._videos.lease(video_id, owner), 0.0
+            return await self._videos.retain(video_id, owner, retention), 0.0
         began_at = time.monotonic()
         probe = await self._readers.probe(upload.path)
-        lease = await self._videos.commit(upload, video_id, probe, owner)
+        lease = await self._videos.commit(upload, video_id, probe, owner, retention)
         with suppress(StoreUnavailableError):  # then nothing of it is kept for a day
             await self._forgotten.keep(self._cached(video_id, owner))
             await self._usage.count_upload(owner, upload.num_bytes)
@@ -95,9 +97,22 @@ class Uploads:
             StoreUnavailableError: it is still there.
         """
         await self._videos.find(video_id, owner)
+        await self._forget(video_id, owner)
+        await self._videos.delete(video_id, owner)
+
+    async def expire(self) -> None:
+        """Removes the videos whose time is over, with what is kept of them.
+
+        Raises: StoreUnavailableError: what is left goes another time.
+        """
+        for video_id, owner in await self._videos.expired():
+            await self._forget(video_id, owner)
+            if not await self._videos.drop_expired(video_id, owner):
+                await self._forgotten.keep(self._cached(video_id, owner))
+
+    async def _forget(self, video_id: str, owner: str) -> None:
         if not (self._are_caches_shared and await self._videos.has_others(video_id, owner)):
             await self._forgotten.forget(self._cached(video_id, owner))
-        await self._videos.delete(video_id, owner)
 
     def _cached(self, video_id: str, owner: str) -> str:
         salt = cache_salt(owner, are_caches_shared=self._are_caches_shared)

@@ -36,13 +36,13 @@ async def chat(
         posted = await api.submissions.take(request, principal, idempotency_key, span.traceparent)
     except BaseException as error:
         slot.release()
-        _end_refused(span, error)
+        end_refused(span, error)
         raise
     answer = api.answers.to(posted, slot, span)
     return answer.streamed() if posted.fields.stream else await answer.whole(request)
 
 
-def _end_refused(span: PostSpan, error: BaseException) -> None:
+def end_refused(span: PostSpan, error: BaseException) -> None:
     if isinstance(error, ClientLeftError):
         span.end("client_left", is_error=False)
         return

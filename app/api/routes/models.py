@@ -1,22 +1,29 @@
 """The models that live workers serve, and the ways to compress."""
 
+import time
 from collections import Counter
 from typing import Any, Literal
 
 from fastapi import APIRouter
 from pydantic import BaseModel
 
-from app.api.context import ApiDep, PrincipalDep
+from app.api.context import Api, ApiDep, PrincipalDep
 from app.api.openapi import PROBLEMS
+from app.errors import ModelNotFoundError
 from dycoke_core.config import POLICY_PARAMETERS
 
 router = APIRouter(tags=["models"], responses=PROBLEMS)
+
+_STARTED_AT_S = int(time.time())
 
 
 class ModelResource(BaseModel):
     id: str
     object: Literal["model"] = "model"
+    created: int  # Unix time at which this process started: a model has no other
     owned_by: str = "dycoke"
+    root: str
+    max_model_len: int  # as vLLM calls max_model_tokens
     num_workers: int
     image_size: int
     tokens_per_frame: int
@@ -39,23 +46,38 @@ class ModelList(BaseModel):
 
 @router.get("/v1/models", summary="The models that workers serve now")
 async def list_models(api: ApiDep, _: PrincipalDep) -> ModelList:
-    cards = await api.registry.cards()
-    num_workers = Counter(card.model for card in cards)
-    by_model = {card.model: card for card in cards}
     return ModelList(
-        data=[
-            ModelResource(
-                id=model,
-                num_workers=num_workers[model],
-                image_size=card.image_size,
-                tokens_per_frame=card.tokens_per_frame,
-                num_layers=card.num_layers,
-                max_model_tokens=card.max_model_tokens,
-            )
-            for model, card in sorted(by_model.items())
-        ],
+        data=await _models(api),
         compression=CompressionPolicies(
             default=api.submissions.default_compression.as_dict(),
             policies={name: list(taken) for name, taken in POLICY_PARAMETERS.items()},
         ),
     )
+
+
+@router.get("/v1/models/{model:path}", summary="One of them")
+async def get_model(model: str, api: ApiDep, _: PrincipalDep) -> ModelResource:
+    for resource in await _models(api):
+        if resource.id == model:
+            return resource
+    raise ModelNotFoundError("no worker serves this model")
+
+
+async def _models(api: Api) -> list[ModelResource]:
+    cards = await api.registry.cards()
+    num_workers = Counter(card.model for card in cards)
+    by_model = {card.model: card for card in cards}
+    return [
+        ModelResource(
+            id=model,
+            created=_STARTED_AT_S,
+            root=model,
+            max_model_len=card.max_model_tokens,
+            num_workers=num_workers[model],
+            image_size=card.image_size,
+            tokens_per_frame=card.tokens_per_frame,
+            num_layers=card.num_layers,
+            max_model_tokens=card.max_model_tokens,
+        )
+        for model, card in sorted(by_model.items())
+    ]

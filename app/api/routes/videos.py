@@ -1,14 +1,23 @@
 """Videos by id: uploading one ahead of its questions, looking it up, deleting it."""
 
-from fastapi import APIRouter, Request
+import asyncio
+import time
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import Response
 
+from app.api.answer.png import encode_png
+from app.api.answer.video_content import VideoContent
 from app.api.connection.disconnect import unless_disconnected
 from app.api.context import ApiDep, PrincipalDep, UploaderDep
 from app.api.errors import FieldProblem, InvalidFieldsError
 from app.api.openapi import PROBLEMS, UPLOAD_REQUEST_BODY
+from app.api.post.expiry import take_expiry
 from app.api.post.intake import MULTIPART, VIDEO_FIELD, check_content_type, read_form
 from app.api.schemas import VideoResource
+from app.errors import JobNotFoundError, VideoNotFoundError
+from app.video_store import Retention
 
 router = APIRouter(tags=["videos"], responses=PROBLEMS)
 
@@ -26,12 +35,14 @@ async def upload_video(request: Request, api: ApiDep, principal: UploaderDep) ->
     try:
         async with api.uploads.limited(), api.uploads.receive() as upload:
             form = await read_form(request, upload)
-            if form.fields:
-                raise _wrong(form.fields[0][0], "Extra inputs are not permitted")
+            expires_at_s, others = take_expiry(form.fields, time.time())
+            if others:
+                raise _wrong(others[0][0], "Extra inputs are not permitted")
             if not form.has_file:
                 raise _wrong(VIDEO_FIELD, "Field required")
+            retention = Retention(expires_at_s)
             lease, _probe_s = await unless_disconnected(
-                request.receive, api.uploads.store(upload, principal.owner)
+                request.receive, api.uploads.store(upload, principal.owner, retention)
             )
     finally:
         slot.release()
@@ -39,9 +50,61 @@ async def upload_video(request: Request, api: ApiDep, principal: UploaderDep) ->
     return VideoResource.of(lease.video)
 
 
+@router.get(
+    "/v1/videos/{video_id}/content",
+    summary="A stored video's bytes, whole or by Range",
+    response_class=Response,
+)
+async def get_content(video_id: str, api: ApiDep, principal: PrincipalDep) -> Response:
+    slot = api.streams.take()
+    try:
+        lease = await api.videos.lease(video_id, principal.owner)
+    except BaseException:
+        slot.release()
+        raise
+    return VideoContent(lease, slot)
+
+
 @router.get("/v1/videos/{video_id}", summary="What is known of a stored video")
 async def get_video(video_id: str, api: ApiDep, principal: PrincipalDep) -> VideoResource:
     return VideoResource.of(await api.videos.find(video_id, principal.owner))
+
+
+@router.get(
+    "/v1/videos/{video_id}/frames/{index}",
+    summary="The pixels of a frame that the model saw in a job, as PNG",
+    response_class=Response,
+    responses={200: {"content": {"image/png": {}}}},
+)
+async def get_frame(
+    video_id: str,
+    index: Annotated[int, Path(ge=0, description="Among the frames of the job's receipt.")],
+    job_id: Annotated[str, Query(description="A job about this video.")],
+    api: ApiDep,
+    principal: PrincipalDep,
+) -> Response:
+    """As long as the job is known and its frames are kept; asking again brings them back."""
+    await api.videos.find(video_id, principal.owner)
+    record = await api.jobs.find(job_id, principal.owner)
+    frames = record.request.frames
+    if record.request.video_id != video_id or frames is None:
+        raise JobNotFoundError("no such job about this video, or its frames are not read yet")
+    if index >= frames.num_frames:
+        raise _wrong("index", f"the job has {frames.num_frames} frames")
+    found = await api.frames.frame(frames.digest, index)
+    if found is None:
+        raise VideoNotFoundError("the job's frames are no longer kept")
+    header, pixels = found
+    _, height, width, _ = header.shape
+    return Response(
+        await asyncio.to_thread(encode_png, pixels, width=width, height=height),
+        media_type="image/png",
+        headers={
+            "Cache-Control": "private, no-store",
+            "X-Frame-Index": str(frames.indices[index]),
+            "X-Frame-Timestamp-S": str(frames.timestamps_s[index]),
+        },
+    )
 
 
 @router.delete("/v1/videos/{video_id}", status_code=204, summary="Delete a stored video")

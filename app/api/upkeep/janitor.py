@@ -1,6 +1,6 @@
 """What every API process does beside answering: end jobs that nobody else ends, adopt
-those that nobody reads, keep the video store
-within its budget, and look at the queue for the gauges.
+those that nobody reads, keep the video store within its budget and rid of what has expired, and
+look at the queue for the gauges.
 """
 
 import asyncio
@@ -9,6 +9,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from app.api.post.orphans import Orphans
+from app.api.post.uploads import Uploads
 from app.errors import StoreUnavailableError
 from app.metrics import ApiMetrics
 from app.store.job_queue import JobQueue
@@ -19,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 SWEEP_S = 1.0
 TIDY_S = 60.0
+EXPIRY_S = 30.0  # nobody finds what has expired: this is when its bytes go
 
 
 class Janitor:
@@ -27,12 +29,14 @@ class Janitor:
         queue: JobQueue,
         registry: WorkerRegistry,
         videos: VideoStore,
+        uploads: Uploads,
         orphans: Orphans,
         metrics: ApiMetrics,
     ) -> None:
         self._queue = queue
         self._registry = registry
         self._videos = videos
+        self._uploads = uploads
         self._orphans = orphans
         self._metrics = metrics
         self._known_models: set[str] = set()  # their gauges fall to 0, they do not vanish
@@ -43,6 +47,7 @@ class Janitor:
             tasks.create_task(_every(SWEEP_S, self._sweep))
             tasks.create_task(_every(SWEEP_S, self._look))
             tasks.create_task(_every(TIDY_S, self._videos.tidy))
+            tasks.create_task(_every(EXPIRY_S, self._uploads.expire))
 
     async def _sweep(self) -> None:
         swept = await self._queue.sweep()

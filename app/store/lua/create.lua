@@ -2,8 +2,8 @@
 --
 -- ARGV: prefix, model, job_id, request, job_event, accepted_at_ms, deadline_ms,
 --       idempotency_hash ('' for none), fingerprint, idempotency_ttl_ms, owner,
---       video (as caches name it), frames digest ('' for none), what its blob is expected to say of
---       the frames ('' for nothing), the request with such frames
+--       video (as caches name it, '' for none), frames digest ('' for none), what its blob is
+--       expected to say of the frames ('' for nothing), the request with such frames
 -- Returns {outcome, job_id, found}: `created`; `queued` where the frames are stored and are as
 -- expected; `existing` with the job that stands for the same key and fingerprint, whereupon the
 -- place is given up; `conflict` for another fingerprint; `no_place`. Found is what a stored blob

@@ -49,6 +49,7 @@ local function lost_worker_key(worker_id) return PREFIX .. ':lost_worker:' .. wo
 local function worker_key(id) return PREFIX .. ':worker:' .. id end
 local function workers_key() return PREFIX .. ':workers' end
 local function ended_channel() return PREFIX .. ':ended' end
+local function news_channel() return PREFIX .. ':news' end
 
 local function now_ms()
   local time = redis.call('TIME')
@@ -147,7 +148,9 @@ local function count_usage(owner, state, event)
     for _, name in ipairs({'prompt_tokens', 'visual_tokens', 'completion_tokens'}) do
       redis.call('HINCRBY', key, name, done.usage[name])
     end
-    redis.call('HINCRBY', key, 'frames', #done.frames.indices)
+    if done.frames ~= cjson.null then -- else a conversation without a video
+      redis.call('HINCRBY', key, 'frames', #done.frames.indices)
+    end
   end
   redis.call('PEXPIRE', key, USAGE_DAYS * DAY_MS)
 end

@@ -1,8 +1,15 @@
--- Renews a worker's lease on a running job.
+-- Renews a worker's leases on its running jobs.
 --
--- ARGV: prefix, model, job_id, worker_id, attempt, entry_id
--- Returns 1, or 0 when the job has ended or is another attempt's.
-local model, job_id, worker_id = ARGV[2], ARGV[3], ARGV[4]
-local job = job_fields(job_id, 'state', 'worker', 'attempt')
-if not is_held_by_living(job_id, job, worker_id, ARGV[5]) then return 0 end
-return #redis.call('XCLAIM', jobs_key(model), GROUP, worker_id, 0, ARGV[6], 'JUSTID')
+-- ARGV: prefix, model, worker_id, then for each job: job_id, attempt, entry_id
+-- Returns for each job 1, or 0 when it has ended or is another attempt's.
+local model, worker_id = ARGV[2], ARGV[3]
+
+local function renew(job_id, attempt, entry_id)
+  local job = job_fields(job_id, 'state', 'worker', 'attempt')
+  if not is_held_by_living(job_id, job, worker_id, attempt) then return 0 end
+  return #redis.call('XCLAIM', jobs_key(model), GROUP, worker_id, 0, entry_id, 'JUSTID')
+end
+
+local replies = {}
+for i = 4, #ARGV, 3 do replies[#replies + 1] = renew(ARGV[i], ARGV[i + 1], ARGV[i + 2]) end
+return replies

@@ -18,7 +18,7 @@ def _kind(kind: str) -> str:
 
 
 def _full_by_dycoke(metric: str) -> str:
-    """How many times as much full tokens take, in the mean."""
+    """The mean of full tokens as a multiple of DyCoke's."""
     return f"({mean(metric, _of('full'))}) / ({mean(metric, _of('dycoke'))})"
 
 

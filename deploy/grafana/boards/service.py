@@ -1,4 +1,4 @@
-"""What clients experience: rate, errors, latency, and what stands in the way of more."""
+"""What clients experience: rate, errors, latency, and what limits the service."""
 
 from deploy.grafana.panels import (
     RATE,

@@ -6,7 +6,7 @@ from dycoke_core.config import BackendName, Batching, EngineConfig
 from dycoke_core.engine.backend import Backend
 from dycoke_core.engine.backends.cpu.backend import CpuBackend
 from dycoke_core.errors import ModelLoadError
-from dycoke_core.model.llava_onevision import LlavaOnevision
+from dycoke_core.model.adapter import LayerKind, VideoLanguageModel
 
 
 def backend_name(config: EngineConfig, device: torch.device) -> BackendName:
@@ -26,12 +26,23 @@ def backend_name(config: EngineConfig, device: torch.device) -> BackendName:
 
 
 def make_backend(
-    name: BackendName, model: LlavaOnevision, config: EngineConfig, batching: Batching
+    name: BackendName, model: VideoLanguageModel, config: EngineConfig, batching: Batching
 ) -> Backend:
     """Raises ModelLoadError: the backend's packages are missing, or the model does not fit it."""
+    _check_layers(model)
     if name == "cpu":
         return CpuBackend(model, config)
     # Imported only where it is asked for: it needs Triton.
     from dycoke_core.engine.backends.cuda.backend import CudaBackend
 
     return CudaBackend(model, config, batching)
+
+
+def _check_layers(model: VideoLanguageModel) -> None:
+    """Both caches give every layer the same rows, and every query all that came before it."""
+    kinds = sorted({layer.kind for layer in model.layers} - {LayerKind.FULL})
+    if kinds:
+        raise ModelLoadError(f"no backend runs layers of kind '{kinds[0]}' yet")
+    sizes = {(layer.num_kv_heads, layer.head_size) for layer in model.layers}
+    if len(sizes) > 1:
+        raise ModelLoadError("no backend runs layers whose keys differ in size")

@@ -1,10 +1,10 @@
-"""How the language model begins: words lie where the visual tokens of what they name lie.
+"""Initialises the language model: words start where the visual tokens of what they name are.
 
-A random language model needs thousands of steps to find out that the word "red" and a red cell have
-to do with each other, and longer to look one up by the other. So the embeddings and the output rows
-of words that name a colour, a shape, a background or a side begin with the direction that the
-projector writes the same fact in; in each layer, half of the attention begins by looking for tokens
-of the same colour and shape, and passes on what it finds. All of it is a beginning, and trained.
+A random language model needs thousands of steps to connect the word "red" with a red cell, and
+longer to look one up by the other. So the embeddings and output rows of words for a colour, a
+shape, a background or a side start with the direction in which the projector writes the same fact.
+In each layer, half of the attention starts by looking for tokens of the same colour and shape, and
+passes on what it finds. Training changes all of it.
 """
 
 import torch
@@ -16,7 +16,7 @@ from dycoke_core.tiny.training.projection import FACTS, fact_directions
 from dycoke_core.tiny.training.targets import SEEN_COLORS
 
 _EMBEDDED, _SPOKEN = 1.0, 0.03  # how far words lie along their direction
-_LOOKS, _PASSES = 0.5, 0.08  # strength of attention's beginning
+_LOOKS, _PASSES = 0.5, 0.08  # strength of the initial attention
 _SIDES = {"left": ("centre x", -1), "right": ("centre x", 1)} | {
     word: ("centre y", sign) for word, sign in (("top", -1), ("up", -1), ("bottom", 1), ("down", 1))
 }
@@ -54,7 +54,7 @@ def _words(directions: Tensor) -> dict[str, Tensor]:
 
 
 def _pass_on(value: Tensor, output: Tensor, directions: Tensor, size: int) -> None:
-    """Every head's values are the facts, and its output writes them where they were read."""
+    """Makes every head's values the facts, and its output write them where they were read."""
     count = directions.shape[1]
     for start in range(0, len(value), size):
         value[start : start + count] = directions.T

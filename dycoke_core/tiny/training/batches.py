@@ -1,7 +1,7 @@
-"""Training batches, drawn from their key alone: a resumed run sees what the first would have.
+"""Training batches, drawn only from their key: a resumed run sees what the first would have seen.
 
-Scenes are those of the training split. A batch of frames teaches the vision tower; a batch of
-videos, each with many questions, teaches the language model.
+Scenes are from the training split. A batch of frames trains the vision tower; a batch of videos,
+each with many questions, trains the language model.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -38,9 +38,9 @@ SHORT_TOKENS, DESCRIPTION_TOKENS = 26, 54  # of a question with its answer, padd
 _SEEDS_PER_BATCH = 1024
 _PAINT_KEY = 8
 _COLORS_APART = 70  # of 255 * sqrt(3)
-_LANGUAGE_SEED = 2**40  # where the videos' seeds begin, away from the frames'
+_LANGUAGE_SEED = 2**40  # where the videos' seeds start, away from the frames'
 
-# How often a family is asked, where a scene allows more questions than there is room for.
+# How often a family is asked if a scene allows more questions than there is room for.
 _WEIGHTS = dict.fromkeys(SHORT_FAMILIES, 1.0) | {
     "shape": 0.7,
     "transition": 0.7,
@@ -83,7 +83,7 @@ class VideoBatch:
 
 @dataclass(frozen=True, slots=True)
 class BatchKey:
-    """Names a batch: another key, other scenes."""
+    """Identifies a batch: different keys give different scenes."""
 
     seed: int
     step: int
@@ -96,9 +96,9 @@ class BatchKey:
 
 
 def frame_batch(key: BatchKey, *, num_frames: int) -> FrameBatch:
-    """Frames of as many different scenes.
+    """Frames, each of a different scene.
 
-    In every other training scene, things are painted in any colours at all, named or not, so that a
+    In every other training scene things are painted in arbitrary colours, named or not, so that a
     shape is learnt as such and not as one of the colours that it was seen in.
     """
     first = key.first_scene
@@ -145,12 +145,12 @@ def video_batch(
 
 
 def prefix_ids() -> tuple[int, ...]:
-    """What stands before the video in every prompt."""
+    """The ids before the video in every prompt."""
     return _prompt("Describe the video.")[0]
 
 
 def encode_question(question: Question) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The ids behind the video as the service would send them, and those of the answer."""
+    """The ids after the video as the service would send them, and those of the answer."""
     return _prompt(question.text)[1], _answer_ids(question.answer)
 
 
@@ -161,7 +161,7 @@ def _repaint(scene: Scene) -> Scene:
 
 
 def _any_color(rng: np.random.Generator, shape: str) -> tuple[int, int, int]:
-    """Not near a colour that the shape must not be seen in, nor too near any background."""
+    """A colour not near one that the shape must not be seen in, nor near any background."""
     avoided = [RGB[color] for color, other in HELD_OUT if other == shape]
     avoided += [RGB[background] for background in BACKGROUNDS]
     while True:
@@ -171,7 +171,7 @@ def _any_color(rng: np.random.Generator, shape: str) -> tuple[int, int, int]:
 
 
 def _choose(scene: Scene, *, has_guess: bool) -> list[Question]:
-    """NUM_SHORT questions, the last of them a guess or not, and the description."""
+    """NUM_SHORT questions, the last of them a guess if asked for, and the description."""
     *short, description = questions_about(scene)
     rng = np.random.default_rng([5, scene.seed])
     if len(short) < NUM_SHORT:

@@ -1,6 +1,6 @@
 """Draws a run's log: losses, and accuracies of training and of held-out scenes, by step.
 
-matplotlib is asked for here alone, and only when a picture is drawn.
+matplotlib is imported only here, and only when a picture is drawn.
 """
 
 from pathlib import Path
@@ -13,7 +13,7 @@ _VISION_HEADS = ("color", "shape", "background")
 
 
 def draw_curves(log: Log, directory: Path) -> None:
-    """Writes `vision.png` and `language.png`, each where the log has entries of its stage."""
+    """Writes `vision.png` and `language.png`, each if the log has entries of its stage."""
     for stage, names in (("vision", _VISION_HEADS), ("language", FAMILIES)):
         entries = [entry for entry in log if entry["stage"] == stage]
         if entries:

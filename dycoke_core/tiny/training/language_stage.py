@@ -1,16 +1,16 @@
-"""Stage 2: the language model learns to answer, the vision tower standing still.
+"""Stage 2: the language model learns to answer while the vision tower is frozen.
 
-Each video brings a dozen questions and a description behind one shared prefix. Linear heads on the
+Each video has a dozen questions and a description after one shared prefix. Linear heads on the
 visual tokens half-way up say what has happened to their thing so far (motion, blinks, order); they
 teach the lower layers to look back in time, and are dropped afterwards.
 
-The curriculum begins with 8 frames and even weights. Then rare questions count more (where they did
-from the beginning, a run never learnt to find things by their shape), then videos have 8 to 32
-frames, and at last each brings a question that it does not answer, so that the words of a question
-rule no answer out: no yellow circle is ever seen in training.
+The curriculum starts with 8 frames and even weights. Then rare questions count more (in a run where
+they did from the start, the model never learnt to find things by their shape), then videos have 8
+to 32 frames, and finally each has a question that it does not answer, so that the words of a
+question rule no answer out: no yellow circle is ever seen in training.
 
-All visual tokens are there. For comparison a run may lack a random share of them in most steps:
-which, is chance alone. Neither stage I nor stage II of DyCoke is ever used in training.
+All visual tokens are present. For comparison a run may lack a random share of them in most steps.
+Neither stage I nor stage II of DyCoke is ever used in training.
 """
 
 from collections.abc import Mapping
@@ -53,7 +53,7 @@ _EVEN = 0.25  # share of the steps in which every answer counts the same
 _LATE = 0.72  # share of the steps before the last part of the curriculum
 _LACKING, _LACKING_LATE = 0.55, 0.7  # share of the steps that lack tokens
 
-# What an answer counts after that: more where few scenes allow the question, or it is learnt late.
+# An answer's weight after that: more if few scenes allow the question, or it is learnt late.
 _EVEN_WEIGHTS = dict.fromkeys(ASKED, 1.0)
 _LATE_WEIGHTS = (
     _EVEN_WEIGHTS
@@ -75,7 +75,7 @@ class StepPlan:
 
 
 def plan_step(seed: int, step: int, num_steps: int, *, drops_tokens: bool = False) -> StepPlan:
-    """The curriculum. All processes draw the same plan; it holds about as many tokens each step."""
+    """The curriculum. All processes draw the same plan; each step has about as many tokens."""
     rng = np.random.default_rng([_PLAN_KEY, seed, step])
     is_early = step < _EARLY * num_steps
     num_frames = 8 if is_early else int(rng.choice((8, 16, 32), p=(0.3, 0.3, 0.4)))
@@ -95,10 +95,10 @@ def plan_step(seed: int, step: int, num_steps: int, *, drops_tokens: bool = Fals
 def choose_tokens(
     rng: np.random.Generator, num_frames: int, tokens_per_frame: int, dropped: float
 ) -> Tensor:
-    """Which visual tokens stay, int64 ascending: chance, with a share of its own for each frame.
+    """Draws the visual tokens that stay, int64 ascending, with a random share for each frame.
 
-    Frames differ in what they lose, and some stay whole, so that the model learns to count on
-    nothing; the share over all frames is `dropped`, to within a token.
+    Frames lose different shares, and some stay whole, so that the model learns to rely on nothing;
+    the share over all frames is `dropped`, to within a token.
     """
     number = round((1 - dropped) * num_frames * tokens_per_frame)
     liking = rng.exponential(size=(num_frames, 1)) + 0.2  # of a frame
@@ -145,7 +145,7 @@ class LanguageStage:
         ]
 
     def losses(self, step: int, num_steps: int) -> tuple[Tensor, dict[str, float]]:
-        """The loss, and per family the share of answers that are right word for word."""
+        """The loss, and for each family the share of answers that are right word for word."""
         plan = plan_step(self._seed, step, num_steps, drops_tokens=self._drops_tokens)
         key = BatchKey(self._seed, step, self._process)
         batch = video_batch(
@@ -160,7 +160,7 @@ class LanguageStage:
 
     @torch.no_grad()
     def test(self, step: int) -> dict[str, float]:
-        """With all tokens; a word of an answer is asked for with the right ones before it."""
+        """Tests with all tokens; each word of an answer is predicted from the right ones before."""
         if step % _TEST_EVERY:
             return {}
         found: dict[str, list[float]] = {}
@@ -207,7 +207,7 @@ class LanguageStage:
         return loss + _HEADS_WEIGHT * torch.stack(list(terms.values())).sum(), figures
 
     def _head_losses(self, tapped: Tensor, labels: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Terms without a label are left out."""
+        """The heads' losses; terms without a label are left out."""
         terms: dict[str, Tensor] = {}
         for name in _HEADS:
             said = self.heads[name](tapped)

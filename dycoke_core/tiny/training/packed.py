@@ -1,7 +1,7 @@
-"""The language model over a video and many questions at once.
+"""Runs the language model over a video and many questions at once.
 
 All questions about a video share its prefix, as in the service: each attends to the prefix and to
-itself, never to another question, and its positions begin where the prefix ends. So one pass over
+itself, never to another question, and its positions start where the prefix ends. So one pass over
 1,568 visual tokens teaches a dozen answers. Numerically the same as one pass per question.
 """
 
@@ -76,7 +76,7 @@ def _layer(
 
 
 def _cast(normed: Tensor) -> Tensor:
-    """To autocast's type once, where each of the following products would do it anew."""
+    """Casts to autocast's type once; otherwise each of the following products would."""
     enabled = torch.is_autocast_enabled("cpu")
     return normed.to(torch.get_autocast_dtype("cpu")) if enabled else normed
 
@@ -84,7 +84,7 @@ def _cast(normed: Tensor) -> Tensor:
 def _attend(
     query: Tensor, prefix_key: Tensor, prefix_value: Tensor, own_key: Tensor, own_value: Tensor
 ) -> Tensor:
-    """Questions to the whole prefix and, causally, to themselves.
+    """Attention of questions to the whole prefix and, causally, to themselves.
 
     Args:
         query, own_key, own_value: [B, Q, H, S, E]; prefix_key, prefix_value: [B, H, P, E].

@@ -1,10 +1,10 @@
-"""Visual tokens as the language model gets them: what they know, made easy to find.
+"""Makes what visual tokens know easy for the language model to read.
 
-After stage 1 linear heads can read off a token what its cell shows, but some of it is written in
-numbers so small that a language model takes many thousand steps to look for it there. So the
-projector's last matrix is multiplied with another: each thing known of a cell gets directions of
-its own, equally loud, beside all that the token held before. Nothing is added that a linear map of
-the tokens did not contain.
+After stage 1 linear heads can read from a token what its cell shows, but some of it is in numbers
+so small that a language model takes many thousand steps to find it. So the projector's last matrix
+is multiplied by another: each known fact about a cell gets a direction of its own, all equally
+strong, in addition to what the token held before. This adds nothing that a linear map of the tokens
+did not contain.
 """
 
 from dataclasses import fields
@@ -31,7 +31,7 @@ FACTS = (
     "offset y",
 )
 TOKEN_SCALE = 0.25  # standard deviation of a visual token's numbers
-_LOUDNESS = 3.5  # of what is known, in standard deviations of what was there before
+_LOUDNESS = 3.5  # strength of the facts, in standard deviations of what was there before
 _RIDGE = 1e-6
 _EMPTY_WEIGHT = 0.3  # of cells that show nothing but background
 
@@ -47,7 +47,7 @@ def visual_tokens(model: LlavaOnevisionForConditionalGeneration, frames: Tensor)
 @torch.no_grad()
 def bring_out(model: LlavaOnevisionForConditionalGeneration, batch: FrameBatch, seed: int) -> None:
     """Folds the map into the projector; the same model, batch and seed give the same result."""
-    is_plain = (batch.color != NOTHING).all(dim=1)  # not painted over: all colours have names
+    is_plain = (batch.color != NOTHING).all(dim=1)  # not painted over: every colour has a name
     batch = FrameBatch(*(getattr(batch, field.name)[is_plain] for field in fields(FrameBatch)))
     tokens = visual_tokens(model, batch.frames).flatten(0, 1).double()  # [cells, D]
     mean, spread = tokens.mean(dim=0), tokens.std()
@@ -73,7 +73,7 @@ def fact_directions(seed: int) -> Tensor:
 
 
 def _known(batch: FrameBatch) -> Tensor:
-    """[cells, facts]: what is to be found in each cell's token, in the order of FACTS."""
+    """[cells, facts]: the facts that each cell's token should show, in the order of FACTS."""
     shape = batch.shape.flatten()
     shown = shape != NOTHING
     facts = [
@@ -88,7 +88,7 @@ def _known(batch: FrameBatch) -> Tensor:
 
 
 def _read(tokens: Tensor, known: Tensor, weights: Tensor) -> Tensor:
-    """The linear map from tokens to what is known of them: weighted least squares."""
+    """The linear map from tokens to their known facts: weighted least squares."""
     weighted = tokens * weights[:, None]
     covariance = weighted.T @ tokens
     ridge = _RIDGE * covariance.diagonal().mean() * torch.eye(tokens.shape[1], dtype=tokens.dtype)

@@ -2,12 +2,12 @@
 
 Each process computes with one thread on its own share of every step's scenes and averages its
 gradients with the others'. On a shared machine that is several times faster than one process with
-several threads, which wait for each other in every operation. What comes out depends on the seed,
-the numbers of steps and the number of processes.
+several threads, which wait for each other in every operation. The result depends on the seed, the
+numbers of steps and the number of processes.
 
-A run lives in a directory: `plan.json`, `state.pt` (written every few minutes, what a restart
-resumes from), `log.json`, the curves, and in the end `checkpoint/`. A file named `finish` in it
-begins the final decay of the learning rate at once.
+A run has a directory: `plan.json`, `state.pt` (written every few minutes, a restart resumes from
+it), `log.json`, the curves, and at the end `checkpoint/`. A file named `finish` in it starts the
+final decay of the learning rate at once.
 """
 
 import json
@@ -48,12 +48,12 @@ class TrainingPlan:
     drops_tokens: bool = False  # in many of the language stage's steps
 
     def recipe(self) -> dict[str, int]:
-        """What a run that goes on must have in common with the one before."""
+        """What a resumed run must have in common with the one before."""
         return {name: int(value) for name, value in asdict(self).items() if name != "directory"}
 
 
 class OtherPlanError(Exception):
-    """Going on would mix two runs, or give out one for the other."""
+    """Resuming would mix two runs, or pass off one as the other."""
 
 
 class Stage(Protocol):
@@ -66,14 +66,14 @@ class Stage(Protocol):
     def losses(self, step: int, num_steps: int) -> tuple[Tensor, Figures]: ...
 
     def test(self, step: int) -> Figures:
-        """Figures on held-out scenes; empty where the step calls for none."""
+        """Figures on held-out scenes; empty if this step needs none."""
         ...
 
     def finish(self) -> None: ...
 
 
 def train(plan: TrainingPlan) -> None:
-    """Trains, or goes on where an earlier call left off, and writes the checkpoint.
+    """Trains, or resumes where an earlier call stopped, and writes the checkpoint.
 
     Raises:
         OtherPlanError: the directory holds a run of another plan.
@@ -105,8 +105,8 @@ def _work(rank: int, plan: TrainingPlan, meeting_point: Path) -> None:
 
 
 def run_stages(plan: TrainingPlan, rank: int) -> None:
-    """One process's part of a run; the process group must be there."""
-    torch.manual_seed(plan.seed)  # for the heads; all else has seeds of its own
+    """Runs one process's part; the process group must exist."""
+    torch.manual_seed(plan.seed)  # for the heads; everything else has its own seeds
     model = new_model(plan.seed)
     align(model, build_tokenizer(), plan.seed)
     run = _Run(plan, rank, model)
@@ -120,7 +120,7 @@ def run_stages(plan: TrainingPlan, rank: int) -> None:
 
 @dataclass(slots=True)
 class _Run:
-    """The loop, its log and its saved state. One per process; the first alone writes."""
+    """The loop, its log and its saved state. One per process; only the first writes."""
 
     plan: TrainingPlan
     rank: int
@@ -139,7 +139,7 @@ class _Run:
         step = 0
         if self.state is not None:
             if stage.name != self.state["stage"]:
-                return  # trained to its end before
+                return  # an earlier call finished it
             if self.state["is_finished"]:
                 self.state = None
                 return
@@ -163,7 +163,7 @@ class _Run:
         draw_curves(self.log, self.plan.directory)
 
     def _end(self, step: int, num_steps: int) -> int:
-        """The last step, sooner where somebody asks for the end."""
+        """The last step, sooner if somebody asked to finish."""
         if (self.plan.directory / "finish").is_file():
             return min(num_steps, steps_to_finish(step))
         return num_steps
@@ -222,7 +222,7 @@ def _take_step(stage: Stage, step: int, num_steps: int) -> Figures:
 
 
 def _average_gradients(optimizers: Sequence[torch.optim.Optimizer]) -> None:
-    """One message for all; a parameter that a process did not use counts as 0 there."""
+    """Averages in one message; a parameter that a process did not use counts as 0 there."""
     parameters = [p for o in optimizers for group in o.param_groups for p in group["params"]]
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     flat = torch.cat([gradient.flatten() for gradient in gradients]) / dist.get_world_size()
@@ -233,7 +233,7 @@ def _average_gradients(optimizers: Sequence[torch.optim.Optimizer]) -> None:
 
 
 def _mean(figures: Sequence[Figures]) -> Figures:
-    """Of each name, over the steps in which it occurs."""
+    """The mean of each name over the steps in which it occurs."""
     found: dict[str, list[float]] = defaultdict(list)
     for one in figures:
         for name, value in one.items():

@@ -30,7 +30,7 @@ Labels = npt.NDArray[np.int64]
 class FrameLabels:
     """What one frame shows, cell by cell; the cells in raster order."""
 
-    color: Labels  # [N], index into SEEN_COLORS; none to learn where a thing is painted over
+    color: Labels  # [N], index into SEEN_COLORS; -100 where a thing is painted over
     shape: Labels  # [N]
     offset: npt.NDArray[np.float32]  # [N, 2], from the cell's centre to the thing's, in cells
     place: npt.NDArray[np.float32]  # [N, 2], of the cell's centre in the picture, -1 to 1
@@ -65,11 +65,11 @@ def frame_labels(scene: Scene, frame: int) -> FrameLabels:
 class HistoryLabels:
     """What has happened by each frame to the thing in each cell: each [F, N]."""
 
-    color: Labels  # that it had at first, where it now shows another
+    color: Labels  # its first colour, where it now shows another
     motion: Labels  # after a quarter of its time
     blinks: Labels  # so far, the present one included
     rank: Labels  # how many things appeared before it
-    background: Labels  # that the video began with
+    background: Labels  # the video's first
     way: npt.NDArray[np.float32]  # [F, N, 2], from where it was first seen, in cells; else NaN
     time: npt.NDArray[np.float32]  # frames so far, in units of 8
 

@@ -1,8 +1,8 @@
 """Stage 1: the vision tower and the projector learn to say what each cell of a frame shows.
 
-Linear heads on the pooled visual tokens name colour, shape, place, outline and background; the
-outline is what makes shapes learnable at all. The heads are dropped afterwards; what they could
-read is brought out in the projector, and tower and projector stay as they are from here on.
+Linear heads on the pooled visual tokens name colour, shape, place, outline and background; without
+the outline shapes are not learnt. The heads are dropped afterwards; the projector is changed to
+bring out what they could read, and from then on tower and projector are frozen.
 """
 
 import torch
@@ -83,7 +83,7 @@ class VisionStage:
         return self._losses(frame_batch(key, num_frames=_TEST_FRAMES))[1]
 
     def finish(self) -> None:
-        """The same in every process."""
+        """Brings out in the projector what the heads could read; the same in every process."""
         batch = frame_batch(BatchKey(self._seed, 0), num_frames=_FINISH_FRAMES)
         bring_out(self.model, batch, self._seed)
 

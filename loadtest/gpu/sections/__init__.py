@@ -1,8 +1,8 @@
 """The sections of a run, in their order.
 
-Those that leave prefixes of no further use behind come first of those that share an engine: cold
-requests empty its caches, and what is oldest is evicted first. The profiler comes last, because it
-may stay attached.
+Among sections that share an engine, those that leave useless prefixes behind come first: cold
+requests empty its caches, and the oldest entries are evicted first. The profiler comes last,
+because it may stay attached.
 """
 
 from loadtest.gpu.kit import Section

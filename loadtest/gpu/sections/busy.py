@@ -2,7 +2,7 @@
 
 Kernel times come from torch.profiler. A profiled step takes longer on the host, so the busy share
 is kernel time per profiled step over the wall clock of an unprofiled one; the share within the
-profiled window stands beside it. Runs after everything that is timed: what the profiler attaches to
+profiled window is reported too. Runs after everything that is timed: what the profiler attaches to
 the process may stay.
 """
 
@@ -24,10 +24,10 @@ _NUM_TOP = 15
 
 @dataclass(frozen=True, slots=True)
 class DeviceWork:
-    """Of some steps, in µs. busy_us: of the union of all intervals, so overlap counts once."""
+    """The device's work in some steps. busy_us: of the union of intervals; overlap counts once."""
 
     busy_us: float
-    span_us: float  # from the first's begin to the last's end
+    span_us: float  # from the first start to the last end
     num_activities: int  # kernels, copies and fills on the device
     host_calls: Counter[str]
     by_name: Counter[str]  # µs

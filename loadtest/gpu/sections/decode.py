@@ -1,4 +1,4 @@
-"""Decode steps: batches on videos of their own, questions on cached videos, one and many sequences.
+"""Decode steps: a video per sequence, questions on cached videos, one sequence and many.
 
 Every case is measured by turns with those that it is compared with. The engine keeps all videos'
 prefixes, so a turn costs its questions' prefill and some sixty steps.
@@ -30,7 +30,7 @@ def measure_batch(kit: Kit) -> None:
 
 
 def measure_cached(kit: Kit) -> None:
-    """As many questions on fewer and fewer cached videos: stage II pays per distinct video."""
+    """The same number of questions on fewer and fewer cached videos: stage II pays per video."""
     bench, batch = kit.bench("large"), kit.sizes.batch
     for num_videos in kit.sizes.cached_videos:
         ms = _decode_by_turns(kit, bench, ("full", "dycoke"), batch, num_videos=num_videos)
@@ -104,7 +104,7 @@ def _decode_by_turns(
 
 
 def _note_oddities(kit: Kit, name: str, decoded: Decoded) -> None:
-    """What would make a figure something else than its name says."""
+    """Notes whatever makes a figure differ from what its name says."""
     if decoded.prefix_hit_rate < 1:
         kit.report.note(f"{name}: {1 - decoded.prefix_hit_rate:.0%} of the prefixes were evicted")
     if name == "refreshing" and decoded.refresh_rate < 0.99:
@@ -114,7 +114,7 @@ def _note_oddities(kit: Kit, name: str, decoded: Decoded) -> None:
 
 
 def _record_floors(kit: Kit, bench: Workbench, batch: int) -> None:
-    """The least that a step can take at the copy rate of this run, and the share reached."""
+    """Records the least that a step can take at this run's copy rate, and the share reached."""
     text = bench.model.text_geometry
     for name in ("full", "ttm", "dycoke"):
         rows = _rows_per_layer(kit, bench, getattr(bench.policies, name))

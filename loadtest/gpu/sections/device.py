@@ -1,4 +1,4 @@
-"""The machine, and what it can do: the rates that other sections' figures are held against."""
+"""The machine and its rates, with which other sections' figures are compared."""
 
 import os
 import shutil
@@ -82,7 +82,7 @@ def _samples(run: Callable[[], object], kit: Kit) -> list[float]:
 
 
 def _measure_matmuls(kit: Kit) -> None:
-    """On random data: products of zeros run faster than any real ones."""
+    """Measures on random data: products of zeros run faster than real ones."""
     sizes, report = kit.sizes, kit.report
     for name, num_rows, width, outputs in _products(sizes.large, sizes.matmul_rows, sizes.batch):
         rows = torch.randn(num_rows, width, device=kit.device).to(sizes.dtype)
@@ -113,7 +113,7 @@ def _products(geometry: Geometry, prefill: int, decode: int) -> list[tuple[str, 
 
 
 def _measure_launches(kit: Kit) -> None:
-    """Of the smallest kernel there is: one by one, and as nodes of a CUDA graph."""
+    """Measures launches of the smallest kernel: one by one, and as nodes of a CUDA graph."""
     report, number = kit.report, torch.zeros(1, device=kit.device)
 
     def launch() -> None:
@@ -150,7 +150,7 @@ def _microseconds(run: Callable[[], object], kit: Kit) -> list[float]:
 
 
 def _measure_fetch(kit: Kit) -> None:
-    """256 token ids from the device to pinned memory, until the host may read them."""
+    """Measures fetching 256 token ids to pinned memory, until the host may read them."""
     is_cuda = kit.device.type == "cuda"
     ids = torch.arange(256, dtype=torch.int32, device=kit.device)
     host = torch.empty(256, dtype=torch.int32, pin_memory=is_cuda)
@@ -170,7 +170,7 @@ def _measure_fetch(kit: Kit) -> None:
 def decode_floor_seconds(
     kit: Kit, text: TextGeometry, batch: int, rows_per_layer: float
 ) -> float | None:
-    """A decode step at the copy rate of this run; None where that was not measured.
+    """A decode step at the copy rate of this run; None if that was not measured.
 
     Args:
         rows_per_layer: cached tokens that a sequence reads, averaged over layers.

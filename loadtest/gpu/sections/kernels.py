@@ -1,4 +1,4 @@
-"""Each kernel alone, against the bytes that it must move at the copy rate of this run."""
+"""Each kernel alone, compared with moving its bytes at the copy rate of this run."""
 
 from dycoke_core.compression.counts import share_of
 from loadtest.geometry import Geometry
@@ -17,7 +17,7 @@ def measure_kernels(kit: Kit) -> None:
 
 
 def _measure(kit: Kit, geometry: Geometry) -> None:
-    """Where Triton is not installed this raises ImportError, and the section fails."""
+    """Measures the kernels. Without Triton this raises ImportError, and the section fails."""
     from loadtest.gpu.kernel_cases import StepInputs, kernel_cases
 
     sizes, report = kit.sizes, kit.report

@@ -1,7 +1,7 @@
-"""Others on the same task: transformers' `generate` on the same weights, and vLLM where it is.
+"""Others on the same task: transformers' `generate` on the same weights, and vLLM if installed.
 
-transformers runs its own layers with sdpa and a dynamic cache, as `generate` does when nothing else
-is asked of it. What is not covered: its static cache with torch.compile, which takes minutes.
+transformers runs its own layers with sdpa and a dynamic cache, the defaults of `generate`. Not
+covered: its static cache with torch.compile, which takes minutes.
 """
 
 import importlib.util
@@ -58,7 +58,7 @@ def _tokens_s(kit: Kit) -> dict[str, list[float]]:
 
 
 def _measure_vllm(kit: Kit) -> None:
-    """Milliseconds per decode step of a batch with prompts of its own, no prefix shared."""
+    """Milliseconds per decode step of a batch with different prompts and no shared prefix."""
     from vllm import LLM, SamplingParams
 
     sizes = kit.sizes
@@ -90,7 +90,7 @@ def _measure_vllm(kit: Kit) -> None:
 
 
 def _random_prompts(number: int, length: int) -> list[dict[str, Any]]:
-    """The same at every call, no two alike."""
+    """Prompts that are the same at every call, no two alike."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(1000, 100_000, (number, length), generator=generator)
     return [{"prompt_token_ids": row.tolist()} for row in ids]

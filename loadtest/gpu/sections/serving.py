@@ -19,9 +19,9 @@ def _compared(bench: Workbench) -> dict[str, Compression]:
 
 
 def measure_prefill(kit: Kit) -> None:
-    """First token of a video whose features are kept: stage I, prefix, question, head, sampling.
+    """First token with cached features: stage I, prefix, question, head, sampling.
 
-    Each has a prefix of its own, because another system text stands before the video.
+    Each has its own prefix, because a different system text comes before the video.
     """
     bench = kit.bench("large")
     samples = by_turns(
@@ -54,7 +54,7 @@ def _prefill(bench: Workbench, compression: Compression) -> Callable[[], float]:
 
 
 def measure_first_token(kit: Kit) -> None:
-    """New videos, one at a time, in an engine that does nothing else."""
+    """Measures new videos, one at a time, in an otherwise idle engine."""
     bench, samples, stages = kit.bench("large"), [], []
     for number in range(kit.sizes.num_idle_requests + 1):
         frames = noise_frames(kit.sizes, 100 + number, bench.model.image_size)
@@ -70,7 +70,7 @@ def measure_first_token(kit: Kit) -> None:
 
 
 def measure_memory(kit: Kit) -> None:
-    """Bytes that a cold sequence reserves, against the count of its tokens."""
+    """Compares the bytes that a cold sequence reserves with the count of its tokens."""
     bench = kit.bench("large")
     for policy, compression in _compared(bench).items():
         least, most, measured = _kv_bytes(kit, bench, compression)
@@ -80,7 +80,7 @@ def measure_memory(kit: Kit) -> None:
 
 
 def _kv_bytes(kit: Kit, bench: Workbench, compression: Compression) -> tuple[int, int, int]:
-    """By tokens, by whole pages of prefix and own tokens, and measured."""
+    """Bytes counted by tokens, by whole pages of prefix and own tokens, and measured."""
     text = bench.model.text_geometry
     frames = noise_frames(kit.sizes, 50, bench.model.image_size)
     sequence = bench.sequence(compression, frames, "memory", max_tokens=_LONGEST_ANSWER)
@@ -103,8 +103,8 @@ def _kv_bytes(kit: Kit, bench: Workbench, compression: Compression) -> tuple[int
 def measure_cold(kit: Kit) -> None:
     """Requests about new videos, 64 answers of 64 tokens, all in the engine at once.
 
-    All are added at the start; the time runs to the end of the last. So it holds the steps at its
-    beginning that decode few and those at its end that prefill none.
+    All are added at the start; the time runs to the end of the last. So it includes the first
+    steps, which decode few, and the last ones, which prefill none.
     """
     bench = kit.bench("large")
     for compression in _compared(bench).values():  # so that every kernel has run

@@ -1,7 +1,7 @@
-"""The GPU tests, with a configuration of their own: a process for each file, all at once.
+"""The GPU tests, with their own configuration: a process for each file, all at once.
 
-The tests for GPUs alone, the kernels' own, and the engine's conformance to its CPU backend, which
-elsewhere run in Triton's interpreter or on plain PyTorch. Most of their time is the compiler's,
+The GPU-only tests, the kernels' tests, and the engine's conformance to its CPU backend, which
+elsewhere run in Triton's interpreter or on plain PyTorch. Most of the time goes to the compiler,
 which uses one core.
 """
 
@@ -24,7 +24,7 @@ _OUTCOMES = ("passed", "failed", "skipped", "error", "errors", "deselected", "wa
 
 
 def run_tests(kit: Kit) -> None:
-    """Raises RuntimeError: a test failed, or none ran on a GPU."""
+    """Runs the tests. Raises RuntimeError if one failed or none ran on a GPU."""
     targets = ["tests/gpu"] if kit.is_dry else test_files()
     with tempfile.TemporaryDirectory() as directory:
         codes = _run_all(targets, Path(directory), max(kit.seconds_left, 20.0))
@@ -57,7 +57,7 @@ def test_files() -> list[str]:
 
 
 def _run_all(targets: list[str], logs: Path, seconds: float) -> dict[str, int | None]:
-    """Exit statuses; None: killed after so many seconds."""
+    """Exit statuses; None: killed after `seconds`."""
     ends_at = time.monotonic() + seconds
     running = {}
     for target in targets:
@@ -87,7 +87,7 @@ def _log(logs: Path, target: str) -> Path:
 
 
 def outcomes(text: str) -> dict[str, int]:
-    """The counts of pytest's last summary line; of a run that was cut short, of its marks."""
+    """The counts in pytest's last summary line, or of its marks if the run was cut short."""
     for line in reversed(text.splitlines()):
         found = re.findall(rf"(\d+) ({'|'.join(_OUTCOMES)})\b", line)
         if found and " in " in line:

@@ -30,7 +30,7 @@ from dycoke_core.engine.backends.cpu.step_attention import StepAttention
 from dycoke_core.engine.budget import cpu_kv_budget_bytes, host_budget_bytes, row_bytes
 from dycoke_core.engine.plan import DecodeRow, StepPlan
 from dycoke_core.engine.sampler import sample
-from dycoke_core.model.llava_onevision import LlavaOnevision
+from dycoke_core.model.adapter import EmbeddedPrefix, VideoLanguageModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class CpuBackend:
     depth = 0
     vision_slice_layers: int | None = 2  # a real tower takes seconds per frame
 
-    def __init__(self, model: LlavaOnevision, config: EngineConfig) -> None:
+    def __init__(self, model: VideoLanguageModel, config: EngineConfig) -> None:
         self._model = model
         self.kv_budget_bytes = cpu_kv_budget_bytes(config)
         self.host_budget_bytes = host_budget_bytes(config)
@@ -112,16 +112,18 @@ class CpuBackend:
         self._prefixes[self._num_opened] = PrefixKV(layout)
         return self._num_opened
 
-    def embed_prefix(self, prefix: int, embeds: Tensor, positions: Tensor) -> None:
+    def embed_prefix(self, prefix: int, embedded: EmbeddedPrefix) -> None:
         kv = self._prefixes[prefix]
         geometry = self._model.text_geometry
-        like = embeds.new_empty((geometry.num_kv_heads, geometry.head_size))
+        like = embedded.embeds.new_empty((geometry.num_kv_heads, geometry.head_size))
         kv.slabs = [Slab.allocate(kv.layout.num_tokens, like) for _ in range(geometry.num_layers)]
-        kv.embeds, kv.positions = embeds, positions
+        kv.place_visual(embedded.visual)
+        kv.embeds, kv.positions = embedded.embeds, embedded.positions
+        kv.layer_adds = embedded.layer_adds
 
     def finish_prefix(self, prefix: int, *, to_host: bool) -> None:
         kv = self._prefixes[prefix]
-        kv.embeds = kv.positions = None
+        kv.embeds = kv.positions = kv.layer_adds = None
 
     def close_prefix(self, prefix: int) -> None:
         del self._prefixes[prefix]
@@ -135,6 +137,7 @@ class CpuBackend:
         number = self.open_prefix(source.layout)
         kv = self._prefixes[number]
         kv.num_tokens = source.num_tokens
+        kv.place_visual(source.visual)
         kv.slabs = [Slab(s.keys.clone(), s.values.clone(), s.length) for s in source.slabs]
         return number
 
@@ -166,7 +169,8 @@ class CpuBackend:
         embeds, positions, last_rows = self._gather_rows(plan)
         attention = StepAttention(prefixes, questions, decoding)
         try:
-            hidden = self._model.forward(embeds, positions, attention)
+            layer_adds = self._layer_adds(plan)
+            hidden = self._model.forward(embeds, positions, attention, layer_adds)
             drawn = [
                 row
                 for row, answering in zip(last_rows, plan.answering, strict=True)
@@ -233,6 +237,15 @@ class CpuBackend:
             own = self._model.integers(own_positions)
             positions.append(own.expand(self._model.num_position_axes, -1))
         return torch.cat(embeds), torch.cat(positions, dim=1), last_rows
+
+    def _layer_adds(self, plan: StepPlan) -> Tensor | None:
+        """[layers, rows, D] of the prefixes' rows, which come first."""
+        adds = [
+            kv.layer_adds[:, chunk.start : chunk.start + chunk.size]
+            for chunk in plan.prefixes
+            if (kv := self._prefixes[chunk.prefix]).layer_adds is not None
+        ]
+        return torch.cat(adds, dim=1) if adds else None
 
     def _input_id(self, row: DecodeRow) -> int:
         if row.token_id is not None:

@@ -3,7 +3,7 @@
 Token-major slabs, allocated once at their final size: no concatenation per step, and a refresh
 gathers whole rows. Keys are stored after RoPE, at absolute positions, so they may lie in any order.
 
-    PrefixKV      system text | V visual rows | newline
+    PrefixKV      text and V visual rows, in the order of the prompt
                   in every layer; immutable once prefilled, shared by all sequences that ask
                   about the video. It is also their DP cache.
     SequenceKV    layers < L: question | generated
@@ -54,7 +54,7 @@ class Slab:
 
 @dataclass(slots=True, eq=False)
 class PrefixKV:
-    """The prompt up to the newline, for every question about a video.
+    """The prompt up to the question, for every question about a video.
 
     Slabs are allocated when its embeddings are there. `num_tokens` grows while it is prefilled;
     then nothing writes to it again. That host and device are one memory here is why a prefix with
@@ -65,20 +65,25 @@ class PrefixKV:
     slabs: list[Slab] = field(default_factory=list)
     embeds: Tensor | None = None  # [P, D], until it is prefilled
     positions: Tensor | None = None  # int64 [axes, P], likewise
+    layer_adds: Tensor | None = None  # [layers, P, D], likewise
     num_tokens: int = 0
+    visual: tuple[range, ...] = ()  # places of the visual tokens, once it is embedded
     text_rows: Tensor = field(init=False)  # int64, places of the tokens that are not visual
-    _visual: slice | Tensor = field(init=False)  # places of those that are
+    _visual_rows: slice | Tensor = field(init=False)  # places of those that are
 
-    def __post_init__(self) -> None:
+    def place_visual(self, visual: tuple[range, ...]) -> None:
+        """Takes the places of the visual tokens, as ascending runs; the others are text."""
+        assert sum(len(run) for run in visual) == self.layout.num_visual
+        self.visual = visual
         is_text = torch.ones(self.layout.num_tokens, dtype=torch.bool)
-        for run in self.layout.visual:
+        for run in visual:
             is_text[run.start : run.stop] = False
         self.text_rows = is_text.nonzero().flatten()
-        if len(self.layout.visual) == 1:  # as views, where they lie together
-            (run,) = self.layout.visual
-            self._visual = slice(run.start, run.stop)
+        if len(visual) == 1:  # as views, where they lie together
+            (run,) = visual
+            self._visual_rows = slice(run.start, run.stop)
         else:
-            self._visual = (~is_text).nonzero().flatten()
+            self._visual_rows = (~is_text).nonzero().flatten()
 
     def roll_back(self) -> None:
         """Drops the rows of a pass that failed."""
@@ -87,7 +92,7 @@ class PrefixKV:
 
     def visual_rows(self, layer: int) -> tuple[Tensor, Tensor]:
         slab = self.slabs[layer]
-        return slab.keys[self._visual], slab.values[self._visual]
+        return slab.keys[self._visual_rows], slab.values[self._visual_rows]
 
 
 class SequenceKV:

@@ -54,8 +54,8 @@ from dycoke_core.engine.budget import gpu_kv_budget_bytes, host_budget_bytes
 from dycoke_core.engine.plan import DecodeRow, StepPlan
 from dycoke_core.errors import ModelLoadError
 from dycoke_core.gpu_kernels.rows import PAGE
+from dycoke_core.model.adapter import EmbeddedPrefix, VideoLanguageModel
 from dycoke_core.model.fused import FusedDecoder
-from dycoke_core.model.llava_onevision import LlavaOnevision
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ class CudaBackend:
     depth = 1
     vision_slice_layers: int | None = None
 
-    def __init__(self, model: LlavaOnevision, config: EngineConfig, batching: Batching) -> None:
+    def __init__(self, model: VideoLanguageModel, config: EngineConfig, batching: Batching) -> None:
         _check_device(model)
         self._device, self._is_on_gpu = model.device, model.device.type == "cuda"
         geometry = model.text_geometry
@@ -129,7 +129,7 @@ class CudaBackend:
             self.capture_graphs()
 
     def _take_pool(
-        self, model: LlavaOnevision, config: EngineConfig, batching: Batching, parts: "_Parts"
+        self, model: VideoLanguageModel, config: EngineConfig, batching: Batching, parts: "_Parts"
     ) -> KVPool:
         """All that the budget leaves once decode steps have what they take at most."""
         page_bytes = self._shape.num_layers * PAGE * self._shape.num_bytes
@@ -222,16 +222,18 @@ class CudaBackend:
         self._prefixes[self._num_opened] = Prefix(layout, extent)
         return self._num_opened
 
-    def embed_prefix(self, prefix: int, embeds: Tensor, positions: Tensor) -> None:
+    def embed_prefix(self, prefix: int, embedded: EmbeddedPrefix) -> None:
         entry = self._prefixes[prefix]
         entry.write_slots = to_device(entry.extent.slots(), self._device)
-        entry.embeds, entry.positions = embeds, positions
+        entry.visual = embedded.visual
+        entry.embeds, entry.positions = embedded.embeds, embedded.positions
+        entry.layer_adds = embedded.layer_adds
 
     def finish_prefix(self, prefix: int, *, to_host: bool) -> None:
         entry = self._prefixes[prefix]
         if to_host:
             self._move_to_host(entry)
-        entry.embeds = entry.positions = entry.write_slots = None
+        entry.embeds = entry.positions = entry.layer_adds = entry.write_slots = None
 
     def _move_to_host(self, prefix: Prefix) -> None:
         """Copies page by page; kernels that read the host's memory are queued after the copies."""
@@ -438,7 +440,7 @@ class _Parts:
     decoder: FusedDecoder
     host_pool: KVPool | None
     tables: SeatTables
-    model: LlavaOnevision
+    model: VideoLanguageModel
 
     def decode_pass(self, pool: KVPool, max_rows: int, depth: int) -> DecodePass:
         writer = StepWriter(
@@ -470,7 +472,7 @@ def _first_copied_layer(layout: PrefixLayout) -> int:
     return layout.first_host_layer if layout.first_host_layer > 1 else 0
 
 
-def _check_device(model: LlavaOnevision) -> None:
+def _check_device(model: VideoLanguageModel) -> None:
     if model.device.type == "cuda":
         return
     if os.environ.get("TRITON_INTERPRET") != "1":

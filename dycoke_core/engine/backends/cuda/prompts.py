@@ -91,7 +91,7 @@ class PromptPass:
             logits, [n, vocabulary].
         """
         device, decoder = self._tables.device, self._decoder
-        embeds, positions, write_slots = [], [], []
+        embeds, positions, write_slots, layer_adds = [], [], [], []
         chunks: list[_PrefixRows] = []
         num_rows = 0
         for chunk, prefix in prefixes:
@@ -100,6 +100,8 @@ class PromptPass:
             end = chunk.start + chunk.size
             embeds.append(prefix.embeds[chunk.start : end])
             positions.append(prefix.positions[:, chunk.start : end])
+            if prefix.layer_adds is not None:
+                layer_adds.append(prefix.layer_adds[:, chunk.start : end])
             write_slots.append(prefix.write_slots[chunk.start : end])
             earlier = prefix.write_slots[: chunk.start].long()
             chunks.append(_PrefixRows(slice(num_rows, num_rows + chunk.size), earlier))
@@ -120,6 +122,7 @@ class PromptPass:
             self._pool.keys,
             self._pool.values,
             _Attention(self, chunks, slice(num_rows, None), reads),
+            layer_adds=torch.cat(layer_adds, dim=1) if layer_adds else None,
         )
         return self._draw(hidden, table, num_rows, questions)
 

@@ -33,8 +33,10 @@ class Prefix:
     layout: PrefixLayout
     extent: Extent
     host_extent: Extent | None = None
+    visual: tuple[range, ...] = ()  # places of the visual tokens, once it is embedded
     embeds: Tensor | None = None  # [P, D], until it is prefilled
     positions: Tensor | None = None  # int64 [axes, P], likewise
+    layer_adds: Tensor | None = None  # [layers, P, D], likewise
     write_slots: Tensor | None = None  # int32 [P] in the tokens' order, likewise
     place: int | None = None  # of its list on the device, while seats use it
     num_seats: int = 0
@@ -42,7 +44,7 @@ class Prefix:
     def in_list_order(self, slots: Int32s) -> Int32s:
         """Of slots in the tokens' order: visual tokens first."""
         is_visual = np.zeros(len(slots), bool)
-        for run in self.layout.visual:
+        for run in self.visual:
             is_visual[run.start : run.stop] = True
         return np.concatenate([slots[is_visual], slots[~is_visual]])
 

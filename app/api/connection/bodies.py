@@ -1,0 +1,185 @@
+"""ASGI middleware: how many requests may be sending their bodies, and how slow they may be.
+
+A slot is taken at the headers, by key and by the client's address, and given back with the body's
+last byte: whoever sends nothing holds nothing else, and not for long. The first byte must come
+within `FIRST_BYTE_S`; after that a body keeps up with a rate that rises with the share of slots
+that are taken, so that slow clients make room when others need it.
+
+Of bodies under way, not of what becomes of them. Slots are a process's own.
+"""
+
+import asyncio
+import ipaddress
+from collections import Counter
+from collections.abc import Callable
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.api.errors import response_for
+from app.errors import TooManyUploadsError, UploadTimeoutError
+from app.keys.owners import ANONYMOUS
+
+FIRST_BYTE_S = 5.0
+IDLE_S = 30.0  # behind the rate below, while nearly all slots are free; FIRST_BYTE_S when none is
+MIN_BYTES_S = 8192.0  # on average, while nearly all slots are free
+BUSY_MIN_BYTES_S = 262_144.0  # when none is
+METHODS = frozenset({"POST", "PUT", "PATCH"})
+
+
+class BodySlots:
+    """Args:
+    max_per_client: of one key, and of one address (an IPv6 network of 64 bits).
+    """
+
+    def __init__(self, *, max_bodies: int, max_per_client: int) -> None:
+        self._max_bodies = max_bodies
+        self._max_per_client = max_per_client
+        self._open: set[BodySlot] = set()
+        self._by_client: Counter[str] = Counter()
+
+    @property
+    def load(self) -> float:
+        """The share of slots that are taken."""
+        return len(self._open) / self._max_bodies
+
+    def take(self, *clients: str) -> "BodySlot":
+        """Raises: TooManyUploadsError."""
+        is_too_many = any(self._by_client[client] >= self._max_per_client for client in clients)
+        if is_too_many or len(self._open) >= self._max_bodies:
+            raise TooManyUploadsError("too many requests are being sent at a time")
+        slot = BodySlot(self, clients)
+        self._by_client.update(clients)
+        self._open.add(slot)
+        self._on_change()
+        return slot
+
+    def give_back(self, slot: "BodySlot") -> None:
+        """May be called more than once."""
+        if slot in self._open:
+            self._open.remove(slot)
+            self._by_client -= Counter(slot.clients)
+            self._on_change()
+
+    def _on_change(self) -> None:
+        for slot in self._open:
+            slot.reschedule()
+
+
+class BodySlot:
+    """One body under way."""
+
+    def __init__(self, slots: BodySlots, clients: tuple[str, ...]) -> None:
+        self.clients = clients
+        self._slots = slots
+        self._now = asyncio.get_running_loop().time
+        self._began_at = self._last_at = 0.0  # when somebody began to read, and last came to
+        self._num_bytes = 0
+        self._limit: asyncio.Timeout | None = None
+
+    def release(self) -> None:
+        self._slots.give_back(self)
+
+    async def next(self, receive: Receive) -> Message:
+        """The next part of the body.
+
+        Raises:
+            UploadTimeoutError: it does not come, or comes too slowly.
+        """
+        self._began_at = self._began_at or self._now()
+        try:
+            async with asyncio.timeout_at(self._deadline()) as limit:
+                self._limit = limit
+                message = await receive()
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise UploadTimeoutError("the body came to a halt, or comes too slowly") from None
+        finally:
+            self._limit = None
+        self._last_at = self._now()
+        self._num_bytes += len(message.get("body", b""))
+        return message
+
+    def reschedule(self) -> None:
+        if self._limit is not None:
+            self._limit.reschedule(self._deadline())
+
+    def _deadline(self) -> float:
+        if not self._num_bytes:
+            return self._began_at + FIRST_BYTE_S
+        load = self._slots.load
+        patience_s = IDLE_S + (FIRST_BYTE_S - IDLE_S) * load
+        bytes_s = float(MIN_BYTES_S * (BUSY_MIN_BYTES_S / MIN_BYTES_S) ** load)
+        return min(self._last_at, self._began_at + self._num_bytes / bytes_s) + patience_s
+
+
+class BodyGuard:
+    """Args:
+    owner_of: whose key an Authorization header carries; None where the request will be refused.
+    count_rejection: told the code of every post that is refused.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        slots: BodySlots,
+        owner_of: Callable[[str | None], str | None],
+        count_rejection: Callable[[str], None],
+    ) -> None:
+        self._app = app
+        self._slots = slots
+        self._owner_of = owner_of
+        self._count_rejection = count_rejection
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] not in METHODS:
+            await self._app(scope, receive, send)
+            return
+        owner = self._owner_of(Headers(scope=scope).get("authorization"))
+        if owner is None:  # it will be refused unread
+            await self._app(scope, receive, send)
+            return
+        try:
+            slot = self._slots.take(*_clients(scope, owner))
+        except TooManyUploadsError as error:
+            self._count_rejection(error.code)
+            await response_for(error)(scope, receive, send)
+            return
+        is_read = False
+
+        async def paced_receive() -> Message:
+            nonlocal is_read
+            if is_read:
+                return await receive()
+            message = await slot.next(receive)
+            if message["type"] == "http.disconnect" or not message.get("more_body", False):
+                is_read = True
+                slot.release()
+            return message
+
+        try:
+            await self._app(scope, paced_receive, send)
+        finally:
+            slot.release()
+
+
+def _clients(scope: Scope, owner: str) -> list[str]:
+    clients = [] if owner == ANONYMOUS else [f"key {owner}"]
+    if scope.get("client"):
+        clients.append(f"address {_network(scope['client'][0])}")
+    return clients
+
+
+def _network(host: str) -> str:
+    """An address, or of IPv6 the network that one customer has."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped is not None:
+            return str(address.ipv4_mapped)
+        return str(ipaddress.ip_network((address, 64), strict=False))
+    return host

@@ -1,0 +1,277 @@
+"""Videos by URL: from hosts, and out of one folder, that an operator has allowed.
+
+What is dialled is what was checked: a name is resolved once, in the backend that connects, and none
+of its addresses may lead anywhere but into the public internet. Redirects are followed by hand,
+each checked like the first URL. There are no proxies, credentials or cookies, and an error names
+neither an address nor what has answered.
+
+What comes is a client's: whoever calls this sniffs it and hands it to the sandbox like any upload.
+"""
+
+import asyncio
+import os
+import ssl
+import stat
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from ipaddress import ip_address, ip_network
+from pathlib import Path, PurePosixPath
+from socket import SOCK_STREAM
+from typing import NoReturn
+from urllib.parse import unquote, urlsplit
+
+import httpcore
+import httpx
+
+from app.api.connection.bodies import IDLE_S, MIN_BYTES_S
+from app.api.openai.fields import wrong
+from app.errors import UploadTooLargeError
+
+MAX_REDIRECTS = 3
+MAX_FETCH_S = 120.0
+CONNECT_S = 10.0
+READ_BYTES = 1 << 20  # of a file at a time
+_PORTS = {"http": 80, "https": 443}
+# Not public by newer registries, or leading to other addresses, which nobody has checked: protocol
+# assignments (a cloud keeps its metadata there), 6to4 and its relays, Teredo.
+_NOT_PUBLIC = tuple(map(ip_network, ("192.0.0.0/24", "192.88.99.0/24", "2001::/23", "2002::/16")))
+_PUBLIC_IPV6 = ip_network("2000::/3")  # neither NAT64 nor mapped addresses are in it
+
+Write = Callable[[bytes], Awaitable[None]]
+Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
+Dial = Callable[[str, int, float | None], Awaitable[httpcore.AsyncNetworkStream]]
+
+
+class MediaFetcher:
+    """
+    Args:
+        domains: hosts, `*.suffix` for all below one, or `*` for any; none: nothing is fetched.
+        folder: whose files may be named by `file:`; None: none may.
+        max_bytes: of a video.
+    """
+
+    def __init__(
+        self,
+        domains: Iterable[str],
+        folder: Path | None,
+        *,
+        max_bytes: int,
+        resolve: Resolve | None = None,
+        dial: Dial | None = None,
+    ) -> None:
+        self._domains = tuple(domain.lower().rstrip(".") for domain in domains)
+        self._folder = folder
+        self._max_bytes = max_bytes
+        self._backend = _CheckedBackend(resolve or _resolve, dial or _dial)
+
+    async def fetch(self, url: str, param: str, write: Write) -> None:
+        """Writes the video that a URL names.
+
+        Raises:
+            InvalidFieldsError: it may not be fetched, or cannot; names `param`.
+            UploadTooLargeError
+        """
+        if url[:5].lower() == "file:":
+            await self._read_file(url, param, write)
+            return
+        try:
+            async with asyncio.timeout(MAX_FETCH_S):
+                await self._fetch(url, param, write)
+        except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, OSError):
+            _fail(param)  # a TimeoutError is an OSError
+
+    # --- http and https ---
+
+    async def _fetch(self, text: str, param: str, write: Write) -> None:
+        url = self._checked(text, param)
+        for _ in range(MAX_REDIRECTS + 1):
+            async with self._response(url) as response:
+                location = _header(response, b"location")
+                if response.status in (301, 302, 303, 307, 308) and location is not None:
+                    url = self._checked(str(_joined(url, location, param)), param)
+                    continue
+                await self._take(response, param, write)
+                return
+        raise wrong(param, "the URL is redirected too often")
+
+    def _checked(self, text: str, param: str) -> httpx.URL:
+        """A URL that may be dialled, if its addresses may."""
+        try:
+            url = httpx.URL(text)
+        except (httpx.InvalidURL, ValueError):
+            raise wrong(param, "is not a valid URL") from None
+        if url.scheme not in _PORTS:
+            raise wrong(param, "must be a data:, http or https URL, or the id of a stored video")
+        if url.userinfo or not url.host:
+            raise wrong(param, "a URL must have a host and no user")
+        if url.port not in (None, *_PORTS.values()):
+            raise wrong(param, "a URL may name the ports 80 and 443 alone")
+        if not self._is_allowed(url.raw_host.decode("ascii")):
+            raise wrong(param, "this server fetches nothing from there")
+        return url
+
+    def _is_allowed(self, host: str) -> bool:
+        host = host.lower().rstrip(".")
+        return any(
+            domain in ("*", host) or (domain.startswith("*.") and host.endswith(domain[1:]))
+            for domain in self._domains
+        )
+
+    @asynccontextmanager
+    async def _response(self, url: httpx.URL) -> AsyncIterator[httpcore.Response]:
+        port = url.port or _PORTS[url.scheme]
+        target = httpcore.URL(scheme=url.scheme, host=url.raw_host, port=port, target=url.raw_path)
+        headers = [
+            (b"Host", url.netloc),
+            (b"Accept", b"*/*"),
+            (b"Accept-Encoding", b"identity"),
+            (b"User-Agent", b"dycoke-serve"),
+            (b"Connection", b"close"),
+        ]
+        timeouts = {"connect": CONNECT_S, "read": IDLE_S, "write": IDLE_S, "pool": None}
+        async with AsyncExitStack() as stack:
+            pool = await stack.enter_async_context(
+                httpcore.AsyncConnectionPool(
+                    ssl_context=ssl.create_default_context(),
+                    max_connections=1,
+                    network_backend=self._backend,
+                )
+            )
+            yield await stack.enter_async_context(
+                pool.stream("GET", target, headers=headers, extensions={"timeout": timeouts})
+            )
+
+    async def _take(self, response: httpcore.Response, param: str, write: Write) -> None:
+        if response.status != 200:
+            _fail(param)
+        if (_header(response, b"content-encoding") or "identity").lower() != "identity":
+            _fail(param)
+        announced = _header(response, b"content-length") or ""
+        if announced.isdecimal() and int(announced[:20]) > self._max_bytes:
+            raise UploadTooLargeError(f"the video is larger than {self._max_bytes} bytes")
+        now = asyncio.get_running_loop().time
+        started_at, num_bytes = now(), 0
+        async with aclosing(response.aiter_stream()) as chunks:  # type: ignore[type-var]
+            async for chunk in chunks:
+                num_bytes += len(chunk)
+                if now() > started_at + num_bytes / MIN_BYTES_S + IDLE_S:
+                    _fail(param)  # it comes too slowly
+                await write(chunk)
+
+    # --- files ---
+
+    async def _read_file(self, url: str, param: str, write: Write) -> None:
+        fd = await asyncio.to_thread(self._open, url, param)
+        try:
+            while data := await asyncio.to_thread(os.read, fd, READ_BYTES):
+                await write(data)
+        except OSError:
+            _fail(param)
+        finally:
+            os.close(fd)
+
+    def _open(self, url: str, param: str) -> int:
+        """Opens a regular file under the folder, following no symbolic link below it."""
+        refusal = wrong(param, "this server reads no such file")
+        try:
+            parts = urlsplit(url)
+            path = PurePosixPath(unquote(parts.path, errors="strict"))
+        except ValueError:
+            raise refusal from None
+        if self._folder is None or parts.netloc not in ("", "localhost") or parts.query:
+            raise refusal
+        folder = PurePosixPath(self._folder.absolute())
+        if ".." in path.parts or "\0" in str(path) or not path.is_relative_to(folder):
+            raise refusal
+        names = path.relative_to(folder).parts
+        try:
+            return _open_below(self._folder, names)
+        except OSError:
+            raise refusal from None
+
+
+def is_global(text: str) -> bool:
+    """Whether an address lies in the public internet, and leads nowhere else."""
+    address = ip_address(text.partition("%")[0])
+    if any(address in network for network in _NOT_PUBLIC):
+        return False
+    if address.version == 6 and address not in _PUBLIC_IPV6:
+        return False
+    return address.is_global and not (address.is_multicast or address.is_reserved)
+
+
+class _NotAllowedError(httpcore.ConnectError):
+    """An address that nobody may dial."""
+
+
+class _CheckedBackend(httpcore.AsyncNetworkBackend):
+    """Resolves, checks and dials. httpcore speaks TLS over what it returns, under the name."""
+
+    def __init__(self, resolve: Resolve, dial: Dial) -> None:
+        self._resolve = resolve
+        self._dial = dial
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        addresses = await self._resolve(host.strip("[]"), port)
+        if not addresses or not all(map(is_global, addresses)):
+            raise _NotAllowedError("not a public address")
+        for address in addresses[:-1]:
+            try:
+                return await self._dial(address, port, timeout)
+            except (httpcore.ConnectError, httpcore.ConnectTimeout, OSError):
+                continue
+        return await self._dial(addresses[-1], port, timeout)
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+
+async def _resolve(host: str, port: int) -> Sequence[str]:
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=SOCK_STREAM)
+    return list(dict.fromkeys(str(address[0]) for *_, address in found))
+
+
+async def _dial(address: str, port: int, timeout: float | None) -> httpcore.AsyncNetworkStream:
+    return await httpcore.AnyIOBackend().connect_tcp(address, port, timeout)
+
+
+def _open_below(folder: Path, names: tuple[str, ...]) -> int:
+    """Opens name by name, so that nothing can be exchanged on the way."""
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+    fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
+    try:
+        for name in names[:-1]:
+            below = os.open(name, flags | os.O_DIRECTORY, dir_fd=fd)
+            os.close(fd)
+            fd = below
+        # Not to wait for the other end of a pipe.
+        file = os.open(names[-1] if names else ".", flags | os.O_NONBLOCK, dir_fd=fd)
+    finally:
+        os.close(fd)
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise OSError("not a regular file")
+    return file
+
+
+def _joined(url: httpx.URL, location: str, param: str) -> httpx.URL:
+    try:
+        return url.join(location)
+    except (httpx.InvalidURL, ValueError):
+        _fail(param)
+
+
+def _header(response: httpcore.Response, name: bytes) -> str | None:
+    values = [value for key, value in response.headers if key.lower() == name]
+    return values[0].decode("latin-1") if values else None
+
+
+def _fail(param: str) -> NoReturn:
+    raise wrong(param, "the URL could not be fetched") from None

@@ -1,0 +1,230 @@
+"""A chat completion's body: read, checked, its video found. See `submissions.Intake`."""
+
+import time
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from pydantic_core import from_json
+from starlette.requests import Request
+
+from app.api.connection.disconnect import unless_disconnected
+from app.api.openai.fetching import MediaFetcher
+from app.api.openai.fields import MAX_WARNINGS, CompletionFields, parse_fields, wrong
+from app.api.openai.messages import Conversation, VideoPart, parse_messages
+from app.api.openai.rendering import StreamOptions
+from app.api.openai.sampling import DEFAULT_FRAMES, count_frames, parse_aliases, with_aliases
+from app.api.openai.streamed_json import MEDIUM, Base64Sink, StreamedJson, base64_size
+from app.api.post.intake import check_container, read_body, write_recognisable
+from app.api.post.job_request import Extras, check_fields
+from app.api.post.multipart import MAX_TEXT_BYTES
+from app.api.post.submissions import TakenIn
+from app.api.post.uploads import Uploads
+from app.api.schemas import ChatFields
+from app.keys.entries import Principal, Scope
+from app.messages import ModelCard
+from app.settings import Settings
+from app.video_store import VIDEO_ID, Upload, VideoLease
+from dycoke_core.config import CompressionConfig
+from dycoke_core.errors import InvalidRequestError
+
+_OCTETS = ("application/octet-stream",)
+_FRAME_LISTS = ("video/jpeg",)  # of single pictures, separated by commas
+
+
+class CompletionIntake:
+    """Reads one body.
+
+    Args:
+        uploads: where videos come from.
+        fetcher: gets those that a URL names.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        default_compression: CompressionConfig,
+        uploads: Uploads,
+        fetcher: MediaFetcher,
+    ) -> None:
+        self._fetcher = fetcher
+        self._settings = settings
+        self._default_compression = default_compression
+        self._uploads = uploads
+        self.options = StreamOptions()  # set by reading
+
+    async def __call__(
+        self, request: Request, models: dict[str, ModelCard], principal: Principal
+    ) -> TakenIn:
+        """Raises: DycokeError, ClientLeftError."""
+        began_at = time.monotonic()
+        async with AsyncExitStack() as stack:
+            body = await self._read(request, principal, stack)
+            upload_s = time.monotonic() - began_at if body.upload is not None else 0.0
+            return await self._take(request, principal, models, body, upload_s)
+
+    async def _take(
+        self,
+        request: Request,
+        principal: Principal,
+        models: dict[str, ModelCard],
+        body: "_Body",
+        upload_s: float,
+    ) -> TakenIn:
+        fields, warnings = parse_fields(body.data)
+        conversation = parse_messages(fields.messages)
+        warnings += conversation.warnings
+        self._set_options(fields, warnings)
+        part = self._sampled(fields, conversation, warnings)
+        chat = self._chat_fields(fields, conversation, part)
+        card = check_fields(chat, models, self._settings, self._default_compression)
+        lease, probe_s = None, 0.0
+        if part is not None:
+            lease, probe_s = await self._find(request, part, body, principal)
+            try:
+                chat = self._with_frames(chat, part, lease, warnings)
+            except BaseException:
+                lease.release()
+                raise
+        elif fields.compression is not None:
+            warnings.append("compression: without effect on a conversation without a video")
+        extras = Extras(
+            video_turn=part.turn if part is not None else None,
+            ignore_eos=bool(fields.ignore_eos),
+            warnings=_bounded(warnings),
+        )
+        return TakenIn(chat, card, lease, upload_s, probe_s, extras)
+
+    async def _read(self, request: Request, principal: Principal, stack: AsyncExitStack) -> "_Body":
+        """Reads the body; a video in it goes to an upload, which ends with `stack`."""
+        upload: Upload | None = None
+
+        async def open_sink(kind: str) -> Base64Sink:
+            nonlocal upload
+            principal.require(Scope.UPLOAD)
+            if (kind not in _OCTETS and not kind.startswith("video/")) or kind in _FRAME_LISTS:
+                raise wrong("messages", f"data: URLs of type '{kind[:32]}' are not taken")
+            upload = opened = await stack.enter_async_context(self._uploads.receive())
+            write = partial(write_recognisable, opened)
+            return Base64Sink(write, max_bytes=opened.max_bytes)
+
+        scanner = StreamedJson(open_sink, max_text_bytes=MAX_TEXT_BYTES)
+        max_bytes = MAX_TEXT_BYTES + base64_size(self._settings.max_upload_bytes)
+        async with aclosing(read_body(request, max_bytes=max_bytes)) as chunks:
+            async for chunk in chunks:
+                await scanner.feed(chunk)
+        return _Body(_parse(scanner.text), upload)
+
+    def _set_options(self, fields: CompletionFields, warnings: list[str]) -> None:
+        options = fields.stream_options
+        if options is not None:
+            self.options = StreamOptions(include_usage=bool(options.include_usage))
+            if options.continuous_usage_stats:
+                warnings.append("stream_options.continuous_usage_stats: usage comes at the end")
+
+    def _sampled(
+        self, fields: CompletionFields, conversation: Conversation, warnings: list[str]
+    ) -> VideoPart | None:
+        aliases, alias_warnings = parse_aliases(fields.media_io_kwargs, fields.mm_processor_kwargs)
+        warnings += alias_warnings
+        if conversation.video is None:
+            return None
+        part, part_warnings = with_aliases(conversation.video, aliases, self._settings.max_frames)
+        warnings += part_warnings
+        if part.end_s is not None and part.end_s <= (part.start_s or 0.0):
+            raise wrong(f"{part.param}.end_s", "must be after 'start_s'")
+        return part
+
+    def _chat_fields(
+        self, fields: CompletionFields, conversation: Conversation, part: VideoPart | None
+    ) -> ChatFields:
+        """The same question in the form of `/v1/video/chat`."""
+        said: dict[str, Any] = {
+            "model": fields.model,
+            "stream": bool(fields.stream),
+            "max_tokens": self._max_tokens(fields),
+            "temperature": fields.temperature,
+            "top_p": fields.top_p,
+            "seed": fields.seed,
+            "stop": [fields.stop] if isinstance(fields.stop, str) else fields.stop,
+            "compression": fields.compression,
+            "on_disconnect": fields.on_disconnect,
+            "num_frames": min(DEFAULT_FRAMES, self._settings.max_frames),
+            "sampling": part.sampling if part is not None else None,
+            "start_s": part.start_s if part is not None else None,
+            "end_s": part.end_s if part is not None else None,
+        }
+        said = {name: value for name, value in said.items() if value is not None}
+        chat = ChatFields(messages=conversation.turns, **said)
+        try:
+            chat.compression_config(self._default_compression)
+        except InvalidRequestError as error:
+            raise wrong("compression", error.message) from None
+        return chat
+
+    def _max_tokens(self, fields: CompletionFields) -> int | None:
+        """The newer name stands where both are given."""
+        name = "max_tokens" if fields.max_completion_tokens is None else "max_completion_tokens"
+        value: int | None = getattr(fields, name)
+        if value is not None and value > self._settings.max_tokens:
+            limit = self._settings.max_tokens
+            raise wrong(name, f"Input should be less than or equal to {limit}")
+        return value
+
+    async def _find(
+        self, request: Request, part: VideoPart, body: "_Body", principal: Principal
+    ) -> tuple[VideoLease, float]:
+        """Returns the video, and the seconds that its probe took."""
+        if part.source == MEDIUM and body.upload is not None:
+            check_container(body.upload.head)
+            store = self._uploads.store(body.upload, principal.owner)
+            return await unless_disconnected(request.receive, store)
+        if not VIDEO_ID.fullmatch(part.source):
+            return await unless_disconnected(request.receive, self._fetch(part, principal))
+        find = self._uploads.find(part.source, principal.owner)
+        return await unless_disconnected(request.receive, find), 0.0
+
+    async def _fetch(self, part: VideoPart, principal: Principal) -> tuple[VideoLease, float]:
+        principal.require(Scope.UPLOAD)
+        async with self._uploads.receive() as upload:
+            write = partial(write_recognisable, upload)
+            await self._fetcher.fetch(part.source, part.param, write)
+            check_container(upload.head)
+            return await self._uploads.store(upload, principal.owner)
+
+    def _with_frames(
+        self, chat: ChatFields, part: VideoPart, lease: VideoLease, warnings: list[str]
+    ) -> ChatFields:
+        probe = lease.video.probe
+        if part.start_s and probe.duration_s is not None and part.start_s >= probe.duration_s:
+            raise wrong(f"{part.param}.start_s", f"the video ends at {probe.duration_s:.3f} s")
+        num_frames, count_warnings = count_frames(part, probe, self._settings.max_frames)
+        warnings += count_warnings
+        return chat.model_copy(update={"num_frames": num_frames})
+
+
+@dataclass(frozen=True, slots=True)
+class _Body:
+    """A body as it was read, and the video that was in it."""
+
+    data: dict[str, Any]
+    upload: Upload | None
+
+
+def _parse(text: bytes) -> dict[str, Any]:
+    try:
+        data = from_json(text, allow_inf_nan=False)
+    except ValueError:
+        raise InvalidRequestError("the body is not valid JSON") from None
+    if not isinstance(data, dict):
+        raise InvalidRequestError("the body must be a JSON object")
+    return data
+
+
+def _bounded(warnings: list[str]) -> tuple[str, ...]:
+    """At most as many as a receipt should hold."""
+    if len(warnings) <= MAX_WARNINGS:
+        return tuple(warnings)
+    left = len(warnings) - MAX_WARNINGS + 1
+    return (*warnings[: MAX_WARNINGS - 1], f"{left} more warnings")

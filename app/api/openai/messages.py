@@ -1,0 +1,174 @@
+"""A conversation as clients write it: turns of text, and at most one video among their parts.
+
+Takes the forms of OpenAI, vLLM, SGLang and DashScope: `video_url` as a part or bare, `video`,
+`file`. Where a part says how its video is to be sampled, on itself or inside, that is honoured.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, get_args
+
+from app.api.openai.fields import unknown, wrong
+from app.api.schemas import MAX_TEXT_CHARS, TurnField
+from dycoke_core.video.types import Sampling
+
+_ROLES: Mapping[str, Any] = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "assistant": "assistant",
+}
+_MESSAGE_FIELDS = ("role", "content", "name", "refusal", "audio", "tool_calls", "function_call")
+_SAMPLING_FIELDS = ("fps", "num_frames", "max_frames", "sampling", "start_s", "end_s")
+_PART_FIELDS = ("type", "text", "video_url", "video", "file", "uuid", *_SAMPLING_FIELDS)
+_FILE_FIELDS = ("file_id", "file_data", "filename")
+_VIDEO_FIELDS = ("url", "uuid", *_SAMPLING_FIELDS)
+
+
+@dataclass(frozen=True, slots=True)
+class VideoPart:
+    """The video of a conversation, as it was named.
+
+    Args:
+        source: an id or a URL.
+        param: where it stands in the body, for errors about it.
+        fps, num_frames, max_frames: as the part says; the first of them has been checked to be
+            finite and above 0, the others to be at least 1.
+    """
+
+    source: str
+    turn: int
+    param: str
+    uuid: str | None = None
+    fps: float | None = None
+    num_frames: int | None = None
+    max_frames: int | None = None
+    start_s: float | None = None
+    end_s: float | None = None
+    sampling: Sampling = "uniform"
+
+
+@dataclass(slots=True)
+class Conversation:
+    turns: list[TurnField] = field(default_factory=list)
+    video: VideoPart | None = None
+    warnings: list[str] = field(default_factory=list)
+
+
+def parse_messages(messages: list[dict[str, Any]]) -> Conversation:
+    """Raises: InvalidFieldsError, naming the message or part that is wrong."""
+    conversation = Conversation()
+    for index, message in enumerate(messages):
+        conversation.turns.append(_turn(message, index, conversation))
+    if conversation.turns[-1].role != "user":
+        raise wrong("messages", "the last message must be the user's")
+    return conversation
+
+
+def _turn(message: dict[str, Any], index: int, conversation: Conversation) -> TurnField:
+    where = f"messages.{index}"
+    role = message.get("role")
+    if not isinstance(role, str) or role not in _ROLES:
+        raise wrong(f"{where}.role", "must be system, developer, user or assistant")
+    for name in ("tool_calls", "function_call"):
+        if message.get(name):
+            raise wrong(f"{where}.{name}", "is not supported")
+    _warn_of_unknown(message, _MESSAGE_FIELDS, where, conversation)
+    texts = list(_texts(message.get("content"), f"{where}.content", index, conversation))
+    if conversation.video is not None and conversation.video.turn == index and role != "user":
+        raise wrong(conversation.video.param, "a video belongs to a user's message")
+    text = "\n".join(texts)
+    if not 1 <= len(text) <= MAX_TEXT_CHARS:
+        raise wrong(f"{where}.content", f"needs 1 to {MAX_TEXT_CHARS} characters of text")
+    return TurnField(role=_ROLES[role], content=text)
+
+
+def _texts(content: Any, where: str, index: int, conversation: Conversation) -> Iterator[str]:
+    if isinstance(content, str):
+        yield content
+        return
+    if not isinstance(content, list):
+        raise wrong(where, "must be text or a list of parts")
+    for place, part in enumerate(content):
+        at = f"{where}.{place}"
+        if isinstance(part, str):
+            yield part
+            continue
+        if not isinstance(part, dict):
+            raise wrong(at, "must be an object")
+        text = _part(part, at, index, conversation)
+        if text is not None:
+            yield text
+
+
+def _part(part: dict[str, Any], at: str, index: int, conversation: Conversation) -> str | None:
+    """The text of a part; None of a video, which goes into the conversation."""
+    kind = part.get("type") or next((n for n in ("video_url", "video", "file") if n in part), None)
+    if kind == "text":
+        if not isinstance(part.get("text"), str):
+            raise wrong(f"{at}.text", "must be text")
+        return str(part["text"])
+    if kind not in ("video_url", "video", "file"):
+        what = f"parts of type '{kind[:32]}'" if isinstance(kind, str) else "parts without a type"
+        raise wrong(at, f"{what} are not supported: send text and one video")
+    if conversation.video is not None:
+        raise wrong(at, "a conversation has one video, and this is a second one")
+    _warn_of_unknown(part, _PART_FIELDS, at, conversation)
+    conversation.video = _video(part, kind, at, index, conversation)
+    return None
+
+
+def _video(
+    part: dict[str, Any], kind: str, at: str, index: int, conversation: Conversation
+) -> VideoPart:
+    value, param = part.get(kind), f"{at}.{kind}"
+    inner: dict[str, Any] = {}
+    if isinstance(value, dict):
+        inner = value
+        known = _FILE_FIELDS if kind == "file" else _VIDEO_FIELDS
+        _warn_of_unknown(inner, known, param, conversation)
+        names = ("file_id", "file_data") if kind == "file" else ("url",)
+        given = [name for name in names if inner.get(name) is not None]
+        if len(given) != 1:
+            raise wrong(param, f"needs {' or '.join(names)}")
+        value, param = inner[given[0]], f"{param}.{given[0]}"
+    if not isinstance(value, str) or not value:
+        raise wrong(param, "must be an id or a URL")
+    said = {**_said(part, at), **_said(inner, f"{at}.{kind}")}
+    uuid = inner.get("uuid", part.get("uuid"))
+    if uuid is not None and not isinstance(uuid, str):
+        raise wrong(f"{at}.uuid", "must be text")
+    return VideoPart(source=value, turn=index, param=param, uuid=uuid, **said)
+
+
+def _said(options: dict[str, Any], where: str) -> dict[str, Any]:
+    """What an object says of the sampling, checked."""
+    said = {n: options[n] for n in _SAMPLING_FIELDS if options.get(n) is not None}
+    for name, value in said.items():
+        if name == "sampling":
+            is_right, message = value in get_args(Sampling), "must be 'uniform' or 'keyframe'"
+        elif name in ("num_frames", "max_frames"):
+            is_right = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+            message = "must be a whole number of at least 1"
+        else:
+            is_right, message = is_number(value), "must be a number of at least 0"
+            if name in ("fps", "end_s"):
+                is_right, message = is_right and value > 0, "must be a number above 0"
+        if not is_right:
+            raise wrong(f"{where}.{name}", message)
+    return said
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a finite one of at least 0, as JSON has them."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return 0 <= value <= 1e9 and math.isfinite(value)
+
+
+def _warn_of_unknown(
+    said: dict[str, Any], known: tuple[str, ...], where: str, conversation: Conversation
+) -> None:
+    names = [name for name, value in said.items() if name not in known and value is not None]
+    conversation.warnings += [unknown(f"{where}.{name}") for name in names]

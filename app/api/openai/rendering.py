@@ -1,0 +1,118 @@
+"""Chat completions out of a job's events: chunks of a stream, or one object.
+
+A chunk of the stream is a bare `data:` line, for clients that know neither comments nor named
+events; a heartbeat is a blank line. One token event is one chunk, the role goes with the first
+token and `finish_reason` with the last, because benchmarks count every chunk with choices as a
+token. `[DONE]` ends the stream; one that is interrupted ends without it.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from app.api.answer.feed import FeedItem
+from app.api.openai.errors import error_object
+from app.messages import DoneEvent, ErrorEvent, TokenEvent
+from app.store.job_queue import JobRecord
+
+DONE = b"data: [DONE]\n\n"
+
+
+@dataclass(frozen=True, slots=True)
+class StreamOptions:
+    include_usage: bool = False
+
+
+class ChatCompletion:
+    """One answer. See `app.api.answer.sse.Rendering`."""
+
+    heartbeat = b"\n"
+
+    def __init__(self, record: JobRecord, options: StreamOptions) -> None:
+        self._head = {
+            "id": f"chatcmpl-{record.job_id}",
+            "created": int(record.accepted_at_s),
+            "model": record.model,
+        }
+        self._has_usage = options.include_usage
+        self._has_role = False
+
+    def render(self, batch: Sequence[FeedItem]) -> bytes:
+        if not batch:
+            return b""
+        events = [item.event for item in batch]
+        tokens = [event for event in events if isinstance(event, TokenEvent)]
+        final = events[-1]
+        done = final if isinstance(final, DoneEvent) else None
+        chunks = [self._chunk(token.text) for token in tokens]
+        if done is not None:
+            chunks = self._finished(chunks, done)
+        frames = b"".join(map(_frame, chunks))
+        if isinstance(final, ErrorEvent):
+            frames += self.interruption(final)
+        return frames + DONE if isinstance(final, DoneEvent | ErrorEvent) else frames
+
+    def interruption(self, event: ErrorEvent) -> bytes:
+        return _frame({"error": error_object(event.code, event.message)})
+
+    def body(self, done: DoneEvent) -> dict[str, Any]:
+        message = {"role": "assistant", "content": done.text, "refusal": None}
+        choice = {
+            "index": 0,
+            "message": message,
+            "logprobs": None,
+            "finish_reason": done.finish_reason,
+        }
+        return {
+            **self._head,
+            "object": "chat.completion",
+            "choices": [choice],
+            "usage": usage(done),
+            "dycoke": receipt(done),
+        }
+
+    def _finished(self, chunks: list[dict[str, Any]], done: DoneEvent) -> list[dict[str, Any]]:
+        """The last chunks of an answer. Its last token nearly always comes with its end."""
+        chunks = chunks or [self._chunk("")]
+        last = chunks[-1]
+        last["choices"][0]["finish_reason"] = done.finish_reason
+        if self._has_usage:
+            last = {**self._chunk_head(), "choices": [], "usage": usage(done)}
+            chunks.append(last)
+        last["dycoke"] = receipt(done)
+        return chunks
+
+    def _chunk(self, text: str) -> dict[str, Any]:
+        delta: dict[str, str] = {} if self._has_role else {"role": "assistant"}
+        self._has_role = True
+        delta["content"] = text
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": None}
+        return {**self._chunk_head(), "choices": [choice]}
+
+    def _chunk_head(self) -> dict[str, Any]:
+        head = {**self._head, "object": "chat.completion.chunk"}
+        return {**head, "usage": None} if self._has_usage else head
+
+
+def usage(done: DoneEvent) -> dict[str, Any]:
+    """`prompt_tokens` are what the language model saw: what compression dropped is in none."""
+    used = done.usage
+    return {
+        "prompt_tokens": used.prompt_tokens,
+        "completion_tokens": used.completion_tokens,
+        "total_tokens": used.prompt_tokens + used.completion_tokens,
+        "prompt_tokens_details": {
+            "cached_tokens": done.cached_tokens,
+            "multimodal_tokens": {"video": used.visual_tokens},
+        },
+    }
+
+
+def receipt(done: DoneEvent) -> dict[str, Any]:
+    """The rest of what the job's last event says."""
+    return done.model_dump(mode="json", exclude={"type", "text"})
+
+
+def _frame(data: dict[str, Any]) -> bytes:
+    return b"data: %b\n\n" % json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode()

@@ -1,0 +1,98 @@
+"""How many frames a video part asks for: by number, by rate, or as other servers' clients say it.
+
+What a part itself says is taken or refused. The aliases of other servers are clamped by our
+ceilings, and what was not honoured is said in warnings.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+from app.api.openai.fields import unknown, wrong
+from app.api.openai.messages import VideoPart, is_number
+from dycoke_core.video import VideoProbe
+
+DEFAULT_FRAMES = 32
+_ROUNDING = 1e-6  # of a frame: 10 s at 2 fps are 20 frames, whatever the container's clock
+
+
+@dataclass(frozen=True, slots=True)
+class Aliases:
+    """What `media_io_kwargs.video` and `mm_processor_kwargs` say."""
+
+    fps: float | None = None
+    num_frames: int | None = None
+
+
+def parse_aliases(
+    media_io: dict[str, Any] | None, processor: dict[str, Any] | None
+) -> tuple[Aliases, list[str]]:
+    """Returns what they say, and warnings of what is not honoured."""
+    said: dict[str, Any] = {}
+    warnings: list[str] = []
+    video = (media_io or {}).get("video") or {}
+    if not isinstance(video, dict):
+        raise wrong("media_io_kwargs.video", "must be an object")
+    warnings += [unknown(f"media_io_kwargs.{name}") for name in media_io or {} if name != "video"]
+    for where, options in (
+        ("mm_processor_kwargs", processor or {}),
+        ("media_io_kwargs.video", video),
+    ):
+        for name, value in options.items():
+            at = f"{where}.{name}"
+            if value is None:
+                continue
+            if name == "fps" and is_number(value) and value > 0:
+                said["fps"] = float(value)
+            elif name == "num_frames" and isinstance(value, int) and value >= 1:
+                said["num_frames"] = int(value)
+            elif name == "do_sample_frames":
+                if value is False:
+                    warnings.append(f"{at}: frames are always sampled")
+            elif name in ("fps", "num_frames"):
+                warnings.append(f"{at}: not honoured")
+            else:
+                warnings.append(unknown(at))
+    return Aliases(**said), warnings
+
+
+def with_aliases(part: VideoPart, aliases: Aliases, max_frames: int) -> tuple[VideoPart, list[str]]:
+    """The part with what only the aliases say.
+
+    Raises:
+        InvalidFieldsError: the part itself asks for more frames than are allowed.
+    """
+    if part.num_frames is not None and part.num_frames > max_frames:
+        message = f"Input should be less than or equal to {max_frames}"
+        raise wrong(f"{part.param}.num_frames", message)
+    warnings: list[str] = []
+    if part.fps is None and part.num_frames is None:
+        num_frames = aliases.num_frames
+        if num_frames is not None and num_frames > max_frames:
+            warnings.append(f"num_frames {num_frames}: {max_frames} are the most")
+            num_frames = max_frames
+        part = replace(part, fps=aliases.fps, num_frames=num_frames)
+    return part, warnings
+
+
+def count_frames(part: VideoPart, probe: VideoProbe, max_frames: int) -> tuple[int, list[str]]:
+    """How many frames to take, at most `max_frames`, and warnings.
+
+    With both a rate and a number, the number is the most.
+    """
+    most = min(part.num_frames or max_frames, part.max_frames or max_frames, max_frames)
+    if part.fps is None:
+        return min(part.num_frames or DEFAULT_FRAMES, most), []
+    if probe.duration_s is None:
+        warning = f"fps {part.fps:g}: the container does not say how long the video is"
+        return min(part.num_frames or DEFAULT_FRAMES, most), [warning]
+    end_s = min(part.end_s or probe.duration_s, probe.duration_s)
+    clip_s = max(end_s - (part.start_s or 0.0), 0.0)
+    fps, warnings = part.fps, []
+    if probe.fps is not None and fps > probe.fps:
+        fps = probe.fps
+        warnings.append(f"fps {part.fps:g}: the video has {fps:g}")
+    wanted = max(1, math.floor(clip_s * fps + _ROUNDING))
+    if wanted > most:
+        warnings.append(f"fps {part.fps:g}: {wanted} frames wanted, {most} are the most")
+    return min(wanted, most), warnings

@@ -1,0 +1,61 @@
+"""`POST /v1/chat/completions`: the same jobs as `/v1/video/chat`, in OpenAI's form."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Request
+from fastapi.responses import Response
+
+from app.api.context import ApiDep, AskerDep
+from app.api.openai.fields import CompletionFields
+from app.api.openai.rendering import ChatCompletion
+from app.api.openapi import PROBLEMS
+from app.api.post.intake import JSON, check_content_type
+from app.api.routes.chat import end_refused
+
+router = APIRouter(tags=["openai"])
+
+PATH = "/v1/chat/completions"
+
+_BODY: dict[str, Any] = {
+    "required": True,
+    "content": {"application/json": {"schema": CompletionFields.model_json_schema()}},
+}
+_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "A chat completion, or with `stream` its chunks. The receipt is in `dycoke`",
+        "content": {"application/json": {}, "text/event-stream": {}},
+    },
+    **PROBLEMS,
+}
+
+
+@router.post(
+    PATH,
+    summary="Ask in the form of OpenAI's chat completions",
+    response_class=Response,
+    responses=_RESPONSES,
+    openapi_extra={"requestBody": _BODY},
+)
+async def complete(
+    request: Request,
+    api: ApiDep,
+    principal: AskerDep,
+    idempotency_key: Annotated[
+        str | None, Header(description="The same key and request: the same job.")
+    ] = None,
+) -> Response:
+    check_content_type(request, JSON)
+    slot = api.streams.take()
+    span = api.tracing.start_post(request.headers.get("traceparent"), PATH)
+    intake = api.completion_intake()
+    try:
+        posted = await api.submissions.take(
+            request, principal, idempotency_key, span.traceparent, intake=intake
+        )
+    except BaseException as error:
+        slot.release()
+        end_refused(span, error)
+        raise
+    rendering = ChatCompletion(posted.record, intake.options)
+    answer = api.answers.to(posted, slot, span, rendering)
+    return answer.streamed() if posted.fields.stream else await answer.whole(request)

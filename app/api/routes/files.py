@@ -1,0 +1,153 @@
+"""`/v1/files`: the stored videos in OpenAI's form. A file's id is its video's."""
+
+import time
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import Response
+from pydantic import BaseModel
+
+from app.api.answer.video_content import file_name
+from app.api.connection.disconnect import unless_disconnected
+from app.api.context import ApiDep, PrincipalDep, UploaderDep
+from app.api.openai.fields import wrong
+from app.api.openapi import EXPIRES_AFTER, PROBLEMS
+from app.api.post.expiry import take_expiry
+from app.api.post.intake import MULTIPART, check_content_type, read_form
+from app.api.routes.videos import get_content
+from app.video_store import Retention, StoredVideo
+
+router = APIRouter(prefix="/v1/files", tags=["openai"], responses=PROBLEMS)
+
+PURPOSES = ("user_data", "vision")
+MAX_LIMIT = 10_000
+
+_BODY: dict[str, Any] = {
+    "required": True,
+    "content": {
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "properties": {
+                    "file": {"type": "string", "format": "binary"},
+                    "purpose": {"type": "string", "enum": list(PURPOSES)},
+                    "expires_after": EXPIRES_AFTER,
+                },
+                "required": ["file", "purpose"],
+            }
+        }
+    },
+}
+
+
+class FileResource(BaseModel):
+    id: str
+    object: Literal["file"] = "file"
+    bytes: int
+    created_at: int  # Unix time
+    expires_at: int | None
+    filename: str
+    purpose: str
+    status: Literal["processed"] = "processed"
+
+    @classmethod
+    def of(cls, video: StoredVideo) -> "FileResource":
+        expires_at_s = video.retention.expires_at_s
+        return cls(
+            id=video.video_id,
+            bytes=video.num_bytes,
+            created_at=int(video.created_at_s),
+            expires_at=None if expires_at_s is None else int(expires_at_s),
+            filename=file_name(video),
+            purpose=video.retention.purpose,
+        )
+
+
+class FileList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[FileResource]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class DeletedFile(BaseModel):
+    id: str
+    object: Literal["file"] = "file"
+    deleted: Literal[True] = True
+
+
+@router.post("", summary="Upload a video as a file", openapi_extra={"requestBody": _BODY})
+async def create_file(request: Request, api: ApiDep, principal: UploaderDep) -> FileResource:
+    check_content_type(request, MULTIPART)
+    api.drain.check()
+    slot = api.streams.take()
+    try:
+        async with api.uploads.limited(), api.uploads.receive() as upload:
+            form = await read_form(request, upload, file_field="file")
+            retention = _retention(form.fields)
+            if not form.has_file:
+                raise wrong("file", "Field required")
+            lease, _probe_s = await unless_disconnected(
+                request.receive, api.uploads.store(upload, principal.owner, retention)
+            )
+    finally:
+        slot.release()
+    lease.release()
+    return FileResource.of(lease.video)
+
+
+@router.get("", summary="All files of this key")
+async def list_files(
+    api: ApiDep,
+    principal: PrincipalDep,
+    purpose: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=MAX_LIMIT)] = MAX_LIMIT,
+    order: Literal["asc", "desc"] = "desc",
+    after: Annotated[str | None, Query(description="The last id of the page before.")] = None,
+) -> FileList:
+    videos = [
+        video
+        for video in await api.videos.owned_by(principal.owner)
+        if purpose in (None, video.retention.purpose)
+    ]
+    videos.sort(key=lambda video: (video.created_at_s, video.video_id), reverse=order == "desc")
+    if after is not None:
+        ids = [video.video_id for video in videos]
+        if after not in ids:
+            raise wrong("after", "no such file")
+        videos = videos[ids.index(after) + 1 :]
+    page = [FileResource.of(video) for video in videos[:limit]]
+    return FileList(
+        data=page,
+        first_id=page[0].id if page else None,
+        last_id=page[-1].id if page else None,
+        has_more=len(videos) > limit,
+    )
+
+
+@router.get("/{file_id}", summary="What is known of a file")
+async def get_file(file_id: str, api: ApiDep, principal: PrincipalDep) -> FileResource:
+    return FileResource.of(await api.videos.find(file_id, principal.owner))
+
+
+@router.get(
+    "/{file_id}/content", summary="A file's bytes, whole or by Range", response_class=Response
+)
+async def get_file_content(file_id: str, api: ApiDep, principal: PrincipalDep) -> Response:
+    return await get_content(file_id, api, principal)
+
+
+@router.delete("/{file_id}", summary="Delete a file")
+async def delete_file(file_id: str, api: ApiDep, principal: UploaderDep) -> DeletedFile:
+    """It is gone at once; a job about it goes on, and what that needs of it goes with the job."""
+    await api.uploads.delete(file_id, principal.owner)
+    return DeletedFile(id=file_id)
+
+
+def _retention(fields: list[tuple[str, str]]) -> Retention:
+    expires_at_s, others = take_expiry(fields, time.time())
+    said = dict(others)
+    if said.get("purpose") not in PURPOSES:
+        raise wrong("purpose", f"must be {' or '.join(PURPOSES)}")
+    return Retention(expires_at_s, said["purpose"])

@@ -1,0 +1,299 @@
+"""Waiting for the events of many jobs at once, over two connections.
+
+Whoever appends events says so on a channel, by job, and a worker says a job's next tokens with it:
+whoever has all that comes before them and waits gets them at once. Otherwise the log is read, all
+logs of which there is news and for which somebody waits in one command. While that is under way
+further news gathers, so what is read at a time grows with the load. The log alone says what
+happened: news may be lost, for every log somebody waits for is read every `POLL_S` anyway, unless
+it was heard of. That is also how events of releases that tell nobody are found.
+
+Bounded in memory: somebody who does not wait is read nothing for, somebody who does gets one page.
+"""
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from redis.asyncio import Redis
+
+from app.errors import StoreUnavailableError
+from app.store.client import store_call
+from app.store.event_log import FIRST_EVENT, MAX_EVENTS_PER_READ, LoggedEvent, logged_events
+from app.store.keys import RedisKeys
+
+POLL_S = 0.25
+MAX_LOGS_PER_READ = 128  # in one command, during which Redis does nothing else
+LISTEN_S = 5.0  # without a message, before the connection is checked
+RETRY_AFTER_S = 0.2
+CONNECTIONS = 4  # one to listen, one to read, and theirs that are being closed
+
+logger = logging.getLogger(__name__)
+
+
+class EventReader:
+    """One per process; `run` must be running for anybody to get anything.
+
+    Args:
+        redis: a client that has `CONNECTIONS` to itself.
+    """
+
+    def __init__(self, redis: Redis, keys: RedisKeys) -> None:
+        self._redis = redis
+        self._keys = keys
+        self._watches: dict[bytes, list[Watch]] = {}  # by job
+        self._due: dict[Watch, None] = {}  # to be read, in order
+        self._has_due = asyncio.Event()
+
+    @contextmanager
+    def watch(self, job_id: str) -> Iterator["Watch"]:
+        """Within the block the watch gives the events of one job."""
+        watch = Watch(self, job_id)
+        watches = self._watches.setdefault(job_id.encode(), [])
+        watches.append(watch)
+        try:
+            yield watch
+        finally:
+            watch.close()
+            self._due.pop(watch, None)
+            watches.remove(watch)
+            if not watches:
+                del self._watches[job_id.encode()]
+
+    @property
+    def num_watches(self) -> int:
+        return len(self._all())
+
+    async def run(self) -> None:
+        """Reads until cancelled, also through outages of Redis."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._listen())
+            tasks.create_task(self._poll())
+            tasks.create_task(self._read())
+
+    def read_soon(self, watch: "Watch") -> None:
+        self._due[watch] = None
+        self._has_due.set()
+
+    async def _listen(self) -> None:
+        while True:
+            try:
+                async with self._redis.pubsub() as pubsub:
+                    async with store_call():
+                        await pubsub.subscribe(self._keys.news, self._keys.ended)
+                    while True:
+                        async with store_call():
+                            message = await pubsub.get_message(timeout=LISTEN_S)
+                        if message is not None:
+                            self._hear(message)
+            except StoreUnavailableError:
+                await asyncio.sleep(RETRY_AFTER_S)
+            except Exception:
+                logger.exception("could not listen for news of jobs; trying again")
+                await asyncio.sleep(RETRY_AFTER_S)
+
+    def _hear(self, message: dict[str, Any]) -> None:
+        if message["type"] == "message":
+            for line in message["data"].split(b"\n"):
+                job_id, _, event = line.partition(b" ")
+                for watch in self._watches.get(job_id, ()):
+                    watch.hear(event)
+        elif message["type"] == "subscribe":  # perhaps again: who knows what was said meanwhile
+            for watch in self._all():
+                watch.tell()
+
+    async def _poll(self) -> None:
+        while True:
+            await asyncio.sleep(POLL_S)
+            for watch in self._all():
+                watch.tell_if_unread()
+
+    def _all(self) -> list["Watch"]:
+        return [watch for watches in self._watches.values() for watch in watches]
+
+    async def _read(self) -> None:
+        while True:
+            await self._has_due.wait()
+            batch = self._take_due()
+            try:
+                await self._serve(batch)
+            except StoreUnavailableError as error:
+                _fail(batch, error)
+            except Exception as error:
+                await self._serve_one_by_one(batch, error)
+
+    async def _serve(self, batch: dict[str, list["Watch"]]) -> None:
+        found = await self._read_logs(batch)
+        for job_id, watches in batch.items():
+            for watch in watches:
+                watch.give(found.get(job_id, []))
+
+    async def _serve_one_by_one(self, batch: dict[str, list["Watch"]], error: Exception) -> None:
+        """A log that cannot be read is a matter of its own readers, who get the error."""
+        for job_id, watches in batch.items():
+            alone = {job_id: watches}
+            try:
+                if len(batch) == 1:
+                    raise error
+                await self._serve(alone)
+            except Exception as its_error:
+                _fail(alone, its_error)
+
+    def _take_due(self) -> dict[str, list["Watch"]]:
+        """Watches by job. Those of one job stand at the same place; others are left for later."""
+        batch: dict[str, list[Watch]] = {}
+        for watch in list(self._due):
+            others = batch.get(watch.job_id)
+            if others is None and len(batch) == MAX_LOGS_PER_READ:
+                break
+            if others and others[0].after != watch.after:
+                continue
+            del self._due[watch]
+            if watch.begin_reading():
+                batch.setdefault(watch.job_id, []).append(watch)
+        if not self._due:
+            self._has_due.clear()
+        return batch
+
+    async def _read_logs(self, batch: dict[str, list["Watch"]]) -> dict[str, list[LoggedEvent]]:
+        if not batch:
+            return {}
+        places = {self._keys.events(job_id): watches[0].after for job_id, watches in batch.items()}
+        async with store_call():
+            reply: Any = await self._redis.xread(places, count=MAX_EVENTS_PER_READ)  # type: ignore[arg-type]
+        found = {key: logged_events(entries) for key, entries in reply}
+        return {
+            job_id: found[key]
+            for job_id, name in zip(batch, places, strict=True)
+            if (key := name.encode()) in found
+        }
+
+
+class Watch:
+    """One reader of one job's log. One call of `next` at a time."""
+
+    def __init__(self, reader: EventReader, job_id: str) -> None:
+        self.job_id = job_id
+        self.after = FIRST_EVENT  # what is waited for comes behind this
+        self._reads_from = FIRST_EVENT  # the same when the last reading began
+        self._next_index = b""  # of the token that comes next, where nothing else can
+        self._returned = ""  # id of the last event that `next` has returned
+        self._reader = reader
+        self._loop = asyncio.get_running_loop()
+        self._may_have_news = True
+        self._was_read = False  # since the last poll
+        self._waiter: asyncio.Future[list[LoggedEvent]] | None = None
+        self._is_being_read = False
+        self._is_looked_at = False  # since `next` was called
+        self._deadline = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def next(self, *, after: str, timeout_s: float) -> list[LoggedEvent]:
+        """Returns the next events behind `after`, or waits for one.
+
+        Returns:
+            At most `MAX_EVENTS_PER_READ` events in order; none when the time is over, but not
+            before the log was looked at.
+
+        Raises:
+            StoreUnavailableError
+        """
+        self._waiter = self._loop.create_future()
+        self._is_looked_at = False
+        self.after = after
+        self._next_index = b"" if after == FIRST_EVENT else after.partition("-")[0].encode()
+        self._set_timer(self._loop.time() + timeout_s)
+        if self._may_have_news or after != self._returned:
+            self._reader.read_soon(self)
+        try:
+            events = await self._waiter
+        finally:
+            self._waiter = None
+        self._returned = events[-1].id if events else after
+        return events
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    @property
+    def is_waited_for(self) -> bool:
+        return self._waiter is not None and not self._waiter.done()
+
+    def hear(self, event: bytes) -> None:
+        """There is something new in the log; perhaps this, as a worker writes it: index of its
+        first token, index behind its last, JSON."""
+        if event and self.is_waited_for:
+            first, behind, data = event.split(b" ", 2)
+            if first == self._next_index:
+                assert self._waiter is not None
+                self._waiter.set_result([LoggedEvent(f"{behind.decode()}-0", data)])
+                self._may_have_news, self._was_read = False, True
+                return
+        self.tell()
+
+    def tell(self) -> None:
+        """There may be something new in the log."""
+        self._may_have_news = True
+        if self.is_waited_for:
+            self._reader.read_soon(self)
+
+    def tell_if_unread(self) -> None:
+        if not self._was_read:
+            self.tell()
+        self._was_read = False
+
+    def begin_reading(self) -> bool:
+        """Returns whether anybody waits for what the reading will bring."""
+        if not self.is_waited_for:
+            return False
+        self._was_read = self._is_being_read = True
+        self._may_have_news = False
+        self._reads_from = self.after
+        return True
+
+    def give(self, events: list[LoggedEvent]) -> None:
+        """Takes what a reading has brought."""
+        self._is_being_read = False
+        if self._waiter is None or self._waiter.done() or self.after != self._reads_from:
+            self.tell()  # the reading was for somebody who has gone on
+            return
+        self._is_looked_at = True
+        if len(events) == MAX_EVENTS_PER_READ:
+            self._may_have_news = True
+        if events or self._loop.time() >= self._deadline:
+            self._waiter.set_result(events)
+
+    def fail(self, error: Exception) -> None:
+        self._is_being_read = False
+        self._may_have_news = True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_exception(error)
+
+    def _set_timer(self, deadline: float) -> None:
+        """Timers are dearer than tokens: one that goes off too soon is set again."""
+        self._deadline = deadline
+        if self._timer is not None and self._timer.when() > deadline:
+            self._timer.cancel()
+            self._timer = None
+        if self._timer is None:
+            self._timer = self._loop.call_at(deadline, self._on_time)
+
+    def _on_time(self) -> None:
+        self._timer = None
+        if not self.is_waited_for:
+            return
+        if self._loop.time() < self._deadline:
+            self._set_timer(self._deadline)
+        elif self._is_looked_at:
+            assert self._waiter is not None
+            self._waiter.set_result([])
+        elif not self._is_being_read:
+            self.tell()  # the reading answers, now that the time is over
+
+
+def _fail(batch: dict[str, list[Watch]], error: Exception) -> None:
+    for watches in batch.values():
+        for watch in watches:
+            watch.fail(error)

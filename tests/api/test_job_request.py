@@ -1,0 +1,24 @@
+"""From fields to a job as resolved."""
+
+import json
+from hashlib import sha256
+
+from app.api.post.job_request import make_idempotency
+from app.api.schemas import ChatFields
+
+
+def fingerprint(**fields: str) -> str:
+    said = ChatFields.model_validate({"question": "What happens?", **fields})
+    return make_idempotency("key", "somebody", said, "video", ttl_s=60).fingerprint
+
+
+def test_a_retry_across_an_upgrade_is_still_the_same_request() -> None:
+    """An older release had no `sampling` to say."""
+    said = ChatFields(question="What happens?", video_id="video").model_dump(mode="json")
+    del said["sampling"]
+    older = sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    assert fingerprint() == fingerprint(sampling="uniform") == older
+
+
+def test_another_sampling_is_another_request() -> None:
+    assert fingerprint(sampling="keyframe") != fingerprint()

@@ -1,0 +1,74 @@
+"""Sizes of frames by a pixel budget, against transformers' rules."""
+
+import ast
+import math
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+from dycoke_core.errors import InvalidRequestError
+from dycoke_core.frame_size import PixelLimits
+
+LIMITS = PixelLimits(multiple=28, min_pixels=128 * 28 * 28, max_pixels=768 * 28 * 28)
+
+
+@settings(deadline=None)
+@given(height=st.integers(1, 4320), width=st.integers(1, 4320))
+def test_sizes_are_transformers(height: int, width: int) -> None:
+    if max(height, width) > 200 * min(height, width):
+        with pytest.raises(InvalidRequestError, match="200 times"):
+            LIMITS.fit(height, width)
+        return
+    expected = smart_resize(
+        height, width, factor=28, min_pixels=LIMITS.min_pixels, max_pixels=LIMITS.max_pixels
+    )
+    assert LIMITS.fit(height, width) == expected
+
+
+def smart_resize_of(module: str) -> Callable[..., tuple[int, int]]:
+    """A processor's rule, from the source: importing the module may need torchvision."""
+    spec = find_spec(module)
+    assert spec is not None and spec.origin is not None
+    tree = ast.parse(Path(spec.origin).read_text())
+    (rule,) = (
+        node
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef) and node.name == "smart_resize"
+    )
+    names: dict[str, Any] = {"math": math}
+    exec(compile(ast.Module([rule], []), spec.origin, "exec"), names)
+    return names["smart_resize"]  # type: ignore[no-any-return]
+
+
+smart_resize_of_video = smart_resize_of("transformers.models.qwen3_vl.video_processing_qwen3_vl")
+OF_VIDEO = PixelLimits(multiple=32, min_pixels=4096, max_pixels=25165824, frames_per_unit=2)
+
+
+@settings(deadline=None)
+@given(height=st.integers(16, 4320), width=st.integers(16, 4320), num_frames=st.integers(2, 768))
+def test_sizes_by_a_videos_budget_are_transformers(
+    height: int, width: int, num_frames: int
+) -> None:
+    limits = {"min_pixels": OF_VIDEO.min_pixels, "max_pixels": OF_VIDEO.max_pixels}
+    try:
+        expected = smart_resize_of_video(num_frames, height, width, factor=32, **limits)
+    except ValueError:
+        with pytest.raises(InvalidRequestError, match="200 times"):
+            OF_VIDEO.fit(height, width, num_frames=num_frames)
+        return
+    assert OF_VIDEO.fit(height, width, num_frames=num_frames) == expected
+
+
+def test_a_smaller_budget_makes_smaller_frames() -> None:
+    assert LIMITS.fit(1080, 1920) == (560, 1008)
+    assert LIMITS.fit(1080, 1920, max_pixels=256 * 28 * 28) == (336, 588)
+
+
+def test_no_budget_exceeds_the_models() -> None:
+    assert LIMITS.fit(1080, 1920, max_pixels=10**9) == LIMITS.fit(1080, 1920)
