@@ -99,7 +99,9 @@ class VideoLease:
 
 
 class Upload:
-    """One video on its way in. Bytes are written and hashed in threads, never on the event loop."""
+    """One video on its way in. Bytes are written and hashed in threads, never on the event loop,
+    while the next ones come in: at most two buffers of `FLUSH_BYTES` are held.
+    """
 
     def __init__(self, store: "VideoStore", path: Path, fd: int, max_bytes: int) -> None:
         self.path = path
@@ -109,6 +111,7 @@ class Upload:
         self._fd: int | None = fd
         self._hash = hashlib.sha256()
         self._buffer = bytearray()
+        self._writing: asyncio.Future[None] | None = None  # the buffer before
         self._head = b""
         self._room_bytes = 0  # of the store's budget
 
@@ -139,8 +142,20 @@ class Upload:
         return f"vid_{self._hash.hexdigest()}"
 
     async def _flush(self, is_last: bool = False) -> None:
+        """Starts to write what has come, once what came before it is written."""
         data, self._buffer = self._buffer, bytearray()
-        await _in_thread(lambda: self._write(data, is_last))
+        if self._writing is not None:
+            await asyncio.shield(self._writing)
+        loop = asyncio.get_running_loop()
+        self._writing = loop.run_in_executor(None, self._write, data, is_last)
+        if is_last:
+            await asyncio.shield(self._writing)
+
+    async def _settle(self) -> None:
+        """Waits for what is being written: nobody may close the descriptor under it."""
+        if self._writing is not None:
+            await _outlast(self._writing)
+            self._writing.exception()  # whoever wrote more, or finished, was told
 
     def _write(self, data: bytearray, is_last: bool) -> None:
         assert self._fd is not None
@@ -206,7 +221,10 @@ class VideoStore:
         try:
             yield upload
         finally:
-            await _in_thread(upload._discard)
+            try:
+                await upload._settle()
+            finally:
+                await _in_thread(upload._discard)
 
     async def commit(
         self,
@@ -529,12 +547,23 @@ async def _in_thread(work: Callable[[], T], undo: Callable[[T], None] | None = N
     try:
         return await asyncio.shield(done)
     except asyncio.CancelledError:
-        while not done.done():
-            with suppress(asyncio.CancelledError):
-                await asyncio.wait([done])
+        with suppress(asyncio.CancelledError):
+            await _outlast(done)
         if done.exception() is None and undo is not None:
             undo(done.result())
         raise
+
+
+async def _outlast(future: asyncio.Future[Any]) -> None:
+    """Waits for a future's end, also if the caller is cancelled, who hears of it then."""
+    is_cancelled = False
+    while not future.done():
+        try:
+            await asyncio.wait([future])
+        except asyncio.CancelledError:
+            is_cancelled = True
+    if is_cancelled:
+        raise asyncio.CancelledError
 
 
 def _scan(directory: Path) -> Iterator[tuple[Path, os.stat_result]]:

@@ -89,6 +89,32 @@ class Sweep:
     orphans: tuple[Orphan, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class ExpectedFrames:
+    """Args:
+    header: what a blob says of the frames, as `Created.found`.
+    request: the job's request with such frames.
+    """
+
+    header: bytes
+    request: JobRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Created:
+    """Args:
+    job_id: of the job that stands for the request: its own, or that of an earlier one with the
+        same idempotency key and fingerprint. Then nothing was created, the place is given up,
+        and that job is adopted (see `JobQueue.end`).
+    is_queued: nothing is left to do; else its frames are to be read, or are `found`.
+    found: what the stored blob says of the frames, which are pinned; empty where there is none.
+    """
+
+    job_id: str
+    is_queued: bool
+    found: bytes
+
+
 class JobQueue:
     """Every method raises `StoreUnavailableError` when Redis does not answer.
 
@@ -143,13 +169,19 @@ class JobQueue:
         async with store_call():
             await self._redis.zrem(self._keys.places(model), job_id)
 
-    async def create(self, request: JobRequest, *, idempotency: Idempotency | None = None) -> str:
-        """Creates the job on its reserved place, in state `reading`, with its first event.
+    async def create(
+        self,
+        request: JobRequest,
+        *,
+        idempotency: Idempotency | None = None,
+        frames_digest: str = "",
+        expected: ExpectedFrames | None = None,
+    ) -> Created:
+        """Creates the job on its reserved place, with its first event: in state `reading`, or
+        `queued` if its frames are stored and are those that are expected.
 
-        Returns:
-            The id of the job that stands for the request: its own, or that of an earlier one with
-            the same idempotency key and fingerprint. Then nothing was created, the place is given
-            up, and that job is adopted (see `end`).
+        Args:
+            frames_digest: of the frames that it is about, which are pinned where they are stored.
 
         Raises:
             IdempotencyConflictError: the key stands for another request. The place is given up.
@@ -161,7 +193,7 @@ class JobQueue:
             model=request.model,
             compression=request.compression,
         )
-        outcome, job_id = await self._scripts.run(
+        outcome, job_id, found = await self._scripts.run(
             "create",
             request.model,
             request.job_id,
@@ -174,12 +206,15 @@ class JobQueue:
             milliseconds(idempotency.ttl_s) if idempotency else 0,
             request.owner,
             request.cached_video or "",
+            frames_digest,
+            expected.header if expected else "",
+            expected.request.model_dump_json() if expected else "",
         )
         if outcome == b"conflict":
             raise IdempotencyConflictError("the idempotency key was used for another request")
         if outcome == b"no_place":
             raise StoreUnavailableError("the request's place in the queue was lost")
-        return str(job_id.decode())
+        return Created(job_id.decode(), is_queued=outcome == b"queued", found=found)
 
     async def append_status(self, job_id: str, event: StatusEvent) -> bool:
         """Tells readers how the frames come along. False when a worker has the job or it ended."""

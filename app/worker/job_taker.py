@@ -153,7 +153,7 @@ class JobTaker:
         if job.is_suspect:
             await self._make_room_for(job)
         await self._enter(job)
-        video = None if blob is None else await asyncio.to_thread(decode_frames, blob)
+        video = None if blob is None else decode_frames(blob)
         return Sequence(
             sequence_id=job.sequence_id,
             messages=tuple(ChatMessage(turn.role, turn.content) for turn in request.messages),

@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from dycoke_core.compression.kv_pruning import StageTwo
@@ -193,9 +195,9 @@ class Backend(Protocol):
         """Waits for a step's outcome. Steps are collected in the order in which they ran."""
         ...
 
-    def stage_frames(self, frames: Sequence[Tensor]) -> Tensor:
-        """uint8 [height, width, 3] each, of one size, in host memory → [len(frames), height, width,
-        3] on the device."""
+    def stage_frames(self, frames: Sequence[npt.NDArray[np.uint8]]) -> Tensor:
+        """[height, width, 3] each, of one size, perhaps read-only → a copy [len(frames), height,
+        width, 3] on the device."""
         ...
 
     def mark(self) -> Mark:

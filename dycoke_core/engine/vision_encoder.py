@@ -9,7 +9,7 @@ nothing decodes.
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import torch
+import numpy.typing as npt
 from torch import Tensor
 
 from dycoke_core.engine.backend import Backend, Mark
@@ -108,7 +108,7 @@ class VisionEncoder:
             videos = videos[:1]
         else:
             videos = [video for video in videos if video not in self._suspects]
-        frames: list[Tensor] = []
+        frames: list[npt.NDArray[np.uint8]] = []
         size = _frame_size(videos[0])
         for video in videos:
             if _frame_size(video) != size:
@@ -119,11 +119,10 @@ class VisionEncoder:
                 frames += self._unit(video, unit)
         self._layers = self._model.encode_frames(self._backend.stage_frames(frames))
 
-    def _unit(self, video: Video, unit: int) -> list[Tensor]:
+    def _unit(self, video: Video, unit: int) -> list[npt.NDArray[np.uint8]]:
         assert video.frames is not None
         indices = frames_of_unit(unit, self._model.frames_per_unit, len(video.frames))
-        frames = [np.ascontiguousarray(video.frames[index]) for index in indices]
-        return [torch.from_numpy(frame) for frame in frames]
+        return [video.frames[index] for index in indices]
 
     def _finish(self, features: Tensor) -> None:
         """features: [b, N, features]."""

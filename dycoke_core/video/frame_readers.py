@@ -22,7 +22,7 @@ from dycoke_core.errors import InvalidRequestError, SandboxUnavailableError
 from dycoke_core.video.containers import Container
 from dycoke_core.video.fork_client import ForkServer
 from dycoke_core.video.forked_child import Confinement, TaskFailure
-from dycoke_core.video.frame_buffer import copy_pixels, open_frame_buffer
+from dycoke_core.video.frame_buffer import map_pixels, open_frame_buffer
 from dycoke_core.video.landlock import landlock_abi
 from dycoke_core.video.read_warnings import warnings_about, warnings_of
 from dycoke_core.video.refusals import (
@@ -251,7 +251,7 @@ class FrameReaders:
             if failure.code == "unreadable":  # where decoding can start, it seems, it cannot
                 raise _OtherwiseReadableError from failure
             raise
-        pixels = await copy_pixels(*reading.pixels)
+        pixels = map_pixels(*reading.pixels)
         return VideoFrames(pixels, plan.indices, plan.timestamps_s, "pyav", tuple(warnings))
 
     async def _read_with_decord(self, reading: _Reading, warnings: list[str]) -> VideoFrames:
@@ -268,7 +268,7 @@ class FrameReaders:
             pixels=reading.pixels,
             on_progress=reading.on_progress,
         )
-        pixels = await copy_pixels(*reading.pixels)
+        pixels = map_pixels(*reading.pixels)
         return VideoFrames(pixels, plan.indices, plan.timestamps_s, "decord", tuple(warnings))
 
     async def _read_with_pyav(self, reading: _Reading, warnings: list[str]) -> VideoFrames:
@@ -284,7 +284,7 @@ class FrameReaders:
             pixels=reading.pixels,
             on_progress=reading.on_progress,
         )
-        pixels = await copy_pixels(*reading.pixels)
+        pixels = map_pixels(*reading.pixels)
         warnings = warnings + warnings_of(placed, plan)
         return VideoFrames(pixels, placed.indices, placed.timestamps_s, "pyav", tuple(warnings))
 

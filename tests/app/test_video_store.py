@@ -5,6 +5,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -354,3 +355,63 @@ async def test_budget_holds_for_processes_that_share_the_directory(
     await here.tidy()
     assert here._used_bytes == 5 * KIB
     other.release()
+
+
+async def test_bytes_come_in_while_those_before_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(video_store, "FLUSH_BYTES", 4)
+    may_write = threading.Event()
+    write = video_store.Upload._write
+
+    def wait_and_write(upload: video_store.Upload, data: bytearray, is_last: bool) -> None:
+        assert may_write.wait(20)
+        write(upload, data, is_last)
+
+    monkeypatch.setattr(video_store.Upload, "_write", wait_and_write)
+    store = await open_store(tmp_path)
+    async with store.receive() as upload:
+        await upload.write(b"abcd")  # is being written
+        await upload.write(b"efg")
+        third = asyncio.create_task(upload.write(b"h"))
+        await asyncio.sleep(0.02)
+        assert not third.done(), "no more than two buffers are held"
+        may_write.set()
+        await third
+        assert await upload.finish() == f"vid_{hashlib.sha256(b'abcdefgh').hexdigest()}"
+        assert upload.path.read_bytes() == b"abcdefgh"
+
+
+async def test_upload_given_up_in_mid_write_closes_its_file_after_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(video_store, "FLUSH_BYTES", 4)
+    is_writing, may_write, written = threading.Event(), threading.Event(), []
+    write = video_store.Upload._write
+
+    def wait_and_write(upload: video_store.Upload, data: bytearray, is_last: bool) -> None:
+        is_writing.set()
+        assert may_write.wait(20)
+        write(upload, data, is_last)
+        written.append(bytes(data))
+
+    monkeypatch.setattr(video_store.Upload, "_write", wait_and_write)
+    store = await open_store(tmp_path)
+
+    async def receive() -> None:
+        async with store.receive() as upload:
+            await upload.write(b"abcd")
+            await asyncio.sleep(60)
+
+    task = asyncio.create_task(receive())
+    await asyncio.to_thread(is_writing.wait, 20)
+    for _ in range(2):
+        task.cancel()
+        await asyncio.sleep(0.02)
+    assert not task.done()
+    may_write.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert written == [b"abcd"]
+    assert files(tmp_path) == set()
+    assert store._used_bytes == 0

@@ -60,7 +60,7 @@ def leases_of(redis: Redis, keys: RedisKeys, worker_id: str) -> JobLeases:
 async def submit(queue: JobQueue, job_id: str, *, timeout_s: float = 60.0) -> JobRequest:
     request = make_request(job_id, timeout_s=timeout_s)
     await queue.reserve(MODEL, job_id, max_jobs=100, lease_s=30)
-    assert await queue.create(request) == job_id
+    assert (await queue.create(request)).job_id == job_id
     request = with_frames(request)
     assert await queue.enqueue(request)
     return request

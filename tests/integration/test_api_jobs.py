@@ -546,7 +546,7 @@ async def test_job_whose_creation_got_no_answer_ends_retryable_if_nobody_asks_ag
 
     monkeypatch.setattr(queue, "create", create_without_reply)
     assert (await api.post()).status_code == 503
-    job = await until_state(api, created[0], "error", "cancelled")
+    job = await until_state(api, created[0].job_id, "error", "cancelled")
     assert (job["error"]["code"], job["error"]["retryable"]) == ("store_unavailable", True)
 
 

@@ -238,7 +238,7 @@ async def test_upper_bound_ends_retryable_and_frees_the_key(
 
     async def post(job_id: str) -> str:
         await queue.reserve(MODEL, job_id, max_jobs=100, lease_s=30)
-        return await queue.create(make_request(job_id), idempotency=key)
+        return (await queue.create(make_request(job_id), idempotency=key)).job_id
 
     assert await post("j") == "j"
     assert await queue.enqueue(with_frames(make_request("j")))

@@ -9,9 +9,15 @@ from redis.asyncio import Redis
 from app.errors import StoreUnavailableError
 from app.messages import JobState
 from app.store.forgotten_videos import ForgottenVideos
-from app.store.frame_store import FrameStore, decode_frames, encode_frames, frames_digest
+from app.store.frame_store import (
+    FrameStore,
+    decode_frames,
+    encode_frames,
+    frames_digest,
+    parse_header,
+)
 from app.store.job_leases import JobLeases
-from app.store.job_queue import JobQueue
+from app.store.job_queue import Created, ExpectedFrames, JobQueue
 from app.store.keys import RedisKeys
 from dycoke_core.video import SAMPLINGS, VideoFrames
 from tests.integration.jobs import MODEL, cancelled, make_request
@@ -33,7 +39,7 @@ def store(redis: Redis, keys: RedisKeys) -> FrameStore:
 
 async def reading_job(queue: JobQueue, job_id: str) -> str:
     await queue.reserve(MODEL, job_id, max_jobs=100, lease_s=30)
-    return await queue.create(make_request(job_id))
+    return (await queue.create(make_request(job_id))).job_id
 
 
 async def cancel(queue: JobQueue, job_id: str) -> None:
@@ -177,7 +183,7 @@ def test_frames_survive_encoding() -> None:
     )
     decoded = decode_frames(encode_frames(frames))
     assert np.array_equal(decoded.pixels, pixels)
-    assert decoded.pixels.flags.writeable and decoded.pixels.dtype == np.uint8
+    assert not decoded.pixels.flags.writeable and decoded.pixels.dtype == np.uint8
     assert (decoded.indices, decoded.timestamps_s) == (frames.indices, frames.timestamps_s)
     assert (decoded.reader, decoded.warnings) == (frames.reader, frames.warnings)
 
@@ -271,3 +277,38 @@ async def test_workers_read_once_which_videos_to_forget(redis: Redis, keys: Redi
     assert await worker.news() == ["a", "b"]
     assert await worker.news() == []
     assert await redis.pttl(keys.forgotten) > 0 and await redis.pttl(keys.forgettings) > 0
+
+
+async def test_job_about_stored_frames_is_queued_as_it_is_created(
+    queue: JobQueue, redis: Redis, keys: RedisKeys
+) -> None:
+    store = FrameStore(redis, keys, max_bytes=10_000)
+    frames = VideoFrames(np.zeros((1, 8, 8, 3), np.uint8), (0,), (0.0,), "decord", ())
+    await store.put_and_pin("d", encode_frames(frames), "none", "video")
+
+    async def create(job_id: str, expected: bytes | None) -> Created:
+        await queue.reserve(MODEL, job_id, max_jobs=100, lease_s=30)
+        ready = make_request(job_id).model_copy(update={"seed": 7})
+        return await queue.create(
+            make_request(job_id),
+            frames_digest="d",
+            expected=ExpectedFrames(expected, ready) if expected else None,
+        )
+
+    first = await create("first", None)
+    assert not first.is_queued and parse_header(first.found).indices == (0,)
+    other = await create("other", first.found + b" ")
+    assert not other.is_queued and other.found == first.found, "they are not as expected"
+    second = await create("second", first.found)
+    assert second.is_queued
+    record = await queue.get("second")
+    assert (record.state, record.request.seed) == (JobState.QUEUED, 7)
+    assert record.position == 0 and record.queued_at_s is not None
+    assert await redis.smembers(keys.frame_pins("d")) == {b"first", b"other", b"second"}
+    assert await redis.zrange(keys.places(MODEL), 0, -1) == [b"first", b"other"]
+    assert (await queue.depth(MODEL)).waiting == 3
+    again = await queue.create(make_request("second"), frames_digest="d")
+    assert again.job_id == "second" and not again.found, "a retry creates nothing"
+    await redis.delete(keys.frames("d"))
+    third = await create("third", first.found)
+    assert not third.is_queued and third.found == b""

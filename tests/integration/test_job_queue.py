@@ -165,8 +165,8 @@ async def test_idempotency_key_stands_for_one_job(queue: JobQueue) -> None:
     key = Idempotency("key", "body", ttl_s=60)
     for job_id in ("a", "b", "c"):
         await queue.reserve(MODEL, job_id, max_jobs=3, lease_s=30)
-    assert await queue.create(make_request("a"), idempotency=key) == "a"
-    assert await queue.create(make_request("b"), idempotency=key) == "a"
+    assert (await queue.create(make_request("a"), idempotency=key)).job_id == "a"
+    assert (await queue.create(make_request("b"), idempotency=key)).job_id == "a"
     with pytest.raises(IdempotencyConflictError):
         await queue.create(make_request("c"), idempotency=Idempotency("key", "other", ttl_s=60))
     with pytest.raises(JobNotFoundError):
@@ -182,14 +182,14 @@ async def test_idempotency_key_of_a_forgotten_job_is_free(
     await queue.create(make_request("a"), idempotency=key)
     await redis.delete(keys.job("a"))
     await queue.reserve(MODEL, "b", max_jobs=3, lease_s=30)
-    assert await queue.create(make_request("b"), idempotency=key) == "b"
+    assert (await queue.create(make_request("b"), idempotency=key)).job_id == "b"
 
 
 async def test_repeating_a_transition_changes_nothing(
     queue: JobQueue, leases: JobLeases, log: EventLog, redis: Redis, keys: RedisKeys
 ) -> None:
     request = await submit(queue, "j")
-    assert await queue.create(request) == "j"
+    assert (await queue.create(request)).job_id == "j"
     assert await queue.enqueue(request)
     assert await entries(redis, keys) == (1, 0)
     delivery = await take(leases)

@@ -17,7 +17,7 @@ import pytest
 
 from dycoke_core.video.fork_client import ForkServer
 from dycoke_core.video.forked_child import TaskFailure
-from dycoke_core.video.frame_buffer import copy_pixels, open_frame_buffer
+from dycoke_core.video.frame_buffer import map_pixels, open_frame_buffer
 from tests.video.conftest import CONFINEMENT, descendants, leaving_nothing_behind
 
 
@@ -56,7 +56,7 @@ async def test_a_child_writes_pixels_for_its_parent(hostile: ForkServer, video_f
     shape = (2, 8, 8, 3)
     with open_frame_buffer(shape) as fd:
         await hostile.run("write_pixels", {"value": 7}, video_fd, timeout_s=20, pixels=(fd, shape))
-        pixels = await copy_pixels(fd, shape)
+        pixels = map_pixels(fd, shape)
     assert pixels.shape == shape
     assert (pixels == 7).all()
     pixels[0] = 9  # the array is the caller's own, and outlives the buffer

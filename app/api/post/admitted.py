@@ -26,7 +26,9 @@ class Admitted:
         self._place = place
 
     async def forsake(self) -> None:
-        """Lets the place run out by itself: there may be a job on it, for another API to read."""
+        """Keeps the place no longer, nor gives it up: the job has it, or there may be one on it,
+        for another API to read.
+        """
         if self._place is not None:
             await self._place.stop_renewing()
             self._place = None

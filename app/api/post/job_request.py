@@ -10,13 +10,14 @@ from dataclasses import asdict, dataclass
 from app.api.errors import FieldProblem, InvalidFieldsError
 from app.api.post.admission import choose_model
 from app.api.schemas import ChatFields
-from app.messages import FramesWanted, JobRequest, ModelCard
+from app.messages import FramesRef, FramesWanted, JobRequest, ModelCard
 from app.settings import Settings
+from app.store.frame_store import FramesHeader, frames_digest
 from app.store.job_queue import Idempotency
 from app.video_store import VideoLease
 from dycoke_core.config import CompressionConfig
 from dycoke_core.errors import PromptTooLongError
-from dycoke_core.video import FrameSpec
+from dycoke_core.video import FrameSpec, VideoFrames
 
 MAX_DRAWN_SEED = 2**53  # exact in every client's JSON
 MAX_CHARS_PER_TOKEN = 16  # on average, in a long text; tokenizers come to 3 to 5
@@ -123,6 +124,50 @@ def make_job_request(
         upload_s=upload_s,
         read_frames_s=probe_s,
         traceparent=traceparent,
+    )
+
+
+def wanted_digest(video_id: str, spec: FrameSpec, *, salt: str) -> str:
+    """Under what the frames that a job wants are stored, unless they are its own."""
+    return frames_digest(
+        video_id,
+        num_frames=spec.num_frames,
+        image_size=spec.image_size,
+        start_s=spec.start_s,
+        end_s=spec.end_s,
+        salt=salt,
+        sampling=spec.sampling,
+    )
+
+
+def with_frames(
+    request: JobRequest,
+    spec: FrameSpec,
+    digest: str,
+    frames: FramesHeader | VideoFrames,
+    *,
+    is_cached: bool,
+    read_s: float = 0.0,
+) -> JobRequest:
+    """The request of a job whose frames are there.
+
+    Args:
+        is_cached: they were stored already.
+        read_s: how long that took, beside what the request says.
+    """
+    ref = FramesRef(
+        digest=digest,
+        num_frames=len(frames.indices),
+        image_size=spec.image_size,
+        indices=list(frames.indices),
+        timestamps_s=list(frames.timestamps_s),
+        reader=frames.reader,
+        warnings=list(frames.warnings),
+        sampling=spec.sampling,
+        is_cached=is_cached,
+    )
+    return request.model_copy(
+        update={"frames": ref, "read_frames_s": request.read_frames_s + read_s}
     )
 
 

@@ -16,11 +16,12 @@ from typing import TypeVar
 
 from app.api.errors import INTERNAL_ERROR, incident_message, log_incident
 from app.api.post.admission import Place
+from app.api.post.job_request import wanted_digest, with_frames
 from app.api.post.second_try import SecondTryReaders, fell_back_after_kill
 from app.errors import JobNotFoundError, StoreUnavailableError
-from app.messages import ErrorEvent, FramesRef, JobRequest, JobState, StatusEvent, cached_video
+from app.messages import ErrorEvent, JobRequest, JobState, StatusEvent, cached_video
 from app.metrics import ApiMetrics
-from app.store.frame_store import FramesHeader, FrameStore, encode_frames, frames_digest, own_digest
+from app.store.frame_store import FramesHeader, FrameStore, encode_frames, own_digest
 from app.store.job_queue import JobQueue
 from app.tracing import Tracing
 from app.video_store import VideoLease
@@ -53,6 +54,7 @@ class Reading:
     place: Place
     read_timeout_s: float  # what the probe has left of the readers' time
     reader: int = 0  # its number, where earlier ones were lost
+    found: FramesHeader | None = None  # of the frames, where they are stored, and pinned
 
 
 @dataclass(slots=True, eq=False)
@@ -156,35 +158,21 @@ class FrameReading:
         """Makes sure that a job's frames are stored; returns its request with them."""
         began_at, began_at_s = time.monotonic(), time.time()
         request = reading.request
-        digest = frames_digest(
-            wanted.video_id,
-            num_frames=wanted.spec.num_frames,
-            image_size=wanted.spec.image_size,
-            start_s=wanted.spec.start_s,
-            end_s=wanted.spec.end_s,
-            salt=request.cache_salt,
-            sampling=wanted.spec.sampling,
+        digest = wanted_digest(wanted.video_id, wanted.spec, salt=request.cache_salt)
+        stored = reading.found or await self._persist(
+            lambda: self._frames.pin(digest, request.job_id)
         )
-        stored = await self._persist(lambda: self._frames.pin(digest, request.job_id))
         if stored is not None:
             frames: FramesHeader | VideoFrames = stored
         else:
             frames, digest = await self._read(reading, wanted, digest)
-        ready = request.model_copy(
-            update={
-                "frames": FramesRef(
-                    digest=digest,
-                    num_frames=len(frames.indices),
-                    image_size=wanted.spec.image_size,
-                    indices=list(frames.indices),
-                    timestamps_s=list(frames.timestamps_s),
-                    reader=frames.reader,
-                    warnings=list(frames.warnings),
-                    sampling=wanted.spec.sampling,
-                    is_cached=stored is not None,
-                ),
-                "read_frames_s": request.read_frames_s + time.monotonic() - began_at,
-            }
+        ready = with_frames(
+            request,
+            wanted.spec,
+            digest,
+            frames,
+            is_cached=stored is not None,
+            read_s=time.monotonic() - began_at,
         )
         self._tracing.record("read frames", request.traceparent, start_s=began_at_s)
         return ready

@@ -6,6 +6,7 @@ sending holds no place.
 """
 
 import asyncio
+import logging
 import time
 import uuid
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from app.api.connection.drain import Drain
 from app.api.post.admission import Place, admit
 from app.api.post.admitted import Admitted
 from app.api.post.cancelling import Cancellations
+from app.api.post.found_frames import FoundFrames
 from app.api.post.intake import (
     JSON,
     MULTIPART,
@@ -35,6 +37,7 @@ from app.api.post.job_request import (
     frame_spec,
     make_idempotency,
     make_job_request,
+    wanted_digest,
 )
 from app.api.post.reading import FrameReading, Reading, WantedFrames
 from app.api.post.uploads import Uploads
@@ -44,10 +47,13 @@ from app.keys.entries import Principal, Scope
 from app.keys.owners import cache_salt
 from app.messages import JobRequest, JobState, ModelCard
 from app.settings import Settings
-from app.store.job_queue import Idempotency, JobQueue, JobRecord
+from app.store.frame_store import parse_header
+from app.store.job_queue import Created, Idempotency, JobQueue, JobRecord
 from app.tracing import Tracing
 from app.video_store import VideoLease
 from dycoke_core.config import CompressionConfig
+
+logger = logging.getLogger(__name__)
 
 STORE_LIMIT_S = 5.0  # time allowed to accept or refuse
 MIN_READ_TIMEOUT_S = 1.0  # left for reading after a slow probe
@@ -108,6 +114,7 @@ class Submissions:
         self._reading = reading
         self._cancellations = cancellations
         self._tracing = tracing
+        self._found = FoundFrames()
 
     async def take(
         self,
@@ -146,15 +153,19 @@ class Submissions:
                 taken, admitted.job_id, principal.owner, accepted_at_s, traceparent
             )
             idempotency = self._idempotency(idempotency_key, taken, job)
-            job_id = await self._create(job, idempotency, admitted)
-            if job_id != job.job_id:
-                record = await self._queue.get(job_id)
+            wanted = _wanted_frames(taken)
+            created = await self._create(job, idempotency, admitted, wanted)
+            if created.job_id != job.job_id:
+                record = await self._queue.get(created.job_id)
                 return PostedJob(record, taken.fields, is_new=False, has_key=True)
             self._tracing.record("receive", traceparent, start_s=accepted_at_s)
-            self._start_reading(admitted, job, taken)
-        return PostedJob(
-            _new_record(job), taken.fields, is_new=True, has_key=idempotency is not None
-        )
+            if created.is_queued:
+                await admitted.forsake()
+                logger.info("job queued", extra=job.log_fields)
+            else:
+                self._start_reading(admitted, job, taken, wanted, created.found)
+        record = _new_record(job, is_queued=created.is_queued)
+        return PostedJob(record, taken.fields, is_new=True, has_key=idempotency is not None)
 
     async def wait_until_none(self) -> None:
         """Waits until no job's frames are being read."""
@@ -248,41 +259,69 @@ class Submissions:
         )
 
     async def _create(
-        self, job: JobRequest, idempotency: Idempotency | None, admitted: Admitted
-    ) -> str:
+        self,
+        job: JobRequest,
+        idempotency: Idempotency | None,
+        admitted: Admitted,
+        wanted: WantedFrames | None,
+    ) -> Created:
+        digest, expected = "", None
+        if wanted is not None:
+            digest = wanted_digest(wanted.video_id, wanted.spec, salt=job.cache_salt)
+            expected = self._found.expected(job, wanted.spec, digest)
         try:
-            return await self._queue.create(job, idempotency=idempotency)
+            created = await self._queue.create(
+                job, idempotency=idempotency, frames_digest=digest, expected=expected
+            )
         except StoreUnavailableError as error:
             # It may exist despite the error, and a retry may have found it by its key.
             await admitted.forsake()
             self._cancellations.retract(job, error)
             raise
+        if created.found:
+            self._found.note(digest, created.found)
+        return created
 
-    def _start_reading(self, admitted: Admitted, job: JobRequest, taken: TakenIn) -> None:
+    def _start_reading(
+        self,
+        admitted: Admitted,
+        job: JobRequest,
+        taken: TakenIn,
+        wanted: WantedFrames | None,
+        found: bytes,
+    ) -> None:
+        """Args:
+        found: what is stored of the frames, before their pixels.
+        """
         limit_s = self._settings.read_timeout_s
-        place, video = admitted.hand_over()
-        wanted = None
-        if video is not None:
-            spec = frame_spec(taken.fields, taken.card)
-            wanted = WantedFrames(video.video.video_id, spec, video)
+        place, _ = admitted.hand_over()
         self._reading.start(
             Reading(
                 request=job,
                 wanted=wanted,
                 place=place,
+                found=parse_header(found) if found else None,
                 read_timeout_s=max(limit_s - taken.probe_s, MIN_READ_TIMEOUT_S),
             )
         )
 
 
-def _new_record(job: JobRequest) -> JobRecord:
+def _wanted_frames(taken: TakenIn) -> WantedFrames | None:
+    """None for a question without a video."""
+    if taken.lease is None:
+        return None
+    spec = frame_spec(taken.fields, taken.card)
+    return WantedFrames(taken.lease.video.video_id, spec, taken.lease)
+
+
+def _new_record(job: JobRequest, *, is_queued: bool) -> JobRecord:
     return JobRecord(
         job_id=job.job_id,
         model=job.model,
-        state=JobState.READING,
+        state=JobState.QUEUED if is_queued else JobState.READING,
         attempts=0,
         accepted_at_s=job.accepted_at_s,
-        queued_at_s=None,
+        queued_at_s=time.time() if is_queued else None,
         started_at_s=None,
         ended_at_s=None,
         request=job,

@@ -208,6 +208,16 @@ local function reserve(model, job_id, max_jobs, lease_ms)
   return {1, 0}
 end
 
+-- reading -> queued: the frames are stored, a worker may take the job.
+local function enqueue(model, job_id, request)
+  local now = now_ms()
+  local entry_id = redis.call('XADD', jobs_key(model), '*', 'job_id', job_id)
+  redis.call('HSET', job_key(job_id), 'state', 'queued', 'request', request, 'entry_id', entry_id,
+    'queued_at', now)
+  redis.call('ZREM', places_key(model), job_id)
+  redis.call('ZADD', queued_key(model), now, job_id)
+end
+
 -- Gives a queued or running job to a worker. The attempt is the fencing token: whoever held the
 -- job before is refused from here on.
 local function start(job_id, worker_id, take_id)

@@ -11,6 +11,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -189,8 +191,8 @@ class CpuBackend:
         assert isinstance(pending, CpuPending)
         return pending.outcome
 
-    def stage_frames(self, frames: Sequence[Tensor]) -> Tensor:
-        return torch.stack(list(frames))
+    def stage_frames(self, frames: Sequence[npt.NDArray[np.uint8]]) -> Tensor:
+        return torch.from_numpy(np.stack(frames))
 
     def mark(self) -> Mark:
         return time.perf_counter()

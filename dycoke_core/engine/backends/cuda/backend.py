@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -387,8 +388,8 @@ class CudaBackend:
             refreshes.append(int(decode.refreshes[place]))
         return StepOutcome(tuple(ids), tuple(is_finite), tuple(refreshes))
 
-    def stage_frames(self, frames: Sequence[Tensor]) -> Tensor:
-        return to_device(np.stack([frame.numpy() for frame in frames]), self._device)
+    def stage_frames(self, frames: Sequence[npt.NDArray[np.uint8]]) -> Tensor:
+        return to_device(np.stack(frames), self._device)
 
     def mark(self) -> Mark:
         if not self._is_on_gpu:
