@@ -1,5 +1,6 @@
 """Fork servers and frame readers for the tests, and a look at what they leave behind."""
 
+import gc
 import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -60,8 +61,11 @@ def descendants() -> list[psutil.Process]:
 
 @contextmanager
 def leaving_nothing_behind() -> Iterator[None]:
-    """Fails if the block opens descriptors or starts processes that outlive it."""
+    """Fails if the block opens descriptors or starts processes that outlive it. Frames have a
+    descriptor for as long as somebody holds them."""
+    gc.collect()
     open_fds, pids = len(os.listdir("/proc/self/fd")), {process.pid for process in descendants()}
     yield
+    gc.collect()
     assert {process.pid for process in descendants()} <= pids
     assert len(os.listdir("/proc/self/fd")) <= open_fds

@@ -410,9 +410,10 @@ async def test_decord_is_killed_in_time_for_pyav(tmp_path: Path, with_decord_for
         kills = readers.kills["timeout"]
         with leaving_nothing_behind():
             frames = await readers.read(path, SPEC)
-        assert frames.reader == "pyav"
-        assert frames.warnings == ("decord could not read this video (timeout); PyAV did",)
-        assert frame_numbers(frames.pixels) == list(frames.indices)
+            assert frames.reader == "pyav"
+            assert frames.warnings == ("decord could not read this video (timeout); PyAV did",)
+            assert frame_numbers(frames.pixels) == list(frames.indices)
+            del frames
         assert readers.kills["timeout"] == kills + 1
     finally:
         await readers.aclose()
@@ -459,6 +460,7 @@ async def test_readings_leave_nothing_behind(shared: FrameReaders, tmp_path: Pat
                 shared.read(broken, SPEC),
                 return_exceptions=True,
             )
+        await asyncio.sleep(0)  # until then the loop holds what it woke this task with
 
 
 async def test_a_cancelled_reading_is_killed_and_frees_its_place(
@@ -475,6 +477,7 @@ async def test_a_cancelled_reading_is_killed_and_frees_its_place(
                 reading.cancel()
             outcomes = await asyncio.gather(*readings, return_exceptions=True)
             assert all(not isinstance(outcome, VideoError) for outcome in outcomes)
+            del outcomes, readings, reading
         for _ in range(500):
             if not any(server.children() for server in servers):
                 break

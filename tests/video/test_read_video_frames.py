@@ -9,4 +9,5 @@ def test_a_program_without_an_event_loop_can_read(tmp_path: Path) -> None:
     path = make_clip(tmp_path / "clip.mp4")
     with leaving_nothing_behind():
         frames = read_video_frames(path, FrameSpec(num_frames=8, image_size=112))
-    assert frame_numbers(frames.pixels) == list(frames.indices)
+        assert frame_numbers(frames.pixels) == list(frames.indices)
+        del frames
