@@ -3,7 +3,7 @@
 import gc
 import os
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -64,8 +64,18 @@ def leaving_nothing_behind() -> Iterator[None]:
     """Fails if the block opens descriptors or starts processes that outlive it. Frames have a
     descriptor for as long as somebody holds them."""
     gc.collect()
-    open_fds, pids = len(os.listdir("/proc/self/fd")), {process.pid for process in descendants()}
+    before, pids = open_files(), {process.pid for process in descendants()}
     yield
     gc.collect()
     assert {process.pid for process in descendants()} <= pids
-    assert len(os.listdir("/proc/self/fd")) <= open_fds
+    after = open_files()
+    assert len(after) <= len(before), sorted(set(after.items()) - set(before.items()))
+
+
+def open_files() -> dict[str, str]:
+    """What each descriptor of this process leads to."""
+    found = {}
+    for fd in os.listdir("/proc/self/fd"):
+        with suppress(OSError):  # of the listing itself
+            found[fd] = os.readlink(f"/proc/self/fd/{fd}")
+    return found

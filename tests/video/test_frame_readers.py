@@ -479,9 +479,9 @@ async def test_a_cancelled_reading_is_killed_and_frees_its_place(
             assert all(not isinstance(outcome, VideoError) for outcome in outcomes)
             del outcomes, readings, reading
         for _ in range(500):
+            await asyncio.sleep(0.01)
             if not any(server.children() for server in servers):
                 break
-            await asyncio.sleep(0.01)
     assert frame_numbers((await shared.read(path, SPEC)).pixels)[-1] == 99
 
 
