@@ -130,7 +130,11 @@ def _demonstrate(client: httpx.Client) -> None:
     if response.status_code >= 400:
         raise DemoError(response.text)
     video_id = response.json()["video_id"]
-    print(f"Uploaded {CLIP.name}: {json.dumps(response.json())}")
+    probe = response.json()["probe"]
+    print(
+        f"Uploaded {CLIP.name}: {probe['num_frames']} frames, {probe['duration_s']:g} s, "
+        f"{probe['width']}x{probe['height']} {probe['codec']}; its id is {video_id[:12]}..."
+    )
     print("One short answer first, so that no policy pays alone for reading frames and vision:")
     warm_up = {"policy": "dycoke", "k": 0.5}  # shares no prefix with the questions below
     _ask(client, video_id, "Ready?", warm_up, max_tokens=4)
@@ -241,7 +245,7 @@ _ROWS: tuple[tuple[str, Callable[[Receipt], str]], ...] = (
         lambda r: _kept(r["compression"], "visual_tokens_prefill", "prefill"),
     ),
     (
-        "  in a decode step (stage II)",
+        "  in pruned layers (stage II)",
         lambda r: _kept(r["compression"], "visual_tokens_decode", "decode"),
     ),
     ("refreshes of the kept set", lambda r: f"{r['compression']['refreshes']}"),

@@ -51,7 +51,7 @@ class ApiKeys:
 
     @property
     def has_any(self) -> bool:
-        """Whether the service asks for keys. It goes on doing so when the last one is revoked."""
+        """Whether the service asks for keys; it still does after the last one is revoked."""
         return bool(self._configured or self._known)
 
     @property

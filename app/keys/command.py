@@ -55,7 +55,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     listing.add_argument("--json", action="store_true")
     rotate = actions.add_parser("rotate", help="give a key another secret; its holder stays")
     rotate.add_argument("name")
-    revoke = actions.add_parser("revoke", help="end a key for good")
+    revoke = actions.add_parser("revoke", help="revoke a key; it cannot be restored")
     revoke.add_argument("name")
 
 

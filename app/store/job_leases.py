@@ -337,7 +337,7 @@ def _lines(append: Append) -> str:
 
 
 def _line(event: StatusEvent | TokenEvent) -> str:
-    """Where in the answer an event begins, the index behind it, and the event."""
+    """The index of an event's first token, the index after its last, and the event."""
     if isinstance(event, TokenEvent):
         return f"{event.index} {event.next_index} {event.model_dump_json()}\n"
     return f"  {event.model_dump_json()}\n"

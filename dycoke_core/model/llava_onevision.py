@@ -6,15 +6,14 @@ attention and cache come with each forward call (`dycoke_core.model.attention`).
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
-    PreTrainedTokenizerFast,
 )
 
 from dycoke_core.compression.flops import TextGeometry, VisionGeometry
@@ -32,13 +31,13 @@ from dycoke_core.model.adapter import (
 from dycoke_core.model.attention import LayerAttention
 from dycoke_core.model.checkpoint import Checkpoint
 from dycoke_core.model.geometry import layer_specs, text_geometry
+from dycoke_core.model.transformers_model import TransformersModel
 from dycoke_core.preprocess import FrameNormalizer, PromptEncoder
 from dycoke_core.sequence import ChatMessage, FrameTiming
-from dycoke_core.transfer import to_device
 
 
 @dataclass(slots=True, eq=False)
-class LlavaOnevision:
+class LlavaOnevision(TransformersModel):
     """A loaded checkpoint. Holds no state of any request."""
 
     model: LlavaOnevisionForConditionalGeneration
@@ -78,36 +77,6 @@ class LlavaOnevision:
         )
 
     @property
-    def architecture(self) -> str:
-        return type(self.model).__name__
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerFast:
-        return self.prompt_encoder.tokenizer
-
-    @property
-    def device(self) -> torch.device:
-        return torch.device(self.model.device)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        dtype = self.model.dtype
-        assert isinstance(dtype, torch.dtype)
-        return dtype
-
-    @property
-    def language_model(self) -> nn.Module:
-        module = self.model.model.language_model
-        assert isinstance(module, nn.Module)
-        return module
-
-    @property
-    def lm_head(self) -> nn.Module:
-        module = self.model.lm_head
-        assert isinstance(module, nn.Module)
-        return module
-
-    @property
     def image_size(self) -> int:
         return int(self.model.config.vision_config.image_size)
 
@@ -115,10 +84,6 @@ class LlavaOnevision:
     def tokens_per_frame(self) -> int:
         """N: the patch grid, halved per side and rounded up by the pooling."""
         return math.ceil(self._grid_size() / 2) ** 2
-
-    @property
-    def num_position_axes(self) -> int:
-        return 1
 
     @property
     def frames_per_unit(self) -> int:
@@ -133,10 +98,6 @@ class LlavaOnevision:
 
     def vision_geometry(self, height: int, width: int) -> VisionGeometry:
         return self._vision_geometry
-
-    @property
-    def max_model_tokens(self) -> int:
-        return int(self.model.config.text_config.max_position_embeddings)
 
     def encode_frames(self, frames: Tensor) -> Iterator[Tensor | None]:
         """uint8 [F, S, S, 3] on the model's device → visual tokens [F, N, D]."""
@@ -180,10 +141,6 @@ class LlavaOnevision:
         embeds, positions = self.embed_prefix(text.token_ids, visual_tokens)
         return EmbeddedPrefix(embeds, positions, layout.visual_runs(kept_per_unit))
 
-    def embed_text(self, layout: PromptLayout) -> EmbeddedPrefix:
-        embeds = self.embed_tokens(layout.text_ids)
-        return EmbeddedPrefix(embeds, torch.arange(len(embeds), device=embeds.device)[None], ())
-
     def embed_prefix(
         self, ids_before_video: tuple[int, ...], visual_tokens: Tensor
     ) -> tuple[Tensor, Tensor]:
@@ -191,14 +148,6 @@ class LlavaOnevision:
         newline = self.model.model.image_newline.to(visual_tokens)[None]
         embeds = torch.cat([self.embed_tokens(ids_before_video), visual_tokens, newline])
         return embeds, torch.arange(len(embeds), device=embeds.device)[None]
-
-    def embed_tokens(self, token_ids: Sequence[int]) -> Tensor:
-        embedded = self.model.get_input_embeddings()(self.integers(token_ids))
-        assert isinstance(embedded, Tensor)
-        return embedded
-
-    def integers(self, values: Sequence[int]) -> Tensor:
-        return to_device(torch.tensor(values, dtype=torch.long), self.device)
 
     def forward(
         self,
@@ -217,11 +166,6 @@ class LlavaOnevision:
         hidden = output.last_hidden_state
         assert isinstance(hidden, Tensor)
         return hidden[0]
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        logits = self.model.lm_head(hidden)
-        assert isinstance(logits, Tensor)
-        return logits.float()
 
     def _grid_size(self) -> int:
         config = self.model.config.vision_config

@@ -6,14 +6,14 @@ offset on the model; it is never called: tower and language model are, each with
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any, ClassVar, Self
 
 import torch
-from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from dycoke_core.compression.flops import TextGeometry, VisionGeometry
 from dycoke_core.model.adapter import Clip, EmbeddedPrefix, LayerSpec, PromptLayout
@@ -29,6 +29,7 @@ from dycoke_core.model.mrope import (
     prefix_positions,
 )
 from dycoke_core.model.temporal_patches import TemporalPatches
+from dycoke_core.model.transformers_model import TransformersModel
 from dycoke_core.preprocess import PromptEncoder
 from dycoke_core.sequence import ChatMessage, FrameTiming
 from dycoke_core.transfer import to_device
@@ -38,7 +39,7 @@ _NUM_GRIDS = 32  # whose positions are remembered
 
 
 @dataclass(slots=True, eq=False)
-class QwenVL(ABC):
+class QwenVL(TransformersModel, ABC):
     """A loaded checkpoint. Holds no state of any request."""
 
     model_class: ClassVar[type[PreTrainedModel]]
@@ -81,41 +82,7 @@ class QwenVL(ABC):
             weights_digest=checkpoint.weights_digest,
         )
 
-    @property
-    def architecture(self) -> str:
-        return str(type(self.model).__name__)
-
-    @property
-    def device(self) -> torch.device:
-        return torch.device(self.model.device)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        dtype = self.model.dtype
-        assert isinstance(dtype, torch.dtype)
-        return dtype
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerFast:
-        return self.prompt_encoder.tokenizer
-
-    @property
-    def language_model(self) -> nn.Module:
-        module = self.model.model.language_model
-        assert isinstance(module, nn.Module)
-        return module
-
-    @property
-    def lm_head(self) -> nn.Module:
-        module = self.model.lm_head
-        assert isinstance(module, nn.Module)
-        return module
-
     # --- sizes ---
-
-    @property
-    def max_model_tokens(self) -> int:
-        return int(self.model.config.text_config.max_position_embeddings)
 
     @property
     def num_position_axes(self) -> int:
@@ -198,19 +165,6 @@ class QwenVL(ABC):
             _layer_adds(visual_rows[:, size:], visual_places, embeds),
         )
 
-    def embed_text(self, layout: PromptLayout) -> EmbeddedPrefix:
-        embeds = self.embed_tokens(layout.text_ids)
-        positions = torch.arange(len(embeds), device=embeds.device).expand(NUM_AXES, -1)
-        return EmbeddedPrefix(embeds, positions, ())
-
-    def embed_tokens(self, token_ids: Sequence[int]) -> Tensor:
-        embedded = self.model.get_input_embeddings()(self.integers(token_ids))
-        assert isinstance(embedded, Tensor)
-        return embedded
-
-    def integers(self, values: Sequence[int]) -> Tensor:
-        return to_device(torch.tensor(values, dtype=torch.long), self.device)
-
     def _of_run(self, clip: Clip) -> PositionsOfRun:
         rows, columns = self.patches.grid(clip.height, clip.width)
         seconds = self.patches.seconds_per_unit(clip)
@@ -240,11 +194,6 @@ class QwenVL(ABC):
         """What `layer_adds` is to the language model's forward."""
         assert layer_adds is None, "these layers add nothing"
         return {}
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        logits = self.model.lm_head(hidden)
-        assert isinstance(logits, Tensor)
-        return logits.float()
 
 
 def _layer_adds(extra: Tensor, visual_places: Tensor, embeds: Tensor) -> Tensor | None:

@@ -20,7 +20,7 @@ from dycoke_core.model.loader import load_model
 from dycoke_core.model.qwen_vl import QwenVL
 from dycoke_core.sequence import ChatMessage, FrameTiming, SamplingParams, Sequence
 from tests.compression import slow_loops
-from tests.engine.conftest import HAS_TRITON, installed_plain_kernels
+from tests.engine.conftest import installed_plain_kernels, need_triton
 from tests.engine.lab import check_idle
 from tests.engine.qwen_reference import Qwen3Reference, QwenReference
 from tests.engine.recording import (
@@ -153,8 +153,8 @@ class Bench:
 
 @pytest.fixture(params=["cpu", "cuda"])
 def bench(request: pytest.FixtureRequest, model: QwenVL) -> Iterator[Bench]:
-    if request.param == "cuda" and not HAS_TRITON:
-        pytest.skip("the CUDA backend needs Triton")
+    if request.param == "cuda":
+        need_triton()
     has_kernels = request.param == "cpu"
     with nullcontext([]) if has_kernels else installed_plain_kernels() as violations:
         bench = Bench(model, request.param)
@@ -418,9 +418,9 @@ def test_receipts_count_units_and_name_the_pruned_layers(bench: Bench) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not HAS_TRITON, reason="the CUDA backend needs Triton")
 def test_the_kernels_give_the_cpus_numbers(model: QwenVL) -> None:
     """The kernels themselves, in Triton's interpreter where there is no GPU. Short: it is slow."""
+    need_triton()
     ask: dict[str, Any] = {"num_frames": 3, "size": (1, 2), "question": "How?", "max_tokens": 3}
     kernels, twin = Bench(model, "cuda"), Bench(model, "cpu")
     assert_same(kernels.alone(**ask), twin.alone(**ask))

@@ -19,6 +19,7 @@ from app import child
 from app.embedded_redis import find_redis_server
 from app.store.client import connect
 from app.store.keys import RedisKeys
+from tests.integration.api import RunningApi, ScriptedWorker, running_api, scripted_worker
 
 
 class RedisServer:
@@ -115,3 +116,20 @@ async def redis(redis_server: RedisServer) -> AsyncIterator[Redis]:
     client = connect(redis_server.url)
     yield client
     await client.aclose()
+
+
+# --- an API, and a worker that answers as a test says ---
+
+
+@pytest.fixture
+async def api(
+    redis_server: RedisServer, keys: RedisKeys, tmp_path: Path
+) -> AsyncIterator[RunningApi]:
+    async with running_api(redis_server.url, keys, tmp_path) as api:
+        yield api
+
+
+@pytest.fixture
+async def worker(redis_server: RedisServer, keys: RedisKeys) -> AsyncIterator[ScriptedWorker]:
+    async with scripted_worker(redis_server.url, keys) as worker:
+        yield worker

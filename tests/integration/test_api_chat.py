@@ -2,8 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,24 +20,9 @@ from tests.integration.api import (
     RunningApi,
     ScriptedWorker,
     parse_events,
-    running_api,
     scripted_worker,
 )
 from tests.integration.conftest import RedisServer
-
-
-@pytest.fixture
-async def worker(redis_server: RedisServer, keys: RedisKeys) -> AsyncIterator[ScriptedWorker]:
-    async with scripted_worker(redis_server.url, keys) as worker:
-        yield worker
-
-
-@pytest.fixture
-async def api(
-    redis_server: RedisServer, keys: RedisKeys, tmp_path: Path
-) -> AsyncIterator[RunningApi]:
-    async with running_api(redis_server.url, keys, tmp_path) as api:
-        yield api
 
 
 async def test_answer_streams_token_by_token(api: RunningApi, worker: ScriptedWorker) -> None:

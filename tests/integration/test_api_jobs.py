@@ -29,12 +29,6 @@ from tests.integration.workers import wait_until
 
 
 @pytest.fixture
-async def worker(redis_server: RedisServer, keys: RedisKeys) -> AsyncIterator[ScriptedWorker]:
-    async with scripted_worker(redis_server.url, keys) as worker:
-        yield worker
-
-
-@pytest.fixture
 async def api(
     redis_server: RedisServer, keys: RedisKeys, tmp_path: Path
 ) -> AsyncIterator[RunningApi]:

@@ -1,7 +1,6 @@
 """Keys over HTTP: strangers, scopes, changes that need no restart, and what pages may do."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
@@ -16,7 +15,6 @@ from tests.integration.api import (
     RunningApi,
     ScriptedWorker,
     running_api,
-    scripted_worker,
 )
 from tests.integration.conftest import RedisServer
 
@@ -52,12 +50,6 @@ def data_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DYCOKE_DATA_DIR", str(tmp_path))
     monkeypatch.setattr(auth, "REFRESH_S", 0.05)
     return tmp_path
-
-
-@pytest.fixture
-async def worker(redis_server: RedisServer, keys: RedisKeys) -> AsyncIterator[ScriptedWorker]:
-    async with scripted_worker(redis_server.url, keys) as worker:
-        yield worker
 
 
 async def until_status(api: RunningApi, expected: int, headers: dict[str, str]) -> None:

@@ -33,12 +33,6 @@ MAX_UPLOAD_BYTES = 2**20
 
 
 @pytest.fixture
-async def worker(redis_server: RedisServer, keys: RedisKeys) -> AsyncIterator[ScriptedWorker]:
-    async with scripted_worker(redis_server.url, keys) as worker:
-        yield worker
-
-
-@pytest.fixture
 async def api(
     redis_server: RedisServer, keys: RedisKeys, tmp_path: Path
 ) -> AsyncIterator[RunningApi]:

@@ -23,7 +23,6 @@ from tests.integration.api import (
     EventReader,
     ScriptedWorker,
     parse_events,
-    scripted_worker,
 )
 from tests.integration.conftest import RedisServer
 from tests.integration.workers import PATIENCE_S, ROOT, wait_until
@@ -128,12 +127,6 @@ async def _are_listening(processes: Processes, count: int) -> bool:
     assert processes.process.poll() is None, processes.entries
     messages = [str(entry["message"]) for entry in processes.entries]
     return sum("listening on" in message for message in messages) >= count
-
-
-@pytest.fixture
-async def worker(redis_server: RedisServer, keys: RedisKeys) -> AsyncIterator[ScriptedWorker]:
-    async with scripted_worker(redis_server.url, keys) as worker:
-        yield worker
 
 
 @pytest.fixture

@@ -21,17 +21,10 @@ from tests.integration.api import (
     parse_events,
     raw_request,
     running_api,
-    scripted_worker,
     until,
     until_state,
 )
 from tests.integration.conftest import RedisServer
-
-
-@pytest.fixture
-async def worker(redis_server: RedisServer, keys: RedisKeys) -> AsyncIterator[ScriptedWorker]:
-    async with scripted_worker(redis_server.url, keys) as worker:
-        yield worker
 
 
 async def test_draining_api_refuses_posts_and_lets_answers_finish(

@@ -10,18 +10,12 @@ from redis.asyncio import Redis
 from app.__main__ import main
 from app.store.forgotten_videos import ForgottenVideos
 from app.store.keys import RedisKeys
-from tests.integration.api import CLIP, RunningApi, ScriptedWorker, running_api, scripted_worker
+from tests.integration.api import CLIP, RunningApi, ScriptedWorker, running_api
 from tests.integration.conftest import RedisServer
 
 SECRETS = {name: f"key-of-{name}-" + "x" * 32 for name in "ab"}
 A, B = ({"Authorization": f"Bearer {secret}"} for secret in SECRETS.values())
 KEYS = ",".join(f"{name}:{secret}" for name, secret in SECRETS.items())
-
-
-@pytest.fixture
-async def worker(redis_server: RedisServer, keys: RedisKeys) -> AsyncIterator[ScriptedWorker]:
-    async with scripted_worker(redis_server.url, keys) as worker:
-        yield worker
 
 
 @pytest.fixture

@@ -21,7 +21,6 @@ from tests.integration.api import (
     ScriptedWorker,
     raw_request,
     running_api,
-    scripted_worker,
     until,
     until_state,
 )
@@ -29,20 +28,6 @@ from tests.integration.conftest import RedisServer
 
 PATH = "/v1/chat/completions"
 KEYS = "k" * 40
-
-
-@pytest.fixture
-async def worker(redis_server: RedisServer, keys: RedisKeys) -> AsyncIterator[ScriptedWorker]:
-    async with scripted_worker(redis_server.url, keys) as worker:
-        yield worker
-
-
-@pytest.fixture
-async def api(
-    redis_server: RedisServer, keys: RedisKeys, tmp_path: Path
-) -> AsyncIterator[RunningApi]:
-    async with running_api(redis_server.url, keys, tmp_path) as api:
-        yield api
 
 
 @pytest.fixture

@@ -12,33 +12,15 @@ import pytest
 from openai import AsyncOpenAI
 from PIL import Image
 
-from app.store.keys import RedisKeys
 from dycoke_core.video import VideoFrames
 from tests.integration.api import (
     CLIP,
     MODEL,
     RunningApi,
     ScriptedWorker,
-    running_api,
-    scripted_worker,
     until,
 )
-from tests.integration.conftest import RedisServer
 from tests.integration.test_openai_chat import about, client_of
-
-
-@pytest.fixture
-async def worker(redis_server: RedisServer, keys: RedisKeys) -> AsyncIterator[ScriptedWorker]:
-    async with scripted_worker(redis_server.url, keys) as worker:
-        yield worker
-
-
-@pytest.fixture
-async def api(
-    redis_server: RedisServer, keys: RedisKeys, tmp_path: Path
-) -> AsyncIterator[RunningApi]:
-    async with running_api(redis_server.url, keys, tmp_path) as api:
-        yield api
 
 
 @pytest.fixture

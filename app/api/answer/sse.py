@@ -54,7 +54,7 @@ class Rendering(Protocol):
         ...
 
     def interruption(self, event: ErrorEvent) -> bytes:
-        """The end of a stream that ends before its job, which goes on."""
+        """How a stream ended whose job continues."""
         ...
 
     def body(self, done: DoneEvent) -> dict[str, Any]:

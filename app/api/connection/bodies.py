@@ -21,7 +21,7 @@ from app.errors import TooManyUploadsError, UploadTimeoutError
 from app.keys.owners import ANONYMOUS
 
 FIRST_BYTE_S = 5.0
-IDLE_S = 30.0  # behind the rate below, while nearly all slots are free; FIRST_BYTE_S when none is
+IDLE_S = 30.0  # that a body may fall behind its minimum rate; FIRST_BYTE_S when no slot is free
 MIN_BYTES_S = 8192.0  # on average, while nearly all slots are free
 BUSY_MIN_BYTES_S = 262_144.0  # when none is
 METHODS = frozenset({"POST", "PUT", "PATCH"})

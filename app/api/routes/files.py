@@ -140,7 +140,7 @@ async def get_file_content(file_id: str, api: ApiDep, principal: PrincipalDep) -
 
 @router.delete("/{file_id}", summary="Delete a file")
 async def delete_file(file_id: str, api: ApiDep, principal: UploaderDep) -> DeletedFile:
-    """It is gone at once; a job about it goes on, and what that needs of it goes with the job."""
+    """It is gone at once. A job about it continues, and keeps what it needs until it ends."""
     await api.uploads.delete(file_id, principal.owner)
     return DeletedFile(id=file_id)
 

@@ -109,7 +109,7 @@ async def get_frame(
 
 @router.delete("/v1/videos/{video_id}", status_code=204, summary="Delete a stored video")
 async def delete_video(video_id: str, api: ApiDep, principal: UploaderDep) -> Response:
-    """It is gone at once; a job about it goes on, and what that needs of it goes with the job."""
+    """It is gone at once. A job about it continues, and keeps what it needs until it ends."""
     await api.uploads.delete(video_id, principal.owner)
     return Response(status_code=204)
 

@@ -102,7 +102,7 @@ def merge(pages: Mapping[int, bytes]) -> bytes:
 def _labelled(sample: bytes, label: bytes) -> bytes:
     """`name{a="1"} 2` or `name 2` with one label more, which comes first."""
     name, brace, rest = sample.partition(b"{")
-    if brace:  # of the value of no label: those stand behind the first brace
+    if brace:  # the first one opens the labels; others are in values
         return b"%b{%b,%b" % (name, label, rest)
     name, _, value = sample.partition(b" ")
     return b"%b{%b} %b" % (name, label, value)

@@ -1,0 +1,77 @@
+"""What every video language model of transformers gives the engine, whatever its family."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
+
+from dycoke_core.model.adapter import EmbeddedPrefix, PromptLayout
+from dycoke_core.preprocess import PromptEncoder
+from dycoke_core.transfer import to_device
+
+
+class TransformersModel:
+    """The part of an adapter that does not depend on the family (`dycoke_core.model.adapter`)."""
+
+    __slots__ = ()
+
+    model: Any  # a class for conditional generation: tower, language model, lm_head
+    prompt_encoder: PromptEncoder
+
+    @property
+    def architecture(self) -> str:
+        return type(self.model).__name__
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.model.device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        dtype = self.model.dtype
+        assert isinstance(dtype, torch.dtype)
+        return dtype
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        return self.prompt_encoder.tokenizer
+
+    @property
+    def language_model(self) -> nn.Module:
+        module = self.model.model.language_model
+        assert isinstance(module, nn.Module)
+        return module
+
+    @property
+    def lm_head(self) -> nn.Module:
+        module = self.model.lm_head
+        assert isinstance(module, nn.Module)
+        return module
+
+    @property
+    def max_model_tokens(self) -> int:
+        return int(self.model.config.text_config.max_position_embeddings)
+
+    @property
+    def num_position_axes(self) -> int:
+        return 1
+
+    def embed_text(self, layout: PromptLayout) -> EmbeddedPrefix:
+        embeds = self.embed_tokens(layout.text_ids)
+        positions = torch.arange(len(embeds), device=embeds.device)
+        return EmbeddedPrefix(embeds, positions.expand(self.num_position_axes, -1), ())
+
+    def embed_tokens(self, token_ids: Sequence[int]) -> Tensor:
+        embedded = self.model.get_input_embeddings()(self.integers(token_ids))
+        assert isinstance(embedded, Tensor)
+        return embedded
+
+    def integers(self, values: Sequence[int]) -> Tensor:
+        return to_device(torch.tensor(values, dtype=torch.long), self.device)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        logits = self.model.lm_head(hidden)
+        assert isinstance(logits, Tensor)
+        return logits.float()
