@@ -63,7 +63,9 @@ def main() -> int:
     rows = _rows(seen)
     _print(rows)
     if options.json:
-        print(json.dumps(about | {"turns": options.turns, "rows": rows}))
+        print(
+            json.dumps(about | {"turns": options.turns, "seconds": options.seconds, "rows": rows})
+        )
     return 0
 
 

@@ -76,6 +76,7 @@ class EmbeddedRun:
             if self._service.is_running:
                 self._service.send(signal.SIGKILL)
                 await self._service.ended()
+        self.ledger.check_that_it_was_chaos()
         return not self.ledger.problems
 
     async def _run(self, http: httpx.AsyncClient) -> None:

@@ -101,6 +101,13 @@ class Ledger:
     def count_refusal(self, code: str) -> None:
         self.refusals[code] += 1
 
+    def check_that_it_was_chaos(self) -> None:
+        """A run in which nothing was hit, or nothing answered, shows nothing."""
+        if not self.num_faults.total():
+            self.blame("no fault struck")
+        if not any(entry.outcome == "done" for entry in self.jobs.values()):
+            self.blame("no answer was whole")
+
     def blame(self, text: str, job_id: str | None = None) -> None:
         self.problems.append((job_id, text))
 

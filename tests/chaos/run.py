@@ -53,6 +53,7 @@ class Run:
                 await self._run(http)
         finally:
             await self._fleet.close()
+        self.ledger.check_that_it_was_chaos()
         return not self.ledger.problems
 
     async def _run(self, http: httpx.AsyncClient) -> None:

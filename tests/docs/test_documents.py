@@ -77,6 +77,4 @@ def knows_option(origin: str | None, option: str) -> bool:
     assert origin is not None
     path = Path(origin)
     sources = path.parent.rglob("*.py") if path.name == "__init__.py" else [path]
-    if path.name != "__init__.py":
-        sources = path.parent.glob("*.py")
     return any(f'"{option}"' in source.read_text() for source in sources)
