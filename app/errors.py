@@ -95,7 +95,7 @@ class TooManyUploadsError(ServiceError):
 
 
 class UploadTimeoutError(ServiceError):
-    """The client sent nothing for too long, or took too long over the whole body."""
+    """The client sent its body too slowly, or nothing for too long."""
 
     code = "upload_timeout"
     retryable = True
@@ -108,7 +108,7 @@ class IdempotencyConflictError(ServiceError):
 
 
 class TooManyStreamsError(ServiceError):
-    """This API process serves as many open answers as it may."""
+    """The API serves as many open answers as it may."""
 
     code = "too_many_streams"
     retryable = True

@@ -6,7 +6,7 @@ death, the supervisor), so numbers need no lock and nobody waits for a process t
 of different rows are not read at one instant.
 
 The memory is an anonymous file that processes inherit by its descriptor, and so are the locks:
-both are gone with the last process, however it ends. Knows nothing of what is counted and locked.
+both are gone with the last process, however it ends. Knows nothing of what the locks are for.
 Linux only.
 """
 

@@ -114,7 +114,7 @@ class Settings(BaseSettings):
     max_streams: int = Field(512, ge=1)  # open answers, of all API processes on the port
     max_frames: int = Field(128, ge=1)
     max_tokens: int = Field(4096, ge=1)
-    max_frame_readers: int = Field(2, ge=1)  # likewise
+    max_frame_readers: int = Field(2, ge=1)  # and as many probes, of all API processes on the port
 
     # Waits.
     read_timeout_s: float = Field(30.0, gt=0)

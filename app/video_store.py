@@ -27,7 +27,7 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -36,6 +36,7 @@ from typing import Any, TypeVar
 from app.errors import UploadTooLargeError, VideoNotFoundError, VideoStoreFullError
 from app.keys.owners import ANONYMOUS, OWNER_ID
 from app.process_table import ProcessRow
+from app.threads import in_thread, outlast
 from dycoke_core.video import SNIFF_BYTES, VideoProbe
 
 FLUSH_BYTES = 1 << 20  # one thread hop, write and hash per this much
@@ -154,7 +155,7 @@ class Upload:
     async def _settle(self) -> None:
         """Waits for what is being written: nobody may close the descriptor under it."""
         if self._writing is not None:
-            await _outlast(self._writing)
+            await outlast(self._writing)
             self._writing.exception()  # whoever wrote more, or finished, was told
 
     def _write(self, data: bytearray, is_last: bool) -> None:
@@ -217,14 +218,14 @@ class VideoStore:
     @asynccontextmanager
     async def receive(self) -> AsyncIterator[Upload]:
         """An upload; what was not committed when the block ends is gone."""
-        upload = await _in_thread(self._begin, undo=Upload._discard)
+        upload = await in_thread(self._begin, undo=Upload._discard)
         try:
             yield upload
         finally:
             try:
                 await upload._settle()
             finally:
-                await _in_thread(upload._discard)
+                await in_thread(upload._discard)
 
     async def commit(
         self,
@@ -235,7 +236,7 @@ class VideoStore:
         retention: Retention = FOREVER,
     ) -> VideoLease:
         """Stores a finished upload for its owner. What is there already stays as it is."""
-        return await _in_thread(
+        return await in_thread(
             lambda: self._commit(upload, video_id, probe, owner, retention),
             undo=VideoLease.release,
         )
@@ -245,7 +246,7 @@ class VideoStore:
 
         Raises: VideoNotFoundError.
         """
-        return await _in_thread(
+        return await in_thread(
             lambda: self._retain(video_id, owner, retention), undo=VideoLease.release
         )
 
@@ -260,7 +261,7 @@ class VideoStore:
     async def drop_expired(self, video_id: str, owner: str) -> bool:
         """Removes a reference, and the video with its last one; False where it has been uploaded
         again meanwhile."""
-        return await _in_thread(lambda: self._drop_expired(video_id, owner))
+        return await in_thread(lambda: self._drop_expired(video_id, owner))
 
     async def find(self, video_id: str, owner: str) -> StoredVideo:
         """Raises: VideoNotFoundError."""
@@ -268,7 +269,7 @@ class VideoStore:
 
     async def lease(self, video_id: str, owner: str) -> VideoLease:
         """Raises: VideoNotFoundError."""
-        return await _in_thread(lambda: self._lease(video_id, owner), undo=VideoLease.release)
+        return await in_thread(lambda: self._lease(video_id, owner), undo=VideoLease.release)
 
     async def has_others(self, video_id: str, owner: str) -> bool:
         """Whether somebody else has the video too."""
@@ -281,7 +282,7 @@ class VideoStore:
 
         Raises: VideoNotFoundError.
         """
-        await _in_thread(lambda: self._delete(video_id, owner))
+        await in_thread(lambda: self._delete(video_id, owner))
 
     # --- everything below blocks and runs in threads ---
 
@@ -536,34 +537,6 @@ class VideoStore:
             is_reference = path.suffix == ".json" and _is_old(status)
             if is_reference and not (self._directory / path.stem).exists():
                 path.unlink(missing_ok=True)
-
-
-async def _in_thread(work: Callable[[], T], undo: Callable[[T], None] | None = None) -> T:
-    """Runs `work` in a thread, to its end even if the caller is cancelled: a thread cannot be
-    stopped, and what it uses (a descriptor!) must not be closed under it. Then `undo` takes back
-    what nobody received.
-    """
-    done = asyncio.get_running_loop().run_in_executor(None, work)
-    try:
-        return await asyncio.shield(done)
-    except asyncio.CancelledError:
-        with suppress(asyncio.CancelledError):
-            await _outlast(done)
-        if done.exception() is None and undo is not None:
-            undo(done.result())
-        raise
-
-
-async def _outlast(future: asyncio.Future[Any]) -> None:
-    """Waits for a future's end, also if the caller is cancelled, who hears of it then."""
-    is_cancelled = False
-    while not future.done():
-        try:
-            await asyncio.wait([future])
-        except asyncio.CancelledError:
-            is_cancelled = True
-    if is_cancelled:
-        raise asyncio.CancelledError
 
 
 def _scan(directory: Path) -> Iterator[tuple[Path, os.stat_result]]:

@@ -30,6 +30,7 @@ from dycoke_core.video import VideoFrames
 from dycoke_core.video.types import ReaderName, Sampling
 
 BLOB_VERSION = 1
+# A new BLOB_VERSION needs a new PIXELS_VERSION too: only this one is in the digest.
 PIXELS_VERSION = 2  # of what readers make of a file; 1: PyAV scaled in another way than decord
 _LENGTH_BYTES = 4  # of the header, big endian
 

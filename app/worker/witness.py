@@ -45,12 +45,15 @@ class Witness:
         settings: Settings,
         redis_url: str,
         *,
-        count_oom_kills: "Callable[[], int | None] | None" = None,
+        count_oom_kills: Callable[[], int | None] | None = None,
     ) -> None:
         self._settings = settings
         self._redis_url = redis_url
         self._count_oom_kills = count_oom_kills or num_oom_kills
-        self._num_oom_kills = self._count_oom_kills()
+        self._at_start = self._count_oom_kills()
+        # By child, at its last end: a kill counted since then may have been this child's, whoever
+        # else has ended meanwhile.
+        self._at_last_end: dict[int, int | None] = {}
 
     async def report(self, child: int, life: str, exit_code: int) -> None:
         """Says in Redis how a worker ended; sits out an outage of Redis for `PATIENCE_S`.
@@ -58,7 +61,7 @@ class Witness:
         Args:
             exit_code: negative for a signal.
         """
-        worker_id, fate = name_worker(child, life), self._judge(exit_code)
+        worker_id, fate = name_worker(child, life), self._judge(child, exit_code)
         redis = connect(self._redis_url, max_connections=1)
         lost = LostWorkers(redis, RedisKeys(self._settings.redis_prefix))
         try:
@@ -79,13 +82,14 @@ class Witness:
             except StoreUnavailableError:
                 await asyncio.sleep(RETRY_S)
 
-    def _judge(self, exit_code: int) -> Fate:
-        before, self._num_oom_kills = self._num_oom_kills, self._count_oom_kills()
+    def _judge(self, child: int, exit_code: int) -> Fate:
+        before, now = self._at_last_end.get(child, self._at_start), self._count_oom_kills()
+        self._at_last_end[child] = now
         if exit_code == 0 or -exit_code in FROM_OUTSIDE:
             return Fate.OUTSIDE  # 0: it was drained
         if exit_code != -signal.SIGKILL:
             return Fate.OWN
-        is_quiet = before is not None and before == self._num_oom_kills
+        is_quiet = before is not None and before == now
         return Fate.OUTSIDE if is_quiet else Fate.UNKNOWN
 
 

@@ -14,6 +14,7 @@ import ssl
 import stat
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from functools import partial
 from ipaddress import ip_address, ip_network
 from pathlib import Path, PurePosixPath
 from socket import SOCK_STREAM
@@ -26,6 +27,7 @@ import httpx
 from app.api.connection.bodies import IDLE_S, MIN_BYTES_S
 from app.api.openai.fields import wrong
 from app.errors import UploadTooLargeError
+from app.threads import in_thread
 
 MAX_REDIRECTS = 3
 MAX_FETCH_S = 120.0
@@ -62,6 +64,8 @@ class MediaFetcher:
         self._domains = tuple(domain.lower().rstrip(".") for domain in domains)
         self._folder = folder
         self._max_bytes = max_bytes
+        # Reading the authorities takes milliseconds of the event loop: once, and only if needed.
+        self._tls = ssl.create_default_context() if self._domains else None
         self._backend = _CheckedBackend(resolve or _resolve, dial or _dial)
 
     async def fetch(self, url: str, param: str, write: Write) -> None:
@@ -77,6 +81,8 @@ class MediaFetcher:
         try:
             async with asyncio.timeout(MAX_FETCH_S):
                 await self._fetch(url, param, write)
+        except UnicodeError:
+            raise wrong(param, "the URL's host is no name of a host") from None
         except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, OSError):
             _fail(param)  # a TimeoutError is an OSError
 
@@ -132,7 +138,7 @@ class MediaFetcher:
         async with AsyncExitStack() as stack:
             pool = await stack.enter_async_context(
                 httpcore.AsyncConnectionPool(
-                    ssl_context=ssl.create_default_context(),
+                    ssl_context=self._tls,
                     max_connections=1,
                     network_backend=self._backend,
                 )
@@ -161,9 +167,9 @@ class MediaFetcher:
     # --- files ---
 
     async def _read_file(self, url: str, param: str, write: Write) -> None:
-        fd = await asyncio.to_thread(self._open, url, param)
+        fd = await in_thread(partial(self._open, url, param), undo=os.close)
         try:
-            while data := await asyncio.to_thread(os.read, fd, READ_BYTES):
+            while data := await in_thread(partial(os.read, fd, READ_BYTES)):
                 await write(data)
         except OSError:
             _fail(param)

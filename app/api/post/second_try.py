@@ -36,14 +36,22 @@ class SecondTryReaders:
     def kills(self) -> Mapping[str, int]:
         return self._readers.kills
 
-    async def probe(self, path: Path) -> VideoProbe:
-        """Raises: VideoError, ReadersUnavailableError."""
+    async def probe(self, path: Path) -> tuple[VideoProbe, float]:
+        """Returns also the seconds that it took, without the wait for a place.
+
+        Raises: VideoError, ReadersUnavailableError.
+        """
         try:
             async with self._places.to_probe():
-                return await self._readers.probe(path)
+                return await self._timed_probe(path)
         except VideoReaderKilledError:
             async with self._places.alone():
-                return await self._readers.probe(path)
+                return await self._timed_probe(path)
+
+    async def _timed_probe(self, path: Path) -> tuple[VideoProbe, float]:
+        began_at = time.monotonic()
+        probe = await self._readers.probe(path)
+        return probe, time.monotonic() - began_at
 
     async def read(
         self,

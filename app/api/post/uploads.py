@@ -3,7 +3,6 @@ and on their way out, with what is kept of them.
 """
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 
@@ -81,13 +80,12 @@ class Uploads:
         video_id = await upload.finish()
         with suppress(VideoNotFoundError):
             return await self._videos.retain(video_id, owner, retention), 0.0
-        began_at = time.monotonic()
-        probe = await self._readers.probe(upload.path)
+        probe, probe_s = await self._readers.probe(upload.path)
         lease = await self._videos.commit(upload, video_id, probe, owner, retention)
         with suppress(StoreUnavailableError):  # then nothing of it is kept for a day
             await self._forgotten.keep(self._cached(video_id, owner))
             await self._usage.count_upload(owner, upload.num_bytes)
-        return lease, time.monotonic() - began_at
+        return lease, probe_s
 
     async def delete(self, video_id: str, owner: str) -> None:
         """Removes a video of an owner's, and what is kept of it unless others share that.

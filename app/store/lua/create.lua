@@ -21,7 +21,8 @@ local function stands_for_its_key(job_id)
 end
 
 local model, job_id, hash = ARGV[2], ARGV[3], ARGV[8]
-if redis.call('EXISTS', job_key(job_id)) == 1 then return {'created', job_id, ''} end -- a retry
+local state = redis.call('HGET', job_key(job_id), 'state')
+if state then return {state == 'reading' and 'created' or 'queued', job_id, ''} end -- a retry
 if hash ~= '' then
   local earlier = redis.call('HMGET', idempotency_key(hash), 'fingerprint', 'job_id')
   if earlier[2] and stands_for_its_key(earlier[2]) then

@@ -14,9 +14,8 @@ from app.worker.witness import Witness, num_oom_kills
 def judge(exit_code: int, *oom_kills: int | None) -> Fate:
     """What a witness makes of an exit code, having counted these kills before and after."""
     counts = iter(oom_kills)
-    return Witness(Settings(), "redis://nowhere", count_oom_kills=lambda: next(counts))._judge(
-        exit_code
-    )
+    witness = Witness(Settings(), "redis://nowhere", count_oom_kills=lambda: next(counts))
+    return witness._judge(0, exit_code)
 
 
 @pytest.mark.parametrize("exit_code", [1, 66, -signal.SIGSEGV, -signal.SIGABRT, -signal.SIGBUS])
@@ -37,6 +36,13 @@ def test_a_sigkill_is_from_outside_unless_it_may_have_been_the_kernels(
     before: int | None, after: int | None, fate: Fate
 ) -> None:
     assert judge(-signal.SIGKILL, before, after) is fate
+
+
+def test_two_workers_that_the_kernel_kills_together_are_both_in_doubt() -> None:
+    counts = iter([0, 2, 2, 2])
+    witness = Witness(Settings(), "redis://nowhere", count_oom_kills=lambda: next(counts))
+    fates = [witness._judge(child, -signal.SIGKILL) for child in (0, 1, 1)]
+    assert fates == [Fate.UNKNOWN, Fate.UNKNOWN, Fate.OUTSIDE]
 
 
 def test_kills_are_counted_where_the_control_group_does(
