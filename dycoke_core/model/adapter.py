@@ -139,8 +139,8 @@ class EmbeddedPrefix:
         embeds: [P, D].
         positions: int64 [axes, P].
         visual: places of the visual tokens, as ascending runs.
-        layer_adds: [layers, P, D], what each of so many first layers adds to its output; None: they
-            add nothing.
+        layer_adds: [layers, P, D], what each of so many first layers adds to its output. None: no
+            layer of this model ever adds anything; a prefix of text alone adds zeros.
     """
 
     embeds: Tensor

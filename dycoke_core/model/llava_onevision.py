@@ -89,10 +89,6 @@ class LlavaOnevision(TransformersModel):
     def frames_per_unit(self) -> int:
         return 1
 
-    @property
-    def feature_size(self) -> int:
-        return self.text_geometry.hidden_size
-
     def tokens_per_unit(self, height: int, width: int) -> int:
         return self.tokens_per_frame
 

@@ -32,10 +32,6 @@ class Qwen25VL(QwenVL):
         "size": {"shortest_edge": 128 * 28 * 28, "longest_edge": 768 * 28 * 28},
     }
 
-    @property
-    def feature_size(self) -> int:
-        return self.text_geometry.hidden_size
-
     def vision_geometry(self, height: int, width: int) -> VisionGeometry:
         config, patches = self.model.config.vision_config, self.patches
         rows, columns = patches.grid(height, width)

@@ -93,10 +93,6 @@ class QwenVL(TransformersModel, ABC):
         return self.patches.temporal
 
     @property
-    @abstractmethod
-    def feature_size(self) -> int: ...
-
-    @property
     def image_size(self) -> int:
         side = _SIDE * self.patches.limits.multiple
         height, _ = self.patches.limits.fit(side, side)

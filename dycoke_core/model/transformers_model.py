@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
+from dycoke_core.compression.flops import TextGeometry
 from dycoke_core.model.adapter import EmbeddedPrefix, PromptLayout
 from dycoke_core.preprocess import PromptEncoder
 from dycoke_core.transfer import to_device
@@ -19,6 +20,7 @@ class TransformersModel:
 
     model: Any  # a class for conditional generation: tower, language model, lm_head
     prompt_encoder: PromptEncoder
+    text_geometry: TextGeometry
 
     @property
     def architecture(self) -> str:
@@ -55,13 +57,23 @@ class TransformersModel:
         return int(self.model.config.text_config.max_position_embeddings)
 
     @property
+    def feature_size(self) -> int:
+        return self.text_geometry.hidden_size
+
+    @property
     def num_position_axes(self) -> int:
         return 1
 
     def embed_text(self, layout: PromptLayout) -> EmbeddedPrefix:
         embeds = self.embed_tokens(layout.text_ids)
         positions = torch.arange(len(embeds), device=embeds.device)
-        return EmbeddedPrefix(embeds, positions.expand(self.num_position_axes, -1), ())
+        num_adding = self.feature_size // self.text_geometry.hidden_size - 1
+        return EmbeddedPrefix(
+            embeds,
+            positions.expand(self.num_position_axes, -1),
+            (),
+            embeds.new_zeros((num_adding, *embeds.shape)) if num_adding else None,
+        )
 
     def embed_tokens(self, token_ids: Sequence[int]) -> Tensor:
         embedded = self.model.get_input_embeddings()(self.integers(token_ids))

@@ -451,6 +451,23 @@ def test_a_conversation_without_a_video_equals_transformers_too(
     assert (report.compression.units, report.compression.visual_tokens_in) == (0, 0)
 
 
+@pytest.mark.parametrize("names", [("text", "last"), ("first", "text", "last")])
+def test_a_conversation_without_a_video_leaves_a_video_beside_it_unchanged(
+    names: tuple[str, ...], bench: Bench
+) -> None:
+    """In one pass, since the features are there from questions about other prefixes."""
+    videos = {"first": 1, "last": 2}
+    expected = {name: bench.alone(video=video) for name, video in videos.items()}
+    engine = bench.engine()
+    for name, video in videos.items():
+        engine.run(bench.sequence(f"before {name}", video=video, compression="full"))
+    asked = {name: bench.sequence(name, video=videos.get(name, 1)) for name in names}
+    asked["text"].frames = asked["text"].timing = None
+    engine.run(*asked.values())
+    for name in set(names) - {"text"}:
+        assert_same(engine.recordings[name], expected[name])
+
+
 # --- limits ---
 
 

@@ -179,5 +179,12 @@ def tokens(events: list[Event]) -> list[TokenEvent]:
     return [event for event in events if isinstance(event, TokenEvent)]
 
 
+def assert_gapless(events: list[Event]) -> None:
+    """Each token event starts where the one before ended; how many tokens share one varies."""
+    published = tokens(events)
+    starts = [0, *(event.next_index for event in published[:-1])]
+    assert [event.index for event in published] == starts
+
+
 def token_ids(events: list[Event]) -> list[int]:
     return [token_id for event in tokens(events) for token_id in event.token_ids]
