@@ -43,6 +43,7 @@ def _compression_report(model: VideoLanguageModel, state: SequenceState) -> Comp
     clip = state.prompt.clip
     size = (clip.height, clip.width) if clip is not None else (model.image_size,) * 2
     vision = model.vision_geometry(*size)
+    rows, columns = model.token_grid(*size) if clip is not None else (0, 0)
     shape = AnswerShape(
         num_units=0 if state.has_video_hit else len(state.distinct_units),
         num_text_tokens=state.num_text_tokens,
@@ -63,6 +64,8 @@ def _compression_report(model: VideoLanguageModel, state: SequenceState) -> Comp
     return CompressionReport(
         units=state.prompt.num_units,
         tokens_per_unit=state.prompt.tokens_per_unit,
+        rows=rows,
+        columns=columns,
         visual_tokens_in=num_in,
         visual_tokens_prefill=num_visual,
         visual_tokens_decode=num_decode,

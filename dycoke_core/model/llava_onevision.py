@@ -83,14 +83,16 @@ class LlavaOnevision(TransformersModel):
     @property
     def tokens_per_frame(self) -> int:
         """N: the patch grid, halved per side and rounded up by the pooling."""
-        return math.ceil(self._grid_size() / 2) ** 2
+        side, _ = self.token_grid(self.image_size, self.image_size)
+        return side**2
 
     @property
     def frames_per_unit(self) -> int:
         return 1
 
-    def tokens_per_unit(self, height: int, width: int) -> int:
-        return self.tokens_per_frame
+    def token_grid(self, height: int, width: int) -> tuple[int, int]:
+        side = math.ceil(self._grid_size() / 2)
+        return side, side
 
     def vision_geometry(self, height: int, width: int) -> VisionGeometry:
         return self._vision_geometry

@@ -30,7 +30,9 @@ class Task:
     params: Mapping[str, Any]
     num_threads: int  # to decode with
     video_path: str  # a name of our own, which tells a demuxer nothing
-    pixels: npt.NDArray[np.uint8] | None  # [F, S, S, 3] to be written, shared with the parent
+    pixels: (
+        npt.NDArray[np.uint8] | None
+    )  # [F, height, width, 3] to be written, shared with the parent
     report_progress: Callable[[float], None]
     complaints: Callable[[], bytes]  # what libraries have printed to stderr since the last call
 

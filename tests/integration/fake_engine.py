@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from dycoke_core.engine_card import EngineCard, EngineStats
 from dycoke_core.errors import EngineError, PromptTooLongError
+from dycoke_core.frame_size import PixelLimits
 from dycoke_core.sequence import (
     SAMPLER_VERSION,
     CacheReport,
@@ -36,6 +37,7 @@ FATAL_TOKEN = 2  # new tokens before the steered mishaps
 class FakeEngine:
     max_running_sequences: int = 4
     image_size: int = 8
+    frame_limits: PixelLimits | None = None
     sequences: dict[str, Sequence] = field(default_factory=dict)
     aborted: list[str] = field(default_factory=list)
     seen: list[Sequence] = field(default_factory=list)  # all that were added
@@ -49,6 +51,7 @@ class FakeEngine:
             dtype="float32",
             architecture="Fake",
             image_size=self.image_size,
+            frame_limits=self.frame_limits,
             tokens_per_frame=4,
             frames_per_unit=1,
             num_layers=2,
@@ -78,7 +81,11 @@ class FakeEngine:
         if "refuse" in words(sequence):
             raise PromptTooLongError("the prompt is too long")
         size = self.image_size
-        assert sequence.frames is None or sequence.frames.shape[1:] == (size, size, 3)
+        assert (
+            sequence.frames is None
+            or self.frame_limits is not None
+            or sequence.frames.shape[1:] == (size, size, 3)
+        )
         self.sequences[sequence.sequence_id] = sequence
         self.seen.append(sequence)
 
@@ -178,6 +185,8 @@ def make_report(output: list[int]) -> SequenceReport:
         compression=CompressionReport(
             units=1,
             tokens_per_unit=4,
+            rows=2,
+            columns=2,
             visual_tokens_in=4,
             visual_tokens_prefill=3,
             visual_tokens_decode=2,
