@@ -13,8 +13,8 @@ time, on as many cores as the column says:
 - `keyframe`: the same as `reader` with `sampling: keyframe`.
 
 Prints medians of wall and CPU seconds, children included, and the medians of their ratios to
-`decord` in the same turn, and how often PyAV had to read what decord gave up. Costs before reading (process start, imports, start of the fork servers)
-are left out everywhere.
+`decord` in the same turn, and how often PyAV had to read what decord gave up. Costs before reading
+(process start, imports, start of the fork servers) are left out everywhere.
 """
 
 import argparse
