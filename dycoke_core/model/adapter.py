@@ -216,8 +216,8 @@ class VideoLanguageModel(Protocol):
         ...
 
     def token_grid(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of a unit's N visual tokens, of frames of a size in pixels that the
-        model takes."""
+        """Rows and columns that a unit's N tokens stand in, row after row, of frames of a size in
+        pixels that the model takes."""
         ...
 
     def tokens_per_unit(self, height: int, width: int) -> int:

@@ -88,7 +88,7 @@ class TemporalPatches:
         return height // self.patch, width // self.patch
 
     def token_grid(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of what becomes of those."""
+        """Rows and columns of a unit's tokens."""
         rows, columns = self.grid(height, width)
         return rows // self.merge, columns // self.merge
 
