@@ -1,4 +1,4 @@
-"""Errors of the service, beside the core's own tree (`dycoke_core.errors`).
+"""Errors of the service, in addition to the core's own tree (`dycoke_core.errors`).
 
     DycokeError
     └── ServiceError

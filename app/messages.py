@@ -44,7 +44,7 @@ class Turn(Message):
 
 
 class FramesWanted(Message):
-    """Which frames to read, for whoever reads them."""
+    """Which frames to read; any API process may be the reader."""
 
     num_frames: int
     image_size: int
@@ -257,7 +257,7 @@ class TokenEvent(Message):
 
     @property
     def next_index(self) -> int:
-        """Index of the event behind it. Text alone, at an answer's very end, counts as a token."""
+        """Index of the next event. Text alone, at an answer's very end, counts as a token."""
         return self.index + max(1, len(self.token_ids))
 
 

@@ -123,7 +123,7 @@ class Sequence:
             conversation without a video, to which `compression` does not apply.
         video_turn: index of the user turn that the video belongs to; None: the first one.
         forced_token_ids: ids that an earlier attempt has published. They are run through the
-            ordinary decode path, emit no events, and the answer goes on behind them.
+            ordinary decode path, emit no events, and the answer continues after them.
         timing: of the frames; None: models that tell the time take them as of 24 a second.
         video_key: names the frames' content, for what is kept per video; None: hashed from them.
         video_name: of the video, however many keys it has, for `Engine.forget_video`.

@@ -307,7 +307,7 @@ def _start_readers(settings: Settings) -> FrameReaders:
             )
             break
         except SandboxUnavailableError as error:
-            if error.__cause__ is None:  # they have told: this system lacks what it takes
+            if error.__cause__ is None:  # reported: the system lacks what the sandbox needs
                 raise
             if not tries_left:
                 raise ReadersDoNotStartError(error.message) from error

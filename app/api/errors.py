@@ -216,7 +216,7 @@ def incident_message(incident: str) -> str:
 
 def install_error_handlers(app: FastAPI, count_rejection: Callable[[str], None]) -> None:
     """Args:
-    count_rejection: told the code of every post that is refused.
+    count_rejection: called with the code of every post that is refused.
     """
 
     async def on_dycoke_error(request: Request, error: Exception) -> Response:
@@ -234,7 +234,7 @@ def install_error_handlers(app: FastAPI, count_rejection: Callable[[str], None])
 
 
 async def _on_client_left(request: Request, error: Exception) -> Response:
-    return Response(status_code=499)  # nobody reads it; servers want an answer all the same
+    return Response(status_code=499)  # nobody reads it, but servers require an answer
 
 
 async def _on_validation_error(request: Request, error: Exception) -> JSONResponse:

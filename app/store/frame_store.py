@@ -37,7 +37,7 @@ _LENGTH_BYTES = 4  # of the header, big endian
 
 @dataclass(frozen=True, slots=True)
 class FramesHeader:
-    """All that a blob holds beside the pixels."""
+    """What a blob holds apart from the pixels."""
 
     shape: tuple[int, int, int, int]  # [F, S, S, 3]
     indices: tuple[int, ...]
@@ -148,7 +148,7 @@ def own_digest(digest: str, job_id: str) -> str:
 
 
 def encode_frames(frames: VideoFrames) -> bytes:
-    """A JSON header behind its length, then the pixels as they lie in memory."""
+    """The header's length, a JSON header, then the pixels as they lie in memory."""
     header = json.dumps(
         {
             "version": BLOB_VERSION,

@@ -5,8 +5,8 @@ and the tokens that they add to a job share an event, so a slow store makes fewe
 longer queue. All of it holds the GIL that the engine's thread wants too: per token it must cost
 microseconds (`python -m loadtest.path`).
 
-When Redis is away the engine goes on and the publisher retries; what gathers is bounded by the
-running jobs' `max_tokens`, and each job's time by its deadline.
+When Redis is away the engine keeps running and the publisher retries; what gathers is bounded by
+the running jobs' `max_tokens`, and each job's time by its deadline.
 """
 
 import asyncio
@@ -66,7 +66,7 @@ class Publisher:
         self._has_news.set()
 
     def fail(self, job: RunningJob, error: DycokeError) -> None:
-        """Ends a job with an error event behind whatever it has said."""
+        """Ends a job with an error event after everything it has published."""
         if job.final is None:
             logger.warning("job failed", extra={**job.log_fields, "code": error.code})
             job.final = ErrorEvent.of(error, job.job_id)
@@ -109,7 +109,7 @@ class Publisher:
             job.kept = None
 
     def _append(self, job: RunningJob) -> Append | None:
-        """The border of one job: what cannot be published fails this job alone."""
+        """Isolates one job: if its events cannot be published, only this job fails."""
         try:
             return job.append()
         except Exception:
@@ -143,7 +143,7 @@ class Publisher:
             self._jobs.remove(job)
 
     def _take_event(self, job: RunningJob, event: core.TokenEvent, now_s: float) -> None:
-        """The border of one job: what fails here fails this job alone."""
+        """Isolates one job: an error here fails only this job."""
         if event.error is not None:
             self.fail(job, event.error)
             return

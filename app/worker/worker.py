@@ -1,7 +1,7 @@
 """One worker: an engine on its thread, and the tasks that connect it to the queue.
 
-It runs until it is told to stop, which it does by draining: nothing new is taken, what finishes in
-time finishes, the rest is handed back for others to go on with. If a part of it fails, the jobs in
+It runs until asked to stop, then drains: it takes nothing new, lets jobs finish that can in time,
+and hands the rest back for other workers to resume. If a part of it fails, the jobs in
 its engine are handed back as suspects, the others at no cost, and the worker reports failure.
 """
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 FLUSH_TIMEOUT_S = 2.0  # for the last events of a worker that ends
 STORE_TIMEOUT_S = 5.0  # for withdrawing and handing back
 ENGINE_STOP_TIMEOUT_S = 10.0
-MAX_STEP_S = 120.0  # longer than any step: then the device hangs, and jobs go on elsewhere
+MAX_STEP_S = 120.0  # longer than any step: the device hangs, so jobs resume elsewhere
 
 logger = logging.getLogger(__name__)
 

@@ -206,7 +206,7 @@ class Backend(Protocol):
         ...
 
     def mark(self) -> Mark:
-        """Marks this moment behind all work launched so far."""
+        """Marks the end of all work launched so far."""
         ...
 
     def has_passed(self, mark: Mark) -> bool:

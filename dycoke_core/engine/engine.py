@@ -1,7 +1,7 @@
 """The engine: `add`, `abort`, `step`. Synchronous, one thread, knows no HTTP and no Redis.
 
 A step is `schedule → run → postprocess`. It returns one event for every token that became known.
-A sequence that fails ends in an event with its error; the others go on.
+A sequence that fails ends in an event with its error; the others continue.
 """
 
 import logging

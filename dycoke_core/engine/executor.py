@@ -105,7 +105,7 @@ class Executor:
         if schedule.encode:
             self._encode(schedule, outcome)
         rows = schedule.prefixes or schedule.questions or schedule.decode
-        if rows or schedule.encode:  # also without rows: its outcome tells when vision is through
+        if rows or schedule.encode:  # also without rows: its outcome shows when vision is through
             self._run_rows(schedule, outcome)
             self._collect(outcome, max_outstanding=self._backend.depth)
         else:

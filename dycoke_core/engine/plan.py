@@ -1,4 +1,4 @@
-"""What one step computes, as integers: the whole of what a backend is told about a step.
+"""What one step computes, as integers: all that a backend needs to know about a step.
 
 Prefixes and seats are named by the numbers that the backend gave them when they were opened.
 A plan holds no tensor and knows no queue and no text.
@@ -20,7 +20,7 @@ class PrefixChunk:
 
 @dataclass(frozen=True, slots=True)
 class QuestionChunk:
-    """The next tokens of a question, behind its prefix.
+    """The next tokens of a question, after its prefix.
 
     draw: for the token that follows its last one; None where more of the question is to come, or
         where that token is known already.

@@ -172,7 +172,7 @@ class SharedPool(Generic[Item]):
         return len(self) < num_before
 
     def _evict_until(self, is_enough: Callable[[], bool], *, only_from_host: bool = False) -> None:
-        """Leaves alone, where told to, what holds nothing in host memory."""
+        """With `only_from_host`, skips what holds nothing in host memory."""
         idle = [item for item in self._items.values() if item.holders == 0]
         for item in idle:
             if is_enough():

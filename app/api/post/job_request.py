@@ -154,7 +154,7 @@ def with_frames(
 
     Args:
         is_cached: they were stored already.
-        read_s: how long that took, beside what the request says.
+        read_s: how long that took, in addition to what the request says.
     """
     ref = FramesRef(
         digest=digest,

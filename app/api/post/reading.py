@@ -138,7 +138,7 @@ class FrameReading:
                 logger.info("job queued", extra=request.log_fields)
         except DycokeError as error:
             await self._fail(reading, ErrorEvent.of(error, job_id))
-        except Exception as error:  # the job's border
+        except Exception as error:  # isolates the job
             incident = log_incident(error, job_id=job_id)
             await self._fail(
                 reading,

@@ -64,7 +64,7 @@ def _wrong(field: str, message: str) -> InvalidFieldsError:
 
 @router.get(
     "/v1/jobs/{job_id}/events",
-    summary="Read a job's events, from the start or behind Last-Event-ID",
+    summary="Read a job's events, from the start or after Last-Event-ID",
     response_class=Response,
     responses=EVENT_STREAM_RESPONSES,
 )
@@ -82,7 +82,7 @@ async def get_events(
     if last_event_id is not None:
         api.metrics.count_resume()
         if await api.jobs.is_read_to_its_end(record, after=after):
-            return Response(status_code=204)  # tells an EventSource to stop reconnecting
+            return Response(status_code=204)  # makes an EventSource stop reconnecting
     feed = api.jobs.feed(record, after=after)
     slot = api.streams.take()
 

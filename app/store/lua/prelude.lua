@@ -2,7 +2,7 @@
 --
 -- ARGV[1] is the key prefix in each of them. Keys are derived from it (app/store/keys.py has the
 -- same list and says what each holds), so no script declares KEYS: Redis Cluster is not supported.
--- Redis before 7 replicates scripts by their text unless told otherwise; ours read the clock.
+-- Redis before 7 replicates scripts by their text by default; ours read the clock.
 if redis.replicate_commands then redis.replicate_commands() end
 
 local PREFIX = ARGV[1]
@@ -125,7 +125,7 @@ local function drop_frames(digest)
   redis.call('ZREM', frame_uses_key(), digest)
 end
 
--- Drops the frames of a video that no live job needs, and tells workers to forget it too.
+-- Drops the frames of a video that no live job needs, and asks workers to forget it too.
 local function forget_video(video)
   for _, digest in ipairs(redis.call('SMEMBERS', video_frames_key(video))) do
     if not is_pinned(digest) then

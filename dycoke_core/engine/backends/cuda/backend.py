@@ -6,7 +6,7 @@ a step while the device runs the one before. Nothing is copied at a refresh, and
 the device.
 
 On a CPU device with TRITON_INTERPRET=1 the same passes run in Triton's interpreter, eagerly: slow,
-and exact in float32, so that whoever changes a kernel or a plan needs no GPU.
+and exact in float32, so that changing a kernel or a plan needs no GPU.
 
 Memory: one pool for all keys and values, taken at the start with what graphs and steps need set
 aside; admission opens prefixes and seats only where their pages are free.
