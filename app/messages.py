@@ -105,6 +105,7 @@ class JobRequest(Message):
     compression: dict[str, Any]
     warnings: list[str] = []  # what was asked and is not honoured, for the receipt
     kept_mask: bool = False  # the receipt says which visual tokens were kept
+    tells_prompt_tokens: bool = False  # with the first token already
     # What the answer's numerics depend on, from the model card at admission.
     weights_digest: str
     dtype: str
@@ -280,6 +281,8 @@ class TokenEvent(Message):
     index: int
     text: str
     token_ids: list[int]
+    # With an answer's first token, of a request that asks for it; left out of all other events.
+    prompt_tokens: int | None = Field(None, exclude_if=lambda value: value is None)
 
     @property
     def next_index(self) -> int:

@@ -77,33 +77,36 @@ class RunningJob:
         """
         events: list[StatusEvent | TokenEvent] = [*self.statuses, *self.unsent_tokens()]
         if self.fresh:
-            made = _events(self.fresh)
+            made = _events(self.fresh, self.delivery.request.tells_prompt_tokens)
             self.fresh.clear()
             self.answer += made
             events += made
         return Append(self.delivery, events, self.final, self.first_token_at_s)
 
 
-def _events(fresh: list[core.TokenEvent]) -> list[TokenEvent]:
+def _events(fresh: list[core.TokenEvent], tells_prompt_tokens: bool) -> list[TokenEvent]:
     """Text without a token, at an answer's very end, stays apart: it has an index of its own.
 
     Raises:
         ValueError: what the engine made can be no event.
     """
+    prompt_tokens = fresh[0].prompt_tokens if tells_prompt_tokens else None
     if len(fresh) == 1:
-        return [_event(fresh[0].index, fresh[0].text, list(fresh[0].token_ids))]
+        return [_event(fresh[0].index, fresh[0].text, list(fresh[0].token_ids), prompt_tokens)]
     with_tokens = [event for event in fresh if event.token_ids]
     events = [_event(event.index, event.text, []) for event in fresh if not event.token_ids]
     if with_tokens:
         text = "".join(event.text for event in with_tokens)
         token_ids = [token_id for event in with_tokens for token_id in event.token_ids]
-        events.insert(0, _event(with_tokens[0].index, text, token_ids))
+        events.insert(0, _event(with_tokens[0].index, text, token_ids, prompt_tokens))
     return events
 
 
-def _event(index: int, text: str, token_ids: list[int]) -> TokenEvent:
+def _event(
+    index: int, text: str, token_ids: list[int], prompt_tokens: int | None = None
+) -> TokenEvent:
     text.encode()  # a lone surrogate would fail later, with everything sent in that call
-    return TokenEvent(index=index, text=text, token_ids=token_ids)
+    return TokenEvent(index=index, text=text, token_ids=token_ids, prompt_tokens=prompt_tokens)
 
 
 class RunningJobs:

@@ -33,6 +33,7 @@ from dycoke_core.sequence import (
     TokenEvent,
 )
 
+PROMPT_TOKENS = 20
 FATAL_TOKEN = 2  # new tokens before the steered mishaps
 
 
@@ -130,6 +131,7 @@ class FakeEngine:
             index=index,
             token_ids=(token_id,),
             text=text_of(token_id),
+            prompt_tokens=PROMPT_TOKENS if index == 0 else None,
             finish_reason=FinishReason.LENGTH if is_last else None,
             report=make_report(output, kept_history(sequence)) if is_last else None,
         )
@@ -193,7 +195,7 @@ def kept_history(sequence: Sequence) -> KeptHistory | None:
 def make_report(output: list[int], kept: KeptHistory | None = None) -> SequenceReport:
     return SequenceReport(
         kept=kept,
-        prompt_tokens=20,
+        prompt_tokens=PROMPT_TOKENS,
         completion_tokens=len(output),
         text="".join(map(text_of, output)),
         compression=CompressionReport(

@@ -5,7 +5,7 @@ then says. Pure functions.
 import hashlib
 import json
 import secrets
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from app.api.errors import FieldProblem, InvalidFieldsError
 from app.api.post.admission import choose_model
@@ -31,11 +31,13 @@ class Extras:
     Args:
         video_turn: index of the user turn that the video belongs to; None: the first one.
         warnings: what it asks and does not get, for the receipt.
+        tells_prompt_tokens: with the first token, so that usage can be told with each.
     """
 
     video_turn: int | None = None
     ignore_eos: bool = False
     warnings: tuple[str, ...] = ()
+    tells_prompt_tokens: bool = False
 
 
 NO_EXTRAS = Extras()
@@ -137,6 +139,7 @@ def make_job_request(
         compression=compression.as_dict(),
         warnings=list(extras.warnings),
         kept_mask=fields.kept_mask and video_id is not None,
+        tells_prompt_tokens=extras.tells_prompt_tokens,
         weights_digest=card.weights_digest,
         dtype=card.dtype,
         prefill_chunk_tokens=card.prefill_chunk_tokens,
@@ -219,8 +222,10 @@ def make_idempotency(
     ttl_s: float,
 ) -> Idempotency:
     said = fields.model_copy(update={"video_id": video_id}).model_dump(mode="json")
+    extras = replace(extras, tells_prompt_tokens=False)  # which is of the stream, not the answer
     if extras != NO_EXTRAS:
         said["extras"] = asdict(extras)
+        del said["extras"]["tells_prompt_tokens"]  # as releases without this field say it
     # As releases without these fields say it.
     if fields.max_pixels is None:
         del said["max_pixels"]
