@@ -24,7 +24,7 @@ _ROLES: Mapping[str, Any] = {
 _MESSAGE_FIELDS = ("role", "content", "name", "refusal", "audio", "tool_calls", "function_call")
 _SAMPLING_FIELDS = ("fps", "num_frames", "max_frames", "sampling", "start_s", "end_s")
 _PART_FIELDS = ("type", "text", "video_url", "video", "file", "uuid", *_SAMPLING_FIELDS)
-_FILE_FIELDS = ("file_id", "file_data", "filename")
+_FILE_FIELDS = ("file_id", "file_data", "filename", "format")  # LiteLLM's name of a type
 _VIDEO_FIELDS = ("url", "uuid", *_SAMPLING_FIELDS)
 
 

@@ -44,8 +44,8 @@ def parse_aliases(
                 continue
             if name == "fps" and is_number(value) and value > 0:
                 said["fps"] = float(value)
-            elif name == "num_frames" and isinstance(value, int) and value >= 1:
-                said["num_frames"] = int(value)
+            elif name == "num_frames" and isinstance(value, int) and is_number(value) and value:
+                said["num_frames"] = value
             elif name == "do_sample_frames":
                 if value is False:
                     warnings.append(f"{at}: frames are always sampled")
