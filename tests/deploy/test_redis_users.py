@@ -132,6 +132,19 @@ def test_every_command_of_the_scripts_is_allowed() -> None:
     assert used and used <= commands_of("dycoke")
 
 
+def test_every_command_of_the_sources_is_allowed() -> None:
+    """What is called by the client's methods, beside scripts."""
+    names = {
+        "delete": "del", "script_load": "script|load", "xgroup_create": "xgroup|create",
+        "pubsub": "subscribe", "execute": "exec", "pipeline": "multi", "aclose": "ping",
+    }  # fmt: skip
+    used = set()
+    for source in LUA.parent.glob("*.py"):
+        for called in re.findall(r"\b_?(?:redis|pipeline)\.([a-z_]+)\(", source.read_text()):
+            used.add(names.get(called, called))
+    assert {"exec", "xread", "get"} <= used <= commands_of("dycoke")
+
+
 @pytest.mark.parametrize(
     "command",
     [
