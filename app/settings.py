@@ -96,6 +96,7 @@ class Settings(BaseSettings):
 
     # The model.
     model: str = str(BUNDLED_MODEL)
+    model_revision: str | None = Field(None, pattern=r"^[0-9a-f]{40}$")  # a commit of a hub's
     device: str = "auto"
     backend: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the device's own
     dtype: str = Field("auto", pattern="^(auto|float32|bfloat16|float16)$")

@@ -58,6 +58,7 @@ from app.video_store import VideoStore
 from dycoke_core.config import CompressionConfig
 from dycoke_core.errors import InvalidRequestError, SandboxUnavailableError
 from dycoke_core.video import FrameReaders, ReadLimits
+from dycoke_core.video.sandbox import has_random_layout
 
 logger = logging.getLogger(__name__)
 
@@ -314,6 +315,10 @@ def _start_readers(settings: Settings) -> FrameReaders:
             logger.warning("a frame reader ended while it was started; trying again")
     level = logging.INFO if readers.sandbox.is_complete else logging.WARNING
     logger.log(level, "%s", readers.sandbox.describe())
+    if not has_random_layout():
+        logger.warning(
+            "this system gives processes no random addresses: randomize_va_space is not 2"
+        )
     return readers
 
 

@@ -66,7 +66,8 @@ class Engine:
             ModelLoadError: the checkpoint cannot be used, or not by this backend.
         """
         config = config or EngineConfig()
-        return cls(load_model(path, device=config.device, dtype=config.dtype), config)
+        model = load_model(path, device=config.device, dtype=config.dtype, revision=config.revision)
+        return cls(model, config)
 
     @property
     def card(self) -> EngineCard:
