@@ -39,6 +39,7 @@ LAG_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5
 
 # How a job ends, besides by an error's code.
 DONE = "done"
+ANY_KEY = "any"  # where names of keys are not for everybody who reads the metrics
 INTERRUPTED = "interrupted"  # this process was shut down before the job's end
 STAGES = ("upload", "read_frames", "queue", "vision", "compress", "prefill", "decode")
 CACHES = ("frames", "features", "prefix")
@@ -150,10 +151,14 @@ class ApiMetrics:
     """What the clients of one API process experienced, and what it sees of the queue.
 
     A job is observed once, by the process whose connection posted it.
+
+    Args:
+        names_keys: whoever reads the metrics may know the names of keys and what each asks.
     """
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry, *, names_keys: bool = True) -> None:
         self.registry = registry
+        self._names_keys = names_keys
 
         def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
             names = ["model", "policy", *labels]
@@ -205,6 +210,18 @@ class ApiMetrics:
         )
         self._rejections = counter(
             "rejections", "Posts refused before they became a job, by the code.", "reason"
+        )
+        self._key_refusals = counter(
+            "key_refusals",
+            "Posts refused because their key has reached a limit of its own, by the limit.",
+            "key",
+            "limit",
+        )
+        self._key_jobs = gauge(
+            "key_jobs",
+            "Jobs under way by key: waiting (for frames or a worker), or running.",
+            "key",
+            "state",
         )
         self._stream_resumes = counter(
             "stream_resumes", "Event streams resumed with Last-Event-ID."
@@ -264,6 +281,16 @@ class ApiMetrics:
 
     def count_request(self, model: str, policy: str, outcome: str) -> None:
         self._requests.labels(model, policy, outcome).inc()
+
+    def key_label(self, name: str) -> str:
+        return name if self._names_keys else ANY_KEY
+
+    def count_key_refusal(self, name: str, limit: str) -> None:
+        self._key_refusals.labels(self.key_label(name), limit).inc()
+
+    def set_key_jobs(self, label: str, *, waiting: int, running: int) -> None:
+        self._key_jobs.labels(label, "waiting").set(waiting)
+        self._key_jobs.labels(label, "running").set(running)
 
     def count_rejection(self, reason: str) -> None:
         self._rejections.labels(reason).inc()

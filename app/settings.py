@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.keys.entries import ConfiguredKey, parse_configured_keys
+from app.keys.limits import MAX_LIMIT
 
 ENV_PREFIX = "DYCOKE_"
 BUNDLED_MODEL = Path(__file__).parent.parent / "dycoke_core" / "tiny" / "checkpoint"
@@ -92,6 +93,12 @@ class Settings(BaseSettings):
     # What clients may name instead of sending it; none: nothing.
     allowed_media_domains: Annotated[list[str], NoDecode, BeforeValidator(_hosts)] = []
     allowed_media_path: Path | None = None
+    # What one key may take, unless its own limits say otherwise; unset or 0: as much as there is.
+    key_max_jobs: int | None = Field(None, ge=0, le=MAX_LIMIT)  # under way at a time
+    key_max_queued_jobs: int | None = Field(None, ge=0, le=MAX_LIMIT)  # of those, with no worker
+    key_tokens_per_minute: int | None = Field(None, ge=0, le=MAX_LIMIT)  # of prompts and answers
+    key_frames_per_minute: int | None = Field(None, ge=0, le=MAX_LIMIT)
+    limit_anonymous: bool = False  # true: whoever has no key shares these limits with all others
     share_caches: bool = False  # between keys: answers are quicker, and tell who asked before
 
     # The model.

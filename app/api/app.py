@@ -68,7 +68,7 @@ START_TRIES = 3  # of the frame readers
 CORS_REQUEST_HEADERS = [
     *("Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "traceparent"),
 ]
-CORS_RESPONSE_HEADERS = ["X-Job-Id", "Retry-After"]
+CORS_RESPONSE_HEADERS = ["X-Job-Id", "Retry-After", "RateLimit", "RateLimit-Policy"]
 
 
 class ReadersDoNotStartError(Exception):
@@ -94,7 +94,7 @@ def create_app(
     redis_url = settings.redis_url
     compression = _default_compression(settings)
     keys = _api_keys(settings)
-    metrics = ApiMetrics(_registry())
+    metrics = ApiMetrics(_registry(), names_keys=not settings.public_metrics)
     metrics.set_capacity(queued_jobs=settings.max_queued_jobs, streams=settings.max_streams)
     own_table = ProcessTable.create(1) if row is None else None
     row = own_table.take_row(0) if own_table else row
@@ -230,8 +230,8 @@ async def _start(
         are_caches_shared=settings.share_caches,
         timeout_s=settings.job_timeout_s,
     )
-    janitor = asyncio.create_task(Janitor(queue, registry, videos, uploads, orphans, metrics).run())
-    stack.push_async_callback(_stop, janitor)
+    janitor = Janitor(queue, registry, videos, uploads, orphans, api_keys, metrics)
+    stack.push_async_callback(_stop, asyncio.create_task(janitor.run()))
     jobs = Jobs(queue, EventLog(redis, keys), reader, heartbeat_s=settings.heartbeat_s)
     return Api(
         keys=api_keys,
@@ -260,6 +260,7 @@ async def _start(
             reading,
             cancellations,
             tracing,
+            metrics,
         ),
         cancellations=cancellations,
         jobs=jobs,
