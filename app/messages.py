@@ -88,6 +88,7 @@ class JobRequest(Message):
     ignore_eos: bool = False
     compression: dict[str, Any]
     warnings: list[str] = []  # what was asked and is not honoured, for the receipt
+    kept_mask: bool = False  # the receipt says which visual tokens were kept
     # What the answer's numerics depend on, from the model card at admission.
     weights_digest: str
     dtype: str
@@ -217,6 +218,19 @@ class CacheUse(Message):
     prefix: Literal["hit", "miss"]
 
 
+class KeptMask(Message):
+    """Which visual tokens were kept. Bitsets in base64: a bit for each of a unit's tokens, row
+    after row, unit after unit, most significant bit first, padded to whole bytes with zeros.
+    """
+
+    units: int  # frames, or temporal patches of several
+    tokens_per_unit: int  # rows * columns
+    rows: int
+    columns: int
+    stage1: str  # into the language model
+    stage2: str | None  # at the last decode step, a subset; None where stage II is off
+
+
 # --- events ---
 
 
@@ -248,7 +262,8 @@ class TokenEvent(Message):
 
 
 class DoneEvent(Message):
-    """The receipt. Without a video: no `video_id`, `frames`, `cache` and retained ratio."""
+    """The receipt. Without a video: no `video_id`, `frames`, `cache`, `kept_mask` and retained
+    ratio."""
 
     type: Literal["done"] = "done"
     job_id: str
@@ -266,6 +281,7 @@ class DoneEvent(Message):
     seed: int
     cached_tokens: int = 0  # of the prompt, whose keys and values were there already
     warnings: list[str] = []  # what the request asked and was not honoured
+    kept_mask: KeptMask | None = None  # of a request that asks for it
 
     @property
     def policy_label(self) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from dycoke_core.config import CompressionConfig
 from dycoke_core.errors import DycokeError, InvalidRequestError
+from dycoke_core.kept_sets import KeptHistory
 
 if TYPE_CHECKING:
     import numpy as np
@@ -126,6 +127,7 @@ class Sequence:
         timing: of the frames; None: models that tell the time take them as of 24 a second.
         video_key: names the frames' content, for what is kept per video; None: hashed from them.
         video_name: of the video, however many keys it has, for `Engine.forget_video`.
+        wants_kept_sets: the report says which visual tokens were kept at each token.
     """
 
     sequence_id: str
@@ -138,6 +140,7 @@ class Sequence:
     timing: FrameTiming | None = None
     video_turn: int | None = None
     video_name: str | None = None
+    wants_kept_sets: bool = False
     # Set by the engine.
     stage: Stage = Stage.WAITING
     progress: float = 0.0  # share of the stage that is done
@@ -215,6 +218,7 @@ class SequenceReport:
     memory: MemoryReport
     cache: CacheReport
     cached_tokens: int = 0  # of the prompt, whose keys and values were there already
+    kept: KeptHistory | None = None  # of a sequence with a video that wants it
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,6 +48,7 @@ from app.store.event_reader import EventReader
 from app.store.forgotten_videos import ForgottenVideos
 from app.store.frame_store import FrameStore
 from app.store.job_queue import JobQueue
+from app.store.kept_sets import KeptSets
 from app.store.keys import RedisKeys
 from app.store.usage import UsageLog
 from app.store.video_aliases import VideoAliases
@@ -261,6 +262,7 @@ async def _start(
         ),
         cancellations=cancellations,
         jobs=jobs,
+        kept_sets=KeptSets(redis, keys),
         answers=Answers(jobs, drain, metrics, followers, cancellations),
         usage=usage_log,
         metrics=metrics,

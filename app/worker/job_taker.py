@@ -173,6 +173,7 @@ class JobTaker:
             video_key=None if frames is None else f"{frames.digest}:{frames.reader}",
             video_turn=request.video_turn,
             video_name=request.cached_video,
+            wants_kept_sets=request.kept_mask,
         )
 
     async def _make_room_for(self, suspect: RunningJob) -> None:

@@ -1,5 +1,7 @@
 """The receipt of a finished job, from the engine's report and what the queue knows of the job."""
 
+from base64 import b64encode
+
 from app.messages import (
     CacheUse,
     CompressionReceipt,
@@ -8,6 +10,7 @@ from app.messages import (
     FlopsByFormula,
     FramesReceipt,
     JobRequest,
+    KeptMask,
     Memory,
     RetainedRatio,
     Timings,
@@ -15,6 +18,7 @@ from app.messages import (
 )
 from app.store.job_leases import Delivery
 from dycoke_core.config import CompressionConfig
+from dycoke_core.kept_sets import KeptHistory
 from dycoke_core.sequence import CompressionReport, FinishReason, SequenceReport
 
 
@@ -56,6 +60,20 @@ def make_done_event(
         seed=request.seed,
         cached_tokens=report.cached_tokens,
         warnings=request.warnings,
+        kept_mask=_kept_mask(report.kept),
+    )
+
+
+def _kept_mask(kept: KeptHistory | None) -> KeptMask | None:
+    if kept is None:
+        return None
+    return KeptMask(
+        units=kept.units,
+        tokens_per_unit=kept.tokens_per_unit,
+        rows=kept.rows,
+        columns=kept.columns,
+        stage1=b64encode(kept.stage_one).decode(),
+        stage2=None if kept.last is None else b64encode(kept.last).decode(),
     )
 
 

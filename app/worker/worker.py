@@ -20,6 +20,7 @@ from app.settings import Settings
 from app.store.forgotten_videos import ForgottenVideos
 from app.store.frame_store import FrameStore
 from app.store.job_leases import JobLeases
+from app.store.kept_sets import KeptSets
 from app.store.keys import RedisKeys
 from app.store.worker_registry import WorkerRegistry
 from app.tracing import Tracing
@@ -74,7 +75,9 @@ class Worker:
         self._forgotten = ForgottenVideos(redis, keys)
         self._engine = EngineThread(make_engine)
         self._jobs = RunningJobs(self._engine.abort)
-        self._publisher = Publisher(self._leases, self._jobs, metrics, tracing or Tracing())
+        self._publisher = Publisher(
+            self._leases, self._jobs, metrics, tracing or Tracing(), KeptSets(redis, keys)
+        )
         self._engine.start(self._publisher.publish)
         self._job_taker = JobTaker(
             self._leases,

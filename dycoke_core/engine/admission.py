@@ -17,6 +17,7 @@ from dycoke_core.config import Batching, CompressionConfig, EngineConfig
 from dycoke_core.engine.backend import Backend, PrefixLayout, SeatLayout
 from dycoke_core.engine.detokenizer import Detokenizer
 from dycoke_core.engine.faults import is_out_of_memory
+from dycoke_core.engine.kept_recording import KeptRecording
 from dycoke_core.engine.prefix_cache import (
     ByteBudget,
     Prefix,
@@ -128,6 +129,7 @@ class Admission:
             unit_sources=resolved.unit_sources,
             detokenizer=Detokenizer(self._model.tokenizer, sequence.sampling.stop),
             max_chunk_tokens=self._max_chunk_tokens,
+            kept_recording=self._kept_recording(sequence, prompt),
         )
         self._check_size(state)
         return state
@@ -299,6 +301,12 @@ class Admission:
         )
         self._videos.add(video)
         return video
+
+    def _kept_recording(self, sequence: Sequence, prompt: PromptLayout) -> KeptRecording | None:
+        clip = prompt.clip
+        if clip is None or not sequence.wants_kept_sets:
+            return None
+        return KeptRecording(prompt.num_units, self._model.token_grid(clip.height, clip.width))
 
     def _check_size(self, state: SequenceState) -> None:
         max_tokens = state.sequence.sampling.max_tokens

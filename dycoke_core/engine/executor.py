@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dycoke_core.auto import Rates
 from dycoke_core.engine.admission import Admission
-from dycoke_core.engine.backend import Backend, Mark, Pending
+from dycoke_core.engine.backend import Backend, KeptPlaces, Mark, Pending
 from dycoke_core.engine.faults import has_broken_device, is_out_of_memory
 from dycoke_core.engine.plan import PrefixChunk, StepPlan
 from dycoke_core.engine.prefix_cache import Video
@@ -34,6 +34,7 @@ class Answer(NamedTuple):
     token_id: int | None
     is_finite: bool
     num_refreshes: int
+    kept: KeptPlaces | None = None  # see `StepOutcome`
 
 
 class Failure(NamedTuple):
@@ -180,6 +181,7 @@ class Executor:
         assert len(kept) == state.num_visual_tokens
         kept_per_unit = count_per_unit(state, kept)
         state.held_prefix.kept_per_unit = kept_per_unit
+        state.held_prefix.kept = kept
         return self._model.embed(state.prompt, features, kept, kept_per_unit)
 
     # --- passes ---
@@ -223,6 +225,9 @@ class Executor:
         )
         answering = (*(chunk.state for chunk in schedule.questions), *schedule.decode)
         began = self._backend.mark()
+        for chunk in schedule.questions:
+            if (recording := chunk.state.kept_recording) is not None:
+                recording.begin(chunk.state.held_prefix.kept)
         pending = self._backend.run(plan)
         if self._observer is not None and answering:
             self._observer(plan, answering, pending)
@@ -277,11 +282,16 @@ class Executor:
             num_outstanding -= 1
             result = self._backend.collect(item.pending)
             rows = zip(
-                item.answering, result.token_ids, result.is_finite, result.refreshes, strict=True
+                item.answering,
+                result.token_ids,
+                result.is_finite,
+                result.refreshes,
+                result.kept or (None,) * len(item.answering),
+                strict=True,
             )
             outcome.answers += [
-                Answer(state, token_id, is_finite, num_refreshes)
-                for state, token_id, is_finite, num_refreshes in rows
+                Answer(state, token_id, is_finite, num_refreshes, kept)
+                for state, token_id, is_finite, num_refreshes, kept in rows
                 if state is not None
             ]
             self._note_pass_seconds(item)

@@ -39,12 +39,14 @@ class DecodeRow:
     token_id: the input token; None: the token that the seat's last row drew, which may not have
         left the device yet.
     draw: for the token that follows; None in a replay, where it is known.
+    wants_kept: its outcome says which visual tokens stage II kept.
     """
 
     seat: int
     start: int  # own tokens already run
     token_id: int | None
     draw: Draw | None
+    wants_kept: bool = False
 
 
 @dataclass(frozen=True, slots=True)

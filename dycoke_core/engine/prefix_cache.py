@@ -57,6 +57,7 @@ class Prefix:
     is_embedded: bool = False  # stage I is through: the backend has what is to be prefilled
     num_run: int = 0  # tokens that have been prefilled
     kept_per_unit: tuple[int, ...] = ()
+    kept: Tensor | None = None  # int64 [V], of the units * N tokens, as they stand in the prompt
     holders: int = 0
     video_name: str | None = None  # by which it is forgotten
     is_forgotten: bool = False

@@ -6,6 +6,7 @@ from dycoke_core.compression.flops import AnswerShape, exact_flops, paper_flops
 from dycoke_core.engine.backend import Backend
 from dycoke_core.engine.budget import row_bytes
 from dycoke_core.engine.state import SequenceState, StageClock
+from dycoke_core.kept_sets import KeptHistory
 from dycoke_core.model.adapter import VideoLanguageModel
 from dycoke_core.sequence import (
     CacheReport,
@@ -31,7 +32,14 @@ def make_report(
             has_prefix_hit=state.has_video and state.has_prefix_hit,
         ),
         cached_tokens=_reused_tokens(state),
+        kept=_kept_history(state),
     )
+
+
+def _kept_history(state: SequenceState) -> KeptHistory | None:
+    if state.kept_recording is None:
+        return None
+    return state.kept_recording.history(len(state.sequence.output_token_ids))
 
 
 def _compression_report(model: VideoLanguageModel, state: SequenceState) -> CompressionReport:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from dycoke_core.compression.policies import Policy
 from dycoke_core.engine.backend import SeatLayout
 from dycoke_core.engine.detokenizer import Detokenizer
+from dycoke_core.engine.kept_recording import KeptRecording
 from dycoke_core.engine.plan import DecodeRow, QuestionChunk
 from dycoke_core.engine.prefix_cache import Prefix
 from dycoke_core.engine.sampler import Draw
@@ -58,6 +59,7 @@ class SequenceState:
     detokenizer: Detokenizer
     max_chunk_tokens: int
     clock: StageClock = field(default_factory=StageClock)
+    kept_recording: KeptRecording | None = None  # for those who want to know what was kept
     # Set at admission.
     prefix: Prefix | None = None
     seat: int | None = None
@@ -168,7 +170,13 @@ class SequenceState:
         token_id = known[index] if index < len(known) else None
         if index < len(forced):
             token_id = forced[index]
-        return DecodeRow(self.held_seat, self.num_own_run, token_id, self._draw(self.num_chosen))
+        return DecodeRow(
+            self.held_seat,
+            self.num_own_run,
+            token_id,
+            self._draw(self.num_chosen),
+            wants_kept=self.kept_recording is not None,
+        )
 
     def _draw(self, index: int) -> Draw | None:
         """How token `index` of the answer is chosen; None: an earlier attempt has published it."""

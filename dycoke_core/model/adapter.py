@@ -208,6 +208,10 @@ class VideoLanguageModel(Protocol):
         """N of frames of a size in pixels that the model takes."""
         ...
 
+    def token_grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns that the N tokens of a unit of such frames stand in, row after row."""
+        ...
+
     def vision_geometry(self, height: int, width: int) -> VisionGeometry:
         """What the tower computes for a unit of frames of this size."""
         ...

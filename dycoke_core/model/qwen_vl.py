@@ -101,6 +101,9 @@ class QwenVL(TransformersModel, ABC):
     def tokens_per_unit(self, height: int, width: int) -> int:
         return self.patches.tokens_per_unit(height, width)
 
+    def token_grid(self, height: int, width: int) -> tuple[int, int]:
+        return self.patches.token_grid(height, width)
+
     @abstractmethod
     def vision_geometry(self, height: int, width: int) -> VisionGeometry: ...
 

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from app import video_store
 from app.errors import (
     UploadTooLargeError,
     VideoNotFoundError,
@@ -21,7 +20,7 @@ from app.errors import (
 )
 from app.keys.owners import ANONYMOUS
 from app.process_table import ProcessRow, ProcessTable
-from app.video_store import StoredVideo, VideoLease, VideoStore
+from app.video_store import StoredVideo, VideoLease, VideoStore, incoming
 from dycoke_core.video import VideoProbe
 
 OWNER, OTHER = "owner", "other"
@@ -102,7 +101,7 @@ async def test_abandoned_upload_leaves_nothing(tmp_path: Path) -> None:
 async def test_cancelled_upload_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(video_store, "FLUSH_BYTES", 1)
+    monkeypatch.setattr(incoming, "FLUSH_BYTES", 1)
     store = await open_store(tmp_path)
 
     async def upload_for_ever() -> None:
@@ -175,7 +174,7 @@ async def test_full_disk_is_said_as_such(tmp_path: Path, monkeypatch: pytest.Mon
 
     async with store.receive() as upload:
         await upload.write(b"x")
-        monkeypatch.setattr(video_store.os, "write", full)
+        monkeypatch.setattr(incoming.os, "write", full)
         with pytest.raises(VideoStoreFullError):
             await upload.finish()
     monkeypatch.undo()
@@ -360,15 +359,15 @@ async def test_budget_holds_for_processes_that_share_the_directory(
 async def test_bytes_come_in_while_those_before_are_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(video_store, "FLUSH_BYTES", 4)
+    monkeypatch.setattr(incoming, "FLUSH_BYTES", 4)
     may_write = threading.Event()
-    write = video_store.Upload._write
+    write = incoming.Upload._write
 
-    def wait_and_write(upload: video_store.Upload, data: bytearray, is_last: bool) -> None:
+    def wait_and_write(upload: incoming.Upload, data: bytearray, is_last: bool) -> None:
         assert may_write.wait(20)
         write(upload, data, is_last)
 
-    monkeypatch.setattr(video_store.Upload, "_write", wait_and_write)
+    monkeypatch.setattr(incoming.Upload, "_write", wait_and_write)
     store = await open_store(tmp_path)
     async with store.receive() as upload:
         await upload.write(b"abcd")  # is being written
@@ -385,17 +384,17 @@ async def test_bytes_come_in_while_those_before_are_written(
 async def test_upload_given_up_in_mid_write_closes_its_file_after_that(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(video_store, "FLUSH_BYTES", 4)
+    monkeypatch.setattr(incoming, "FLUSH_BYTES", 4)
     is_writing, may_write, written = threading.Event(), threading.Event(), []
-    write = video_store.Upload._write
+    write = incoming.Upload._write
 
-    def wait_and_write(upload: video_store.Upload, data: bytearray, is_last: bool) -> None:
+    def wait_and_write(upload: incoming.Upload, data: bytearray, is_last: bool) -> None:
         is_writing.set()
         assert may_write.wait(20)
         write(upload, data, is_last)
         written.append(bytes(data))
 
-    monkeypatch.setattr(video_store.Upload, "_write", wait_and_write)
+    monkeypatch.setattr(incoming.Upload, "_write", wait_and_write)
     store = await open_store(tmp_path)
 
     async def receive() -> None:

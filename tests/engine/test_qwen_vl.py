@@ -417,6 +417,19 @@ def test_receipts_count_units_and_name_the_pruned_layers(bench: Bench) -> None:
     assert full.pruned_layers == ()
 
 
+def test_kept_sets_are_told_by_units_and_their_grid(bench: Bench) -> None:
+    sequence = bench.sequence(
+        "a", num_frames=8, size=WIDE, compression={"policy": "dycoke", "l": 2}
+    )
+    sequence.wants_kept_sets = True
+    report = report_of(bench.engine().run(sequence)["a"])
+    kept = report.kept
+    assert kept is not None and kept.rows * kept.columns == report.compression.tokens_per_unit
+    assert (kept.units, kept.columns > kept.rows) == (4, True)
+    bits = np.unpackbits(np.frombuffer(kept.stage_one, np.uint8), count=32).reshape(4, 8)
+    assert tuple(bits.sum(axis=1)) == report.compression.kept_per_frame
+
+
 @pytest.mark.slow
 def test_the_kernels_give_the_cpus_numbers(model: QwenVL) -> None:
     """The kernels themselves, in Triton's interpreter where there is no GPU. Short: it is slow."""

@@ -14,8 +14,11 @@ import time
 import zlib
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from dycoke_core.engine_card import EngineCard, EngineStats
 from dycoke_core.errors import EngineError, PromptTooLongError
+from dycoke_core.kept_sets import KeptHistory, KeptRecorder
 from dycoke_core.sequence import (
     SAMPLER_VERSION,
     CacheReport,
@@ -121,7 +124,7 @@ class FakeEngine:
             token_ids=(token_id,),
             text=text_of(token_id),
             finish_reason=FinishReason.LENGTH if is_last else None,
-            report=make_report(output) if is_last else None,
+            report=make_report(output, kept_history(sequence)) if is_last else None,
         )
 
     def _mishap(self, sequence: Sequence) -> TokenEvent | None:
@@ -170,8 +173,19 @@ def answer(text: str, num_tokens: int) -> list[int]:
     return output
 
 
-def make_report(output: list[int]) -> SequenceReport:
+def kept_history(sequence: Sequence) -> KeptHistory | None:
+    """Of 2 x 2 tokens the first, second and fourth go in; each step keeps two of them."""
+    if not sequence.wants_kept_sets or sequence.frames is None:
+        return None
+    recorder = KeptRecorder(units=1, rows=2, columns=2, kept=np.array([0, 1, 3]))
+    for token in range(1, len(sequence.output_token_ids)):
+        recorder.add(token, np.delete(np.arange(3), token % 3))
+    return recorder.history(len(sequence.output_token_ids))
+
+
+def make_report(output: list[int], kept: KeptHistory | None = None) -> SequenceReport:
     return SequenceReport(
+        kept=kept,
         prompt_tokens=20,
         completion_tokens=len(output),
         text="".join(map(text_of, output)),

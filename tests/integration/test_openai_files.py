@@ -133,7 +133,7 @@ async def test_a_video_expires_with_all_that_is_kept_of_it(
     later = video.json()["expires_at_s"]
     assert later - file.expires_at == pytest.approx(3600, abs=60)  # the later end stands
 
-    monkeypatch.setattr("app.video_store.time", SimpleNamespace(time=lambda: later))
+    monkeypatch.setattr("app.video_store.types.time", SimpleNamespace(time=lambda: later))
     with pytest.raises(openai.NotFoundError):
         await client.files.retrieve(file.id)
     assert (await client.files.list()).data == []

@@ -92,8 +92,12 @@ class CompletionIntake:
             except BaseException:
                 lease.release()
                 raise
-        elif fields.compression is not None:
-            warnings.append("compression: without effect on a conversation without a video")
+        else:
+            warnings += [
+                f"{name}: without effect on a conversation without a video"
+                for name in ("compression", "kept_mask")
+                if getattr(fields, name)
+            ]
         extras = Extras(
             video_turn=part.turn if part is not None else None,
             ignore_eos=bool(fields.ignore_eos),
@@ -155,6 +159,7 @@ class CompletionIntake:
             "stop": [fields.stop] if isinstance(fields.stop, str) else fields.stop,
             "compression": fields.compression,
             "on_disconnect": fields.on_disconnect,
+            "kept_mask": fields.kept_mask,
             "num_frames": min(DEFAULT_FRAMES, self._settings.max_frames),
             "sampling": part.sampling if part is not None else None,
             "start_s": part.start_s if part is not None else None,

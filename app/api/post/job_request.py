@@ -115,6 +115,7 @@ def make_job_request(
         ignore_eos=extras.ignore_eos,
         compression=compression.as_dict(),
         warnings=list(extras.warnings),
+        kept_mask=fields.kept_mask and video_id is not None,
         weights_digest=card.weights_digest,
         dtype=card.dtype,
         prefill_chunk_tokens=card.prefill_chunk_tokens,
@@ -183,8 +184,11 @@ def make_idempotency(
     said = fields.model_copy(update={"video_id": video_id}).model_dump(mode="json")
     if extras != NO_EXTRAS:
         said["extras"] = asdict(extras)
-    if fields.sampling == "uniform":  # as releases without this field say it
+    # As releases without these fields say it.
+    if fields.sampling == "uniform":
         del said["sampling"]
+    if not fields.kept_mask:
+        del said["kept_mask"]
     return Idempotency(
         key_hash=_digest(f"{owner}\0{key}"),
         fingerprint=_digest(json.dumps(said, sort_keys=True)),

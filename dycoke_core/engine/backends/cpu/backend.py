@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dycoke_core.config import EngineConfig
 from dycoke_core.engine.backend import (
+    KeptPlaces,
     Mark,
     Pending,
     PrefixLayout,
@@ -264,4 +265,12 @@ class CpuBackend:
             finite.append(is_row_finite)
             self._own(row.seat).last_token_id = token_id
         refreshes = tuple(self.view(row.seat).num_refreshes for row in plan.answering)
-        return StepOutcome(tuple(token_ids), tuple(finite), refreshes)
+        return StepOutcome(tuple(token_ids), tuple(finite), refreshes, self._kept(plan))
+
+    def _kept(self, plan: StepPlan) -> tuple[KeptPlaces | None, ...]:
+        """A selection is never written to again, so none is copied."""
+        if not any(row.wants_kept for row in plan.decode):
+            return ()
+        views = [self.view(row.seat).kept if row.wants_kept else None for row in plan.decode]
+        of_decode = [None if kept is None else kept.numpy() for kept in views]
+        return (*(None for _ in plan.questions), *of_decode)

@@ -1,193 +1,27 @@
-"""Uploaded videos on disk, by content, each there for whoever has uploaded it.
-
-    {directory}/vid_<sha256>                        a video; its modification time is its last use
-    {directory}/owners/<owner>/vid_<sha256>.json    a reference: what this owner may know of it
-    {directory}/vid_<sha256>.json                   the same where there are no keys
-    {directory}/incoming/<random>                   uploads under way
-
-Owners share bytes and nothing else: a video without a reference of theirs is not there. It goes
-with its last reference.
-
-Several API processes may share the directory. Whoever uses a file holds a shared `flock` on it, and
-no video is removed without the exclusive one, so neither eviction nor DELETE takes one from under a
-live job, in this process or another; a lock ends with its process. A reference is written under
-that lock. The byte budget counts uploads under way, those of all API processes of this machine;
-what other machines store in the directory is known from a scan up to a minute old.
-
-Knows neither HTTP nor what a video is. No file name of a client's is kept.
-"""
+"""The store itself. Everything that blocks runs in threads."""
 
 import asyncio
-import errno
 import fcntl
-import hashlib
 import json
 import os
-import re
 import threading
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from app.errors import UploadTooLargeError, VideoNotFoundError, VideoStoreFullError
+from app.errors import VideoNotFoundError, VideoStoreFullError
 from app.keys.owners import ANONYMOUS, OWNER_ID
 from app.process_table import ProcessRow
-from app.threads import in_thread, outlast
-from dycoke_core.video import SNIFF_BYTES, VideoProbe
+from app.threads import in_thread
+from app.video_store.incoming import Upload
+from app.video_store.types import FOREVER, VIDEO_ID, Retention, StoredVideo, VideoLease
+from dycoke_core.video import VideoProbe
 
-FLUSH_BYTES = 1 << 20  # one thread hop, write and hash per this much
 UNLOCKED_GRACE_S = 60.0  # a file may be this young and not locked yet
-VIDEO_ID = re.compile(r"vid_[0-9a-f]{64}")
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class StoredVideo:
-    """A video as one owner sees it."""
-
-    video_id: str
-    num_bytes: int
-    created_at_s: float  # Unix time at which this owner uploaded it
-    probe: VideoProbe
-    retention: "Retention"
-
-
-@dataclass(frozen=True, slots=True)
-class Retention:
-    """What an upload says of how long its video stays, and of what it is for.
-
-    Args:
-        expires_at_s: Unix time; None: until it is deleted, or its bytes are needed.
-        purpose: kept and shown, of no consequence.
-    """
-
-    expires_at_s: float | None = None
-    purpose: str = "user_data"
-
-    @property
-    def is_over(self) -> bool:
-        return self.expires_at_s is not None and self.expires_at_s <= time.time()
-
-    def joined(self, other: "Retention") -> "Retention":
-        """Of a video that is uploaded again: the later end stands, and the later purpose."""
-        ends = (self.expires_at_s, other.expires_at_s)
-        return Retention(None if None in ends else max(e for e in ends if e), other.purpose)
-
-
-FOREVER = Retention()
-
-
-@dataclass(slots=True, eq=False)
-class VideoLease:
-    """A stored video that nobody removes until `release`."""
-
-    video: StoredVideo
-    path: Path
-    _fd: int | None
-
-    def __del__(self) -> None:
-        self.release()  # a net: a lease can be lost between two tasks when one is cancelled
-
-    def release(self) -> None:
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
-
-
-class Upload:
-    """One video on its way in. Bytes are written and hashed in threads, never on the event loop,
-    while the next ones come in: at most two buffers of `FLUSH_BYTES` are held.
-    """
-
-    def __init__(self, store: "VideoStore", path: Path, fd: int, max_bytes: int) -> None:
-        self.path = path
-        self.max_bytes = max_bytes
-        self.num_bytes = 0
-        self._store = store
-        self._fd: int | None = fd
-        self._hash = hashlib.sha256()
-        self._buffer = bytearray()
-        self._writing: asyncio.Future[None] | None = None  # the buffer before
-        self._head = b""
-        self._room_bytes = 0  # of the store's budget
-
-    @property
-    def head(self) -> bytes:
-        """The first bytes, enough to tell one container from another."""
-        return self._head
-
-    async def write(self, chunk: bytes) -> None:
-        """Takes the next bytes.
-
-        Raises:
-            UploadTooLargeError: as soon as the cap is passed.
-            VideoStoreFullError: no room, and every stored video is in use.
-        """
-        self.num_bytes += len(chunk)
-        if self.num_bytes > self.max_bytes:
-            raise UploadTooLargeError(f"the video is larger than {self.max_bytes} bytes")
-        if len(self._head) < SNIFF_BYTES:
-            self._head += bytes(chunk[: SNIFF_BYTES - len(self._head)])
-        self._buffer += chunk
-        if len(self._buffer) >= FLUSH_BYTES:
-            await self._flush()
-
-    async def finish(self) -> str:
-        """Writes what is left and returns the video's id."""
-        await self._flush(is_last=True)
-        return f"vid_{self._hash.hexdigest()}"
-
-    async def _flush(self, is_last: bool = False) -> None:
-        """Starts to write what has come, once what came before it is written."""
-        data, self._buffer = self._buffer, bytearray()
-        if self._writing is not None:
-            await asyncio.shield(self._writing)
-        loop = asyncio.get_running_loop()
-        self._writing = loop.run_in_executor(None, self._write, data, is_last)
-        if is_last:
-            await asyncio.shield(self._writing)
-
-    async def _settle(self) -> None:
-        """Waits for what is being written: nobody may close the descriptor under it."""
-        if self._writing is not None:
-            await outlast(self._writing)
-            self._writing.exception()  # whoever wrote more, or finished, was told
-
-    def _write(self, data: bytearray, is_last: bool) -> None:
-        assert self._fd is not None
-        self._store._take_room(len(data))
-        self._room_bytes += len(data)
-        try:
-            view = memoryview(data)
-            while view:
-                view = view[os.write(self._fd, view) :]
-            if is_last:
-                os.fsync(self._fd)  # a power cut must not leave other bytes under this digest
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise VideoStoreFullError("the video storage is full") from error
-            raise
-        self._hash.update(data)
-
-    def _hand_over(self) -> int:
-        """Gives up the locked descriptor to whoever holds the video from now on."""
-        fd, self._fd = self._fd, None
-        assert fd is not None
-        self._room_bytes = 0
-        return fd
-
-    def _discard(self) -> None:
-        self.path.unlink(missing_ok=True)
-        self._store._give_back_room(self._room_bytes)
-        self._room_bytes = 0
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
 
 
 class VideoStore:

@@ -1,0 +1,108 @@
+"""A video on its way in."""
+
+import asyncio
+import errno
+import hashlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from app.errors import UploadTooLargeError, VideoStoreFullError
+from app.threads import outlast
+from dycoke_core.video import SNIFF_BYTES
+
+if TYPE_CHECKING:
+    from app.video_store.store import VideoStore
+
+FLUSH_BYTES = 1 << 20  # one thread hop, write and hash per this much
+
+
+class Upload:
+    """One video on its way in. Bytes are written and hashed in threads, never on the event loop,
+    while the next ones come in: at most two buffers of `FLUSH_BYTES` are held.
+    """
+
+    def __init__(self, store: "VideoStore", path: Path, fd: int, max_bytes: int) -> None:
+        self.path = path
+        self.max_bytes = max_bytes
+        self.num_bytes = 0
+        self._store = store
+        self._fd: int | None = fd
+        self._hash = hashlib.sha256()
+        self._buffer = bytearray()
+        self._writing: asyncio.Future[None] | None = None  # the buffer before
+        self._head = b""
+        self._room_bytes = 0  # of the store's budget
+
+    @property
+    def head(self) -> bytes:
+        """The first bytes, enough to tell one container from another."""
+        return self._head
+
+    async def write(self, chunk: bytes) -> None:
+        """Takes the next bytes.
+
+        Raises:
+            UploadTooLargeError: as soon as the cap is passed.
+            VideoStoreFullError: no room, and every stored video is in use.
+        """
+        self.num_bytes += len(chunk)
+        if self.num_bytes > self.max_bytes:
+            raise UploadTooLargeError(f"the video is larger than {self.max_bytes} bytes")
+        if len(self._head) < SNIFF_BYTES:
+            self._head += bytes(chunk[: SNIFF_BYTES - len(self._head)])
+        self._buffer += chunk
+        if len(self._buffer) >= FLUSH_BYTES:
+            await self._flush()
+
+    async def finish(self) -> str:
+        """Writes what is left and returns the video's id."""
+        await self._flush(is_last=True)
+        return f"vid_{self._hash.hexdigest()}"
+
+    async def _flush(self, is_last: bool = False) -> None:
+        """Starts to write what has come, once what came before it is written."""
+        data, self._buffer = self._buffer, bytearray()
+        if self._writing is not None:
+            await asyncio.shield(self._writing)
+        loop = asyncio.get_running_loop()
+        self._writing = loop.run_in_executor(None, self._write, data, is_last)
+        if is_last:
+            await asyncio.shield(self._writing)
+
+    async def _settle(self) -> None:
+        """Waits for what is being written: nobody may close the descriptor under it."""
+        if self._writing is not None:
+            await outlast(self._writing)
+            self._writing.exception()  # whoever wrote more, or finished, was told
+
+    def _write(self, data: bytearray, is_last: bool) -> None:
+        assert self._fd is not None
+        self._store._take_room(len(data))
+        self._room_bytes += len(data)
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(self._fd, view) :]
+            if is_last:
+                os.fsync(self._fd)  # a power cut must not leave other bytes under this digest
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise VideoStoreFullError("the video storage is full") from error
+            raise
+        self._hash.update(data)
+
+    def _hand_over(self) -> int:
+        """Gives up the locked descriptor to whoever holds the video from now on."""
+        fd, self._fd = self._fd, None
+        assert fd is not None
+        self._room_bytes = 0
+        return fd
+
+    def _discard(self) -> None:
+        self.path.unlink(missing_ok=True)
+        self._store._give_back_room(self._room_bytes)
+        self._room_bytes = 0
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
