@@ -15,6 +15,7 @@ from dycoke_core.config import CompressionConfig
 from dycoke_core.errors import InvalidRequestError
 
 AUTO = "auto"
+AUTO_PARAMETERS = ("objective_s", "at_least")  # that a request may name
 DEFAULT_OBJECTIVE_S = 2.0
 MAX_OBJECTIVE_S = 3600.0
 DEFAULT_LADDER = (
@@ -59,15 +60,15 @@ class AutoConfig:
     def parse(cls, value: Mapping[str, Any], default: "AutoConfig") -> "AutoConfig":
         """Builds a config from `{policy: auto, objective_s, at_least}`; `default` has the rest.
 
-        A ladder is taken from the wire, too: where a job was accepted has resolved it.
+        Raises:
+            InvalidRequestError: another parameter, or a value outside its range.
         """
-        known = {"policy", "objective_s", "at_least", "ladder"}
-        if unknown := sorted(set(value) - known):
+        if unknown := sorted(set(value) - {"policy", *AUTO_PARAMETERS}):
             raise InvalidRequestError(f"policy 'auto' takes no parameter '{unknown[0]}'")
         return cls(
             _number("objective_s", value.get("objective_s", default.objective_s)),
             _number("at_least", value.get("at_least", default.at_least)),
-            tuple(map(CompressionConfig.parse, value.get("ladder", default.ladder))),
+            default.ladder,
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -78,6 +79,31 @@ class AutoConfig:
             "at_least": self.at_least,
             "ladder": [level.as_dict() for level in self.ladder],
         }
+
+
+Compression = CompressionConfig | AutoConfig
+
+
+def parse_compression(value: str | Mapping[str, Any], auto: AutoConfig) -> Compression:
+    """Builds a config from what a request says: a policy's name, or an object.
+
+    Args:
+        auto: what a request for `auto` leaves out.
+
+    Raises:
+        InvalidRequestError: no such policy, or a parameter outside its range.
+    """
+    if not is_auto(value):
+        return CompressionConfig.parse(value)
+    return auto if isinstance(value, str) else AutoConfig.parse(value, auto)
+
+
+def resolved_compression(value: Mapping[str, Any]) -> Compression:
+    """Builds a config from its own `as_dict`."""
+    if not is_auto(value):
+        return CompressionConfig.parse(value)
+    ladder = tuple(map(CompressionConfig.parse, value["ladder"]))
+    return AutoConfig(value["objective_s"], value["at_least"], ladder)
 
 
 def is_auto(compression: object) -> bool:
@@ -199,7 +225,6 @@ class Reason(StrEnum):
     CACHED = "cached"  # one level stronger than that, whose prefix is there
     STEADY = "steady"  # one level stronger than that, because load has only just eased
     NONE_MEETS = "none_meets"  # the fastest that is allowed
-    FIXED = "fixed"  # by an earlier attempt at the answer
 
 
 @dataclass(frozen=True, slots=True)

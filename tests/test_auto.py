@@ -20,6 +20,7 @@ from dycoke_core.auto import (
     Reason,
     Work,
     is_auto,
+    resolved_compression,
 )
 from dycoke_core.errors import InvalidRequestError
 
@@ -60,7 +61,8 @@ def test_what_a_request_leaves_out_is_the_default_s() -> None:
 
 def test_the_wire_keeps_everything() -> None:
     config = AutoConfig(objective_s=0.5, at_least=0.3, ladder=DEFAULT_LADDER[1:])
-    assert AutoConfig.parse(config.as_dict(), AutoConfig()) == config
+    assert resolved_compression(config.as_dict()) == config
+    assert resolved_compression(DEFAULT_LADDER[1].as_dict()) == DEFAULT_LADDER[1]
 
 
 @pytest.mark.parametrize(
@@ -72,7 +74,7 @@ def test_the_wire_keeps_everything() -> None:
         ({"at_least": 1.1}, "at_least"),
         ({"at_least": "much"}, "at_least"),
         ({"k": 0.5}, "'k'"),
-        ({"ladder": []}, "ladder"),
+        ({"ladder": []}, "'ladder'"),
     ],
 )
 def test_values_that_mean_nothing_are_refused(value: dict[str, Any], names: str) -> None:

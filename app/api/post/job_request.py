@@ -7,6 +7,7 @@ import json
 import secrets
 from dataclasses import asdict, dataclass
 
+from app.api.compressions import Compressions
 from app.api.errors import FieldProblem, InvalidFieldsError
 from app.api.post.admission import choose_model
 from app.api.schemas import ChatFields
@@ -15,7 +16,7 @@ from app.settings import Settings
 from app.store.frame_store import FramesHeader, frames_digest
 from app.store.job_queue import Idempotency
 from app.video_store import VideoLease
-from dycoke_core.config import CompressionConfig
+from dycoke_core.auto import Compression
 from dycoke_core.errors import PromptTooLongError
 from dycoke_core.video import FrameSpec, VideoFrames
 
@@ -44,11 +45,11 @@ def check_fields(
     fields: ChatFields,
     models: dict[str, ModelCard],
     settings: Settings,
-    default_compression: CompressionConfig,
+    compressions: Compressions,
 ) -> ModelCard:
     """Raises for every field that is wrong whatever the video. Returns the model's card."""
     fields.check_limits(settings)
-    fields.compression_config(default_compression)
+    compressions.parse(fields.compression)
     card = choose_model(models, fields.model)
     _check_text(fields, card)
     frame_spec(fields, card)
@@ -82,7 +83,7 @@ def wanted_spec(request: JobRequest) -> FrameSpec | None:
 def make_job_request(
     fields: ChatFields,
     card: ModelCard,
-    compression: CompressionConfig,
+    compression: Compression,
     *,
     job_id: str,
     owner: str,
