@@ -18,7 +18,7 @@ from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
 from app.errors import error_codes
-from app.messages import CacheUse, CompressionReceipt, DoneEvent
+from app.messages import CacheUse, CompressionChoice, CompressionReceipt, DoneEvent
 from dycoke_core.engine_card import EngineStats
 
 # Otherwise each counter and histogram gets a second series that nobody reads.
@@ -35,6 +35,7 @@ TOKEN_BUCKETS_S = (
 )  # fmt: skip
 RATIO_BUCKETS = tuple(n / 20 for n in range(1, 21))
 BYTES_BUCKETS = tuple(float(2**n) for n in range(16, 40, 2))  # 64 KiB to 256 GiB
+ERROR_BUCKETS_S = (-10, -5, -2, -1, -0.5, -0.2, -0.1, -0.05, 0, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 LAG_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 
 # How a job ends, besides by an error's code.
@@ -106,6 +107,25 @@ class WorkerMetrics:
             "kind",
         )
 
+        self._auto_choices = counter(
+            "auto_choices", "Levels that policy `auto` chose, and why.", "level", "reason"
+        )
+        self._auto_objectives = counter(
+            "auto_objectives", "Finished jobs of policy `auto`, by whether they met theirs.", "met"
+        )
+        self._auto_prediction_error = Histogram(
+            "dycoke_auto_prediction_error_seconds",
+            "Time to first token of a job of policy `auto`, less what was predicted.",
+            ["model"],
+            buckets=ERROR_BUCKETS_S,
+            registry=registry,
+        ).labels(model)
+        for met in ("true", "false"):
+            self._auto_objectives.labels(model, met)
+
+    def count_choice(self, choice: CompressionChoice) -> None:
+        self._auto_choices.labels(self._model, str(choice.level), choice.reason).inc()
+
     def count_generated(self, policy: str, num_tokens: int) -> None:
         self._generation_tokens.labels(self._model, policy).inc(num_tokens)
 
@@ -127,6 +147,10 @@ class WorkerMetrics:
         for stage in STAGES:
             self._stage_seconds.labels(model, policy, stage).observe(getattr(timings, stage))
         self._prompt_tokens.labels(model, policy).inc(done.usage.prompt_tokens)
+        if (auto := done.compression.auto) is not None:
+            met = "true" if timings.ttft <= auto.objective_s else "false"
+            self._auto_objectives.labels(model, met).inc()
+            self._auto_prediction_error.observe(timings.ttft - auto.predicted_ttft_s)
         if done.cache is not None:
             self._observe_video(policy, done.compression, done.cache)
 

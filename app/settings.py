@@ -15,6 +15,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.keys.entries import ConfiguredKey, parse_configured_keys
 from app.keys.limits import MAX_LIMIT
+from dycoke_core.auto import DEFAULT_OBJECTIVE_S, MAX_OBJECTIVE_S
 
 ENV_PREFIX = "DYCOKE_"
 BUNDLED_MODEL = Path(__file__).parent.parent / "dycoke_core" / "tiny" / "checkpoint"
@@ -109,7 +110,9 @@ class Settings(BaseSettings):
     dtype: str = Field("auto", pattern="^(auto|float32|bfloat16|float16)$")
     kv_cache_bytes: int | None = Field(None, ge=1)  # per worker; unset: by free memory
     dp_cache: Literal["device", "host"] = "device"  # where pruned layers' visual KV is kept
-    default_compression: str = "dycoke"  # a policy's name, or a JSON object
+    default_compression: str = "dycoke"  # a policy's name, `auto`, or a JSON object
+    auto_objective_s: float = Field(DEFAULT_OBJECTIVE_S, gt=0, le=MAX_OBJECTIVE_S)
+    auto_ladder: str | None = None  # a JSON list, from the least compression to the strongest
 
     # Bounds.
     max_upload_bytes: int = Field(512 * 2**20, ge=1)

@@ -7,6 +7,7 @@ import json
 import secrets
 from dataclasses import asdict, dataclass, replace
 
+from app.api.compressions import Compressions
 from app.api.errors import FieldProblem, InvalidFieldsError
 from app.api.post.admission import choose_model
 from app.api.schemas import ChatFields
@@ -17,7 +18,7 @@ from app.store.frame_store import FramesHeader, frames_digest
 from app.store.job_queue import Idempotency
 from app.store.owner_limits import Allowance
 from app.video_store import VideoLease
-from dycoke_core.config import CompressionConfig
+from dycoke_core.auto import Compression
 from dycoke_core.errors import PromptTooLongError
 from dycoke_core.frame_size import PixelLimits, frame_size
 from dycoke_core.video import FrameSpec, VideoFrames
@@ -50,11 +51,11 @@ def check_fields(
     fields: ChatFields,
     models: dict[str, ModelCard],
     settings: Settings,
-    default_compression: CompressionConfig,
+    compressions: Compressions,
 ) -> ModelCard:
     """Raises for every field that is wrong whatever the video. Returns the model's card."""
     fields.check_limits(settings)
-    fields.compression_config(default_compression)
+    compressions.parse(fields.compression)
     card = choose_model(models, fields.model)
     _check_text(fields, card)
     if fields.max_pixels is not None and card.frame_limits is None:
@@ -108,7 +109,7 @@ def wanted_spec(request: JobRequest) -> FrameSpec | None:
 def make_job_request(
     fields: ChatFields,
     card: ModelCard,
-    compression: CompressionConfig,
+    compression: Compression,
     *,
     job_id: str,
     owner: str,

@@ -15,6 +15,7 @@ from typing import Protocol
 
 from starlette.requests import Request
 
+from app.api.compressions import Compressions
 from app.api.connection.disconnect import unless_disconnected
 from app.api.connection.drain import Drain
 from app.api.post.admission import Place, admit
@@ -105,7 +106,7 @@ class Submissions:
     def __init__(
         self,
         settings: Settings,
-        default_compression: CompressionConfig,
+        compressions: Compressions,
         drain: Drain,
         queue: JobQueue,
         uploads: Uploads,
@@ -116,7 +117,7 @@ class Submissions:
     ) -> None:
         self._metrics = metrics
         self._settings = settings
-        self.default_compression = default_compression
+        self.compressions = compressions
         self._drain = drain
         self._queue = queue
         self._uploads = uploads
@@ -259,7 +260,7 @@ class Submissions:
         return TakenIn(fields, card, lease, upload_s=0.0, probe_s=0.0)
 
     def _check(self, fields: ChatFields, models: dict[str, ModelCard]) -> ModelCard:
-        return check_fields(fields, models, self._settings, self.default_compression)
+        return check_fields(fields, models, self._settings, self.compressions)
 
     def _job_request(
         self,
@@ -269,7 +270,7 @@ class Submissions:
         accepted_at_s: float,
         traceparent: str | None,
     ) -> JobRequest:
-        compression = taken.fields.compression_config(self.default_compression)
+        compression = self.compressions.parse(taken.fields.compression)
         return make_job_request(
             taken.fields,
             taken.card,

@@ -253,7 +253,8 @@ end
 -- What a worker needs to know of a job that it was given.
 local function delivery(job_id)
   local reply = redis.call('HMGET', job_key(job_id), 'attempt', 'entry_id', 'request',
-    'next_index', 'queued_at', 'started_at', 'first_token_at', 'is_suspect', 'sampler_version')
+    'next_index', 'queued_at', 'started_at', 'first_token_at', 'is_suspect', 'sampler_version',
+    'choice')
   table.insert(reply, 1, job_id)
   return reply
 end
