@@ -9,10 +9,11 @@ from app.api.connection.disconnect import ClientLeftError
 from app.api.context import ApiDep, AskerDep
 from app.api.errors import INTERNAL_ERROR, is_our_fault
 from app.api.openapi import CHAT_REQUEST_BODY, CHAT_RESPONSES
+from app.api.routes.asking import AskingRoute
 from app.tracing import PostSpan
 from dycoke_core.errors import DycokeError
 
-router = APIRouter(tags=["chat"])
+router = APIRouter(tags=["chat"], route_class=AskingRoute)
 
 
 @router.post(
