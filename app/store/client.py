@@ -14,7 +14,7 @@ from functools import cache
 from hashlib import sha1
 from importlib.resources import files
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
@@ -183,17 +183,31 @@ def _with_what_it_uses(script: str, shared: str) -> str:
     would cost more than most scripts do.
 
     Args:
-        shared: statements that begin in the first column, definitions with `local`, each after what
-            it uses.
+        shared: statements that begin in the first column; most define a name.
     """
-    used: list[str] = []
-    words = _words(script)
-    for statement in reversed(_STATEMENT.split(_COMMENT.sub("", shared))):
-        defined = _DEFINITION.match(statement)
-        if defined is None or not words.isdisjoint(_words(defined["names"])):
-            words |= _words(statement)
-            used.insert(0, statement)
-    return "".join((*used, "\n", script))
+    statements = [_Statement.of(text) for text in _STATEMENT.split(_COMMENT.sub("", shared))]
+    words, num_words = _words(script), 0
+    while len(words) > num_words:  # a definition may use one that comes after it
+        num_words = len(words)
+        for statement in statements:
+            if statement.is_used(words):
+                words |= statement.words
+    return "".join((*(s.text for s in statements if s.is_used(words)), "\n", script))
+
+
+class _Statement(NamedTuple):
+    text: str
+    defined: frozenset[str]  # names; a statement that defines none is always used
+    words: frozenset[str]
+
+    @classmethod
+    def of(cls, text: str) -> "_Statement":
+        definition = _DEFINITION.match(text)
+        defined = frozenset(_WORD.findall(definition["names"]) if definition else ())
+        return cls(text, defined, frozenset(_words(text)) - defined)
+
+    def is_used(self, words: set[str]) -> bool:
+        return not self.defined or not words.isdisjoint(self.defined)
 
 
 def _words(text: str) -> set[str]:
@@ -202,8 +216,8 @@ def _words(text: str) -> set[str]:
 
 _WORD = re.compile(r"\w+")
 _COMMENT = re.compile(r"--.*")
-_STATEMENT = re.compile(r"^(?=local |if )", re.MULTILINE)
-_DEFINITION = re.compile(r"local (?:function )?(?P<names>\w+(?:, *\w+)*)")
+_STATEMENT = re.compile(r"^(?=local |if |\w+ = )", re.MULTILINE)
+_DEFINITION = re.compile(r"(?:local (?:function )?)?(?P<names>\w+(?:, *\w+)*) *(?:\(|=|$)", re.M)
 
 
 def milliseconds(duration_s: float) -> int:

@@ -100,6 +100,9 @@ def test_script_is_sent_with_all_that_it_uses_of_what_is_shared(name: str) -> No
     assert text.endswith((LUA / f"{name}.lua").read_text())
     code = re.sub(r"--.*|'[^'\n]*'", "", text)
     assert shared & set(re.findall(r"\w+", code)) <= _defined(text)
+    declared = re.search(r"^local (\w+(?:, \w+)*)$", code, re.MULTILINE)
+    for name in declared[1].split(", ") if declared else ():
+        assert f"\n{name} = function" in text or name not in code.replace(declared[0], "")
 
 
 def test_script_is_sent_without_what_it_does_not_use() -> None:

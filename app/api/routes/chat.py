@@ -6,10 +6,9 @@ from fastapi import APIRouter, Header, Request
 from fastapi.responses import Response
 
 from app.api.connection.disconnect import ClientLeftError
-from app.api.context import ApiDep, AskerDep
+from app.api.context import ApiDep, AskerDep, AskingRoute
 from app.api.errors import INTERNAL_ERROR, is_our_fault
 from app.api.openapi import CHAT_REQUEST_BODY, CHAT_RESPONSES
-from app.api.routes.asking import AskingRoute
 from app.tracing import PostSpan
 from dycoke_core.errors import DycokeError
 

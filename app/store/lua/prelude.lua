@@ -50,7 +50,7 @@ local function workers_key() return PREFIX .. ':workers' end
 local function ended_channel() return PREFIX .. ':ended' end
 local function news_channel() return PREFIX .. ':news' end
 
-local charge, settle, note_started -- see `limits`
+local charge_owner, settle, note_started -- see `limits`
 
 local function now_ms()
   local time = redis.call('TIME')
