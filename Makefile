@@ -14,7 +14,8 @@ CLIENTS_VENV := .venv-clients
 CLIENTS_READY := $(CLIENTS_VENV)/.ready
 
 # The lines below that have a `##` are what `make help` prints.
-.PHONY: help setup demo serve test chaos clients lmms-eval lint loadtest dashboards clean
+.PHONY: help setup demo serve test chaos clients lmms-eval lint loadtest dashboards requirements sbom
+.PHONY: clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z][a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-12s %s\n", $$1, $$2}'
@@ -90,5 +91,16 @@ dashboards: $(READY)  ## write what is generated: dashboards, manifests, docs/re
 	$(BIN)/python -m deploy.k8s.generate
 	$(BIN)/python -m deploy.reference
 
+requirements: $(READY)  ## deploy/requirements: hashes of what constraints.txt pins, from PyPI
+	$(BIN)/python -m deploy.requirements.generate
+
+sbom: $(READY)  ## dist/sbom: what is in each image, as CycloneDX, out of deploy/requirements
+	@mkdir -p dist/sbom
+	@for file in deploy/requirements/*.txt; do \
+		$(BIN)/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible --validate \
+			--output-file dist/sbom/$$(basename $$file .txt).cdx.json $$file || exit 1; \
+	done
+
 clean:  ## remove what the targets made
-	rm -rf $(VENV) $(LMMS_VENV) $(CLIENTS_VENV) .dycoke .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) $(LMMS_VENV) $(CLIENTS_VENV) .dycoke .mypy_cache .pytest_cache .ruff_cache .hypothesis \
+		build dist *.egg-info
