@@ -32,6 +32,7 @@
                                        still need of it goes when they end; for a day
     {p}:forgettings          stream    the same for workers, field `video`; capped
     {p}:alias:{hash}         string    id of the video that an owner calls so; TTL
+    {p}:link_secret          string    random bytes that links are signed with
     {p}:usage:{owner}:{day}  hash      what an owner's jobs took on a day (since 1970); TTL
     {p}:worker:{id}          string    ModelCard JSON, TTL = heartbeat
     {p}:workers              set       worker ids; one whose card is gone is dropped by readers
@@ -137,6 +138,10 @@ class RedisKeys:
 
     def alias(self, alias_hash: str) -> str:
         return f"{self.prefix}:alias:{alias_hash}"
+
+    @property
+    def link_secret(self) -> str:
+        return f"{self.prefix}:link_secret"
 
     def usage(self, owner_and_day: str) -> str:
         return f"{self.prefix}:usage:{owner_and_day}"

@@ -16,8 +16,14 @@ PATIENCE_S = 120.0
 
 
 @contextmanager
-def running_service(checkout: Path, environment: Mapping[str, str]) -> Iterator[str]:
-    """Yields its URL once it is ready."""
+def running_service(
+    checkout: Path, environment: Mapping[str, str], command: str = "serve"
+) -> Iterator[str]:
+    """Yields its URL once it is ready.
+
+    Args:
+        command: `api` for an API alone, whose worker is somebody else's.
+    """
     with tempfile.TemporaryDirectory(prefix="dycoke-test-") as folder:
         env = {name: value for name, value in os.environ.items() if not name.startswith("DYCOKE_")}
         env |= {
@@ -29,8 +35,8 @@ def running_service(checkout: Path, environment: Mapping[str, str]) -> Iterator[
         }
         log = Path(folder) / "log"
         with log.open("w") as file:
-            command = [sys.executable, "-m", "app", "serve"]
-            process = subprocess.Popen(command, cwd=checkout, env=env, stderr=file)
+            arguments = [sys.executable, "-m", "app", command]
+            process = subprocess.Popen(arguments, cwd=checkout, env=env, stderr=file)
         try:
             yield _wait_until_ready(process, log)
         finally:
