@@ -107,7 +107,7 @@ async def test_a_key_has_so_many_waiting_jobs(queue: JobQueue, leases: JobLeases
     await post(queue, "b", one)
     await refusal(queue, one)
     await queue.end("b", JobState.CANCELLED, cancelled("b"))
-    assert await leases.hand_back(delivery), "which waits again"
+    assert await leases.hand_back(delivery, lease_s=60), "which waits again"
     await refusal(queue, one)
 
 
