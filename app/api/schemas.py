@@ -51,6 +51,12 @@ class ChatFields(Strict):
         None, max_length=256, description="May be left out where only one is served."
     )
     num_frames: int = Field(32, ge=1, description="Sampled evenly over the clip.")
+    max_pixels: int | None = Field(
+        None,
+        ge=1,
+        description="Of each frame, for models that take any size: frames keep their shape within "
+        "it. Left out: as many as the model's square frames have.",
+    )
     start_s: float | None = Field(None, ge=0, allow_inf_nan=False, description="Start of the clip.")
     end_s: float | None = Field(None, gt=0, allow_inf_nan=False, description="End of the clip.")
     sampling: Sampling = Field(
@@ -106,11 +112,15 @@ class ChatFields(Strict):
 
     def check_limits(self, settings: Settings) -> None:
         """Raises InvalidFieldsError for what this server's settings do not allow."""
-        limits = {"num_frames": settings.max_frames, "max_tokens": settings.max_tokens}
+        limits = {
+            "num_frames": settings.max_frames,
+            "max_pixels": settings.max_frame_pixels,
+            "max_tokens": settings.max_tokens,
+        }
         problems = [
             FieldProblem(field=name, message=f"Input should be less than or equal to {limit}")
             for name, limit in limits.items()
-            if getattr(self, name) > limit
+            if (getattr(self, name) or 0) > limit
         ]
         if problems:
             raise InvalidFieldsError(problems)

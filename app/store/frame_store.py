@@ -16,7 +16,7 @@ How often pixels are copied on their way, each time whole (14 MB for 32 frames o
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from typing import Any
 
@@ -26,6 +26,7 @@ from redis.asyncio import Redis
 from app.errors import StoreUnavailableError
 from app.store.client import Scripts, store_call
 from app.store.keys import RedisKeys
+from dycoke_core.frame_size import PixelLimits
 from dycoke_core.video import VideoFrames
 from dycoke_core.video.types import ReaderName, Sampling
 
@@ -39,7 +40,7 @@ _LENGTH_BYTES = 4  # of the header, big endian
 class FramesHeader:
     """What a blob holds apart from the pixels."""
 
-    shape: tuple[int, int, int, int]  # [F, S, S, 3]
+    shape: tuple[int, int, int, int]  # [F, height, width, 3]
     indices: tuple[int, ...]
     timestamps_s: tuple[float, ...]
     reader: ReaderName
@@ -97,7 +98,8 @@ class FrameStore:
         return parse_header(header)
 
     async def frame(self, digest: str, index: int) -> tuple[FramesHeader, bytes] | None:
-        """One frame's pixels, [S, S, 3], with what the blob says of all. None if not stored.
+        """One frame's pixels, [height, width, 3], with what the blob says of all; None if it is not
+        stored.
 
         Raises:
             IndexError: the blob has fewer frames.
@@ -122,7 +124,7 @@ def frames_digest(
     video_id: str,
     *,
     num_frames: int,
-    image_size: int,
+    image_size: int | PixelLimits,
     start_s: float | None,
     end_s: float | None,
     sampling: Sampling,
@@ -133,8 +135,9 @@ def frames_digest(
     Args:
         salt: of those who share blobs, and all that workers keep by this name.
     """
+    size: object = image_size if isinstance(image_size, int) else asdict(image_size)
     parts: list[object] = [
-        *(PIXELS_VERSION, video_id, num_frames, image_size),
+        *(PIXELS_VERSION, video_id, num_frames, size),
         *(start_s, end_s, sampling),
     ]
     if salt:

@@ -42,6 +42,9 @@ class Admission:
     ) -> None:
         self._model = model
         self._backend = backend
+        self._full_layers = tuple(
+            layer for layer, spec in enumerate(model.layers) if spec.window is None
+        )
         self._has_host_tier = config.dp_cache == "host"
         self._max_chunk_tokens = batching.prefill_chunk_tokens
         self.kv_budget = ByteBudget(backend.kv_budget_bytes)
@@ -277,7 +280,8 @@ class Admission:
         if state.num_forced > max_tokens:
             raise InvalidRequestError("more tokens are forced than max_tokens allows")
         limit = self._model.max_model_tokens
-        if state.num_prompt_tokens + max_tokens > limit:
+        first_own = max(state.num_prefix_tokens, state.layout.prefix.next_position)
+        if first_own + state.num_question_tokens + max_tokens > limit:
             raise PromptTooLongError(
                 f"prompt ({state.num_prompt_tokens} tokens) and max_tokens exceed "
                 f"the model's {limit} positions"
@@ -299,8 +303,11 @@ class Admission:
         num_layers = self._model.text_geometry.num_layers
         num_visual = policy.count_visual_tokens(prompt.num_units, prompt.tokens_per_unit)
         stage_two = policy.stage_two(num_visual, num_layers)
+        if stage_two is not None:
+            stage_two = stage_two.in_layers(self._full_layers, num_layers)
         first_host_layer = num_layers
-        if self._has_host_tier and stage_two is not None:
+        has_windows = len(self._full_layers) < num_layers  # which read prefixes in every layer
+        if self._has_host_tier and stage_two is not None and not has_windows:
             first_host_layer = max(stage_two.first_layer, 1)  # the scoring layer never lies there
         return SeatLayout(
             prefix=PrefixLayout(

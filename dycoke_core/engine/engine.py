@@ -77,6 +77,7 @@ class Engine:
             dtype=str(self.model.dtype).removeprefix("torch."),
             architecture=self.model.architecture,
             image_size=image_size,
+            frame_limits=self.model.frame_limits,
             tokens_per_frame=self.model.tokens_per_unit(image_size, image_size),
             frames_per_unit=self.model.frames_per_unit,
             num_layers=self.model.text_geometry.num_layers,

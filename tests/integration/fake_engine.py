@@ -18,6 +18,7 @@ import numpy as np
 
 from dycoke_core.engine_card import EngineCard, EngineStats
 from dycoke_core.errors import EngineError, PromptTooLongError
+from dycoke_core.frame_size import PixelLimits
 from dycoke_core.kept_sets import KeptHistory, KeptRecorder
 from dycoke_core.sequence import (
     SAMPLER_VERSION,
@@ -40,6 +41,7 @@ FATAL_TOKEN = 2  # new tokens before the steered mishaps
 class FakeEngine:
     max_running_sequences: int = 4
     image_size: int = 8
+    frame_limits: PixelLimits | None = None
     sequences: dict[str, Sequence] = field(default_factory=dict)
     aborted: list[str] = field(default_factory=list)
     seen: list[Sequence] = field(default_factory=list)  # all that were added
@@ -53,6 +55,7 @@ class FakeEngine:
             dtype="float32",
             architecture="Fake",
             image_size=self.image_size,
+            frame_limits=self.frame_limits,
             tokens_per_frame=4,
             frames_per_unit=1,
             num_layers=2,
@@ -82,7 +85,11 @@ class FakeEngine:
         if "refuse" in words(sequence):
             raise PromptTooLongError("the prompt is too long")
         size = self.image_size
-        assert sequence.frames is None or sequence.frames.shape[1:] == (size, size, 3)
+        assert (
+            sequence.frames is None
+            or self.frame_limits is not None
+            or sequence.frames.shape[1:] == (size, size, 3)
+        )
         self.sequences[sequence.sequence_id] = sequence
         self.seen.append(sequence)
 
@@ -194,6 +201,8 @@ def make_report(output: list[int], kept: KeptHistory | None = None) -> SequenceR
         compression=CompressionReport(
             units=1,
             tokens_per_unit=4,
+            rows=2,
+            columns=2,
             visual_tokens_in=4,
             visual_tokens_prefill=3,
             visual_tokens_decode=2,

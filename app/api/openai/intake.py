@@ -14,7 +14,13 @@ from app.api.openai.fields import MAX_WARNINGS, CompletionFields, parse_fields, 
 from app.api.openai.media import BodyMedia, MediaFinder
 from app.api.openai.messages import Conversation, VideoPart, parse_messages
 from app.api.openai.rendering import StreamOptions
-from app.api.openai.sampling import DEFAULT_FRAMES, count_frames, parse_aliases, with_aliases
+from app.api.openai.sampling import (
+    DEFAULT_FRAMES,
+    count_frames,
+    limit_pixels,
+    parse_aliases,
+    with_aliases,
+)
 from app.api.openai.streamed_json import StreamedJson, base64_size
 from app.api.post.intake import read_body
 from app.api.post.job_request import Extras, check_fields
@@ -88,7 +94,7 @@ class CompletionIntake:
             if body.media.is_list(part):
                 part = replace(part, fps=None)  # which was the list's own
             try:
-                chat = self._with_frames(chat, part, lease, warnings)
+                chat = self._with_frames(chat, part, card, lease, warnings)
             except BaseException:
                 lease.release()
                 raise
@@ -195,14 +201,20 @@ class CompletionIntake:
         return lease, probe_s
 
     def _with_frames(
-        self, chat: ChatFields, part: VideoPart, lease: VideoLease, warnings: list[str]
+        self,
+        chat: ChatFields,
+        part: VideoPart,
+        card: ModelCard,
+        lease: VideoLease,
+        warnings: list[str],
     ) -> ChatFields:
         probe = lease.video.probe
         if part.start_s and probe.duration_s is not None and part.start_s >= probe.duration_s:
             raise wrong(f"{part.param}.start_s", f"the video ends at {probe.duration_s:.3f} s")
         num_frames, count_warnings = count_frames(part, probe, self._settings.max_frames)
-        warnings += count_warnings
-        return chat.model_copy(update={"num_frames": num_frames})
+        max_pixels, pixel_warnings = limit_pixels(part, card, self._settings.max_frame_pixels)
+        warnings += count_warnings + pixel_warnings
+        return chat.model_copy(update={"num_frames": num_frames, "max_pixels": max_pixels})
 
 
 @dataclass(frozen=True, slots=True)

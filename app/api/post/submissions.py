@@ -147,7 +147,7 @@ class Submissions:
                 taken = await intake(request, models, principal)
                 admitted.hold(taken.lease)
             if taken.lease is not None:
-                check_clip(taken.fields, taken.lease)
+                check_clip(taken.fields, taken.card, taken.lease)
             admitted.take(await self._place(taken))
             job = self._job_request(
                 taken, admitted.job_id, principal.owner, accepted_at_s, traceparent
