@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from app.keys.owners import ANONYMOUS
+from dycoke_core.auto import Reason
 from dycoke_core.errors import DycokeError
 from dycoke_core.frame_size import PixelLimits
 from dycoke_core.video.types import Sampling
@@ -162,6 +163,15 @@ class ModelCard(Message):
     running_jobs: int
 
 
+class CompressionChoice(Message):
+    """What policy `auto` chose for a job; every attempt at the answer keeps to it."""
+
+    compression: dict[str, Any]
+    level: int
+    reason: Reason
+    predicted_ttft_s: float
+
+
 # --- receipt ---
 
 
@@ -188,9 +198,21 @@ class FlopsByFormula(Message):
     exact: Flops  # vision tower, gated MLP, GQA, causal attention, language head
 
 
+class AutoReceipt(Message):
+    """How policy `auto` came to the compression that the receipt names."""
+
+    objective_s: float
+    at_least: float
+    level: int  # of the ladder: 0 is the least compression
+    num_levels: int
+    reason: Reason
+    predicted_ttft_s: float  # `timings_s.ttft` says what came of it
+
+
 class CompressionReceipt(Message):
     policy: str
     parameters: dict[str, Any]
+    auto: AutoReceipt | None = None  # None: the request named the policy
     visual_tokens_in: int
     visual_tokens_prefill: int
     visual_tokens_decode: int

@@ -19,7 +19,8 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.connection.disconnect import ClientLeftError
-from app.errors import QueueFullError, ShuttingDownError
+from app.api.rate_limits import rate_limit_headers
+from app.errors import KeyLimitError, ShuttingDownError, TryLaterError
 from app.messages import ErrorEvent
 from dycoke_core.errors import DycokeError, InvalidRequestError, VideoError
 
@@ -59,6 +60,7 @@ STATUS_BY_CODE: Mapping[str, int] = {
     "video_read_timeout": 422,
     "video_reader_failed": 422,
     "video_reader_killed": 422,
+    "key_limit_exceeded": 429,
     "queue_full": 429,
     "too_many_uploads": 429,
     INTERNAL_ERROR: 500,
@@ -178,8 +180,10 @@ def problem_response(
 
 
 def response_for(error: DycokeError, *, job_id: str | None = None) -> JSONResponse:
-    headers = {}
-    if isinstance(error, QueueFullError):
+    headers: dict[str, str] = {}
+    if isinstance(error, KeyLimitError):
+        headers |= rate_limit_headers(error.quotas)
+    if isinstance(error, TryLaterError):
         headers["Retry-After"] = str(error.retry_after_s)
     if job_id is not None:
         headers["X-Job-Id"] = job_id
@@ -188,7 +192,7 @@ def response_for(error: DycokeError, *, job_id: str | None = None) -> JSONRespon
         error.message,
         retryable=error.retryable,
         job_id=job_id,
-        video_id=error.video_id if isinstance(error, QueueFullError) else None,
+        video_id=error.video_id if isinstance(error, TryLaterError) else None,
         errors=_problems_of(error),
         headers=headers,
     )

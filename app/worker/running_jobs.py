@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from app.messages import DoneEvent, ErrorEvent, StatusEvent, TokenEvent
+from app.messages import CompressionChoice, DoneEvent, ErrorEvent, StatusEvent, TokenEvent
 from app.store.job_leases import Append, Delivery
 from dycoke_core import sequence as core
 
@@ -26,6 +26,7 @@ class RunningJob:
     kept: bytes | None = None  # a `KeptHistory` that is to be stored before the end is told
     is_suspect: bool = False  # must have the engine to itself; cleared by the publisher
     is_in_engine: bool = False  # has, or may have, been given to it; set by the taker
+    choice: CompressionChoice | None = None  # of policy `auto`
     loading: "asyncio.Task[None] | None" = None  # brings it to the engine; set by the taker
     # The engine's name for this attempt; what is left of an earlier attempt has another name.
     sequence_id: str = field(init=False)
@@ -49,6 +50,11 @@ class RunningJob:
     def __post_init__(self) -> None:
         self.sequence_id = f"{self.job_id}#{self.delivery.attempt}"
         self.policy = self.delivery.request.policy_label
+
+    def take_choice(self, choice: CompressionChoice) -> None:
+        """Answers with the compression that policy `auto` chose."""
+        self.choice = choice
+        self.policy = str(choice.compression["policy"])
 
     @property
     def log_fields(self) -> dict[str, str]:

@@ -12,6 +12,7 @@ from dycoke_core.errors import (
     VideoError,
     VideoLimitError,
 )
+from dycoke_core.frame_size import PixelLimits
 from dycoke_core.video import FrameReaders, FrameSpec, ReadLimits
 from dycoke_core.video.frame_list import MAGIC, encode_index, sniff_picture
 from tests.pictures import Color, frame_list, picture
@@ -59,6 +60,16 @@ async def test_a_picture_fills_the_frame_whatever_its_shape(
     path = write(tmp_path / "list", frame_list([picture("PNG", (128, 16), (255, 0, 0))]))
     frames = await readers.read(path, FrameSpec(1, 32))
     assert (frames.pixels[0].reshape(-1, 3) == frames.pixels[0, 0, 0]).all()
+
+
+async def test_for_models_of_any_size_frames_keep_the_first_picture_s_shape(
+    readers: FrameReaders, tmp_path: Path
+) -> None:
+    pictures = [picture("PNG", (224, 112), (255, 0, 0)), picture("JPEG", (56, 56), (255, 0, 0))]
+    path = write(tmp_path / "list", frame_list(pictures))
+    limits = PixelLimits(multiple=28, min_pixels=28 * 28, max_pixels=112 * 112)
+    frames = await readers.read(path, FrameSpec(2, limits))
+    assert frames.pixels.shape == (2, 56, 140, 3)
 
 
 async def test_more_pictures_than_wanted_are_sampled_and_fewer_repeat(

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic_core import from_json
 from starlette.requests import Request
 
+from app.api.compressions import Compressions
 from app.api.connection.disconnect import unless_disconnected
 from app.api.openai.fetching import MediaFetcher
 from app.api.openai.fields import MAX_WARNINGS, CompletionFields, parse_fields, wrong
@@ -34,7 +35,6 @@ from app.messages import ModelCard
 from app.settings import Settings
 from app.store.video_aliases import VideoAliases
 from app.video_store import VideoLease
-from dycoke_core.config import CompressionConfig
 from dycoke_core.errors import InvalidRequestError
 
 
@@ -50,7 +50,7 @@ class CompletionIntake:
     def __init__(
         self,
         settings: Settings,
-        default_compression: CompressionConfig,
+        compressions: Compressions,
         uploads: Uploads,
         fetcher: MediaFetcher,
         aliases: VideoAliases,
@@ -58,7 +58,7 @@ class CompletionIntake:
         self._aliases = aliases
         self._finder = MediaFinder(uploads, fetcher)
         self._settings = settings
-        self._default_compression = default_compression
+        self._compressions = compressions
         self._uploads = uploads
         self.options = StreamOptions()  # set by reading
 
@@ -87,7 +87,7 @@ class CompletionIntake:
         self._set_options(fields, warnings)
         part = self._sampled(fields, conversation, warnings)
         chat = self._chat_fields(fields, conversation, part)
-        card = check_fields(chat, models, self._settings, self._default_compression)
+        card = check_fields(chat, models, self._settings, self._compressions)
         lease, probe_s = None, 0.0
         if part is not None:
             lease, probe_s = await self._find(request, part, body, principal)
@@ -166,7 +166,7 @@ class CompletionIntake:
         said = {name: value for name, value in said.items() if value is not None}
         chat = ChatFields(messages=conversation.turns, **said)
         try:
-            chat.compression_config(self._default_compression)
+            self._compressions.parse(chat.compression)
         except InvalidRequestError as error:
             raise wrong("compression", error.message) from None
         return chat

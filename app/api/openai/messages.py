@@ -25,7 +25,7 @@ _MESSAGE_FIELDS = ("role", "content", "name", "refusal", "audio", "tool_calls", 
 _COUNTS = ("num_frames", "max_frames", "max_pixels")
 _SAMPLING_FIELDS = ("fps", *_COUNTS, "sampling", "start_s", "end_s")
 _PART_FIELDS = ("type", "text", "video_url", "video", "file", "uuid", *_SAMPLING_FIELDS)
-_FILE_FIELDS = ("file_id", "file_data", "filename")
+_FILE_FIELDS = ("file_id", "file_data", "filename", "format")  # LiteLLM's name of a type
 _VIDEO_FIELDS = ("url", "uuid", *_SAMPLING_FIELDS)
 
 
@@ -189,7 +189,7 @@ def _said(options: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    return isinstance(value, int) and is_number(value) and value >= 1
 
 
 def is_number(value: Any) -> bool:

@@ -1,9 +1,10 @@
 """Chat completions out of a job's events: chunks of a stream, or one object.
 
 A chunk of the stream is a bare `data:` line, for clients that know neither comments nor named
-events; a heartbeat is a blank line. One token event is one chunk, the role goes with the first
-token and `finish_reason` with the last, because benchmarks count every chunk with choices as a
-token. `[DONE]` ends the stream; one that is interrupted ends without it.
+events. A heartbeat is a pair of line breaks: benchmarks split what has come at such pairs, and a
+single one would stay before the next chunk and hide it. One token event is one chunk, the role goes
+with the first token and `finish_reason` with the last, because benchmarks count every chunk with
+choices as a token. `[DONE]` ends the stream; one that is interrupted ends without it.
 """
 
 import json
@@ -34,7 +35,7 @@ class StreamOptions:
 class ChatCompletion:
     """One answer. See `app.api.answer.sse.Rendering`."""
 
-    heartbeat = b"\n"
+    heartbeat = b"\n\n"
 
     def __init__(self, record: JobRecord, options: StreamOptions) -> None:
         self._head = {
