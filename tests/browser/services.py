@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.docs.service import PATIENCE_S, running_service
+from tests.serving import PATIENCE_S, running_service
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -36,7 +36,7 @@ def slow_service(redis_url: str, **settings: str) -> Iterator[str]:
         stderr=subprocess.DEVNULL,
     )
     try:
-        with running_service(ROOT, environment, "api") as url:
+        with running_service(ROOT, environment, command="api") as url:
             yield url
     finally:
         worker.terminate()

@@ -1,4 +1,7 @@
-"""A service of a checkout with the bundled model, on a free port, for as long as a block runs."""
+"""A service of a checkout with the bundled model, on a free port, for as long as a block runs.
+
+Imports nothing of the project: tests of clients use it in an environment without its dependencies.
+"""
 
 import os
 import re
@@ -12,17 +15,24 @@ from pathlib import Path
 
 import httpx
 
+ROOT = Path(__file__).parent.parent
+CLIP = ROOT / "dycoke_core" / "tiny" / "clips" / "shapes.mp4"
 PATIENCE_S = 120.0
 
 
 @contextmanager
 def running_service(
-    checkout: Path, environment: Mapping[str, str], command: str = "serve"
+    checkout: Path,
+    environment: Mapping[str, str],
+    *,
+    command: str = "serve",
+    python: str = sys.executable,
 ) -> Iterator[str]:
     """Yields its URL once it is ready.
 
     Args:
         command: `api` for an API alone, whose worker is somebody else's.
+        python: of an environment that has the project's dependencies.
     """
     with tempfile.TemporaryDirectory(prefix="dycoke-test-") as folder:
         env = {name: value for name, value in os.environ.items() if not name.startswith("DYCOKE_")}
@@ -35,7 +45,7 @@ def running_service(
         }
         log = Path(folder) / "log"
         with log.open("w") as file:
-            arguments = [sys.executable, "-m", "app", command]
+            arguments = [python, "-m", "app", command]
             process = subprocess.Popen(arguments, cwd=checkout, env=env, stderr=file)
         try:
             yield _wait_until_ready(process, log)
