@@ -75,13 +75,13 @@ $(CLIENTS_READY): tests/clients/requirements.txt tests/clients/constraints.txt
 
 # lmms-eval wants an av of before 16 and a torchvision, which we have not: it is installed without
 # its dependencies, beside what it imports for the task of our test.
-lmms-eval: $(LMMS_READY)  ## our model of lmms-eval, with the real package
+lmms-eval: $(LMMS_READY)  ## the real lmms-eval: our model in it, and its model on the service
 	$(LMMS_VENV)/bin/python -m pytest tests/lmms_plugin $(PYTEST_ARGS)
 
 $(LMMS_READY): pyproject.toml constraints.txt tests/lmms_plugin/requirements.txt
 	@test -x $(LMMS_VENV)/bin/python || $(PYTHON) -m venv $(LMMS_VENV)
 	$(LMMS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) \
-		--constraint constraints.txt --editable '.[worker]' pytest pytest-asyncio pytest-timeout \
+		--constraint constraints.txt --editable '.[worker,embedded]' pytest pytest-asyncio pytest-timeout \
 		--requirement tests/lmms_plugin/requirements.txt
 	$(LMMS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) \
 		--no-deps lmms-eval==0.7.3

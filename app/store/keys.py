@@ -33,11 +33,11 @@
                                        still need of it goes when they end; for a day
     {p}:forgettings          stream    the same for workers, field `video`; capped
     {p}:alias:{hash}         string    id of the video that an owner calls so; TTL
-    {p}:link_secret          string    random bytes that links are signed with
     {p}:owner_jobs:{owner}   zset      job_id -> 0 while it waits for a worker, else the time (ms)
                                        of its start; of an owner's live jobs; TTL
     {p}:bucket:{owner}:{kind} hash     of `tokens` or `frames`: level, at (ms), last (what the last
                                        job took); TTL: the time until it is full
+    {p}:link_secret          string    random bytes that links are signed with
     {p}:usage:{owner}:{day}  hash      what an owner's jobs took on a day (since 1970); TTL
     {p}:worker:{id}          string    ModelCard JSON, TTL = heartbeat
     {p}:workers              set       worker ids; one whose card is gone is dropped by readers
@@ -144,15 +144,15 @@ class RedisKeys:
     def alias(self, alias_hash: str) -> str:
         return f"{self.prefix}:alias:{alias_hash}"
 
-    @property
-    def link_secret(self) -> str:
-        return f"{self.prefix}:link_secret"
-
     def owner_jobs(self, owner: str) -> str:
         return f"{self.prefix}:owner_jobs:{owner}"
 
     def bucket(self, owner_and_kind: str) -> str:
         return f"{self.prefix}:bucket:{owner_and_kind}"
+
+    @property
+    def link_secret(self) -> str:
+        return f"{self.prefix}:link_secret"
 
     def usage(self, owner_and_day: str) -> str:
         return f"{self.prefix}:usage:{owner_and_day}"
