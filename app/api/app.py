@@ -191,7 +191,7 @@ async def _start(
 
     stack.push_async_callback(readers.aclose)
     places = ReaderPlaces(row.table, settings.max_frame_readers)
-    second_try = SecondTryReaders(readers, places, timeout_s=settings.read_timeout_s)
+    second_try = SecondTryReaders(readers, places)
     videos = VideoStore(
         settings.data_dir / "videos",
         max_bytes=settings.max_video_store_bytes,

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 VARIABLE = (
-    "DYCOKE_SECURITY_TALLY"  # where the counts of a run go; read by `python -m tests.security`
+    "SECURITY_TALLY"  # where the counts of a run go; read by `python -m tests.security`
 )
 
 
