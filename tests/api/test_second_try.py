@@ -20,7 +20,9 @@ SPEC = FrameSpec(num_frames=1, image_size=8)
 
 def frames(fallback_cause: FailureCode | None = None) -> VideoFrames:
     reader: ReaderName = "decord" if fallback_cause is None else "pyav"
-    return VideoFrames(np.zeros(SPEC.shape(8, 8), np.uint8), (0,), (0.0,), reader, (), fallback_cause)
+    return VideoFrames(
+        np.zeros(SPEC.shape(8, 8), np.uint8), (0,), (0.0,), reader, (), fallback_cause
+    )
 
 
 class Readers:

@@ -17,7 +17,7 @@ from app.api.openai.sampling import DEFAULT_FRAMES, count_frames, parse_aliases,
 from dycoke_core.video import VideoProbe
 
 MAX_FRAMES = 128
-SAMPLING = ("fps", "num_frames", "max_frames", "start_s", "end_s")
+SAMPLING = ("fps", "num_frames", "max_frames", "max_pixels", "start_s", "end_s")
 HUGE = (2**31, 2**63, 2**64, 10**30, 10**400, 1e300, 1.7e308)
 WRONG = (-1, -(2**63), -1e300, "1", "32; rm", [], {}, True, False, [1] * 5)
 
