@@ -7,7 +7,7 @@ rates; the URLs are in `test_fetching`.
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic_core import from_json
 
@@ -71,6 +71,7 @@ def test_a_rate_at_the_end_of_its_range_is_counted(fps: float, number: int) -> N
     assert frames_of({"fps": fps})[0] == number
 
 
+@settings(deadline=None)
 @given(
     fps=st.floats(1e-320, 1e9),
     start_s=st.floats(0, 1e9),
