@@ -6,10 +6,13 @@
         ├── KeysUnavailableError         the file of keys cannot be read
         ├── JobNotFoundError, VideoNotFoundError, ModelNotFoundError
         ├── KeptSetsNotFoundError, KeptSetDroppedError, JobNotDoneError
+        ├── IsFrameListError
         ├── UnsupportedMediaTypeError, UploadTooLargeError, UploadTimeoutError,
         │   TooManyUploadsError
         ├── IdempotencyConflictError
-        ├── QueueFullError               carries retry_after_s, video_id
+        ├── TryLaterError                carries retry_after_s, video_id
+        │   ├── QueueFullError
+        │   └── KeyLimitError            and quotas
         ├── TooManyStreamsError, VideoStoreFullError
         ├── NoWorkerError, ShuttingDownError, StoreUnavailableError
         ├── DeadlineExceededError, ReaderLostError, JobLostError, JobCancelledError
@@ -20,6 +23,7 @@
 Which HTTP status a code gets is known to `app.api.errors` alone.
 """
 
+from app.keys.limits import Quota
 from dycoke_core.errors import DycokeError
 
 
@@ -122,10 +126,9 @@ class VideoStoreFullError(ServiceError):
     retryable = True
 
 
-class QueueFullError(ServiceError):
-    """As many jobs are under way as may be; `Retry-After` says when to try again."""
+class TryLaterError(ServiceError):
+    """There is no room for the request just now."""
 
-    code = "queue_full"
     retryable = True
 
     def __init__(self, message: str, *, retry_after_s: int, video_id: str | None = None) -> None:
@@ -135,6 +138,29 @@ class QueueFullError(ServiceError):
         super().__init__(message)
         self.retry_after_s = retry_after_s
         self.video_id = video_id
+
+
+class QueueFullError(TryLaterError):
+    """As many jobs are under way as may be; `Retry-After` says when to try again."""
+
+    code = "queue_full"
+
+
+class KeyLimitError(TryLaterError):
+    """The API key has reached a limit of its own; `Retry-After` says when to try again."""
+
+    code = "key_limit_exceeded"
+
+    def __init__(self, message: str, *, retry_after_s: int, quotas: tuple[Quota, ...]) -> None:
+        """Args:
+        quotas: how the key stands to all its limits.
+        """
+        super().__init__(message, retry_after_s=retry_after_s)
+        self.quotas = quotas
+
+    @property
+    def violated(self) -> tuple[Quota, ...]:
+        return tuple(quota for quota in self.quotas if quota.wait_s is not None)
 
 
 class NoWorkerError(ServiceError):
@@ -169,6 +195,12 @@ class KeptSetDroppedError(ServiceError):
     """What was kept at this token is not stored: what earlier ones kept took all the room."""
 
     code = "kept_truncated"
+
+
+class IsFrameListError(ServiceError):
+    """What was asked for is a list of frames, which no file of a video holds."""
+
+    code = "is_frame_list"
 
 
 class JobNotDoneError(ServiceError):

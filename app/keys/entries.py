@@ -16,6 +16,7 @@ from enum import StrEnum
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.errors import ForbiddenError
+from app.keys.limits import NO_LIMITS, KeyLimits
 from app.keys.owners import ANONYMOUS
 
 MIN_KEY_CHARS = 32
@@ -33,20 +34,6 @@ class Scope(StrEnum):
 
 
 DEFAULT_SCOPES = frozenset({Scope.ASK, Scope.UPLOAD})
-
-
-class KeyLimits(BaseModel):
-    """What one key may take of the service; None: as much as anybody."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    max_running_jobs: int | None = Field(None, ge=1)
-    max_queued_jobs: int | None = Field(None, ge=1)
-    tokens_per_minute: int | None = Field(None, ge=1)
-    frames_per_minute: int | None = Field(None, ge=1)
-
-
-NO_LIMITS = KeyLimits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +102,7 @@ def new_owner() -> str:
 
 
 def digest_of(secret: str) -> str:
+    """Keys are ASCII: what is not is the digest of none, however its bytes are read."""
     return hashlib.sha256(secret.encode()).hexdigest()
 
 

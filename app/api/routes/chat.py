@@ -6,13 +6,13 @@ from fastapi import APIRouter, Header, Request
 from fastapi.responses import Response
 
 from app.api.connection.disconnect import ClientLeftError
-from app.api.context import ApiDep, AskerDep
+from app.api.context import ApiDep, AskerDep, AskingRoute
 from app.api.errors import INTERNAL_ERROR, is_our_fault
 from app.api.openapi import CHAT_REQUEST_BODY, CHAT_RESPONSES
 from app.tracing import PostSpan
 from dycoke_core.errors import DycokeError
 
-router = APIRouter(tags=["chat"])
+router = APIRouter(tags=["chat"], route_class=AskingRoute)
 
 
 @router.post(
@@ -38,8 +38,7 @@ async def chat(
         slot.release()
         end_refused(span, error)
         raise
-    answer = api.answers.to(posted, slot, span)
-    return answer.streamed() if posted.fields.stream else await answer.whole(request)
+    return await api.answers.to(posted, slot, span).response(request)
 
 
 def end_refused(span: PostSpan, error: BaseException) -> None:

@@ -5,14 +5,14 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Request
 from fastapi.responses import Response
 
-from app.api.context import ApiDep, AskerDep
+from app.api.context import ApiDep, AskerDep, AskingRoute
 from app.api.openai.fields import CompletionFields
 from app.api.openai.rendering import ChatCompletion
 from app.api.openapi import OPENAI_ERRORS
 from app.api.post.intake import JSON, check_content_type
 from app.api.routes.chat import end_refused
 
-router = APIRouter(tags=["openai"])
+router = APIRouter(tags=["openai"], route_class=AskingRoute)
 
 PATH = "/v1/chat/completions"
 
@@ -57,5 +57,4 @@ async def complete(
         end_refused(span, error)
         raise
     rendering = ChatCompletion(posted.record, intake.options)
-    answer = api.answers.to(posted, slot, span, rendering)
-    return answer.streamed() if posted.fields.stream else await answer.whole(request)
+    return await api.answers.to(posted, slot, span, rendering).response(request)
