@@ -1,8 +1,9 @@
 """Stage I, temporal token merging: drops what a frame repeats from an earlier one.
 
-Works on the pooled, projected features of a video, before the newline embedding is added. It does
-not see the question, so every question about a video gets the same tokens. "Merging" is the paper's
-word; nothing is averaged.
+Works on the features of a video as the language model takes them, before a newline, marker or time
+is put beside them. What is called a frame here is a unit of the model: a frame, or several that it
+makes one set of tokens of. It does not see the question, so every question about a video gets the
+same tokens. "Merging" is the paper's word; nothing is averaged.
 """
 
 from collections.abc import Mapping, Sequence
