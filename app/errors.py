@@ -9,6 +9,7 @@
         │   TooManyUploadsError
         ├── IdempotencyConflictError
         ├── QueueFullError               carries retry_after_s, video_id
+        ├── FrameStoreFullError          carries video_id
         ├── TooManyStreamsError, VideoStoreFullError
         ├── NoWorkerError, ShuttingDownError, StoreUnavailableError
         ├── DeadlineExceededError, ReaderLostError, JobLostError, JobCancelledError
@@ -88,7 +89,8 @@ class UploadTooLargeError(ServiceError):
 
 
 class TooManyUploadsError(ServiceError):
-    """This client, or all clients together, send as many requests at a time as they may."""
+    """This client, or all clients together, send as many requests, or as much, as they may at a
+    time."""
 
     code = "too_many_uploads"
     retryable = True
@@ -136,6 +138,20 @@ class QueueFullError(ServiceError):
         self.video_id = video_id
 
 
+class FrameStoreFullError(ServiceError):
+    """The frames of jobs under way take all the room that frames have; none were read."""
+
+    code = "frame_store_full"
+    retryable = True
+
+    def __init__(self, *, video_id: str | None = None) -> None:
+        """Args:
+        video_id: of the request's video, which is stored: a retry need not upload it.
+        """
+        super().__init__("the frames of jobs under way leave no room for more")
+        self.video_id = video_id
+
+
 class NoWorkerError(ServiceError):
     """No worker is alive to take the job."""
 
@@ -151,7 +167,7 @@ class ShuttingDownError(ServiceError):
 
 
 class StoreUnavailableError(ServiceError):
-    """Redis does not answer, or its byte budget for frames is taken by live jobs."""
+    """Redis, or the storage of videos, does not answer."""
 
     code = "store_unavailable"
     retryable = True

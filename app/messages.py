@@ -64,6 +64,8 @@ class FramesRef(Message):
     reader: str  # decord or pyav
     warnings: list[str] = []
     sampling: Sampling = "uniform"  # of releases that do not say
+    start_s: float | None = None  # of the clip, as it was read
+    end_s: float | None = None
     is_cached: bool  # found in the frame store
 
 
@@ -134,6 +136,8 @@ class ModelCard(Message):
     dtype: str
     image_size: int  # pixels; frames are square
     tokens_per_frame: int  # N
+    frames_per_unit: int | None = None  # that N tokens are of; None of releases that do not say
+    max_words_per_token: int | None = None  # likewise; see `EngineCard`
     num_layers: int
     max_model_tokens: int
     prefill_chunk_tokens: int
@@ -187,6 +191,8 @@ class FramesReceipt(Message):
     reader: str
     warnings: list[str]
     sampling: Sampling = "uniform"  # of releases that do not say
+    start_s: float | None = None  # of the clip, as it was read
+    end_s: float | None = None
 
 
 class Timings(Message):

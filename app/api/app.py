@@ -53,7 +53,7 @@ from app.store.usage import UsageLog
 from app.store.video_aliases import VideoAliases
 from app.store.worker_registry import WorkerRegistry
 from app.tracing import Tracing, tracing_from_environment
-from app.video_store import VideoStore
+from app.video_store import Quota, VideoStore
 from dycoke_core.config import CompressionConfig
 from dycoke_core.errors import InvalidRequestError, SandboxUnavailableError
 from dycoke_core.video import FrameReaders, ReadLimits
@@ -62,6 +62,7 @@ logger = logging.getLogger(__name__)
 
 MAX_FOLLOWERS = 128
 STORE_CONNECTIONS = 64
+LARGEST_UPLOADS = 8  # that come in at a time have room, unless set
 START_TRIES = 3  # of the frame readers
 CORS_REQUEST_HEADERS = [
     *("Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "traceparent"),
@@ -193,14 +194,26 @@ async def _start(
     videos = VideoStore(
         settings.data_dir / "videos",
         max_bytes=settings.max_video_store_bytes,
+        max_videos=settings.max_stored_videos,
         max_upload_bytes=settings.max_upload_bytes,
+        max_incoming_bytes=(
+            settings.max_incoming_bytes or LARGEST_UPLOADS * settings.max_upload_bytes
+        ),
         row=row,
     )
     await videos.open()
     queue = JobQueue(redis, keys, result_ttl_s=settings.result_ttl_s)
     frames = FrameStore(redis, keys, max_bytes=settings.max_frame_store_bytes)
     registry = WorkerRegistry(redis, keys)
-    reading = FrameReading(queue, frames, second_try, metrics, tracing, patience_s=settings.lease_s)
+    reading = FrameReading(
+        queue,
+        frames,
+        second_try,
+        metrics,
+        tracing,
+        max_held_bytes=settings.max_held_frame_bytes,
+        patience_s=settings.lease_s,
+    )
     stack.push_async_callback(reading.aclose)
     cancellations = Cancellations(queue, reading)
     stack.push_async_callback(cancellations.aclose)
@@ -225,6 +238,7 @@ async def _start(
         ForgottenVideos(redis, keys),
         usage_log,
         drain,
+        quota=Quota(settings.max_stored_bytes_per_key, settings.max_stored_videos_per_key),
         are_caches_shared=settings.share_caches,
         timeout_s=settings.job_timeout_s,
     )

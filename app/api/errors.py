@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.connection.disconnect import ClientLeftError
-from app.errors import QueueFullError, ShuttingDownError
+from app.errors import FrameStoreFullError, QueueFullError, ShuttingDownError
 from app.messages import ErrorEvent
 from dycoke_core.errors import DycokeError, InvalidRequestError
 
@@ -61,6 +61,7 @@ STATUS_BY_CODE: Mapping[str, int] = {
     "out_of_memory": 500,
     "model_load_failed": 500,
     "job_failed_repeatedly": 500,
+    "frame_store_full": 503,
     "job_lost": 503,
     "keys_unavailable": 503,
     "no_worker": 503,
@@ -78,6 +79,7 @@ STATUS_BY_CODE: Mapping[str, int] = {
 
 # Seconds after which a refused client may well get in.
 RETRY_AFTER_S: Mapping[str, int] = {
+    "frame_store_full": 2,
     "keys_unavailable": 5,
     "no_worker": 5,
     "readers_unavailable": 2,
@@ -183,7 +185,9 @@ def response_for(error: DycokeError, *, job_id: str | None = None) -> JSONRespon
         error.message,
         retryable=error.retryable,
         job_id=job_id,
-        video_id=error.video_id if isinstance(error, QueueFullError) else None,
+        video_id=(
+            error.video_id if isinstance(error, QueueFullError | FrameStoreFullError) else None
+        ),
         errors=error.problems if isinstance(error, InvalidFieldsError) else None,
         headers=headers,
     )

@@ -49,8 +49,12 @@ class ChatFields(Strict):
         None, max_length=256, description="May be left out where only one is served."
     )
     num_frames: int = Field(32, ge=1, description="Sampled evenly over the clip.")
-    start_s: float | None = Field(None, ge=0, allow_inf_nan=False, description="Start of the clip.")
-    end_s: float | None = Field(None, gt=0, allow_inf_nan=False, description="End of the clip.")
+    start_s: float | None = Field(
+        None, ge=0, allow_inf_nan=False, description="Start of the clip, rounded down to 10 ms."
+    )
+    end_s: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="End of the clip, rounded up to 10 ms."
+    )
     sampling: Sampling = Field(
         "uniform",
         description="keyframe: only the clip's keyframes count, which is quick for hours of video. "

@@ -28,6 +28,10 @@ from app.keys.file import Change, KeyFile, KeyFileError
 
 LIMITS = tuple(KeyLimits.model_fields)
 NOT_ENFORCED = "kept with the key; this release does not enforce it"
+ENFORCED = {
+    "max_stored_bytes": "bytes of videos; beyond them its least recently used ones go",
+    "max_stored_videos": "videos; beyond them its least recently used ones go",
+}
 
 
 class KeyCommandError(Exception):
@@ -48,7 +52,10 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     for name in LIMITS:
         add.add_argument(
-            f"--{name.replace('_', '-')}", type=_positive, metavar="N", help=NOT_ENFORCED
+            f"--{name.replace('_', '-')}",
+            type=_positive,
+            metavar="N",
+            help=ENFORCED.get(name, NOT_ENFORCED),
         )
     add.add_argument("--max-priority", type=int, default=0, metavar="N", help=NOT_ENFORCED)
     listing = actions.add_parser("list", help="all keys, without their secrets")

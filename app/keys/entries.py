@@ -44,6 +44,8 @@ class KeyLimits(BaseModel):
     max_queued_jobs: int | None = Field(None, ge=1)
     tokens_per_minute: int | None = Field(None, ge=1)
     frames_per_minute: int | None = Field(None, ge=1)
+    max_stored_bytes: int | None = Field(None, ge=1)
+    max_stored_videos: int | None = Field(None, ge=1)
 
 
 NO_LIMITS = KeyLimits()

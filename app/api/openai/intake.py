@@ -201,7 +201,7 @@ class CompletionIntake:
     ) -> tuple[VideoLease, float]:
         if part.source == MEDIUM and body.upload is not None:
             check_container(body.upload.head)
-            store = self._uploads.store(body.upload, principal.owner)
+            store = self._uploads.store(body.upload, principal)
             return await unless_disconnected(request.receive, store)
         if not VIDEO_ID.fullmatch(part.source):
             return await unless_disconnected(request.receive, self._fetch(part, principal))
@@ -214,7 +214,7 @@ class CompletionIntake:
             write = partial(write_recognisable, upload)
             await self._fetcher.fetch(part.source, part.param, write)
             check_container(upload.head)
-            return await self._uploads.store(upload, principal.owner)
+            return await self._uploads.store(upload, principal)
 
     def _with_frames(
         self, chat: ChatFields, part: VideoPart, lease: VideoLease, warnings: list[str]

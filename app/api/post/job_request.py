@@ -4,22 +4,26 @@ then says. Pure functions.
 
 import hashlib
 import json
+import math
 import secrets
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 from app.api.errors import FieldProblem, InvalidFieldsError
 from app.api.post.admission import choose_model
+from app.api.post.prompt_size import check_prompt
 from app.api.schemas import ChatFields
 from app.messages import FramesRef, FramesWanted, JobRequest, ModelCard
 from app.settings import Settings
-from app.store.frame_store import FramesHeader, frames_digest
+from app.store.frame_store import FramesHeader, frames_digest, max_blob_bytes
 from app.store.job_queue import Idempotency
 from app.video_store import VideoLease
 from dycoke_core.config import CompressionConfig
 from dycoke_core.errors import PromptTooLongError
-from dycoke_core.video import FrameSpec, VideoFrames
+from dycoke_core.video import FrameSpec
 
 MAX_DRAWN_SEED = 2**53  # exact in every client's JSON
+CLIP_TIMES_PER_S = 100
 MAX_CHARS_PER_TOKEN = 16  # on average, in a long text; tokenizers come to 3 to 5
 
 
@@ -51,6 +55,7 @@ def check_fields(
     fields.compression_config(default_compression)
     card = choose_model(models, fields.model)
     _check_text(fields, card)
+    check_prompt(fields, card, None)  # how many frames there are may come with the video
     frame_spec(fields, card)
     return card
 
@@ -63,12 +68,22 @@ def check_clip(fields: ChatFields, lease: VideoLease) -> None:
         )
 
 
+def check_frames(fields: ChatFields, card: ModelCard, *, max_bytes: int) -> None:
+    """Raises InvalidFieldsError: more frames than the frame store has room for at any time."""
+    if max_blob_bytes(frame_spec(fields, card)) > max_bytes:
+        message = f"so many frames take more than the {max_bytes} bytes that this server has"
+        raise InvalidFieldsError([FieldProblem(field="num_frames", message=message)])
+
+
 def frame_spec(fields: ChatFields, card: ModelCard) -> FrameSpec:
+    """Which frames a request is about. Its clip is widened to whole hundredths of a second, so that
+    times which differ by less share their frames: the start is rounded down, the end up.
+    """
     return FrameSpec(
         num_frames=fields.num_frames,
         image_size=card.image_size,
-        start_s=fields.start_s,
-        end_s=fields.end_s,
+        start_s=None if fields.start_s is None else _rounded(fields.start_s, math.floor),
+        end_s=None if fields.end_s is None else _rounded(fields.end_s, math.ceil),
         sampling=fields.sampling,
     )
 
@@ -144,7 +159,7 @@ def with_frames(
     request: JobRequest,
     spec: FrameSpec,
     digest: str,
-    frames: FramesHeader | VideoFrames,
+    frames: FramesHeader,
     *,
     is_cached: bool,
     read_s: float = 0.0,
@@ -164,6 +179,8 @@ def with_frames(
         reader=frames.reader,
         warnings=list(frames.warnings),
         sampling=spec.sampling,
+        start_s=spec.start_s,
+        end_s=spec.end_s,
         is_cached=is_cached,
     )
     return request.model_copy(
@@ -199,6 +216,13 @@ def _check_text(fields: ChatFields, card: ModelCard) -> None:
         raise PromptTooLongError(
             f"{num_chars} characters of text do not fit the model's {card.max_model_tokens} tokens"
         )
+
+
+def _rounded(time_s: float, to_whole: Callable[[float], int]) -> float:
+    hundredths = round(time_s * CLIP_TIMES_PER_S, 6)  # 1.15 is a little less than 115 hundredths
+    if not math.isfinite(hundredths):
+        return time_s  # beyond any video
+    return to_whole(hundredths) / CLIP_TIMES_PER_S
 
 
 def _digest(text: str) -> str:

@@ -34,21 +34,23 @@ from app.api.post.job_request import (
     Extras,
     check_clip,
     check_fields,
+    check_frames,
     frame_spec,
     make_idempotency,
     make_job_request,
     wanted_digest,
 )
+from app.api.post.prompt_size import check_prompt
 from app.api.post.reading import FrameReading, Reading, WantedFrames
 from app.api.post.uploads import Uploads
 from app.api.schemas import ChatFields
-from app.errors import QueueFullError, StoreUnavailableError
+from app.errors import FrameStoreFullError, QueueFullError, StoreUnavailableError
 from app.keys.entries import Principal, Scope
 from app.keys.owners import cache_salt
 from app.messages import JobRequest, JobState, ModelCard
 from app.settings import Settings
-from app.store.frame_store import parse_header
-from app.store.job_queue import Created, Idempotency, JobQueue, JobRecord
+from app.store.frame_store import max_blob_bytes, parse_header
+from app.store.job_queue import Created, Idempotency, JobQueue, JobRecord, NeededFrames
 from app.tracing import Tracing
 from app.video_store import VideoLease
 from dycoke_core.config import CompressionConfig
@@ -148,6 +150,9 @@ class Submissions:
                 admitted.hold(taken.lease)
             if taken.lease is not None:
                 check_clip(taken.fields, taken.lease)
+                max_bytes = self._settings.max_frame_store_bytes
+                check_frames(taken.fields, taken.card, max_bytes=max_bytes)
+            check_prompt(taken.fields, taken.card, self._compression(taken))
             admitted.take(await self._place(taken))
             job = self._job_request(
                 taken, admitted.job_id, principal.owner, accepted_at_s, traceparent
@@ -212,7 +217,7 @@ class Submissions:
                 return await self._find_video(fields, card, owner)
             upload_s = time.monotonic() - began_at
             lease, probe_s = await unless_disconnected(
-                request.receive, self._uploads.store(upload, owner)
+                request.receive, self._uploads.store(upload, principal)
             )
             return TakenIn(fields, card, lease, upload_s, probe_s)
 
@@ -225,6 +230,12 @@ class Submissions:
     def _check(self, fields: ChatFields, models: dict[str, ModelCard]) -> ModelCard:
         return check_fields(fields, models, self._settings, self.default_compression)
 
+    def _compression(self, taken: TakenIn) -> CompressionConfig | None:
+        """None for a job without a video."""
+        if taken.lease is None:
+            return None
+        return taken.fields.compression_config(self.default_compression)
+
     def _job_request(
         self,
         taken: TakenIn,
@@ -233,11 +244,10 @@ class Submissions:
         accepted_at_s: float,
         traceparent: str | None,
     ) -> JobRequest:
-        compression = taken.fields.compression_config(self.default_compression)
         return make_job_request(
             taken.fields,
             taken.card,
-            compression if taken.lease is not None else _NO_COMPRESSION,
+            self._compression(taken) or _NO_COMPRESSION,
             job_id=job_id,
             owner=owner,
             cache_salt=cache_salt(owner, are_caches_shared=self._settings.share_caches),
@@ -265,21 +275,27 @@ class Submissions:
         admitted: Admitted,
         wanted: WantedFrames | None,
     ) -> Created:
-        digest, expected = "", None
+        needed, expected = None, None
         if wanted is not None:
             digest = wanted_digest(wanted.video_id, wanted.spec, salt=job.cache_salt)
+            needed = NeededFrames(
+                digest, max_blob_bytes(wanted.spec), self._settings.max_frame_store_bytes
+            )
             expected = self._found.expected(job, wanted.spec, digest)
         try:
             created = await self._queue.create(
-                job, idempotency=idempotency, frames_digest=digest, expected=expected
+                job, idempotency=idempotency, frames=needed, expected=expected
             )
+        except FrameStoreFullError as error:
+            error.video_id = job.video_id
+            raise
         except StoreUnavailableError as error:
             # It may exist despite the error, and a retry may have found it by its key.
             await admitted.forsake()
             self._cancellations.retract(job, error)
             raise
-        if created.found:
-            self._found.note(digest, created.found)
+        if created.found and needed is not None:
+            self._found.note(needed.digest, created.found)
         return created
 
     def _start_reading(

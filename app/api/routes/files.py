@@ -89,7 +89,7 @@ async def create_file(request: Request, api: ApiDep, principal: UploaderDep) -> 
             if not form.has_file:
                 raise wrong("file", "Field required")
             lease, _probe_s = await unless_disconnected(
-                request.receive, api.uploads.store(upload, principal.owner, retention)
+                request.receive, api.uploads.store(upload, principal, retention)
             )
     finally:
         slot.release()

@@ -42,7 +42,7 @@ async def upload_video(request: Request, api: ApiDep, principal: UploaderDep) ->
                 raise _wrong(VIDEO_FIELD, "Field required")
             retention = Retention(expires_at_s)
             lease, _probe_s = await unless_disconnected(
-                request.receive, api.uploads.store(upload, principal.owner, retention)
+                request.receive, api.uploads.store(upload, principal, retention)
             )
     finally:
         slot.release()
