@@ -186,7 +186,7 @@ def _api_specs(
 
 def _supervise(specs: Sequence[ChildSpec], listener: socket.socket | None = None) -> int:
     """Args:
-    listener: which only the API's processes keep open once they are told to stop.
+    listener: only the API's processes keep it open once they are asked to stop.
     """
     on_stop = listener.close if listener is not None else None
     return asyncio.run(Supervisor(specs, on_stop=on_stop).run())

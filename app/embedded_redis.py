@@ -30,7 +30,7 @@ OTHER_DATA_BYTES = 512 * 2**20
 
 
 class EmbeddedRedisError(Exception):
-    """The embedded Redis cannot be had; the message tells the operator why and what to do."""
+    """The embedded Redis cannot start; the message says why and what to do."""
 
 
 class EmbeddedRedis:

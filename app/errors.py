@@ -1,10 +1,11 @@
-"""Errors of the service, beside the core's own tree (`dycoke_core.errors`).
+"""Errors of the service, in addition to the core's own tree (`dycoke_core.errors`).
 
     DycokeError
     └── ServiceError
         ├── UnauthorizedError, ForbiddenError, HostNotAllowedError, OriginNotAllowedError
         ├── KeysUnavailableError         the file of keys cannot be read
         ├── JobNotFoundError, VideoNotFoundError, ModelNotFoundError
+        ├── KeptSetsNotFoundError, KeptSetDroppedError, JobNotDoneError
         ├── UnsupportedMediaTypeError, UploadTooLargeError, UploadTimeoutError,
         │   TooManyUploadsError
         ├── IdempotencyConflictError
@@ -170,6 +171,26 @@ class StoreUnavailableError(ServiceError):
     """Redis, or the storage of videos, does not answer."""
 
     code = "store_unavailable"
+    retryable = True
+
+
+class KeptSetsNotFoundError(ServiceError):
+    """Nothing is known of what the job kept: it did not ask for `kept_mask`, has no video, or did
+    not come to its end."""
+
+    code = "kept_not_found"
+
+
+class KeptSetDroppedError(ServiceError):
+    """What was kept at this token is not stored: what earlier ones kept took all the room."""
+
+    code = "kept_truncated"
+
+
+class JobNotDoneError(ServiceError):
+    """The job has not ended yet, and what was asked for is known at its end."""
+
+    code = "job_not_done"
     retryable = True
 
 

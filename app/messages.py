@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from app.keys.owners import ANONYMOUS
 from dycoke_core.errors import DycokeError
+from dycoke_core.frame_size import PixelLimits
 from dycoke_core.video.types import Sampling
 
 WIRE_VERSION = 1
@@ -43,11 +44,24 @@ class Turn(Message):
     content: str
 
 
+class FrameLimits(Message):
+    """`dycoke_core.frame_size.PixelLimits`."""
+
+    multiple: int
+    min_pixels: int
+    max_pixels: int
+    frames_per_unit: int | None = None
+
+    def limits(self) -> PixelLimits:
+        return PixelLimits(**self.model_dump())
+
+
 class FramesWanted(Message):
-    """Which frames to read, for whoever reads them."""
+    """Which frames to read; any API process may be the reader."""
 
     num_frames: int
     image_size: int
+    limits: FrameLimits | None = None  # of frames that keep their shape; None: square ones
     start_s: float | None = None
     end_s: float | None = None
     sampling: Sampling = "uniform"  # of releases that do not say
@@ -59,6 +73,8 @@ class FramesRef(Message):
     digest: str  # key of the blob: content, sampling and size
     num_frames: int
     image_size: int
+    height: int = 0  # pixels, as they were read; 0 of releases that do not say
+    width: int = 0
     indices: list[int]
     timestamps_s: list[float]
     reader: str  # decord or pyav
@@ -90,6 +106,7 @@ class JobRequest(Message):
     ignore_eos: bool = False
     compression: dict[str, Any]
     warnings: list[str] = []  # what was asked and is not honoured, for the receipt
+    kept_mask: bool = False  # the receipt says which visual tokens were kept
     # What the answer's numerics depend on, from the model card at admission.
     weights_digest: str
     dtype: str
@@ -134,10 +151,11 @@ class ModelCard(Message):
     weights_digest: str
     device: str
     dtype: str
-    image_size: int  # pixels; frames are square
-    tokens_per_frame: int  # N
-    frames_per_unit: int | None = None  # that N tokens are of; None of releases that do not say
-    max_words_per_token: int | None = None  # likewise; see `EngineCard`
+    image_size: int  # pixels, of square frames
+    frame_limits: FrameLimits | None = None  # of frames that keep their shape
+    tokens_per_frame: int  # N, of a unit of square ones
+    frames_per_unit: int = 1  # of releases that do not say
+    max_words_per_token: int | None = None  # None of releases that do not say; see `EngineCard`
     num_layers: int
     max_model_tokens: int
     prefill_chunk_tokens: int
@@ -178,6 +196,12 @@ class CompressionReceipt(Message):
     visual_tokens_in: int
     visual_tokens_prefill: int
     visual_tokens_decode: int
+    # 0 of releases that do not say, and without a video.
+    units: int = 0  # that the model makes visual tokens of: frames, or several at a time
+    tokens_per_unit: int = 0  # N, in `rows` rows of `columns`
+    rows: int = 0
+    columns: int = 0
+    pruned_layers: list[int] = []  # that attend to `visual_tokens_decode`; 0 is the first layer
     retained_ratio: RetainedRatio | None  # None without a video
     kept_per_frame: list[int]
     decode_steps: int
@@ -188,6 +212,8 @@ class CompressionReceipt(Message):
 class FramesReceipt(Message):
     indices: list[int]
     timestamps_s: list[float]
+    height: int = 0  # pixels, as the model saw them; 0 of releases that do not say
+    width: int = 0
     reader: str
     warnings: list[str]
     sampling: Sampling = "uniform"  # of releases that do not say
@@ -223,6 +249,19 @@ class CacheUse(Message):
     prefix: Literal["hit", "miss"]
 
 
+class KeptMask(Message):
+    """Which visual tokens were kept. Bitsets in base64: a bit for each of a unit's tokens, row
+    after row, unit after unit, most significant bit first, padded to whole bytes with zeros.
+    """
+
+    units: int  # frames, or temporal patches of several
+    tokens_per_unit: int  # rows * columns
+    rows: int
+    columns: int
+    stage1: str  # into the language model
+    stage2: str | None  # at the last decode step, a subset; None where stage II is off
+
+
 # --- events ---
 
 
@@ -249,12 +288,13 @@ class TokenEvent(Message):
 
     @property
     def next_index(self) -> int:
-        """Index of the event behind it. Text alone, at an answer's very end, counts as a token."""
+        """Index of the next event. Text alone, at an answer's very end, counts as a token."""
         return self.index + max(1, len(self.token_ids))
 
 
 class DoneEvent(Message):
-    """The receipt. Without a video: no `video_id`, `frames`, `cache` and retained ratio."""
+    """The receipt. Without a video: no `video_id`, `frames`, `cache`, `kept_mask` and retained
+    ratio."""
 
     type: Literal["done"] = "done"
     job_id: str
@@ -272,6 +312,7 @@ class DoneEvent(Message):
     seed: int
     cached_tokens: int = 0  # of the prompt, whose keys and values were there already
     warnings: list[str] = []  # what the request asked and was not honoured
+    kept_mask: KeptMask | None = None  # of a request that asks for it
 
     @property
     def policy_label(self) -> str:

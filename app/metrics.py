@@ -21,7 +21,7 @@ from app.errors import error_codes
 from app.messages import CacheUse, CompressionReceipt, DoneEvent
 from dycoke_core.engine_card import EngineStats
 
-# Else each counter and histogram has a second series beside it, which nobody reads.
+# Otherwise each counter and histogram gets a second series that nobody reads.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 # From a millisecond (compression on a GPU) to minutes (prefill on a CPU).
@@ -96,7 +96,7 @@ class WorkerMetrics:
             "lease_reclaims", "Jobs taken over from workers that died or drained."
         ).labels(model)
         self._kv_refreshes = counter(
-            "kv_refreshes", "Times that decode selected its visual tokens anew.", "policy"
+            "kv_refreshes", "Times that decode selected its visual tokens again.", "policy"
         )
         self._flops = counter(
             "flops",

@@ -69,7 +69,7 @@ class ProcessTable:
         return cls(fd)
 
     def close(self) -> None:
-        """Gives up the descriptor: no more locks. For whoever has created the table."""
+        """Gives up the descriptor: no more locks. For the process that created the table."""
         os.close(self.fd)
 
     def take_row(self, slot: int) -> "ProcessRow":
@@ -88,7 +88,7 @@ class ProcessTable:
         return time.monotonic_ns() - beat_ns < HEARTBEAT_TIMEOUT_S * 1e9 if beat_ns else False
 
     def deaths(self, slot: int) -> int:
-        """How often the processes of a slot have ended without being told to."""
+        """How often the processes of a slot have ended unexpectedly."""
         return self._get(slot, _Word.DEATHS)
 
     def num_streams(self) -> int:
@@ -108,7 +108,7 @@ class ProcessTable:
         return self._sum(_Word.INCOMING_BYTES)
 
     def has_other_open(self, slot: int) -> bool:
-        """Whether a process beside this one is alive and takes requests."""
+        """Whether another process is alive and takes requests."""
         others = (other for other in range(self.num_processes) if other != slot)
         return any(self.is_alive(o) and not self._get(o, _Word.IS_DRAINING) for o in others)
 

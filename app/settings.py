@@ -118,6 +118,7 @@ class Settings(BaseSettings):
     max_uploads_per_client: int = Field(64, ge=1)  # of them, per key and per address
     max_streams: int = Field(512, ge=1)  # open answers, of all API processes on the port
     max_frames: int = Field(128, ge=1)
+    max_frame_pixels: int = Field(1024 * 768, ge=28 * 28)  # that a request may ask for
     max_tokens: int = Field(4096, ge=1)
     max_frame_readers: int = Field(2, ge=1)  # and as many probes, of all API processes on the port
 

@@ -40,13 +40,13 @@ class ChildSpec:
         stop_order: children of a lower number are stopped, and gone, before those of a higher.
         stop_timeout_s: from SIGTERM to SIGKILL.
         hurry_timeout_s: the same from a second SIGTERM, which the child gets when the supervisor
-            is told twice to stop; 0: it is killed at once.
+            is asked twice to stop; 0: it is killed at once.
         parent_death_signal: what it gets when the supervisor dies.
         pass_fds: file descriptors that it inherits.
-        on_end: told of each end: which life it was, as the child knows from `this_life`, and
+        on_end: called at each end with which life it was, as the child knows from `this_life`, and
             the exit code, negative for a signal's number. Not of what this supervisor has killed.
             A restart does not wait for it.
-        on_death: called each time that it ends without having been told to.
+        on_death: called each time that it ends without having been asked to.
     """
 
     name: str
@@ -221,7 +221,7 @@ class _Child:
     def _on_told(self, telling: "asyncio.Future[None]") -> None:
         self._telling.discard(telling)
         if not telling.cancelled() and (error := telling.exception()):
-            logger.error("a child's end was not told", exc_info=error)
+            logger.error("a child's end could not be reported", exc_info=error)
 
     async def _run_once(self, life: str) -> int:
         """Runs the process; returns its exit code, negative for a signal's number, 1 if the
@@ -254,7 +254,7 @@ class _Child:
 
 
 def this_life() -> str:
-    """Which of its supervisor's processes, one after another, this is: a word that no other has."""
+    """Which of its supervisor's processes, one after another, this is: a unique name."""
     supervisor_pid, _, life = os.environ.get(LIFE_VARIABLE, "").partition(":")
     return life if supervisor_pid == str(os.getppid()) else secrets.token_hex(4)
 

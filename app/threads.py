@@ -1,4 +1,4 @@
-"""Blocking work in a thread, beside an event loop that may cancel whoever waits for it."""
+"""Blocking work in a thread, for an event loop that may cancel the task waiting for it."""
 
 import asyncio
 from collections.abc import Callable

@@ -10,7 +10,7 @@
 
 The context travels in the job (`JobRequest.traceparent`, as W3C writes it), so what another worker
 does for it after a crash hangs under the same request; an attempt whose worker died has no span.
-Stages are known when a job has ended, by their lengths: they are drawn one behind the other, and
+Stages are known when a job has ended, by their lengths: they are drawn one after the other, and
 work that the engine did for several jobs at once is in each of them.
 
 Off unless `OTEL_EXPORTER_OTLP_ENDPOINT` (or `..._TRACES_ENDPOINT`) names a collector; the other
@@ -72,7 +72,7 @@ class Tracing:
     def record(
         self, name: str, parent: str | None, *, start_s: float, end_s: float | None = None
     ) -> None:
-        """Records what has ended already. Unix seconds; it ended now, unless told."""
+        """Records what has ended already. Unix seconds; it ended now unless given."""
         if self._tracer is not None:
             context = _context(parent)
             span = self._tracer.start_span(name, context=context, start_time=_ns(start_s))
@@ -134,7 +134,7 @@ class PostSpan:
         """The first end stands.
 
         Args:
-            outcome: `done`, or the code that the client was told.
+            outcome: `done`, or the code that the client got.
         """
         if self._span is not None and self._span.is_recording():
             self._span.set_attribute("dycoke.outcome", outcome)

@@ -130,7 +130,7 @@ def _checked(name: str, value: Any) -> Any:
     raise InvalidRequestError(f"compression.{name} has the wrong type")
 
 
-_QUESTION_TOKENS = 512  # of a pass, for questions about known videos beside a chunk of a new one
+_QUESTION_TOKENS = 512  # of a pass, for questions about known videos, next to a chunk of a new one
 
 BackendName = Literal["cpu", "cuda"]
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from dycoke_core.config import CompressionConfig
 from dycoke_core.errors import DycokeError, InvalidRequestError
+from dycoke_core.kept_sets import KeptHistory
 
 if TYPE_CHECKING:
     import numpy as np
@@ -122,10 +123,11 @@ class Sequence:
             conversation without a video, to which `compression` does not apply.
         video_turn: index of the user turn that the video belongs to; None: the first one.
         forced_token_ids: ids that an earlier attempt has published. They are run through the
-            ordinary decode path, emit no events, and the answer goes on behind them.
+            ordinary decode path, emit no events, and the answer continues after them.
         timing: of the frames; None: models that tell the time take them as of 24 a second.
         video_key: names the frames' content, for what is kept per video; None: hashed from them.
         video_name: of the video, however many keys it has, for `Engine.forget_video`.
+        wants_kept_sets: the report says which visual tokens were kept at each token.
     """
 
     sequence_id: str
@@ -138,6 +140,7 @@ class Sequence:
     timing: FrameTiming | None = None
     video_turn: int | None = None
     video_name: str | None = None
+    wants_kept_sets: bool = False
     # Set by the engine.
     stage: Stage = Stage.WAITING
     progress: float = 0.0  # share of the stage that is done
@@ -156,6 +159,8 @@ class CompressionReport:
 
     units: int  # of the video: frames, or temporal patches of several
     tokens_per_unit: int  # N
+    rows: int  # of the grid that a unit's tokens stand in
+    columns: int
     visual_tokens_in: int  # F * N, or units * N
     visual_tokens_prefill: int  # V
     visual_tokens_decode: int  # n_keep, in each pruned layer
@@ -215,6 +220,7 @@ class SequenceReport:
     memory: MemoryReport
     cache: CacheReport
     cached_tokens: int = 0  # of the prompt, whose keys and values were there already
+    kept: KeptHistory | None = None  # of a sequence with a video that wants it
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Copies from the host to a device that the host does not wait for."""
+"""Copies between host and device that the host does not wait for."""
 
 import torch
 from torch import Tensor
@@ -9,3 +9,24 @@ def to_device(values: Tensor, device: torch.device) -> Tensor:
     if device.type == "cpu":
         return values
     return values.pin_memory().to(device, non_blocking=True)
+
+
+class HostCopy:
+    """A device's tensor on its way to the host.
+
+    Whoever reads it once the device has got past later work waits for nothing.
+    """
+
+    def __init__(self, values: Tensor) -> None:
+        is_on_gpu = values.device.type == "cuda"
+        self._copy = torch.empty(values.shape, dtype=values.dtype, pin_memory=is_on_gpu)
+        self._copy.copy_(values, non_blocking=True)
+        self._event: torch.cuda.Event | None = None
+        if is_on_gpu:
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._event.record()
+
+    def read(self) -> Tensor:
+        if self._event is not None:
+            self._event.synchronize()
+        return self._copy

@@ -48,6 +48,7 @@ from app.store.event_reader import EventReader
 from app.store.forgotten_videos import ForgottenVideos
 from app.store.frame_store import FrameStore
 from app.store.job_queue import JobQueue
+from app.store.kept_sets import KeptSets
 from app.store.keys import RedisKeys
 from app.store.usage import UsageLog
 from app.store.video_aliases import VideoAliases
@@ -275,6 +276,7 @@ async def _start(
         ),
         cancellations=cancellations,
         jobs=jobs,
+        kept_sets=KeptSets(redis, keys),
         answers=Answers(jobs, drain, metrics, followers, cancellations),
         usage=usage_log,
         metrics=metrics,
@@ -319,7 +321,7 @@ def _start_readers(settings: Settings) -> FrameReaders:
             )
             break
         except SandboxUnavailableError as error:
-            if error.__cause__ is None:  # they have told: this system lacks what it takes
+            if error.__cause__ is None:  # reported: the system lacks what the sandbox needs
                 raise
             if not tries_left:
                 raise ReadersDoNotStartError(error.message) from error

@@ -64,7 +64,7 @@ class ApiKeys:
 
         Raises:
             UnauthorizedError: there are keys, and it carries none of them.
-            KeysUnavailableError: whether it does cannot be told.
+            KeysUnavailableError: the keys cannot be read, so it is unknown.
         """
         if not self.has_any:
             return EVERYBODY

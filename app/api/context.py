@@ -20,6 +20,7 @@ from app.api.upkeep.metrics_page import MetricsPage
 from app.keys.entries import Principal, Scope
 from app.metrics import ApiMetrics
 from app.store.frame_store import FrameStore
+from app.store.kept_sets import KeptSets
 from app.store.usage import UsageLog
 from app.store.worker_registry import WorkerRegistry
 from app.tracing import Tracing
@@ -43,6 +44,7 @@ class Api:
     submissions: Submissions
     cancellations: Cancellations
     jobs: Jobs
+    kept_sets: KeptSets
     answers: Answers
     usage: UsageLog
     metrics: ApiMetrics

@@ -39,10 +39,13 @@ STATUS_BY_CODE: Mapping[str, int] = {
     "job_not_found": 404,
     "video_not_found": 404,
     "model_not_found": 404,
+    "kept_not_found": 404,
+    "kept_truncated": 404,
     "method_not_allowed": 405,
     "upload_timeout": 408,
     "cancelled": 409,
     "idempotency_conflict": 409,
+    "job_not_done": 409,
     "upload_too_large": 413,
     "video_limit_exceeded": 413,
     "unsupported_media_type": 415,
@@ -217,7 +220,7 @@ def incident_message(incident: str) -> str:
 
 def install_error_handlers(app: FastAPI, count_rejection: Callable[[str], None]) -> None:
     """Args:
-    count_rejection: told the code of every post that is refused.
+    count_rejection: called with the code of every post that is refused.
     """
 
     async def on_dycoke_error(request: Request, error: Exception) -> Response:
@@ -235,7 +238,7 @@ def install_error_handlers(app: FastAPI, count_rejection: Callable[[str], None])
 
 
 async def _on_client_left(request: Request, error: Exception) -> Response:
-    return Response(status_code=499)  # nobody reads it; servers want an answer all the same
+    return Response(status_code=499)  # nobody reads it, but servers require an answer
 
 
 async def _on_validation_error(request: Request, error: Exception) -> JSONResponse:

@@ -100,7 +100,7 @@ _EVENT_STREAM = {
 
 EVENT_STREAM_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"description": "The job's events.", "content": _EVENT_STREAM},
-    204: {"description": "There is nothing behind Last-Event-ID; the job has ended."},
+    204: {"description": "There is nothing after Last-Event-ID; the job has ended."},
     **PROBLEMS,
 }
 

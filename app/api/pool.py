@@ -41,7 +41,7 @@ class Inherited:
 
 def num_processes(settings: Settings, *, is_whole_service: bool) -> int:
     """How many processes to run, unless set: by cores where this machine runs all of the service,
-    else one, for whoever starts it runs more of them.
+    else one, because the operator then starts as many as needed.
     """
     by_cores = max(1, min(num_usable_cores() // CORES_PER_PROCESS, MAX_DEFAULT_PROCESSES))
     return settings.api_processes or (by_cores if is_whole_service else 1)

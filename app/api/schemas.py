@@ -1,5 +1,6 @@
 """What clients send and get as JSON. The events of a job and its receipt are `app.messages`."""
 
+from base64 import b64encode
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -17,6 +18,7 @@ from app.messages import DoneEvent, ErrorEvent, JobState, Turn
 from app.settings import Settings
 from app.video_store import StoredVideo
 from dycoke_core.config import CompressionConfig
+from dycoke_core.kept_sets import KeptHistory
 from dycoke_core.video.types import Sampling
 
 MAX_TEXT_CHARS = 32_768
@@ -49,6 +51,12 @@ class ChatFields(Strict):
         None, max_length=256, description="May be left out where only one is served."
     )
     num_frames: int = Field(32, ge=1, description="Sampled evenly over the clip.")
+    max_pixels: int | None = Field(
+        None,
+        ge=1,
+        description="Of each frame, for models that take any size: frames keep their shape within "
+        "it. Left out: as many as the model's square frames have.",
+    )
     start_s: float | None = Field(
         None, ge=0, allow_inf_nan=False, description="Start of the clip, rounded down to 10 ms."
     )
@@ -78,6 +86,11 @@ class ChatFields(Strict):
         description="What happens to the job when the connection that posted it closes early.",
     )
     video_id: str | None = Field(None, max_length=128, description="A video uploaded earlier.")
+    kept_mask: bool = Field(
+        False,
+        description="The receipt says which visual tokens were kept, and `/v1/jobs/{id}/kept` "
+        "which at each token of the answer.",
+    )
 
     @field_validator("stop", mode="before")
     @classmethod
@@ -103,11 +116,15 @@ class ChatFields(Strict):
 
     def check_limits(self, settings: Settings) -> None:
         """Raises InvalidFieldsError for what this server's settings do not allow."""
-        limits = {"num_frames": settings.max_frames, "max_tokens": settings.max_tokens}
+        limits = {
+            "num_frames": settings.max_frames,
+            "max_pixels": settings.max_frame_pixels,
+            "max_tokens": settings.max_tokens,
+        }
         problems = [
             FieldProblem(field=name, message=f"Input should be less than or equal to {limit}")
             for name, limit in limits.items()
-            if getattr(self, name) > limit
+            if (getattr(self, name) or 0) > limit
         ]
         if problems:
             raise InvalidFieldsError(problems)
@@ -147,6 +164,36 @@ class VideoResource(BaseModel):
             created_at_s=video.created_at_s,
             expires_at_s=video.retention.expires_at_s,
             probe=ProbeResource.model_validate(video.probe, from_attributes=True),
+        )
+
+
+class KeptResource(BaseModel):
+    """What was kept when a token was made. Bitsets as those of a receipt's `kept_mask`."""
+
+    token: int
+    units: int
+    tokens_per_unit: int
+    rows: int
+    columns: int
+    stage1: str
+    stage2: str | None  # None: stage II is off, or had no part in the token, as in the first
+    truncated: bool  # later tokens' sets are not stored
+    stored_tokens: int  # from the first on, whose sets are stored
+
+    @classmethod
+    def of(cls, history: KeptHistory, token: int) -> Self:
+        """Raises: IndexError, KeptSetDroppedError (of `dycoke_core.kept_sets`)."""
+        stage_two = history.stage_two(token)
+        return cls(
+            token=token,
+            units=history.units,
+            tokens_per_unit=history.tokens_per_unit,
+            rows=history.rows,
+            columns=history.columns,
+            stage1=b64encode(history.stage_one).decode(),
+            stage2=None if stage_two is None else b64encode(stage_two).decode(),
+            truncated=history.is_truncated,
+            stored_tokens=history.num_stored,
         )
 
 

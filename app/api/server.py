@@ -1,8 +1,8 @@
 """The API's process: uvicorn, a listening socket, and a shutdown that breaks no answer.
 
 SIGTERM or SIGINT: `/readyz` turns 503 and posts are refused, while the port stays open and answers
-go on for up to `drain_timeout_s`; then open answers end (their jobs do not), jobs whose frames are
-still being read are left to other APIs, and the process exits with 0. A second signal skips the
+continue for up to `drain_timeout_s`; then open answers end (their jobs do not), jobs whose frames
+are still being read are left to other APIs, and the process exits with 0. A second signal skips the
 wait. Where other processes share the port and do not drain, new connections are theirs.
 """
 
@@ -80,7 +80,7 @@ class ApiServer(uvicorn.Server):
             log_config=None,
             access_log=False,
             server_header=False,
-            # Else whoever connects from this machine could name any address as its own.
+            # Otherwise a local client could claim any address as its own.
             proxy_headers=bool(settings.trusted_proxies),
             forwarded_allow_ips=settings.trusted_proxies,
             timeout_graceful_shutdown=CLOSE_TIMEOUT_S,

@@ -1,7 +1,7 @@
 """The file of stored keys, beside the videos and shared by all APIs like them, and its audit log.
 
     {data_dir}/keys.json           {version, keys: [StoredKey]}; replaced whole, never written into
-    {data_dir}/keys.lock           held by whoever changes it
+    {data_dir}/keys.lock           held while it is changed
     {data_dir}/keys.audit.jsonl    one line for each change, who made it and when; only appended to
 
 A revoked key stays in the file: its name is not given to another holder by mistake, and a service

@@ -42,7 +42,7 @@ ScriptArg = str | bytes | int | float
 
 
 def connect(url: str, *, max_connections: int = 64) -> Redis:
-    """Makes a client; connects lazily, and anew after an outage.
+    """Makes a client; connects lazily, and reconnects after an outage.
 
     Args:
         url: redis://, rediss:// or unix:///path.
@@ -63,7 +63,7 @@ def connect(url: str, *, max_connections: int = 64) -> Redis:
         socket_timeout=None,
         socket_connect_timeout=CONNECT_TIMEOUT_S,
         health_check_interval=15,
-        # Every script may be sent twice. Longer outages are for the caller to sit out.
+        # Every script may be sent twice. Longer outages are for the caller to handle.
         retry=Retry(ExponentialBackoff(cap=0.2, base=0.02), retries=2),
     )
     return Redis.from_pool(pool)
@@ -119,7 +119,7 @@ class Scripts:
 
 @cache
 def load_script(name: str) -> tuple[str, str]:
-    """Reads `lua/{name}.lua`; returns its text behind what all share, and the text's SHA-1."""
+    """Returns `lua/{name}.lua` with the shared prelude in front, and the SHA-1 of both."""
     folder = files("app.store") / "lua"
     text = "\n".join((folder / f"{part}.lua").read_text("utf-8") for part in (*PRELUDE, name))
     return text, sha1(text.encode(), usedforsecurity=False).hexdigest()

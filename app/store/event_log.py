@@ -49,7 +49,7 @@ class EventLog:
     async def read(
         self, job_id: str, *, after: str = FIRST_EVENT, block_s: float
     ) -> list[LoggedEvent]:
-        """Returns the next events behind `after`, or waits for one for at most `block_s`.
+        """Returns the next events after `after`, or waits for one for at most `block_s`.
 
         Returns:
             At most `MAX_EVENTS_PER_READ` events in order; none when the time is over.

@@ -1,7 +1,7 @@
 """Waiting for the events of many jobs at once, over two connections.
 
 Whoever appends events says so on a channel, by job, and a worker says a job's next tokens with it:
-whoever has all that comes before them and waits gets them at once. Otherwise the log is read, all
+a waiter that has all events before them gets them at once. Otherwise the log is read, all
 logs of which there is news and for which somebody waits in one command. While that is under way
 further news gathers, so what is read at a time grows with the load. The log alone says what
 happened: news may be lost, for every log somebody waits for is read every `POLL_S` anyway, unless
@@ -175,7 +175,7 @@ class Watch:
 
     def __init__(self, reader: EventReader, job_id: str) -> None:
         self.job_id = job_id
-        self.after = FIRST_EVENT  # what is waited for comes behind this
+        self.after = FIRST_EVENT  # the next event wanted comes after this
         self._reads_from = FIRST_EVENT  # the same when the last reading began
         self._next_index = b""  # of the token that comes next, where nothing else can
         self._returned = ""  # id of the last event that `next` has returned
@@ -190,7 +190,7 @@ class Watch:
         self._timer: asyncio.TimerHandle | None = None
 
     async def next(self, *, after: str, timeout_s: float) -> list[LoggedEvent]:
-        """Returns the next events behind `after`, or waits for one.
+        """Returns the next events after `after`, or waits for one.
 
         Returns:
             At most `MAX_EVENTS_PER_READ` events in order; none when the time is over, but not

@@ -19,7 +19,7 @@ How often pixels are copied on their way, each time whole (14 MB for 32 frames o
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from typing import Any
 
@@ -29,8 +29,9 @@ from redis.asyncio import Redis
 from app.errors import FrameStoreFullError, StoreUnavailableError
 from app.store.client import Scripts, milliseconds, store_call
 from app.store.keys import RedisKeys
+from dycoke_core.frame_size import PixelLimits
 from dycoke_core.video import FrameSpec, VideoFrames
-from dycoke_core.video.types import ReaderName, Sampling
+from dycoke_core.video.types import MAX_PIXEL_BYTES, ReaderName, Sampling
 
 BLOB_VERSION = 1
 # A new BLOB_VERSION needs a new PIXELS_VERSION too: only this one is in the digest.
@@ -43,9 +44,9 @@ _HEADER_BYTES_PER_FRAME = 64
 
 @dataclass(frozen=True, slots=True)
 class FramesHeader:
-    """All that a blob holds beside the pixels."""
+    """What a blob holds apart from the pixels."""
 
-    shape: tuple[int, int, int, int]  # [F, S, S, 3]
+    shape: tuple[int, int, int, int]  # [F, height, width, 3]
     indices: tuple[int, ...]
     timestamps_s: tuple[float, ...]
     reader: ReaderName
@@ -133,7 +134,8 @@ class FrameStore:
         return parse_header(header)
 
     async def frame(self, digest: str, index: int) -> tuple[FramesHeader, bytes] | None:
-        """One frame's pixels, [S, S, 3], with what the blob says of all. None if not stored.
+        """One frame's pixels, [height, width, 3], with what the blob says of all; None if it is not
+        stored.
 
         Raises:
             IndexError: the blob has fewer frames.
@@ -158,7 +160,7 @@ def frames_digest(
     video_id: str,
     *,
     num_frames: int,
-    image_size: int,
+    image_size: int | PixelLimits,
     start_s: float | None,
     end_s: float | None,
     sampling: Sampling,
@@ -169,8 +171,9 @@ def frames_digest(
     Args:
         salt: of those who share blobs, and all that workers keep by this name.
     """
+    size: object = image_size if isinstance(image_size, int) else asdict(image_size)
     parts: list[object] = [
-        *(PIXELS_VERSION, video_id, num_frames, image_size),
+        *(PIXELS_VERSION, video_id, num_frames, size),
         *(start_s, end_s, sampling),
     ]
     if salt:
@@ -183,10 +186,19 @@ def own_digest(digest: str, job_id: str) -> str:
     return sha256(f"{digest} {job_id}".encode()).hexdigest()
 
 
-def max_blob_bytes(spec: FrameSpec) -> int:
-    """What a blob of such frames takes at most."""
+def max_blob_bytes(spec: FrameSpec, height: int, width: int) -> int:
+    """What a blob of such frames of a video takes at most.
+
+    Args:
+        height, width: the video's, in pixels, as its headers say; 0: they do not.
+
+    Raises:
+        InvalidRequestError: as `FrameSpec.shape`.
+    """
+    is_known = bool(height and width) or not spec.keeps_shape
+    pixel_bytes = math.prod(spec.shape(height, width)) if is_known else MAX_PIXEL_BYTES
     header_bytes = _HEADER_BYTES + spec.num_frames * _HEADER_BYTES_PER_FRAME
-    return _LENGTH_BYTES + header_bytes + math.prod(spec.shape)
+    return _LENGTH_BYTES + header_bytes + pixel_bytes
 
 
 def header_of(frames: VideoFrames) -> FramesHeader:
@@ -202,7 +214,7 @@ def header_of(frames: VideoFrames) -> FramesHeader:
 
 
 def encode_frames(frames: VideoFrames) -> bytes:
-    """A JSON header behind its length, then the pixels as they lie in memory."""
+    """The header's length, a JSON header, then the pixels as they lie in memory."""
     header = json.dumps(
         {
             "version": BLOB_VERSION,

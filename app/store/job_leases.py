@@ -241,7 +241,7 @@ class JobLeases:
         """Yields the id of each job that is ended from outside its worker, as it happens.
 
         Yields None once when it starts to listen, and at least every `poll_s`. What was published
-        while nobody listened is lost: renewing a lease tells the same.
+        while nobody listened is lost: renewing a lease reports the same.
 
         Raises:
             StoreUnavailableError: the connection is lost; call again.
@@ -272,10 +272,10 @@ class JobLeases:
         return entry_id, fields.get(b"job_id", b"").decode()
 
     async def _recreate_group(self, error: ResponseError) -> None:
-        """Makes the group anew if Redis has lost it; raises any other error again."""
+        """Makes the group again if Redis has lost it; re-raises any other error."""
         if not any(word in str(error) for word in ("NOGROUP", "UNBLOCKED")):
             raise error
-        logger.warning("the consumer group is gone; creating it anew")
+        logger.warning("the consumer group is gone; creating it again")
         await self.ensure_group()
 
     async def _delivery(self, reply: Sequence[Any]) -> Delivery | None:

@@ -279,7 +279,7 @@ class JobQueue:
     ) -> bool:
         """Ends a live job from outside its worker: cancel, deadline, a reader's error.
 
-        A worker that runs the job is told at once and refused from here on.
+        A worker that runs the job is notified at once and refused from now on.
 
         Args:
             unless_adopted: spares a job that a later request with its idempotency key has found.
@@ -329,7 +329,7 @@ class JobQueue:
         """Takes an orphan's place, to read its frames; of several callers one gets it.
 
         Returns:
-            The request, and the number that tells this reader from earlier ones (see `end`).
+            The request, and a number that earlier readers do not have (see `end`).
             None where there is nothing to do: somebody else has it, or it has ended.
         """
         lost = ReaderLostError("the processes that read the video are gone")

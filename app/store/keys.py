@@ -8,13 +8,15 @@
                                        (of the attempt), deliveries, deaths, losses,
                                        lost:{attempt}, is_suspect; TTL after the job's end
     {p}:events:{id}          stream    the answer as it grew, field `event`; TTL after the job's end
+    {p}:kept:{id}            string    what it kept, token by token, where it was asked for; TTL
+                                       after the job's end
     {p}:places:{model}       zset      job_id -> lease end (ms) of those reserved or reading,
                                        whose API renews the lease
     {p}:queued:{model}       zset      job_id -> time of queueing (ms), waiting for a worker
     {p}:starts:{model}       list      times (ms) at which the last jobs left the queue; TTL
     {p}:live                 zset      job_id -> deadline (ms) of all jobs without an end
     {p}:ended_jobs           zset      job_id -> end of TTL (ms) of ended jobs whose record is there
-    {p}:ended_sizes          hash      job_id -> bytes of an ended job's record and events
+    {p}:ended_sizes          hash      job_id -> bytes of an ended job's record, events, kept sets
     {p}:ended_bytes          string    sum of ended_sizes; over the budget the oldest go first
     {p}:dead                 stream    dead letters, capped
     {p}:idempotency:{hash}   hash      fingerprint, job_id; TTL
@@ -66,6 +68,9 @@ class RedisKeys:
 
     def events(self, job_id: str) -> str:
         return f"{self.prefix}:events:{job_id}"
+
+    def kept(self, job_id: str) -> str:
+        return f"{self.prefix}:kept:{job_id}"
 
     def places(self, model: str) -> str:
         return f"{self.prefix}:places:{model}"

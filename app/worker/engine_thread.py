@@ -186,7 +186,7 @@ class EngineThread:
 
 
 class _StageWatch:
-    """Which sequences are before their first token, and how far; tells what is worth a word."""
+    """Progress of sequences before their first token; reports significant changes."""
 
     def __init__(self) -> None:
         self._sequences: dict[str, Sequence] = {}

@@ -35,7 +35,7 @@ from dycoke_core.video import VideoFrames
 
 RETRY_AFTER_S = 0.2
 MAX_POLL_S = 1.0
-MAX_COMPANY_S = 5.0  # that a suspect waits for the jobs beside it
+MAX_COMPANY_S = 5.0  # that a suspect waits for the other jobs to end
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +135,7 @@ class JobTaker:
         job.loading = asyncio.create_task(self._load(job))
 
     async def _load(self, job: RunningJob) -> None:
-        """The border of one job: whatever fails here fails this job alone."""
+        """Isolates one job: an error here fails only this job."""
         try:
             await self._engine.add(await self._make_sequence(job))
         except DycokeError as error:
@@ -173,11 +173,12 @@ class JobTaker:
             video_key=None if frames is None else f"{frames.digest}:{frames.reader}",
             video_turn=request.video_turn,
             video_name=request.cached_video,
+            wants_kept_sets=request.kept_mask,
         )
 
     async def _make_room_for(self, suspect: RunningJob) -> None:
         """Waits until a suspect has the engine to itself. Those that were tried before it go at
-        once; they are cleared, and go on when it is their turn.
+        once; they are cleared, and resume when it is their turn.
         """
         is_next = self._turns.turn(time.monotonic()) is Turn.SUSPECTS
         if not await self._jobs.wait_until_alone(0.0 if is_next else MAX_COMPANY_S):
@@ -188,7 +189,7 @@ class JobTaker:
         self._turns.begin_probation(time.monotonic())
 
     async def _set_aside(self, job: RunningJob) -> None:
-        """Gives up a job that any worker may go on with, at no cost to it."""
+        """Gives up a job that any worker may resume; it is not charged."""
         while self._jobs.get(job.job_id) is job:
             try:
                 await self._leases.hand_back(job.delivery)

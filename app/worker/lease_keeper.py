@@ -1,7 +1,7 @@
 """Keeps what a worker holds: renews leases and the worker's card, enforces deadlines, listens for
 jobs that others end, and watches that the engine moves.
 
-Renewing tells of every job that was lost; the channel tells the same at once.
+Renewing reports every job that was lost; the channel reports it immediately.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 class LeaseKeeper:
     """Args:
-    card: what this worker serves; withdrawn by whoever stops it.
+    card: what this worker serves; withdrawn by the caller that stops it.
     max_step_s: a single engine step that takes longer means that the device hangs.
     """
 
@@ -91,7 +91,8 @@ class LeaseKeeper:
     def _note_store(self, *, is_away: bool) -> None:
         if is_away and not self._is_store_away:
             logger.warning(
-                "the job store is away; the engine goes on", extra={"running_jobs": len(self._jobs)}
+                "the job store is away; the engine keeps running",
+                extra={"running_jobs": len(self._jobs)},
             )
         elif self._is_store_away and not is_away:
             logger.info("the job store is back")

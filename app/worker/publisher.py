@@ -5,8 +5,8 @@ and the tokens that they add to a job share an event, so a slow store makes fewe
 longer queue. All of it holds the GIL that the engine's thread wants too: per token it must cost
 microseconds (`python -m loadtest.path`).
 
-When Redis is away the engine goes on and the publisher retries; what gathers is bounded by the
-running jobs' `max_tokens`, and each job's time by its deadline.
+When Redis is away the engine keeps running and the publisher retries; what gathers is bounded by
+the running jobs' `max_tokens`, and each job's time by its deadline.
 """
 
 import asyncio
@@ -19,6 +19,7 @@ from app.errors import StoreUnavailableError
 from app.messages import DoneEvent, ErrorEvent, StatusEvent, TokenEvent
 from app.metrics import WorkerMetrics
 from app.store.job_leases import Append, Appended, JobLeases
+from app.store.kept_sets import KeptSets
 from app.tracing import Tracing
 from app.worker import engine_thread
 from app.worker.receipt import make_done_event
@@ -38,8 +39,10 @@ class Publisher:
         jobs: RunningJobs,
         metrics: WorkerMetrics,
         tracing: Tracing,
+        kept_sets: KeptSets,
     ) -> None:
         self._leases = leases
+        self._kept_sets = kept_sets
         self._jobs = jobs
         self._metrics = metrics
         self._tracing = tracing
@@ -63,7 +66,7 @@ class Publisher:
         self._has_news.set()
 
     def fail(self, job: RunningJob, error: DycokeError) -> None:
-        """Ends a job with an error event behind whatever it has said."""
+        """Ends a job with an error event after everything it has published."""
         if job.final is None:
             logger.warning("job failed", extra={**job.log_fields, "code": error.code})
             job.final = ErrorEvent.of(error, job.job_id)
@@ -89,6 +92,8 @@ class Publisher:
     async def _send(self, batch: Sequence[RunningJob]) -> None:
         sent = [(job, append) for job in batch if (append := self._append(job)) is not None]
         try:
+            for job in batch:
+                await self._store_kept(job)
             replies = await self._leases.append([append for _, append in sent])
         except StoreUnavailableError:  # which the lease keeper logs
             await asyncio.sleep(RETRY_AFTER_S)
@@ -96,8 +101,15 @@ class Publisher:
         for (job, append), reply in zip(sent, replies, strict=True):
             self._take_reply(job, append, reply)
 
+    async def _store_kept(self, job: RunningJob) -> None:
+        """Before the job's end, so that whoever has seen that finds it. One that is no longer this
+        worker's is refused, and learns so from its append."""
+        if job.kept is not None:
+            await self._kept_sets.put(job.delivery, job.kept)
+            job.kept = None
+
     def _append(self, job: RunningJob) -> Append | None:
-        """The border of one job: what cannot be published fails this job alone."""
+        """Isolates one job: if its events cannot be published, only this job fails."""
         try:
             return job.append()
         except Exception:
@@ -131,7 +143,7 @@ class Publisher:
             self._jobs.remove(job)
 
     def _take_event(self, job: RunningJob, event: core.TokenEvent, now_s: float) -> None:
-        """The border of one job: what fails here fails this job alone."""
+        """Isolates one job: an error here fails only this job."""
         if event.error is not None:
             self.fail(job, event.error)
             return
@@ -148,6 +160,8 @@ class Publisher:
 
     def _done(self, job: RunningJob, event: core.TokenEvent, now_s: float) -> DoneEvent:
         assert event.report is not None and event.finish_reason is not None
+        if event.report.kept is not None:
+            job.kept = event.report.kept.encode()
         event.report.text.encode()  # as JSON demands of it
         return make_done_event(
             job.delivery,

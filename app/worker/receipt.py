@@ -1,5 +1,7 @@
 """The receipt of a finished job, from the engine's report and what the queue knows of the job."""
 
+from base64 import b64encode
+
 from app.messages import (
     CacheUse,
     CompressionReceipt,
@@ -8,6 +10,7 @@ from app.messages import (
     FlopsByFormula,
     FramesReceipt,
     JobRequest,
+    KeptMask,
     Memory,
     RetainedRatio,
     Timings,
@@ -15,6 +18,7 @@ from app.messages import (
 )
 from app.store.job_leases import Delivery
 from dycoke_core.config import CompressionConfig
+from dycoke_core.kept_sets import KeptHistory
 from dycoke_core.sequence import CompressionReport, FinishReason, SequenceReport
 
 
@@ -56,6 +60,20 @@ def make_done_event(
         seed=request.seed,
         cached_tokens=report.cached_tokens,
         warnings=request.warnings,
+        kept_mask=_kept_mask(report.kept),
+    )
+
+
+def _kept_mask(kept: KeptHistory | None) -> KeptMask | None:
+    if kept is None:
+        return None
+    return KeptMask(
+        units=kept.units,
+        tokens_per_unit=kept.tokens_per_unit,
+        rows=kept.rows,
+        columns=kept.columns,
+        stage1=b64encode(kept.stage_one).decode(),
+        stage2=None if kept.last is None else b64encode(kept.last).decode(),
     )
 
 
@@ -67,6 +85,11 @@ def _compression(request: JobRequest, report: CompressionReport) -> CompressionR
         visual_tokens_in=report.visual_tokens_in,
         visual_tokens_prefill=report.visual_tokens_prefill,
         visual_tokens_decode=report.visual_tokens_decode,
+        units=report.units,
+        tokens_per_unit=report.tokens_per_unit,
+        rows=report.rows,
+        columns=report.columns,
+        pruned_layers=list(report.pruned_layers),
         retained_ratio=_retained_ratio(report),
         kept_per_frame=list(report.kept_per_frame),
         decode_steps=report.decode_steps,
@@ -107,6 +130,8 @@ def _frames(request: JobRequest) -> FramesReceipt | None:
     return FramesReceipt(
         indices=frames.indices,
         timestamps_s=frames.timestamps_s,
+        height=frames.height,
+        width=frames.width,
         reader=frames.reader,
         warnings=frames.warnings,
         sampling=frames.sampling,

@@ -23,10 +23,11 @@ class RunningJob:
     fresh: list[core.TokenEvent] = field(default_factory=list)  # what the engine made since
     statuses: list[StatusEvent] = field(default_factory=list)  # not in the log yet
     final: DoneEvent | ErrorEvent | None = None  # set once; nothing comes after it
+    kept: bytes | None = None  # a `KeptHistory` that is to be stored before the end is told
     is_suspect: bool = False  # must have the engine to itself; cleared by the publisher
     is_in_engine: bool = False  # has, or may have, been given to it; set by the taker
     loading: "asyncio.Task[None] | None" = None  # brings it to the engine; set by the taker
-    # What the engine calls this attempt: what an earlier one left behind has another name.
+    # The engine's name for this attempt; what is left of an earlier attempt has another name.
     sequence_id: str = field(init=False)
     policy: str = field(init=False)
 
@@ -101,7 +102,7 @@ def _events(fresh: list[core.TokenEvent]) -> list[TokenEvent]:
 
 
 def _event(index: int, text: str, token_ids: list[int]) -> TokenEvent:
-    text.encode()  # a lone surrogate would fail later, with all that is sent beside it
+    text.encode()  # a lone surrogate would fail later, with everything sent in that call
     return TokenEvent(index=index, text=text, token_ids=token_ids)
 
 
@@ -164,7 +165,7 @@ class RunningJobs:
             self._has_changed.set()
 
     def clear(self, job: RunningJob) -> None:
-        """Lets others run beside a job that is suspected no longer."""
+        """Lets others run again: the job is no longer a suspect."""
         job.is_suspect = False
         self._has_changed.set()
 

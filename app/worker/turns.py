@@ -1,4 +1,4 @@
-"""Whose turn it is, where suspects wait beside others: both get on, and neither for long.
+"""Whose turn it is when suspects and other jobs both wait: each gets its share of time.
 
 A suspect has the engine to itself until it is cleared. Were the next one to wait for the answer of
 the last to end, and all others for both, a crash with many jobs in the engine would stop a worker

@@ -3,7 +3,7 @@
 A process that is killed leaves no word, but its exit status says whether it ended itself or a
 signal from outside did. SIGKILL is also the kernel's way when memory is short, which may be a
 job's doing: where its count of such kills has risen, or cannot be read, nobody knows. Where the
-supervisor dies with its workers (a container, a machine), nobody tells either: leases run out.
+supervisor dies with its workers (a container, a machine), nobody can report it, and leases run out.
 """
 
 import asyncio
@@ -56,7 +56,7 @@ class Witness:
         self._at_last_end: dict[int, int | None] = {}
 
     async def report(self, child: int, life: str, exit_code: int) -> None:
-        """Says in Redis how a worker ended; sits out an outage of Redis for `PATIENCE_S`.
+        """Records in Redis how a worker ended; retries for `PATIENCE_S` while Redis is away.
 
         Args:
             exit_code: negative for a signal.

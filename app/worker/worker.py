@@ -1,7 +1,7 @@
 """One worker: an engine on its thread, and the tasks that connect it to the queue.
 
-It runs until it is told to stop, which it does by draining: nothing new is taken, what finishes in
-time finishes, the rest is handed back for others to go on with. If a part of it fails, the jobs in
+It runs until asked to stop, then drains: it takes nothing new, lets jobs finish that can in time,
+and hands the rest back for other workers to resume. If a part of it fails, the jobs in
 its engine are handed back as suspects, the others at no cost, and the worker reports failure.
 """
 
@@ -9,17 +9,19 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Self
 
 from redis.asyncio import Redis
 
 from app.errors import StoreUnavailableError
-from app.messages import ModelCard
+from app.messages import FrameLimits, ModelCard
 from app.metrics import WorkerMetrics
 from app.settings import Settings
 from app.store.forgotten_videos import ForgottenVideos
 from app.store.frame_store import FrameStore
 from app.store.job_leases import JobLeases
+from app.store.kept_sets import KeptSets
 from app.store.keys import RedisKeys
 from app.store.worker_registry import WorkerRegistry
 from app.tracing import Tracing
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
 FLUSH_TIMEOUT_S = 2.0  # for the last events of a worker that ends
 STORE_TIMEOUT_S = 5.0  # for withdrawing and handing back
 ENGINE_STOP_TIMEOUT_S = 10.0
-MAX_STEP_S = 120.0  # longer than any step: then the device hangs, and jobs go on elsewhere
+MAX_STEP_S = 120.0  # longer than any step: the device hangs, so jobs resume elsewhere
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +76,9 @@ class Worker:
         self._forgotten = ForgottenVideos(redis, keys)
         self._engine = EngineThread(make_engine)
         self._jobs = RunningJobs(self._engine.abort)
-        self._publisher = Publisher(self._leases, self._jobs, metrics, tracing or Tracing())
+        self._publisher = Publisher(
+            self._leases, self._jobs, metrics, tracing or Tracing(), KeptSets(redis, keys)
+        )
         self._engine.start(self._publisher.publish)
         self._job_taker = JobTaker(
             self._leases,
@@ -185,6 +189,7 @@ class Worker:
             device=card.device,
             dtype=card.dtype,
             image_size=card.image_size,
+            frame_limits=_frame_limits(card),
             tokens_per_frame=card.tokens_per_frame,
             frames_per_unit=card.frames_per_unit,
             max_words_per_token=card.max_words_per_token,
@@ -195,6 +200,10 @@ class Worker:
             max_running_jobs=card.max_running_sequences,
             running_jobs=0,
         )
+
+
+def _frame_limits(card: EngineCard) -> FrameLimits | None:
+    return None if card.frame_limits is None else FrameLimits(**asdict(card.frame_limits))
 
 
 class _Tasks:

@@ -16,6 +16,7 @@ from dycoke_core.config import Batching, CompressionConfig, EngineConfig
 from dycoke_core.engine.backend import Backend, PrefixLayout, SeatLayout
 from dycoke_core.engine.detokenizer import Detokenizer
 from dycoke_core.engine.faults import is_out_of_memory
+from dycoke_core.engine.kept_recording import KeptRecording
 from dycoke_core.engine.prefix_cache import (
     ByteBudget,
     Prefix,
@@ -41,6 +42,9 @@ class Admission:
     ) -> None:
         self._model = model
         self._backend = backend
+        self._full_layers = tuple(
+            layer for layer, spec in enumerate(model.layers) if spec.window is None
+        )
         self._has_host_tier = config.dp_cache == "host"
         self._max_chunk_tokens = batching.prefill_chunk_tokens
         self.kv_budget = ByteBudget(backend.kv_budget_bytes)
@@ -100,6 +104,7 @@ class Admission:
             unit_sources=sources,
             detokenizer=Detokenizer(self._model.tokenizer, sequence.sampling.stop),
             max_chunk_tokens=self._max_chunk_tokens,
+            kept_recording=self._kept_recording(sequence, prompt),
         )
         self._check_size(state)
         return state
@@ -264,12 +269,19 @@ class Admission:
         self._videos.add(video)
         return video
 
+    def _kept_recording(self, sequence: Sequence, prompt: PromptLayout) -> KeptRecording | None:
+        clip = prompt.clip
+        if clip is None or not sequence.wants_kept_sets:
+            return None
+        return KeptRecording(prompt.num_units, self._model.token_grid(clip.height, clip.width))
+
     def _check_size(self, state: SequenceState) -> None:
         max_tokens = state.sequence.sampling.max_tokens
         if state.num_forced > max_tokens:
             raise InvalidRequestError("more tokens are forced than max_tokens allows")
         limit = self._model.max_model_tokens
-        if state.num_prompt_tokens + max_tokens > limit:
+        first_own = max(state.num_prefix_tokens, state.layout.prefix.next_position)
+        if first_own + state.num_question_tokens + max_tokens > limit:
             raise PromptTooLongError(
                 f"prompt ({state.num_prompt_tokens} tokens) and max_tokens exceed "
                 f"the model's {limit} positions"
@@ -291,8 +303,11 @@ class Admission:
         num_layers = self._model.text_geometry.num_layers
         num_visual = policy.count_visual_tokens(prompt.num_units, prompt.tokens_per_unit)
         stage_two = policy.stage_two(num_visual, num_layers)
+        if stage_two is not None:
+            stage_two = stage_two.in_layers(self._full_layers, num_layers)
         first_host_layer = num_layers
-        if self._has_host_tier and stage_two is not None:
+        has_windows = len(self._full_layers) < num_layers  # which read prefixes in every layer
+        if self._has_host_tier and stage_two is not None and not has_windows:
             first_host_layer = max(stage_two.first_layer, 1)  # the scoring layer never lies there
         return SeatLayout(
             prefix=PrefixLayout(

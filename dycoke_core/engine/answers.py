@@ -69,6 +69,8 @@ class Answers:
         is_forced = index < state.num_forced
         token_id = sequence.forced_token_ids[index] if is_forced else answer.token_id
         assert token_id is not None
+        if state.kept_recording is not None and answer.kept is not None:
+            state.kept_recording.add(index, answer.kept)
         sequence.output_token_ids.append(token_id)
         text = state.detokenizer.push(token_id)
         is_replaying = len(sequence.output_token_ids) < state.num_forced

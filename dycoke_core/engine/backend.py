@@ -14,7 +14,7 @@ stage-II state.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,8 @@ from torch import Tensor
 from dycoke_core.compression.kv_pruning import StageTwo
 from dycoke_core.engine.plan import StepPlan
 from dycoke_core.model.adapter import EmbeddedPrefix
+
+KeptPlaces = npt.NDArray[np.integer[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,11 @@ class SeatLayout:
     max_own_tokens: int
     stage_two: StageTwo | None
 
+    @property
+    def num_front(self) -> int:
+        """Tokens before the question that a pruned layer attends to: kept ones and text."""
+        return 0 if self.stage_two is None else self.stage_two.num_kept + self.prefix.num_text
+
 
 @dataclass(frozen=True, slots=True)
 class StepOutcome:
@@ -67,11 +74,14 @@ class StepOutcome:
         token_ids: None where nothing was drawn.
         is_finite: False where the logits were not finite; the token means nothing then.
         refreshes: of each seat so far; 0 for a question's chunk.
+        kept: [n_keep], ascending places among the V visual tokens that stage II kept in this step;
+            None of a row that does not want them, and where stage II is off. Empty: no row does.
     """
 
     token_ids: tuple[int | None, ...]
     is_finite: tuple[bool, ...]
     refreshes: tuple[int, ...]
+    kept: tuple[KeptPlaces | None, ...] = ()
 
 
 class Pending(Protocol):
@@ -201,7 +211,7 @@ class Backend(Protocol):
         ...
 
     def mark(self) -> Mark:
-        """Marks this moment behind all work launched so far."""
+        """Marks the end of all work launched so far."""
         ...
 
     def has_passed(self, mark: Mark) -> bool:

@@ -1,7 +1,7 @@
 """The engine: `add`, `abort`, `step`. Synchronous, one thread, knows no HTTP and no Redis.
 
 A step is `schedule → run → postprocess`. It returns one event for every token that became known.
-A sequence that fails ends in an event with its error; the others go on.
+A sequence that fails ends in an event with its error; the others continue.
 """
 
 import logging
@@ -78,6 +78,7 @@ class Engine:
             dtype=str(self.model.dtype).removeprefix("torch."),
             architecture=self.model.architecture,
             image_size=image_size,
+            frame_limits=self.model.frame_limits,
             tokens_per_frame=self.model.tokens_per_unit(image_size, image_size),
             frames_per_unit=self.model.frames_per_unit,
             num_layers=self.model.text_geometry.num_layers,

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from dycoke_core.engine.admission import Admission
-from dycoke_core.engine.backend import Backend, Mark, Pending
+from dycoke_core.engine.backend import Backend, KeptPlaces, Mark, Pending
 from dycoke_core.engine.faults import has_broken_device, is_out_of_memory
 from dycoke_core.engine.plan import PrefixChunk, StepPlan
 from dycoke_core.engine.prefix_cache import Video
@@ -33,6 +33,7 @@ class Answer(NamedTuple):
     token_id: int | None
     is_finite: bool
     num_refreshes: int
+    kept: KeptPlaces | None = None  # see `StepOutcome`
 
 
 class Failure(NamedTuple):
@@ -104,7 +105,7 @@ class Executor:
         if schedule.encode:
             self._encode(schedule, outcome)
         rows = schedule.prefixes or schedule.questions or schedule.decode
-        if rows or schedule.encode:  # also without rows: its outcome tells when vision is through
+        if rows or schedule.encode:  # also without rows: its outcome shows when vision is through
             self._run_rows(schedule, outcome)
             self._collect(outcome, max_outstanding=self._backend.depth)
         else:
@@ -170,6 +171,7 @@ class Executor:
         assert len(kept) == state.num_visual_tokens
         kept_per_unit = count_per_unit(state, kept)
         state.held_prefix.kept_per_unit = kept_per_unit
+        state.held_prefix.kept = kept
         return self._model.embed(state.prompt, features, kept, kept_per_unit)
 
     # --- passes ---
@@ -213,6 +215,9 @@ class Executor:
         )
         answering = (*(chunk.state for chunk in schedule.questions), *schedule.decode)
         began = self._backend.mark()
+        for chunk in schedule.questions:
+            if (recording := chunk.state.kept_recording) is not None:
+                recording.begin(chunk.state.held_prefix.kept)
         pending = self._backend.run(plan)
         if self._observer is not None and answering:
             self._observer(plan, answering, pending)
@@ -264,11 +269,16 @@ class Executor:
             num_outstanding -= 1
             result = self._backend.collect(item.pending)
             rows = zip(
-                item.answering, result.token_ids, result.is_finite, result.refreshes, strict=True
+                item.answering,
+                result.token_ids,
+                result.is_finite,
+                result.refreshes,
+                result.kept or (None,) * len(item.answering),
+                strict=True,
             )
             outcome.answers += [
-                Answer(state, token_id, is_finite, num_refreshes)
-                for state, token_id, is_finite, num_refreshes in rows
+                Answer(state, token_id, is_finite, num_refreshes, kept)
+                for state, token_id, is_finite, num_refreshes, kept in rows
                 if state is not None
             ]
             self._note_pass_seconds(item)

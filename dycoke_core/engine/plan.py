@@ -1,4 +1,4 @@
-"""What one step computes, as integers: the whole of what a backend is told about a step.
+"""What one step computes, as integers: all that a backend needs to know about a step.
 
 Prefixes and seats are named by the numbers that the backend gave them when they were opened.
 A plan holds no tensor and knows no queue and no text.
@@ -20,7 +20,7 @@ class PrefixChunk:
 
 @dataclass(frozen=True, slots=True)
 class QuestionChunk:
-    """The next tokens of a question, behind its prefix.
+    """The next tokens of a question, after its prefix.
 
     draw: for the token that follows its last one; None where more of the question is to come, or
         where that token is known already.
@@ -39,12 +39,14 @@ class DecodeRow:
     token_id: the input token; None: the token that the seat's last row drew, which may not have
         left the device yet.
     draw: for the token that follows; None in a replay, where it is known.
+    wants_kept: its outcome says which visual tokens stage II kept.
     """
 
     seat: int
     start: int  # own tokens already run
     token_id: int | None
     draw: Draw | None
+    wants_kept: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,6 +57,7 @@ class Prefix:
     is_embedded: bool = False  # stage I is through: the backend has what is to be prefilled
     num_run: int = 0  # tokens that have been prefilled
     kept_per_unit: tuple[int, ...] = ()
+    kept: Tensor | None = None  # int64 [V], of the units * N tokens, as they stand in the prompt
     holders: int = 0
     video_name: str | None = None  # by which it is forgotten
     is_forgotten: bool = False
@@ -171,7 +172,7 @@ class SharedPool(Generic[Item]):
         return len(self) < num_before
 
     def _evict_until(self, is_enough: Callable[[], bool], *, only_from_host: bool = False) -> None:
-        """Leaves alone, where told to, what holds nothing in host memory."""
+        """With `only_from_host`, skips what holds nothing in host memory."""
         idle = [item for item in self._items.values() if item.holders == 0]
         for item in idle:
             if is_enough():

@@ -6,8 +6,8 @@ at most one slice of the vision tower, so that a long prompt or video delays run
 more than that. What several sequences share is worked on once.
 
 The oldest gets its piece in every step, so nothing starves; what is left of the budget goes to
-younger ones whose piece fits, such as a question about a known video behind a long new one. Chunks
-are never cut to the budget: their boundaries depend on the prompt alone.
+younger ones whose piece fits, such as a question about a known video that waits after a long new
+one. Chunks are never cut to the budget: their boundaries depend on the prompt alone.
 """
 
 from collections import deque

@@ -83,14 +83,14 @@ class LlavaOnevision(TransformersModel):
     @property
     def tokens_per_frame(self) -> int:
         """N: the patch grid, halved per side and rounded up by the pooling."""
-        return math.ceil(self._grid_size() / 2) ** 2
+        return self._tokens_per_side() ** 2
 
     @property
     def frames_per_unit(self) -> int:
         return 1
 
-    def tokens_per_unit(self, height: int, width: int) -> int:
-        return self.tokens_per_frame
+    def token_grid(self, height: int, width: int) -> tuple[int, int]:
+        return self._tokens_per_side(), self._tokens_per_side()
 
     def vision_geometry(self, height: int, width: int) -> VisionGeometry:
         return self._vision_geometry
@@ -162,6 +162,9 @@ class LlavaOnevision(TransformersModel):
         hidden = output.last_hidden_state
         assert isinstance(hidden, Tensor)
         return hidden[0]
+
+    def _tokens_per_side(self) -> int:
+        return math.ceil(self._grid_size() / 2)
 
     def _grid_size(self) -> int:
         config = self.model.config.vision_config

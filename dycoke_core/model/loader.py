@@ -15,6 +15,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from dycoke_core.errors import ModelLoadError
 from dycoke_core.model.adapter import VideoLanguageModel
 from dycoke_core.model.checkpoint import Checkpoint, read_json
+from dycoke_core.model.gemma3 import Gemma3
 from dycoke_core.model.llava_onevision import LlavaOnevision
 from dycoke_core.model.qwen2_5_vl import Qwen25VL
 from dycoke_core.model.qwen3_vl import Qwen3VL
@@ -25,6 +26,7 @@ _FILES = ("*.json", "*.jinja", "*.safetensors")
 
 # By `model_type` in config.json. A family joins with a line here.
 _FAMILIES: Mapping[str, Callable[[Checkpoint], VideoLanguageModel]] = {
+    "gemma3": Gemma3.from_checkpoint,
     "llava_onevision": LlavaOnevision.from_checkpoint,
     "qwen2_5_vl": Qwen25VL.from_checkpoint,
     "qwen3_vl": Qwen3VL.from_checkpoint,

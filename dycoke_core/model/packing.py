@@ -1,12 +1,12 @@
 """Weights of bfloat16 models on a CPU, in the layout that its matrix products read fastest.
 
-PyTorch stores a linear layer's weights row by row and lays them out anew, or reads them badly, at
+PyTorch stores a linear layer's weights row by row and repacks them, or reads them badly, at
 every call. Laid out once at loading, a decode step of one row reads them faster (by how much is
 measured in `loadtest.engine`: `weight_read_gb_s` against `plain_weight_read_gb_s`). The activations
 of an MLP are applied while a product is still in registers, not in passes over memory of their own,
 and a long prompt goes through it block by block, so that what lies between its products stays in
 the processor's cache, and in memory that the allocator has at hand: in one piece it is tens of
-megabytes, which glibc returns to the kernel and faults in anew at every call.
+megabytes, which glibc returns to the kernel and faults in again at every call.
 
 transformers' layers stay as they are; only their linear layers and MLPs are exchanged. The packed
 weights replace the plain ones, but for a language head that shares its weights with the embedding:

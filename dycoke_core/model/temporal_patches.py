@@ -87,9 +87,10 @@ class TemporalPatches:
         """Patches per column and row of frames of this size."""
         return height // self.patch, width // self.patch
 
-    def tokens_per_unit(self, height: int, width: int) -> int:
+    def token_grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of a unit's tokens."""
         rows, columns = self.grid(height, width)
-        return (rows // self.merge) * (columns // self.merge)
+        return rows // self.merge, columns // self.merge
 
     def constants(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of bytes, float32 [3] each. Making them waits for the

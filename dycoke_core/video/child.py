@@ -29,8 +29,9 @@ class Task:
 
     params: Mapping[str, Any]
     num_threads: int  # to decode with
-    video_path: str  # a name of our own, which tells a demuxer nothing
-    pixels: npt.NDArray[np.uint8] | None  # [F, S, S, 3] to be written, shared with the parent
+    video_path: str  # a name of our own, which says nothing to a demuxer
+    # [F, height, width, 3] to be written, shared with the parent.
+    pixels: npt.NDArray[np.uint8] | None
     report_progress: Callable[[float], None]
     complaints: Callable[[], bytes]  # what libraries have printed to stderr since the last call
 

@@ -239,7 +239,7 @@ class ForkServer:
             process.wait()
 
     def _let_go(self) -> subprocess.Popen[bytes] | None:
-        """Closes the connection, which makes the server end, and tells who waits for a child.
+        """Closes the connection, which ends the server, and wakes whatever waits for a child.
 
         Returns the process, whose end is still to be awaited.
         """

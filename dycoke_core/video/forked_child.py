@@ -38,7 +38,7 @@ class TaskFailure(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Confinement:
-    """What `sandbox.confine` is told in each child."""
+    """What `sandbox.confine` gets in each child."""
 
     memory_bytes: int
     cpu_s: int
@@ -112,7 +112,7 @@ class ForkedChild:
 
 
 def _cause_of_end(ended: Mapping[str, Any], confinement: Confinement) -> FailureCode:
-    """Concludes why a child ended without a word. Where the kernel does not say, by its usage."""
+    """Infers why a child ended without a reply. Where the kernel does not say, by its usage."""
     if not ended:  # with its server
         return "killed"
     if "status" not in ended:

@@ -60,6 +60,7 @@ class _Reading:
     video: VideoFile
     plan: Plan
     spec: FrameSpec
+    shape: tuple[int, int, int, int]  # of the pixels
     pixels_fd: int
     ends_at: float  # time.monotonic
     num_threads: int
@@ -67,7 +68,7 @@ class _Reading:
 
     @property
     def pixels(self) -> tuple[int, tuple[int, ...]]:
-        return self.pixels_fd, self.spec.shape
+        return self.pixels_fd, self.shape
 
 
 class FrameReaders:
@@ -172,9 +173,10 @@ class FrameReaders:
             ends_at = time.monotonic() + budget_s
             try:
                 plan = await self._plan(video, spec, budget_s)
-                with open_frame_buffer(spec.shape) as fd, self._threads() as num_threads:
+                shape = spec.shape(*plan.upright_size)
+                with open_frame_buffer(shape) as fd, self._threads() as num_threads:
                     return await self._read(
-                        _Reading(video, plan, spec, fd, ends_at, num_threads, progress)
+                        _Reading(video, plan, spec, shape, fd, ends_at, num_threads, progress)
                     )
             except TaskFailure as failure:
                 raise as_dycoke_error(failure, self._limits, budget_s) from failure
@@ -210,6 +212,7 @@ class FrameReaders:
                 "start_s": spec.start_s,
                 "end_s": spec.end_s,
                 "sampling": spec.sampling,
+                "keeps_shape": spec.keeps_shape,
             },
             lambda reply: parse_plan(reply, video.container, spec.num_frames),
             timeout_s=timeout_s,

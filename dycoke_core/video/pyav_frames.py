@@ -72,7 +72,7 @@ class FrameSource:
     one turns out not to decode (then its neighbours are wanted) or to be made of two fields (which
     may come in two packets).
 
-    `has_failed` tells whether a packet did not decode.
+    `has_failed`: whether a packet did not decode.
 
     Args:
         open_video: returns the container and its stream, rewound.
@@ -110,7 +110,7 @@ class FrameSource:
         return self._current
 
     def close(self) -> None:
-        """Waits for what is being decoded, so that all that is wrong with it has been told."""
+        """Waits for what is being decoded, so that all its errors have been reported."""
         self._stream.codec_context.flush_buffers()
 
     def _is_whole(self, target: int) -> bool:

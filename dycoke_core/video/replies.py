@@ -40,6 +40,7 @@ class Plan:
     timestamps_s: tuple[float, ...]
     num_keyframes: int  # of the clip, where it was sampled by keyframe
     key_pts: tuple[int, ...]  # the file's own times of the indices; empty if not so sampled
+    upright_size: tuple[int, int]  # height and width as shown; as stored where nobody asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +85,7 @@ def parse_plan(reply: Any, container: Container, num_frames: int) -> Plan:
         timestamps_s=_timestamps(reply, num_indices),
         num_keyframes=_int(reply, "num_keyframes"),
         key_pts=_key_pts(reply, num_indices),
+        upright_size=_size(reply.get("upright_size")),
     )
 
 
@@ -121,6 +123,15 @@ def _seconds(value: Any) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= _MAX_INT:
         raise MalformedReplyError("seconds")
     return float(value)
+
+
+def _size(value: Any) -> tuple[int, int]:
+    if not isinstance(value, list) or len(value) != 2:
+        raise MalformedReplyError("size")
+    for side in value:
+        if not isinstance(side, int) or isinstance(side, bool) or not 0 <= side <= _MAX_INT:
+            raise MalformedReplyError("size")
+    return value[0], value[1]
 
 
 def _list(reply: dict[str, Any], name: str, length: int) -> Sequence[Any]:

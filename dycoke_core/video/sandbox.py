@@ -2,7 +2,7 @@
 
 In force afterwards: rlimits on memory, CPU time, written bytes, core files and open files; no
 memory both writable and executable; Landlock with one readable file; a number of threads
-(`thread_limit`); the seccomp allow-list. Wall time is bounded by whoever started the child.
+(`thread_limit`); the seccomp allow-list. Wall time is bounded by the parent.
 """
 
 import ctypes
@@ -70,7 +70,7 @@ def confine(
     """
     _protect_code()
     _limit(resource.RLIMIT_AS, memory_bytes, memory_bytes)
-    _limit(resource.RLIMIT_CPU, cpu_s, cpu_s + 1)  # SIGXCPU first, which tells the reason
+    _limit(resource.RLIMIT_CPU, cpu_s, cpu_s + 1)  # SIGXCPU first, which gives the reason
     _limit(resource.RLIMIT_FSIZE, 0, 0)
     _limit(resource.RLIMIT_CORE, 0, 0)
     _limit(resource.RLIMIT_NOFILE, _MAX_OPEN_FILES, _MAX_OPEN_FILES)
@@ -115,7 +115,7 @@ def observe_refusals(max_threads: int) -> dict[str, bool]:
 
 
 def _can_start_threads(number: int) -> bool:
-    """Whether so many can run at once, beside this one."""
+    """Whether so many can run at once, in addition to this one."""
     may_end = threading.Event()
     threading.stack_size(_SMALL_STACK_BYTES)
     try:

@@ -1,57 +1,24 @@
 """The documents' curl commands, sent as they stand to a service with the bundled model."""
 
 import json
-import os
 import re
 import shlex
-import subprocess
-import sys
-import tempfile
-import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from tests.docs.documents import DOCUMENTS, ROOT, Block, blocks
+from tests.docs.service import PATIENCE_S, running_service
 
-PATIENCE_S = 120.0
 PUBLISHED = "http://127.0.0.1:8000"
 
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    with tempfile.TemporaryDirectory(prefix="dycoke-test-") as folder:
-        env = os.environ | {
-            "DYCOKE_DATA_DIR": f"{folder}/data",
-            "DYCOKE_PORT": "0",
-            "DYCOKE_WORKER_METRICS_PORT": "0",
-            "DYCOKE_WORKERS": "1",
-        }
-        log = Path(folder) / "log"
-        with log.open("w") as file:
-            command = [sys.executable, "-m", "app", "serve"]
-            process = subprocess.Popen(command, cwd=ROOT, env=env, stderr=file)
-        try:
-            yield wait_until_ready(process, log)
-        finally:
-            process.terminate()
-            process.wait(PATIENCE_S)
-
-
-def wait_until_ready(process: "subprocess.Popen[bytes]", log: Path) -> str:
-    until = time.monotonic() + PATIENCE_S
-    while process.poll() is None and time.monotonic() < until:
-        found = re.findall(r"listening on (http://[^\s\"]+)", log.read_text())
-        try:
-            if found and httpx.get(f"{found[-1]}/readyz").is_success:
-                return str(found[-1])
-        except httpx.HTTPError:
-            pass
-        time.sleep(0.1)
-    raise AssertionError(log.read_text())
+    with running_service(ROOT, {}) as url:
+        yield url
 
 
 def curl_blocks() -> list[Any]:

@@ -14,8 +14,12 @@ import time
 import zlib
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from dycoke_core.engine_card import EngineCard, EngineStats
 from dycoke_core.errors import EngineError, PromptTooLongError
+from dycoke_core.frame_size import PixelLimits
+from dycoke_core.kept_sets import KeptHistory, KeptRecorder
 from dycoke_core.sequence import (
     SAMPLER_VERSION,
     CacheReport,
@@ -36,6 +40,7 @@ FATAL_TOKEN = 2  # new tokens before the steered mishaps
 class FakeEngine:
     max_running_sequences: int = 4
     image_size: int = 8
+    frame_limits: PixelLimits | None = None
     sequences: dict[str, Sequence] = field(default_factory=dict)
     aborted: list[str] = field(default_factory=list)
     seen: list[Sequence] = field(default_factory=list)  # all that were added
@@ -49,6 +54,7 @@ class FakeEngine:
             dtype="float32",
             architecture="Fake",
             image_size=self.image_size,
+            frame_limits=self.frame_limits,
             tokens_per_frame=4,
             frames_per_unit=1,
             num_layers=2,
@@ -79,7 +85,11 @@ class FakeEngine:
         if "refuse" in words(sequence):
             raise PromptTooLongError("the prompt is too long")
         size = self.image_size
-        assert sequence.frames is None or sequence.frames.shape[1:] == (size, size, 3)
+        assert (
+            sequence.frames is None
+            or self.frame_limits is not None
+            or sequence.frames.shape[1:] == (size, size, 3)
+        )
         self.sequences[sequence.sequence_id] = sequence
         self.seen.append(sequence)
 
@@ -122,7 +132,7 @@ class FakeEngine:
             token_ids=(token_id,),
             text=text_of(token_id),
             finish_reason=FinishReason.LENGTH if is_last else None,
-            report=make_report(output) if is_last else None,
+            report=make_report(output, kept_history(sequence)) if is_last else None,
         )
 
     def _mishap(self, sequence: Sequence) -> TokenEvent | None:
@@ -171,14 +181,27 @@ def answer(text: str, num_tokens: int) -> list[int]:
     return output
 
 
-def make_report(output: list[int]) -> SequenceReport:
+def kept_history(sequence: Sequence) -> KeptHistory | None:
+    """Of 2 x 2 tokens the first, second and fourth go in; each step keeps two of them."""
+    if not sequence.wants_kept_sets or sequence.frames is None:
+        return None
+    recorder = KeptRecorder(units=1, rows=2, columns=2, kept=np.array([0, 1, 3]))
+    for token in range(1, len(sequence.output_token_ids)):
+        recorder.add(token, np.delete(np.arange(3), token % 3))
+    return recorder.history(len(sequence.output_token_ids))
+
+
+def make_report(output: list[int], kept: KeptHistory | None = None) -> SequenceReport:
     return SequenceReport(
+        kept=kept,
         prompt_tokens=20,
         completion_tokens=len(output),
         text="".join(map(text_of, output)),
         compression=CompressionReport(
             units=1,
             tokens_per_unit=4,
+            rows=2,
+            columns=2,
             visual_tokens_in=4,
             visual_tokens_prefill=3,
             visual_tokens_decode=2,

@@ -26,7 +26,7 @@ from tests.integration.test_api_processes import Processes, running
 from tests.integration.workers import wait_until
 
 MIB = 2**20
-SMALL = max_blob_bytes(FrameSpec(num_frames=32, image_size=8))  # of a post without more words
+SMALL = max_blob_bytes(FrameSpec(num_frames=32, image_size=8), 0, 0)  # of a post without more words
 
 
 @pytest.fixture
@@ -146,7 +146,7 @@ async def test_frames_in_hand_wait_for_their_turn(
 
 NUM_POSTS = 60
 NUM_FRAMES, IMAGE_SIZE = 64, 256
-LARGE = max_blob_bytes(FrameSpec(NUM_FRAMES, IMAGE_SIZE))  # 13 MB
+LARGE = max_blob_bytes(FrameSpec(NUM_FRAMES, IMAGE_SIZE), 0, 0)  # 13 MB
 
 
 async def test_sixty_posts_take_no_more_memory_than_their_budget(

@@ -56,6 +56,7 @@ class Client:
         max_tokens: int = 8,
         timeout_s: float = 60.0,
         temperature: float = 0.0,
+        kept_mask: bool = False,
     ) -> str:
         job_id = uuid.uuid4().hex
         request = make_request(job_id, timeout_s=timeout_s, model=self.model).model_copy(
@@ -63,6 +64,7 @@ class Client:
                 "messages": [Turn(role="user", content=question)],
                 "max_tokens": max_tokens,
                 "temperature": temperature,
+                "kept_mask": kept_mask,
             }
         )
         await self.queue.reserve(self.model, job_id, max_jobs=1000, lease_s=30)

@@ -1,11 +1,14 @@
 """What a decode step asks of a GPU, at 28 layers: the same for every batch, and little of it."""
 
+from collections import Counter
 from typing import Any
 
 import pytest
 import torch
 
 from dycoke_core.engine.backends.cuda.decode import DecodePass
+from dycoke_core.sequence import Sequence
+from loadtest.gpu.workbench import Workbench
 from loadtest.launch_counter import HostWait
 from loadtest.launches import FIXED, LAYERS, PER_LAYER, count_all, count_step
 
@@ -31,6 +34,26 @@ def test_each_layer_adds_the_same(policy: str) -> None:
     totals = [count_step(2, policy, 2, num_layers).launches.total for num_layers in (2, 3, 5)]
     assert totals[1] - totals[0] <= PER_LAYER
     assert totals[2] - totals[1] == 2 * (totals[1] - totals[0])
+
+
+@pytest.mark.parametrize("num_asking", [1, 2])
+def test_kept_sets_cost_a_copy_for_each_sequence_that_wants_them_and_no_wait(
+    num_asking: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = count_step(2, "dycoke", 2, 2).launches
+    make, made = Workbench.sequence, []
+
+    def make_asking(*args: Any, **options: Any) -> Sequence:
+        sequence = make(*args, **options)
+        made.append(sequence)
+        sequence.wants_kept_sets = len(made) > 2 and len(made) <= 2 + num_asking  # 2 to fill
+        return sequence
+
+    monkeypatch.setattr(Workbench, "sequence", make_asking)
+    asking = count_step(2, "dycoke", 2, 2).launches
+    assert len(made) == 4
+    assert asking.kernels == usual.kernels
+    assert asking.operations - usual.operations == Counter({"copy_": num_asking})
 
 
 def test_a_step_that_waits_for_the_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

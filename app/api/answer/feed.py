@@ -2,7 +2,7 @@
 
 Durable events come exactly once and in order, from the log. Status events show where the job is
 now: of those in the log only one that nothing follows, and the place in the queue from the job's
-record. An outage of Redis is sat out until the job's deadline; the feed goes on where it was.
+record. An outage of Redis is retried until the job's deadline, then the feed resumes.
 """
 
 import asyncio

@@ -83,7 +83,7 @@ class EventStream(Response):
     Args:
         batches: an empty one is a heartbeat.
         rendering: None: the events as they are.
-        on_end: told once how it ended; must not block.
+        on_end: called once with how it ended; must not block.
     """
 
     media_type = MEDIA_TYPE
@@ -137,7 +137,7 @@ class EventStream(Response):
             event = ErrorEvent.of(error, self._job_id)
             await self._send_last(send, self._rendering.interruption(event))
             return Ending.SHUTDOWN
-        except Exception as error:  # the border: the headers are out, so the client gets an event
+        except Exception as error:  # the headers are out, so the client gets an event
             incident = log_incident(error, job_id=self._job_id)
             event = ErrorEvent(
                 code=INTERNAL_ERROR,

@@ -1,1 +1,1 @@
-"""What a connection may do to the work behind it: leave, linger, end with the server."""
+"""How connections end: the client leaves, the body lingers, the server drains."""

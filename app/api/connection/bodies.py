@@ -1,9 +1,9 @@
 """ASGI middleware: how many requests may be sending their bodies, and how slow they may be.
 
 A slot is taken at the headers, by key and by the client's address, and given back with the body's
-last byte: whoever sends nothing holds nothing else, and not for long. The first byte must come
-within `FIRST_BYTE_S`; after that a body keeps up with a rate that rises with the share of slots
-that are taken, so that slow clients make room when others need it.
+last byte: a client that sends nothing holds nothing else, and not for long. The first byte must
+come within `FIRST_BYTE_S`; after that a body keeps up with a rate that rises with the share of
+slots that are taken, so that slow clients make room when others need it.
 
 Of bodies under way, not of what becomes of them. Slots are a process's own.
 """
@@ -117,7 +117,7 @@ class BodySlot:
 class BodyGuard:
     """Args:
     owner_of: whose key an Authorization header carries; None where the request will be refused.
-    count_rejection: told the code of every post that is refused.
+    count_rejection: called with the code of every post that is refused.
     """
 
     def __init__(

@@ -30,7 +30,7 @@ class BrowserGuard:
     allowed_hosts: names, without ports, `*.` before a suffix, or `*`; None: loopback names while
         there are no keys, else any.
     allowed_origins: as browsers write them.
-    count_rejection: told the code of every post that is refused.
+    count_rejection: called with the code of every post that is refused.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
 """Noticing that a client has closed its connection while we work for it.
 
-An ASGI server tells by `http.disconnect` out of `receive`, once the request's body has been read.
-Writing tells nothing: uvicorn drops what is sent to a client that has gone (ASGI 2.3); servers of
-ASGI 2.4 raise OSError.
+An ASGI server reports it as `http.disconnect` from `receive`, once the request's body is read.
+Writing does not reveal it: uvicorn drops what is sent to a client that has gone (ASGI 2.3); servers
+of ASGI 2.4 raise OSError.
 """
 
 import asyncio

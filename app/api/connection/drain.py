@@ -1,6 +1,6 @@
 """Shutting down without breaking what is under way.
 
-`begin`: nothing new is taken, what is open goes on. `expire`: what is still open ends now, without
+`begin`: nothing new is taken, open answers continue. `expire`: what is still open ends now, without
 cancelling any job; clients resume elsewhere by Last-Event-ID.
 """
 

@@ -1,4 +1,4 @@
-"""ASGI middleware: an answer that comes before the request's body reaches the client all the same.
+"""ASGI middleware: an answer sent before the request's body is read still reaches the client.
 
 Closing a socket that holds unread bytes makes the kernel reset the connection, and a client that is
 still sending its video loses the 429 or 413 we have sent. So, as nginx does, the answer goes out

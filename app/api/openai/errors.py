@@ -1,7 +1,7 @@
 """Errors in OpenAI's form, for the paths that its clients ask.
 
 The service speaks of problems (`app.api.errors`) everywhere. On these paths the middleware rewrites
-them on their way out, whoever made them: a route, authentication, a limit, the framework, or the
+them on their way out, wherever they arose: a route, authentication, a limit, the framework, or the
 last handler of all.
 """
 

@@ -5,7 +5,7 @@ of its addresses may lead anywhere but into the public internet. Redirects are f
 each checked like the first URL. There are no proxies, credentials or cookies, and an error names
 neither an address nor what has answered.
 
-What comes is a client's: whoever calls this sniffs it and hands it to the sandbox like any upload.
+What arrives is untrusted: the caller sniffs it and hands it to the sandbox like any upload.
 """
 
 import asyncio

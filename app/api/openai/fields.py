@@ -44,6 +44,7 @@ class CompletionFields(_Lenient):
     ignore_eos: bool | None = None
     compression: str | dict[str, Any] | None = None
     on_disconnect: Literal["cancel", "continue"] | None = None
+    kept_mask: bool | None = None
     media_io_kwargs: dict[str, Any] | None = None
     mm_processor_kwargs: dict[str, Any] | None = None
 

@@ -14,7 +14,13 @@ from app.api.openai.fetching import MediaFetcher
 from app.api.openai.fields import MAX_WARNINGS, CompletionFields, parse_fields, wrong
 from app.api.openai.messages import Conversation, VideoPart, parse_messages
 from app.api.openai.rendering import StreamOptions
-from app.api.openai.sampling import DEFAULT_FRAMES, count_frames, parse_aliases, with_aliases
+from app.api.openai.sampling import (
+    DEFAULT_FRAMES,
+    count_frames,
+    limit_pixels,
+    parse_aliases,
+    with_aliases,
+)
 from app.api.openai.streamed_json import MEDIUM, Base64Sink, StreamedJson, base64_size
 from app.api.post.intake import check_container, read_body, write_recognisable
 from app.api.post.job_request import Extras, check_fields
@@ -88,12 +94,16 @@ class CompletionIntake:
         if part is not None:
             lease, probe_s = await self._find(request, part, body, principal)
             try:
-                chat = self._with_frames(chat, part, lease, warnings)
+                chat = self._with_frames(chat, part, card, lease, warnings)
             except BaseException:
                 lease.release()
                 raise
-        elif fields.compression is not None:
-            warnings.append("compression: without effect on a conversation without a video")
+        else:
+            warnings += [
+                f"{name}: without effect on a conversation without a video"
+                for name in ("compression", "kept_mask")
+                if getattr(fields, name)
+            ]
         extras = Extras(
             video_turn=part.turn if part is not None else None,
             ignore_eos=bool(fields.ignore_eos),
@@ -155,6 +165,7 @@ class CompletionIntake:
             "stop": [fields.stop] if isinstance(fields.stop, str) else fields.stop,
             "compression": fields.compression,
             "on_disconnect": fields.on_disconnect,
+            "kept_mask": fields.kept_mask,
             "num_frames": min(DEFAULT_FRAMES, self._settings.max_frames),
             "sampling": part.sampling if part is not None else None,
             "start_s": part.start_s if part is not None else None,
@@ -217,14 +228,20 @@ class CompletionIntake:
             return await self._uploads.store(upload, principal)
 
     def _with_frames(
-        self, chat: ChatFields, part: VideoPart, lease: VideoLease, warnings: list[str]
+        self,
+        chat: ChatFields,
+        part: VideoPart,
+        card: ModelCard,
+        lease: VideoLease,
+        warnings: list[str],
     ) -> ChatFields:
         probe = lease.video.probe
         if part.start_s and probe.duration_s is not None and part.start_s >= probe.duration_s:
             raise wrong(f"{part.param}.start_s", f"the video ends at {probe.duration_s:.3f} s")
         num_frames, count_warnings = count_frames(part, probe, self._settings.max_frames)
-        warnings += count_warnings
-        return chat.model_copy(update={"num_frames": num_frames})
+        max_pixels, pixel_warnings = limit_pixels(part, card, self._settings.max_frame_pixels)
+        warnings += count_warnings + pixel_warnings
+        return chat.model_copy(update={"num_frames": num_frames, "max_pixels": max_pixels})
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,8 @@ _ROLES: Mapping[str, Any] = {
     "assistant": "assistant",
 }
 _MESSAGE_FIELDS = ("role", "content", "name", "refusal", "audio", "tool_calls", "function_call")
-_SAMPLING_FIELDS = ("fps", "num_frames", "max_frames", "sampling", "start_s", "end_s")
+_COUNTS = ("num_frames", "max_frames", "max_pixels")
+_SAMPLING_FIELDS = ("fps", *_COUNTS, "sampling", "start_s", "end_s")
 _PART_FIELDS = ("type", "text", "video_url", "video", "file", "uuid", *_SAMPLING_FIELDS)
 _FILE_FIELDS = ("file_id", "file_data", "filename")
 _VIDEO_FIELDS = ("url", "uuid", *_SAMPLING_FIELDS)
@@ -37,7 +38,7 @@ class VideoPart:
         param: where it stands in the body, for errors about it.
         uuid: the client's own name of it.
         fps, num_frames, max_frames: as the part says; the first of them has been checked to be
-            finite and above 0, the others to be at least 1.
+            finite and above 0, the others to be at least 1, as has `max_pixels`.
     """
 
     source: str
@@ -47,6 +48,7 @@ class VideoPart:
     fps: float | None = None
     num_frames: int | None = None
     max_frames: int | None = None
+    max_pixels: int | None = None  # of each frame
     start_s: float | None = None
     end_s: float | None = None
     sampling: Sampling = "uniform"
@@ -160,9 +162,8 @@ def _said(options: dict[str, Any], where: str) -> dict[str, Any]:
     for name, value in said.items():
         if name == "sampling":
             is_right, message = value in get_args(Sampling), "must be 'uniform' or 'keyframe'"
-        elif name in ("num_frames", "max_frames"):
-            is_right = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-            message = "must be a whole number of at least 1"
+        elif name in _COUNTS:
+            is_right, message = is_count(value), "must be a whole number of at least 1"
         else:
             is_right, message = is_number(value), "must be a number of at least 0"
             if name in ("fps", "end_s"):
@@ -170,6 +171,10 @@ def _said(options: dict[str, Any], where: str) -> dict[str, Any]:
         if not is_right:
             raise wrong(f"{where}.{name}", message)
     return said
+
+
+def is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def is_number(value: Any) -> bool:

@@ -1,7 +1,7 @@
 """Who gets in: a model that a worker serves, and a leased place in its queue.
 
 A full queue refuses when the headers have arrived, without reading a body. A place is taken when
-the request is all there: whoever is still sending holds none.
+the request is complete: a client that is still sending holds none.
 """
 
 import asyncio
@@ -112,7 +112,7 @@ class Place:
             await self._queue.release(self.model, self.job_id)
 
     async def abandon(self) -> None:
-        """Lets the lease run out at once: another API may go on with the job."""
+        """Ends the lease now, so that another API may continue the job."""
         await self.stop_renewing()
         with suppress(StoreUnavailableError):
             await self._queue.renew_place(self.model, self.job_id, lease_s=0.0)

@@ -34,7 +34,7 @@ class Admitted:
             self._place = None
 
     def hand_over(self) -> tuple[Place, VideoLease | None]:
-        """Passes both on: whoever calls this gives them back."""
+        """Passes both on; the caller must give them back."""
         place, video = self._held_place, self._video
         self._place = self._video = None
         return place, video

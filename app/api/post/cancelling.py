@@ -25,7 +25,7 @@ class Cancellations:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def cancel(self, job_id: str, reason: str, *, unless_adopted: bool = False) -> bool:
-        """Ends a job wherever it is; its worker and its reader are told.
+        """Ends a job wherever it is; its worker and its reader are notified.
 
         Args:
             unless_adopted: spares a job that a later request with its idempotency key has found.

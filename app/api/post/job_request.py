@@ -13,13 +13,14 @@ from app.api.errors import FieldProblem, InvalidFieldsError
 from app.api.post.admission import choose_model
 from app.api.post.prompt_size import check_prompt
 from app.api.schemas import ChatFields
-from app.messages import FramesRef, FramesWanted, JobRequest, ModelCard
+from app.messages import FrameLimits, FramesRef, FramesWanted, JobRequest, ModelCard
 from app.settings import Settings
 from app.store.frame_store import FramesHeader, frames_digest, max_blob_bytes
 from app.store.job_queue import Idempotency
 from app.video_store import VideoLease
 from dycoke_core.config import CompressionConfig
 from dycoke_core.errors import PromptTooLongError
+from dycoke_core.frame_size import PixelLimits, frame_size
 from dycoke_core.video import FrameSpec
 
 MAX_DRAWN_SEED = 2**53  # exact in every client's JSON
@@ -55,22 +56,30 @@ def check_fields(
     fields.compression_config(default_compression)
     card = choose_model(models, fields.model)
     _check_text(fields, card)
-    check_prompt(fields, card, None)  # how many frames there are may come with the video
+    check_prompt(fields, card)  # how many frames there are may come with the video
+    if fields.max_pixels is not None and card.frame_limits is None:
+        message = f"the model's frames have {card.image_size} x {card.image_size} pixels"
+        raise InvalidFieldsError([FieldProblem(field="max_pixels", message=message)])
     frame_spec(fields, card)
     return card
 
 
-def check_clip(fields: ChatFields, lease: VideoLease) -> None:
-    duration_s = lease.video.probe.duration_s
+def check_clip(fields: ChatFields, card: ModelCard, lease: VideoLease) -> None:
+    """Raises for what the video does not allow, as far as its headers say."""
+    probe = lease.video.probe
+    if probe.height and probe.width:
+        frame_spec(fields, card).shape(probe.height, probe.width)
+    duration_s = probe.duration_s
     if fields.start_s is not None and duration_s is not None and fields.start_s >= duration_s:
         raise InvalidFieldsError(
             [FieldProblem(field="start_s", message=f"the video ends at {duration_s:.3f} s")]
         )
 
 
-def check_frames(fields: ChatFields, card: ModelCard, *, max_bytes: int) -> None:
+def check_frames(fields: ChatFields, card: ModelCard, lease: VideoLease, *, max_bytes: int) -> None:
     """Raises InvalidFieldsError: more frames than the frame store has room for at any time."""
-    if max_blob_bytes(frame_spec(fields, card)) > max_bytes:
+    probe = lease.video.probe
+    if max_blob_bytes(frame_spec(fields, card), probe.height, probe.width) > max_bytes:
         message = f"so many frames take more than the {max_bytes} bytes that this server has"
         raise InvalidFieldsError([FieldProblem(field="num_frames", message=message)])
 
@@ -81,7 +90,12 @@ def frame_spec(fields: ChatFields, card: ModelCard) -> FrameSpec:
     """
     return FrameSpec(
         num_frames=fields.num_frames,
-        image_size=card.image_size,
+        image_size=frame_size(
+            card.image_size,
+            None if card.frame_limits is None else card.frame_limits.limits(),
+            fields.num_frames,
+            fields.max_pixels,
+        ),
         start_s=None if fields.start_s is None else _rounded(fields.start_s, math.floor),
         end_s=None if fields.end_s is None else _rounded(fields.end_s, math.ceil),
         sampling=fields.sampling,
@@ -91,7 +105,15 @@ def frame_spec(fields: ChatFields, card: ModelCard) -> FrameSpec:
 def wanted_spec(request: JobRequest) -> FrameSpec | None:
     """Which frames a job wants; None where its request does not say."""
     wanted = request.frames_wanted
-    return None if wanted is None else FrameSpec(**wanted.model_dump())
+    if wanted is None:
+        return None
+    return FrameSpec(
+        num_frames=wanted.num_frames,
+        image_size=wanted.image_size if wanted.limits is None else wanted.limits.limits(),
+        start_s=wanted.start_s,
+        end_s=wanted.end_s,
+        sampling=wanted.sampling,
+    )
 
 
 def make_job_request(
@@ -120,7 +142,7 @@ def make_job_request(
         messages=fields.turns(),
         video_turn=extras.video_turn,
         frames_wanted=(
-            None if video_id is None else FramesWanted(**asdict(frame_spec(fields, card)))
+            None if video_id is None else _frames_wanted(frame_spec(fields, card), card)
         ),
         max_tokens=fields.max_tokens,
         temperature=fields.temperature,
@@ -130,6 +152,7 @@ def make_job_request(
         ignore_eos=extras.ignore_eos,
         compression=compression.as_dict(),
         warnings=list(extras.warnings),
+        kept_mask=fields.kept_mask and video_id is not None,
         weights_digest=card.weights_digest,
         dtype=card.dtype,
         prefill_chunk_tokens=card.prefill_chunk_tokens,
@@ -155,6 +178,18 @@ def wanted_digest(video_id: str, spec: FrameSpec, *, salt: str) -> str:
     )
 
 
+def _frames_wanted(spec: FrameSpec, card: ModelCard) -> FramesWanted:
+    limits = spec.image_size if isinstance(spec.image_size, PixelLimits) else None
+    return FramesWanted(
+        num_frames=spec.num_frames,
+        image_size=card.image_size,
+        limits=None if limits is None else FrameLimits(**asdict(limits)),
+        start_s=spec.start_s,
+        end_s=spec.end_s,
+        sampling=spec.sampling,
+    )
+
+
 def with_frames(
     request: JobRequest,
     spec: FrameSpec,
@@ -168,12 +203,16 @@ def with_frames(
 
     Args:
         is_cached: they were stored already.
-        read_s: how long that took, beside what the request says.
+        read_s: how long that took, in addition to what the request says.
     """
+    shape = frames.shape
+    _, height, width, _ = shape
     ref = FramesRef(
         digest=digest,
         num_frames=len(frames.indices),
-        image_size=spec.image_size,
+        image_size=height,
+        height=height,
+        width=width,
         indices=list(frames.indices),
         timestamps_s=list(frames.timestamps_s),
         reader=frames.reader,
@@ -200,8 +239,13 @@ def make_idempotency(
     said = fields.model_copy(update={"video_id": video_id}).model_dump(mode="json")
     if extras != NO_EXTRAS:
         said["extras"] = asdict(extras)
-    if fields.sampling == "uniform":  # as releases without this field say it
+    # As releases without these fields say it.
+    if fields.max_pixels is None:
+        del said["max_pixels"]
+    if fields.sampling == "uniform":
         del said["sampling"]
+    if not fields.kept_mask:
+        del said["kept_mask"]
     return Idempotency(
         key_hash=_digest(f"{owner}\0{key}"),
         fingerprint=_digest(json.dumps(said, sort_keys=True)),

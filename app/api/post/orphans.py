@@ -39,7 +39,7 @@ class Orphans:
     async def adopt(self, orphan: Orphan) -> None:
         """Starts reading, unless another API is faster. Ends a job that cannot be read here."""
         if self._drain.is_draining or self._reading.has(orphan.job_id):
-            return  # its own: the place's renewal goes on when Redis is back
+            return  # its own: renewal of the place resumes when Redis is back
         adopted = await self._queue.adopt(orphan, lease_s=self._lease_s)
         if adopted is None:
             return

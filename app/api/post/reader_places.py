@@ -2,7 +2,7 @@
 
 Places are locks in the processes' table (`app.process_table`), so those of a process that died are
 free at once. Waits: for a place, until another reader ends, which the readers' own time limits see
-to; whoever waits looks again every `POLL_S`, for locks of other processes tell nobody.
+to; waiters look again every `POLL_S`, since other processes' locks notify nobody.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from app.process_table import Lock, ProcessTable
 
 POLL_S = 0.02
 
-_TURN = 0  # the number of the lock that whoever looks for places must hold
+_TURN = 0  # the number of the lock to hold while looking for places
 
 
 class ReaderPlaces:

@@ -53,6 +53,12 @@ class WantedFrames:
     spec: FrameSpec
     video: VideoLease
 
+    @property
+    def max_bytes(self) -> int:
+        """That their blob takes. Raises: InvalidRequestError."""
+        probe = self.video.video.probe
+        return max_blob_bytes(self.spec, probe.height, probe.width)
+
 
 @dataclass(slots=True, eq=False)
 class Reading:
@@ -163,7 +169,7 @@ class FrameReading:
                 logger.info("job queued", extra=request.log_fields)
         except DycokeError as error:
             await self._fail(reading, ErrorEvent.of(error, job_id))
-        except Exception as error:  # the job's border
+        except Exception as error:  # isolates the job
             incident = log_incident(error, job_id=job_id)
             await self._fail(
                 reading,
@@ -189,7 +195,7 @@ class FrameReading:
                 digest,
                 request.job_id,
                 cached_video(wanted.video_id, request.cache_salt),
-                num_bytes=max_blob_bytes(wanted.spec),
+                num_bytes=wanted.max_bytes,
             )
         )
         if stored is not None:
@@ -251,7 +257,7 @@ class FrameReading:
         def on_progress(progress: float) -> None:
             read.progress = progress
 
-        num_bytes = max_blob_bytes(wanted.spec)
+        num_bytes = wanted.max_bytes
         await self._in_hand.take(num_bytes)
         read.held_bytes = num_bytes
         frames = await self._readers.read(

@@ -1,8 +1,8 @@
 """Frame readers that give a video one more try, alone, when its reader was killed.
 
-A reader that dies without a word may have been killed by the video, or from outside: by the
+A reader that dies silently may have been killed by the video, or from outside: by the
 kernel's out-of-memory killer, an operator, the end of the server that all readers are forked from.
-Only a video that loses its reader twice, the second time with no other beside it, is to blame.
+Only a video that loses its reader twice, the second time with no other reader running, is to blame.
 """
 
 import time

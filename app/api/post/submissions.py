@@ -1,7 +1,7 @@
 """From a posted request to a job: its body, its checks, its video, its place, its record.
 
-The order is the contract: whoever cannot be served is refused before the body is read, what is
-wrong with fields or video is told before the headers of the answer go out, and whoever is still
+The order is the contract: a client that cannot be served is refused before the body is read, errors
+in fields or video are reported before the answer's headers go out, and a client that is still
 sending holds no place.
 """
 
@@ -40,7 +40,7 @@ from app.api.post.job_request import (
     make_job_request,
     wanted_digest,
 )
-from app.api.post.prompt_size import check_prompt
+from app.api.post.prompt_size import check_prompt, min_visual_tokens
 from app.api.post.reading import FrameReading, Reading, WantedFrames
 from app.api.post.uploads import Uploads
 from app.api.schemas import ChatFields
@@ -49,7 +49,7 @@ from app.keys.entries import Principal, Scope
 from app.keys.owners import cache_salt
 from app.messages import JobRequest, JobState, ModelCard
 from app.settings import Settings
-from app.store.frame_store import max_blob_bytes, parse_header
+from app.store.frame_store import parse_header
 from app.store.job_queue import Created, Idempotency, JobQueue, JobRecord, NeededFrames
 from app.tracing import Tracing
 from app.video_store import VideoLease
@@ -149,10 +149,10 @@ class Submissions:
                 taken = await intake(request, models, principal)
                 admitted.hold(taken.lease)
             if taken.lease is not None:
-                check_clip(taken.fields, taken.lease)
+                check_clip(taken.fields, taken.card, taken.lease)
                 max_bytes = self._settings.max_frame_store_bytes
-                check_frames(taken.fields, taken.card, max_bytes=max_bytes)
-            check_prompt(taken.fields, taken.card, self._compression(taken))
+                check_frames(taken.fields, taken.card, taken.lease, max_bytes=max_bytes)
+            check_prompt(taken.fields, taken.card, self._num_visual_tokens(taken))
             admitted.take(await self._place(taken))
             job = self._job_request(
                 taken, admitted.job_id, principal.owner, accepted_at_s, traceparent
@@ -230,11 +230,13 @@ class Submissions:
     def _check(self, fields: ChatFields, models: dict[str, ModelCard]) -> ModelCard:
         return check_fields(fields, models, self._settings, self.default_compression)
 
-    def _compression(self, taken: TakenIn) -> CompressionConfig | None:
-        """None for a job without a video."""
+    def _num_visual_tokens(self, taken: TakenIn) -> int:
+        """At least; none without a video."""
         if taken.lease is None:
-            return None
-        return taken.fields.compression_config(self.default_compression)
+            return 0
+        spec = frame_spec(taken.fields, taken.card)
+        compression = taken.fields.compression_config(self.default_compression)
+        return min_visual_tokens(spec, taken.lease.video.probe, taken.card, compression)
 
     def _job_request(
         self,
@@ -244,10 +246,11 @@ class Submissions:
         accepted_at_s: float,
         traceparent: str | None,
     ) -> JobRequest:
+        compression = taken.fields.compression_config(self.default_compression)
         return make_job_request(
             taken.fields,
             taken.card,
-            self._compression(taken) or _NO_COMPRESSION,
+            compression if taken.lease is not None else _NO_COMPRESSION,
             job_id=job_id,
             owner=owner,
             cache_salt=cache_salt(owner, are_caches_shared=self._settings.share_caches),
@@ -278,9 +281,7 @@ class Submissions:
         needed, expected = None, None
         if wanted is not None:
             digest = wanted_digest(wanted.video_id, wanted.spec, salt=job.cache_salt)
-            needed = NeededFrames(
-                digest, max_blob_bytes(wanted.spec), self._settings.max_frame_store_bytes
-            )
+            needed = NeededFrames(digest, wanted.max_bytes, self._settings.max_frame_store_bytes)
             expected = self._found.expected(job, wanted.spec, digest)
         try:
             created = await self._queue.create(

@@ -1,4 +1,4 @@
-"""The interface described: open where there are no keys, else to whoever has one, or to all."""
+"""The API's documentation: open without keys, else for key holders, or for all by a setting."""
 
 from typing import Any
 

@@ -1,17 +1,22 @@
 """Jobs by id: status, events, cancellation."""
 
+import asyncio
 from typing import Annotated
 
-from fastapi import APIRouter, Header
+from fastapi import APIRouter, Header, Query
 from fastapi.responses import Response
 
 from app.api.answer.sse import Ending, EventStream
 from app.api.context import Api, ApiDep, AskerDep
+from app.api.errors import FieldProblem, InvalidFieldsError
 from app.api.openapi import EVENT_STREAM_RESPONSES, PROBLEMS
-from app.api.schemas import JobResource
-from app.messages import DoneEvent, ErrorEvent
+from app.api.schemas import JobResource, KeptResource
+from app.errors import JobNotDoneError, KeptSetDroppedError, KeptSetsNotFoundError
+from app.messages import DoneEvent, ErrorEvent, JobState
 from app.store.event_log import FIRST_EVENT, parse_event_id
 from app.store.job_queue import JobRecord
+from dycoke_core import kept_sets
+from dycoke_core.kept_sets import KeptHistory
 
 router = APIRouter(tags=["jobs"], responses=PROBLEMS)
 
@@ -29,8 +34,37 @@ async def cancel_job(job_id: str, api: ApiDep, principal: AskerDep) -> JobResour
 
 
 @router.get(
+    "/v1/jobs/{job_id}/kept",
+    summary="Which visual tokens were kept when a token of the answer was made",
+)
+async def get_kept(
+    job_id: str,
+    api: ApiDep,
+    principal: AskerDep,
+    token: Annotated[int, Query(ge=0, description="Its index in the answer.")],
+) -> KeptResource:
+    """Of a job that asked for `kept_mask`, once it is done."""
+    record = await api.jobs.find(job_id, principal.owner)
+    if record.request.kept_mask and not record.state.is_final:
+        raise JobNotDoneError("the job has not ended yet")
+    blob = await api.kept_sets.get(job_id) if record.state is JobState.DONE else None
+    if blob is None:
+        raise KeptSetsNotFoundError("nothing is stored of what this job kept")
+    try:
+        return await asyncio.to_thread(lambda: KeptResource.of(KeptHistory.decode(blob), token))
+    except IndexError:
+        raise _wrong("token", "the answer has no such token") from None
+    except kept_sets.KeptSetDroppedError:
+        raise KeptSetDroppedError("what was kept at this token is not stored") from None
+
+
+def _wrong(field: str, message: str) -> InvalidFieldsError:
+    return InvalidFieldsError([FieldProblem(field=field, message=message)])
+
+
+@router.get(
     "/v1/jobs/{job_id}/events",
-    summary="Read a job's events, from the start or behind Last-Event-ID",
+    summary="Read a job's events, from the start or after Last-Event-ID",
     response_class=Response,
     responses=EVENT_STREAM_RESPONSES,
 )
@@ -48,7 +82,7 @@ async def get_events(
     if last_event_id is not None:
         api.metrics.count_resume()
         if await api.jobs.is_read_to_its_end(record, after=after):
-            return Response(status_code=204)  # tells an EventSource to stop reconnecting
+            return Response(status_code=204)  # makes an EventSource stop reconnecting
     feed = api.jobs.feed(record, after=after)
     slot = api.streams.take()
 

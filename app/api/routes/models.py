@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from app.api.context import Api, ApiDep, PrincipalDep
 from app.api.openapi import OPENAI_ERRORS
 from app.errors import ModelNotFoundError
+from app.messages import FrameLimits
 from dycoke_core.config import POLICY_PARAMETERS
 
 router = APIRouter(tags=["models"], responses=OPENAI_ERRORS)
@@ -25,8 +26,10 @@ class ModelResource(BaseModel):
     root: str
     max_model_len: int  # as vLLM calls max_model_tokens
     num_workers: int
-    image_size: int
-    tokens_per_frame: int
+    image_size: int  # pixels, of square frames
+    frame_limits: FrameLimits | None  # of frames that keep their shape; null: all are square
+    tokens_per_frame: int  # of square ones: of `frames_per_unit` of them together
+    frames_per_unit: int
     num_layers: int
     max_model_tokens: int
 
@@ -75,7 +78,9 @@ async def _models(api: Api) -> list[ModelResource]:
             max_model_len=card.max_model_tokens,
             num_workers=num_workers[model],
             image_size=card.image_size,
+            frame_limits=card.frame_limits,
             tokens_per_frame=card.tokens_per_frame,
+            frames_per_unit=card.frames_per_unit,
             num_layers=card.num_layers,
             max_model_tokens=card.max_model_tokens,
         )

@@ -1,1 +1,1 @@
-"""What an API process does beside answering."""
+"""What an API process does in the background."""

@@ -1,4 +1,4 @@
-"""What every API process does beside answering: end jobs that nobody else ends, adopt
+"""What every API process does in the background: end jobs that nobody else ends, adopt
 those that nobody reads, keep the video store within its budget and rid of what has expired, and
 look at the queue for the gauges.
 """
@@ -89,6 +89,6 @@ async def _every(period_s: float, work: Callable[[], Awaitable[None]]) -> None:
             if not is_out:
                 logger.warning("%s", error.message)
             is_out = True
-        except Exception:  # the border of a process-long task
+        except Exception:  # this task must outlive any error
             logger.exception("a round of the janitor failed")
         await asyncio.sleep(max(0.0, began_at + period_s - time.monotonic()))

@@ -1,7 +1,7 @@
 """`/metrics` of a port that several processes answer: the page of each, under a label `process`.
 
 Every process has its own registry and shows its page to the others, on demand, through a Unix
-socket of Linux' abstract kind, which leaves no file; whoever is asked from outside fetches the
+socket of Linux' abstract kind, which leaves no file; the process that is scraped fetches the
 others' pages and puts them together. So gauges, exemplar-free histograms and the collectors of
 processes stay what they are, a counter belongs to one process and is reset by its restart as
 Prometheus expects, and the label is the process' slot, so that a restart makes no new series. (The
@@ -109,7 +109,7 @@ def _labelled(sample: bytes, label: bytes) -> bytes:
 
 
 class _AboutProcesses(Collector):
-    """What is known of the processes beside their own pages."""
+    """What is known of the processes apart from their own pages."""
 
     def __init__(self, table: ProcessTable, answering: Iterable[int]) -> None:
         self._table = table
@@ -123,7 +123,7 @@ class _AboutProcesses(Collector):
         )
         deaths = CounterMetricFamily(
             "dycoke_api_process_deaths",
-            "API processes that ended without being told to; each is started again.",
+            "API processes that ended unexpectedly; each is restarted.",
             labels=[LABEL],
         )
         for slot in range(self._table.num_processes):

@@ -4,7 +4,7 @@
 -- of a worker that have it are its crew, and one of them may have killed it. Several become
 -- suspects and are charged with nothing. One that was alone is charged with a death, unless there
 -- is reason to think otherwise. What is charged is noted as lost:{attempt}, so that it can be
--- taken back: by the worker, which was only away, or by whoever has seen how it ended.
+-- taken back: by the worker, which was only away, or by whatever saw how it ended.
 --
 -- The `fate` of a worker is what its supervisor saw: `own`, it ended itself (a crash, an exit code);
 -- `outside`, somebody has killed it, and no job is to blame; `unknown`. A worker whose whole
@@ -31,7 +31,7 @@ local function muster(model, worker_id)
   for _, job_id in ipairs(crew) do redis.call('HSETNX', job_key(job_id), 'crew', #crew) end
 end
 
--- Charges a job that was in the engine of a worker that is gone, beside `crew - 1` others.
+-- Charges a job that was in the engine of a lost worker, together with `crew - 1` others.
 -- Returns what it is charged with.
 local function accuse(job_id, crew, fate)
   local key = job_key(job_id)
@@ -65,7 +65,7 @@ local function acquit(job_id, attempt)
   if not job.state or FINAL[job.state] then return end
   if job.crew and job.attempt == attempt then redis.call('HDEL', key, 'crew') end
   if not withdraw_charge(job_id, attempt) then return end
-  if job.attempt == attempt then -- nobody has taken it over: its lease goes on
+  if job.attempt == attempt then -- nobody has taken it over: its lease continues
     redis.call('HDEL', key, 'judged')
   else
     redis.call('HINCRBY', key, 'deliveries', -1)
@@ -90,7 +90,7 @@ local function judge(job_id, claimant)
   end
   local lost_worker = lost_worker_key(job.worker)
   local fate = redis.call('HGET', lost_worker, 'fate')
-  if fate == 'outside' then return end -- which counts as a delivery all the same
+  if fate == 'outside' then return end -- which still counts as a delivery
   if not job.crew then muster(job.model, job.worker) end
   local crew = job.crew or redis.call('HGET', key, 'crew')
   redis.call('HSET', key, 'lost:' .. job.attempt, accuse(job_id, crew, fate))
@@ -104,7 +104,7 @@ local function is_held_by_living(job_id, job, worker_id, attempt)
   return is_held(job, worker_id, attempt)
 end
 
--- Ends a job that has had all the tries it gets, and leaves a dead letter without a word of its
+-- Ends a job that has used up its tries, and leaves a dead letter without a word of its
 -- content. Returns whether it did.
 -- faults: JSON object {deaths, deliveries}, each a fault
 local function bury_if_spent(job_id, faults, ttl_ms)

@@ -4,7 +4,7 @@
 -- that was in the engine of a worker that died is a suspect, and is left alone unless it has been
 -- idle for suspect_idle_ms (-1: always).
 -- A repeated call gives what the first one gave: the job that carries its take_id. Only the dead
--- letters are not told twice.
+-- letters are not reported twice.
 -- ARGV: prefix, model, worker_id, take_id, lease_ms, suspect_idle_ms, faults, ttl_ms,
 --       must_be_suspect (1: none but a suspect will do)
 -- Returns {ids of jobs that this ended (dead letters), delivery or {}}.

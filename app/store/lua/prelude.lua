@@ -2,13 +2,13 @@
 --
 -- ARGV[1] is the key prefix in each of them. Keys are derived from it (app/store/keys.py has the
 -- same list and says what each holds), so no script declares KEYS: Redis Cluster is not supported.
--- Redis before 7 replicates scripts by their text unless told otherwise; ours read the clock.
+-- Redis before 7 replicates scripts by their text by default; ours read the clock.
 if redis.replicate_commands then redis.replicate_commands() end
 
 local PREFIX = ARGV[1]
 local GROUP = 'workers'
 local HANDED_BACK = 'handed-back' -- consumer that holds entries which a draining worker gave up
-local MAX_ENDED_BYTES = 256 * 1024 * 1024 -- of ended jobs' records and events
+local MAX_ENDED_BYTES = 256 * 1024 * 1024 -- of ended jobs' records, events and kept sets
 local MAX_FORGOTTEN = 1000 -- ended jobs at a time; more than the largest one ever displaces
 local MAX_HELD = 10000 -- more than a worker ever has pending
 local FRAMES_LENGTH_BYTES = 4 -- app/store/frame_store.py
@@ -22,6 +22,7 @@ local function jobs_key(model) return PREFIX .. ':jobs:' .. model end
 local function models_key() return PREFIX .. ':models' end
 local function job_key(job_id) return PREFIX .. ':job:' .. job_id end
 local function events_key(job_id) return PREFIX .. ':events:' .. job_id end
+local function kept_key(job_id) return PREFIX .. ':kept:' .. job_id end
 local function places_key(model) return PREFIX .. ':places:' .. model end
 local function queued_key(model) return PREFIX .. ':queued:' .. model end
 local function starts_key(model) return PREFIX .. ':starts:' .. model end
@@ -84,10 +85,12 @@ end
 
 -- Counts a job that has just ended, and deletes the oldest ended ones while all of them together
 -- exceed their budget. Drops from the count those whose TTL is over.
-local function make_room_for_ended(job_id, ttl_ms)
+local function make_room_for_ended(job_id, ttl_ms, has_kept)
   local now = now_ms()
   local bytes = 0
-  for _, key in ipairs({job_key(job_id), events_key(job_id)}) do
+  local keys = {job_key(job_id), events_key(job_id)}
+  if has_kept then keys[3] = kept_key(job_id) end
+  for _, key in ipairs(keys) do
     bytes = bytes + (redis.call('MEMORY', 'USAGE', key, 'SAMPLES', 0) or 0)
   end
   redis.call('ZADD', ended_jobs_key(), now + ttl_ms, job_id)
@@ -97,7 +100,7 @@ local function make_room_for_ended(job_id, ttl_ms)
     local oldest = redis.call('ZRANGE', ended_jobs_key(), 0, 0, 'WITHSCORES')
     local is_over = tonumber(oldest[2]) <= now
     if oldest[1] == job_id or not is_over and total <= MAX_ENDED_BYTES then return end
-    redis.call('UNLINK', job_key(oldest[1]), events_key(oldest[1]))
+    redis.call('UNLINK', job_key(oldest[1]), events_key(oldest[1]), kept_key(oldest[1]))
     redis.call('ZREM', ended_jobs_key(), oldest[1])
     total = redis.call('DECRBY', ended_bytes_key(), redis.call('HGET', ended_sizes_key(), oldest[1]))
     redis.call('HDEL', ended_sizes_key(), oldest[1])
@@ -164,7 +167,7 @@ local function unpin_frames(digest, job_id)
   end
 end
 
--- Drops the frames of a video that no live job needs, and tells workers to forget it too.
+-- Drops the frames of a video that no live job needs, and asks workers to forget it too.
 local function forget_video(video)
   for _, digest in ipairs(redis.call('SMEMBERS', video_frames_key(video))) do
     if not is_pinned(digest) then
@@ -196,12 +199,13 @@ end
 -- The one way a job ends: terminal event, final state, TTLs, and all that it held is freed.
 local function finish(job_id, state, event, ttl_ms)
   local job = job_fields(job_id, 'model', 'frames_digest', 'entry_id', 'next_index', 'owner',
-    'video')
+    'video', 'has_kept')
   local event_id = string.format('%d-0', job.next_index + 1)
   redis.call('XADD', events_key(job_id), event_id, 'event', event)
   redis.call('HSET', job_key(job_id), 'state', state, 'ended_at', now_ms())
   redis.call('PEXPIRE', job_key(job_id), ttl_ms)
   redis.call('PEXPIRE', events_key(job_id), ttl_ms)
+  if job.has_kept then redis.call('PEXPIRE', kept_key(job_id), ttl_ms) end
   redis.call('ZREM', places_key(job.model), job_id)
   redis.call('ZREM', queued_key(job.model), job_id)
   redis.call('ZREM', live_key(), job_id)
@@ -209,7 +213,7 @@ local function finish(job_id, state, event, ttl_ms)
   if job.video and redis.call('ZSCORE', forgotten_key(), job.video) then forget_video(job.video) end
   if job.entry_id then forget_entry_if_read(job.model, job.entry_id) end
   if job.owner then count_usage(job.owner, state, event) end
-  make_room_for_ended(job_id, ttl_ms)
+  make_room_for_ended(job_id, ttl_ms, job.has_kept)
 end
 
 -- Ends a job from outside its worker, which learns of it through the channel.

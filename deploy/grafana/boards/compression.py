@@ -137,7 +137,7 @@ _tokens_row = Row(
         ),
         graph(
             "Refreshes per generated token",
-            "How often decode selects its visual tokens anew: 1 would be at every step.",
+            "How often decode selects its visual tokens again: 1 would be at every step.",
             "none",
             [
                 Query(

@@ -20,7 +20,7 @@ TTFT = "dycoke_time_to_first_token_seconds"
 ITL = "dycoke_inter_token_latency_seconds"
 LATENCY = "dycoke_request_latency_seconds"
 LAG = "dycoke_event_loop_lag_seconds"
-# An instance is a port: its processes are told apart by their slot.
+# An instance is a port; its processes are distinguished by their slot.
 PROCESS = ("instance", "process")
 EACH = "{{instance}} #{{process}}"
 
@@ -51,7 +51,7 @@ _rate = Row(
     [
         graph(
             "Jobs by how they ended",
-            "`done`, or the code that the client was told. Cancelled jobs are no error.",
+            "`done`, or the code that the client got. Cancelled jobs are not errors.",
             "reqps",
             [Query(f"{rate('dycoke_requests_total', M, 'outcome')} > 0", "{{outcome}}")],
             is_stacked=True,

@@ -11,6 +11,7 @@ from app.errors import StoreUnavailableError
 from app.messages import DoneEvent, ErrorEvent, TokenEvent
 from app.metrics import WorkerMetrics
 from app.store.job_leases import Append, Appended, Delivery, JobLeases
+from app.store.kept_sets import KeptSets
 from app.tracing import Tracing
 from app.worker.engine_thread import Update
 from app.worker.publisher import Publisher
@@ -63,6 +64,20 @@ def next_index(log: Sequence[object]) -> int:
     return max([e.next_index for e in log if isinstance(e, TokenEvent)], default=0)
 
 
+class FakeKeptSets:
+    """Notes what is stored, and how many appends came before it."""
+
+    def __init__(self, leases: FakeLeases) -> None:
+        self.stored: list[tuple[str, bytes, int]] = []
+        self._leases = leases
+
+    async def put(self, delivery: Delivery, blob: bytes) -> bool:
+        if self._leases.is_away:
+            raise StoreUnavailableError("away")
+        self.stored.append((delivery.job_id, blob, len(self._leases.calls)))
+        return True
+
+
 class Running:
     def __init__(self, *job_ids: str) -> None:
         self.leases = FakeLeases()
@@ -73,7 +88,9 @@ class Running:
             self.jobs.add(RunningJob.of(delivery_of(job_id)))
         metrics = WorkerMetrics(CollectorRegistry(), model="tiny")
         leases = cast(JobLeases, self.leases)
-        self.publisher = Publisher(leases, self.jobs, metrics, Tracing())
+        self.kept = FakeKeptSets(self.leases)
+        kept = cast(KeptSets, self.kept)
+        self.publisher = Publisher(leases, self.jobs, metrics, Tracing(), kept)
 
     def step(self, index: int, text: str = "x", *, is_last: bool = False) -> None:
         """One token for each job."""

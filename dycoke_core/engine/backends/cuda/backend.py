@@ -6,7 +6,7 @@ a step while the device runs the one before. Nothing is copied at a refresh, and
 the device.
 
 On a CPU device with TRITON_INTERPRET=1 the same passes run in Triton's interpreter, eagerly: slow,
-and exact in float32, so that whoever changes a kernel or a plan needs no GPU.
+and exact in float32, so that changing a kernel or a plan needs no GPU.
 
 Memory: one pool for all keys and values, taken at the start with what graphs and steps need set
 aside; admission opens prefixes and seats only where their pages are free.
@@ -26,6 +26,7 @@ from torch import Tensor
 
 from dycoke_core.config import Batching, EngineConfig
 from dycoke_core.engine.backend import (
+    KeptPlaces,
     Mark,
     Pending,
     PrefixLayout,
@@ -71,6 +72,7 @@ class CudaPending:
     Args:
         places: of each decode row of the plan, among the rows as they ran.
         drawn: logits of a pass, and which of its rows are those that the plan draws, in order.
+        kept: of each decode row of the plan, on its way with `decode`; empty: no row wants it.
     """
 
     plan: StepPlan
@@ -79,6 +81,7 @@ class CudaPending:
     places: tuple[int, ...]
     ended: Mark
     drawn: tuple[tuple[Tensor, tuple[int, ...]], ...]
+    kept: tuple[Tensor | None, ...] = ()
 
     @property
     def logits(self) -> Tensor:
@@ -319,14 +322,18 @@ class CudaBackend:
             if len(logits):
                 prompts = self._downloads.start(results)
         places: tuple[int, ...] = ()
+        kept: tuple[Tensor | None, ...] = ()
         if plan.decode:
-            decode, logits, places = self._run_decode(plan.decode)
+            decode, logits, places, kept = self._run_decode(plan.decode)
             rows = zip(plan.decode, places, strict=True)
             drawn.append((logits, tuple(place for row, place in rows if row.draw is not None)))
-        return CudaPending(plan, prompts, decode, places, self.mark(), tuple(drawn))
+        return CudaPending(plan, prompts, decode, places, self.mark(), tuple(drawn), kept)
 
-    def _run_decode(self, plan: Sequence[DecodeRow]) -> tuple[Download, Tensor, tuple[int, ...]]:
-        """Results, logits, and the place of each row of the plan among the rows that ran."""
+    def _run_decode(
+        self, plan: Sequence[DecodeRow]
+    ) -> tuple[Download, Tensor, tuple[int, ...], tuple[Tensor | None, ...]]:
+        """Results, logits, the place of each row of the plan among the rows that ran, and kept
+        sets on their way."""
         self._capture_if_due()
         # Neighbours that share a prefix and a first pruned layer read it together.
         order = sorted(range(len(plan)), key=lambda place: self._sharing(plan[place]))
@@ -342,11 +349,13 @@ class CudaBackend:
         key = GraphKey(bucket, shape.tile_rows)
         if shape.is_usual and not self._graphs.is_eager:
             results, logits = self._graphs.replay(key)
+            kept = self._copy_kept(plan)
             download = self._downloads.start(results)
         else:
             before = self._decode.remember(seats)
             try:
                 results, logits = self._decode.run(shape)
+                kept = self._copy_kept(plan)
                 download = self._downloads.start(results)
             except Exception:
                 self._decode.restore(before, seats)
@@ -356,7 +365,27 @@ class CudaBackend:
         places = [0] * len(order)
         for place, index in enumerate(order):
             places[index] = place
-        return download, logits, tuple(places)
+        return download, logits, tuple(places), kept
+
+    def _copy_kept(self, plan: Sequence[DecodeRow]) -> tuple[Tensor | None, ...]:
+        """Queues a copy of the kept sets of the rows that want them, before the step's results are
+        copied: who has waited for those has these too."""
+        if not any(row.wants_kept for row in plan):
+            return ()
+        return tuple(
+            self._copy_kept_of(self._seats[row.seat]) if row.wants_kept else None for row in plan
+        )
+
+    def _copy_kept_of(self, seat: Seat) -> Tensor | None:
+        if seat.stage_two is None:
+            return None
+        num_kept = seat.stage_two.num_kept
+        if seat.kept_copies is None:
+            shape = (self.depth + 1, num_kept)
+            seat.kept_copies = torch.empty(shape, dtype=torch.int32, pin_memory=self._is_on_gpu)
+        copy = seat.kept_copies[seat.num_steps % (self.depth + 1)]
+        copy.copy_(self._tables.kept[seat.row, :num_kept], non_blocking=True)
+        return copy
 
     def _sharing(self, row: DecodeRow) -> tuple[int, int]:
         seat = self._seats[row.seat]
@@ -386,7 +415,11 @@ class CudaBackend:
             ids.append(int(decode.ids[place]) if is_drawn else None)
             is_finite.append(not is_drawn or bool(decode.flags[place]))
             refreshes.append(int(decode.refreshes[place]))
-        return StepOutcome(tuple(ids), tuple(is_finite), tuple(refreshes))
+        kept: tuple[KeptPlaces | None, ...] = ()
+        if pending.kept:  # copied again, for the next step but one takes its memory
+            of_decode = [None if k is None else k.numpy().copy() for k in pending.kept]
+            kept = (*(None for _ in plan.questions), *of_decode)
+        return StepOutcome(tuple(ids), tuple(is_finite), tuple(refreshes), kept)
 
     def stage_frames(self, frames: Sequence[npt.NDArray[np.uint8]]) -> Tensor:
         return to_device(np.stack(frames), self._device)

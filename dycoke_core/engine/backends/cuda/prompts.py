@@ -1,4 +1,4 @@
-"""The eager pass of prompts: chunks of prefixes, and of questions behind them.
+"""The eager pass of prompts: chunks of prefixes, and of the questions after them.
 
 All rows go through the layers together. A prefix's chunk attends to itself causally through
 PyTorch's fused kernels, and to the rows before it in another part; a question's rows read their

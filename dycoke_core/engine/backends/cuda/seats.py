@@ -63,6 +63,7 @@ class Seat:
     num_steps: int = 0  # decode steps that have been launched
     has_stale_rows: bool = False  # its own kept rows are what a failed step made of them
     step_row: Int32s | None = None  # its row in a step's numbers, but for what changes
+    kept_copies: Tensor | None = None  # int32 [steps in flight, n_keep], for those who want them
 
     @property
     def stage_two(self) -> StageTwo | None:
