@@ -6,11 +6,14 @@
         ├── KeysUnavailableError         the file of keys cannot be read
         ├── JobNotFoundError, VideoNotFoundError, ModelNotFoundError
         ├── KeptSetsNotFoundError, KeptSetDroppedError, JobNotDoneError
+        ├── IsFrameListError
         ├── UnsupportedMediaTypeError, UploadTooLargeError, UploadTimeoutError,
         │   TooManyUploadsError
         ├── IdempotencyConflictError
-        ├── QueueFullError               carries retry_after_s, video_id
-        ├── FrameStoreFullError          carries video_id
+        ├── TryLaterError                carries retry_after_s, video_id
+        │   ├── QueueFullError
+        │   ├── KeyLimitError            and quotas
+        │   └── FrameStoreFullError
         ├── TooManyStreamsError, VideoStoreFullError
         ├── NoWorkerError, ShuttingDownError, StoreUnavailableError
         ├── DeadlineExceededError, ReaderLostError, JobLostError, JobCancelledError
@@ -21,6 +24,7 @@
 Which HTTP status a code gets is known to `app.api.errors` alone.
 """
 
+from app.keys.limits import Quota
 from dycoke_core.errors import DycokeError
 
 
@@ -124,10 +128,9 @@ class VideoStoreFullError(ServiceError):
     retryable = True
 
 
-class QueueFullError(ServiceError):
-    """As many jobs are under way as may be; `Retry-After` says when to try again."""
+class TryLaterError(ServiceError):
+    """There is no room for the request just now."""
 
-    code = "queue_full"
     retryable = True
 
     def __init__(self, message: str, *, retry_after_s: int, video_id: str | None = None) -> None:
@@ -139,18 +142,37 @@ class QueueFullError(ServiceError):
         self.video_id = video_id
 
 
-class FrameStoreFullError(ServiceError):
+class QueueFullError(TryLaterError):
+    """As many jobs are under way as may be; `Retry-After` says when to try again."""
+
+    code = "queue_full"
+
+
+class KeyLimitError(TryLaterError):
+    """The API key has reached a limit of its own; `Retry-After` says when to try again."""
+
+    code = "key_limit_exceeded"
+
+    def __init__(self, message: str, *, retry_after_s: int, quotas: tuple[Quota, ...]) -> None:
+        """Args:
+        quotas: how the key stands to all its limits.
+        """
+        super().__init__(message, retry_after_s=retry_after_s)
+        self.quotas = quotas
+
+    @property
+    def violated(self) -> tuple[Quota, ...]:
+        return tuple(quota for quota in self.quotas if quota.wait_s is not None)
+
+
+class FrameStoreFullError(TryLaterError):
     """The frames of jobs under way take all the room that frames have; none were read."""
 
     code = "frame_store_full"
-    retryable = True
 
     def __init__(self, *, video_id: str | None = None) -> None:
-        """Args:
-        video_id: of the request's video, which is stored: a retry need not upload it.
-        """
-        super().__init__("the frames of jobs under way leave no room for more")
-        self.video_id = video_id
+        message = "the frames of jobs under way leave no room for more"
+        super().__init__(message, retry_after_s=2, video_id=video_id)
 
 
 class NoWorkerError(ServiceError):
@@ -185,6 +207,12 @@ class KeptSetDroppedError(ServiceError):
     """What was kept at this token is not stored: what earlier ones kept took all the room."""
 
     code = "kept_truncated"
+
+
+class IsFrameListError(ServiceError):
+    """What was asked for is a list of frames, which no file of a video holds."""
+
+    code = "is_frame_list"
 
 
 class JobNotDoneError(ServiceError):

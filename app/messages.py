@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from app.keys.owners import ANONYMOUS
+from dycoke_core.auto import Reason
 from dycoke_core.errors import DycokeError
 from dycoke_core.frame_size import PixelLimits
 from dycoke_core.video.types import Sampling
@@ -107,6 +108,7 @@ class JobRequest(Message):
     compression: dict[str, Any]
     warnings: list[str] = []  # what was asked and is not honoured, for the receipt
     kept_mask: bool = False  # the receipt says which visual tokens were kept
+    tells_prompt_tokens: bool = False  # with the first token already
     # What the answer's numerics depend on, from the model card at admission.
     weights_digest: str
     dtype: str
@@ -164,6 +166,15 @@ class ModelCard(Message):
     running_jobs: int
 
 
+class CompressionChoice(Message):
+    """What policy `auto` chose for a job; every attempt at the answer keeps to it."""
+
+    compression: dict[str, Any]
+    level: int
+    reason: Reason
+    predicted_ttft_s: float
+
+
 # --- receipt ---
 
 
@@ -190,9 +201,21 @@ class FlopsByFormula(Message):
     exact: Flops  # vision tower, gated MLP, GQA, causal attention, language head
 
 
+class AutoReceipt(Message):
+    """How policy `auto` came to the compression that the receipt names."""
+
+    objective_s: float
+    at_least: float
+    level: int  # of the ladder: 0 is the least compression
+    num_levels: int
+    reason: Reason
+    predicted_ttft_s: float  # `timings_s.ttft` says what came of it
+
+
 class CompressionReceipt(Message):
     policy: str
     parameters: dict[str, Any]
+    auto: AutoReceipt | None = None  # None: the request named the policy
     visual_tokens_in: int
     visual_tokens_prefill: int
     visual_tokens_decode: int
@@ -285,6 +308,8 @@ class TokenEvent(Message):
     index: int
     text: str
     token_ids: list[int]
+    # With an answer's first token, of a request that asks for it; left out of all other events.
+    prompt_tokens: int | None = Field(None, exclude_if=lambda value: value is None)
 
     @property
     def next_index(self) -> int:

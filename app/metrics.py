@@ -18,7 +18,7 @@ from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
 from app.errors import error_codes
-from app.messages import CacheUse, CompressionReceipt, DoneEvent
+from app.messages import CacheUse, CompressionChoice, CompressionReceipt, DoneEvent
 from dycoke_core.engine_card import EngineStats
 
 # Otherwise each counter and histogram gets a second series that nobody reads.
@@ -35,10 +35,12 @@ TOKEN_BUCKETS_S = (
 )  # fmt: skip
 RATIO_BUCKETS = tuple(n / 20 for n in range(1, 21))
 BYTES_BUCKETS = tuple(float(2**n) for n in range(16, 40, 2))  # 64 KiB to 256 GiB
+ERROR_BUCKETS_S = (-10, -5, -2, -1, -0.5, -0.2, -0.1, -0.05, 0, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 LAG_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 
 # How a job ends, besides by an error's code.
 DONE = "done"
+ANY_KEY = "any"  # where names of keys are not for everybody who reads the metrics
 INTERRUPTED = "interrupted"  # this process was shut down before the job's end
 STAGES = ("upload", "read_frames", "queue", "vision", "compress", "prefill", "decode")
 CACHES = ("frames", "features", "prefix")
@@ -105,6 +107,25 @@ class WorkerMetrics:
             "kind",
         )
 
+        self._auto_choices = counter(
+            "auto_choices", "Levels that policy `auto` chose, and why.", "level", "reason"
+        )
+        self._auto_objectives = counter(
+            "auto_objectives", "Finished jobs of policy `auto`, by whether they met theirs.", "met"
+        )
+        self._auto_prediction_error = Histogram(
+            "dycoke_auto_prediction_error_seconds",
+            "Time to first token of a job of policy `auto`, less what was predicted.",
+            ["model"],
+            buckets=ERROR_BUCKETS_S,
+            registry=registry,
+        ).labels(model)
+        for met in ("true", "false"):
+            self._auto_objectives.labels(model, met)
+
+    def count_choice(self, choice: CompressionChoice) -> None:
+        self._auto_choices.labels(self._model, str(choice.level), choice.reason).inc()
+
     def count_generated(self, policy: str, num_tokens: int) -> None:
         self._generation_tokens.labels(self._model, policy).inc(num_tokens)
 
@@ -126,6 +147,10 @@ class WorkerMetrics:
         for stage in STAGES:
             self._stage_seconds.labels(model, policy, stage).observe(getattr(timings, stage))
         self._prompt_tokens.labels(model, policy).inc(done.usage.prompt_tokens)
+        if (auto := done.compression.auto) is not None:
+            met = "true" if timings.ttft <= auto.objective_s else "false"
+            self._auto_objectives.labels(model, met).inc()
+            self._auto_prediction_error.observe(timings.ttft - auto.predicted_ttft_s)
         if done.cache is not None:
             self._observe_video(policy, done.compression, done.cache)
 
@@ -150,10 +175,14 @@ class ApiMetrics:
     """What the clients of one API process experienced, and what it sees of the queue.
 
     A job is observed once, by the process whose connection posted it.
+
+    Args:
+        names_keys: whoever reads the metrics may know the names of keys and what each asks.
     """
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry, *, names_keys: bool = True) -> None:
         self.registry = registry
+        self._names_keys = names_keys
 
         def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
             names = ["model", "policy", *labels]
@@ -205,6 +234,18 @@ class ApiMetrics:
         )
         self._rejections = counter(
             "rejections", "Posts refused before they became a job, by the code.", "reason"
+        )
+        self._key_refusals = counter(
+            "key_refusals",
+            "Posts refused because their key has reached a limit of its own, by the limit.",
+            "key",
+            "limit",
+        )
+        self._key_jobs = gauge(
+            "key_jobs",
+            "Jobs under way by key: waiting (for frames or a worker), or running.",
+            "key",
+            "state",
         )
         self._stream_resumes = counter(
             "stream_resumes", "Event streams resumed with Last-Event-ID."
@@ -264,6 +305,16 @@ class ApiMetrics:
 
     def count_request(self, model: str, policy: str, outcome: str) -> None:
         self._requests.labels(model, policy, outcome).inc()
+
+    def key_label(self, name: str) -> str:
+        return name if self._names_keys else ANY_KEY
+
+    def count_key_refusal(self, name: str, limit: str) -> None:
+        self._key_refusals.labels(self.key_label(name), limit).inc()
+
+    def set_key_jobs(self, label: str, *, waiting: int, running: int) -> None:
+        self._key_jobs.labels(label, "waiting").set(waiting)
+        self._key_jobs.labels(label, "running").set(running)
 
     def count_rejection(self, reason: str) -> None:
         self._rejections.labels(reason).inc()

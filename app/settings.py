@@ -14,6 +14,8 @@ from pydantic import BeforeValidator, Field, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.keys.entries import ConfiguredKey, parse_configured_keys
+from app.keys.limits import MAX_LIMIT
+from dycoke_core.auto import DEFAULT_OBJECTIVE_S, MAX_OBJECTIVE_S
 
 ENV_PREFIX = "DYCOKE_"
 BUNDLED_MODEL = Path(__file__).parent.parent / "dycoke_core" / "tiny" / "checkpoint"
@@ -92,24 +94,33 @@ class Settings(BaseSettings):
     # What clients may name instead of sending it; none: nothing.
     allowed_media_domains: Annotated[list[str], NoDecode, BeforeValidator(_hosts)] = []
     allowed_media_path: Path | None = None
+    # What one key may take, unless its own limits say otherwise; unset or 0: as much as there is.
+    key_max_jobs: int | None = Field(None, ge=0, le=MAX_LIMIT)  # under way at a time
+    key_max_queued_jobs: int | None = Field(None, ge=0, le=MAX_LIMIT)  # of those, with no worker
+    key_tokens_per_minute: int | None = Field(None, ge=0, le=MAX_LIMIT)  # of prompts and answers
+    key_frames_per_minute: int | None = Field(None, ge=0, le=MAX_LIMIT)
+    key_max_stored_bytes: int | None = Field(None, ge=0, le=MAX_LIMIT)  # of videos
+    key_max_stored_videos: int | None = Field(None, ge=0, le=MAX_LIMIT)
+    limit_anonymous: bool = False  # true: whoever has no key shares these limits with all others
     share_caches: bool = False  # between keys: answers are quicker, and tell who asked before
 
     # The model.
     model: str = str(BUNDLED_MODEL)
+    model_revision: str | None = Field(None, pattern=r"^[0-9a-f]{40}$")  # a commit of a hub's
     device: str = "auto"
     backend: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the device's own
     dtype: str = Field("auto", pattern="^(auto|float32|bfloat16|float16)$")
     kv_cache_bytes: int | None = Field(None, ge=1)  # per worker; unset: by free memory
     dp_cache: Literal["device", "host"] = "device"  # where pruned layers' visual KV is kept
-    default_compression: str = "dycoke"  # a policy's name, or a JSON object
+    default_compression: str = "dycoke"  # a policy's name, `auto`, or a JSON object
+    auto_objective_s: float = Field(DEFAULT_OBJECTIVE_S, gt=0, le=MAX_OBJECTIVE_S)
+    auto_ladder: str | None = None  # a JSON list, from the least compression to the strongest
 
     # Bounds.
     max_upload_bytes: int = Field(512 * 2**20, ge=1)
     max_incoming_bytes: int | None = Field(None, ge=1)  # of uploads; unset: 8 of the largest
     max_video_store_bytes: int = Field(20 * 2**30, ge=1)
     max_stored_videos: int = Field(10_000, ge=1)
-    max_stored_bytes_per_key: int | None = Field(None, ge=1)  # a key's own limit goes before it
-    max_stored_videos_per_key: int | None = Field(None, ge=1)  # likewise
     max_frame_store_bytes: int = Field(1 * 2**30, ge=1)
     max_held_frame_bytes: int = Field(256 * 2**20, ge=1)  # read and not stored, per API process
     max_queued_jobs: int = Field(64, ge=1)  # reserved, reading and queued together

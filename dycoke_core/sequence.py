@@ -239,3 +239,4 @@ class TokenEvent:
     finish_reason: FinishReason | None = None
     report: SequenceReport | None = None
     error: DycokeError | None = None
+    prompt_tokens: int | None = None  # with an answer's first token: of its prompt

@@ -14,6 +14,7 @@ from app.api.answer.answers import Answers
 from app.api.answer.jobs import Jobs
 from app.api.answer.observer import Followers
 from app.api.auth import ApiKeys
+from app.api.compressions import Compressions
 from app.api.connection.bodies import BodyGuard, BodySlots
 from app.api.connection.browsers import BrowserGuard
 from app.api.connection.drain import Drain
@@ -36,7 +37,7 @@ from app.api.routes import chat, completions, docs, files, health, jobs, models,
 from app.api.upkeep.janitor import Janitor
 from app.api.upkeep.loop_lag import watch_loop_lag
 from app.api.upkeep.metrics_page import MetricsPage
-from app.keys.access import check_open_door
+from app.keys.access import check_open_door, limits_of
 from app.keys.file import KeyFile, KeyFileError
 from app.metrics import ApiMetrics
 from app.process_table import ProcessRow, ProcessTable
@@ -54,10 +55,10 @@ from app.store.usage import UsageLog
 from app.store.video_aliases import VideoAliases
 from app.store.worker_registry import WorkerRegistry
 from app.tracing import Tracing, tracing_from_environment
-from app.video_store import Quota, VideoStore
-from dycoke_core.config import CompressionConfig
-from dycoke_core.errors import InvalidRequestError, SandboxUnavailableError
+from app.video_store import VideoStore
+from dycoke_core.errors import SandboxUnavailableError
 from dycoke_core.video import FrameReaders, ReadLimits
+from dycoke_core.video.sandbox import has_random_layout
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ START_TRIES = 3  # of the frame readers
 CORS_REQUEST_HEADERS = [
     *("Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "traceparent"),
 ]
-CORS_RESPONSE_HEADERS = ["X-Job-Id", "Retry-After"]
+CORS_RESPONSE_HEADERS = ["X-Job-Id", "Retry-After", "RateLimit", "RateLimit-Policy"]
 
 
 class ReadersDoNotStartError(Exception):
@@ -92,9 +93,9 @@ def create_app(
     if settings.redis_url is None:
         raise ValueError("DYCOKE_REDIS_URL is not set")
     redis_url = settings.redis_url
-    compression = _default_compression(settings)
+    compressions = Compressions.of(settings)
     keys = _api_keys(settings)
-    metrics = ApiMetrics(_registry())
+    metrics = ApiMetrics(_registry(), names_keys=not settings.public_metrics)
     metrics.set_capacity(queued_jobs=settings.max_queued_jobs, streams=settings.max_streams)
     own_table = ProcessTable.create(1) if row is None else None
     row = own_table.take_row(0) if own_table else row
@@ -113,7 +114,7 @@ def create_app(
             app.state.api = await _start(
                 settings,
                 redis_url,
-                compression,
+                compressions,
                 keys,
                 metrics,
                 row,
@@ -170,7 +171,7 @@ def create_app(
 async def _start(
     settings: Settings,
     redis_url: str,
-    compression: CompressionConfig,
+    compressions: Compressions,
     api_keys: ApiKeys,
     metrics: ApiMetrics,
     row: ProcessRow,
@@ -239,12 +240,12 @@ async def _start(
         ForgottenVideos(redis, keys),
         usage_log,
         drain,
-        quota=Quota(settings.max_stored_bytes_per_key, settings.max_stored_videos_per_key),
+        limits_of=partial(limits_of, settings=settings),
         are_caches_shared=settings.share_caches,
         timeout_s=settings.job_timeout_s,
     )
-    janitor = asyncio.create_task(Janitor(queue, registry, videos, uploads, orphans, metrics).run())
-    stack.push_async_callback(_stop, janitor)
+    janitor = Janitor(queue, registry, videos, uploads, orphans, api_keys, metrics)
+    stack.push_async_callback(_stop, asyncio.create_task(janitor.run()))
     jobs = Jobs(queue, EventLog(redis, keys), reader, heartbeat_s=settings.heartbeat_s)
     return Api(
         keys=api_keys,
@@ -258,7 +259,7 @@ async def _start(
         completion_intake=partial(
             CompletionIntake,
             settings,
-            compression,
+            compressions,
             uploads,
             _media_fetcher(settings),
             VideoAliases(redis, keys),
@@ -266,13 +267,14 @@ async def _start(
         uploads=uploads,
         submissions=Submissions(
             settings,
-            compression,
+            compressions,
             drain,
             queue,
             uploads,
             reading,
             cancellations,
             tracing,
+            metrics,
         ),
         cancellations=cancellations,
         jobs=jobs,
@@ -328,6 +330,10 @@ def _start_readers(settings: Settings) -> FrameReaders:
             logger.warning("a frame reader ended while it was started; trying again")
     level = logging.INFO if readers.sandbox.is_complete else logging.WARNING
     logger.log(level, "%s", readers.sandbox.describe())
+    if not has_random_layout():
+        logger.warning(
+            "this system gives processes no random addresses: randomize_va_space is not 2"
+        )
     return readers
 
 
@@ -336,10 +342,3 @@ def _registry() -> CollectorRegistry:
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
     return registry
-
-
-def _default_compression(settings: Settings) -> CompressionConfig:
-    try:
-        return CompressionConfig.from_text(settings.default_compression)
-    except InvalidRequestError as error:
-        raise ValueError(f"DYCOKE_DEFAULT_COMPRESSION: {error}") from error

@@ -19,9 +19,10 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.connection.disconnect import ClientLeftError
-from app.errors import FrameStoreFullError, QueueFullError, ShuttingDownError
+from app.api.rate_limits import rate_limit_headers
+from app.errors import KeyLimitError, ShuttingDownError, TryLaterError
 from app.messages import ErrorEvent
-from dycoke_core.errors import DycokeError, InvalidRequestError
+from dycoke_core.errors import DycokeError, InvalidRequestError, VideoError
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ STATUS_BY_CODE: Mapping[str, int] = {
     "upload_timeout": 408,
     "cancelled": 409,
     "idempotency_conflict": 409,
+    "is_frame_list": 409,
     "job_not_done": 409,
     "upload_too_large": 413,
     "video_limit_exceeded": 413,
@@ -53,10 +55,12 @@ STATUS_BY_CODE: Mapping[str, int] = {
     "unsupported_codec": 415,
     "no_video_stream": 415,
     "video_error": 422,
+    "unreadable_frame": 422,
     "unreadable_video": 422,
     "video_read_timeout": 422,
     "video_reader_failed": 422,
     "video_reader_killed": 422,
+    "key_limit_exceeded": 429,
     "queue_full": 429,
     "too_many_uploads": 429,
     INTERNAL_ERROR: 500,
@@ -178,8 +182,10 @@ def problem_response(
 
 
 def response_for(error: DycokeError, *, job_id: str | None = None) -> JSONResponse:
-    headers = {}
-    if isinstance(error, QueueFullError):
+    headers: dict[str, str] = {}
+    if isinstance(error, KeyLimitError):
+        headers |= rate_limit_headers(error.quotas)
+    if isinstance(error, TryLaterError):
         headers["Retry-After"] = str(error.retry_after_s)
     if job_id is not None:
         headers["X-Job-Id"] = job_id
@@ -188,12 +194,18 @@ def response_for(error: DycokeError, *, job_id: str | None = None) -> JSONRespon
         error.message,
         retryable=error.retryable,
         job_id=job_id,
-        video_id=(
-            error.video_id if isinstance(error, QueueFullError | FrameStoreFullError) else None
-        ),
-        errors=error.problems if isinstance(error, InvalidFieldsError) else None,
+        video_id=error.video_id if isinstance(error, TryLaterError) else None,
+        errors=_problems_of(error),
         headers=headers,
     )
+
+
+def _problems_of(error: DycokeError) -> list[FieldProblem] | None:
+    if isinstance(error, InvalidFieldsError):
+        return error.problems
+    if isinstance(error, VideoError) and error.field is not None:
+        return [FieldProblem(field=error.field, message=error.message)]
+    return None
 
 
 def response_for_event(event: ErrorEvent) -> JSONResponse:

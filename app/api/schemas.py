@@ -17,7 +17,6 @@ from app.api.errors import FieldProblem, InvalidFieldsError
 from app.messages import DoneEvent, ErrorEvent, JobState, Turn
 from app.settings import Settings
 from app.video_store import StoredVideo
-from dycoke_core.config import CompressionConfig
 from dycoke_core.kept_sets import KeptHistory
 from dycoke_core.video.types import Sampling
 
@@ -78,7 +77,8 @@ class ChatFields(Strict):
     compression: str | dict[str, Any] | None = Field(
         None,
         description="A policy's name, or an object {policy, k, l, p, ...} (JSON text in a form "
-        "field). Left out: the server's default.",
+        "field). auto: as little as lets the first token come in time. Left out: the server's "
+        "default.",
         json_schema_extra=compression_schema(),
     )
     on_disconnect: Literal["cancel", "continue"] = Field(
@@ -134,9 +134,6 @@ class ChatFields(Strict):
             assert self.question is not None
             return [Turn(role="user", content=self.question)]
         return [Turn(role=turn.role, content=turn.content) for turn in self.messages]
-
-    def compression_config(self, default: CompressionConfig) -> CompressionConfig:
-        return default if self.compression is None else CompressionConfig.parse(self.compression)
 
 
 class ProbeResource(BaseModel):

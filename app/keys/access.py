@@ -1,9 +1,12 @@
-"""Whether the service may start as it is configured: no address but loopback is open to everybody
-unless the operator says so.
+"""What the settings say of who may use the service: no address but loopback is open to everybody
+unless the operator says so, and a key without limits of its own has those of the settings.
 """
 
 import ipaddress
 
+from app.keys.entries import Principal
+from app.keys.limits import NO_LIMITS, KeyLimits
+from app.keys.owners import ANONYMOUS
 from app.settings import ENV_PREFIX, Settings
 
 
@@ -24,3 +27,17 @@ def check_open_door(settings: Settings, *, has_keys: bool) -> None:
             f"no API key: set {ENV_PREFIX}API_KEYS (name:key), make one with 'python -m app keys "
             f"add NAME', or set {ENV_PREFIX}ALLOW_ANONYMOUS=true to let everybody in"
         )
+
+
+def limits_of(principal: Principal, settings: Settings) -> KeyLimits:
+    if principal.owner == ANONYMOUS and not settings.limit_anonymous:
+        return NO_LIMITS
+    defaults = KeyLimits(
+        max_jobs=settings.key_max_jobs,
+        max_queued_jobs=settings.key_max_queued_jobs,
+        tokens_per_minute=settings.key_tokens_per_minute,
+        frames_per_minute=settings.key_frames_per_minute,
+        max_stored_bytes=settings.key_max_stored_bytes,
+        max_stored_videos=settings.key_max_stored_videos,
+    )
+    return principal.limits.or_else(defaults)

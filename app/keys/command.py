@@ -1,4 +1,4 @@
-"""`python -m app keys`: adds, lists, rotates and revokes stored keys.
+"""`python -m app keys`: adds, lists, limits, rotates and revokes stored keys.
 
 The secret of a key is printed once, alone on standard output, when it is made; what is for people
 goes to standard error. A change is in force within `auth.REFRESH_S` in every API that sees the
@@ -17,7 +17,6 @@ from app.keys.entries import (
     DEFAULT_SCOPES,
     NAME,
     ConfiguredKey,
-    KeyLimits,
     Scope,
     StoredKey,
     digest_of,
@@ -25,10 +24,13 @@ from app.keys.entries import (
     new_secret,
 )
 from app.keys.file import Change, KeyFile, KeyFileError
+from app.keys.limits import MAX_LIMIT, KeyLimits
 
-LIMITS = tuple(KeyLimits.model_fields)
-NOT_ENFORCED = "kept with the key; this release does not enforce it"
-ENFORCED = {
+LIMITS = {
+    "max_jobs": "jobs under way at a time",
+    "max_queued_jobs": "jobs at a time that wait for a worker",
+    "tokens_per_minute": "tokens of prompts and answers",
+    "frames_per_minute": "frames asked about",
     "max_stored_bytes": "bytes of videos; beyond them its least recently used ones go",
     "max_stored_videos": "videos; beyond them its least recently used ones go",
 }
@@ -50,20 +52,33 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         metavar="SCOPE,...",
         help=f"of {', '.join(Scope)}; default: {','.join(sorted(DEFAULT_SCOPES))}",
     )
-    for name in LIMITS:
-        add.add_argument(
-            f"--{name.replace('_', '-')}",
-            type=_positive,
-            metavar="N",
-            help=ENFORCED.get(name, NOT_ENFORCED),
-        )
-    add.add_argument("--max-priority", type=int, default=0, metavar="N", help=NOT_ENFORCED)
+    _add_limits(add)
+    add.add_argument(
+        "--max-priority",
+        type=int,
+        default=0,
+        metavar="N",
+        help="kept with the key; this release does not enforce it",
+    )
+    limit = actions.add_parser("limit", help="change some of a key's limits; the others stay")
+    limit.add_argument("name")
+    _add_limits(limit)
     listing = actions.add_parser("list", help="all keys, without their secrets")
     listing.add_argument("--json", action="store_true")
     rotate = actions.add_parser("rotate", help="give a key another secret; its holder stays")
     rotate.add_argument("name")
     revoke = actions.add_parser("revoke", help="revoke a key; it cannot be restored")
     revoke.add_argument("name")
+
+
+def _add_limits(parser: argparse.ArgumentParser) -> None:
+    for name, meaning in LIMITS.items():
+        parser.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=_limit,
+            metavar="N",
+            help=f"{meaning}; 0: no limit; default: what DYCOKE_KEY_{name.upper()} says",
+        )
 
 
 def run(args: argparse.Namespace, file: KeyFile, configured: Sequence[ConfiguredKey]) -> int:
@@ -98,6 +113,10 @@ def _carry_out(
     if args.action == "revoke":
         change.put(key.model_copy(update={"revoked_at_s": time.time()}), "revoke")
         return _Made(f"key '{key.name}' is revoked")
+    if args.action == "limit":
+        limits = _limits(args).or_else(key.limits)
+        change.put(key.model_copy(update={"limits": limits}), "limit")
+        return _Made(f"key '{key.name}' has the limits {_limits_text(limits)}")
     secret = new_secret()
     change.put(key.model_copy(update={"digest": digest_of(secret)}), "rotate")
     return _Made(f"key '{key.name}' has another secret, the last one is good no longer", secret)
@@ -116,7 +135,7 @@ def _add(change: Change, args: argparse.Namespace, configured: Sequence[Configur
         name=args.name,
         digest=digest_of(secret),
         scopes=args.scopes,
-        limits=KeyLimits(**{name: getattr(args, name) for name in LIMITS}),
+        limits=_limits(args),
         max_priority=args.max_priority,
         created_at_s=time.time(),
     )
@@ -124,6 +143,15 @@ def _add(change: Change, args: argparse.Namespace, configured: Sequence[Configur
     return _Made(
         f"key '{key.name}' is made, with the scopes {', '.join(sorted(key.scopes))}", secret
     )
+
+
+def _limits(args: argparse.Namespace) -> KeyLimits:
+    return KeyLimits(**{name: getattr(args, name) for name in LIMITS})
+
+
+def _limits_text(limits: KeyLimits) -> str:
+    said = limits.model_dump(exclude_none=True)
+    return " ".join(f"{name}={value}" for name, value in said.items()) or "-"
 
 
 def _known(change: Change, name: str) -> StoredKey:
@@ -151,10 +179,8 @@ def _list(keys: Sequence[StoredKey], configured: Sequence[ConfiguredKey], *, as_
     for row in rows:
         created = _date(row["created_at_s"]) if "created_at_s" in row else row["source"]
         revoked = _date(row["revoked_at_s"]) if "revoked_at_s" in row else "-"
-        limits = " ".join(f"{name}={value}" for name, value in row.get("limits", {}).items())
-        print(
-            f"{row['name']:24}{','.join(row['scopes']):24}{created:22}{revoked:22}{limits or '-'}"
-        )
+        limits = _limits_text(KeyLimits(**row.get("limits", {})))
+        print(f"{row['name']:24}{','.join(row['scopes']):24}{created:22}{revoked:22}{limits}")
 
 
 def _row(key: StoredKey) -> dict[str, Any]:
@@ -176,8 +202,8 @@ def _scopes(text: str) -> frozenset[Scope]:
     return scopes
 
 
-def _positive(text: str) -> int:
+def _limit(text: str) -> int:
     number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
+    if not 0 <= number <= MAX_LIMIT:
+        raise argparse.ArgumentTypeError(f"must be 0 to {MAX_LIMIT}")
     return number

@@ -16,6 +16,7 @@ from enum import StrEnum
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.errors import ForbiddenError
+from app.keys.limits import NO_LIMITS, KeyLimits
 from app.keys.owners import ANONYMOUS
 
 MIN_KEY_CHARS = 32
@@ -33,22 +34,6 @@ class Scope(StrEnum):
 
 
 DEFAULT_SCOPES = frozenset({Scope.ASK, Scope.UPLOAD})
-
-
-class KeyLimits(BaseModel):
-    """What one key may take of the service; None: as much as anybody."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    max_running_jobs: int | None = Field(None, ge=1)
-    max_queued_jobs: int | None = Field(None, ge=1)
-    tokens_per_minute: int | None = Field(None, ge=1)
-    frames_per_minute: int | None = Field(None, ge=1)
-    max_stored_bytes: int | None = Field(None, ge=1)
-    max_stored_videos: int | None = Field(None, ge=1)
-
-
-NO_LIMITS = KeyLimits()
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from redis.exceptions import ResponseError
 from app.errors import JobFailedRepeatedlyError, StoreUnavailableError, WorkersLostError
 from app.messages import (
     EVENT_ADAPTER,
+    CompressionChoice,
     DoneEvent,
     ErrorEvent,
     JobRequest,
@@ -60,6 +61,7 @@ class Delivery:
     first_token_at_s: float | None
     is_suspect: bool  # was in the engine of a worker that died: runs alone
     sampler_version: int | None  # which drew what is published; None: nothing is
+    choice: CompressionChoice | None = None  # of an earlier attempt, where it is `auto`'s
 
     @property
     def published_token_ids(self) -> tuple[int, ...]:
@@ -208,6 +210,15 @@ class JobLeases:
         """
         return bool(await self._scripts.run("enter", *self._fence(delivery)[1:]))
 
+    async def choose(self, delivery: Delivery, choice: CompressionChoice) -> bool:
+        """Notes what policy `auto` chose, for later attempts.
+
+        Returns:
+            False if the job is no longer this worker's.
+        """
+        fence = self._fence(delivery)[1:]
+        return bool(await self._scripts.run("choose", *fence, choice.model_dump_json()))
+
     async def append(self, appends: Sequence[Append]) -> list[Appended]:
         """Appends an engine step's events of many jobs in one call; ends those that ended.
 
@@ -281,7 +292,7 @@ class JobLeases:
     async def _delivery(self, reply: Sequence[Any]) -> Delivery | None:
         """Reads what was published before. A request that cannot be read ends its job."""
         job_id = reply[0].decode()
-        attempt, entry_id, request_json, next_index, *times, is_suspect, version = reply[1:]
+        attempt, entry_id, request_json, next_index, *times, is_suspect, version, choice = reply[1:]
         has_published = int(next_index) > 0
         try:
             request = JobRequest.model_validate_json(request_json)
@@ -300,6 +311,7 @@ class JobLeases:
             first_token_at_s=seconds(times[2]),
             is_suspect=is_suspect == b"1",
             sampler_version=int(version or UNNAMED_SAMPLER_VERSION) if has_published else None,
+            choice=CompressionChoice.model_validate_json(choice) if choice else None,
         )
 
     async def _published(self, job_id: str) -> tuple[TokenEvent, ...]:

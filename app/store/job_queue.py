@@ -13,6 +13,7 @@ APIs and workers may call them at once, and each may be sent twice. What workers
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -28,9 +29,12 @@ from app.errors import (
     ReaderLostError,
     StoreUnavailableError,
 )
+from app.keys.limits import NO_LIMITS, KeyLimits, Quota
+from app.keys.owners import ANONYMOUS
 from app.messages import ErrorEvent, JobEvent, JobRequest, JobState, ModelCard, StatusEvent
 from app.store.client import Scripts, milliseconds, seconds, store_call
 from app.store.keys import RedisKeys
+from app.store.owner_limits import Allowance, check_quotas, parse_quotas
 from dycoke_core.errors import DycokeError
 
 MAX_RETRY_AFTER_S = 60
@@ -124,11 +128,13 @@ class Created:
         and that job is adopted (see `JobQueue.end`).
     is_queued: nothing is left to do; else its frames are to be read, or are `found`.
     found: what the stored blob says of the frames, which are pinned; empty where there is none.
+    quotas: how its owner stands to its limits.
     """
 
     job_id: str
     is_queued: bool
     found: bytes
+    quotas: tuple[Quota, ...] = ()
 
 
 class JobQueue:
@@ -159,14 +165,21 @@ class JobQueue:
         if not is_taken:
             raise _queue_full(retry_after_ms)
 
-    async def admit(self, *, max_jobs: int) -> list[ModelCard]:
-        """Asks who works, and whether there is room: in the queue of the first of the models in the
-        order of their names, which says it for the others too while nothing is known of a request.
+    async def admit(
+        self, *, max_jobs: int, owner: str = ANONYMOUS, limits: KeyLimits = NO_LIMITS
+    ) -> list[ModelCard]:
+        """Asks who works, and whether there is room in the queue of any of their models, and within
+        the limits of whoever asks, while nothing is known of the request.
 
         Raises:
             QueueFullError
+            KeyLimitError
         """
-        cards, has_room, retry_after_ms = await self._scripts.run("admit", max_jobs)
+        allowance = Allowance(owner, limits)
+        cards, has_room, retry_after_ms, stands = await self._scripts.run(
+            "admit", max_jobs, owner, allowance.limit_words
+        )
+        check_quotas(parse_quotas(limits, stands))
         if not has_room:
             raise _queue_full(retry_after_ms)
         return [_parse_card(card) for card in cards]
@@ -192,12 +205,17 @@ class JobQueue:
         idempotency: Idempotency | None = None,
         frames: NeededFrames | None = None,
         expected: ExpectedFrames | None = None,
+        allowance: Allowance | None = None,
     ) -> Created:
         """Creates the job on its reserved place, with its first event: in state `reading`, or
         `queued` if its frames are stored and are those that are expected.
 
+        Args:
+            allowance: what it may take of its owner's limits; None: there are none.
+
         Raises:
             IdempotencyConflictError: the key stands for another request. The place is given up.
+            KeyLimitError
             FrameStoreFullError: the frames of live jobs leave no room for this one's.
             StoreUnavailableError: also when the place was lost meanwhile.
         """
@@ -207,7 +225,8 @@ class JobQueue:
             model=request.model,
             compression=request.compression,
         )
-        outcome, job_id, found = await self._scripts.run(
+        allowance = allowance or Allowance(request.owner)
+        outcome, job_id, found, stands = await self._scripts.run(
             "create",
             request.model,
             request.job_id,
@@ -225,14 +244,18 @@ class JobQueue:
             expected.request.model_dump_json() if expected else "",
             frames.num_bytes if frames else 0,
             frames.max_bytes if frames else 0,
+            allowance.limit_words,
+            allowance.taken_words,
         )
+        quotas = parse_quotas(allowance.limits, stands)
         if outcome == b"conflict":
             raise IdempotencyConflictError("the idempotency key was used for another request")
         if outcome == b"no_room":
             raise FrameStoreFullError
         if outcome == b"no_place":
             raise StoreUnavailableError("the request's place in the queue was lost")
-        return Created(job_id.decode(), is_queued=outcome == b"queued", found=found)
+        check_quotas(quotas)
+        return Created(job_id.decode(), is_queued=outcome == b"queued", found=found, quotas=quotas)
 
     async def append_status(self, job_id: str, event: StatusEvent) -> bool:
         """Tells readers how the frames come along. False when a worker has the job or it ended."""
@@ -346,6 +369,18 @@ class JobQueue:
             return None
         request, reader = reply
         return JobRequest.model_validate_json(request), reader
+
+    async def num_jobs(self, owners: Sequence[str]) -> list[tuple[int, int]]:
+        """Of each owner: how many jobs wait, and how many run."""
+        if not owners:
+            return []
+        async with store_call(), self._redis.pipeline(transaction=False) as pipeline:
+            for owner in owners:
+                key = self._keys.owner_jobs(owner)
+                pipeline.zcount(key, 0, 0)
+                pipeline.zcount(key, "(0", "+inf")
+            counts: list[int] = await pipeline.execute()
+        return list(zip(counts[::2], counts[1::2], strict=True))
 
     async def depth(self, model: str) -> QueueDepth:
         places, queued, running, age_ms = await self._scripts.run("depth", model)

@@ -3,7 +3,8 @@
     {p}:jobs:{model}         stream    queue, read by consumer group `workers`; entry field `job_id`
     {p}:models               set       models that ever had a job
     {p}:job:{id}             hash      state, attempt, entry_id, worker, request
-                                       (JobRequest JSON), next_index, sampler_version (of what
+                                       (JobRequest JSON), owner, limits and taken (at admission,
+                                       see `lua/limits.lua`), next_index, sampler_version (of what
                                        is published), times (ms), ...; of blame: is_in_engine
                                        (of the attempt), deliveries, deaths, losses,
                                        lost:{attempt}, is_suspect; TTL after the job's end
@@ -34,6 +35,10 @@
                                        still need of it goes when they end; for a day
     {p}:forgettings          stream    the same for workers, field `video`; capped
     {p}:alias:{hash}         string    id of the video that an owner calls so; TTL
+    {p}:owner_jobs:{owner}   zset      job_id -> 0 while it waits for a worker, else the time (ms)
+                                       of its start; of an owner's live jobs; TTL
+    {p}:bucket:{owner}:{kind} hash     of `tokens` or `frames`: level, at (ms), last (what the last
+                                       job took); TTL: the time until it is full
     {p}:usage:{owner}:{day}  hash      what an owner's jobs took on a day (since 1970); TTL
     {p}:worker:{id}          string    ModelCard JSON, TTL = heartbeat
     {p}:workers              set       worker ids; one whose card is gone is dropped by readers
@@ -142,6 +147,12 @@ class RedisKeys:
 
     def alias(self, alias_hash: str) -> str:
         return f"{self.prefix}:alias:{alias_hash}"
+
+    def owner_jobs(self, owner: str) -> str:
+        return f"{self.prefix}:owner_jobs:{owner}"
+
+    def bucket(self, owner_and_kind: str) -> str:
+        return f"{self.prefix}:bucket:{owner_and_kind}"
 
     def usage(self, owner_and_day: str) -> str:
         return f"{self.prefix}:usage:{owner_and_day}"

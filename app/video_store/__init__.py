@@ -24,20 +24,20 @@ from app.video_store.incoming import Upload
 from app.video_store.store import VideoStore
 from app.video_store.types import (
     FOREVER,
-    NO_QUOTA,
+    NO_STORAGE_QUOTA,
     VIDEO_ID,
-    Quota,
     Retention,
+    StorageQuota,
     StoredVideo,
     VideoLease,
 )
 
 __all__ = [
     "FOREVER",
-    "NO_QUOTA",
+    "NO_STORAGE_QUOTA",
     "VIDEO_ID",
-    "Quota",
     "Retention",
+    "StorageQuota",
     "StoredVideo",
     "Upload",
     "VideoLease",

@@ -18,10 +18,10 @@ from app.video_store.references import References
 from app.video_store.room import Room
 from app.video_store.types import (
     FOREVER,
-    NO_QUOTA,
+    NO_STORAGE_QUOTA,
     VIDEO_ID,
-    Quota,
     Retention,
+    StorageQuota,
     StoredVideo,
     VideoLease,
 )
@@ -88,7 +88,7 @@ class VideoStore:
         probe: VideoProbe,
         owner: str,
         retention: Retention = FOREVER,
-        quota: Quota = NO_QUOTA,
+        quota: StorageQuota = NO_STORAGE_QUOTA,
     ) -> VideoLease:
         """Stores a finished upload for its owner. What is there already stays as it is.
 
@@ -161,7 +161,7 @@ class VideoStore:
         probe: VideoProbe,
         owner: str,
         retention: Retention,
-        quota: Quota,
+        quota: StorageQuota,
     ) -> VideoLease:
         with full_disk_told(), self._lock.held():
             with suppress(VideoNotFoundError):
@@ -290,9 +290,9 @@ class VideoStore:
 
     # --- what makes room ---
 
-    def _keep_quota(self, owner: str, num_bytes: int, quota: Quota) -> None:
+    def _keep_quota(self, owner: str, num_bytes: int, quota: StorageQuota) -> None:
         """Drops an owner's least recently used videos until one more fits its quota."""
-        if quota == NO_QUOTA:
+        if quota == NO_STORAGE_QUOTA:
             return
         if not quota.has_room(num_bytes, 1):
             raise UploadTooLargeError(f"the video is larger than the {quota.max_bytes} bytes quota")

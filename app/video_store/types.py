@@ -48,7 +48,7 @@ FOREVER = Retention()
 
 
 @dataclass(frozen=True, slots=True)
-class Quota:
+class StorageQuota:
     """How much one owner may have stored; None: as much as there is room for."""
 
     max_bytes: int | None = None
@@ -61,7 +61,7 @@ class Quota:
         )
 
 
-NO_QUOTA = Quota()
+NO_STORAGE_QUOTA = StorageQuota()
 
 
 @dataclass(slots=True, eq=False)

@@ -8,6 +8,7 @@ of memory; what does not fit yet waits, and what can never fit is refused at onc
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -34,6 +35,17 @@ from dycoke_core.sequence import Sequence
 logger = logging.getLogger(__name__)
 
 _NO_COMPRESSION = CompressionConfig(policy="full")
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedSequence:
+    """What of a sequence's state does not depend on its compression."""
+
+    sequence: Sequence
+    prompt: PromptLayout
+    video_key: str
+    distinct_units: tuple[int, ...]
+    unit_sources: tuple[int, ...]
 
 
 class Admission:
@@ -71,21 +83,37 @@ class Admission:
             InvalidRequestError: frames, messages or compression that the model cannot take.
             PromptTooLongError: more tokens than the model has positions, or the budget has room.
         """
-        frames, compression = sequence.frames, sequence.compression
-        clip, video_key = None, ""
+        return self.compressed(self.resolve(sequence), sequence.compression)
+
+    def resolve(self, sequence: Sequence) -> ResolvedSequence:
+        """Resolves what does not depend on the compression.
+
+        Raises:
+            InvalidRequestError: frames or messages that the model cannot take.
+        """
+        frames, clip, video_key = sequence.frames, None, ""
         distinct: tuple[int, ...] = ()
         sources: tuple[int, ...] = ()
-        if frames is None:
-            compression = _NO_COMPRESSION
-        else:
+        if frames is not None:
             clip = self._model.clip(frames.shape, sequence.timing)
             if frames.dtype != np.uint8:
                 raise InvalidRequestError("frames must be uint8")
             video_key = sequence.video_key or frames_digest(frames)
             distinct, sources = distinct_units(frames, self._model.frames_per_unit)
-            compression.check_num_frames(len(sources))
-        policy = make_policy(compression)
         prompt = self._model.lay_out(sequence.messages, clip, sequence.video_turn)
+        return ResolvedSequence(sequence, prompt, video_key, distinct, sources)
+
+    def compressed(
+        self, resolved: ResolvedSequence, compression: CompressionConfig
+    ) -> SequenceState:
+        """Raises as `prepare`."""
+        sequence, prompt = resolved.sequence, resolved.prompt
+        frames, video_key = sequence.frames, resolved.video_key
+        if frames is None:
+            compression = _NO_COMPRESSION
+        else:
+            compression.check_num_frames(len(resolved.unit_sources))
+        policy = make_policy(compression)
         layout = self._lay_out(sequence, policy, prompt)
         state = SequenceState(
             sequence=sequence,
@@ -100,14 +128,22 @@ class Admission:
                 prompt.prefix,
                 layout.prefix.first_host_layer,
             ),
-            distinct_units=distinct,
-            unit_sources=sources,
+            distinct_units=resolved.distinct_units,
+            unit_sources=resolved.unit_sources,
             detokenizer=Detokenizer(self._model.tokenizer, sequence.sampling.stop),
             max_chunk_tokens=self._max_chunk_tokens,
             kept_recording=self._kept_recording(sequence, prompt),
         )
         self._check_size(state)
         return state
+
+    def has_prefix(self, key: str) -> bool:
+        """Whether a prefix is there, or being made."""
+        return key in self._prefixes
+
+    def has_video(self, key: str) -> bool:
+        """Whether a video's features are there, or being made."""
+        return key in self._videos
 
     def admit(self, state: SequenceState) -> bool:
         """Reserves a seat and holds its prefix; False: there is no room now.

@@ -30,10 +30,13 @@ from dycoke_core.video.refusals import (
     KILL_REASONS,
     as_dycoke_error,
     refuse_beyond_limits,
+    unreadable_frame,
 )
 from dycoke_core.video.replies import (
+    Headers,
     MalformedReplyError,
     Plan,
+    parse_bad_picture,
     parse_headers,
     parse_placement,
     parse_plan,
@@ -138,7 +141,7 @@ class FrameReaders:
                     "probe",
                     video,
                     {},
-                    lambda reply: parse_headers(reply, video.container),
+                    lambda reply: _parse_probe(reply, video.container),
                     timeout_s=timeout_s,
                 )
             except TaskFailure as failure:
@@ -311,8 +314,9 @@ class FrameReaders:
             "max_source_frames": self._limits.max_source_frames,
         }
         try:
+            is_list = video.container is Container.FRAMES
             reply = await server.run(
-                name,
+                f"{name}_pictures" if is_list else name,
                 {**common, **params},
                 video.fd,
                 timeout_s=timeout_s,
@@ -334,6 +338,14 @@ class FrameReaders:
         else:
             logger.debug("a video was not read: %s (%s)", failure.code, failure.detail)
         raise failure
+
+
+def _parse_probe(reply: Any, container: Container) -> Headers:
+    """Raises: MalformedReplyError, UnreadableFrameError."""
+    number = parse_bad_picture(reply) if container is Container.FRAMES else None
+    if number is not None:
+        raise unreadable_frame(number)
+    return parse_headers(reply, container)
 
 
 def _is_for_decord(reading: _Reading) -> bool:

@@ -20,6 +20,7 @@ from av.stream import Disposition, Stream
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from dycoke_core.video import picture_reader
 from dycoke_core.video.child import Task, TaskError, Tasks
 from dycoke_core.video.pyav_frames import FrameSource, list_frames, read_keyframe
 from dycoke_core.video.sampling import frames_in_clip, sample_indices
@@ -133,7 +134,21 @@ def _read(task: Task, num_threads: int) -> tuple[dict[str, Any], bool]:
     return placed, source.has_failed or bool(task.complaints())
 
 
-TASKS: Tasks = {"probe": probe, "plan": plan, "read_keyframes": read_keyframes, "read": read}
+def read_pictures(task: Task) -> dict[str, Any]:
+    """As `read`, of a list of pictures."""
+    assert task.pixels is not None
+    return picture_reader.read(task, _Scaler(*task.pixels.shape[1:3]))
+
+
+TASKS: Tasks = {
+    "probe": probe,
+    "plan": plan,
+    "read_keyframes": read_keyframes,
+    "read": read,
+    "probe_pictures": picture_reader.probe,
+    "plan_pictures": picture_reader.plan,
+    "read_pictures": read_pictures,
+}
 
 
 def _open(task: Task, num_threads: int = 1) -> tuple[InputContainer, VideoStream]:

@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 from dycoke_core.video.containers import Container
+from dycoke_core.video.frame_list import MAX_PICTURES
 from dycoke_core.video.types import VideoProbe
 
 _CODEC_NAME = re.compile(r"[a-z0-9_.-]{1,32}")
@@ -50,6 +51,16 @@ class Placement:
     indices: tuple[int, ...]
     timestamps_s: tuple[float, ...]
     num_damaged: int
+
+
+def parse_bad_picture(reply: Any) -> int | None:
+    """The number of the first picture of a list that does not decode; None where all do."""
+    if not isinstance(reply, dict) or "bad_picture" not in reply:
+        return None
+    number = _int(reply, "bad_picture")
+    if number >= MAX_PICTURES:
+        raise MalformedReplyError("bad_picture")
+    return number
 
 
 def parse_headers(reply: Any, container: Container) -> Headers:

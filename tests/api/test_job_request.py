@@ -13,9 +13,9 @@ def fingerprint(**fields: str | int) -> str:
 
 
 def test_a_retry_across_an_upgrade_is_still_the_same_request() -> None:
-    """An older release had no `sampling` and no `max_pixels` to say."""
+    """Older releases had no `sampling`, no `max_pixels` and no `kept_mask` to say."""
     said = ChatFields(question="What happens?", video_id="video").model_dump(mode="json")
-    del said["sampling"], said["max_pixels"]
+    del said["sampling"], said["max_pixels"], said["kept_mask"]
     older = sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
     assert fingerprint() == fingerprint(sampling="uniform") == older
 

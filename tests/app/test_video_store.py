@@ -25,8 +25,8 @@ from app.errors import (
 from app.keys.owners import ANONYMOUS
 from app.process_table import ProcessRow, ProcessTable
 from app.video_store import (
-    NO_QUOTA,
-    Quota,
+    NO_STORAGE_QUOTA,
+    StorageQuota,
     StoredVideo,
     VideoLease,
     VideoStore,
@@ -63,7 +63,7 @@ async def open_store(
 
 
 async def put(
-    store: VideoStore, content: bytes, owner: str = OWNER, quota: Quota = NO_QUOTA
+    store: VideoStore, content: bytes, owner: str = OWNER, quota: StorageQuota = NO_STORAGE_QUOTA
 ) -> VideoLease:
     async with store.receive() as upload:
         await upload.write(content)
@@ -76,7 +76,7 @@ async def put_and_release(
     content: bytes,
     used_at_s: float,
     owner: str = OWNER,
-    quota: Quota = NO_QUOTA,
+    quota: StorageQuota = NO_STORAGE_QUOTA,
 ) -> str:
     lease = await put(store, content, owner, quota)
     lease.release()
@@ -509,10 +509,10 @@ async def test_store_holds_so_many_videos(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "quota", [Quota(max_bytes=10), Quota(max_videos=2)], ids=["bytes", "videos"]
+    "quota", [StorageQuota(max_bytes=10), StorageQuota(max_videos=2)], ids=["bytes", "videos"]
 )
 async def test_owner_over_its_quota_loses_its_own_videos_alone(
-    tmp_path: Path, quota: Quota
+    tmp_path: Path, quota: StorageQuota
 ) -> None:
     store = await open_store(tmp_path)
     others = await put_and_release(store, b"aaaa", 1.0, OTHER)
@@ -530,7 +530,7 @@ async def test_video_larger_than_its_owners_quota_is_refused(tmp_path: Path) -> 
     store = await open_store(tmp_path)
     kept = await put_and_release(store, b"abc", 1.0)
     with pytest.raises(UploadTooLargeError):
-        await put(store, bytes(100), quota=Quota(max_bytes=99))
+        await put(store, bytes(100), quota=StorageQuota(max_bytes=99))
     assert files(tmp_path) == {kept, f"{kept}.json"}
     assert store._room.used_bytes == 3 and incoming_bytes() == 0
 

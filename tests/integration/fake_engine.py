@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from dycoke_core.auto import AutoConfig, Choice, Reason
 from dycoke_core.engine_card import EngineCard, EngineStats
 from dycoke_core.errors import EngineError, PromptTooLongError
 from dycoke_core.frame_size import PixelLimits
@@ -33,6 +34,7 @@ from dycoke_core.sequence import (
     TokenEvent,
 )
 
+PROMPT_TOKENS = 20
 FATAL_TOKEN = 2  # new tokens before the steered mishaps
 
 
@@ -41,6 +43,8 @@ class FakeEngine:
     max_running_sequences: int = 4
     image_size: int = 8
     frame_limits: PixelLimits | None = None
+    auto_level: int = 1
+    waited_s: list[float] = field(default_factory=list)  # of each choice
     sequences: dict[str, Sequence] = field(default_factory=dict)
     aborted: list[str] = field(default_factory=list)
     seen: list[Sequence] = field(default_factory=list)  # all that were added
@@ -93,6 +97,17 @@ class FakeEngine:
         self.sequences[sequence.sequence_id] = sequence
         self.seen.append(sequence)
 
+    def choose_compression(
+        self, sequence: Sequence, config: AutoConfig, *, waited_s: float = 0.0
+    ) -> Choice:
+        """The level that `auto_level` says."""
+        assert sequence.frames is not None
+        self.waited_s.append(waited_s)
+        if "refuse" in words(sequence):
+            raise PromptTooLongError("the prompt is too long")
+        level = config.ladder[self.auto_level]
+        return Choice(self.auto_level, level, Reason.OBJECTIVE, waited_s + 0.5)
+
     def forget_video(self, name: str) -> None:
         self.forgotten.append(name)
 
@@ -131,6 +146,7 @@ class FakeEngine:
             index=index,
             token_ids=(token_id,),
             text=text_of(token_id),
+            prompt_tokens=PROMPT_TOKENS if index == 0 else None,
             finish_reason=FinishReason.LENGTH if is_last else None,
             report=make_report(output, kept_history(sequence)) if is_last else None,
         )
@@ -194,7 +210,7 @@ def kept_history(sequence: Sequence) -> KeptHistory | None:
 def make_report(output: list[int], kept: KeptHistory | None = None) -> SequenceReport:
     return SequenceReport(
         kept=kept,
-        prompt_tokens=20,
+        prompt_tokens=PROMPT_TOKENS,
         completion_tokens=len(output),
         text="".join(map(text_of, output)),
         compression=CompressionReport(

@@ -31,7 +31,7 @@ async def api(
         "max_incoming_bytes": 24 * KIB,
         "max_video_store_bytes": 24 * KIB,
         "max_stored_videos": 8,
-        "max_stored_videos_per_key": 3,
+        "key_max_stored_videos": 3,
     }
     async with running_api(redis_server.url, keys, tmp_path, **settings) as api:
         yield api

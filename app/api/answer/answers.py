@@ -13,6 +13,7 @@ from app.api.connection.streams import StreamSlot
 from app.api.errors import response_for, response_for_event
 from app.api.post.cancelling import Cancellations
 from app.api.post.submissions import PostedJob
+from app.api.rate_limits import rate_limit_headers
 from app.errors import ShuttingDownError
 from app.messages import DoneEvent
 from app.metrics import INTERRUPTED, ApiMetrics
@@ -72,7 +73,13 @@ class Answer:
         if posted.is_new:
             self._batches = self._observer.watch(self._batches)
 
-    def streamed(self) -> Response:
+    async def response(self, request: Request) -> Response:
+        """As the post asked for it; says how its key stands to its limits."""
+        response = self._streamed() if self._posted.fields.stream else await self._whole(request)
+        response.headers.update(rate_limit_headers(self._posted.quotas))
+        return response
+
+    def _streamed(self) -> Response:
         return EventStream(
             self._job_id,
             self._batches,
@@ -81,7 +88,7 @@ class Answer:
             rendering=self._rendering,
         )
 
-    async def whole(self, request: Request) -> Response:
+    async def _whole(self, request: Request) -> Response:
         """Waits for the end of the job; its failure is an HTTP error."""
         ending = Ending.FAILED
         try:

@@ -7,12 +7,14 @@ from starlette.types import Receive, Scope, Send
 
 from app.api.connection.streams import StreamSlot
 from app.video_store import StoredVideo, VideoLease
+from dycoke_core.video import Container
 
 _MEDIA_TYPES: Mapping[str, tuple[str, str]] = {
     "mp4": ("video/mp4", "mp4"),
     "matroska": ("video/x-matroska", "mkv"),
     "avi": ("video/x-msvideo", "avi"),
     "mpegts": ("video/mp2t", "ts"),
+    Container.FRAMES: ("application/octet-stream", "frames"),
 }
 
 

@@ -25,7 +25,7 @@ _MESSAGE_FIELDS = ("role", "content", "name", "refusal", "audio", "tool_calls", 
 _COUNTS = ("num_frames", "max_frames", "max_pixels")
 _SAMPLING_FIELDS = ("fps", *_COUNTS, "sampling", "start_s", "end_s")
 _PART_FIELDS = ("type", "text", "video_url", "video", "file", "uuid", *_SAMPLING_FIELDS)
-_FILE_FIELDS = ("file_id", "file_data", "filename")
+_FILE_FIELDS = ("file_id", "file_data", "filename", "format")  # LiteLLM's name of a type
 _VIDEO_FIELDS = ("url", "uuid", *_SAMPLING_FIELDS)
 
 
@@ -34,7 +34,8 @@ class VideoPart:
     """The video of a conversation, as it was named.
 
     Args:
-        source: an id or a URL; empty: what `uuid` names.
+        source: an id or a URL; empty: what `uuid` names, or a list of frames.
+        frames: of a list, each a URL.
         param: where it stands in the body, for errors about it.
         uuid: the client's own name of it.
         fps, num_frames, max_frames: as the part says; the first of them has been checked to be
@@ -44,6 +45,7 @@ class VideoPart:
     source: str
     turn: int
     param: str
+    frames: tuple[str, ...] = ()
     uuid: str | None = None
     fps: float | None = None
     num_frames: int | None = None
@@ -141,12 +143,25 @@ def _video(
             raise wrong(param, f"needs {' or '.join(names)}")
         value = inner[given[0]] if given else None
         param = f"{param}.{given[0]}" if given else param
-    if not value and uuid is not None:
+    frames: tuple[str, ...] = ()
+    if kind == "video" and isinstance(value, list):
+        frames = _frames(value, param)
+        value = ""
+    elif not value and uuid is not None:
         value = ""  # the alias alone names it
     elif not isinstance(value, str) or not value:
         raise wrong(param, "must be an id or a URL")
     said = {**_said(part, at), **_said(inner, f"{at}.{kind}")}
-    return VideoPart(source=value, turn=index, param=param, uuid=uuid, **said)
+    return VideoPart(source=value, turn=index, param=param, frames=frames, uuid=uuid, **said)
+
+
+def _frames(urls: list[Any], param: str) -> tuple[str, ...]:
+    if not urls:
+        raise wrong(param, "a list must have a frame")
+    for place, url in enumerate(urls):
+        if not isinstance(url, str) or not url:
+            raise wrong(f"{param}.{place}", "must be a URL of a picture")
+    return tuple(urls)
 
 
 def _uuid(options: dict[str, Any], where: str) -> str | None:
@@ -174,7 +189,7 @@ def _said(options: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    return isinstance(value, int) and is_number(value) and value >= 1
 
 
 def is_number(value: Any) -> bool:

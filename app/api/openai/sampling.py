@@ -12,7 +12,8 @@ from typing import Any
 from app.api.openai.fields import unknown, wrong
 from app.api.openai.messages import VideoPart, is_count, is_number
 from app.messages import ModelCard
-from dycoke_core.video import VideoProbe
+from dycoke_core.video import Container, VideoProbe
+from dycoke_core.video.sampling import frames_in_clip
 
 DEFAULT_FRAMES = 32
 _ALIASES = ("fps", "num_frames", "max_pixels")
@@ -103,6 +104,8 @@ def count_frames(part: VideoPart, probe: VideoProbe, max_frames: int) -> tuple[i
     With both a rate and a number, the number is the most.
     """
     most = min(part.num_frames or max_frames, part.max_frames or max_frames, max_frames)
+    if part.fps is None and probe.container == Container.FRAMES:
+        return _count_listed(part, probe, most)
     if part.fps is None:
         return min(part.num_frames or DEFAULT_FRAMES, most), []
     if probe.duration_s is None:
@@ -118,3 +121,16 @@ def count_frames(part: VideoPart, probe: VideoProbe, max_frames: int) -> tuple[i
     if wanted > most:
         warnings.append(f"fps {part.fps:g}: {wanted} frames wanted, {most} are the most")
     return min(wanted, most), warnings
+
+
+def _count_listed(part: VideoPart, probe: VideoProbe, most: int) -> tuple[int, list[str]]:
+    """Of a list of frames: those that are there, none of them twice."""
+    assert probe.num_frames and probe.duration_s and probe.fps
+    times_s = [number / probe.fps for number in range(probe.num_frames)]
+    given = len(frames_in_clip(times_s, probe.duration_s, part.start_s, part.end_s))
+    wanted = min(part.num_frames or DEFAULT_FRAMES, most)
+    if given < wanted:
+        return given, [f"num_frames {wanted}: {given} frames were given, and all are used"]
+    if given > wanted:
+        return wanted, [f"{given} frames were given: {wanted} of them are used"]
+    return given, []

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from app.errors import ModelNotFoundError, NoWorkerError, StoreUnavailableError
+from app.keys.limits import KeyLimits
 from app.messages import ModelCard
 from app.store.job_queue import JobQueue
 from app.store.worker_registry import WorkerRegistry
@@ -26,14 +27,18 @@ async def served_models(registry: WorkerRegistry) -> dict[str, ModelCard]:
     return _by_model(await registry.cards())
 
 
-async def admit(queue: JobQueue, *, max_jobs: int) -> dict[str, ModelCard]:
-    """What is served, as `served_models` says, where there is room in the queue just now.
+async def admit(
+    queue: JobQueue, *, max_jobs: int, owner: str, limits: KeyLimits
+) -> dict[str, ModelCard]:
+    """What is served, as `served_models` says, where there is room just now, in the queue and
+    within the owner's limits.
 
     Raises:
         NoWorkerError
         QueueFullError
+        KeyLimitError
     """
-    cards = await queue.admit(max_jobs=max_jobs)
+    cards = await queue.admit(max_jobs=max_jobs, owner=owner, limits=limits)
     return _by_model(sorted(cards, key=lambda card: card.worker_id))
 
 

@@ -18,7 +18,7 @@ from app.api.schemas import ChatFields
 from app.errors import UnsupportedMediaTypeError, UploadTooLargeError
 from app.video_store import Upload
 from dycoke_core.errors import InvalidRequestError, UnsupportedContainerError
-from dycoke_core.video import SNIFF_BYTES, sniff_container
+from dycoke_core.video import SNIFF_BYTES, Container, sniff_container
 
 FORM_OVERHEAD_BYTES = MAX_TEXT_BYTES + 65536  # text, and the headers of all parts
 MULTIPART = "multipart/form-data"
@@ -115,7 +115,7 @@ async def write_recognisable(upload: Upload, data: bytes) -> None:
 
 
 def check_container(head: bytes) -> None:
-    if sniff_container(head) is None:
+    if sniff_container(head) in (None, Container.FRAMES):  # nobody uploads that form as it is
         raise UnsupportedContainerError("the file is no MP4, MOV, Matroska, WebM, AVI or MPEG-TS")
 
 

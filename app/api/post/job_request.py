@@ -7,25 +7,29 @@ import json
 import math
 import secrets
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
+from app.api.compressions import Compressions
 from app.api.errors import FieldProblem, InvalidFieldsError
 from app.api.post.admission import choose_model
 from app.api.post.prompt_size import check_prompt
 from app.api.schemas import ChatFields
+from app.keys.limits import KeyLimits
 from app.messages import FrameLimits, FramesRef, FramesWanted, JobRequest, ModelCard
 from app.settings import Settings
 from app.store.frame_store import FramesHeader, frames_digest, max_blob_bytes
 from app.store.job_queue import Idempotency
+from app.store.owner_limits import Allowance
 from app.video_store import VideoLease
-from dycoke_core.config import CompressionConfig
+from dycoke_core.auto import Compression
 from dycoke_core.errors import PromptTooLongError
 from dycoke_core.frame_size import PixelLimits, frame_size
 from dycoke_core.video import FrameSpec
 
 MAX_DRAWN_SEED = 2**53  # exact in every client's JSON
 CLIP_TIMES_PER_S = 100
-MAX_CHARS_PER_TOKEN = 16  # on average, in a long text; tokenizers come to 3 to 5
+CHARS_PER_TOKEN = 4  # on average; tokenizers come to 3 to 5
+MAX_CHARS_PER_TOKEN = 16  # on average, in a long text
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +39,13 @@ class Extras:
     Args:
         video_turn: index of the user turn that the video belongs to; None: the first one.
         warnings: what it asks and does not get, for the receipt.
+        tells_prompt_tokens: with the first token, so that usage can be told with each.
     """
 
     video_turn: int | None = None
     ignore_eos: bool = False
     warnings: tuple[str, ...] = ()
+    tells_prompt_tokens: bool = False
 
 
 NO_EXTRAS = Extras()
@@ -49,11 +55,11 @@ def check_fields(
     fields: ChatFields,
     models: dict[str, ModelCard],
     settings: Settings,
-    default_compression: CompressionConfig,
+    compressions: Compressions,
 ) -> ModelCard:
     """Raises for every field that is wrong whatever the video. Returns the model's card."""
     fields.check_limits(settings)
-    fields.compression_config(default_compression)
+    compressions.parse(fields.compression)
     card = choose_model(models, fields.model)
     _check_text(fields, card)
     check_prompt(fields, card)  # how many frames there are may come with the video
@@ -119,7 +125,7 @@ def wanted_spec(request: JobRequest) -> FrameSpec | None:
 def make_job_request(
     fields: ChatFields,
     card: ModelCard,
-    compression: CompressionConfig,
+    compression: Compression,
     *,
     job_id: str,
     owner: str,
@@ -153,6 +159,7 @@ def make_job_request(
         compression=compression.as_dict(),
         warnings=list(extras.warnings),
         kept_mask=fields.kept_mask and video_id is not None,
+        tells_prompt_tokens=extras.tells_prompt_tokens,
         weights_digest=card.weights_digest,
         dtype=card.dtype,
         prefill_chunk_tokens=card.prefill_chunk_tokens,
@@ -162,6 +169,21 @@ def make_job_request(
         upload_s=upload_s,
         read_frames_s=probe_s,
         traceparent=traceparent,
+    )
+
+
+def predict_use(request: JobRequest, card: ModelCard, limits: KeyLimits) -> Allowance:
+    """What a job will take of its owner's limits: all the tokens it may answer with, and a prompt
+    that is counted for good when the job has ended.
+    """
+    frames = request.frames_wanted.num_frames if request.frames_wanted else 0
+    num_chars = sum(len(turn.content) for turn in request.messages)
+    return Allowance(
+        request.owner,
+        limits,
+        prompt_tokens=frames * card.tokens_per_frame + num_chars // CHARS_PER_TOKEN,
+        max_tokens=request.max_tokens,
+        frames=frames,
     )
 
 
@@ -237,8 +259,10 @@ def make_idempotency(
     ttl_s: float,
 ) -> Idempotency:
     said = fields.model_copy(update={"video_id": video_id}).model_dump(mode="json")
+    extras = replace(extras, tells_prompt_tokens=False)  # which is of the stream, not the answer
     if extras != NO_EXTRAS:
         said["extras"] = asdict(extras)
+        del said["extras"]["tells_prompt_tokens"]  # as releases without this field say it
     # As releases without these fields say it.
     if fields.max_pixels is None:
         del said["max_pixels"]

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from app.api.schemas import ChatFields
 from app.messages import ModelCard, Turn
+from dycoke_core.auto import AutoConfig, Compression
 from dycoke_core.compression.counts import count_visual_tokens
-from dycoke_core.config import CompressionConfig
 from dycoke_core.errors import PromptTooLongError
 from dycoke_core.video import FrameSpec, VideoProbe
 
@@ -30,7 +30,7 @@ def check_prompt(fields: ChatFields, card: ModelCard, num_visual_tokens: int = 0
 
 
 def min_visual_tokens(
-    spec: FrameSpec, probe: VideoProbe, card: ModelCard, compression: CompressionConfig
+    spec: FrameSpec, probe: VideoProbe, card: ModelCard, compression: Compression
 ) -> int:
     """How many visual tokens the model sees at least.
 
@@ -40,9 +40,19 @@ def min_visual_tokens(
     if card.max_words_per_token is None:  # an earlier release, which may not say its units either
         return 0
     num_units = -(-spec.num_frames // card.frames_per_unit)
-    compression.check_num_frames(num_units)
     tokens_per_unit = _min_tokens_per_unit(spec, probe, card)
+    if isinstance(compression, AutoConfig):
+        return _min_of_ladder(compression, num_units, tokens_per_unit)
+    compression.check_num_frames(num_units)
     return count_visual_tokens(compression, num_units, tokens_per_unit)
+
+
+def _min_of_ladder(auto: AutoConfig, num_units: int, tokens_per_unit: int) -> int:
+    """Of the level that keeps least, whichever is chosen in the end."""
+    try:
+        return min(count_visual_tokens(level, num_units, tokens_per_unit) for level in auto.ladder)
+    except ValueError:  # a level that cannot work on so few
+        return 0
 
 
 def _min_tokens_per_unit(spec: FrameSpec, probe: VideoProbe, card: ModelCard) -> int:

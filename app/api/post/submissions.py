@@ -15,6 +15,7 @@ from typing import Protocol
 
 from starlette.requests import Request
 
+from app.api.compressions import Compressions
 from app.api.connection.disconnect import unless_disconnected
 from app.api.connection.drain import Drain
 from app.api.post.admission import Place, admit
@@ -38,19 +39,29 @@ from app.api.post.job_request import (
     frame_spec,
     make_idempotency,
     make_job_request,
+    predict_use,
     wanted_digest,
 )
 from app.api.post.prompt_size import check_prompt, min_visual_tokens
 from app.api.post.reading import FrameReading, Reading, WantedFrames
 from app.api.post.uploads import Uploads
 from app.api.schemas import ChatFields
-from app.errors import FrameStoreFullError, QueueFullError, StoreUnavailableError
+from app.errors import (
+    FrameStoreFullError,
+    KeyLimitError,
+    QueueFullError,
+    StoreUnavailableError,
+)
+from app.keys.access import limits_of
 from app.keys.entries import Principal, Scope
+from app.keys.limits import KeyLimits, Quota
 from app.keys.owners import cache_salt
 from app.messages import JobRequest, JobState, ModelCard
+from app.metrics import ApiMetrics
 from app.settings import Settings
 from app.store.frame_store import parse_header
 from app.store.job_queue import Created, Idempotency, JobQueue, JobRecord, NeededFrames
+from app.store.owner_limits import Allowance
 from app.tracing import Tracing
 from app.video_store import VideoLease
 from dycoke_core.config import CompressionConfig
@@ -68,12 +79,14 @@ class PostedJob:
     """Args:
     is_new: False: an earlier job with the same idempotency key stands for the request.
     has_key: a later request may find the job by its idempotency key.
+    quotas: how the key stands to its limits now; of an earlier job: nothing.
     """
 
     record: JobRecord
     fields: ChatFields
     is_new: bool
     has_key: bool
+    quotas: tuple[Quota, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,16 +113,18 @@ class Submissions:
     def __init__(
         self,
         settings: Settings,
-        default_compression: CompressionConfig,
+        compressions: Compressions,
         drain: Drain,
         queue: JobQueue,
         uploads: Uploads,
         reading: FrameReading,
         cancellations: Cancellations,
         tracing: Tracing,
+        metrics: ApiMetrics,
     ) -> None:
+        self._metrics = metrics
         self._settings = settings
-        self.default_compression = default_compression
+        self.compressions = compressions
         self._drain = drain
         self._queue = queue
         self._uploads = uploads
@@ -138,12 +153,28 @@ class Submissions:
             DycokeError: refused; nothing of the request is left.
             ClientLeftError
         """
+        try:
+            return await self._take(request, principal, idempotency_key, traceparent, intake)
+        except KeyLimitError as error:
+            for quota in error.violated:
+                self._metrics.count_key_refusal(principal.name, quota.name)
+            raise
+
+    async def _take(
+        self,
+        request: Request,
+        principal: Principal,
+        idempotency_key: str | None,
+        traceparent: str | None,
+        intake: Intake | None,
+    ) -> PostedJob:
         accepted_at_s = time.time()
         check_idempotency_key(idempotency_key)
         if intake is None:
             kind = check_content_type(request, JSON, MULTIPART)
             intake = partial(self._take_in, kind)
-        models = await self._enter()
+        limits = limits_of(principal, self._settings)
+        models = await self._enter(principal.owner, limits)
         async with Admitted() as admitted:
             async with self._uploads.limited():
                 taken = await intake(request, models, principal)
@@ -159,7 +190,8 @@ class Submissions:
             )
             idempotency = self._idempotency(idempotency_key, taken, job)
             wanted = _wanted_frames(taken)
-            created = await self._create(job, idempotency, admitted, wanted)
+            allowance = predict_use(job, taken.card, limits)
+            created = await self._create(job, idempotency, admitted, wanted, allowance)
             if created.job_id != job.job_id:
                 record = await self._queue.get(created.job_id)
                 return PostedJob(record, taken.fields, is_new=False, has_key=True)
@@ -169,19 +201,29 @@ class Submissions:
                 logger.info("job queued", extra=job.log_fields)
             else:
                 self._start_reading(admitted, job, taken, wanted, created.found)
-        record = _new_record(job, is_queued=created.is_queued)
-        return PostedJob(record, taken.fields, is_new=True, has_key=idempotency is not None)
+        return PostedJob(
+            _new_record(job, is_queued=created.is_queued),
+            taken.fields,
+            is_new=True,
+            has_key=idempotency is not None,
+            quotas=created.quotas,
+        )
 
     async def wait_until_none(self) -> None:
         """Waits until no job's frames are being read."""
         await self._reading.wait_until_none()
 
-    async def _enter(self) -> dict[str, ModelCard]:
+    async def _enter(self, owner: str, limits: KeyLimits) -> dict[str, ModelCard]:
         """Refuses at the headers where there is no worker or no room."""
         self._drain.check()
         try:
             async with asyncio.timeout(STORE_LIMIT_S):
-                return await admit(self._queue, max_jobs=self._settings.max_queued_jobs)
+                return await admit(
+                    self._queue,
+                    max_jobs=self._settings.max_queued_jobs,
+                    owner=owner,
+                    limits=limits,
+                )
         except TimeoutError:
             raise StoreUnavailableError("the job store does not answer") from None
 
@@ -228,14 +270,14 @@ class Submissions:
         return TakenIn(fields, card, lease, upload_s=0.0, probe_s=0.0)
 
     def _check(self, fields: ChatFields, models: dict[str, ModelCard]) -> ModelCard:
-        return check_fields(fields, models, self._settings, self.default_compression)
+        return check_fields(fields, models, self._settings, self.compressions)
 
     def _num_visual_tokens(self, taken: TakenIn) -> int:
         """At least; none without a video."""
         if taken.lease is None:
             return 0
         spec = frame_spec(taken.fields, taken.card)
-        compression = taken.fields.compression_config(self.default_compression)
+        compression = self.compressions.parse(taken.fields.compression)
         return min_visual_tokens(spec, taken.lease.video.probe, taken.card, compression)
 
     def _job_request(
@@ -246,7 +288,7 @@ class Submissions:
         accepted_at_s: float,
         traceparent: str | None,
     ) -> JobRequest:
-        compression = taken.fields.compression_config(self.default_compression)
+        compression = self.compressions.parse(taken.fields.compression)
         return make_job_request(
             taken.fields,
             taken.card,
@@ -277,7 +319,11 @@ class Submissions:
         idempotency: Idempotency | None,
         admitted: Admitted,
         wanted: WantedFrames | None,
+        allowance: Allowance,
     ) -> Created:
+        """Raises: KeyLimitError, FrameStoreFullError: they name the video; the place is given up
+        with `admitted`.
+        """
         needed, expected = None, None
         if wanted is not None:
             digest = wanted_digest(wanted.video_id, wanted.spec, salt=job.cache_salt)
@@ -285,9 +331,9 @@ class Submissions:
             expected = self._found.expected(job, wanted.spec, digest)
         try:
             created = await self._queue.create(
-                job, idempotency=idempotency, frames=needed, expected=expected
+                job, idempotency=idempotency, frames=needed, expected=expected, allowance=allowance
             )
-        except FrameStoreFullError as error:
+        except (KeyLimitError, FrameStoreFullError) as error:
             error.video_id = job.video_id
             raise
         except StoreUnavailableError as error:

@@ -3,24 +3,25 @@ and on their way out, with what is kept of them.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 
 from app.api.connection.drain import Drain
 from app.api.post.second_try import SecondTryReaders
 from app.errors import DeadlineExceededError, StoreUnavailableError, VideoNotFoundError
 from app.keys.entries import Principal
+from app.keys.limits import KeyLimits
 from app.keys.owners import cache_salt
 from app.messages import cached_video
 from app.store.forgotten_videos import ForgottenVideos
 from app.store.usage import UsageLog
-from app.video_store import FOREVER, Quota, Retention, Upload, VideoLease, VideoStore
+from app.video_store import FOREVER, Retention, StorageQuota, Upload, VideoLease, VideoStore
 
 
 class Uploads:
     """
     Args:
-        quota: of keys that say nothing of their own.
+        limits_of: what a key may take of the service.
         are_caches_shared: between owners.
         timeout_s: how long a body may take to come in and its video to be probed.
     """
@@ -33,7 +34,7 @@ class Uploads:
         usage: UsageLog,
         drain: Drain,
         *,
-        quota: Quota,
+        limits_of: Callable[[Principal], KeyLimits],
         are_caches_shared: bool,
         timeout_s: float,
     ) -> None:
@@ -41,7 +42,7 @@ class Uploads:
         self._readers = readers
         self._forgotten = forgotten
         self._usage = usage
-        self._quota = quota
+        self._limits_of = limits_of
         self._are_caches_shared = are_caches_shared
         self._drain = drain
         self._timeout_s = timeout_s
@@ -120,12 +121,9 @@ class Uploads:
         if not (self._are_caches_shared and await self._videos.has_others(video_id, owner)):
             await self._forgotten.forget(self._cached(video_id, owner))
 
-    def _quota_of(self, principal: Principal) -> Quota:
-        limits = principal.limits
-        return Quota(
-            limits.max_stored_bytes or self._quota.max_bytes,
-            limits.max_stored_videos or self._quota.max_videos,
-        )
+    def _quota_of(self, principal: Principal) -> StorageQuota:
+        limits = self._limits_of(principal)  # 0: none
+        return StorageQuota(limits.max_stored_bytes or None, limits.max_stored_videos or None)
 
     def _cached(self, video_id: str, owner: str) -> str:
         salt = cache_salt(owner, are_caches_shared=self._are_caches_shared)

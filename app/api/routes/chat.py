@@ -38,8 +38,7 @@ async def chat(
         slot.release()
         end_refused(span, error)
         raise
-    answer = api.answers.to(posted, slot, span)
-    return answer.streamed() if posted.fields.stream else await answer.whole(request)
+    return await api.answers.to(posted, slot, span).response(request)
 
 
 def end_refused(span: PostSpan, error: BaseException) -> None:

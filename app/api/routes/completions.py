@@ -57,5 +57,4 @@ async def complete(
         end_refused(span, error)
         raise
     rendering = ChatCompletion(posted.record, intake.options)
-    answer = api.answers.to(posted, slot, span, rendering)
-    return answer.streamed() if posted.fields.stream else await answer.whole(request)
+    return await api.answers.to(posted, slot, span, rendering).response(request)

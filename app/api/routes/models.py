@@ -11,6 +11,7 @@ from app.api.context import Api, ApiDep, PrincipalDep
 from app.api.openapi import OPENAI_ERRORS
 from app.errors import ModelNotFoundError
 from app.messages import FrameLimits
+from dycoke_core.auto import AUTO, AUTO_PARAMETERS
 from dycoke_core.config import POLICY_PARAMETERS
 
 router = APIRouter(tags=["models"], responses=OPENAI_ERRORS)
@@ -52,8 +53,11 @@ async def list_models(api: ApiDep, _: PrincipalDep) -> ModelList:
     return ModelList(
         data=await _models(api),
         compression=CompressionPolicies(
-            default=api.submissions.default_compression.as_dict(),
-            policies={name: list(taken) for name, taken in POLICY_PARAMETERS.items()},
+            default=api.submissions.compressions.default.as_dict(),
+            policies={
+                **{name: list(taken) for name, taken in POLICY_PARAMETERS.items()},
+                AUTO: list(AUTO_PARAMETERS),
+            },
         ),
     )
 

@@ -16,8 +16,9 @@ from app.api.openapi import PROBLEMS, UPLOAD_REQUEST_BODY
 from app.api.post.expiry import take_expiry
 from app.api.post.intake import MULTIPART, VIDEO_FIELD, check_content_type, read_form
 from app.api.schemas import VideoResource
-from app.errors import JobNotFoundError, VideoNotFoundError
+from app.errors import IsFrameListError, JobNotFoundError, VideoNotFoundError
 from app.video_store import Retention
+from dycoke_core.video import Container
 
 router = APIRouter(tags=["videos"], responses=PROBLEMS)
 
@@ -56,9 +57,13 @@ async def upload_video(request: Request, api: ApiDep, principal: UploaderDep) ->
     response_class=Response,
 )
 async def get_content(video_id: str, api: ApiDep, principal: PrincipalDep) -> Response:
+    """Of a list of frames there is no file: it gives 409."""
     slot = api.streams.take()
     try:
         lease = await api.videos.lease(video_id, principal.owner)
+        if lease.video.probe.container == Container.FRAMES:
+            lease.release()
+            raise IsFrameListError("this is a list of frames, and no file of a video")
     except BaseException:
         slot.release()
         raise

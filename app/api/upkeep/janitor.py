@@ -6,8 +6,10 @@ look at the queue for the gauges.
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 
+from app.api.auth import ApiKeys
 from app.api.post.orphans import Orphans
 from app.api.post.uploads import Uploads
 from app.errors import StoreUnavailableError
@@ -31,6 +33,7 @@ class Janitor:
         videos: VideoStore,
         uploads: Uploads,
         orphans: Orphans,
+        keys: ApiKeys,
         metrics: ApiMetrics,
     ) -> None:
         self._queue = queue
@@ -38,6 +41,7 @@ class Janitor:
         self._videos = videos
         self._uploads = uploads
         self._orphans = orphans
+        self._keys = keys
         self._metrics = metrics
         self._known_models: set[str] = set()  # their gauges fall to 0, they do not vanish
 
@@ -59,6 +63,7 @@ class Janitor:
     async def _look(self) -> None:
         try:
             await self._look_at_queues()
+            await self._look_at_keys()
         except StoreUnavailableError:
             self._metrics.set_store_up(False)
             raise
@@ -75,6 +80,18 @@ class Janitor:
                 oldest_age_s=depth.oldest_age_s or 0.0,
                 num_workers=sum(card.model == model for card in cards),
             )
+
+    async def _look_at_keys(self) -> None:
+        """Revoked ones too, whose jobs go on. A name may have had several holders."""
+        holders = self._keys.holders
+        counts = await self._queue.num_jobs([holder.owner for holder in holders])
+        waiting, running = Counter[str](), Counter[str]()
+        for holder, (num_waiting, num_running) in zip(holders, counts, strict=True):
+            label = self._metrics.key_label(holder.name)
+            waiting[label] += num_waiting
+            running[label] += num_running
+        for label in waiting:
+            self._metrics.set_key_jobs(label, waiting=waiting[label], running=running[label])
 
 
 async def _every(period_s: float, work: Callable[[], Awaitable[None]]) -> None:

@@ -8,7 +8,7 @@
 local IDLE_MS = 86400000
 local model, job_id, worker_id, attempt = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local key = job_key(job_id)
-local job = job_fields(job_id, 'state', 'worker', 'attempt', 'queued_at')
+local job = job_fields(job_id, 'state', 'worker', 'attempt', 'queued_at', 'owner')
 if not is_held_by_living(job_id, job, worker_id, attempt) then return 0 end
 redis.call('XCLAIM', jobs_key(model), GROUP, HANDED_BACK, 0, ARGV[6], 'IDLE', IDLE_MS, 'JUSTID')
 redis.call('HSET', key, 'state', 'queued', 'worker', '', 'take_id', '')
@@ -18,4 +18,5 @@ else
   accuse(job_id, ARGV[7], 'own')
 end
 redis.call('ZADD', queued_key(model), job.queued_at, job_id)
+if job.owner then note_started(job.owner, job_id, nil) end
 return 1

@@ -39,6 +39,8 @@ local function frame_videos_key() return PREFIX .. ':frame_videos' end
 local function video_frames_key(video) return PREFIX .. ':video_frames:' .. video end
 local function forgotten_key() return PREFIX .. ':forgotten' end
 local function forgettings_key() return PREFIX .. ':forgettings' end
+local function owner_jobs_key(owner) return PREFIX .. ':owner_jobs:' .. owner end
+local function bucket_key(owner_and_kind) return PREFIX .. ':bucket:' .. owner_and_kind end
 local function usage_key(owner_and_day) return PREFIX .. ':usage:' .. owner_and_day end
 local function ended_jobs_key() return PREFIX .. ':ended_jobs' end
 local function ended_sizes_key() return PREFIX .. ':ended_sizes' end
@@ -48,6 +50,8 @@ local function worker_key(id) return PREFIX .. ':worker:' .. id end
 local function workers_key() return PREFIX .. ':workers' end
 local function ended_channel() return PREFIX .. ':ended' end
 local function news_channel() return PREFIX .. ':news' end
+
+local charge, settle, note_started -- see `limits`
 
 local function now_ms()
   local time = redis.call('TIME')
@@ -180,12 +184,12 @@ local function forget_video(video)
 end
 
 -- Counts what a job of this owner has taken, on the day of its end.
-local function count_usage(owner, state, event)
+-- done: the decoded event of an answer that is whole, else false
+local function count_usage(owner, state, done)
   local key = usage_key(owner .. ':' .. math.floor(now_ms() / DAY_MS))
   redis.call('HINCRBY', key, 'jobs', 1)
   redis.call('HINCRBY', key, 'jobs_' .. state, 1)
-  if state == 'done' then
-    local done = cjson.decode(event)
+  if done then
     for _, name in ipairs({'prompt_tokens', 'visual_tokens', 'completion_tokens'}) do
       redis.call('HINCRBY', key, name, done.usage[name])
     end
@@ -199,7 +203,7 @@ end
 -- The one way a job ends: terminal event, final state, TTLs, and all that it held is freed.
 local function finish(job_id, state, event, ttl_ms)
   local job = job_fields(job_id, 'model', 'frames_digest', 'entry_id', 'next_index', 'owner',
-    'video', 'has_kept')
+    'video', 'has_kept', 'state', 'attempt', 'limits', 'taken')
   local event_id = string.format('%d-0', job.next_index + 1)
   redis.call('XADD', events_key(job_id), event_id, 'event', event)
   redis.call('HSET', job_key(job_id), 'state', state, 'ended_at', now_ms())
@@ -212,7 +216,11 @@ local function finish(job_id, state, event, ttl_ms)
   if job.frames_digest then unpin_frames(job.frames_digest, job_id) end
   if job.video and redis.call('ZSCORE', forgotten_key(), job.video) then forget_video(job.video) end
   if job.entry_id then forget_entry_if_read(job.model, job.entry_id) end
-  if job.owner then count_usage(job.owner, state, event) end
+  if job.owner then
+    local done = state == 'done' and cjson.decode(event)
+    settle(job_id, job, done)
+    count_usage(job.owner, state, done)
+  end
   make_room_for_ended(job_id, ttl_ms, job.has_kept)
 end
 
@@ -268,7 +276,7 @@ end
 -- job before is refused from here on.
 local function start(job_id, worker_id, take_id)
   local key = job_key(job_id)
-  local job = job_fields(job_id, 'model', 'next_index')
+  local job = job_fields(job_id, 'model', 'next_index', 'owner')
   local model = job.model
   local now = now_ms()
   redis.call('HINCRBY', key, 'attempt', 1)
@@ -276,6 +284,7 @@ local function start(job_id, worker_id, take_id)
   redis.call('HSET', key, 'state', 'running', 'worker', worker_id, 'take_id', take_id,
     'started_at', now, 'cleared_at', job.next_index + PROBATION_TOKENS)
   redis.call('HDEL', key, 'is_in_engine', 'crew')
+  if job.owner then note_started(job.owner, job_id, now) end
   if redis.call('ZREM', queued_key(model), job_id) == 1 then
     redis.call('LPUSH', starts_key(model), now)
     redis.call('LTRIM', starts_key(model), 0, 31)
@@ -286,7 +295,8 @@ end
 -- What a worker needs to know of a job that it was given.
 local function delivery(job_id)
   local reply = redis.call('HMGET', job_key(job_id), 'attempt', 'entry_id', 'request',
-    'next_index', 'queued_at', 'started_at', 'first_token_at', 'is_suspect', 'sampler_version')
+    'next_index', 'queued_at', 'started_at', 'first_token_at', 'is_suspect', 'sampler_version',
+    'choice')
   table.insert(reply, 1, job_id)
   return reply
 end

@@ -74,6 +74,12 @@ _rate = Row(
                 )
             ],
         ),
+        graph(
+            "Jobs by key",
+            "Under way, the keys that have most. Keys have names here where /metrics asks for one.",
+            "none",
+            [Query("topk(8, max by (key, state) (dycoke_key_jobs))", "{{key}} {{state}}")],
+        ),
     ],
 )
 

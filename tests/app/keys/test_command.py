@@ -58,17 +58,27 @@ def test_secret_is_printed_once_and_kept_nowhere(data_dir: Path, capsys: Capture
 
 
 def test_scopes_limits_and_priority_are_data_on_the_key(data_dir: Path, capsys: Capture) -> None:
-    words = ["--scopes", "ask,metrics", "--max-running-jobs", "2", "--tokens-per-minute", "500"]
+    words = ["--scopes", "ask,metrics", "--max-jobs", "2", "--tokens-per-minute", "500"]
     make(capsys, "add", "bob", *words, "--max-priority", "3")
     key = only_key(data_dir)
     assert key.scopes == {Scope.ASK, Scope.METRICS}
-    assert (key.limits.max_running_jobs, key.limits.tokens_per_minute) == (2, 500)
+    assert (key.limits.max_jobs, key.limits.tokens_per_minute) == (2, 500)
     assert (key.limits.max_queued_jobs, key.limits.frames_per_minute) == (None, None)
     assert key.principal.max_priority == 3
-    for wrong in (["--scopes", "all"], ["--scopes", ","], ["--max-queued-jobs", "0"]):
+    for wrong in (["--scopes", "all"], ["--scopes", ","], ["--max-queued-jobs", "-1"]):
         with pytest.raises(SystemExit) as ended:
             main(["keys", "add", "eve", *wrong])
         assert ended.value.code == 2
+
+
+def test_limits_change_one_by_one_and_are_in_the_audit_log(data_dir: Path, capsys: Capture) -> None:
+    make(capsys, "add", "alice", "--max-jobs", "2", "--frames-per-minute", "60")
+    assert main(["keys", "limit", "alice", "--max-jobs", "0", "--tokens-per-minute", "9"]) == 0
+    limits = {"max_jobs": 0, "tokens_per_minute": 9, "frames_per_minute": 60}
+    assert only_key(data_dir).limits.model_dump(exclude_none=True) == limits
+    last = json.loads((data_dir / "keys.audit.jsonl").read_text().splitlines()[-1])
+    assert (last["action"], last["limits"]) == ("limit", limits)
+    assert "no key 'bob'" in refusal(capsys, "limit", "bob", "--max-jobs", "1")
 
 
 def test_rotated_key_has_another_secret_and_the_same_holder(

@@ -1,0 +1,56 @@
+"""What a key may take, and what it has left of that. Knows neither Redis nor HTTP."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+
+MAX_LIMIT = 10**12  # Lua counts exactly far beyond this
+
+Unit = Literal["concurrent-requests", "tokens", "frames"]
+
+
+class KeyLimits(BaseModel):
+    """What one key may take of the service. None: what the settings say for every key; 0: no limit.
+
+    Args:
+        max_jobs: under way at a time, from their acceptance to their end.
+        max_queued_jobs: of those, such as no worker has.
+        tokens_per_minute: of prompts and answers, as receipts count them.
+        max_stored_bytes, max_stored_videos: of its uploads; beyond them its own oldest go.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_jobs: int | None = Field(
+        None, ge=0, le=MAX_LIMIT, validation_alias=AliasChoices("max_jobs", "max_running_jobs")
+    )
+    max_queued_jobs: int | None = Field(None, ge=0, le=MAX_LIMIT)
+    tokens_per_minute: int | None = Field(None, ge=0, le=MAX_LIMIT)
+    frames_per_minute: int | None = Field(None, ge=0, le=MAX_LIMIT)
+    max_stored_bytes: int | None = Field(None, ge=0, le=MAX_LIMIT)
+    max_stored_videos: int | None = Field(None, ge=0, le=MAX_LIMIT)
+
+    def or_else(self, defaults: "KeyLimits") -> "KeyLimits":
+        """These limits, and where they say nothing, the others."""
+        return defaults.model_copy(update=self.model_dump(exclude_none=True))
+
+
+NO_LIMITS = KeyLimits()
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """Args:
+    window_s: in which so much comes anew; None: it is of what is under way.
+    more_in_s: when there will be more; None: not known, or nothing is missing.
+    wait_s: when to try again what was refused; None: nothing was.
+    """
+
+    name: str
+    unit: Unit
+    limit: int
+    left: int
+    window_s: int | None = None
+    more_in_s: int | None = None
+    wait_s: int | None = None

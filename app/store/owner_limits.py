@@ -1,0 +1,90 @@
+"""How much of the service one key may take, as Redis counts it: see `lua/limits.lua`.
+
+What is refused here is refused to this key alone, however idle the service is. Whether there is
+room for anybody is `job_queue`'s.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from app.errors import KeyLimitError
+from app.keys.limits import NO_LIMITS, KeyLimits, Quota, Unit
+
+WINDOW_S = 60
+MAX_GUESS_S = 60  # when one of a key's jobs may end
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """What a request may take: of whom, within which limits, and what it is predicted to use."""
+
+    owner: str
+    limits: KeyLimits = NO_LIMITS
+    prompt_tokens: int = 0
+    max_tokens: int = 0
+    frames: int = 0
+
+    @property
+    def limit_words(self) -> str:
+        """For `limits.lua`; empty where there is no limit."""
+        numbers = [value or 0 for value in _values(self.limits)]
+        return " ".join(map(str, numbers)) if any(numbers) else ""
+
+    @property
+    def taken_words(self) -> str:
+        return f"{self.prompt_tokens} {self.max_tokens} {self.frames}"
+
+
+def check_quotas(quotas: Sequence[Quota]) -> None:
+    """Raises: KeyLimitError."""
+    waits_s = [quota.wait_s for quota in quotas if quota.wait_s is not None]
+    if waits_s:
+        reached = (quota for quota in quotas if quota.wait_s is not None)
+        limits = ", ".join(f"{quota.limit} {_WORDS[quota.name]}" for quota in reached)
+        raise KeyLimitError(
+            f"this key may have {limits}", retry_after_s=max(waits_s), quotas=tuple(quotas)
+        )
+
+
+def parse_quotas(limits: KeyLimits, stands: Sequence[Sequence[int]]) -> tuple[Quota, ...]:
+    """What `standing` in `limits.lua` says, without the limits that are none."""
+    rows = zip(_KINDS, _values(limits), stands, strict=False)  # it may say nothing
+    return tuple(
+        _quota(name, unit, limit, left, wait_ms)
+        for (name, unit), limit, (left, wait_ms) in rows
+        if limit
+    )
+
+
+def _quota(name: str, unit: Unit, limit: int, left: int, wait_ms: int) -> Quota:
+    wait_s = None if wait_ms < 0 else max(1, math.ceil(wait_ms / 1000))
+    if unit == "concurrent-requests":
+        guess_s = None if wait_s is None else min(wait_s, MAX_GUESS_S)
+        return Quota(name, unit, limit, left, more_in_s=guess_s, wait_s=guess_s)
+    one_in_s = None if left >= limit else math.ceil(WINDOW_S / limit)
+    return Quota(name, unit, limit, left, WINDOW_S, wait_s or one_in_s, wait_s)
+
+
+_KINDS: tuple[tuple[str, Unit], ...] = (
+    ("jobs", "concurrent-requests"),
+    ("queued-jobs", "concurrent-requests"),
+    ("tokens", "tokens"),
+    ("frames", "frames"),
+)
+_WORDS = {
+    "jobs": "jobs at a time",
+    "queued-jobs": "waiting jobs at a time",
+    "tokens": "tokens a minute",
+    "frames": "frames a minute",
+}
+
+
+def _values(limits: KeyLimits) -> tuple[int | None, ...]:
+    """In the order of `_KINDS`, which is that of `limits.lua`."""
+    return (
+        limits.max_jobs,
+        limits.max_queued_jobs,
+        limits.tokens_per_minute,
+        limits.frames_per_minute,
+    )

@@ -1,0 +1,181 @@
+"""Limits of a key over HTTP: 429s that say what is left and when to come back."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+from redis.asyncio import Redis
+
+from app.__main__ import main
+from app.api import auth
+from app.store.keys import RedisKeys
+from tests.integration.api import RunningApi, ScriptedWorker, running_api, until
+from tests.integration.conftest import RedisServer
+from tests.integration.lua_clock import LuaClock
+
+SECRETS = {name: f"key-of-{name}-" + "x" * 32 for name in "ab"}
+A, B = ({"Authorization": f"Bearer {secret}"} for secret in SECRETS.values())
+KEYS = ",".join(f"{name}:{secret}" for name, secret in SECRETS.items())
+TOKENS_OF_A_POST = 2 * 4 + len("What happens?") // 4 + 90
+
+
+@pytest.fixture(autouse=True)
+async def clock(redis: Redis, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch) -> LuaClock:
+    return await LuaClock.start(redis, keys, monkeypatch)
+
+
+@pytest.fixture
+async def api(
+    redis_server: RedisServer, keys: RedisKeys, tmp_path: Path, clock: LuaClock
+) -> AsyncIterator[RunningApi]:
+    async with running_api(
+        redis_server.url,
+        keys,
+        tmp_path,
+        api_keys=KEYS,
+        public_metrics=False,
+        key_max_jobs=2,
+        key_tokens_per_minute=120,
+    ) as api:
+        yield api
+
+
+async def post(api: RunningApi, headers: dict[str, str]) -> httpx.Response:
+    return await api.post(headers=headers, stream=False, max_tokens=90, num_frames=2)
+
+
+async def ask(api: RunningApi, worker: ScriptedWorker, headers: dict[str, str]) -> httpx.Response:
+    posted = asyncio.create_task(post(api, headers))
+    await worker.answer()
+    return await posted
+
+
+async def post_nothing(api: RunningApi, headers: dict[str, str]) -> httpx.Response:
+    return await api.client.post("/v1/video/chat", headers=headers, json={})
+
+
+async def test_answers_and_refusals_say_how_a_key_stands(
+    api: RunningApi, worker: ScriptedWorker, clock: LuaClock
+) -> None:
+    answered = await ask(api, worker, A)
+    assert answered.status_code == 200
+    assert answered.headers["ratelimit-policy"] == (
+        '"jobs";q=2;qu="concurrent-requests", "tokens";q=120;qu="tokens";w=60'
+    )
+    left = 120 - TOKENS_OF_A_POST
+    assert answered.headers["ratelimit"] == f'"jobs";r=1, "tokens";r={left};t=1'
+
+    # The first one has ended and used less than was taken: 97 are left, one more post wants 101.
+    refused = await post(api, A)
+    assert refused.status_code == 429
+    problem = refused.json()
+    assert (problem["code"], problem["retryable"]) == ("key_limit_exceeded", True)
+    assert problem["detail"] == "this key may have 120 tokens a minute"
+    assert refused.headers["retry-after"] == "2"
+    assert refused.headers["ratelimit"] == '"jobs";r=2, "tokens";r=97;t=2'
+    assert "ratelimit-policy" in refused.headers
+
+    asked = {"clip": None, "video_id": problem["video_id"], "max_tokens": 90, "num_frames": 2}
+    assert (await api.post(headers=A, stream=False, **asked)).status_code == 429
+    assert (await ask(api, worker, B)).status_code == 200, "the other key's bucket is its own"
+    await clock.advance(2)
+    posted = asyncio.create_task(api.post(headers=A, stream=False, **asked))
+    await worker.answer()
+    assert (await posted).status_code == 200
+
+    metrics = (await api.client.get("/metrics", headers=B)).text
+    assert metrics.startswith("{"), "a key without that scope"
+
+
+async def test_a_key_at_its_limit_is_refused_at_the_headers(
+    api: RunningApi, worker: ScriptedWorker
+) -> None:
+    api.readers.may_read.clear()
+    ask_little = {"headers": A, "stream": False, "max_tokens": 8, "num_frames": 2}
+    posts = [asyncio.create_task(api.post(**ask_little)) for _ in range(2)]
+    await until(lambda: api.readers.num_reads)
+    async with asyncio.timeout(20):
+        while (
+            refused := await api.client.post("/v1/video/chat", headers=A, json={})
+        ).status_code != 429:
+            await asyncio.sleep(0.02)
+    assert refused.json()["code"] == "key_limit_exceeded"
+    assert int(refused.headers["retry-after"]) >= 1
+    completion = await api.client.post("/v1/chat/completions", headers=A, json={"messages": []})
+    assert completion.status_code == 429
+    error = completion.json()["error"]
+    assert (error["code"], error["type"]) == ("key_limit_exceeded", "rate_limit_error")
+    assert completion.headers["x-should-retry"] == "true"
+    assert "r=0" in completion.headers["ratelimit"]
+    api.readers.may_read.set()
+    for _ in posts:
+        await worker.answer()
+    assert [(await posted).status_code for posted in posts] == [200, 200]
+
+
+async def test_client_that_leaves_gives_its_place_back(
+    api: RunningApi, worker: ScriptedWorker
+) -> None:
+    little = {"max_tokens": 8, "num_frames": 2}
+    async with api.posting(headers=A, **little), api.posting(headers=A, **little):
+        assert (await api.post(headers=A, stream=False, **little)).status_code == 429
+    async with asyncio.timeout(20):
+        while (await post_nothing(api, A)).status_code == 429:
+            await asyncio.sleep(0.02)
+
+
+async def test_stored_key_has_limits_of_its_own_and_they_change_without_a_restart(
+    redis_server: RedisServer,
+    keys: RedisKeys,
+    tmp_path: Path,
+    worker: ScriptedWorker,
+    clock: LuaClock,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("DYCOKE_DATA_DIR", str(tmp_path))
+    monkeypatch.setattr(auth, "REFRESH_S", 0.05)
+    words = ["--scopes", "ask,upload,metrics", "--max-jobs", "0", "--frames-per-minute", "9"]
+    assert main(["keys", "add", "carol", *words]) == 0
+    carol = {"Authorization": f"Bearer {capsys.readouterr().out.strip()}"}
+    async with running_api(
+        redis_server.url, keys, tmp_path, key_max_jobs=1, public_metrics=False
+    ) as api:
+        assert (await ask(api, worker, carol)).headers["ratelimit"] == '"frames";r=7;t=7'
+        for _ in range(3):
+            await ask(api, worker, carol)
+        assert (await post(api, carol)).status_code == 429
+        assert main(["keys", "limit", "carol", "--frames-per-minute", "60"]) == 0
+        await clock.advance(1)  # brings one frame anew; before it would have brought none
+        answered = asyncio.create_task(worker.answer())
+        async with asyncio.timeout(20):
+            while (reply := await post(api, carol)).status_code == 429:
+                await asyncio.sleep(0.02)
+        await answered
+        assert "q=60" in reply.headers["ratelimit-policy"]
+        page = (await api.client.get("/metrics", headers=carol)).text
+        assert 'dycoke_key_refusals_total{process="0",key="carol",limit="frames"}' in page
+        async with asyncio.timeout(20):
+            while 'key="carol",state="waiting"} 0.0' not in page:
+                await asyncio.sleep(0.05)
+                page = (await api.client.get("/metrics", headers=carol)).text
+
+
+@pytest.mark.parametrize("is_limited", [False, True])
+async def test_who_has_no_key_is_limited_only_where_the_operator_says_so(
+    is_limited: bool,
+    redis_server: RedisServer,
+    keys: RedisKeys,
+    tmp_path: Path,
+    worker: ScriptedWorker,
+) -> None:
+    async with running_api(
+        redis_server.url, keys, tmp_path, key_tokens_per_minute=10, limit_anonymous=is_limited
+    ) as api:
+        assert ("ratelimit" in (await ask(api, worker, {})).headers) == is_limited
+        if is_limited:
+            assert (await post(api, {})).json()["code"] == "key_limit_exceeded"
+        page = await api.metrics()
+        assert ('dycoke_key_refusals_total{key="any",limit="tokens"} 1.0' in page) == is_limited
