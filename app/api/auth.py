@@ -8,13 +8,12 @@ disappears is one that cannot be read. Where there never was a key, everybody is
 """
 
 import asyncio
-import hashlib
 import logging
 import time
 from collections.abc import Callable, Sequence
 
 from app.errors import KeysUnavailableError, UnauthorizedError
-from app.keys.entries import EVERYBODY, ConfiguredKey, Principal, StoredKey
+from app.keys.entries import EVERYBODY, ConfiguredKey, Principal, StoredKey, digest_of
 from app.keys.file import KeyFile, KeyFileError, Signature
 
 REFRESH_S = 1.0
@@ -71,14 +70,28 @@ class ApiKeys:
         scheme, _, token = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not token.strip():
             raise UnauthorizedError("send an API key as 'Authorization: Bearer <key>'")
-        # Header values reach us decoded as latin-1.
-        given = hashlib.sha256(token.strip().encode("latin-1", errors="replace")).hexdigest()
+        given = digest_of(token.strip())
         if configured := self._configured.get(given):
             return configured
-        if self._now() - self._read_at > MAX_STALE_S:
-            raise KeysUnavailableError("the API keys cannot be checked")
+        self._check_freshness()
         if stored := self._stored.get(given):
             return stored
+        raise UnauthorizedError("the API key is not valid")
+
+    def holder(self, owner: str) -> tuple[str, Principal]:
+        """Returns the digest and the holder of an owner's key.
+
+        Raises:
+            UnauthorizedError: it has none that is good.
+            KeysUnavailableError: whether it has cannot be told.
+        """
+        for digest, principal in self._configured.items():
+            if principal.owner == owner:
+                return digest, principal
+        self._check_freshness()
+        for digest, principal in self._stored.items():
+            if principal.owner == owner:
+                return digest, principal
         raise UnauthorizedError("the API key is not valid")
 
     def owner_of(self, authorization: str | None) -> str | None:
@@ -87,6 +100,10 @@ class ApiKeys:
             return self.principal(authorization).owner
         except (UnauthorizedError, KeysUnavailableError):
             return None
+
+    def _check_freshness(self) -> None:
+        if self._now() - self._read_at > MAX_STALE_S:
+            raise KeysUnavailableError("the API keys cannot be checked")
 
     async def run(self) -> None:
         """Follows the file until it is cancelled."""

@@ -1,10 +1,12 @@
 """What the routes work with, built once per process, and who is asking."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 from fastapi import Depends, Request, Security
+from fastapi.responses import Response
+from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 
 from app.api.answer.answers import Answers
@@ -16,6 +18,7 @@ from app.api.openai.intake import CompletionIntake
 from app.api.post.cancelling import Cancellations
 from app.api.post.submissions import Submissions
 from app.api.post.uploads import Uploads
+from app.api.signed_links import SIGNATURE, SignedLinks
 from app.api.upkeep.metrics_page import MetricsPage
 from app.keys.entries import Principal, Scope
 from app.metrics import ApiMetrics
@@ -32,6 +35,7 @@ class Api:
     """By stage; a stage's own collaborators are its own business."""
 
     keys: ApiKeys
+    links: SignedLinks
     public_docs: bool
     public_metrics: bool
     drain: Drain
@@ -81,6 +85,22 @@ async def get_principal(
 PrincipalDep = Annotated[Principal, Depends(get_principal)]
 
 
+async def get_media_reader(
+    request: Request, api: ApiDep, bearer: Annotated[object, Security(_bearer)]
+) -> Principal:
+    """Who asks, by a key or by a signed link.
+
+    Raises: UnauthorizedError, KeysUnavailableError, StoreUnavailableError.
+    """
+    if not api.keys.has_any or SIGNATURE not in request.query_params:
+        return await get_principal(request, api, bearer)
+    target = request.scope["raw_path"] + b"?" + request.scope["query_string"]
+    return await api.links.principal(target.decode("latin-1"))
+
+
+MediaReaderDep = Annotated[Principal, Depends(get_media_reader)]
+
+
 def _with_scope(scope: Scope) -> Callable[[Principal], Awaitable[Principal]]:
     async def get_scoped(principal: PrincipalDep) -> Principal:
         principal.require(scope)
@@ -109,3 +129,23 @@ async def may_see_metrics(
     """Raises: UnauthorizedError, ForbiddenError, KeysUnavailableError."""
     if not api.public_metrics:
         (await get_principal(request, api, bearer)).require(Scope.METRICS)
+
+
+class AskingRoute(APIRoute):
+    """Of a post that asks a question: calls its endpoint with (request, api, principal, idempotency
+    key).
+
+    FastAPI finds the same by the endpoint's signature, for several times the cost, which here would
+    be a good part of a request's. Documents still go by the signature.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        endpoint: Callable[..., Coroutine[Any, Any, Response]] = self.endpoint
+
+        async def handle(request: Request) -> Response:
+            api = await get_api(request)
+            principal = await get_principal(request, api, None)
+            principal.require(Scope.ASK)
+            return await endpoint(request, api, principal, request.headers.get("idempotency-key"))
+
+        return handle

@@ -131,6 +131,11 @@ class InvalidFieldsError(InvalidRequestError):
         self.problems = list(problems)
 
     @classmethod
+    def of(cls, field: str, message: str) -> "InvalidFieldsError":
+        """One field's."""
+        return cls([FieldProblem(field=field, message=message)])
+
+    @classmethod
     def from_pydantic(cls, errors: Sequence[Mapping[str, Any]]) -> "InvalidFieldsError":
         return cls(
             [

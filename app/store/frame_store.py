@@ -21,13 +21,12 @@ import json
 import math
 from dataclasses import asdict, dataclass
 from hashlib import sha256
-from typing import Any
 
 import numpy as np
 from redis.asyncio import Redis
 
 from app.errors import FrameStoreFullError, StoreUnavailableError
-from app.store.client import Scripts, milliseconds, store_call
+from app.store.client import Scripts, in_our_words, milliseconds, shared_connection
 from app.store.keys import RedisKeys
 from dycoke_core.frame_size import PixelLimits
 from dycoke_core.video import FrameSpec, VideoFrames
@@ -38,8 +37,9 @@ BLOB_VERSION = 1
 PIXELS_VERSION = 2  # of what readers make of a file; 1: PyAV scaled in another way than decord
 _LENGTH_BYTES = 4  # of the header, big endian
 _UPLOAD_TTL_S = 60.0  # of a blob that is sent and not stored
-_HEADER_BYTES = 4096  # at most, beside those of each frame
-_HEADER_BYTES_PER_FRAME = 64
+_MAX_HEADER_BYTES = 4096  # beside those of each frame
+_MAX_HEADER_BYTES_PER_FRAME = 64
+_HEADER_BYTES = 8192  # length and header nearly always fit in so many
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +61,8 @@ class FrameStore:
     """
 
     def __init__(self, redis: Redis, keys: RedisKeys, *, max_bytes: int) -> None:
-        self._redis = redis
         self._keys = keys
+        self._large = shared_connection(redis, "large")
         self._scripts = Scripts(redis, keys.prefix)
         self._max_bytes = max_bytes
 
@@ -108,9 +108,9 @@ class FrameStore:
         Raises:
             FrameStoreFullError: live jobs hold too much of the budget.
         """
-        async with store_call():
-            upload = self._keys.frame_upload(job_id)
-            await self._redis.set(upload, blob, px=milliseconds(_UPLOAD_TTL_S))
+        with in_our_words:
+            upload, ttl_ms = self._keys.frame_upload(job_id), milliseconds(_UPLOAD_TTL_S)
+            await self._large.call("SET", upload, blob, "PX", ttl_ms)
         outcome = await self._scripts.run("put_frames", digest, job_id, self._max_bytes, video)
         if outcome == 0:
             raise FrameStoreFullError
@@ -118,20 +118,9 @@ class FrameStore:
             raise StoreUnavailableError("the frames were lost on their way into the store")
 
     async def get(self, digest: str) -> bytes | None:
-        async with store_call():
-            blob: Any = await self._redis.get(self._keys.frames(digest))
-        return None if blob is None else bytes(blob)
-
-    async def describe(self, digest: str) -> FramesHeader | None:
-        """What a blob says of its frames, without fetching their pixels. None if not stored."""
-        key = self._keys.frames(digest)
-        async with store_call():
-            length: Any = await self._redis.getrange(key, 0, _LENGTH_BYTES - 1)
-            if not length:
-                return None
-            end = _LENGTH_BYTES + int.from_bytes(length, "big")
-            header: Any = await self._redis.getrange(key, _LENGTH_BYTES, end - 1)
-        return parse_header(header)
+        with in_our_words:
+            blob: bytes | None = await self._large.call("GET", self._keys.frames(digest))
+        return blob
 
     async def frame(self, digest: str, index: int) -> tuple[FramesHeader, bytes] | None:
         """One frame's pixels, [height, width, 3], with what the blob says of all; None if it is not
@@ -140,20 +129,28 @@ class FrameStore:
         Raises:
             IndexError: the blob has fewer frames.
         """
-        header = await self.describe(digest)
-        if header is None:
+        start = await self._bytes(digest, 0, _HEADER_BYTES - 1)
+        if not start:
             return None
+        header_end = _LENGTH_BYTES + int.from_bytes(start[:_LENGTH_BYTES], "big")
+        if header_end > len(start):
+            start += await self._bytes(digest, len(start), header_end - 1)
+        header = parse_header(start[_LENGTH_BYTES:header_end])
         num_frames, height, width, channels = header.shape
         if not 0 <= index < num_frames:
             raise IndexError(index)
         size = height * width * channels
-        key = self._keys.frames(digest)
-        async with store_call():
-            # From the end: pixels are all that comes after the header.
-            end: Any = await self._redis.strlen(key)
-            start = end - (num_frames - index) * size
-            pixels: Any = await self._redis.getrange(key, start, start + size - 1)
-        return (header, bytes(pixels)) if len(pixels) == size else None
+        from_end = (num_frames - index) * size  # pixels are all that comes after the header
+        pixels = await self._bytes(digest, -from_end, size - from_end - 1)
+        return (header, pixels) if len(pixels) == size else None
+
+    async def _bytes(self, digest: str, first: int, last: int) -> bytes:
+        """A part of a blob, from its end where the offsets are negative; empty if not stored."""
+        with in_our_words:
+            part: bytes = await self._large.call(
+                *("GETRANGE", self._keys.frames(digest), first, last)
+            )
+        return part
 
 
 def frames_digest(
@@ -197,7 +194,7 @@ def max_blob_bytes(spec: FrameSpec, height: int, width: int) -> int:
     """
     is_known = bool(height and width) or not spec.keeps_shape
     pixel_bytes = math.prod(spec.shape(height, width)) if is_known else MAX_PIXEL_BYTES
-    header_bytes = _HEADER_BYTES + spec.num_frames * _HEADER_BYTES_PER_FRAME
+    header_bytes = _MAX_HEADER_BYTES + spec.num_frames * _MAX_HEADER_BYTES_PER_FRAME
     return _LENGTH_BYTES + header_bytes + pixel_bytes
 
 

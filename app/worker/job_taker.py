@@ -99,7 +99,7 @@ class JobTaker:
         if delivery is None:
             return
         if self._is_stopping:
-            await self._leases.hand_back(delivery)
+            await self._leases.hand_back(delivery, lease_s=self._lease_s)
         else:
             self._start(delivery)
 
@@ -118,7 +118,8 @@ class JobTaker:
         if delivery is None:
             self._take_over_from = now + self._poll_s
             return None
-        self._metrics.count_reclaim()
+        if not delivery.was_set_aside:
+            self._metrics.count_reclaim()
         return delivery
 
     def _start(self, delivery: Delivery) -> None:
@@ -219,7 +220,7 @@ class JobTaker:
         """Gives up a job that any worker may resume; it is not charged."""
         while self._jobs.get(job.job_id) is job:
             try:
-                await self._leases.hand_back(job.delivery)
+                await self._leases.hand_back(job.delivery, lease_s=self._lease_s, is_set_aside=True)
             except StoreUnavailableError:
                 await asyncio.sleep(RETRY_AFTER_S)
             else:

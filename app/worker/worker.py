@@ -176,7 +176,11 @@ class Worker:
         try:
             async with asyncio.timeout(STORE_TIMEOUT_S):
                 for delivery, was_in_engine in left:
-                    await self._leases.hand_back(delivery, crew=crew if was_in_engine else 0)
+                    await self._leases.hand_back(
+                        delivery,
+                        lease_s=self._settings.lease_s,
+                        crew=crew if was_in_engine else 0,
+                    )
                     logger.info("job handed back", extra=delivery.request.log_fields)
         except (StoreUnavailableError, TimeoutError):
             logger.warning("the job store is away; leases are left to run out")

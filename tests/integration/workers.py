@@ -87,11 +87,12 @@ class Client:
         after = FIRST_EVENT
         async with asyncio.timeout(PATIENCE_S):
             while True:
-                for logged in await self.log.read(job_id, after=after, block_s=1):
+                for logged in await self.log.read(job_id, after=after):
                     after = logged.id
                     yield logged.event
                     if isinstance(logged.event, FINAL_EVENTS):
                         return
+                await asyncio.sleep(0.01)
 
     async def events(self, job_id: str) -> list[Event]:
         return [event async for event in self.follow(job_id)]

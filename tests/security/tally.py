@@ -4,9 +4,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-VARIABLE = (
-    "DYCOKE_SECURITY_TALLY"  # where the counts of a run go; read by `python -m tests.security`
-)
+VARIABLE = "SECURITY_TALLY"  # where the counts of a run go; read by `python -m tests.security`
 
 
 @dataclass

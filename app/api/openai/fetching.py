@@ -26,6 +26,7 @@ import httpcore
 import httpx
 
 from app.api.connection.bodies import IDLE_S, MIN_BYTES_S
+from app.api.connection.hosts import is_allowed
 from app.api.openai.fields import wrong
 from app.errors import UploadTooLargeError
 from app.threads import in_thread
@@ -44,6 +45,10 @@ _PUBLIC_IPV6 = ip_network("2000::/3")  # neither NAT64 nor mapped addresses are 
 Write = Callable[[bytes], Awaitable[None]]
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 Dial = Callable[[str, int, float | None], Awaitable[httpcore.AsyncNetworkStream]]
+
+
+class StorageFailedError(Exception):
+    """What was fetched could not be written."""
 
 
 class MediaFetcher:
@@ -97,7 +102,10 @@ class MediaFetcher:
             num_bytes += len(data)
             if num_bytes > self._max_bytes:
                 raise self._too_large()
-            await write(data)
+            try:
+                await write(data)
+            except OSError as error:  # of our own disk: nothing that the URL is to blame for
+                raise StorageFailedError from error
 
         return write_capped
 
@@ -138,11 +146,7 @@ class MediaFetcher:
         return url
 
     def _is_allowed(self, host: str) -> bool:
-        host = host.lower().rstrip(".")
-        return any(
-            domain in ("*", host) or (domain.startswith("*.") and host.endswith(domain[1:]))
-            for domain in self._domains
-        )
+        return is_allowed(host.lower().rstrip("."), self._domains)
 
     @asynccontextmanager
     async def _response(self, url: httpx.URL) -> AsyncIterator[httpcore.Response]:

@@ -5,7 +5,6 @@ from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pydantic_core import from_json
 from starlette.requests import Request
 
 from app.api.compressions import Compressions
@@ -23,7 +22,7 @@ from app.api.openai.sampling import (
     with_aliases,
 )
 from app.api.openai.streamed_json import StreamedJson, base64_size
-from app.api.post.intake import read_body
+from app.api.post.intake import parse_object, read_body
 from app.api.post.job_request import Extras, check_fields
 from app.api.post.multipart import MAX_TEXT_BYTES
 from app.api.post.submissions import TakenIn
@@ -120,7 +119,7 @@ class CompletionIntake:
         async with aclosing(read_body(request, max_bytes=max_bytes)) as chunks:
             async for chunk in chunks:
                 await scanner.feed(chunk)
-        return _Body(_parse(scanner.text), media)
+        return _Body(parse_object(scanner.text), media)
 
     def _set_options(self, fields: CompletionFields, warnings: list[str]) -> None:
         options = fields.stream_options
@@ -223,16 +222,6 @@ class _Body:
 
     data: dict[str, Any]
     media: BodyMedia
-
-
-def _parse(text: bytes) -> dict[str, Any]:
-    try:
-        data = from_json(text, allow_inf_nan=False)
-    except ValueError:
-        raise InvalidRequestError("the body is not valid JSON") from None
-    if not isinstance(data, dict):
-        raise InvalidRequestError("the body must be a JSON object")
-    return data
 
 
 def _bounded(warnings: list[str]) -> tuple[str, ...]:

@@ -59,6 +59,7 @@ from app.keys.owners import cache_salt
 from app.messages import JobRequest, JobState, ModelCard
 from app.metrics import ApiMetrics
 from app.settings import Settings
+from app.store.event_log import LoggedEvent
 from app.store.frame_store import parse_header
 from app.store.job_queue import Created, Idempotency, JobQueue, JobRecord, NeededFrames
 from app.store.owner_limits import Allowance
@@ -79,6 +80,7 @@ class PostedJob:
     """Args:
     is_new: False: an earlier job with the same idempotency key stands for the request.
     has_key: a later request may find the job by its idempotency key.
+    opening: the first event of a new job.
     quotas: how the key stands to its limits now; of an earlier job: nothing.
     """
 
@@ -86,6 +88,7 @@ class PostedJob:
     fields: ChatFields
     is_new: bool
     has_key: bool
+    opening: LoggedEvent | None = None
     quotas: tuple[Quota, ...] = ()
 
 
@@ -206,6 +209,7 @@ class Submissions:
             taken.fields,
             is_new=True,
             has_key=idempotency is not None,
+            opening=created.opening,
             quotas=created.quotas,
         )
 
@@ -357,12 +361,11 @@ class Submissions:
         found: what is stored of the frames, before their pixels.
         """
         limit_s = self._settings.read_timeout_s
-        place, _ = admitted.hand_over()
         self._reading.start(
             Reading(
                 request=job,
                 wanted=wanted,
-                place=place,
+                place=admitted.hand_over(),
                 found=parse_header(found) if found else None,
                 read_timeout_s=max(limit_s - taken.probe_s, MIN_READ_TIMEOUT_S),
             )

@@ -58,7 +58,7 @@ redis.call('HSET', job_key(job_id), 'state', 'reading', 'model', model, 'request
   'owner', owner, 'video', ARGV[12])
 redis.call('ZADD', live_key(), ARGV[7], job_id)
 append_unnumbered(job_id, ARGV[5])
-local stands = charge(owner, job_id, limits, taken)
+local stands = charge_owner(owner, job_id, limits, taken)
 if is_to_read and frame_bytes > 0 then pin_frames(digest, job_id) end
 local found = digest ~= '' and find_frames(digest, job_id) or ''
 if found == '' or found ~= ARGV[14] then return {'created', job_id, found, stands} end

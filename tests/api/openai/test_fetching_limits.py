@@ -13,7 +13,7 @@ import pytest
 
 from app.api.errors import InvalidFieldsError
 from app.api.openai import fetching
-from app.api.openai.fetching import CONNECT_S, MediaFetcher
+from app.api.openai.fetching import CONNECT_S, MediaFetcher, StorageFailedError
 from app.errors import UploadTooLargeError
 from tests.api.openai.net import PUBLIC, VIDEO, Net, Send, fetch, response, running_net
 
@@ -83,6 +83,16 @@ async def test_a_file_may_not_be_larger_than_the_cap_either(net: Net, tmp_path: 
     assert await fetch(net, url, folder=tmp_path, max_bytes=len(VIDEO)) == VIDEO
     with pytest.raises(UploadTooLargeError):
         await fetch(net, url, folder=tmp_path, max_bytes=len(VIDEO) - 1)
+
+
+async def test_a_disk_of_ours_that_fails_is_not_blamed_on_the_url(tmp_path: Path) -> None:
+    async def write(data: bytes) -> None:
+        raise OSError("no space left on device")
+
+    (tmp_path / "clip.mp4").write_bytes(VIDEO)
+    fetcher = MediaFetcher((), tmp_path, max_bytes=10**6)
+    with pytest.raises(StorageFailedError):
+        await fetcher.fetch(f"file://{tmp_path}/clip.mp4", "messages", write)
 
 
 async def test_a_body_that_comes_too_slowly_is_given_up(
