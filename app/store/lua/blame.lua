@@ -21,8 +21,7 @@ local DEATH, SPARED, CREW = 'death', 'spared', 'crew' -- what lost:{attempt} may
 local function muster(model, worker_id)
   local stream, crew = jobs_key(model), {}
   for _, pending in ipairs(redis.call('XPENDING', stream, GROUP, '-', '+', MAX_HELD, worker_id)) do
-    local entry = redis.call('XRANGE', stream, pending[1], pending[1])[1]
-    local job_id = entry and entry[2][2]
+    local job_id = holder_of(model, pending[1])
     local job = job_id and job_fields(job_id, 'state', 'worker', 'is_in_engine') or {}
     if job.state == 'running' and job.worker == worker_id and job.is_in_engine then
       crew[#crew + 1] = job_id

@@ -18,5 +18,8 @@ else
   accuse(job_id, ARGV[7], 'own')
 end
 redis.call('ZADD', queued_key(model), job.queued_at, job_id)
-if job.owner then note_started(job.owner, job_id, nil) end
+if job.owner then
+  join_order_again(model, job_id, job.owner, job.queued_at)
+  note_started(job.owner, job_id, nil)
+end
 return 1

@@ -20,8 +20,7 @@ end
 
 -- Idle workers get a suspect sooner than busy ones: see `claim`.
 local function offer(model, entry_id)
-  local entry = redis.call('XRANGE', jobs_key(model), entry_id, entry_id)[1]
-  local job_id = entry and entry[2][2]
+  local job_id = holder_of(model, entry_id)
   if job_id then judge(job_id, '') end
   local is_suspect = job_id and redis.call('HGET', job_key(job_id), 'is_suspect') == '1'
   redis.call('XCLAIM', jobs_key(model), GROUP, HANDED_BACK, 0, entry_id, 'IDLE',
