@@ -10,8 +10,12 @@ TEST_READY := $(VENV)/.ready-test
 LMMS_VENV := .venv-lmms-eval
 LMMS_READY := $(LMMS_VENV)/.ready
 
+CLIENTS_VENV := .venv-clients
+CLIENTS_READY := $(CLIENTS_VENV)/.ready
+
 # The lines below that have a `##` are what `make help` prints.
-.PHONY: help setup demo serve test chaos lmms-eval lint loadtest dashboards clean
+.PHONY: help setup demo serve test chaos clients lmms-eval lint loadtest dashboards requirements sbom
+.PHONY: clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z][a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-12s %s\n", $$1, $$2}'
@@ -47,15 +51,27 @@ chaos: $(TEST_READY)  ## five minutes of faults, then one of a single machine; C
 	$(BIN)/python -m tests.chaos --minutes $(or $(CHAOS_MINUTES),5) $(CHAOS_ARGS)
 	$(BIN)/python -m tests.chaos --embedded --minutes 1 $(CHAOS_ARGS)
 
+# LiteLLM wants an older openai than the suite has, and neither it nor LangChain is ours to install:
+# the clients have an environment without our dependencies, and the service runs in its own.
+clients: $(READY) $(CLIENTS_READY)  ## real clients against the service: curl, openai, LiteLLM, LangChain
+	SERVER_PYTHON=$(abspath $(BIN)/python) $(CLIENTS_VENV)/bin/python -m pytest \
+		-c tests/clients/pytest.ini --rootdir . tests/clients $(PYTEST_ARGS)
+
+$(CLIENTS_READY): tests/clients/requirements.txt tests/clients/constraints.txt
+	@test -x $(CLIENTS_VENV)/bin/python || $(PYTHON) -m venv $(CLIENTS_VENV)
+	$(CLIENTS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) \
+		--constraint tests/clients/constraints.txt --requirement tests/clients/requirements.txt
+	@touch $@
+
 # lmms-eval wants an av of before 16 and a torchvision, which we have not: it is installed without
 # its dependencies, beside what it imports for the task of our test.
-lmms-eval: $(LMMS_READY)  ## our model of lmms-eval, with the real package
+lmms-eval: $(LMMS_READY)  ## the real lmms-eval: our model in it, and its model on the service
 	$(LMMS_VENV)/bin/python -m pytest tests/lmms_plugin $(PYTEST_ARGS)
 
 $(LMMS_READY): pyproject.toml constraints.txt tests/lmms_plugin/requirements.txt
 	@test -x $(LMMS_VENV)/bin/python || $(PYTHON) -m venv $(LMMS_VENV)
 	$(LMMS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) \
-		--constraint constraints.txt --editable '.[worker]' pytest pytest-asyncio pytest-timeout \
+		--constraint constraints.txt --editable '.[worker,embedded]' pytest pytest-asyncio pytest-timeout \
 		--requirement tests/lmms_plugin/requirements.txt
 	$(LMMS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) \
 		--no-deps lmms-eval==0.7.3
@@ -75,5 +91,16 @@ dashboards: $(READY)  ## write what is generated: dashboards, manifests, docs/re
 	$(BIN)/python -m deploy.k8s.generate
 	$(BIN)/python -m deploy.reference
 
+requirements: $(READY)  ## deploy/requirements: hashes of what constraints.txt pins, from PyPI
+	$(BIN)/python -m deploy.requirements.generate
+
+sbom: $(READY)  ## dist/sbom: what is in each image, as CycloneDX, out of deploy/requirements
+	@mkdir -p dist/sbom
+	@for file in deploy/requirements/*.txt; do \
+		$(BIN)/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible --validate \
+			--output-file dist/sbom/$$(basename $$file .txt).cdx.json $$file || exit 1; \
+	done
+
 clean:  ## remove what the targets made
-	rm -rf $(VENV) $(LMMS_VENV) .dycoke .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) $(LMMS_VENV) $(CLIENTS_VENV) .dycoke .mypy_cache .pytest_cache .ruff_cache .hypothesis \
+		build dist *.egg-info

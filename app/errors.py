@@ -6,6 +6,7 @@
         ├── KeysUnavailableError         the file of keys cannot be read
         ├── JobNotFoundError, VideoNotFoundError, ModelNotFoundError
         ├── KeptSetsNotFoundError, KeptSetDroppedError, JobNotDoneError
+        ├── IsFrameListError
         ├── UnsupportedMediaTypeError, UploadTooLargeError, UploadTimeoutError,
         │   TooManyUploadsError
         ├── IdempotencyConflictError
@@ -194,6 +195,12 @@ class KeptSetDroppedError(ServiceError):
     """What was kept at this token is not stored: what earlier ones kept took all the room."""
 
     code = "kept_truncated"
+
+
+class IsFrameListError(ServiceError):
+    """What was asked for is a list of frames, which no file of a video holds."""
+
+    code = "is_frame_list"
 
 
 class JobNotDoneError(ServiceError):

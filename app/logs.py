@@ -5,6 +5,7 @@ Job ids, and trace ids where there are any, go in as `extra` (`JobRequest.log_fi
 
 import json
 import logging
+import os
 import sys
 import time
 from typing import Any
@@ -17,6 +18,9 @@ _STANDARD_FIELDS = frozenset(logging.makeLogRecord({}).__dict__) | {
 }
 
 
+_ENCODER = json.JSONEncoder(default=str)
+
+
 class JsonFormatter(logging.Formatter):
     """Args:
     process: which of the service's processes this is, such as `api` or `worker-0`.
@@ -25,21 +29,26 @@ class JsonFormatter(logging.Formatter):
     def __init__(self, process: str) -> None:
         super().__init__()
         self._process = process
+        self._second = (0, "")  # the last one that was written, and as what
 
     def format(self, record: logging.LogRecord) -> str:
-        moment = time.gmtime(record.created)
         entry: dict[str, Any] = {
-            "time": f"{time.strftime('%Y-%m-%dT%H:%M:%S', moment)}.{int(record.msecs):03d}Z",
+            "time": f"{self._to_the_second(int(record.created))}.{int(record.msecs):03d}Z",
             "level": record.levelname,
             "process": self._process,
-            "pid": record.process,
+            "pid": os.getpid(),
             "logger": record.name,
             "message": record.getMessage(),
         }
         entry.update((k, v) for k, v in record.__dict__.items() if k not in _STANDARD_FIELDS)
         if record.exc_info:
             entry["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(entry, default=str)
+        return _ENCODER.encode(entry)
+
+    def _to_the_second(self, unix_s: int) -> str:
+        if unix_s != self._second[0]:
+            self._second = (unix_s, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(unix_s)))
+        return self._second[1]
 
 
 def configure_logging(level: str, process: str) -> None:
@@ -48,4 +57,7 @@ def configure_logging(level: str, process: str) -> None:
     handler.setFormatter(JsonFormatter(process))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.captureWarnings(True)
+    # What no line says need not be found out: https://docs.python.org/3/howto/logging.html
+    logging._srcfile = None
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # warns of each malformed body

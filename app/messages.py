@@ -12,7 +12,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from app.keys.owners import ANONYMOUS
+from dycoke_core.auto import Reason
 from dycoke_core.errors import DycokeError
+from dycoke_core.frame_size import PixelLimits
 from dycoke_core.video.types import Sampling
 
 WIRE_VERSION = 1
@@ -43,11 +45,24 @@ class Turn(Message):
     content: str
 
 
+class FrameLimits(Message):
+    """`dycoke_core.frame_size.PixelLimits`."""
+
+    multiple: int
+    min_pixels: int
+    max_pixels: int
+    frames_per_unit: int | None = None
+
+    def limits(self) -> PixelLimits:
+        return PixelLimits(**self.model_dump())
+
+
 class FramesWanted(Message):
     """Which frames to read; any API process may be the reader."""
 
     num_frames: int
     image_size: int
+    limits: FrameLimits | None = None  # of frames that keep their shape; None: square ones
     start_s: float | None = None
     end_s: float | None = None
     sampling: Sampling = "uniform"  # of releases that do not say
@@ -59,6 +74,8 @@ class FramesRef(Message):
     digest: str  # key of the blob: content, sampling and size
     num_frames: int
     image_size: int
+    height: int = 0  # pixels, as they were read; 0 of releases that do not say
+    width: int = 0
     indices: list[int]
     timestamps_s: list[float]
     reader: str  # decord or pyav
@@ -89,6 +106,7 @@ class JobRequest(Message):
     compression: dict[str, Any]
     warnings: list[str] = []  # what was asked and is not honoured, for the receipt
     kept_mask: bool = False  # the receipt says which visual tokens were kept
+    tells_prompt_tokens: bool = False  # with the first token already
     # What the answer's numerics depend on, from the model card at admission.
     weights_digest: str
     dtype: str
@@ -133,14 +151,25 @@ class ModelCard(Message):
     weights_digest: str
     device: str
     dtype: str
-    image_size: int  # pixels; frames are square
-    tokens_per_frame: int  # N
+    image_size: int  # pixels, of square frames
+    frame_limits: FrameLimits | None = None  # of frames that keep their shape
+    tokens_per_frame: int  # N, of a unit of square ones
+    frames_per_unit: int = 1  # of releases that do not say
     num_layers: int
     max_model_tokens: int
     prefill_chunk_tokens: int
     sampler_version: int = 1  # of releases that do not say
     max_running_jobs: int
     running_jobs: int
+
+
+class CompressionChoice(Message):
+    """What policy `auto` chose for a job; every attempt at the answer keeps to it."""
+
+    compression: dict[str, Any]
+    level: int
+    reason: Reason
+    predicted_ttft_s: float
 
 
 # --- receipt ---
@@ -169,12 +198,30 @@ class FlopsByFormula(Message):
     exact: Flops  # vision tower, gated MLP, GQA, causal attention, language head
 
 
+class AutoReceipt(Message):
+    """How policy `auto` came to the compression that the receipt names."""
+
+    objective_s: float
+    at_least: float
+    level: int  # of the ladder: 0 is the least compression
+    num_levels: int
+    reason: Reason
+    predicted_ttft_s: float  # `timings_s.ttft` says what came of it
+
+
 class CompressionReceipt(Message):
     policy: str
     parameters: dict[str, Any]
+    auto: AutoReceipt | None = None  # None: the request named the policy
     visual_tokens_in: int
     visual_tokens_prefill: int
     visual_tokens_decode: int
+    # 0 of releases that do not say, and without a video.
+    units: int = 0  # that the model makes visual tokens of: frames, or several at a time
+    tokens_per_unit: int = 0  # N, in `rows` rows of `columns`
+    rows: int = 0
+    columns: int = 0
+    pruned_layers: list[int] = []  # that attend to `visual_tokens_decode`; 0 is the first layer
     retained_ratio: RetainedRatio | None  # None without a video
     kept_per_frame: list[int]
     decode_steps: int
@@ -185,6 +232,8 @@ class CompressionReceipt(Message):
 class FramesReceipt(Message):
     indices: list[int]
     timestamps_s: list[float]
+    height: int = 0  # pixels, as the model saw them; 0 of releases that do not say
+    width: int = 0
     reader: str
     warnings: list[str]
     sampling: Sampling = "uniform"  # of releases that do not say
@@ -254,6 +303,8 @@ class TokenEvent(Message):
     index: int
     text: str
     token_ids: list[int]
+    # With an answer's first token, of a request that asks for it; left out of all other events.
+    prompt_tokens: int | None = Field(None, exclude_if=lambda value: value is None)
 
     @property
     def next_index(self) -> int:

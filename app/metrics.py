@@ -5,6 +5,7 @@ carry job ids. Each process has one registry and one port.
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 from prometheus_client import (
     CollectorRegistry,
@@ -18,7 +19,7 @@ from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
 from app.errors import error_codes
-from app.messages import CacheUse, CompressionReceipt, DoneEvent
+from app.messages import CacheUse, CompressionChoice, CompressionReceipt, DoneEvent
 from dycoke_core.engine_card import EngineStats
 
 # Otherwise each counter and histogram gets a second series that nobody reads.
@@ -35,6 +36,7 @@ TOKEN_BUCKETS_S = (
 )  # fmt: skip
 RATIO_BUCKETS = tuple(n / 20 for n in range(1, 21))
 BYTES_BUCKETS = tuple(float(2**n) for n in range(16, 40, 2))  # 64 KiB to 256 GiB
+ERROR_BUCKETS_S = (-10, -5, -2, -1, -0.5, -0.2, -0.1, -0.05, 0, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 LAG_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 
 # How a job ends, besides by an error's code.
@@ -45,11 +47,31 @@ STAGES = ("upload", "read_frames", "queue", "vision", "compress", "prefill", "de
 CACHES = ("frames", "features", "prefix")
 
 
+Metric = TypeVar("Metric", Counter, Gauge, Histogram, Summary)
+
+
+class _Children:
+    """A metric's series by their labels, kept: the client's look-up costs more than an
+    observation.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[object, ...], Any] = {}
+
+    def __call__(self, metric: Metric, *labels: str) -> Metric:
+        key = (metric, *labels)
+        child: Metric | None = self._known.get(key)
+        if child is None:
+            child = self._known[key] = metric.labels(*labels)
+        return child
+
+
 class WorkerMetrics:
     """What the engine of one worker did."""
 
     def __init__(self, registry: CollectorRegistry, *, model: str) -> None:
         self._model = model
+        self._child = _Children()
 
         def gauge(name: str, text: str) -> Gauge:
             metric = Gauge(f"dycoke_{name}", text, ["model"], registry=registry)
@@ -94,7 +116,7 @@ class WorkerMetrics:
             self._cache_hits.labels(model, cache)
             self._cache_misses.labels(model, cache)
         self._lease_reclaims = counter(
-            "lease_reclaims", "Jobs taken over from workers that died or drained."
+            "lease_reclaims", "Jobs taken over from workers that died, failed or drained."
         ).labels(model)
         self._kv_refreshes = counter(
             "kv_refreshes", "Times that decode selected its visual tokens again.", "policy"
@@ -106,8 +128,27 @@ class WorkerMetrics:
             "kind",
         )
 
+        self._auto_choices = counter(
+            "auto_choices", "Levels that policy `auto` chose, and why.", "level", "reason"
+        )
+        self._auto_objectives = counter(
+            "auto_objectives", "Finished jobs of policy `auto`, by whether they met theirs.", "met"
+        )
+        self._auto_prediction_error = Histogram(
+            "dycoke_auto_prediction_error_seconds",
+            "Time to first token of a job of policy `auto`, less what was predicted.",
+            ["model"],
+            buckets=ERROR_BUCKETS_S,
+            registry=registry,
+        ).labels(model)
+        for met in ("true", "false"):
+            self._auto_objectives.labels(model, met)
+
+    def count_choice(self, choice: CompressionChoice) -> None:
+        self._auto_choices.labels(self._model, str(choice.level), choice.reason).inc()
+
     def count_generated(self, policy: str, num_tokens: int) -> None:
-        self._generation_tokens.labels(self._model, policy).inc(num_tokens)
+        self._child(self._generation_tokens, self._model, policy).inc(num_tokens)
 
     def set_capacity(self, *, running_jobs: int) -> None:
         self._requests_capacity.set(running_jobs)
@@ -125,8 +166,13 @@ class WorkerMetrics:
         """Takes over what a finished job's receipt says."""
         model, policy, timings = self._model, done.policy_label, done.timings_s
         for stage in STAGES:
-            self._stage_seconds.labels(model, policy, stage).observe(getattr(timings, stage))
-        self._prompt_tokens.labels(model, policy).inc(done.usage.prompt_tokens)
+            seconds = self._child(self._stage_seconds, model, policy, stage)
+            seconds.observe(getattr(timings, stage))
+        self._child(self._prompt_tokens, model, policy).inc(done.usage.prompt_tokens)
+        if (auto := done.compression.auto) is not None:
+            met = "true" if timings.ttft <= auto.objective_s else "false"
+            self._auto_objectives.labels(model, met).inc()
+            self._auto_prediction_error.observe(timings.ttft - auto.predicted_ttft_s)
         if done.cache is not None:
             self._observe_video(policy, done.compression, done.cache)
 
@@ -138,13 +184,14 @@ class WorkerMetrics:
             ("prefill", receipt.visual_tokens_prefill),
             ("decode", receipt.visual_tokens_decode),
         ):
-            self._visual_tokens.labels(model, policy, stage).inc(count)
-        self._kv_refreshes.labels(model, policy).inc(receipt.refreshes)
-        self._flops.labels(model, policy, "actual").inc(receipt.flops.exact.actual)
-        self._flops.labels(model, policy, "full").inc(receipt.flops.exact.full)
+            self._child(self._visual_tokens, model, policy, stage).inc(count)
+        self._child(self._kv_refreshes, model, policy).inc(receipt.refreshes)
+        self._child(self._flops, model, policy, "actual").inc(receipt.flops.exact.actual)
+        self._child(self._flops, model, policy, "full").inc(receipt.flops.exact.full)
         for cache in CACHES:
             is_hit = getattr(cache_use, cache) == "hit"
-            (self._cache_hits if is_hit else self._cache_misses).labels(model, cache).inc()
+            counter = self._cache_hits if is_hit else self._cache_misses
+            self._child(counter, model, cache).inc()
 
 
 class ApiMetrics:
@@ -158,6 +205,7 @@ class ApiMetrics:
 
     def __init__(self, registry: CollectorRegistry, *, names_keys: bool = True) -> None:
         self.registry = registry
+        self._child = _Children()
         self._names_keys = names_keys
 
         def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
@@ -256,16 +304,18 @@ class ApiMetrics:
     def observe_done(self, done: DoneEvent) -> None:
         """Takes over what a finished job's receipt says."""
         labels = (done.model, done.policy_label)
-        self._request_latency.labels(*labels).observe(done.timings_s.total)
-        self._time_to_first_token.labels(*labels).observe(done.timings_s.ttft)
-        ratio = done.compression.retained_ratio
+        self._child(self._request_latency, *labels).observe(done.timings_s.total)
+        self._child(self._time_to_first_token, *labels).observe(done.timings_s.ttft)
+        kept, ratio = self._retained_token_ratio, done.compression.retained_ratio
         if ratio is not None:
-            self._retained_token_ratio.labels(*labels, "prefill").observe(ratio.prefill)
-            self._retained_token_ratio.labels(*labels, "decode").observe(ratio.decode)
-        self._request_kv_bytes.labels(*labels).observe(done.memory.kv_bytes)
-        full_bytes = done.memory.kv_bytes_full_tokens
-        self._request_kv_bytes_full_tokens.labels(*labels).observe(full_bytes)
-        self._request_peak_memory_bytes.labels(*labels).observe(done.memory.peak_device_bytes)
+            self._child(kept, *labels, "prefill").observe(ratio.prefill)
+            self._child(kept, *labels, "decode").observe(ratio.decode)
+        memory = done.memory
+        self._child(self._request_kv_bytes, *labels).observe(memory.kv_bytes)
+        full = self._child(self._request_kv_bytes_full_tokens, *labels)
+        full.observe(memory.kv_bytes_full_tokens)
+        peak = self._child(self._request_peak_memory_bytes, *labels)
+        peak.observe(memory.peak_device_bytes)
 
     def token_gaps(self, model: str, policy: str) -> Callable[[float], None]:
         """Returns what takes each gap, in seconds: looking its labels up costs as much again."""
@@ -280,7 +330,7 @@ class ApiMetrics:
                 self._requests.labels(model, policy, outcome)
 
     def count_request(self, model: str, policy: str, outcome: str) -> None:
-        self._requests.labels(model, policy, outcome).inc()
+        self._child(self._requests, model, policy, outcome).inc()
 
     def key_label(self, name: str) -> str:
         return name if self._names_keys else ANY_KEY

@@ -15,6 +15,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.keys.entries import ConfiguredKey, parse_configured_keys
 from app.keys.limits import MAX_LIMIT
+from dycoke_core.auto import DEFAULT_OBJECTIVE_S, MAX_OBJECTIVE_S
 
 ENV_PREFIX = "DYCOKE_"
 BUNDLED_MODEL = Path(__file__).parent.parent / "dycoke_core" / "tiny" / "checkpoint"
@@ -103,12 +104,15 @@ class Settings(BaseSettings):
 
     # The model.
     model: str = str(BUNDLED_MODEL)
+    model_revision: str | None = Field(None, pattern=r"^[0-9a-f]{40}$")  # a commit of a hub's
     device: str = "auto"
     backend: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the device's own
     dtype: str = Field("auto", pattern="^(auto|float32|bfloat16|float16)$")
     kv_cache_bytes: int | None = Field(None, ge=1)  # per worker; unset: by free memory
     dp_cache: Literal["device", "host"] = "device"  # where pruned layers' visual KV is kept
-    default_compression: str = "dycoke"  # a policy's name, or a JSON object
+    default_compression: str = "dycoke"  # a policy's name, `auto`, or a JSON object
+    auto_objective_s: float = Field(DEFAULT_OBJECTIVE_S, gt=0, le=MAX_OBJECTIVE_S)
+    auto_ladder: str | None = None  # a JSON list, from the least compression to the strongest
 
     # Bounds.
     max_upload_bytes: int = Field(512 * 2**20, ge=1)
@@ -120,6 +124,7 @@ class Settings(BaseSettings):
     max_uploads_per_client: int = Field(64, ge=1)  # of them, per key and per address
     max_streams: int = Field(512, ge=1)  # open answers, of all API processes on the port
     max_frames: int = Field(128, ge=1)
+    max_frame_pixels: int = Field(1024 * 768, ge=28 * 28)  # that a request may ask for
     max_tokens: int = Field(4096, ge=1)
     max_frame_readers: int = Field(2, ge=1)  # and as many probes, of all API processes on the port
 

@@ -37,6 +37,9 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("--compression", default="dycoke", help="a policy's name, or a JSON object")
     parser.add_argument("--num-frames", type=int, default=32)
     parser.add_argument("--sampling", default="uniform", choices=SAMPLINGS)
+    parser.add_argument(
+        "--max-pixels", type=int, help="of each frame, for models that take any size"
+    )
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--top-p", type=float, default=1.0)
@@ -62,7 +65,7 @@ def _answer(arguments: argparse.Namespace) -> None:
     engine = Engine.from_pretrained(arguments.model, config)
     spec = FrameSpec(
         num_frames=arguments.num_frames,
-        image_size=engine.card.image_size,
+        image_size=engine.card.frame_size(arguments.num_frames, arguments.max_pixels),
         sampling=arguments.sampling,
     )
     frames = read_video_frames(arguments.video, spec)

@@ -167,6 +167,7 @@ class EngineConfig:
     device: str = "auto"  # auto: cuda if there is one, else cpu
     backend: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the device's own
     dtype: str = "auto"  # auto: the checkpoint's; float32 for float16 weights on a CPU
+    revision: str | None = None  # of a hub's repository
     # None: by the backend, see `DEFAULT_BATCHING`.
     max_running_sequences: int | None = None
     prefill_chunk_tokens: int | None = None

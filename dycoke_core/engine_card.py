@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from dycoke_core.frame_size import PixelLimits, frame_size
+
 
 @dataclass(frozen=True, slots=True)
 class EngineCard:
@@ -12,7 +14,8 @@ class EngineCard:
     dtype: str
     architecture: str  # of the model, as its configuration names it
     image_size: int  # side of the square frames that suit the model, in pixels
-    tokens_per_frame: int  # N of such frames: of a unit, where that is several frames
+    frame_limits: PixelLimits | None  # of frames that keep their shape; None: the model takes none
+    tokens_per_frame: int  # N of square ones: of a unit, where that is several frames
     frames_per_unit: int  # that become one set of visual tokens
     num_layers: int
     max_model_tokens: int
@@ -20,6 +23,15 @@ class EngineCard:
     sampler_version: int
     backend: str
     max_running_sequences: int
+
+    def frame_size(self, num_frames: int, max_pixels: int | None = None) -> int | PixelLimits:
+        """How `FrameSpec` is told the size of so many frames.
+
+        Args:
+            max_pixels: of each; None: as many as the square frames have. Without effect where the
+                model takes no other.
+        """
+        return frame_size(self.image_size, self.frame_limits, num_frames, max_pixels)
 
 
 @dataclass(frozen=True, slots=True)

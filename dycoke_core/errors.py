@@ -8,6 +8,7 @@
     │   ├── UnsupportedCodecError
     │   ├── NoVideoStreamError
     │   ├── UnreadableVideoError
+    │   ├── UnreadableFrameError     one of a list of frames
     │   ├── VideoLimitError          pixels, frames, duration or bytes over the limit
     │   ├── VideoReadTimeoutError    the readers' time for one upload ran out
     │   ├── VideoReaderKilledError   the reader ran out of memory or CPU time, crashed, was killed
@@ -47,9 +48,13 @@ class PromptTooLongError(InvalidRequestError):
 
 
 class VideoError(DycokeError):
-    """The video cannot be used."""
+    """The video cannot be used.
+
+    `field` is where it stands in the request, once somebody knows.
+    """
 
     code = "video_error"
+    field: str | None = None
 
 
 class UnsupportedContainerError(VideoError):
@@ -74,6 +79,16 @@ class UnreadableVideoError(VideoError):
     """No reader could decode the video."""
 
     code = "unreadable_video"
+
+
+class UnreadableFrameError(VideoError):
+    """A frame of a list cannot be decoded, or has too many pixels."""
+
+    code = "unreadable_frame"
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.number = number  # in the list, from 0
 
 
 class VideoLimitError(VideoError):

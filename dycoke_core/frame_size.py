@@ -1,7 +1,7 @@
 """The size at which frames go into a model that takes more than one. Standard library only."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dycoke_core.errors import InvalidRequestError
 
@@ -22,20 +22,20 @@ class PixelLimits:
     max_pixels: int
     frames_per_unit: int | None = None
 
-    def fit(
-        self, height: int, width: int, *, num_frames: int = 1, max_pixels: int | None = None
-    ) -> tuple[int, int]:
-        """Height and width nearest to a frame's own that keep its shape and the limits.
+    def within(self, max_pixels: int, *, num_frames: int) -> "PixelLimits":
+        """The limits of so many frames, each of which is to have at most so many pixels."""
+        most = min(max_pixels * self._frames_that_count(num_frames)[0], self.max_pixels)
+        return replace(self, min_pixels=min(self.min_pixels, most), max_pixels=most)
 
-        Args:
-            max_pixels: a smaller budget than the model's.
+    def fit(self, height: int, width: int, *, num_frames: int) -> tuple[int, int]:
+        """Height and width nearest to a frame's own that keep its shape and the limits.
 
         Raises:
             InvalidRequestError: one side is more than 200 times the other.
 
         Source: `smart_resize` of Qwen2-VL's and of Qwen3-VL's processor in transformers.
         """
-        multiple, most = self.multiple, min(max_pixels or self.max_pixels, self.max_pixels)
+        multiple, most = self.multiple, self.max_pixels
         exact, whole = self._frames_that_count(num_frames)
         if self.frames_per_unit is not None and min(height, width) < multiple:
             scale = max(multiple / height, multiple / width)
@@ -62,6 +62,22 @@ class PixelLimits:
             return 1, 1
         num_frames = max(num_frames, self.frames_per_unit)
         return num_frames, round(num_frames / self.frames_per_unit) * self.frames_per_unit
+
+
+def frame_size(
+    image_size: int, limits: PixelLimits | None, num_frames: int, max_pixels: int | None = None
+) -> int | PixelLimits:
+    """The size of a model's frames: the side of square ones, or the limits of those that keep their
+    shape.
+
+    Args:
+        image_size: side of the square frames that suit the model.
+        limits: the model's; None: it takes square frames alone.
+        max_pixels: of each frame; None: as many as the square ones have.
+    """
+    if limits is None:
+        return image_size
+    return limits.within(max_pixels or image_size**2, num_frames=num_frames)
 
 
 def _cut(side: float, multiple: int) -> int:

@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+from jinja2.exceptions import TemplateError
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
@@ -63,12 +64,26 @@ class PromptEncoder:
     """Renders the chat template around one video, or none, and tokenizes it."""
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerFast, *, chat_template: str, video_token_id: int
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        *,
+        chat_template: str,
+        video_token_id: int,
+        unit_token_id: int | None = None,
+        content_type: str = "video",
     ) -> None:
+        """
+        Args:
+            video_token_id: what the chat template renders for a video.
+            unit_token_id: what stands for visual tokens in the text, if it is another.
+            content_type: of a video, as the template knows it.
+        """
         self.tokenizer = tokenizer
         self._chat_template = chat_template
-        self._video_token_id = video_token_id
+        self._content_type = content_type
+        self._unit_token_id = video_token_id if unit_token_id is None else unit_token_id
         self.video_token = str(tokenizer.convert_ids_to_tokens(video_token_id))
+        self.unit_token = str(tokenizer.convert_ids_to_tokens(self._unit_token_id))
         added = tokenizer.added_tokens_decoder.values()
         self._reserved = tuple(token.content for token in added if token.special)
 
@@ -108,21 +123,30 @@ class PromptEncoder:
             video_turn = _video_turn(messages, video_turn)
         for message in messages:
             self._check_text(message.content)
-        rendered = self.tokenizer.apply_chat_template(
-            _conversation(messages, video_turn if has_video else None),
-            chat_template=self._chat_template,
-            add_generation_prompt=True,
-            tokenize=False,
+        conversation = _conversation(
+            messages, video_turn if has_video else None, self._content_type
         )
+        try:
+            rendered = self.tokenizer.apply_chat_template(
+                conversation,
+                chat_template=self._chat_template,
+                add_generation_prompt=True,
+                tokenize=False,
+            )
+        except TemplateError as error:  # whose text is the template's own
+            raise InvalidRequestError(
+                "the model's chat template does not take these turns: users and the assistant may "
+                "have to alternate"
+            ) from error
         assert isinstance(rendered, str)
         if rendered.count(self.video_token) != has_video:
             raise ModelLoadError("the chat template does not render one token for each video")
         return rendered
 
     def split(self, rendered: str) -> list[tuple[int, ...]]:
-        """Ids of what stands before, between and after the video tokens."""
+        """Ids of what stands before, between and after the units' tokens."""
         ids = self.tokenizer(rendered, add_special_tokens=False)["input_ids"]
-        places = [place for place, token_id in enumerate(ids) if token_id == self._video_token_id]
+        places = [place for place, token_id in enumerate(ids) if token_id == self._unit_token_id]
         bounds = [-1, *places, len(ids)]
         return [tuple(ids[first + 1 : end]) for first, end in pairwise(bounds)]
 
@@ -143,13 +167,13 @@ def _video_turn(messages: tuple[ChatMessage, ...], wanted: int | None) -> int:
 
 
 def _conversation(
-    messages: tuple[ChatMessage, ...], video_turn: int | None
+    messages: tuple[ChatMessage, ...], video_turn: int | None, content_type: str
 ) -> list[dict[str, object]]:
     """The conversation in the templates' form."""
     conversation: list[dict[str, object]] = []
     for i, message in enumerate(messages):
         content: list[dict[str, str]] = [{"type": "text", "text": message.content}]
         if i == video_turn:
-            content.insert(0, {"type": "video"})
+            content.insert(0, {"type": content_type})
         conversation.append({"role": message.role, "content": content})
     return conversation

@@ -159,6 +159,8 @@ class CompressionReport:
 
     units: int  # of the video: frames, or temporal patches of several
     tokens_per_unit: int  # N
+    rows: int  # of the grid that a unit's tokens stand in
+    columns: int
     visual_tokens_in: int  # F * N, or units * N
     visual_tokens_prefill: int  # V
     visual_tokens_decode: int  # n_keep, in each pruned layer
@@ -237,3 +239,4 @@ class TokenEvent:
     finish_reason: FinishReason | None = None
     report: SequenceReport | None = None
     error: DycokeError | None = None
+    prompt_tokens: int | None = None  # with an answer's first token: of its prompt

@@ -21,7 +21,8 @@ from tests.random_checkpoint import build_random_checkpoint
 
 # `make test` installs Triton, `make demo` does not. In CI its absence is an error.
 has_kernels = find_spec("triton") is not None or os.environ.get("CI") == "true"
-collect_ignore_glob = [] if has_kernels else ["gpu_kernels/*"]
+# What is in `clients` has an environment of its own: `make clients`.
+collect_ignore_glob = ["clients/*", *([] if has_kernels else ["gpu_kernels/*"])]
 
 
 @pytest.fixture(scope="session")

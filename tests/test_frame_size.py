@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from dycoke_core.errors import InvalidRequestError
-from dycoke_core.frame_size import PixelLimits
+from dycoke_core.frame_size import PixelLimits, frame_size
 
 LIMITS = PixelLimits(multiple=28, min_pixels=128 * 28 * 28, max_pixels=768 * 28 * 28)
 
@@ -23,12 +23,12 @@ LIMITS = PixelLimits(multiple=28, min_pixels=128 * 28 * 28, max_pixels=768 * 28 
 def test_sizes_are_transformers(height: int, width: int) -> None:
     if max(height, width) > 200 * min(height, width):
         with pytest.raises(InvalidRequestError, match="200 times"):
-            LIMITS.fit(height, width)
+            LIMITS.fit(height, width, num_frames=1)
         return
     expected = smart_resize(
         height, width, factor=28, min_pixels=LIMITS.min_pixels, max_pixels=LIMITS.max_pixels
     )
-    assert LIMITS.fit(height, width) == expected
+    assert LIMITS.fit(height, width, num_frames=1) == expected
 
 
 def smart_resize_of(module: str) -> Callable[..., tuple[int, int]]:
@@ -66,9 +66,27 @@ def test_sizes_by_a_videos_budget_are_transformers(
 
 
 def test_a_smaller_budget_makes_smaller_frames() -> None:
-    assert LIMITS.fit(1080, 1920) == (560, 1008)
-    assert LIMITS.fit(1080, 1920, max_pixels=256 * 28 * 28) == (336, 588)
+    assert LIMITS.fit(1080, 1920, num_frames=4) == (560, 1008)
+    smaller = LIMITS.within(256 * 28 * 28, num_frames=4)
+    assert smaller.fit(1080, 1920, num_frames=4) == (336, 588)
+    assert LIMITS.within(4 * 28 * 28, num_frames=1).fit(1080, 1920, num_frames=1) == (28, 56)
 
 
 def test_no_budget_exceeds_the_models() -> None:
-    assert LIMITS.fit(1080, 1920, max_pixels=10**9) == LIMITS.fit(1080, 1920)
+    assert LIMITS.within(10**9, num_frames=4) == LIMITS
+    assert OF_VIDEO.within(10**9, num_frames=64) == OF_VIDEO
+
+
+def test_a_budget_is_of_each_frame_where_limits_are_of_the_video() -> None:
+    budget = OF_VIDEO.within(448 * 448, num_frames=32)
+    assert budget.max_pixels == 32 * 448 * 448
+    assert budget.fit(720, 1280, num_frames=32) == (320, 576)
+    # Of many frames each gets less.
+    many = OF_VIDEO.within(448 * 448, num_frames=256)
+    assert many.fit(720, 1280, num_frames=256) == (224, 416)
+
+
+def test_models_of_one_size_have_no_budget() -> None:
+    assert frame_size(384, None, 32, 10**6) == 384
+    assert frame_size(392, LIMITS, 32) == LIMITS.within(392 * 392, num_frames=32)
+    assert frame_size(392, LIMITS, 32, 200_000) == LIMITS.within(200_000, num_frames=32)

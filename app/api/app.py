@@ -14,6 +14,7 @@ from app.api.answer.answers import Answers
 from app.api.answer.jobs import Jobs
 from app.api.answer.observer import Followers
 from app.api.auth import ApiKeys
+from app.api.compressions import Compressions
 from app.api.connection.bodies import BodyGuard, BodySlots
 from app.api.connection.browsers import BrowserGuard
 from app.api.connection.drain import Drain
@@ -55,9 +56,9 @@ from app.store.video_aliases import VideoAliases
 from app.store.worker_registry import WorkerRegistry
 from app.tracing import Tracing, tracing_from_environment
 from app.video_store import VideoStore
-from dycoke_core.config import CompressionConfig
-from dycoke_core.errors import InvalidRequestError, SandboxUnavailableError
+from dycoke_core.errors import SandboxUnavailableError
 from dycoke_core.video import FrameReaders, ReadLimits
+from dycoke_core.video.sandbox import has_random_layout
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +92,7 @@ def create_app(
     if settings.redis_url is None:
         raise ValueError("DYCOKE_REDIS_URL is not set")
     redis_url = settings.redis_url
-    compression = _default_compression(settings)
+    compressions = Compressions.of(settings)
     keys = _api_keys(settings)
     metrics = ApiMetrics(_registry(), names_keys=not settings.public_metrics)
     metrics.set_capacity(queued_jobs=settings.max_queued_jobs, streams=settings.max_streams)
@@ -112,7 +113,7 @@ def create_app(
             app.state.api = await _start(
                 settings,
                 redis_url,
-                compression,
+                compressions,
                 keys,
                 metrics,
                 row,
@@ -169,7 +170,7 @@ def create_app(
 async def _start(
     settings: Settings,
     redis_url: str,
-    compression: CompressionConfig,
+    compressions: Compressions,
     api_keys: ApiKeys,
     metrics: ApiMetrics,
     row: ProcessRow,
@@ -190,7 +191,7 @@ async def _start(
 
     stack.push_async_callback(readers.aclose)
     places = ReaderPlaces(row.table, settings.max_frame_readers)
-    second_try = SecondTryReaders(readers, places, timeout_s=settings.read_timeout_s)
+    second_try = SecondTryReaders(readers, places)
     videos = VideoStore(
         settings.data_dir / "videos",
         max_bytes=settings.max_video_store_bytes,
@@ -244,7 +245,7 @@ async def _start(
         completion_intake=partial(
             CompletionIntake,
             settings,
-            compression,
+            compressions,
             uploads,
             _media_fetcher(settings),
             VideoAliases(redis, keys),
@@ -252,7 +253,7 @@ async def _start(
         uploads=uploads,
         submissions=Submissions(
             settings,
-            compression,
+            compressions,
             drain,
             queue,
             uploads,
@@ -315,6 +316,10 @@ def _start_readers(settings: Settings) -> FrameReaders:
             logger.warning("a frame reader ended while it was started; trying again")
     level = logging.INFO if readers.sandbox.is_complete else logging.WARNING
     logger.log(level, "%s", readers.sandbox.describe())
+    if not has_random_layout():
+        logger.warning(
+            "this system gives processes no random addresses: randomize_va_space is not 2"
+        )
     return readers
 
 
@@ -323,10 +328,3 @@ def _registry() -> CollectorRegistry:
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
     return registry
-
-
-def _default_compression(settings: Settings) -> CompressionConfig:
-    try:
-        return CompressionConfig.from_text(settings.default_compression)
-    except InvalidRequestError as error:
-        raise ValueError(f"DYCOKE_DEFAULT_COMPRESSION: {error}") from error

@@ -8,13 +8,12 @@ disappears is one that cannot be read. Where there never was a key, everybody is
 """
 
 import asyncio
-import hashlib
 import logging
 import time
 from collections.abc import Callable, Sequence
 
 from app.errors import KeysUnavailableError, UnauthorizedError
-from app.keys.entries import EVERYBODY, ConfiguredKey, Principal, StoredKey
+from app.keys.entries import EVERYBODY, ConfiguredKey, Principal, StoredKey, digest_of
 from app.keys.file import KeyFile, KeyFileError, Signature
 
 REFRESH_S = 1.0
@@ -71,8 +70,7 @@ class ApiKeys:
         scheme, _, token = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not token.strip():
             raise UnauthorizedError("send an API key as 'Authorization: Bearer <key>'")
-        # Header values reach us decoded as latin-1.
-        given = hashlib.sha256(token.strip().encode("latin-1", errors="replace")).hexdigest()
+        given = digest_of(token.strip())
         if configured := self._configured.get(given):
             return configured
         if self._now() - self._read_at > MAX_STALE_S:

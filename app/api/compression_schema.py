@@ -6,6 +6,7 @@ Made from the tables that requests are checked against, so the document cannot s
 from dataclasses import fields
 from typing import Any, get_args
 
+from dycoke_core.auto import AUTO, MAX_OBJECTIVE_S
 from dycoke_core.config import (
     DEFAULT_POLICY,
     PARAMETER_RANGES,
@@ -17,9 +18,9 @@ from dycoke_core.config import (
 
 def compression_schema() -> dict[str, Any]:
     """What a request may say; null means the server's default."""
-    names = {"type": "string", "enum": list(POLICY_PARAMETERS), "title": "Policy"}
+    names = {"type": "string", "enum": [*POLICY_PARAMETERS, AUTO], "title": "Policy"}
     objects = [_object(policy, taken) for policy, taken in POLICY_PARAMETERS.items()]
-    return {"anyOf": [names, *objects, {"type": "null"}]}
+    return {"anyOf": [names, *objects, _auto(), {"type": "null"}]}
 
 
 def _object(policy: str, taken: tuple[str, ...]) -> dict[str, Any]:
@@ -31,6 +32,21 @@ def _object(policy: str, taken: tuple[str, ...]) -> dict[str, Any]:
             **{name: _parameter(name) for name in taken},
         },
         "required": [] if policy == DEFAULT_POLICY else ["policy"],
+        "additionalProperties": False,
+    }
+
+
+def _auto() -> dict[str, Any]:
+    objective = {"type": "number", "exclusiveMinimum": 0, "maximum": MAX_OBJECTIVE_S}
+    return {
+        "type": "object",
+        "title": AUTO,
+        "properties": {
+            "policy": {"type": "string", "const": AUTO},
+            "objective_s": objective,
+            "at_least": {"type": "number", "minimum": 0, "maximum": 1, "default": 0.0},
+        },
+        "required": ["policy"],
         "additionalProperties": False,
     }
 

@@ -22,7 +22,7 @@ from app.api.connection.disconnect import ClientLeftError
 from app.api.rate_limits import rate_limit_headers
 from app.errors import KeyLimitError, ShuttingDownError, TryLaterError
 from app.messages import ErrorEvent
-from dycoke_core.errors import DycokeError, InvalidRequestError
+from dycoke_core.errors import DycokeError, InvalidRequestError, VideoError
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +46,7 @@ STATUS_BY_CODE: Mapping[str, int] = {
     "upload_timeout": 408,
     "cancelled": 409,
     "idempotency_conflict": 409,
+    "is_frame_list": 409,
     "job_not_done": 409,
     "upload_too_large": 413,
     "video_limit_exceeded": 413,
@@ -54,6 +55,7 @@ STATUS_BY_CODE: Mapping[str, int] = {
     "unsupported_codec": 415,
     "no_video_stream": 415,
     "video_error": 422,
+    "unreadable_frame": 422,
     "unreadable_video": 422,
     "video_read_timeout": 422,
     "video_reader_failed": 422,
@@ -127,6 +129,11 @@ class InvalidFieldsError(InvalidRequestError):
         self.problems = list(problems)
 
     @classmethod
+    def of(cls, field: str, message: str) -> "InvalidFieldsError":
+        """One field's."""
+        return cls([FieldProblem(field=field, message=message)])
+
+    @classmethod
     def from_pydantic(cls, errors: Sequence[Mapping[str, Any]]) -> "InvalidFieldsError":
         return cls(
             [
@@ -191,9 +198,17 @@ def response_for(error: DycokeError, *, job_id: str | None = None) -> JSONRespon
         retryable=error.retryable,
         job_id=job_id,
         video_id=error.video_id if isinstance(error, TryLaterError) else None,
-        errors=error.problems if isinstance(error, InvalidFieldsError) else None,
+        errors=_problems_of(error),
         headers=headers,
     )
+
+
+def _problems_of(error: DycokeError) -> list[FieldProblem] | None:
+    if isinstance(error, InvalidFieldsError):
+        return error.problems
+    if isinstance(error, VideoError) and error.field is not None:
+        return [FieldProblem(field=error.field, message=error.message)]
+    return None
 
 
 def response_for_event(event: ErrorEvent) -> JSONResponse:

@@ -17,7 +17,6 @@ from app.api.errors import FieldProblem, InvalidFieldsError
 from app.messages import DoneEvent, ErrorEvent, JobState, Turn
 from app.settings import Settings
 from app.video_store import StoredVideo
-from dycoke_core.config import CompressionConfig
 from dycoke_core.kept_sets import KeptHistory
 from dycoke_core.video.types import Sampling
 
@@ -51,6 +50,12 @@ class ChatFields(Strict):
         None, max_length=256, description="May be left out where only one is served."
     )
     num_frames: int = Field(32, ge=1, description="Sampled evenly over the clip.")
+    max_pixels: int | None = Field(
+        None,
+        ge=1,
+        description="Of each frame, for models that take any size: frames keep their shape within "
+        "it. Left out: as many as the model's square frames have.",
+    )
     start_s: float | None = Field(None, ge=0, allow_inf_nan=False, description="Start of the clip.")
     end_s: float | None = Field(None, gt=0, allow_inf_nan=False, description="End of the clip.")
     sampling: Sampling = Field(
@@ -68,7 +73,8 @@ class ChatFields(Strict):
     compression: str | dict[str, Any] | None = Field(
         None,
         description="A policy's name, or an object {policy, k, l, p, ...} (JSON text in a form "
-        "field). Left out: the server's default.",
+        "field). auto: as little as lets the first token come in time. Left out: the server's "
+        "default.",
         json_schema_extra=compression_schema(),
     )
     on_disconnect: Literal["cancel", "continue"] = Field(
@@ -106,11 +112,15 @@ class ChatFields(Strict):
 
     def check_limits(self, settings: Settings) -> None:
         """Raises InvalidFieldsError for what this server's settings do not allow."""
-        limits = {"num_frames": settings.max_frames, "max_tokens": settings.max_tokens}
+        limits = {
+            "num_frames": settings.max_frames,
+            "max_pixels": settings.max_frame_pixels,
+            "max_tokens": settings.max_tokens,
+        }
         problems = [
             FieldProblem(field=name, message=f"Input should be less than or equal to {limit}")
             for name, limit in limits.items()
-            if getattr(self, name) > limit
+            if (getattr(self, name) or 0) > limit
         ]
         if problems:
             raise InvalidFieldsError(problems)
@@ -120,9 +130,6 @@ class ChatFields(Strict):
             assert self.question is not None
             return [Turn(role="user", content=self.question)]
         return [Turn(role=turn.role, content=turn.content) for turn in self.messages]
-
-    def compression_config(self, default: CompressionConfig) -> CompressionConfig:
-        return default if self.compression is None else CompressionConfig.parse(self.compression)
 
 
 class ProbeResource(BaseModel):

@@ -102,6 +102,7 @@ def new_owner() -> str:
 
 
 def digest_of(secret: str) -> str:
+    """Keys are ASCII: what is not is the digest of none, however its bytes are read."""
     return hashlib.sha256(secret.encode()).hexdigest()
 
 

@@ -1,18 +1,20 @@
 """The connection to Redis, its errors in our words, and the Lua scripts that change job states.
 
-Every wait ends: `store_call` limits each use of the client, a busy pool refuses sooner, and a
-blocking read never blocks for longer than `MAX_BLOCK_S`. Nothing here knows jobs or keys.
+Every wait ends: `store_call` limits each use of the client, `SharedConnection` each call, and a
+busy pool refuses sooner. Nothing here knows jobs or keys.
 
 Not covered: Redis Cluster.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+import re
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import cache
 from hashlib import sha1
 from importlib.resources import files
-from typing import Any
+from types import TracebackType
+from typing import Any, Literal, NamedTuple
 
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
@@ -27,8 +29,8 @@ from redis.exceptions import (
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from app.errors import StoreUnavailableError
+from app.store.shared_connection import SharedConnection
 
-MAX_BLOCK_S = 5.0  # longest XREAD ... BLOCK; below CALL_TIMEOUT_S
 CALL_TIMEOUT_S = 10.0
 CONNECT_TIMEOUT_S = 3.0
 # Conditions of the server, as opposed to mistakes of ours. Out of a script they come as an
@@ -47,12 +49,12 @@ def connect(url: str, *, max_connections: int = 64) -> Redis:
     Args:
         url: redis://, rediss:// or unix:///path.
         max_connections: more commands at a time than this wait for one another, at most
-            `CONNECT_TIMEOUT_S`. A blocking read holds a connection for as long as it blocks.
+            `CONNECT_TIMEOUT_S`. Shared connections come on top.
 
     Raises:
         ValueError: not a URL of a Redis.
     """
-    pool = BlockingConnectionPool.from_url(
+    pool = _Pool.from_url(
         url,
         max_connections=max_connections,
         timeout=CONNECT_TIMEOUT_S,
@@ -69,21 +71,69 @@ def connect(url: str, *, max_connections: int = 64) -> Redis:
     return Redis.from_pool(pool)
 
 
+Use = Literal["short", "blocking", "large"]
+
+
+def shared_connection(redis: Redis, use: Use = "short") -> SharedConnection:
+    """One of those of a client which `connect` has made. They raise redis' errors: see
+    `in_our_words`.
+
+    Args:
+        use: what it is for: calls that are over in an instant, those that wait for something to
+            happen, or those with large arguments or replies.
+    """
+    pool = redis.connection_pool
+    assert isinstance(pool, _Pool)
+    return pool.shared(use)
+
+
+class _Pool(BlockingConnectionPool):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._shared: dict[Use, SharedConnection] = {}
+
+    def shared(self, use: Use) -> SharedConnection:
+        if use not in self._shared:
+            connection = self.make_connection()  # type: ignore[no-untyped-call]
+            self._shared[use] = SharedConnection(connection, timeout_s=CALL_TIMEOUT_S)
+        return self._shared[use]
+
+    async def disconnect(self, inuse_connections: bool = True) -> None:
+        for connection in self._shared.values():
+            await connection.aclose()
+        await super().disconnect(inuse_connections)
+
+
 @asynccontextmanager
 async def store_call() -> AsyncIterator[None]:
     """Encloses every use of the client: limits it to `CALL_TIMEOUT_S`, and turns what Redis'
     absence or overload raises into `StoreUnavailableError`."""
-    try:
+    with in_our_words:
         async with asyncio.timeout(CALL_TIMEOUT_S):
             yield
-    except (TimeoutError, RedisTimeoutError, ConnectionError) as error:
-        raise StoreUnavailableError("the job store does not answer") from error
-    except (ReadOnlyError, OutOfMemoryError) as error:
-        raise StoreUnavailableError("the job store refuses to write") from error
-    except ResponseError as error:
-        if is_server_condition(str(error)):
+
+
+class _InOurWords:
+    """Turns what Redis' absence or overload raises into `StoreUnavailableError`."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if isinstance(error, TimeoutError | RedisTimeoutError | ConnectionError):
+            raise StoreUnavailableError("the job store does not answer") from error
+        if isinstance(error, ReadOnlyError | OutOfMemoryError) or (
+            isinstance(error, ResponseError) and is_server_condition(str(error))
+        ):
             raise StoreUnavailableError("the job store refuses to write") from error
-        raise
+
+
+in_our_words = _InOurWords()
 
 
 def is_server_condition(text: str) -> bool:
@@ -92,37 +142,82 @@ def is_server_condition(text: str) -> bool:
 
 
 class Scripts:
-    """Runs the scripts of `app/store/lua` by their digest, loading them where Redis lacks them."""
+    """Runs the scripts of `app/store/lua` by their digest, loading them where Redis lacks them.
 
-    def __init__(self, redis: Redis, prefix: str) -> None:
-        self._redis = redis
+    Args:
+        use: see `shared_connection`.
+    """
+
+    def __init__(self, redis: Redis, prefix: str, use: Use = "short") -> None:
+        self._shared = shared_connection(redis, use)
         self._prefix = prefix
 
     async def run(self, name: str, *args: ScriptArg) -> Any:
-        """Runs one script.
+        """Runs a script, which may be sent twice.
 
         Raises:
             StoreUnavailableError: Redis does not answer or does not take writes.
         """
         source, digest = load_script(name)
-        async with store_call():
+        with in_our_words:
             try:
-                return await self._call(digest, args)
+                return await self._shared.call("EVALSHA", digest, 0, self._prefix, *args)
             except NoScriptError:
-                await self._redis.script_load(source)
-                return await self._call(digest, args)
-
-    async def _call(self, digest: str, args: Sequence[ScriptArg]) -> Any:
-        reply: Any = self._redis.evalsha(digest, 0, self._prefix, *args)
-        return await reply
+                await self._shared.call("SCRIPT", "LOAD", source)
+                return await self._shared.call("EVALSHA", digest, 0, self._prefix, *args)
 
 
 @cache
 def load_script(name: str) -> tuple[str, str]:
-    """Returns `lua/{name}.lua` with the shared prelude in front, and the SHA-1 of both."""
+    """Reads `lua/{name}.lua`; returns its text after what it uses of what all share, and the text's
+    SHA-1.
+    """
     folder = files("app.store") / "lua"
-    text = "\n".join((folder / f"{part}.lua").read_text("utf-8") for part in (*PRELUDE, name))
+    shared = "\n".join((folder / f"{part}.lua").read_text("utf-8") for part in PRELUDE)
+    text = _with_what_it_uses((folder / f"{name}.lua").read_text("utf-8"), shared)
     return text, sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+
+def _with_what_it_uses(script: str, shared: str) -> str:
+    """Redis runs a script from its first line on, each time: definitions that nothing mentions
+    would cost more than most scripts do.
+
+    Args:
+        shared: statements that begin in the first column; most define a name.
+    """
+    statements = [_Statement.of(text) for text in _STATEMENT.split(_COMMENT.sub("", shared))]
+    words, num_words = _words(script), 0
+    while len(words) > num_words:  # a definition may use one that comes after it
+        num_words = len(words)
+        for statement in statements:
+            if statement.is_used(words):
+                words |= statement.words
+    return "".join((*(s.text for s in statements if s.is_used(words)), "\n", script))
+
+
+class _Statement(NamedTuple):
+    text: str
+    defined: frozenset[str]  # names; a statement that defines none is always used
+    words: frozenset[str]
+
+    @classmethod
+    def of(cls, text: str) -> "_Statement":
+        definition = _DEFINITION.match(text)
+        defined = frozenset(_WORD.findall(definition["names"]) if definition else ())
+        return cls(text, defined, frozenset(_words(text)) - defined)
+
+    def is_used(self, words: set[str]) -> bool:
+        return not self.defined or not words.isdisjoint(self.defined)
+
+
+def _words(text: str) -> set[str]:
+    return set(_WORD.findall(_COMMENT.sub("", text)))
+
+
+_WORD = re.compile(r"\w+")
+_COMMENT = re.compile(r"--.*")
+_STATEMENT = re.compile(r"^(?=local |if |\w+ = )", re.MULTILINE)
+_DEFINITION = re.compile(r"(?:local (?:function )?)?(?P<names>\w+(?:, *\w+)*) *(?:\(|=|$)", re.M)
 
 
 def milliseconds(duration_s: float) -> int:

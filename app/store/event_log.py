@@ -9,18 +9,19 @@ Whoever waits for events of many jobs uses `app.store.event_reader`.
 """
 
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from redis.asyncio import Redis
 
 from app.errors import JobNotFoundError
 from app.messages import EVENT_ADAPTER, Event, event_type
-from app.store.client import MAX_BLOCK_S, milliseconds, store_call
+from app.store.client import in_our_words, shared_connection
 from app.store.keys import RedisKeys
 from dycoke_core.errors import InvalidRequestError
 
 FIRST_EVENT = "0-0"  # read after this to read everything
+OPENING_EVENT = "0-1"  # the id of every job's first event
 MAX_EVENTS_PER_READ = 256
 
 _EVENT_ID = re.compile(r"[0-9]{1,10}-[0-9]{1,10}")
@@ -40,47 +41,49 @@ class LoggedEvent(NamedTuple):
 
 
 class EventLog:
-    """Reads one log at a time; a reader that waits holds a connection of the client's."""
+    """Reads one log at a time, and waits for nothing.
+
+    Every method raises `StoreUnavailableError` when Redis does not answer.
+    """
 
     def __init__(self, redis: Redis, keys: RedisKeys) -> None:
-        self._redis = redis
+        self._shared = shared_connection(redis)
         self._keys = keys
 
-    async def read(
-        self, job_id: str, *, after: str = FIRST_EVENT, block_s: float
-    ) -> list[LoggedEvent]:
-        """Returns the next events after `after`, or waits for one for at most `block_s`.
-
-        Returns:
-            At most `MAX_EVENTS_PER_READ` events in order; none when the time is over.
+    async def read(self, job_id: str, *, after: str = FIRST_EVENT) -> list[LoggedEvent]:
+        """Returns the next events after `after`, at most `MAX_EVENTS_PER_READ`, in order.
 
         Raises:
             JobNotFoundError: there is no such job, or its record has expired.
-            StoreUnavailableError
         """
         key = self._keys.events(job_id)
-        block_ms = max(1, milliseconds(min(block_s, MAX_BLOCK_S)))  # 0 would block for ever
-        async with store_call():
-            reply: Any = await self._redis.xread(
-                {key: after}, count=MAX_EVENTS_PER_READ, block=block_ms
-            )
-            if not reply and not await self._redis.exists(key, self._keys.job(job_id)):
+        with in_our_words:
+            reply = await self._shared.call(*read_command({key: after}))
+            if not reply and not await self._shared.call("EXISTS", key, self._keys.job(job_id)):
                 raise JobNotFoundError("no such job")
-        return [event for _, entries in reply for event in logged_events(entries)]
+        return [event for _, entries in reply or () for event in logged_events(entries)]
 
     async def last(self, job_id: str) -> Event | None:
-        """The newest event, whatever lies before it; None where there is none.
+        """The newest event, whatever lies before it; None where there is none."""
+        with in_our_words:
+            reply = await self._shared.call(
+                *("XREVRANGE", self._keys.events(job_id), "+", "-", "COUNT", 1)
+            )
+        return logged_events(reply)[0].event if reply else None
 
-        Raises: StoreUnavailableError.
-        """
-        async with store_call():
-            reply: Any = await self._redis.xrevrange(self._keys.events(job_id), count=1)
-        return EVENT_ADAPTER.validate_json(reply[0][1][b"event"]) if reply else None
+
+def read_command(places: Mapping[str, str]) -> list[str | int]:
+    """What reads logs, each from its place on.
+
+    Args:
+        places: by key, the id of the last event that is known.
+    """
+    return ["XREAD", "COUNT", MAX_EVENTS_PER_READ, "STREAMS", *places, *places.values()]
 
 
-def logged_events(entries: Iterable[tuple[bytes, Mapping[bytes, bytes]]]) -> list[LoggedEvent]:
-    """Takes a stream's entries as the client gives them."""
-    return [LoggedEvent(event_id.decode(), fields[b"event"]) for event_id, fields in entries]
+def logged_events(entries: Iterable[tuple[bytes, Sequence[bytes]]]) -> list[LoggedEvent]:
+    """Takes a stream's entries as Redis gives them."""
+    return [LoggedEvent(event_id.decode(), fields[1]) for event_id, fields in entries]
 
 
 def parse_event_id(text: str) -> str:

@@ -1,7 +1,7 @@
 """Waiting for the events of many jobs at once, over two connections.
 
-Whoever appends events says so on a channel, by job, and a worker says a job's next tokens with it:
-a waiter that has all events before them gets them at once. Otherwise the log is read, all
+Whoever appends events says so on a channel, by job, and mostly the events with it: a
+waiter that has all events before them gets them at once. Otherwise the log is read, all
 logs of which there is news and for which somebody waits in one command. While that is under way
 further news gathers, so what is read at a time grows with the load. The log alone says what
 happened: news may be lost, for every log somebody waits for is read every `POLL_S` anyway, unless
@@ -19,8 +19,14 @@ from typing import Any
 from redis.asyncio import Redis
 
 from app.errors import StoreUnavailableError
-from app.store.client import store_call
-from app.store.event_log import FIRST_EVENT, MAX_EVENTS_PER_READ, LoggedEvent, logged_events
+from app.store.client import in_our_words, shared_connection, store_call
+from app.store.event_log import (
+    FIRST_EVENT,
+    MAX_EVENTS_PER_READ,
+    LoggedEvent,
+    logged_events,
+    read_command,
+)
 from app.store.keys import RedisKeys
 
 POLL_S = 0.25
@@ -41,6 +47,7 @@ class EventReader:
 
     def __init__(self, redis: Redis, keys: RedisKeys) -> None:
         self._redis = redis
+        self._shared = shared_connection(redis)
         self._keys = keys
         self._watches: dict[bytes, list[Watch]] = {}  # by job
         self._due: dict[Watch, None] = {}  # to be read, in order
@@ -60,10 +67,6 @@ class EventReader:
             watches.remove(watch)
             if not watches:
                 del self._watches[job_id.encode()]
-
-    @property
-    def num_watches(self) -> int:
-        return len(self._all())
 
     async def run(self) -> None:
         """Reads until cancelled, also through outages of Redis."""
@@ -160,9 +163,9 @@ class EventReader:
         if not batch:
             return {}
         places = {self._keys.events(job_id): watches[0].after for job_id, watches in batch.items()}
-        async with store_call():
-            reply: Any = await self._redis.xread(places, count=MAX_EVENTS_PER_READ)  # type: ignore[arg-type]
-        found = {key: logged_events(entries) for key, entries in reply}
+        with in_our_words:
+            reply = await self._shared.call(*read_command(places))
+        found = {key: logged_events(entries) for key, entries in reply or ()}
         return {
             job_id: found[key]
             for job_id, name in zip(batch, places, strict=True)
@@ -177,13 +180,15 @@ class Watch:
         self.job_id = job_id
         self.after = FIRST_EVENT  # the next event wanted comes after this
         self._reads_from = FIRST_EVENT  # the same when the last reading began
+        self._given: list[LoggedEvent] = []  # since `next` was called
+        self._last_id = FIRST_EVENT  # of the last of them, or `after`
         self._next_index = b""  # of the token that comes next, where nothing else can
         self._returned = ""  # id of the last event that `next` has returned
         self._reader = reader
         self._loop = asyncio.get_running_loop()
         self._may_have_news = True
         self._was_read = False  # since the last poll
-        self._waiter: asyncio.Future[list[LoggedEvent]] | None = None
+        self._waiter: asyncio.Future[None] | None = None
         self._is_being_read = False
         self._is_looked_at = False  # since `next` was called
         self._deadline = 0.0
@@ -202,16 +207,20 @@ class Watch:
         self._waiter = self._loop.create_future()
         self._is_looked_at = False
         self.after = after
-        self._next_index = b"" if after == FIRST_EVENT else after.partition("-")[0].encode()
+        self._given = []
+        self._set_place(after)
         self._set_timer(self._loop.time() + timeout_s)
         if self._may_have_news or after != self._returned:
             self._reader.read_soon(self)
         try:
-            events = await self._waiter
+            await self._waiter
+        except BaseException:
+            self._may_have_news = True  # it may have been given some, which nobody gets now
+            raise
         finally:
             self._waiter = None
-        self._returned = events[-1].id if events else after
-        return events
+        self._returned = self._given[-1].id if self._given else after
+        return self._given
 
     def close(self) -> None:
         if self._timer is not None:
@@ -222,16 +231,34 @@ class Watch:
         return self._waiter is not None and not self._waiter.done()
 
     def hear(self, event: bytes) -> None:
-        """There is something new in the log; perhaps this, as a worker writes it: index of its
-        first token, index behind its last, JSON."""
-        if event and self.is_waited_for:
-            first, behind, data = event.split(b" ", 2)
-            if first == self._next_index:
-                assert self._waiter is not None
-                self._waiter.set_result([LoggedEvent(f"{behind.decode()}-0", data)])
-                self._may_have_news, self._was_read = False, True
-                return
-        self.tell()
+        """There is something new in the log; perhaps this, as `append.lua` says it."""
+        if event and self._waiter is not None and self._takes(self._waiter, event):
+            self._may_have_news, self._was_read = False, True
+        else:
+            self.tell()
+
+    def _takes(self, waiter: asyncio.Future[None], news: bytes) -> bool:
+        """Gives an event that is told, if it is what comes next for whoever waits, or who has just
+        been given what comes before it."""
+        before, own, data = news.split(b" ", 2)
+        follows = before == self._next_index or before.decode() == self._last_id
+        has_room = len(self._given) < MAX_EVENTS_PER_READ
+        if not follows or not has_room or (waiter.done() and not self._given):
+            return False
+        event_id = own.decode()
+        self._give(waiter, [LoggedEvent(event_id if "-" in event_id else f"{event_id}-0", data)])
+        return True
+
+    def _give(self, waiter: asyncio.Future[None], events: list[LoggedEvent]) -> None:
+        self._given += events
+        if events:
+            self._set_place(events[-1].id)
+        if not waiter.done():
+            waiter.set_result(None)
+
+    def _set_place(self, event_id: str) -> None:
+        self._last_id = event_id
+        self._next_index = b"" if event_id == FIRST_EVENT else event_id.partition("-")[0].encode()
 
     def tell(self) -> None:
         """There may be something new in the log."""
@@ -263,7 +290,7 @@ class Watch:
         if len(events) == MAX_EVENTS_PER_READ:
             self._may_have_news = True
         if events or self._loop.time() >= self._deadline:
-            self._waiter.set_result(events)
+            self._give(self._waiter, events)
 
     def fail(self, error: Exception) -> None:
         self._is_being_read = False
@@ -288,7 +315,7 @@ class Watch:
             self._set_timer(self._deadline)
         elif self._is_looked_at:
             assert self._waiter is not None
-            self._waiter.set_result([])
+            self._give(self._waiter, [])
         elif not self._is_being_read:
             self.tell()  # the reading answers, now that the time is over
 

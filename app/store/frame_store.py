@@ -16,16 +16,16 @@ How often pixels are copied on their way, each time whole (14 MB for 32 frames o
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from hashlib import sha256
-from typing import Any
 
 import numpy as np
 from redis.asyncio import Redis
 
 from app.errors import StoreUnavailableError
-from app.store.client import Scripts, store_call
+from app.store.client import Scripts, in_our_words, shared_connection
 from app.store.keys import RedisKeys
+from dycoke_core.frame_size import PixelLimits
 from dycoke_core.video import VideoFrames
 from dycoke_core.video.types import ReaderName, Sampling
 
@@ -33,13 +33,14 @@ BLOB_VERSION = 1
 # A new BLOB_VERSION needs a new PIXELS_VERSION too: only this one is in the digest.
 PIXELS_VERSION = 2  # of what readers make of a file; 1: PyAV scaled in another way than decord
 _LENGTH_BYTES = 4  # of the header, big endian
+_HEADER_BYTES = 8192  # length and header nearly always fit in so many
 
 
 @dataclass(frozen=True, slots=True)
 class FramesHeader:
     """What a blob holds apart from the pixels."""
 
-    shape: tuple[int, int, int, int]  # [F, S, S, 3]
+    shape: tuple[int, int, int, int]  # [F, height, width, 3]
     indices: tuple[int, ...]
     timestamps_s: tuple[float, ...]
     reader: ReaderName
@@ -54,9 +55,10 @@ class FrameStore:
     """
 
     def __init__(self, redis: Redis, keys: RedisKeys, *, max_bytes: int) -> None:
-        self._redis = redis
         self._keys = keys
+        self._large = shared_connection(redis, "large")
         self._scripts = Scripts(redis, keys.prefix)
+        self._large_scripts = Scripts(redis, keys.prefix, "large")
         self._max_bytes = max_bytes
 
     async def pin(self, digest: str, job_id: str) -> FramesHeader | None:
@@ -77,52 +79,51 @@ class FrameStore:
         Raises:
             StoreUnavailableError: also when live jobs hold too much of the budget.
         """
-        if not await self._scripts.run("put_frames", digest, job_id, self._max_bytes, video, blob):
+        scripts = self._large_scripts
+        if not await scripts.run("put_frames", digest, job_id, self._max_bytes, video, blob):
             raise StoreUnavailableError("there is no room for more frames")
 
     async def get(self, digest: str) -> bytes | None:
-        async with store_call():
-            blob: Any = await self._redis.get(self._keys.frames(digest))
-        return None if blob is None else bytes(blob)
-
-    async def describe(self, digest: str) -> FramesHeader | None:
-        """What a blob says of its frames, without fetching their pixels. None if not stored."""
-        key = self._keys.frames(digest)
-        async with store_call():
-            length: Any = await self._redis.getrange(key, 0, _LENGTH_BYTES - 1)
-            if not length:
-                return None
-            end = _LENGTH_BYTES + int.from_bytes(length, "big")
-            header: Any = await self._redis.getrange(key, _LENGTH_BYTES, end - 1)
-        return parse_header(header)
+        with in_our_words:
+            blob: bytes | None = await self._large.call("GET", self._keys.frames(digest))
+        return blob
 
     async def frame(self, digest: str, index: int) -> tuple[FramesHeader, bytes] | None:
-        """One frame's pixels, [S, S, 3], with what the blob says of all. None if not stored.
+        """One frame's pixels, [height, width, 3], with what the blob says of all; None if it is not
+        stored.
 
         Raises:
             IndexError: the blob has fewer frames.
         """
-        header = await self.describe(digest)
-        if header is None:
+        start = await self._bytes(digest, 0, _HEADER_BYTES - 1)
+        if not start:
             return None
+        header_end = _LENGTH_BYTES + int.from_bytes(start[:_LENGTH_BYTES], "big")
+        if header_end > len(start):
+            start += await self._bytes(digest, len(start), header_end - 1)
+        header = parse_header(start[_LENGTH_BYTES:header_end])
         num_frames, height, width, channels = header.shape
         if not 0 <= index < num_frames:
             raise IndexError(index)
         size = height * width * channels
-        key = self._keys.frames(digest)
-        async with store_call():
-            # From the end: pixels are all that comes after the header.
-            end: Any = await self._redis.strlen(key)
-            start = end - (num_frames - index) * size
-            pixels: Any = await self._redis.getrange(key, start, start + size - 1)
-        return (header, bytes(pixels)) if len(pixels) == size else None
+        from_end = (num_frames - index) * size  # pixels are all that comes after the header
+        pixels = await self._bytes(digest, -from_end, size - from_end - 1)
+        return (header, pixels) if len(pixels) == size else None
+
+    async def _bytes(self, digest: str, first: int, last: int) -> bytes:
+        """A part of a blob, from its end where the offsets are negative; empty if not stored."""
+        with in_our_words:
+            part: bytes = await self._large.call(
+                *("GETRANGE", self._keys.frames(digest), first, last)
+            )
+        return part
 
 
 def frames_digest(
     video_id: str,
     *,
     num_frames: int,
-    image_size: int,
+    image_size: int | PixelLimits,
     start_s: float | None,
     end_s: float | None,
     sampling: Sampling,
@@ -133,8 +134,9 @@ def frames_digest(
     Args:
         salt: of those who share blobs, and all that workers keep by this name.
     """
+    size: object = image_size if isinstance(image_size, int) else asdict(image_size)
     parts: list[object] = [
-        *(PIXELS_VERSION, video_id, num_frames, image_size),
+        *(PIXELS_VERSION, video_id, num_frames, size),
         *(start_s, end_s, sampling),
     ]
     if salt:

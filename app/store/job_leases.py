@@ -25,6 +25,7 @@ from redis.exceptions import ResponseError
 from app.errors import JobFailedRepeatedlyError, StoreUnavailableError, WorkersLostError
 from app.messages import (
     EVENT_ADAPTER,
+    CompressionChoice,
     DoneEvent,
     ErrorEvent,
     JobRequest,
@@ -32,7 +33,15 @@ from app.messages import (
     StatusEvent,
     TokenEvent,
 )
-from app.store.client import Scripts, is_server_condition, milliseconds, seconds, store_call
+from app.store.client import (
+    Scripts,
+    in_our_words,
+    is_server_condition,
+    milliseconds,
+    seconds,
+    shared_connection,
+    store_call,
+)
 from app.store.job_queue import fault
 from app.store.keys import GROUP, RedisKeys
 from dycoke_core.errors import EngineError
@@ -60,6 +69,8 @@ class Delivery:
     first_token_at_s: float | None
     is_suspect: bool  # was in the engine of a worker that died: runs alone
     sampler_version: int | None  # which drew what is published; None: nothing is
+    was_set_aside: bool = False  # by a worker that goes on, to let a suspect run alone
+    choice: CompressionChoice | None = None  # of an earlier attempt, where it is `auto`'s
 
     @property
     def published_token_ids(self) -> tuple[int, ...]:
@@ -105,6 +116,7 @@ class JobLeases:
         self, redis: Redis, keys: RedisKeys, *, model: str, worker_id: str, result_ttl_s: float
     ) -> None:
         self._redis = redis
+        self._blocking = shared_connection(redis, "blocking")
         self._keys = keys
         self._scripts = Scripts(redis, keys.prefix)
         self._model = model
@@ -206,6 +218,15 @@ class JobLeases:
         """
         return bool(await self._scripts.run("enter", *self._fence(delivery)[1:]))
 
+    async def choose(self, delivery: Delivery, choice: CompressionChoice) -> bool:
+        """Notes what policy `auto` chose, for later attempts.
+
+        Returns:
+            False if the job is no longer this worker's.
+        """
+        fence = self._fence(delivery)[1:]
+        return bool(await self._scripts.run("choose", *fence, choice.model_dump_json()))
+
     async def append(self, appends: Sequence[Append]) -> list[Appended]:
         """Appends an engine step's events of many jobs in one call; ends those that ended.
 
@@ -220,18 +241,26 @@ class JobLeases:
             appended += map(_appended, replies)
         return appended
 
-    async def hand_back(self, delivery: Delivery, *, crew: int = 0) -> bool:
+    async def hand_back(
+        self, delivery: Delivery, *, lease_s: float, crew: int = 0, is_set_aside: bool = False
+    ) -> bool:
         """Gives a job up, so that any worker may take it over at once.
 
         Args:
             crew: the job was in an engine that failed, with so many in all. It is redelivered as a
                 suspect.
+            is_set_aside: this worker goes on, with others.
 
         Returns:
             False if it was no longer this worker's.
         """
         reply = await self._scripts.run(
-            "hand_back", *self._fence(delivery), delivery.entry_id, crew
+            "hand_back",
+            *self._fence(delivery),
+            delivery.entry_id,
+            milliseconds(lease_s),
+            crew,
+            int(is_set_aside),
         )
         return bool(reply)
 
@@ -255,11 +284,12 @@ class JobLeases:
 
     async def _read_entry(self, block_s: float) -> bytes | None:
         """Reads one fresh entry; returns its id."""
-        stream = self._keys.jobs(self._model)
-        async with store_call():
+        block_ms = max(1, milliseconds(block_s))  # 0 would be for ever
+        with in_our_words:
             try:
-                reply: Any = await self._redis.xreadgroup(
-                    GROUP, self._worker_id, {stream: ">"}, count=1, block=milliseconds(block_s)
+                reply = await self._blocking.call(
+                    *("XREADGROUP", "GROUP", GROUP, self._worker_id, "COUNT", 1),
+                    *("BLOCK", block_ms, "STREAMS", self._keys.jobs(self._model), ">"),
                 )
             except ResponseError as error:
                 await self._recreate_group(error)
@@ -279,7 +309,8 @@ class JobLeases:
     async def _delivery(self, reply: Sequence[Any]) -> Delivery | None:
         """Reads what was published before. A request that cannot be read ends its job."""
         job_id = reply[0].decode()
-        attempt, entry_id, request_json, next_index, *times, is_suspect, version = reply[1:]
+        attempt, entry_id, request_json, next_index, *more = reply[1:]
+        *times, is_suspect, version, choice, was_set_aside = more
         has_published = int(next_index) > 0
         try:
             request = JobRequest.model_validate_json(request_json)
@@ -297,7 +328,9 @@ class JobLeases:
             started_at_s=int(times[1]) / 1000,
             first_token_at_s=seconds(times[2]),
             is_suspect=is_suspect == b"1",
+            was_set_aside=was_set_aside == b"1",
             sampler_version=int(version or UNNAMED_SAMPLER_VERSION) if has_published else None,
+            choice=CompressionChoice.model_validate_json(choice) if choice else None,
         )
 
     async def _published(self, job_id: str) -> tuple[TokenEvent, ...]:

@@ -32,6 +32,7 @@ from app.keys.limits import NO_LIMITS, KeyLimits, Quota
 from app.keys.owners import ANONYMOUS
 from app.messages import ErrorEvent, JobEvent, JobRequest, JobState, ModelCard, StatusEvent
 from app.store.client import Scripts, milliseconds, seconds, store_call
+from app.store.event_log import OPENING_EVENT, LoggedEvent
 from app.store.keys import RedisKeys
 from app.store.owner_limits import Allowance, check_quotas, parse_quotas
 from dycoke_core.errors import DycokeError
@@ -112,12 +113,14 @@ class Created:
         and that job is adopted (see `JobQueue.end`).
     is_queued: nothing is left to do; else its frames are to be read, or are `found`.
     found: what the stored blob says of the frames, which are pinned; empty where there is none.
+    opening: the first of its events, as the log has it; None of an earlier job.
     quotas: how its owner stands to its limits.
     """
 
     job_id: str
     is_queued: bool
     found: bytes
+    opening: LoggedEvent | None
     quotas: tuple[Quota, ...] = ()
 
 
@@ -208,14 +211,14 @@ class JobQueue:
             video_id=request.video_id,
             model=request.model,
             compression=request.compression,
-        )
+        ).model_dump_json()
         allowance = allowance or Allowance(request.owner)
         outcome, job_id, found, stands = await self._scripts.run(
             "create",
             request.model,
             request.job_id,
             request.model_dump_json(),
-            opening.model_dump_json(),
+            opening,
             milliseconds(request.accepted_at_s),
             milliseconds(request.deadline_at_s),
             idempotency.key_hash if idempotency else "",
@@ -236,7 +239,15 @@ class JobQueue:
         if outcome == b"no_place":
             raise StoreUnavailableError("the request's place in the queue was lost")
         check_quotas(quotas)
-        return Created(job_id.decode(), is_queued=outcome == b"queued", found=found, quotas=quotas)
+        return Created(
+            job_id.decode(),
+            is_queued=outcome == b"queued",
+            found=found,
+            opening=(
+                None if outcome == b"existing" else LoggedEvent(OPENING_EVENT, opening.encode())
+            ),
+            quotas=quotas,
+        )
 
     async def append_status(self, job_id: str, event: StatusEvent) -> bool:
         """Tells readers how the frames come along. False when a worker has the job or it ended."""

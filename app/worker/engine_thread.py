@@ -19,6 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from dycoke_core.auto import AutoConfig, Choice
 from dycoke_core.engine_card import EngineCard, EngineStats
 from dycoke_core.errors import EngineError
 from dycoke_core.sequence import Sequence, Stage, TokenEvent
@@ -90,6 +91,15 @@ class EngineThread:
     async def add(self, sequence: Sequence) -> None:
         """Raises DycokeError: the engine does not take the sequence."""
         await self._ask(lambda engine: self._add(engine, sequence))
+
+    async def choose_compression(
+        self, sequence: Sequence, config: AutoConfig, *, waited_s: float
+    ) -> Choice:
+        """Raises DycokeError: the engine does not take the sequence at any level."""
+        choice: Choice = await self._ask(
+            lambda engine: engine.choose_compression(sequence, config, waited_s=waited_s)
+        )
+        return choice
 
     def abort(self, sequence_id: str) -> "asyncio.Future[bool]":
         """Asks at once; the result, whether the engine had the sequence, need not be awaited."""

@@ -12,9 +12,11 @@ until the job's deadline (`app.worker.lease_keeper` ends the wait).
 import asyncio
 import logging
 import time
+from collections.abc import Awaitable, Callable
 from itertools import accumulate
 
 from app.errors import SamplerChangedError, StoreUnavailableError
+from app.messages import CompressionChoice
 from app.metrics import WorkerMetrics
 from app.store.frame_store import FrameStore, decode_frames
 from app.store.job_leases import Delivery, JobLeases
@@ -22,6 +24,7 @@ from app.worker.engine_thread import EngineThread
 from app.worker.publisher import Publisher
 from app.worker.running_jobs import RunningJob, RunningJobs
 from app.worker.turns import Turn, Turns
+from dycoke_core.auto import AutoConfig, resolved_compression
 from dycoke_core.config import CompressionConfig
 from dycoke_core.errors import DycokeError, EngineError
 from dycoke_core.sequence import (
@@ -96,7 +99,7 @@ class JobTaker:
         if delivery is None:
             return
         if self._is_stopping:
-            await self._leases.hand_back(delivery)
+            await self._leases.hand_back(delivery, lease_s=self._lease_s)
         else:
             self._start(delivery)
 
@@ -115,7 +118,8 @@ class JobTaker:
         if delivery is None:
             self._take_over_from = now + self._poll_s
             return None
-        self._metrics.count_reclaim()
+        if not delivery.was_set_aside:
+            self._metrics.count_reclaim()
         return delivery
 
     def _start(self, delivery: Delivery) -> None:
@@ -137,7 +141,12 @@ class JobTaker:
     async def _load(self, job: RunningJob) -> None:
         """Isolates one job: an error here fails only this job."""
         try:
-            await self._engine.add(await self._make_sequence(job))
+            sequence = await self._make_sequence(job)
+            compression = resolved_compression(job.delivery.request.compression)
+            if isinstance(compression, AutoConfig):
+                compression = await self._choose(job, sequence, compression)
+            sequence.compression = compression
+            await self._engine.add(sequence)
         except DycokeError as error:
             self._publisher.fail(job, error)
         except Exception:
@@ -167,7 +176,6 @@ class JobTaker:
                 stop=tuple(request.stop),
                 ignore_eos=request.ignore_eos,
             ),
-            compression=CompressionConfig.parse(request.compression),
             forced_token_ids=job.delivery.published_token_ids,
             # The two readers' pixels differ a little, and the digest does not name the reader.
             video_key=None if frames is None else f"{frames.digest}:{frames.reader}",
@@ -175,6 +183,26 @@ class JobTaker:
             video_name=request.cached_video,
             wants_kept_sets=request.kept_mask,
         )
+
+    async def _choose(
+        self, job: RunningJob, sequence: Sequence, config: AutoConfig
+    ) -> CompressionConfig:
+        """What an earlier attempt chose, else what the engine chooses now, which is noted before
+        its first token can be."""
+        choice = job.delivery.choice
+        if choice is None:
+            waited_s = max(time.time() - job.delivery.request.accepted_at_s, 0.0)
+            chosen = await self._engine.choose_compression(sequence, config, waited_s=waited_s)
+            choice = CompressionChoice(
+                compression=chosen.compression.as_dict(),
+                level=chosen.level,
+                reason=chosen.reason,
+                predicted_ttft_s=chosen.predicted_ttft_s,
+            )
+            await self._hold(job, lambda: self._leases.choose(job.delivery, choice))
+            self._metrics.count_choice(choice)
+        job.take_choice(choice)
+        return CompressionConfig.parse(choice.compression)
 
     async def _make_room_for(self, suspect: RunningJob) -> None:
         """Waits until a suspect has the engine to itself. Those that were tried before it go at
@@ -192,7 +220,7 @@ class JobTaker:
         """Gives up a job that any worker may resume; it is not charged."""
         while self._jobs.get(job.job_id) is job:
             try:
-                await self._leases.hand_back(job.delivery)
+                await self._leases.hand_back(job.delivery, lease_s=self._lease_s, is_set_aside=True)
             except StoreUnavailableError:
                 await asyncio.sleep(RETRY_AFTER_S)
             else:
@@ -201,9 +229,13 @@ class JobTaker:
     async def _enter(self, job: RunningJob) -> None:
         """Leaves word that the job goes to the engine, for when this process leaves none."""
         job.is_in_engine = True
+        await self._hold(job, lambda: self._leases.enter(job.delivery))
+
+    async def _hold(self, job: RunningJob, note: Callable[[], Awaitable[bool]]) -> None:
+        """Notes something in Redis of a job that is still ours; drops it if it no longer is."""
         while True:
             try:
-                is_ours = await self._leases.enter(job.delivery)
+                is_ours = await note()
             except StoreUnavailableError:
                 await asyncio.sleep(RETRY_AFTER_S)
                 continue

@@ -49,6 +49,7 @@ def load_engine(settings: Settings) -> "Engine":
             device=settings.device,
             backend=settings.backend,
             dtype=settings.dtype,
+            revision=settings.model_revision,
             max_running_sequences=settings.max_running_jobs
             or (CPU_RUNNING_JOBS if is_on_cpu else None),
             kv_cache_bytes=settings.kv_cache_bytes,

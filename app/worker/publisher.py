@@ -166,6 +166,7 @@ class Publisher:
         return make_done_event(
             job.delivery,
             event.report,
+            choice=job.choice,
             finish_reason=event.finish_reason,
             first_token_at_s=job.first_token_at_s or now_s,
             ended_at_s=now_s,

@@ -3,7 +3,9 @@
 from base64 import b64encode
 
 from app.messages import (
+    AutoReceipt,
     CacheUse,
+    CompressionChoice,
     CompressionReceipt,
     DoneEvent,
     Flops,
@@ -17,6 +19,7 @@ from app.messages import (
     Usage,
 )
 from app.store.job_leases import Delivery
+from dycoke_core.auto import AutoConfig, resolved_compression
 from dycoke_core.config import CompressionConfig
 from dycoke_core.kept_sets import KeptHistory
 from dycoke_core.sequence import CompressionReport, FinishReason, SequenceReport
@@ -26,11 +29,13 @@ def make_done_event(
     delivery: Delivery,
     report: SequenceReport,
     *,
+    choice: CompressionChoice | None = None,
     finish_reason: FinishReason,
     first_token_at_s: float,
     ended_at_s: float,
 ) -> DoneEvent:
     """Args:
+    choice: of policy `auto`.
     first_token_at_s: Unix time at which any attempt's first token went to the event log.
     ended_at_s: Unix time.
     """
@@ -46,7 +51,7 @@ def make_done_event(
             visual_tokens=compression.visual_tokens_prefill,
             completion_tokens=report.completion_tokens,
         ),
-        compression=_compression(request, compression),
+        compression=_compression(request, choice, compression),
         frames=_frames(request),
         timings_s=_timings(delivery, report, first_token_at_s, ended_at_s),
         memory=Memory(
@@ -77,14 +82,27 @@ def _kept_mask(kept: KeptHistory | None) -> KeptMask | None:
     )
 
 
-def _compression(request: JobRequest, report: CompressionReport) -> CompressionReceipt:
-    parameters = CompressionConfig.parse(request.compression).as_dict()
+def _compression(
+    request: JobRequest, choice: CompressionChoice | None, report: CompressionReport
+) -> CompressionReceipt:
+    asked = resolved_compression(request.compression)
+    auto = None
+    if isinstance(asked, AutoConfig):
+        assert choice is not None, "nothing answers before there is a choice"
+        auto, asked = _auto(asked, choice), CompressionConfig.parse(choice.compression)
+    parameters = asked.as_dict()
     return CompressionReceipt(
         policy=parameters.pop("policy"),
         parameters=parameters,
+        auto=auto,
         visual_tokens_in=report.visual_tokens_in,
         visual_tokens_prefill=report.visual_tokens_prefill,
         visual_tokens_decode=report.visual_tokens_decode,
+        units=report.units,
+        tokens_per_unit=report.tokens_per_unit,
+        rows=report.rows,
+        columns=report.columns,
+        pruned_layers=list(report.pruned_layers),
         retained_ratio=_retained_ratio(report),
         kept_per_frame=list(report.kept_per_frame),
         decode_steps=report.decode_steps,
@@ -93,6 +111,17 @@ def _compression(request: JobRequest, report: CompressionReport) -> CompressionR
             paper=_flops(report.paper_flops_full, report.paper_flops_actual),
             exact=_flops(report.exact_flops_full, report.exact_flops_actual),
         ),
+    )
+
+
+def _auto(config: AutoConfig, choice: CompressionChoice) -> AutoReceipt:
+    return AutoReceipt(
+        objective_s=config.objective_s,
+        at_least=config.at_least,
+        level=choice.level,
+        num_levels=len(config.ladder),
+        reason=choice.reason,
+        predicted_ttft_s=choice.predicted_ttft_s,
     )
 
 
@@ -125,6 +154,8 @@ def _frames(request: JobRequest) -> FramesReceipt | None:
     return FramesReceipt(
         indices=frames.indices,
         timestamps_s=frames.timestamps_s,
+        height=frames.height,
+        width=frames.width,
         reader=frames.reader,
         warnings=frames.warnings,
         sampling=frames.sampling,

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from app.messages import DoneEvent, ErrorEvent, StatusEvent, TokenEvent
+from app.messages import CompressionChoice, DoneEvent, ErrorEvent, StatusEvent, TokenEvent
 from app.store.job_leases import Append, Delivery
 from dycoke_core import sequence as core
 
@@ -26,6 +26,7 @@ class RunningJob:
     kept: bytes | None = None  # a `KeptHistory` that is to be stored before the end is told
     is_suspect: bool = False  # must have the engine to itself; cleared by the publisher
     is_in_engine: bool = False  # has, or may have, been given to it; set by the taker
+    choice: CompressionChoice | None = None  # of policy `auto`
     loading: "asyncio.Task[None] | None" = None  # brings it to the engine; set by the taker
     # The engine's name for this attempt; what is left of an earlier attempt has another name.
     sequence_id: str = field(init=False)
@@ -49,6 +50,11 @@ class RunningJob:
     def __post_init__(self) -> None:
         self.sequence_id = f"{self.job_id}#{self.delivery.attempt}"
         self.policy = self.delivery.request.policy_label
+
+    def take_choice(self, choice: CompressionChoice) -> None:
+        """Answers with the compression that policy `auto` chose."""
+        self.choice = choice
+        self.policy = str(choice.compression["policy"])
 
     @property
     def log_fields(self) -> dict[str, str]:
@@ -77,33 +83,36 @@ class RunningJob:
         """
         events: list[StatusEvent | TokenEvent] = [*self.statuses, *self.unsent_tokens()]
         if self.fresh:
-            made = _events(self.fresh)
+            made = _events(self.fresh, self.delivery.request.tells_prompt_tokens)
             self.fresh.clear()
             self.answer += made
             events += made
         return Append(self.delivery, events, self.final, self.first_token_at_s)
 
 
-def _events(fresh: list[core.TokenEvent]) -> list[TokenEvent]:
+def _events(fresh: list[core.TokenEvent], tells_prompt_tokens: bool) -> list[TokenEvent]:
     """Text without a token, at an answer's very end, stays apart: it has an index of its own.
 
     Raises:
         ValueError: what the engine made can be no event.
     """
+    prompt_tokens = fresh[0].prompt_tokens if tells_prompt_tokens else None
     if len(fresh) == 1:
-        return [_event(fresh[0].index, fresh[0].text, list(fresh[0].token_ids))]
+        return [_event(fresh[0].index, fresh[0].text, list(fresh[0].token_ids), prompt_tokens)]
     with_tokens = [event for event in fresh if event.token_ids]
     events = [_event(event.index, event.text, []) for event in fresh if not event.token_ids]
     if with_tokens:
         text = "".join(event.text for event in with_tokens)
         token_ids = [token_id for event in with_tokens for token_id in event.token_ids]
-        events.insert(0, _event(with_tokens[0].index, text, token_ids))
+        events.insert(0, _event(with_tokens[0].index, text, token_ids, prompt_tokens))
     return events
 
 
-def _event(index: int, text: str, token_ids: list[int]) -> TokenEvent:
+def _event(
+    index: int, text: str, token_ids: list[int], prompt_tokens: int | None = None
+) -> TokenEvent:
     text.encode()  # a lone surrogate would fail later, with everything sent in that call
-    return TokenEvent(index=index, text=text, token_ids=token_ids)
+    return TokenEvent(index=index, text=text, token_ids=token_ids, prompt_tokens=prompt_tokens)
 
 
 class RunningJobs:

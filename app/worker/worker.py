@@ -9,12 +9,13 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Self
 
 from redis.asyncio import Redis
 
 from app.errors import StoreUnavailableError
-from app.messages import ModelCard
+from app.messages import FrameLimits, ModelCard
 from app.metrics import WorkerMetrics
 from app.settings import Settings
 from app.store.forgotten_videos import ForgottenVideos
@@ -175,7 +176,11 @@ class Worker:
         try:
             async with asyncio.timeout(STORE_TIMEOUT_S):
                 for delivery, was_in_engine in left:
-                    await self._leases.hand_back(delivery, crew=crew if was_in_engine else 0)
+                    await self._leases.hand_back(
+                        delivery,
+                        lease_s=self._settings.lease_s,
+                        crew=crew if was_in_engine else 0,
+                    )
                     logger.info("job handed back", extra=delivery.request.log_fields)
         except (StoreUnavailableError, TimeoutError):
             logger.warning("the job store is away; leases are left to run out")
@@ -188,7 +193,9 @@ class Worker:
             device=card.device,
             dtype=card.dtype,
             image_size=card.image_size,
+            frame_limits=_frame_limits(card),
             tokens_per_frame=card.tokens_per_frame,
+            frames_per_unit=card.frames_per_unit,
             num_layers=card.num_layers,
             max_model_tokens=card.max_model_tokens,
             prefill_chunk_tokens=card.prefill_chunk_tokens,
@@ -196,6 +203,10 @@ class Worker:
             max_running_jobs=card.max_running_sequences,
             running_jobs=0,
         )
+
+
+def _frame_limits(card: EngineCard) -> FrameLimits | None:
+    return None if card.frame_limits is None else FrameLimits(**asdict(card.frame_limits))
 
 
 class _Tasks:

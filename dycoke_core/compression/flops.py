@@ -36,6 +36,8 @@ class TextGeometry:
     num_kv_heads: int
     head_size: int
     vocab_size: int
+    num_windowed_layers: int = 0  # of them, that see so many tokens alone, a query's own included
+    window: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +57,14 @@ class AnswerShape:
     """What one answer computed: counts that a receipt knows exactly.
 
     `num_decode_steps` is the number of forward passes after the prefill: one less than the tokens
-    of the answer. `first_pruned_layer` is the number of layers if stage II is off.
+    of the answer.
     """
 
     num_units: int  # that were encoded
     num_text_tokens: int  # of the prompt, with all that separates visual tokens
     num_visual_tokens: int  # V
     num_decode_tokens: int  # n_keep
-    first_pruned_layer: int
+    num_pruned_layers: int  # 0 if stage II is off
     num_decode_steps: int
     num_reused_tokens: int = 0  # prompt tokens whose keys and values were cached
 
@@ -71,8 +73,10 @@ def exact_flops(vision: VisionGeometry, text: TextGeometry, answer: AnswerShape)
     """FLOPs of all matrix products of one answer, two per multiply-add.
 
     Counts the vision tower and projector over every unit, the gated MLP, grouped-query attention
-    under the causal mask, the language head once per token. Leaves out element-wise work, softmax,
-    normalisation, and the selection of stages I and II (below 0.1 %).
+    under the causal mask and within windows, the language head once per token. Leaves out
+    element-wise work, softmax, normalisation, the selection of stages I and II, and that an image's
+    tokens may see its later ones (together below 0.1 %). Windows are counted as if no token in
+    their reach had been dropped.
     """
     return (
         vision_flops(vision, answer.num_units)
@@ -99,10 +103,12 @@ def decode_flops(text: TextGeometry, answer: AnswerShape) -> float:
     """FLOPs of all decode steps, head included; step i sees the prompt and i + 1 newer tokens."""
     steps = answer.num_decode_steps
     grown = steps * answer.num_text_tokens + steps * (steps + 1) / 2
-    full_layers = answer.first_pruned_layer
-    pruned_layers = text.num_layers - full_layers
+    full_layers = text.num_layers - text.num_windowed_layers - answer.num_pruned_layers
     pairs = full_layers * (steps * answer.num_visual_tokens + grown)
-    pairs += pruned_layers * (steps * answer.num_decode_tokens + grown)
+    pairs += answer.num_pruned_layers * (steps * answer.num_decode_tokens + grown)
+    num_prompt = answer.num_text_tokens + answer.num_visual_tokens
+    within = _pairs_within(text.window, num_prompt + steps) - _pairs_within(text.window, num_prompt)
+    pairs += text.num_windowed_layers * within
     fixed = steps * (_linear_products(text) + _head_products(text))
     return 2.0 * (fixed + _attention_products(text) * pairs)
 
@@ -110,8 +116,17 @@ def decode_flops(text: TextGeometry, answer: AnswerShape) -> float:
 def _prompt_flops(text: TextGeometry, num_tokens: int, *, is_causal: bool = True) -> float:
     """FLOPs of the layers over the first `num_tokens` of a prompt."""
     pairs = num_tokens * (num_tokens + 1) / 2 if is_causal else num_tokens**2
-    attention = text.num_layers * _attention_products(text) * pairs
+    within = _pairs_within(text.window, num_tokens) if is_causal else num_tokens**2
+    num_full_layers = text.num_layers - text.num_windowed_layers
+    pairs = num_full_layers * pairs + text.num_windowed_layers * within
+    attention = _attention_products(text) * pairs
     return 2.0 * (num_tokens * _linear_products(text) + attention)
+
+
+def _pairs_within(window: int, num_tokens: int) -> float:
+    """Of queries and keys, in a layer in which a token sees so many, its own included."""
+    first = min(num_tokens, window)
+    return first * (first + 1) / 2 + (num_tokens - first) * window
 
 
 def _linear_products(text: TextGeometry) -> int:

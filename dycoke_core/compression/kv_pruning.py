@@ -7,8 +7,8 @@ DyCoke keeps the highest scores. The other choices here are controls: a random o
 gate, the lowest scores, and (`threshold=None`) a first selection that is never refreshed.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -94,10 +94,36 @@ class StageTwo:
     num_kept: int
     threshold: float | None
     choose: KVChoice = choose_highest
+    full_layers: tuple[int, ...] | None = None  # that attend to everything; None: all do
 
     @property
     def scoring_layer(self) -> int:
-        return max(self.first_layer - 1, 0)
+        if self.full_layers is None:
+            return max(self.first_layer - 1, 0)
+        earlier = [layer for layer in self.full_layers if layer < self.first_layer]
+        return earlier[-1] if earlier else self.full_layers[0]
+
+    def prunes(self, layer: int) -> bool:
+        is_full = self.full_layers is None or layer in self.full_layers
+        return layer >= self.first_layer and is_full
+
+    def in_layers(self, full_layers: Sequence[int], num_layers: int) -> "StageTwo | None":
+        """The same in a model some of whose layers see a window alone; None: nothing is left.
+
+        A window holds few visual tokens and says little of the others, so such layers neither score
+        nor are pruned. The last other layer below L scores; where there is none the first one does,
+        and those behind it are pruned.
+        """
+        if len(full_layers) == num_layers:
+            return self
+        if not full_layers:
+            return None
+        first_layer = self.first_layer
+        if first_layer or full_layers[0]:
+            first_layer = max(first_layer, full_layers[0] + 1)
+        if first_layer > full_layers[-1]:
+            return None
+        return replace(self, first_layer=first_layer, full_layers=tuple(full_layers))
 
 
 def scores_agree(scores: Tensor, reference: Tensor, threshold: float) -> Tensor:

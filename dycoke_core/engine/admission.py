@@ -8,6 +8,7 @@ of memory; what does not fit yet waits, and what can never fit is refused at onc
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -36,12 +37,26 @@ logger = logging.getLogger(__name__)
 _NO_COMPRESSION = CompressionConfig(policy="full")
 
 
+@dataclass(frozen=True, slots=True)
+class ResolvedSequence:
+    """What of a sequence's state does not depend on its compression."""
+
+    sequence: Sequence
+    prompt: PromptLayout
+    video_key: str
+    distinct_units: tuple[int, ...]
+    unit_sources: tuple[int, ...]
+
+
 class Admission:
     def __init__(
         self, model: VideoLanguageModel, backend: Backend, config: EngineConfig, batching: Batching
     ) -> None:
         self._model = model
         self._backend = backend
+        self._full_layers = tuple(
+            layer for layer, spec in enumerate(model.layers) if spec.window is None
+        )
         self._has_host_tier = config.dp_cache == "host"
         self._max_chunk_tokens = batching.prefill_chunk_tokens
         self.kv_budget = ByteBudget(backend.kv_budget_bytes)
@@ -68,21 +83,37 @@ class Admission:
             InvalidRequestError: frames, messages or compression that the model cannot take.
             PromptTooLongError: more tokens than the model has positions, or the budget has room.
         """
-        frames, compression = sequence.frames, sequence.compression
-        clip, video_key = None, ""
+        return self.compressed(self.resolve(sequence), sequence.compression)
+
+    def resolve(self, sequence: Sequence) -> ResolvedSequence:
+        """Resolves what does not depend on the compression.
+
+        Raises:
+            InvalidRequestError: frames or messages that the model cannot take.
+        """
+        frames, clip, video_key = sequence.frames, None, ""
         distinct: tuple[int, ...] = ()
         sources: tuple[int, ...] = ()
-        if frames is None:
-            compression = _NO_COMPRESSION
-        else:
+        if frames is not None:
             clip = self._model.clip(frames.shape, sequence.timing)
             if frames.dtype != np.uint8:
                 raise InvalidRequestError("frames must be uint8")
             video_key = sequence.video_key or frames_digest(frames)
             distinct, sources = distinct_units(frames, self._model.frames_per_unit)
-            compression.check_num_frames(len(sources))
-        policy = make_policy(compression)
         prompt = self._model.lay_out(sequence.messages, clip, sequence.video_turn)
+        return ResolvedSequence(sequence, prompt, video_key, distinct, sources)
+
+    def compressed(
+        self, resolved: ResolvedSequence, compression: CompressionConfig
+    ) -> SequenceState:
+        """Raises as `prepare`."""
+        sequence, prompt = resolved.sequence, resolved.prompt
+        frames, video_key = sequence.frames, resolved.video_key
+        if frames is None:
+            compression = _NO_COMPRESSION
+        else:
+            compression.check_num_frames(len(resolved.unit_sources))
+        policy = make_policy(compression)
         layout = self._lay_out(sequence, policy, prompt)
         state = SequenceState(
             sequence=sequence,
@@ -97,14 +128,22 @@ class Admission:
                 prompt.prefix,
                 layout.prefix.first_host_layer,
             ),
-            distinct_units=distinct,
-            unit_sources=sources,
+            distinct_units=resolved.distinct_units,
+            unit_sources=resolved.unit_sources,
             detokenizer=Detokenizer(self._model.tokenizer, sequence.sampling.stop),
             max_chunk_tokens=self._max_chunk_tokens,
             kept_recording=self._kept_recording(sequence, prompt),
         )
         self._check_size(state)
         return state
+
+    def has_prefix(self, key: str) -> bool:
+        """Whether a prefix is there, or being made."""
+        return key in self._prefixes
+
+    def has_video(self, key: str) -> bool:
+        """Whether a video's features are there, or being made."""
+        return key in self._videos
 
     def admit(self, state: SequenceState) -> bool:
         """Reserves a seat and holds its prefix; False: there is no room now.
@@ -277,7 +316,8 @@ class Admission:
         if state.num_forced > max_tokens:
             raise InvalidRequestError("more tokens are forced than max_tokens allows")
         limit = self._model.max_model_tokens
-        if state.num_prompt_tokens + max_tokens > limit:
+        first_own = max(state.num_prefix_tokens, state.layout.prefix.next_position)
+        if first_own + state.num_question_tokens + max_tokens > limit:
             raise PromptTooLongError(
                 f"prompt ({state.num_prompt_tokens} tokens) and max_tokens exceed "
                 f"the model's {limit} positions"
@@ -299,8 +339,11 @@ class Admission:
         num_layers = self._model.text_geometry.num_layers
         num_visual = policy.count_visual_tokens(prompt.num_units, prompt.tokens_per_unit)
         stage_two = policy.stage_two(num_visual, num_layers)
+        if stage_two is not None:
+            stage_two = stage_two.in_layers(self._full_layers, num_layers)
         first_host_layer = num_layers
-        if self._has_host_tier and stage_two is not None:
+        has_windows = len(self._full_layers) < num_layers  # which read prefixes in every layer
+        if self._has_host_tier and stage_two is not None and not has_windows:
             first_host_layer = max(stage_two.first_layer, 1)  # the scoring layer never lies there
         return SeatLayout(
             prefix=PrefixLayout(

@@ -86,6 +86,7 @@ class Answers:
             token_ids=() if is_forced else (token_id,),
             text="" if is_forced else text,
             finish_reason=finish_reason,
+            prompt_tokens=state.num_prompt_tokens if index == 0 else None,
         )
         if finish_reason is None:
             return event

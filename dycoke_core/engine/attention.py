@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 
 class Partial(NamedTuple):
@@ -78,6 +79,32 @@ def attend_causally(query: Tensor, keys: Tensor, values: Tensor, *, scaling: flo
         partial.output.transpose(1, 2).reshape(num_kv_heads, -1, head_size),
         partial.log_total.transpose(1, 2).reshape(num_kv_heads, -1),
     )
+
+
+def attend_masked(
+    query: Tensor, keys: Tensor, values: Tensor, is_seen: Tensor, *, scaling: float
+) -> Tensor:
+    """Attention of q tokens, each of which sees some of the keys.
+
+    Args:
+        query: [q, H, E]; keys, values: [S, G, E].
+        is_seen: bool [q, S]; each row sees one at least.
+
+    Returns:
+        [q, H, E].
+    """
+    num_queries, num_heads, head_size = query.shape
+    num_keys, num_kv_heads, _ = keys.shape
+    heads = (num_kv_heads, num_heads // num_kv_heads)
+    shape = (*heads, num_keys, head_size)
+    output = functional.scaled_dot_product_attention(
+        query.transpose(0, 1).reshape(*heads, num_queries, head_size),
+        keys.transpose(0, 1)[:, None].expand(shape),  # a view: query heads share their keys
+        values.transpose(0, 1)[:, None].expand(shape),
+        attn_mask=is_seen,
+        scale=scaling,
+    )
+    return output.flatten(0, 1).transpose(0, 1)
 
 
 def merge(first: Partial, second: Partial) -> Partial:

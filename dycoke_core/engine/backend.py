@@ -60,6 +60,11 @@ class SeatLayout:
     max_own_tokens: int
     stage_two: StageTwo | None
 
+    @property
+    def num_front(self) -> int:
+        """Tokens before the question that a pruned layer attends to: kept ones and text."""
+        return 0 if self.stage_two is None else self.stage_two.num_kept + self.prefix.num_text
+
 
 @dataclass(frozen=True, slots=True)
 class StepOutcome:

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import torch
 
+from dycoke_core.auto import AutoConfig, Choice
 from dycoke_core.config import EngineConfig
 from dycoke_core.engine.admission import Admission
 from dycoke_core.engine.answers import Answers, Ended
+from dycoke_core.engine.auto_compression import AutoCompression, seeded_rates
 from dycoke_core.engine.backends import backend_name, make_backend
 from dycoke_core.engine.executor import Executor, Observer
 from dycoke_core.engine.faults import is_out_of_memory
@@ -55,7 +57,13 @@ class Engine:
             max_prompt_tokens=self.batching.max_prompt_tokens_per_pass,
             admission=self.admission,
         )
-        self._executor = Executor(model, self.backend, self._vision, self.admission, observer)
+        rates = seeded_rates(
+            model, self.backend, max_prompt_tokens=self.batching.max_prompt_tokens_per_pass
+        )
+        self._auto = AutoCompression(self.admission, self._scheduler, rates)
+        self._executor = Executor(
+            model, self.backend, self._vision, self.admission, rates, observer
+        )
         self._answers = Answers(model, self.backend)
 
     @classmethod
@@ -66,7 +74,8 @@ class Engine:
             ModelLoadError: the checkpoint cannot be used, or not by this backend.
         """
         config = config or EngineConfig()
-        return cls(load_model(path, device=config.device, dtype=config.dtype), config)
+        model = load_model(path, device=config.device, dtype=config.dtype, revision=config.revision)
+        return cls(model, config)
 
     @property
     def card(self) -> EngineCard:
@@ -77,6 +86,7 @@ class Engine:
             dtype=str(self.model.dtype).removeprefix("torch."),
             architecture=self.model.architecture,
             image_size=image_size,
+            frame_limits=self.model.frame_limits,
             tokens_per_frame=self.model.tokens_per_unit(image_size, image_size),
             frames_per_unit=self.model.frames_per_unit,
             num_layers=self.model.text_geometry.num_layers,
@@ -128,6 +138,26 @@ class Engine:
         state = self.admission.prepare(sequence)
         self._states[sequence.sequence_id] = state
         self._scheduler.add(state)
+
+    def choose_compression(
+        self, sequence: Sequence, config: AutoConfig, *, waited_s: float = 0.0
+    ) -> Choice:
+        """The least compression at which the first token is predicted to be in time.
+
+        The choice holds for a sequence that is added right away. `Sequence.compression` is not
+        looked at.
+
+        Args:
+            waited_s: since the request was accepted.
+
+        Raises:
+            InvalidRequestError: no video to compress, or frames and messages that the model cannot
+                take.
+            PromptTooLongError: the prompt does not fit at any level.
+        """
+        if sequence.frames is None:
+            raise InvalidRequestError("without a video there is nothing to compress")
+        return self._auto.choose(sequence, config, waited_s=waited_s)
 
     def abort(self, sequence_id: str) -> bool:
         """Frees all that a sequence holds; False if the engine does not have it."""

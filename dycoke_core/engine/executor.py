@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from dycoke_core.auto import Rates
 from dycoke_core.engine.admission import Admission
 from dycoke_core.engine.backend import Backend, KeptPlaces, Mark, Pending
 from dycoke_core.engine.faults import has_broken_device, is_out_of_memory
@@ -63,6 +64,7 @@ class _Launched:
     ended: Mark
     decoding: tuple[SequenceState, ...]
     prefilling: tuple[SequenceState, ...]
+    num_prompt_tokens: int
 
 
 @dataclass(slots=True)
@@ -72,6 +74,7 @@ class _Timed:
     began: Mark
     ended: Mark
     encoding: tuple[SequenceState, ...] = ()
+    num_units: int = 0  # of vision that were completed
     compressing: SequenceState | None = None
 
 
@@ -82,13 +85,16 @@ class Executor:
         backend: Backend,
         vision: VisionEncoder,
         admission: Admission,
+        rates: Rates,
         observer: Observer | None = None,
     ) -> None:
         self._model = model
         self._backend = backend
         self._vision = vision
         self._admission = admission
+        self._rates = rates
         self._observer = observer
+        self._slices: list[float] = []  # seconds of those of the micro-batch under way
         self._launched: deque[_Launched | _Timed] = deque()
 
     @property
@@ -123,13 +129,16 @@ class Executor:
         began = self._backend.mark()
         videos = dict.fromkeys(state.held_prefix.video for state in schedule.encode)
         pending = [video for video in videos if video is not None and not video.is_ready]
+        num_units = 0
         try:
             if pending:
-                self._vision.encode_slice(pending, beside_decode=bool(schedule.decode))
+                beside_decode = bool(schedule.decode)
+                num_units = self._vision.encode_slice(pending, beside_decode=beside_decode)
         except Exception as error:
             if has_broken_device(error):
                 raise
             logger.warning("a batch of frames failed", exc_info=error)
+            self._slices.clear()
             culprits = self._vision.drop_failed_batch()
             outcome.failures += [
                 Failure(state, error)
@@ -139,7 +148,8 @@ class Executor:
             return
         encoding = tuple(state for state in schedule.encode if state.has_video)
         if encoding:
-            self._launched.append(_Timed(began, self._backend.mark(), encoding=encoding))
+            ended = self._backend.mark()
+            self._launched.append(_Timed(began, ended, encoding=encoding, num_units=num_units))
         for state in schedule.encode:
             self._embed(state, outcome)
 
@@ -241,6 +251,9 @@ class Executor:
                 self._backend.mark(),
                 decoding=schedule.decode,
                 prefilling=tuple(prefilling),
+                num_prompt_tokens=sum(
+                    chunk.num_tokens for chunk in (*schedule.prefixes, *schedule.questions)
+                ),
             )
         )
 
@@ -287,12 +300,23 @@ class Executor:
         seconds = self._backend.seconds(item.began, item.ended)
         for state in item.encoding:
             state.clock.vision_s += seconds
+        if item.encoding:
+            self._slices.append(seconds)
+        if item.num_units:
+            self._rates.note_vision(item.num_units, sum(self._slices), len(self._slices))
+            self._slices.clear()
         if item.compressing is not None:
             item.compressing.clock.compress_s += seconds
 
     def _note_pass_seconds(self, item: _Launched) -> None:
         """Every running sequence waited for the pass, those that had no part in it too."""
         seconds = self._backend.seconds(item.began, item.ended)
+        if item.decoding or item.num_prompt_tokens:
+            self._rates.note_pass(
+                seconds,
+                num_prompt_tokens=item.num_prompt_tokens,
+                is_decoding=bool(item.decoding),
+            )
         for state in item.decoding:
             state.clock.decode_s += seconds
         for state in item.prefilling:

@@ -105,6 +105,9 @@ class SharedPool(Generic[Item]):
     def __len__(self) -> int:
         return len(self._items)
 
+    def __contains__(self, key: str) -> bool:
+        return key in self._items
+
     @property
     def idle_bytes(self) -> int:
         """Of items that nobody holds."""

@@ -46,17 +46,18 @@ def _compression_report(model: VideoLanguageModel, state: SequenceState) -> Comp
     geometry = model.text_geometry
     num_layers, num_visual = geometry.num_layers, state.num_visual_tokens
     num_in = state.num_tokens_in
-    num_decode, first_pruned = _decode_tokens(state), _first_pruned_layer(model, state)
-    num_all_layers = first_pruned * num_visual + (num_layers - first_pruned) * num_decode
+    num_decode, pruned_layers = _decode_tokens(state), _pruned_layers(model, state)
+    num_all_layers = num_layers * num_visual - len(pruned_layers) * (num_visual - num_decode)
     clip = state.prompt.clip
     size = (clip.height, clip.width) if clip is not None else (model.image_size,) * 2
     vision = model.vision_geometry(*size)
+    rows, columns = model.token_grid(*size) if clip is not None else (0, 0)
     shape = AnswerShape(
         num_units=0 if state.has_video_hit else len(state.distinct_units),
         num_text_tokens=state.num_text_tokens,
         num_visual_tokens=num_visual,
         num_decode_tokens=num_decode,
-        first_pruned_layer=first_pruned,
+        num_pruned_layers=len(pruned_layers),
         num_decode_steps=state.num_decode_steps,
         num_reused_tokens=_reused_tokens(state),
     )
@@ -65,16 +66,18 @@ def _compression_report(model: VideoLanguageModel, state: SequenceState) -> Comp
         num_units=state.prompt.num_units,
         num_visual_tokens=num_in,
         num_decode_tokens=num_in,
-        first_pruned_layer=num_layers,
+        num_pruned_layers=0,
         num_reused_tokens=0,
     )
     return CompressionReport(
         units=state.prompt.num_units,
         tokens_per_unit=state.prompt.tokens_per_unit,
+        rows=rows,
+        columns=columns,
         visual_tokens_in=num_in,
         visual_tokens_prefill=num_visual,
         visual_tokens_decode=num_decode,
-        pruned_layers=tuple(range(first_pruned, num_layers)),
+        pruned_layers=pruned_layers,
         retained_ratio_prefill=num_visual / num_in if num_in else None,
         retained_ratio_decode=num_decode / num_in if num_in else None,
         retained_ratio_decode_all_layers=(
@@ -102,10 +105,11 @@ def _decode_tokens(state: SequenceState) -> int:
     return state.num_visual_tokens if stage_two is None else stage_two.num_kept
 
 
-def _first_pruned_layer(model: VideoLanguageModel, state: SequenceState) -> int:
-    """L; the number of layers where stage II is off."""
+def _pruned_layers(model: VideoLanguageModel, state: SequenceState) -> tuple[int, ...]:
     stage_two = state.layout.stage_two
-    return model.text_geometry.num_layers if stage_two is None else stage_two.first_layer
+    if stage_two is None:
+        return ()
+    return tuple(layer for layer in range(len(model.layers)) if stage_two.prunes(layer))
 
 
 def _paper_flops(model: VideoLanguageModel, num_visual_tokens: int, num_decode_steps: int) -> float:
@@ -142,14 +146,19 @@ def _per_output_token_s(clock: StageClock, state: SequenceState) -> float | None
 def _memory_report(
     model: VideoLanguageModel, state: SequenceState, backend: Backend
 ) -> MemoryReport:
-    """Rows that a decode step reads, over all layers; a shared prefix's count for each sequence."""
-    num_layers = model.text_geometry.num_layers
-    first_pruned, num_visual = _first_pruned_layer(model, state), state.num_visual_tokens
-    num_pruned_layers = num_layers - first_pruned
-    num_rest = state.num_text_tokens + state.num_decode_steps  # neither layer kind drops these
-    num_active_rows = num_layers * num_rest
-    num_active_rows += first_pruned * num_visual + num_pruned_layers * _decode_tokens(state)
-    num_full_rows = num_layers * (num_rest + state.num_tokens_in)
+    """Rows that a decode step reads, over all layers; a shared prefix's count for each sequence. Of
+    a window it is as many as fit, though those that stage I dropped from it are fewer."""
+    geometry, num_visual = model.text_geometry, state.num_visual_tokens
+    num_pruned_layers = len(_pruned_layers(model, state))
+    num_full_layers = geometry.num_layers - geometry.num_windowed_layers
+    num_rest = state.num_text_tokens + state.num_decode_steps  # no layer drops these
+    num_in_window = min(num_rest + num_visual, geometry.window)
+    num_active_rows = geometry.num_windowed_layers * num_in_window
+    num_active_rows += num_full_layers * (num_rest + num_visual)
+    num_active_rows -= num_pruned_layers * (num_visual - _decode_tokens(state))
+    num_all = num_rest + state.num_tokens_in
+    num_full_rows = geometry.num_windowed_layers * min(num_all, geometry.window)
+    num_full_rows += num_full_layers * num_all
     bytes_per_row = row_bytes(model.text_geometry, model.dtype)
     return MemoryReport(
         kv_bytes=num_active_rows * bytes_per_row,

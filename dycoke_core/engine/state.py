@@ -19,6 +19,7 @@ from dycoke_core.engine.plan import DecodeRow, QuestionChunk
 from dycoke_core.engine.prefix_cache import Prefix
 from dycoke_core.engine.sampler import Draw
 from dycoke_core.engine.scheduler import PromptWork, WorkKind
+from dycoke_core.engine.sight import chunk_end
 from dycoke_core.model.adapter import PromptLayout
 from dycoke_core.sequence import Sequence, Stage
 
@@ -134,15 +135,18 @@ class SequenceState:
     def prompt_work(self) -> PromptWork | None:
         """What its prompt needs next: its video, its prefix or its question; None: it is through.
 
-        Chunks depend on the prompt and the setting alone, and end where the prefix ends.
+        Chunks depend on the prompt and the setting alone, and end where the prefix ends. A unit
+        whose tokens see each other goes in one, however long it is.
         """
         prefix = self.held_prefix
         if not prefix.is_embedded:
             return PromptWork(WorkKind.VISION, self.video_key, 0)
         if not prefix.is_ready:
-            num_left = self.num_prefix_tokens - prefix.num_run
-            size = min(self.max_chunk_tokens, num_left)
-            return PromptWork(WorkKind.PREFIX, self.prefix_key, size)
+            end = min(prefix.num_run + self.max_chunk_tokens, self.num_prefix_tokens)
+            if self.prompt.sees_whole_units:
+                runs = self.prompt.visual_runs(prefix.kept_per_unit)
+                end = chunk_end(prefix.num_run, end, runs)
+            return PromptWork(WorkKind.PREFIX, self.prefix_key, end - prefix.num_run)
         num_left = self.num_question_tokens - self.num_own_run
         if num_left <= 0:
             return None

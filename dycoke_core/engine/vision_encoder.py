@@ -45,10 +45,13 @@ class VisionEncoder:
         self._last_slice: tuple[Mark, Mark, int] | None = None
         self._layer_s: float | None = None  # seconds that a layer has taken lately
 
-    def encode_slice(self, videos: Sequence[Video], *, beside_decode: bool) -> None:
+    def encode_slice(self, videos: Sequence[Video], *, beside_decode: bool) -> int:
         """Advances the micro-batch under way, or begins one from the videos in their order.
 
         `Video.num_encoded` grows when a micro-batch is through.
+
+        Returns:
+            How many units the slice completed.
         """
         if self._layers is None:
             self._begin(videos)
@@ -60,8 +63,11 @@ class VisionEncoder:
             features = next(self._layers)
             num_run += 1
         self._last_slice = began, self._backend.mark(), num_run
-        if features is not None:
-            self._finish(features)
+        if features is None:
+            return 0
+        num_units = len(self._batch)
+        self._finish(features)
+        return num_units
 
     def drop_failed_batch(self) -> list[Video]:
         """Forgets the micro-batch that failed, and says whose fault it was.

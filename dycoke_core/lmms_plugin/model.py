@@ -66,7 +66,8 @@ class DycokeLlavaOnevision(lmms):  # type: ignore[misc]
             device=device or "auto", dtype=dtype, max_running_sequences=max(int(batch_size), 1)
         )
         self._engine = Engine.from_pretrained(pretrained, config)
-        self._videos = _VideoReader(FrameSpec(max_frames_num, self._engine.card.image_size))
+        size = self._engine.card.frame_size(max_frames_num)
+        self._videos = _VideoReader(FrameSpec(max_frames_num, size))
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """Answers every request, in the order given."""

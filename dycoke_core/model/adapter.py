@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from dycoke_core.compression.flops import TextGeometry, VisionGeometry
+from dycoke_core.frame_size import PixelLimits
 from dycoke_core.model.attention import LayerAttention
 from dycoke_core.preprocess import Prompt
 from dycoke_core.sequence import ChatMessage, FrameTiming
@@ -85,6 +86,8 @@ class PromptLayout:
         clip: None: there is no video, and the prefix is one token.
         prefix: up to the question.
         question_ids: the rest of the prompt.
+        sees_whole_units: a visual token sees those of its unit that come after it, too. Then no
+            two units stand together.
     """
 
     clip: Clip | None
@@ -92,6 +95,7 @@ class PromptLayout:
     question_ids: tuple[int, ...]
     num_units: int
     tokens_per_unit: int  # N
+    sees_whole_units: bool = False
 
     @classmethod
     def without_video(cls, prompt: Prompt) -> "PromptLayout":
@@ -141,12 +145,14 @@ class EmbeddedPrefix:
         visual: places of the visual tokens, as ascending runs.
         layer_adds: [layers, P, D], what each of so many first layers adds to its output. None: no
             layer of this model ever adds anything; a prefix of text alone adds zeros.
+        sees_whole_runs: a visual token sees those of its run that come after it, too.
     """
 
     embeds: Tensor
     positions: Tensor
     visual: tuple[range, ...]
     layer_adds: Tensor | None = None
+    sees_whole_runs: bool = False
 
 
 class VideoLanguageModel(Protocol):
@@ -199,17 +205,23 @@ class VideoLanguageModel(Protocol):
         ...
 
     @property
+    def frame_limits(self) -> PixelLimits | None:
+        """Of frames that keep their shape; None: the model takes square ones alone."""
+        ...
+
+    @property
     def feature_size(self) -> int:
         """Values of a visual token's features: the D that it is embedded as, then those that the
         first layers add."""
         ...
 
-    def tokens_per_unit(self, height: int, width: int) -> int:
-        """N of frames of a size in pixels that the model takes."""
+    def token_grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns that a unit's N tokens stand in, row after row, of frames of a size in
+        pixels that the model takes."""
         ...
 
-    def token_grid(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns that the N tokens of a unit of such frames stand in, row after row."""
+    def tokens_per_unit(self, height: int, width: int) -> int:
+        """N: the tokens of such a grid."""
         ...
 
     def vision_geometry(self, height: int, width: int) -> VisionGeometry:

@@ -10,6 +10,7 @@ from dycoke_core.model.adapter import LayerKind, LayerSpec
 def text_geometry(config: Any) -> TextGeometry:
     """Args: config: transformers' text configuration of a dense decoder."""
     num_heads = config.num_attention_heads
+    num_windowed = list(getattr(config, "layer_types", None) or ()).count(LayerKind.SLIDING)
     return TextGeometry(
         hidden_size=config.hidden_size,
         intermediate_size=config.intermediate_size,
@@ -18,6 +19,8 @@ def text_geometry(config: Any) -> TextGeometry:
         num_kv_heads=config.num_key_value_heads,
         head_size=getattr(config, "head_dim", None) or config.hidden_size // num_heads,
         vocab_size=config.vocab_size,
+        num_windowed_layers=num_windowed,
+        window=config.sliding_window if num_windowed else 0,
     )
 
 

@@ -89,9 +89,6 @@ class LlavaOnevision(TransformersModel):
     def frames_per_unit(self) -> int:
         return 1
 
-    def tokens_per_unit(self, height: int, width: int) -> int:
-        return self.tokens_per_frame
-
     def token_grid(self, height: int, width: int) -> tuple[int, int]:
         return self._tokens_per_side(), self._tokens_per_side()
 

@@ -4,6 +4,7 @@ Knows which families there are; each reads its own checkpoint. Whatever is none 
 quantised, is refused before a weight is read.
 """
 
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,10 +15,13 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from dycoke_core.errors import ModelLoadError
 from dycoke_core.model.adapter import VideoLanguageModel
-from dycoke_core.model.checkpoint import Checkpoint, read_json
+from dycoke_core.model.checkpoint import Checkpoint, check_no_pickles, read_json
+from dycoke_core.model.gemma3 import Gemma3
 from dycoke_core.model.llava_onevision import LlavaOnevision
 from dycoke_core.model.qwen2_5_vl import Qwen25VL
 from dycoke_core.model.qwen3_vl import Qwen3VL
+
+logger = logging.getLogger(__name__)
 
 _LEAST_CAPABILITY = (8, 0)  # Ampere
 _CONFIGURATION = ("config.json",)
@@ -25,6 +29,7 @@ _FILES = ("*.json", "*.jinja", "*.safetensors")
 
 # By `model_type` in config.json. A family joins with a line here.
 _FAMILIES: Mapping[str, Callable[[Checkpoint], VideoLanguageModel]] = {
+    "gemma3": Gemma3.from_checkpoint,
     "llava_onevision": LlavaOnevision.from_checkpoint,
     "qwen2_5_vl": Qwen25VL.from_checkpoint,
     "qwen3_vl": Qwen3VL.from_checkpoint,
@@ -32,7 +37,7 @@ _FAMILIES: Mapping[str, Callable[[Checkpoint], VideoLanguageModel]] = {
 
 
 def load_model(
-    path: str | Path, *, device: str = "auto", dtype: str = "auto"
+    path: str | Path, *, device: str = "auto", dtype: str = "auto", revision: str | None = None
 ) -> VideoLanguageModel:
     """Loads a model, its tokenizer, its chat template and its processor's settings.
 
@@ -40,13 +45,16 @@ def load_model(
         path: a directory, or a hub id, which is downloaded where the hub can be reached.
         device: "auto" takes a CUDA device if there is one.
         dtype: "auto" takes the checkpoint's own; float16 becomes float32 on a CPU.
+        revision: of the hub's repository; a commit's hash, or what may change: a tag, a branch.
+            None: what the repository's main branch is now.
 
     Raises:
         ModelLoadError: a model that is not supported, or an incomplete checkpoint.
     """
     resolved_device = _resolve_device(device)
-    family = _family(_resolve(path, _CONFIGURATION))  # before 145 GB are fetched in vain
-    directory = _resolve(path, _FILES)
+    family = _family(_resolve(path, _CONFIGURATION, revision))  # before 145 GB are fetched in vain
+    directory = _resolve(path, _FILES, revision)
+    check_no_pickles(directory)
     try:
         config = AutoConfig.from_pretrained(directory)
     except (OSError, ValueError) as error:
@@ -88,9 +96,11 @@ def _check_not_quantized(settings: Mapping[str, Any]) -> None:
             )
 
 
-def _resolve(path: str | Path, files: Sequence[str]) -> Path:
+def _resolve(path: str | Path, files: Sequence[str], revision: str | None) -> Path:
     """The directory; of a hub's repository, a copy of these files."""
     if Path(path).is_dir():
+        if revision is not None:
+            raise ModelLoadError("a directory has no revision: leave it out, or name a hub id")
         return Path(path)
     if os.sep in str(path).strip(os.sep).replace(os.sep, "", 1) or str(path).startswith((".", "/")):
         raise ModelLoadError("the model directory does not exist")
@@ -98,11 +108,14 @@ def _resolve(path: str | Path, files: Sequence[str]) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(str(path), allow_patterns=list(files)))
+        copy = Path(snapshot_download(str(path), revision=revision, allow_patterns=list(files)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ModelLoadError(
             "the model is no directory and cannot be fetched from a hub"
         ) from error
+    if revision is None:
+        logger.warning("the model is not pinned: its revision is %s now", copy.name)
+    return copy
 
 
 def _resolve_device(device: str) -> torch.device:

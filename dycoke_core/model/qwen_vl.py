@@ -5,7 +5,7 @@ and visual tokens that stay keep their own. The wrapper of transformers stores a
 offset on the model; it is never called: tower and language model are, each with all that it needs.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from dycoke_core.compression.flops import TextGeometry, VisionGeometry
+from dycoke_core.frame_size import PixelLimits
 from dycoke_core.model.adapter import Clip, EmbeddedPrefix, LayerSpec, PromptLayout
 from dycoke_core.model.attention import LayerAttention
 from dycoke_core.model.checkpoint import Checkpoint
@@ -35,11 +36,12 @@ from dycoke_core.sequence import ChatMessage, FrameTiming
 from dycoke_core.transfer import to_device
 
 _SIDE = 14  # tokens per side of the square frames that suit it: N = 196, as LLaVA-OneVision's
+_USUAL_FRAMES = 32  # of a video whose limits are of all frames together
 _NUM_GRIDS = 32  # whose positions are remembered
 
 
 @dataclass(slots=True, eq=False)
-class QwenVL(TransformersModel, ABC):
+class QwenVL(TransformersModel):
     """A loaded checkpoint. Holds no state of any request."""
 
     model_class: ClassVar[type[PreTrainedModel]]
@@ -95,11 +97,12 @@ class QwenVL(TransformersModel, ABC):
     @property
     def image_size(self) -> int:
         side = _SIDE * self.patches.limits.multiple
-        height, _ = self.patches.limits.fit(side, side)
+        height, _ = self.patches.limits.fit(side, side, num_frames=_USUAL_FRAMES)
         return height
 
-    def tokens_per_unit(self, height: int, width: int) -> int:
-        return self.patches.tokens_per_unit(height, width)
+    @property
+    def frame_limits(self) -> PixelLimits:
+        return self.patches.limits
 
     def token_grid(self, height: int, width: int) -> tuple[int, int]:
         return self.patches.token_grid(height, width)
@@ -150,13 +153,8 @@ class QwenVL(TransformersModel, ABC):
         visual_rows = features.flatten(0, 1).index_select(0, kept)
         places = kept_places(layout, kept, kept_per_unit)
         positions = to_device(prefix_positions(layout, self._of_run(layout.clip)), self.device)
-        is_visual = [place for run in visual for place in run]
-        is_text = sorted(set(range(len(places))) - set(is_visual))
-        visual_places = self.integers(is_visual)
         size = self.text_geometry.hidden_size
-        embeds = features.new_empty((len(places), size))
-        embeds.index_copy_(0, self.integers(is_text), self.embed_tokens(layout.text_ids))
-        embeds.index_copy_(0, visual_places, visual_rows[:, :size])
+        embeds, visual_places = self._interleaved(layout, visual_rows[:, :size], visual)
         return EmbeddedPrefix(
             embeds,
             positions.index_select(1, places),

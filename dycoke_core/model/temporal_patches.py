@@ -92,10 +92,6 @@ class TemporalPatches:
         rows, columns = self.grid(height, width)
         return rows // self.merge, columns // self.merge
 
-    def tokens_per_unit(self, height: int, width: int) -> int:
-        rows, columns = self.token_grid(height, width)
-        return rows * columns
-
     def constants(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of bytes, float32 [3] each. Making them waits for the
         device."""

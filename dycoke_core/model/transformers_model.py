@@ -1,5 +1,6 @@
 """What every video language model of transformers gives the engine, whatever its family."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,12 +9,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from dycoke_core.compression.flops import TextGeometry
+from dycoke_core.frame_size import PixelLimits
 from dycoke_core.model.adapter import EmbeddedPrefix, PromptLayout
 from dycoke_core.preprocess import PromptEncoder
 from dycoke_core.transfer import to_device
 
 
-class TransformersModel:
+class TransformersModel(ABC):
     """The part of an adapter that does not depend on the family (`dycoke_core.model.adapter`)."""
 
     __slots__ = ()
@@ -64,6 +66,17 @@ class TransformersModel:
     def num_position_axes(self) -> int:
         return 1
 
+    @property
+    def frame_limits(self) -> PixelLimits | None:
+        return None
+
+    @abstractmethod
+    def token_grid(self, height: int, width: int) -> tuple[int, int]: ...
+
+    def tokens_per_unit(self, height: int, width: int) -> int:
+        rows, columns = self.token_grid(height, width)
+        return rows * columns
+
     def embed_text(self, layout: PromptLayout) -> EmbeddedPrefix:
         embeds = self.embed_tokens(layout.text_ids)
         positions = torch.arange(len(embeds), device=embeds.device)
@@ -74,6 +87,27 @@ class TransformersModel:
             (),
             embeds.new_zeros((num_adding, *embeds.shape)) if num_adding else None,
         )
+
+    def _interleaved(
+        self, layout: PromptLayout, visual_rows: Tensor, visual: Sequence[range]
+    ) -> tuple[Tensor, Tensor]:
+        """A prefix's text with its visual tokens' embeddings.
+
+        Args:
+            visual_rows: [V, D].
+            visual: their places, as ascending runs.
+
+        Returns:
+            [P, D], and the places: int64 [V].
+        """
+        is_visual = [place for run in visual for place in run]
+        num_tokens = layout.num_prefix_text + len(is_visual)
+        is_text = sorted(set(range(num_tokens)) - set(is_visual))
+        visual_places = self.integers(is_visual)
+        embeds = visual_rows.new_empty((num_tokens, visual_rows.shape[1]))
+        embeds.index_copy_(0, self.integers(is_text), self.embed_tokens(layout.text_ids))
+        embeds.index_copy_(0, visual_places, visual_rows)
+        return embeds, visual_places
 
     def embed_tokens(self, token_ids: Sequence[int]) -> Tensor:
         embedded = self.model.get_input_embeddings()(self.integers(token_ids))

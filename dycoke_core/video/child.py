@@ -30,7 +30,8 @@ class Task:
     params: Mapping[str, Any]
     num_threads: int  # to decode with
     video_path: str  # a name of our own, which says nothing to a demuxer
-    pixels: npt.NDArray[np.uint8] | None  # [F, S, S, 3] to be written, shared with the parent
+    # [F, height, width, 3] to be written, shared with the parent.
+    pixels: npt.NDArray[np.uint8] | None
     report_progress: Callable[[float], None]
     complaints: Callable[[], bytes]  # what libraries have printed to stderr since the last call
 

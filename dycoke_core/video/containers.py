@@ -6,6 +6,8 @@ of these and stop here. What passes is demuxed as what it was recognised as, nev
 
 from enum import StrEnum
 
+from dycoke_core.video.frame_list import MAGIC
+
 SNIFF_BYTES = 1024
 
 # A QuickTime or MP4 file opens with one of these boxes; `styp` opens a media segment.
@@ -22,6 +24,7 @@ class Container(StrEnum):
     MATROSKA = "matroska"  # and WebM
     AVI = "avi"
     MPEG_TS = "mpegts"
+    FRAMES = "frames"  # a list of pictures, in a form of our own: `frame_list`
 
     @property
     def demuxer(self) -> str:
@@ -35,6 +38,8 @@ def sniff_container(head: bytes) -> Container | None:
     Args:
         head: the first `SNIFF_BYTES` of the file, or all of a shorter one.
     """
+    if head.startswith(MAGIC):
+        return Container.FRAMES
     if head[4:8] in _ISO_BMFF_BOXES and _is_box_size(head[:4]):
         return Container.MP4
     if head.startswith(b"\x1a\x45\xdf\xa3"):

@@ -50,12 +50,12 @@ def read(task: Task) -> dict[str, Any]:
 
 def _read(task: Task, num_threads: int) -> None:
     assert task.pixels is not None
-    image_size = task.pixels.shape[1]
+    height, width = task.pixels.shape[1:3]
     video = decord.VideoReader(
         task.video_path,
         ctx=decord.cpu(0),
-        width=image_size,
-        height=image_size,
+        width=width,
+        height=height,
         num_threads=num_threads,
         fault_tol=_MAX_SUBSTITUTED_SHARE,
     )
@@ -66,18 +66,20 @@ def _read(task: Task, num_threads: int) -> None:
         if row and indices[row - 1] == index:
             task.pixels[row] = task.pixels[row - 1]
         else:
-            task.pixels[row] = _without_padding(video[index].asnumpy(), image_size)
+            task.pixels[row] = _without_padding(video[index].asnumpy(), height, width)
         task.report_progress((row + 1) / len(indices))
 
 
-def _without_padding(frame: npt.NDArray[np.uint8], image_size: int) -> npt.NDArray[np.uint8]:
+def _without_padding(
+    frame: npt.NDArray[np.uint8], height: int, width: int
+) -> npt.NDArray[np.uint8]:
     """Takes the pixels out of the rows that FFmpeg has padded in memory.
 
     Where the padded row is so many times the width (of 16, 32, 48, 96 pixels and others), decord
-    calls that the number of channels: [S, S, 4], [S, S, 6].
+    calls that the number of channels: [height, width, 4], [height, width, 6].
     """
-    rows = frame.reshape(image_size, -1)
-    return rows[:, : 3 * image_size].reshape(image_size, image_size, 3)
+    rows = frame.reshape(height, -1)
+    return rows[:, : 3 * width].reshape(height, width, 3)
 
 
 TASKS: Tasks = {"read": read}

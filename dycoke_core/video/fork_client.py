@@ -22,6 +22,7 @@ from dycoke_core.video.forked_child import Confinement, ForkedChild, TaskFailure
 
 logger = logging.getLogger(__name__)
 
+MAX_TASKS = 1000  # of one server: starting another takes a quarter of a second
 _START_PATIENCE_S = 60.0
 _KILL_PATIENCE_S = 5.0
 # All that a reader sees of the environment; the rest carries keys and passwords.
@@ -32,7 +33,8 @@ class ForkServer:
     """Starts the server of one module of tasks, restarts it if it dies, has it run tasks.
 
     All children of a server have its layout of addresses, which a child that is made to crash may
-    tell something of: after a crash the server is replaced as soon as it has no other child.
+    tell something of: after a crash the server is replaced as soon as it has no other child, and so
+    it is after `MAX_TASKS`.
     """
 
     def __init__(self, module: str, confinement: Confinement) -> None:
@@ -44,6 +46,7 @@ class ForkServer:
         self._control: socket.socket | None = None
         self._loop: asyncio.AbstractEventLoop | None = None  # watches the control socket
         self._has_crashed = False  # a child of this server
+        self._num_tasks = 0  # that this server was given
 
     def start(self) -> None:
         """Starts the process and returns at once; tasks sent to it from now on wait for it."""
@@ -141,6 +144,7 @@ class ForkServer:
             task["shape"] = pixels[1]
         loop = asyncio.get_running_loop()
         task_id = next(self._ids)
+        self._num_tasks += 1
         os.set_blocking(read_end, False)
         child = ForkedChild(confinement, read_end, on_progress, loop.create_future())
         self._children[task_id] = child
@@ -156,7 +160,8 @@ class ForkServer:
                 self._kill(task_id)
             loop.remove_reader(read_end)
             os.close(read_end)
-            if self._has_crashed and not self._children:
+            is_worn = self._has_crashed or self._num_tasks >= MAX_TASKS
+            if is_worn and not self._children:
                 self._end_abruptly()
 
     async def aclose(self) -> None:
@@ -250,6 +255,7 @@ class ForkServer:
         process, self._process = self._process, None
         self._control = self._loop = None
         self._has_crashed = False
+        self._num_tasks = 0
         for child in self._children.values():
             if not child.ended.done():
                 child.ended.set_result({})

@@ -30,10 +30,13 @@ from dycoke_core.video.refusals import (
     KILL_REASONS,
     as_dycoke_error,
     refuse_beyond_limits,
+    unreadable_frame,
 )
 from dycoke_core.video.replies import (
+    Headers,
     MalformedReplyError,
     Plan,
+    parse_bad_picture,
     parse_headers,
     parse_placement,
     parse_plan,
@@ -60,6 +63,7 @@ class _Reading:
     video: VideoFile
     plan: Plan
     spec: FrameSpec
+    shape: tuple[int, int, int, int]  # of the pixels
     pixels_fd: int
     ends_at: float  # time.monotonic
     num_threads: int
@@ -67,7 +71,7 @@ class _Reading:
 
     @property
     def pixels(self) -> tuple[int, tuple[int, ...]]:
-        return self.pixels_fd, self.spec.shape
+        return self.pixels_fd, self.shape
 
 
 class FrameReaders:
@@ -137,7 +141,7 @@ class FrameReaders:
                     "probe",
                     video,
                     {},
-                    lambda reply: parse_headers(reply, video.container),
+                    lambda reply: _parse_probe(reply, video.container),
                     timeout_s=timeout_s,
                 )
             except TaskFailure as failure:
@@ -172,9 +176,10 @@ class FrameReaders:
             ends_at = time.monotonic() + budget_s
             try:
                 plan = await self._plan(video, spec, budget_s)
-                with open_frame_buffer(spec.shape) as fd, self._threads() as num_threads:
+                shape = spec.shape(*plan.upright_size)
+                with open_frame_buffer(shape) as fd, self._threads() as num_threads:
                     return await self._read(
-                        _Reading(video, plan, spec, fd, ends_at, num_threads, progress)
+                        _Reading(video, plan, spec, shape, fd, ends_at, num_threads, progress)
                     )
             except TaskFailure as failure:
                 raise as_dycoke_error(failure, self._limits, budget_s) from failure
@@ -210,6 +215,7 @@ class FrameReaders:
                 "start_s": spec.start_s,
                 "end_s": spec.end_s,
                 "sampling": spec.sampling,
+                "keeps_shape": spec.keeps_shape,
             },
             lambda reply: parse_plan(reply, video.container, spec.num_frames),
             timeout_s=timeout_s,
@@ -308,8 +314,9 @@ class FrameReaders:
             "max_source_frames": self._limits.max_source_frames,
         }
         try:
+            is_list = video.container is Container.FRAMES
             reply = await server.run(
-                name,
+                f"{name}_pictures" if is_list else name,
                 {**common, **params},
                 video.fd,
                 timeout_s=timeout_s,
@@ -331,6 +338,14 @@ class FrameReaders:
         else:
             logger.debug("a video was not read: %s (%s)", failure.code, failure.detail)
         raise failure
+
+
+def _parse_probe(reply: Any, container: Container) -> Headers:
+    """Raises: MalformedReplyError, UnreadableFrameError."""
+    number = parse_bad_picture(reply) if container is Container.FRAMES else None
+    if number is not None:
+        raise unreadable_frame(number)
+    return parse_headers(reply, container)
 
 
 def _is_for_decord(reading: _Reading) -> bool:

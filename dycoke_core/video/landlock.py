@@ -1,7 +1,7 @@
 """Landlock: takes the file system from this process, except reading one file it already has open.
 
-Knows nothing of videos. Needs Linux 5.13 with Landlock enabled; no privileges. Does not cover what
-is open already, nor `stat`.
+Knows nothing of videos. Needs Linux 5.13 with Landlock enabled; no privileges, but that
+the process has given up new ones. Does not cover what is open already, nor `stat`.
 """
 
 import ctypes
@@ -11,7 +11,6 @@ import struct
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # the same on every architecture
 _VERSION_FLAG = 1
 _RULE_PATH_BENEATH = 1
-_PR_SET_NO_NEW_PRIVS = 38
 
 _READ_FILE = 1 << 2
 _NUM_FS_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15}  # by ABI version
@@ -37,8 +36,6 @@ def allow_reading_only(fd: int) -> None:
     ruleset = _checked(_CREATE_RULESET, attr, ctypes.c_size_t(len(attr)), 0)
     try:
         _checked(_ADD_RULE, ruleset, _RULE_PATH_BENEATH, struct.pack("=Qi", _READ_FILE, fd), 0)
-        if _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
-            raise OSError(ctypes.get_errno(), "no_new_privs")
         _checked(_RESTRICT_SELF, ruleset, 0)
     finally:
         os.close(ruleset)

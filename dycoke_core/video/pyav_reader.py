@@ -8,6 +8,7 @@ Rotation: display matrices of 90, 180 and 270 degrees are applied, as decord doe
 
 import importlib
 import pkgutil
+from contextlib import suppress
 from typing import Any
 
 import av
@@ -19,6 +20,7 @@ from av.stream import Disposition, Stream
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from dycoke_core.video import picture_reader
 from dycoke_core.video.child import Task, TaskError, Tasks
 from dycoke_core.video.pyav_frames import FrameSource, list_frames, read_keyframe
 from dycoke_core.video.sampling import frames_in_clip, sample_indices
@@ -45,9 +47,10 @@ def probe(task: Task) -> dict[str, Any]:
 def plan(task: Task) -> dict[str, Any]:
     """Reads the headers, lists the frames and samples from them; decodes nothing.
 
-    Takes what `probe` takes, and `num_frames`, `start_s`, `end_s`, `sampling`,
-    `max_source_frames`. Returns no indices for a clip that starts beyond the end, and the file's
-    own times of keyframes that were chosen as such.
+    Takes what `probe` takes, and `num_frames`, `start_s`, `end_s`, `sampling`, `keeps_shape`,
+    `max_source_frames`. Where frames are to keep the video's shape, one of them is decoded after
+    all: only then is it known whether they are turned. Returns no indices for a clip that starts
+    beyond the end, and the file's own times of keyframes that were chosen as such.
     """
     container, stream = _open(task)
     headers = _describe(container, stream)
@@ -65,6 +68,7 @@ def plan(task: Task) -> dict[str, Any]:
         "timestamps_s": [frames.times_s[index] for index in indices],
         "num_keyframes": len(keyframes),
         "key_pts": [frames.pts[index] for index in indices] if frames.pts and keyframes else [],
+        "upright_size": _upright_size(task) if params["keeps_shape"] else _stored_size(stream),
     }
 
 
@@ -76,7 +80,7 @@ def read_keyframes(task: Task) -> dict[str, Any]:
     """
     assert task.pixels is not None
     container, stream = _open(task)
-    scale = _Scaler(image_size=task.pixels.shape[1])
+    scale = _Scaler(*task.pixels.shape[1:3])
     wanted = task.params["key_pts"]
     for row, key_pts in enumerate(wanted):
         if row and wanted[row - 1] == key_pts:
@@ -109,7 +113,7 @@ def _read(task: Task, num_threads: int) -> tuple[dict[str, Any], bool]:
     frames = list_frames(*_open(task), task.params["max_source_frames"])
     wanted = task.params["indices"]
     source = FrameSource(lambda: _open(task, num_threads), frames, wanted)
-    scale = _Scaler(image_size=task.pixels.shape[1])
+    scale = _Scaler(*task.pixels.shape[1:3])
     numbers: list[int] = []
     num_damaged = 0
     for row, target in enumerate(wanted):
@@ -130,7 +134,21 @@ def _read(task: Task, num_threads: int) -> tuple[dict[str, Any], bool]:
     return placed, source.has_failed or bool(task.complaints())
 
 
-TASKS: Tasks = {"probe": probe, "plan": plan, "read_keyframes": read_keyframes, "read": read}
+def read_pictures(task: Task) -> dict[str, Any]:
+    """As `read`, of a list of pictures."""
+    assert task.pixels is not None
+    return picture_reader.read(task, _Scaler(*task.pixels.shape[1:3]))
+
+
+TASKS: Tasks = {
+    "probe": probe,
+    "plan": plan,
+    "read_keyframes": read_keyframes,
+    "read": read,
+    "probe_pictures": picture_reader.probe,
+    "plan_pictures": picture_reader.plan,
+    "read_pictures": read_pictures,
+}
 
 
 def _open(task: Task, num_threads: int = 1) -> tuple[InputContainer, VideoStream]:
@@ -182,15 +200,36 @@ def _duration_s(container: InputContainer, stream: VideoStream) -> float:
     return (container.duration or 0) / av.time_base
 
 
+def _stored_size(stream: VideoStream) -> tuple[int, int]:
+    """Height and width by the headers; 0 where they say nothing."""
+    return stream.height, stream.width
+
+
+def _upright_size(task: Task) -> tuple[int, int]:
+    """Height and width of the first frame that decodes, as it is shown.
+
+    Raises:
+        TaskError: none does, and the headers say nothing.
+    """
+    container, stream = _open(task)
+    with suppress(av.FFmpegError):
+        for frame in container.decode(stream):
+            is_turned = frame.rotation % 180 == 90
+            return (frame.width, frame.height) if is_turned else (frame.height, frame.width)
+    if not all(_stored_size(stream)):
+        raise TaskError("unreadable", "no frame says how large it is")
+    return _stored_size(stream)
+
+
 class _Scaler:
-    """Turns a frame upright and resizes it to S x S, without crop or border.
+    """Turns a frame upright and resizes it, without crop or border.
 
     Through the very filters that decord uses, so that both readers give the same pixels, by the
     matrix and the range of colours that the frame names.
     """
 
-    def __init__(self, image_size: int) -> None:
-        self._image_size = image_size
+    def __init__(self, height: int, width: int) -> None:
+        self._height, self._width = height, width
         self._kind: tuple[object, ...] | None = None
         self._graph = Graph()
 
@@ -211,7 +250,7 @@ class _Scaler:
         graph.link_nodes(
             graph.add("buffer", source),
             *(graph.add("transpose", turn) for turn in _TURNS.get(frame.rotation % 360, ())),
-            graph.add("scale", f"{self._image_size}:{self._image_size}"),
+            graph.add("scale", f"{self._width}:{self._height}"),
             graph.add("format", "rgb24"),
             graph.add("buffersink"),
         ).configure()

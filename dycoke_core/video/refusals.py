@@ -3,10 +3,13 @@
 The words are ours, with numbers and names that were checked; nothing of a child's reaches a client.
 """
 
+from typing import get_args
+
 from dycoke_core.errors import (
     DycokeError,
     NoVideoStreamError,
     ReadersUnavailableError,
+    UnreadableFrameError,
     UnreadableVideoError,
     UnsupportedCodecError,
     VideoLimitError,
@@ -14,10 +17,13 @@ from dycoke_core.errors import (
     VideoReaderKilledError,
     VideoReadTimeoutError,
 )
+from dycoke_core.video.containers import Container
 from dycoke_core.video.forked_child import TaskFailure
+from dycoke_core.video.frame_list import PictureCodec
 from dycoke_core.video.replies import Headers
 from dycoke_core.video.types import FailureCode, ReadLimits
 
+PICTURE_CODECS = get_args(PictureCodec)
 # `pyav_reader` names their decoders.
 CODECS = ("h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "mpeg2video", "mjpeg")
 # decord opens the decoders of all streams, if only to look at them: of these and no others.
@@ -35,9 +41,10 @@ _LOST: dict[FailureCode, str] = {
 def refuse_beyond_limits(headers: Headers, limits: ReadLimits) -> None:
     """Raises a VideoError if the headers show a video that we do not take."""
     probe = headers.probe
-    if probe.codec not in CODECS:
+    taken = PICTURE_CODECS if probe.container == Container.FRAMES else CODECS
+    if probe.codec not in taken:
         raise UnsupportedCodecError(
-            f"the video codec {probe.codec} is not one we take ({', '.join(CODECS)})"
+            f"the video codec {probe.codec} is not one we take ({', '.join(taken)})"
         )
     if probe.width * probe.height == 0:
         raise UnreadableVideoError("the video has no picture size")
@@ -75,6 +82,13 @@ def as_dycoke_error(failure: TaskFailure, limits: ReadLimits, timeout_s: float) 
     if failure.code in _LOST:
         return VideoReaderKilledError(_LOST[failure.code])
     return UnreadableVideoError("the video cannot be decoded")
+
+
+def unreadable_frame(number: int) -> UnreadableFrameError:
+    """Args: number: in its list, from 0."""
+    return UnreadableFrameError(
+        f"frame {number} of the list cannot be decoded, or has too many pixels", number
+    )
 
 
 def _too_many_frames(limit: int) -> VideoLimitError:

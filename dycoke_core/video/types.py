@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
 from dycoke_core.errors import InvalidRequestError
+from dycoke_core.frame_size import PixelLimits
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,6 +37,7 @@ SAMPLINGS: tuple[Sampling, ...] = get_args(Sampling)
 
 MAX_FRAMES = 1024
 MAX_IMAGE_SIZE = 1024
+MAX_PIXEL_BYTES = 480 * 2**20  # of one clip's frames: a value in Redis has at most 512 MiB
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,19 +62,23 @@ class ReadLimits:
 
 @dataclass(frozen=True, slots=True)
 class FrameSpec:
-    """Which frames are wanted: `num_frames` of size S x S, spread evenly over the clip.
+    """Which frames are wanted: `num_frames` of one size, spread evenly over the clip.
 
     The clip runs from the frame on screen at `start_s` to the last one that begins before `end_s`.
     The sampling `keyframe` takes only keyframes, which decode on their own: hours of video are read
     in a moment, at times that the encoder chose. If there are fewer keyframes than frames wanted,
     they are repeated; if there are none, the sampling is `uniform`. Both give a warning.
 
+    Args:
+        image_size: side of square frames, in pixels, whatever the video's shape; or the limits
+            within which frames keep it.
+
     Raises:
         InvalidRequestError: a value outside its range.
     """
 
     num_frames: int
-    image_size: int
+    image_size: int | PixelLimits
     start_s: float | None = None
     end_s: float | None = None
     sampling: Sampling = "uniform"
@@ -80,7 +86,8 @@ class FrameSpec:
     def __post_init__(self) -> None:
         if not 1 <= self.num_frames <= MAX_FRAMES:
             raise InvalidRequestError(f"num_frames must be between 1 and {MAX_FRAMES}")
-        if not 1 <= self.image_size <= MAX_IMAGE_SIZE:
+        side = self.image_size
+        if not isinstance(side, PixelLimits) and not 1 <= side <= MAX_IMAGE_SIZE:
             raise InvalidRequestError(f"image_size must be between 1 and {MAX_IMAGE_SIZE}")
         if self.sampling not in SAMPLINGS:
             raise InvalidRequestError(f"sampling must be one of {', '.join(SAMPLINGS)}")
@@ -92,8 +99,31 @@ class FrameSpec:
             raise InvalidRequestError("end_s must be greater than start_s")
 
     @property
-    def shape(self) -> tuple[int, int, int, int]:
-        return (self.num_frames, self.image_size, self.image_size, 3)
+    def keeps_shape(self) -> bool:
+        """Whether the frames' size depends on the video's."""
+        return isinstance(self.image_size, PixelLimits)
+
+    def shape(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """[F, height, width, 3] of the frames of a video.
+
+        Args:
+            height, width: the video's, in pixels. The number of bytes is the same for one that is
+                turned by 90 degrees.
+
+        Raises:
+            InvalidRequestError: a shape that the model does not take, or too many pixels.
+        """
+        if isinstance(self.image_size, PixelLimits):
+            size = self.image_size.fit(height, width, num_frames=self.num_frames)
+        else:
+            size = (self.image_size, self.image_size)
+        shape = (self.num_frames, *size, 3)
+        if math.prod(shape) > MAX_PIXEL_BYTES:
+            raise InvalidRequestError(
+                f"num_frames {self.num_frames} of {size[1]} x {size[0]} pixels are more than one "
+                "request may have: take fewer, or smaller ones"
+            )
+        return shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +148,7 @@ class VideoFrames:
     one that does, with that one's index and time and a warning.
     """
 
-    pixels: "npt.NDArray[np.uint8]"  # [F, S, S, 3] RGB, upright
+    pixels: "npt.NDArray[np.uint8]"  # [F, height, width, 3] RGB, upright
     indices: tuple[int, ...]
     timestamps_s: tuple[float, ...]
     reader: ReaderName

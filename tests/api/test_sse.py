@@ -64,6 +64,17 @@ async def test_stream_completes() -> None:
     assert [m.get("more_body") for m in client.sent] == [None, True, True, True, False]
 
 
+async def test_jobs_last_event_ends_the_response_with_it() -> None:
+    async def batches() -> AsyncGenerator[Sequence[FeedItem], None]:
+        yield [FeedItem("token", b"{}", "1-0")]
+        yield [FeedItem("token", b"{}", "2-0"), FeedItem("done", b"{}", "3-0")]
+        raise AssertionError("nobody asks on")
+
+    client = Client()
+    assert await stream(client, batches(), Drain()) == [Ending.COMPLETE]
+    assert [m.get("more_body") for m in client.sent] == [None, True, False]
+
+
 async def test_stream_notices_that_the_client_has_left() -> None:
     client = Client()
     asyncio.get_running_loop().call_later(0.05, client.has_left.set)

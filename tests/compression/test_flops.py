@@ -1,5 +1,6 @@
 """FLOPs against the paper's tables and against torch's own counter."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -86,7 +87,7 @@ def test_decode_flops_are_those_counted_by_torch(
         num_text_tokens=10,
         num_visual_tokens=40,
         num_decode_tokens=40,
-        first_pruned_layer=6,
+        num_pruned_layers=0,
         num_decode_steps=3,
     )
     expected = decode_flops(tiny_model.text_geometry, shape)
@@ -95,9 +96,22 @@ def test_decode_flops_are_those_counted_by_torch(
 
 def test_pruned_layers_attend_to_fewer_keys(tiny_model: LlavaOnevision) -> None:
     text, vision = tiny_model.text_geometry, tiny_model.vision_geometry(224, 224)
-    full = AnswerShape(8, 20, 392, 392, 6, num_decode_steps=10)
-    pruned = AnswerShape(8, 20, 392, 92, 2, num_decode_steps=10)
+    full = AnswerShape(8, 20, 392, 392, 0, num_decode_steps=10)
+    pruned = AnswerShape(8, 20, 392, 92, 4, num_decode_steps=10)
     hidden_keys = 10 * 300 * (6 - 2)
     saved = 2 * 2 * text.num_heads * text.head_size * hidden_keys
     difference = exact_flops(vision, text, full) - exact_flops(vision, text, pruned)
     assert difference == pytest.approx(saved)
+
+
+def test_windows_hide_what_is_further_back(tiny_model: LlavaOnevision) -> None:
+    text = tiny_model.text_geometry
+    windowed = replace(text, num_windowed_layers=4, window=12)
+    seen = [min(token + 1, 12) for token in range(60)]
+    hidden = 4 * sum(token + 1 - seen[token] for token in range(50))
+    per_pair = 2 * 2 * text.num_heads * text.head_size
+    assert prefill_flops(text, 50) - prefill_flops(windowed, 50) == pytest.approx(per_pair * hidden)
+    shape = AnswerShape(0, 10, 40, 40, 0, num_decode_steps=10)
+    hidden = 4 * sum(token + 1 - seen[token] for token in range(50, 60))
+    difference = decode_flops(text, shape) - decode_flops(windowed, shape)
+    assert difference == pytest.approx(per_pair * hidden)

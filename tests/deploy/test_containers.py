@@ -17,6 +17,8 @@ from app.api.server import CLOSE_TIMEOUT_S
 from app.keys.access import check_open_door
 from app.settings import ENV_PREFIX, Settings
 from app.worker.pool import STOP_MARGIN_S
+from deploy.requirements.images import PYTHON
+from deploy.resolve_digests import images
 from tests.deploy.prometheus import CONFIG, DEPLOY
 
 ROOT = DEPLOY.parent
@@ -67,12 +69,27 @@ def test_compose_file_is_valid() -> None:
     jsonschema.Draft7Validator(schema).validate(COMPOSE)
 
 
-def test_api_image_has_no_torch_and_no_image_has_development_tools() -> None:
-    installs = re.findall(r"pip install .*'\.\[(.*)\]'", DOCKERFILE)
-    assert [set(extras.split(",")) for extras in installs] == [
-        {"tracing"},
-        {"worker", "tracing"},
-    ]
+def test_all_that_images_install_is_checked_by_hash() -> None:
+    """`pip install` of anything but our own wheel, built from the source that was copied."""
+    assert "PIP_REQUIRE_HASHES=1" in DOCKERFILE and "PIP_ONLY_BINARY=:all:" in DOCKERFILE
+    commands = re.findall(r"^RUN (.*pip (?:install|wheel).*)$", DOCKERFILE, re.MULTILINE)
+    checked = [command for command in commands if "PIP_REQUIRE_HASHES=0" not in command]
+    files = [re.findall(r"requirements/([\w-]+(?:\$DEVICE)?)\.txt", command) for command in checked]
+    assert files == [["build"], ["api"], ["worker-$DEVICE"]]
+    for command in set(commands) - set(checked):
+        assert "--no-deps --no-index" in command
+
+
+def test_images_are_named_by_exact_tags_and_take_a_digest() -> None:
+    bases = re.findall(r"^FROM (python\S+)", DOCKERFILE, re.MULTILINE)
+    assert set(bases) == {"python:${PYTHON_TAG}${PYTHON_DIGEST}"}
+    found = {image.variable: image for image in images()}
+    others = set(SERVICES) - set(OURS)
+    assert set(found) == {"PYTHON_DIGEST", *(f"{name.upper()}_DIGEST" for name in others)}
+    assert all(re.match(r"v?\d+\.\d+\.\d+", image.tag) for image in found.values())
+    assert found["PYTHON_DIGEST"].tag.startswith(f"{PYTHON}."), "whose wheels are hashed"
+    for name in OURS:
+        assert SERVICES[name]["build"]["args"]["PYTHON_DIGEST"] == "${PYTHON_DIGEST:-}"
 
 
 def test_images_run_as_nobody_in_particular() -> None:
@@ -163,9 +180,35 @@ def test_redis_keeps_what_it_has_and_is_reached_from_inside_only() -> None:
     assert words[words.index("--maxmemory-policy") + 1] == "noeviction"
     assert words[words.index("--appendonly") + 1] == "yes"
     assert redis["networks"] == ["store"] and COMPOSE["networks"]["store"]["internal"]
+    assert all(name == "redis" or name in OURS for name in services_on("store"))
     assert any(volume.endswith(":/data") for volume in redis["volumes"])
     limit_gb = int(words[words.index("--maxmemory") + 1].removesuffix("gb"))
     assert int(redis["deploy"]["resources"]["limits"]["memory"].removesuffix("g")) > limit_gb
+
+
+def services_on(network: str) -> list[str]:
+    return [name for name, service in SERVICES.items() if network in service["networks"]]
+
+
+def test_no_container_has_a_way_out_unless_one_is_opened() -> None:
+    networks = COMPOSE["networks"]
+    for name, network in networks.items():
+        options = network.get("driver_opts", {})
+        is_cut = options.get("com.docker.network.bridge.enable_ip_masquerade") == "false"
+        assert network.get("internal") or is_cut, name
+    published = [name for name, service in SERVICES.items() if service.get("ports")]
+    assert services_on("edge") == published, "an internal network has no ports"
+    opened = yaml.safe_load((DEPLOY / "compose.outbound.yml").read_text())
+    assert set(opened["services"]) <= set(SERVICES) and set(opened["networks"]) == {"edge"}
+
+
+def test_every_process_of_ours_has_redis_password_and_no_other_service_has() -> None:
+    """What the user of that name may do: tests/deploy/test_redis_users.py."""
+    for name in OURS:
+        url = SERVICES[name]["environment"]["DYCOKE_REDIS_URL"]
+        assert re.fullmatch(r"redis://dycoke:\$\{REDIS_PASSWORD:\?[^}]+\}@redis:6379/0", url)
+    has_password = [name for name, service in SERVICES.items() if "REDIS_PASSWORD" in str(service)]
+    assert has_password == ["redis", *OURS]
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -183,7 +226,8 @@ def test_one_kind_of_worker_runs_by_default_and_the_other_by_its_profile() -> No
     (device,) = SERVICES["worker"]["deploy"]["resources"]["reservations"]["devices"]
     assert device["capabilities"] == ["gpu"]
     assert SERVICES["worker-cpu"]["profiles"] == ["cpu"]
-    assert SERVICES["worker-cpu"]["build"]["args"] == {"DEVICE": "cpu"}
+    assert SERVICES["worker-cpu"]["build"]["args"]["DEVICE"] == "cpu"
+    assert "DEVICE" not in SERVICES["worker"]["build"]["args"]
     assert "devices" not in str(SERVICES["worker-cpu"]["deploy"])
 
 
@@ -195,7 +239,7 @@ def test_prometheus_asks_services_that_exist_on_ports_that_they_serve() -> None:
         assert worker["names"] == ["workers"]
         assert worker["port"] == Settings().worker_metrics_port + number
     for name in ("worker", "worker-cpu"):
-        assert "workers" in SERVICES[name]["networks"]["front"]["aliases"]
+        assert "workers" in SERVICES[name]["networks"]["inside"]["aliases"]
 
 
 def test_grafana_finds_datasource_and_dashboards_without_a_click() -> None:

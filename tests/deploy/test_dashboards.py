@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import httpx
 import pytest
 
 from deploy.grafana.generate import FOLDER, dashboards
+from dycoke_core.tiny import CLIP
 from loadtest.running import running_service
 from loadtest.runs import Plan, Result, run_locust
 from tests.deploy.prometheus import Prometheus, running_prometheus, tool
@@ -66,13 +68,18 @@ class Loaded:
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loaded]:
     tool("prometheus")  # before anything is started
     folder = tmp_path_factory.mktemp("load")
-    settings = {"DYCOKE_WORKER_THREADS": "1", "DYCOKE_DTYPE": "float32"}
+    settings = {
+        "DYCOKE_WORKER_THREADS": "1",
+        "DYCOKE_DTYPE": "float32",
+        "DYCOKE_AUTO_LADDER": '["vidcom2"]',  # none of SETTINGS, whose jobs are counted
+    }
     with running_service(folder, settings) as service:
         scraped = {
             "dycoke-api": [service.url.removeprefix("http://")],
             "dycoke-worker": [f"127.0.0.1:{port}" for port in service.worker_ports()],
         }
         with running_prometheus(folder, scraped, scrape_interval=SCRAPE_INTERVAL) as prometheus:
+            ask_with_auto(service.url)
             results = [
                 run_locust(
                     Plan(setting, users=3, rate=0, duration_s=RUN_S, num_frames=8, seed=seed),
@@ -81,8 +88,16 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loaded]:
                 )
                 for seed, setting in enumerate(SETTINGS)
             ]
+            ask_with_auto(service.url)
             time.sleep(2.5)  # two more scrapes: all has been counted and recorded
             yield Loaded(prometheus, results)
+
+
+def ask_with_auto(url: str) -> None:
+    form = {"question": "What happens?", "compression": "auto", "max_tokens": "4"}
+    files = {"video": CLIP.read_bytes()}
+    response = httpx.post(f"{url}/v1/video/chat", data=form, files=files, timeout=60)
+    assert '"reason":"' in response.raise_for_status().text
 
 
 def test_dashboards_are_up_to_date() -> None:
@@ -170,7 +185,7 @@ def cut_short(result: Result) -> int:
 def test_metrics_carry_no_label_of_a_single_job(loaded: Loaded) -> None:
     """Labels have few values, and none that looks like an id, however many jobs there were."""
     allowed = {"__name__", "instance", "job", "model", "policy", "stage", "outcome", "reason"}
-    allowed |= {"cache", "kind", "le", "process"}
+    allowed |= {"cache", "kind", "le", "process", "level", "met"}
     samples = loaded.prometheus.query('{__name__=~"dycoke_.+"}')
     for sample in samples:
         metric: dict[str, Any] = sample["metric"]

@@ -4,6 +4,7 @@ Custom resources (KEDA's and the Prometheus operator's) have no schema here: wha
 asserted one by one.
 """
 
+import ipaddress
 import re
 import subprocess
 import sys
@@ -150,21 +151,40 @@ def test_workers_scale_on_the_jobs_of_their_stream() -> None:
     )
 
 
-def test_example_secret_and_trigger_tell_of_the_same_redis() -> None:
-    """With TLS or without, and what each reads of the secret is in it."""
+def example_secret(name: str) -> dict[str, str]:
+    """As the kustomization's comment has it created."""
     text = (FOLDER / "kustomization.yaml").read_text()
-    secret = dict(re.findall(r"--from-literal=(\w+)=(\S+)", text))
-    url = urllib.parse.urlsplit(secret["url"])
-    assert (url.netloc.rpartition("@")[2], url.password) == (secret["address"], secret["password"])
+    command = text.split(f"create secret generic {name} ")[1].split("\n#\n")[0]
+    command = command.split("kubectl")[0]
+    return dict(re.findall(r"--from-literal=(\w+)=(\S+)", command))
+
+
+def test_example_secrets_and_trigger_tell_of_the_same_redis() -> None:
+    """With TLS or without, each as a user of its own, and what each reads of a secret is in it."""
+    url = urllib.parse.urlsplit(example_secret("dycoke-redis")["url"])
+    of_keda = example_secret("dycoke-redis-keda")
+    assert url.netloc.rpartition("@")[2] == of_keda["address"]
+    users = {line.split()[1] for line in (DEPLOY / "redis" / "users.acl").read_text().splitlines()}
+    assert users == {"default", url.username, of_keda["username"]}
     (trigger,) = one("ScaledObject", "dycoke-worker")["spec"]["triggers"]
     assert (url.scheme == "rediss") == (trigger["metadata"]["enableTLS"] == "true")
     targets = one("TriggerAuthentication", "dycoke-redis")["spec"]["secretTargetRef"]
-    assert {t["parameter"]: t["key"] for t in targets} == {
-        "address": "address",
-        "password": "password",
-    }
-    egress = one("NetworkPolicy", "dycoke-egress")["spec"]["egress"]
-    assert {"ports": [{"port": url.port}]} in egress
+    assert {t["name"] for t in targets} == {"dycoke-redis-keda"}
+    assert {t["parameter"]: t["key"] for t in targets} == {name: name for name in of_keda}
+    (to_redis,) = [
+        rule
+        for rule in one("NetworkPolicy", "dycoke-egress")["spec"]["egress"]
+        if {"port": url.port} in rule["ports"]
+    ]
+    assert to_redis["ports"] == [{"port": url.port}]
+
+
+def test_nothing_is_let_out_to_the_internet() -> None:
+    for rule in one("NetworkPolicy", "dycoke-egress")["spec"]["egress"]:
+        assert rule["to"], "everywhere"
+        for peer in rule["to"]:
+            cidr = peer.get("ipBlock", {}).get("cidr")
+            assert cidr is None or ipaddress.ip_network(cidr).is_private
 
 
 def test_api_does_not_start_without_keys_and_workers_get_none() -> None:

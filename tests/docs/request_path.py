@@ -18,7 +18,7 @@ from pathlib import Path
 import httpx
 
 from tests.docs.documents import ROOT
-from tests.docs.service import running_service
+from tests.serving import running_service
 
 CLIP = "dycoke_core/tiny/clips/shapes.mp4"
 

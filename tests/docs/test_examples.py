@@ -1,8 +1,10 @@
-"""The documents' curl commands, sent as they stand to a service with the bundled model."""
+"""The documents' curl commands and Python, as they stand, on a service with the bundled model."""
 
 import json
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,15 +12,9 @@ import httpx
 import pytest
 
 from tests.docs.documents import DOCUMENTS, ROOT, Block, blocks
-from tests.docs.service import PATIENCE_S, running_service
+from tests.serving import CLIP, PATIENCE_S
 
 PUBLISHED = "http://127.0.0.1:8000"
-
-
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    with running_service(ROOT, {}) as url:
-        yield url
 
 
 def curl_blocks() -> list[Any]:
@@ -70,8 +66,8 @@ def send(command: str, url: str, video_id: str) -> httpx.Response:
 
 @pytest.mark.parametrize("block", curl_blocks())
 def test_curl_commands_get_what_is_shown(block: Block, url: str) -> None:
-    clip = (ROOT / "dycoke_core" / "tiny" / "clips" / "shapes.mp4").read_bytes()
-    uploaded = httpx.post(f"{url}/v1/videos", files={"video": ("clip.mp4", clip)}, timeout=60)
+    with CLIP.open("rb") as clip:
+        uploaded = httpx.post(f"{url}/v1/videos", files={"video": clip}, timeout=PATIENCE_S)
     video_id = uploaded.json()["video_id"]
     shown_events = re.findall(r"^event: (\w+)$", block.text, flags=re.MULTILINE)
     for command in block.commands:
@@ -89,6 +85,28 @@ def test_curl_commands_get_what_is_shown(block: Block, url: str) -> None:
         by_type = {data["type"]: data for data in map(json.loads, sent)}
         for name, text in shown:
             assert set(re.findall(r'"(\w+)":', text)) <= set(names_in(by_type[name]))
+
+
+def python_blocks() -> list[Any]:
+    return [
+        pytest.param(block.text, id=f"{document.relative_to(ROOT)}-{number}")
+        for document in DOCUMENTS
+        for number, block in enumerate(blocks(document))
+        if block.language == "python"
+    ]
+
+
+@pytest.mark.parametrize("source", python_blocks())
+def test_python_runs_and_prints(source: str, url: str) -> None:
+    with CLIP.open("rb") as clip:
+        uploaded = httpx.post(f"{url}/v1/videos", files={"video": clip}, timeout=PATIENCE_S)
+    assert PUBLISHED in source and "vid_..." in source
+    source = source.replace(PUBLISHED, url).replace("vid_...", uploaded.json()["video_id"])
+    done = subprocess.run(
+        [sys.executable, "-c", source], capture_output=True, text=True, timeout=PATIENCE_S
+    )
+    assert done.returncode == 0, done.stderr
+    assert "'policy': 'dycoke'" in done.stdout and "'k': 0.5" in done.stdout
 
 
 def names_in(value: Any) -> Iterator[str]:

@@ -5,7 +5,7 @@ bit for bit, for which it needs torchvision.
 """
 
 from collections.abc import Iterator
-from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +13,17 @@ import numpy as np
 import pytest
 import torch
 
-from dycoke_core.config import CompressionConfig, EngineConfig
+from dycoke_core.config import CompressionConfig
 from dycoke_core.errors import InvalidRequestError, PromptTooLongError
 from dycoke_core.model.adapter import Text
 from dycoke_core.model.loader import load_model
 from dycoke_core.model.qwen_vl import QwenVL
 from dycoke_core.sequence import ChatMessage, FrameTiming, SamplingParams, Sequence
 from tests.compression import slow_loops
-from tests.engine.conftest import installed_plain_kernels, need_triton
-from tests.engine.lab import check_idle
+from tests.engine.conftest import need_triton
+from tests.engine.family_bench import Bench, bench_of
 from tests.engine.qwen_reference import Qwen3Reference, QwenReference
 from tests.engine.recording import (
-    Recording,
-    RecordingEngine,
     assert_same,
     assert_same_kept,
     assert_same_logits,
@@ -109,58 +107,10 @@ def reference(family: str, directory: Path) -> QwenReference:
     return reference(directory)
 
 
-class Bench:
-    """Engines of one backend, each of which must be empty in the end."""
-
-    def __init__(self, model: QwenVL, backend: str) -> None:
-        self.model, self.backend = model, backend
-        self._engines: list[RecordingEngine] = []
-
-    def engine(self, **settings: Any) -> RecordingEngine:
-        config = EngineConfig(
-            backend=self.backend,  # type: ignore[arg-type]
-            **{
-                "max_running_sequences": 8,
-                "vision_slice_layers": 1,
-                "kv_cache_bytes": 2**23,
-                "host_cache_bytes": 2**22,
-                **settings,
-            },
-        )
-        self._engines.append(RecordingEngine(self.model, config))
-        return self._engines[-1]
-
-    def sequence(self, name: str = "a", **ask: Any) -> Sequence:
-        return sequence_of(self.model, name, **ask)
-
-    def alone(self, **ask: Any) -> Recording:
-        engine = self.engine()
-        report_of(engine.run(self.sequence("alone", **ask))["alone"])
-        return engine.recordings["alone"]
-
-    def answer(self, **ask: Any) -> tuple[int, ...]:
-        asked = self.sequence("alone", **ask)
-        self.engine().run(asked)
-        return tuple(asked.output_token_ids)
-
-    def check(self) -> None:
-        for engine in self._engines:
-            engine.drain()
-            check_idle(engine)
-            engine.clear_caches()
-            assert engine.backend.allocated_bytes() == 0
-
-
 @pytest.fixture(params=["cpu", "cuda"])
-def bench(request: pytest.FixtureRequest, model: QwenVL) -> Iterator[Bench]:
-    if request.param == "cuda":
-        need_triton()
-    has_kernels = request.param == "cpu"
-    with nullcontext([]) if has_kernels else installed_plain_kernels() as violations:
-        bench = Bench(model, request.param)
+def bench(request: pytest.FixtureRequest, model: QwenVL) -> Iterator[Bench[QwenVL]]:
+    with bench_of(model, request.param, partial(sequence_of, model)) as bench:
         yield bench
-        bench.check()
-        assert not violations
     # The wrapper would keep a request's position offset here, and hand it to the next one.
     assert model.model.model.rope_deltas is None
 
@@ -241,7 +191,7 @@ def test_full_tokens_equal_transformers_greedy_generate(
     num_frames: int,
     size: tuple[int, int],
     seconds: float | None,
-    bench: Bench,
+    bench: Bench[QwenVL],
     reference: QwenReference,
 ) -> None:
     asked = bench.sequence(
@@ -263,7 +213,7 @@ def test_full_tokens_equal_transformers_greedy_generate(
     assert_same_logits(engine.recordings["a"].logits, [step[0] for step in expected.logits])
 
 
-def test_answers_depend_on_video_question_and_time(bench: Bench) -> None:
+def test_answers_depend_on_video_question_and_time(bench: Bench[QwenVL]) -> None:
     """Else the tests here would prove little."""
     asks: list[dict[str, Any]] = [
         {},
@@ -278,7 +228,7 @@ def test_answers_depend_on_video_question_and_time(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("layer", range(5))
-def test_dycoke_that_drops_nothing_equals_full_tokens(layer: int, bench: Bench) -> None:
+def test_dycoke_that_drops_nothing_equals_full_tokens(layer: int, bench: Bench[QwenVL]) -> None:
     full = bench.alone(compression="full")
     none = bench.alone(compression={"policy": "dycoke", "k": 0.0, "p": 0.0, "l": layer})
     assert_same_logits(none.logits, full.logits)
@@ -296,7 +246,7 @@ SETTINGS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 @torch.inference_mode()
 def test_both_stages_equal_slow_loops(
-    settings: dict[str, Any], num_frames: int, bench: Bench, reference: QwenReference
+    settings: dict[str, Any], num_frames: int, bench: Bench[QwenVL], reference: QwenReference
 ) -> None:
     asked = bench.sequence(compression={"policy": "dycoke", **settings}, num_frames=num_frames)
     engine = bench.engine()
@@ -329,7 +279,7 @@ def test_both_stages_equal_slow_loops(
     assert_same_logits(recording.logits, logits)
 
 
-def test_a_mix_equals_single_runs(bench: Bench) -> None:
+def test_a_mix_equals_single_runs(bench: Bench[QwenVL]) -> None:
     """Of sizes, times, policies and lengths, twice each, so that each second one hits a prefix."""
     published = bench.answer(video=3)[:3]
     asks: dict[str, dict[str, Any]] = {
@@ -355,7 +305,9 @@ def test_a_mix_equals_single_runs(bench: Bench) -> None:
 
 @pytest.mark.parametrize("dp_cache", ["device", "host"])
 @pytest.mark.parametrize("size", [1, 5])
-def test_chunked_prefill_equals_whole_prefill(size: int, dp_cache: str, bench: Bench) -> None:
+def test_chunked_prefill_equals_whole_prefill(
+    size: int, dp_cache: str, bench: Bench[QwenVL]
+) -> None:
     whole = bench.alone()
     engine = bench.engine(prefill_chunk_tokens=size, dp_cache=dp_cache)
     engine.run(bench.sequence())
@@ -363,7 +315,9 @@ def test_chunked_prefill_equals_whole_prefill(size: int, dp_cache: str, bench: B
 
 
 @pytest.mark.parametrize("num_published", [1, 5, 7])
-def test_a_replayed_answer_goes_on_as_it_would_have(num_published: int, bench: Bench) -> None:
+def test_a_replayed_answer_goes_on_as_it_would_have(
+    num_published: int, bench: Bench[QwenVL]
+) -> None:
     whole, answer = bench.alone(), bench.answer()
     engine = bench.engine()
     resumed = bench.sequence(forced=answer[:num_published])
@@ -373,7 +327,7 @@ def test_a_replayed_answer_goes_on_as_it_would_have(num_published: int, bench: B
     assert_same_kept(engine.recordings["a"].kept, whole.kept)
 
 
-def test_an_abort_in_mid_answer_leaves_the_others_as_they_are(bench: Bench) -> None:
+def test_an_abort_in_mid_answer_leaves_the_others_as_they_are(bench: Bench[QwenVL]) -> None:
     engine = bench.engine()
     staying, leaving = bench.sequence("stays", size=WIDE), bench.sequence("leaves")
     engine.add(staying)
@@ -385,7 +339,7 @@ def test_an_abort_in_mid_answer_leaves_the_others_as_they_are(bench: Bench) -> N
     assert_same(engine.recordings["stays"], bench.alone(size=WIDE))
 
 
-def test_a_prefix_is_of_its_frames_times(bench: Bench) -> None:
+def test_a_prefix_is_of_its_frames_times(bench: Bench[QwenVL]) -> None:
     engine = bench.engine()
     engine.run(bench.sequence("first"))
     reports = engine.run(bench.sequence("same"), bench.sequence("slower", seconds=6.0))
@@ -394,7 +348,7 @@ def test_a_prefix_is_of_its_frames_times(bench: Bench) -> None:
     assert (cache.has_features_hit, cache.has_prefix_hit) == (True, False)
 
 
-def test_frames_that_repeat_are_encoded_once(bench: Bench) -> None:
+def test_frames_that_repeat_are_encoded_once(bench: Bench[QwenVL]) -> None:
     still = bench.sequence("still", num_frames=8)
     still.frames = np.repeat(still.frames[:1], 8, axis=0)
     engine = bench.engine()
@@ -404,7 +358,7 @@ def test_frames_that_repeat_are_encoded_once(bench: Bench) -> None:
     assert report.compression.exact_flops_actual < moving.compression.exact_flops_actual
 
 
-def test_receipts_count_units_and_name_the_pruned_layers(bench: Bench) -> None:
+def test_receipts_count_units_and_name_the_pruned_layers(bench: Bench[QwenVL]) -> None:
     events = bench.engine().run(
         bench.sequence("dycoke", num_frames=7, compression={"policy": "dycoke", "l": 2}),
         bench.sequence("full", num_frames=8, size=WIDE, compression="full"),
@@ -435,7 +389,7 @@ def test_the_kernels_give_the_cpus_numbers(model: QwenVL) -> None:
     """The kernels themselves, in Triton's interpreter where there is no GPU. Short: it is slow."""
     need_triton()
     ask: dict[str, Any] = {"num_frames": 3, "size": (1, 2), "question": "How?", "max_tokens": 3}
-    kernels, twin = Bench(model, "cuda"), Bench(model, "cpu")
+    kernels, twin = (Bench(model, name, partial(sequence_of, model)) for name in ("cuda", "cpu"))
     assert_same(kernels.alone(**ask), twin.alone(**ask))
     kernels.check()
     twin.check()
@@ -443,7 +397,7 @@ def test_the_kernels_give_the_cpus_numbers(model: QwenVL) -> None:
 
 @torch.inference_mode()
 def test_a_conversation_without_a_video_equals_transformers_too(
-    bench: Bench, reference: QwenReference
+    bench: Bench[QwenVL], reference: QwenReference
 ) -> None:
     asked = bench.sequence(max_tokens=8)
     asked.frames = asked.timing = None
@@ -503,19 +457,19 @@ def test_frames_that_the_model_cannot_take_are_refused(
         bench.engine().add(asked)
 
 
-def test_a_timing_of_other_frames_is_refused(bench: Bench) -> None:
+def test_a_timing_of_other_frames_is_refused(bench: Bench[QwenVL]) -> None:
     asked = bench.sequence()
     asked.timing = FrameTiming((0.0, 1.0))
     with pytest.raises(InvalidRequestError, match="a time for each frame"):
         bench.engine().add(asked)
 
 
-def test_a_prompt_beyond_the_models_positions_is_refused(bench: Bench) -> None:
+def test_a_prompt_beyond_the_models_positions_is_refused(bench: Bench[QwenVL]) -> None:
     with pytest.raises(PromptTooLongError):
         bench.engine().add(bench.sequence(max_tokens=2048))
 
 
-def test_the_card_says_how_frames_become_tokens(bench: Bench) -> None:
+def test_the_card_says_how_frames_become_tokens(bench: Bench[QwenVL]) -> None:
     card = bench.engine().card
     assert card.architecture in (
         "Qwen2_5_VLForConditionalGeneration",

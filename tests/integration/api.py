@@ -24,6 +24,7 @@ from app.messages import (
     DoneEvent,
     Flops,
     FlopsByFormula,
+    FrameLimits,
     FramesReceipt,
     Memory,
     ModelCard,
@@ -87,7 +88,7 @@ class FakeReaders:
         if self.read_error is not None:
             raise self.read_error
         return VideoFrames(
-            pixels=np.zeros(spec.shape, np.uint8),
+            pixels=np.zeros(spec.shape(48, 64), np.uint8),
             indices=tuple(range(spec.num_frames)),
             timestamps_s=tuple(float(i) for i in range(spec.num_frames)),
             reader="decord",
@@ -194,12 +195,17 @@ class ScriptedWorker:
     """A worker's side of Redis, one step at a time."""
 
     def __init__(
-        self, redis_url: str, keys: RedisKeys, model: str = MODEL, image_size: int = 8
+        self,
+        redis_url: str,
+        keys: RedisKeys,
+        model: str = MODEL,
+        image_size: int = 8,
+        frame_limits: FrameLimits | None = None,
     ) -> None:
         self._redis = connect(redis_url)
         self._keys = keys
         self.model = model
-        self._image_size = image_size
+        self._image_size, self._frame_limits = image_size, frame_limits
         self.leases = JobLeases(
             self._redis, keys, model=model, worker_id=f"worker-{model}", result_ttl_s=60
         )
@@ -216,6 +222,7 @@ class ScriptedWorker:
             device="cpu",
             dtype="float32",
             image_size=self._image_size,
+            frame_limits=self._frame_limits,
             tokens_per_frame=4,
             num_layers=6,
             max_model_tokens=4096,
@@ -263,9 +270,13 @@ class ScriptedWorker:
 
 @asynccontextmanager
 async def scripted_worker(
-    redis_url: str, keys: RedisKeys, model: str = MODEL, image_size: int = 8
+    redis_url: str,
+    keys: RedisKeys,
+    model: str = MODEL,
+    image_size: int = 8,
+    frame_limits: FrameLimits | None = None,
 ) -> AsyncIterator[ScriptedWorker]:
-    worker = ScriptedWorker(redis_url, keys, model, image_size)
+    worker = ScriptedWorker(redis_url, keys, model, image_size, frame_limits)
     try:
         await worker.start()
         yield worker
@@ -310,6 +321,8 @@ def receipt(delivery: Delivery, num_tokens: int) -> DoneEvent:
         frames=FramesReceipt(
             indices=frames.indices,
             timestamps_s=frames.timestamps_s,
+            height=frames.height,
+            width=frames.width,
             reader=frames.reader,
             warnings=frames.warnings,
             sampling=frames.sampling,

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from openai import AsyncOpenAI
 from redis import Redis as SyncRedis
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -20,6 +21,7 @@ from app.embedded_redis import find_redis_server
 from app.store.client import connect
 from app.store.keys import RedisKeys
 from tests.integration.api import RunningApi, ScriptedWorker, running_api, scripted_worker
+from tests.integration.openai_client import client_of
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -144,3 +146,9 @@ async def api(
 async def worker(redis_server: RedisServer, keys: RedisKeys) -> AsyncIterator[ScriptedWorker]:
     async with scripted_worker(redis_server.url, keys) as worker:
         yield worker
+
+
+@pytest.fixture
+async def client(api: RunningApi) -> AsyncIterator[AsyncOpenAI]:
+    async with client_of(api) as client:
+        yield client

@@ -16,8 +16,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from dycoke_core.auto import AutoConfig, Choice, Reason
 from dycoke_core.engine_card import EngineCard, EngineStats
 from dycoke_core.errors import EngineError, PromptTooLongError
+from dycoke_core.frame_size import PixelLimits
 from dycoke_core.kept_sets import KeptHistory, KeptRecorder
 from dycoke_core.sequence import (
     SAMPLER_VERSION,
@@ -32,6 +34,7 @@ from dycoke_core.sequence import (
     TokenEvent,
 )
 
+PROMPT_TOKENS = 20
 FATAL_TOKEN = 2  # new tokens before the steered mishaps
 
 
@@ -39,6 +42,9 @@ FATAL_TOKEN = 2  # new tokens before the steered mishaps
 class FakeEngine:
     max_running_sequences: int = 4
     image_size: int = 8
+    frame_limits: PixelLimits | None = None
+    auto_level: int = 1
+    waited_s: list[float] = field(default_factory=list)  # of each choice
     sequences: dict[str, Sequence] = field(default_factory=dict)
     aborted: list[str] = field(default_factory=list)
     seen: list[Sequence] = field(default_factory=list)  # all that were added
@@ -52,6 +58,7 @@ class FakeEngine:
             dtype="float32",
             architecture="Fake",
             image_size=self.image_size,
+            frame_limits=self.frame_limits,
             tokens_per_frame=4,
             frames_per_unit=1,
             num_layers=2,
@@ -81,9 +88,24 @@ class FakeEngine:
         if "refuse" in words(sequence):
             raise PromptTooLongError("the prompt is too long")
         size = self.image_size
-        assert sequence.frames is None or sequence.frames.shape[1:] == (size, size, 3)
+        assert (
+            sequence.frames is None
+            or self.frame_limits is not None
+            or sequence.frames.shape[1:] == (size, size, 3)
+        )
         self.sequences[sequence.sequence_id] = sequence
         self.seen.append(sequence)
+
+    def choose_compression(
+        self, sequence: Sequence, config: AutoConfig, *, waited_s: float = 0.0
+    ) -> Choice:
+        """The level that `auto_level` says."""
+        assert sequence.frames is not None
+        self.waited_s.append(waited_s)
+        if "refuse" in words(sequence):
+            raise PromptTooLongError("the prompt is too long")
+        level = config.ladder[self.auto_level]
+        return Choice(self.auto_level, level, Reason.OBJECTIVE, waited_s + 0.5)
 
     def forget_video(self, name: str) -> None:
         self.forgotten.append(name)
@@ -123,6 +145,7 @@ class FakeEngine:
             index=index,
             token_ids=(token_id,),
             text=text_of(token_id),
+            prompt_tokens=PROMPT_TOKENS if index == 0 else None,
             finish_reason=FinishReason.LENGTH if is_last else None,
             report=make_report(output, kept_history(sequence)) if is_last else None,
         )
@@ -186,12 +209,14 @@ def kept_history(sequence: Sequence) -> KeptHistory | None:
 def make_report(output: list[int], kept: KeptHistory | None = None) -> SequenceReport:
     return SequenceReport(
         kept=kept,
-        prompt_tokens=20,
+        prompt_tokens=PROMPT_TOKENS,
         completion_tokens=len(output),
         text="".join(map(text_of, output)),
         compression=CompressionReport(
             units=1,
             tokens_per_unit=4,
+            rows=2,
+            columns=2,
             visual_tokens_in=4,
             visual_tokens_prefill=3,
             visual_tokens_decode=2,

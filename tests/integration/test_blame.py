@@ -78,7 +78,7 @@ async def say(leases: JobLeases, delivery: Delivery, *indices: int) -> bool:
 async def last_error(log: EventLog, job_id: str) -> ErrorEvent:
     async with asyncio.timeout(20):
         while True:
-            event = (await log.read(job_id, block_s=1))[-1].event
+            event = (await log.read(job_id))[-1].event
             if isinstance(event, ErrorEvent):
                 return event
 
@@ -227,7 +227,7 @@ async def test_suspect_is_cleared_by_going_on_alone(fleet: Fleet, queue: JobQueu
     assert appended[0].is_suspect
     appended = await leases.append([Append(delivery, [token(i) for i in range(8, 24)])])
     assert appended[0].is_accepted and not appended[0].is_suspect
-    await leases.hand_back(delivery)
+    await leases.hand_back(delivery, lease_s=LEASE_S)
     assert not (await take_over(await fleet.worker())).is_suspect
 
 

@@ -1,6 +1,4 @@
-"""Reading events: from any point, by several readers, with bounded waits."""
-
-import asyncio
+"""Reading events, from any point."""
 
 import pytest
 from redis.asyncio import Redis
@@ -38,31 +36,11 @@ async def test_resuming_misses_and_repeats_nothing(
     await submit(queue, "j")
     delivery = await take(leases)
     await leases.append([Append(delivery, [token(i) for i in range(4)])])
-    everything = await log.read("j", block_s=1)
+    everything = await log.read("j")
     assert [logged.event for logged in everything[1:]] == [token(i) for i in range(4)]
     assert isinstance(everything[0].event, JobEvent)
     for seen, logged in enumerate(everything):
-        assert await log.read("j", after=logged.id, block_s=0.01) == everything[seen + 1 :]
-
-
-async def test_waiting_reader_gets_the_next_event_as_it_comes(
-    queue: JobQueue, leases: JobLeases, log: EventLog
-) -> None:
-    await submit(queue, "j")
-    delivery = await take(leases)
-    readers = [asyncio.create_task(log.read("j", after="0-1", block_s=5)) for _ in range(3)]
-    await asyncio.sleep(0.05)
-    await leases.append([Append(delivery, [token(0)])])
-    for events in await asyncio.gather(*readers):
-        assert [logged.event for logged in events] == [token(0)]
-
-
-async def test_quiet_log_gives_nothing_when_the_time_is_over(
-    queue: JobQueue, log: EventLog
-) -> None:
-    await submit(queue, "j")
-    assert await log.read("j", after="0-1", block_s=0.02) == []
-    assert await log.read("j", after="0-1", block_s=0) == []  # not for ever
+        assert await log.read("j", after=logged.id) == everything[seen + 1 :]
 
 
 async def test_read_returns_at_most_a_page(
@@ -73,36 +51,25 @@ async def test_read_returns_at_most_a_page(
     num_tokens = MAX_EVENTS_PER_READ + 10
     await leases.append([Append(delivery, [token(i) for i in range(num_tokens)])])
     after, indices = "0-1", []
-    while page := await log.read("j", after=after, block_s=0.01):
+    while page := await log.read("j", after=after):
         assert len(page) <= MAX_EVENTS_PER_READ
         indices += [e.event.index for e in page if isinstance(e.event, TokenEvent)]
         after = page[-1].id
     assert indices == list(range(num_tokens))
 
 
-async def test_cancelled_reader_leaves_a_usable_connection(queue: JobQueue, log: EventLog) -> None:
-    await submit(queue, "j")
-    for _ in range(5):
-        reader = asyncio.create_task(log.read("j", after="0-1", block_s=5))
-        await asyncio.sleep(0.01)
-        reader.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await reader
-        assert len(await log.read("j", block_s=1)) == 1
-
-
 async def test_log_of_an_unknown_job_is_not_found(log: EventLog) -> None:
     with pytest.raises(JobNotFoundError):
-        await log.read("none", block_s=0.01)
+        await log.read("none")
 
 
-async def test_job_without_events_is_waited_for(
+async def test_job_without_events_has_none_yet(
     queue: JobQueue, log: EventLog, redis: Redis, keys: RedisKeys
 ) -> None:
     await queue.reserve(MODEL, "j", max_jobs=1, lease_s=30)
     await queue.create(make_request("j"))
     await redis.delete(keys.events("j"))
-    assert await log.read("j", block_s=0.01) == []
+    assert await log.read("j") == []
 
 
 @pytest.mark.parametrize("text", ["0-0", "12-3", "4294967295-0"])

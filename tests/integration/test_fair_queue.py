@@ -15,6 +15,7 @@ from app.store.keys import GROUP, RedisKeys
 from app.store.owner_limits import Allowance
 from tests.integration.api import receipt
 from tests.integration.jobs import (
+    LEASE_S,
     MODEL,
     cancelled,
     leases_of,
@@ -169,7 +170,7 @@ async def test_position_is_the_number_of_jobs_that_are_taken_before(
         await ask(queue, "b", number, weight=0.5)
     handed_back = await take(leases)
     assert handed_back.job_id == "a0"
-    assert await leases.hand_back(handed_back)
+    assert await leases.hand_back(handed_back, lease_s=LEASE_S)
     waiting = [*(f"a{i}" for i in range(6)), *(f"b{i}" for i in range(3))]
     told = {job_id: (await queue.get(job_id)).position for job_id in waiting}
     assert told["a0"] == 0
@@ -285,7 +286,7 @@ async def test_jobs_in_the_hands_of_workers_need_no_tickets(
     for number in range(4):
         await ask(queue, "a", number)
     await take(leases)
-    assert await leases.hand_back(await take(leases))
+    assert await leases.hand_back(await take(leases), lease_s=LEASE_S)
     await queue.sweep()
     assert await entries(redis, keys) == (4, 2)
 
@@ -340,7 +341,7 @@ async def test_jobs_of_the_previous_release_finish(
     await queue.sweep()
     assert (await entries(redis, keys))[0] == 4
     first = await take(leases)
-    assert first.job_id == "o0" and await leases.hand_back(first)
+    assert first.job_id == "o0" and await leases.hand_back(first, lease_s=LEASE_S)
     again = await take_over(leases)
     assert (again.job_id, again.attempt) == ("o0", 2)
     await finish(leases, again)

@@ -21,7 +21,7 @@ from app.store.keys import RedisKeys
 from app.store.owner_limits import Allowance
 from tests.integration.api import receipt
 from tests.integration.conftest import RedisServer
-from tests.integration.jobs import MODEL, cancelled, leases_of, make_request, with_frames
+from tests.integration.jobs import LEASE_S, MODEL, cancelled, leases_of, make_request, with_frames
 
 OWNERS = ("a", "b", "c")
 WORKERS = ("worker-0", "worker-1")
@@ -106,7 +106,7 @@ class History:
         if self.deliveries:
             delivery = self.deliveries[number % len(self.deliveries)]
             may = self.holds.get(delivery.job_id) is delivery
-            assert await self.leases[delivery.worker_id].hand_back(delivery) == may
+            assert await self.leases[delivery.worker_id].hand_back(delivery, lease_s=LEASE_S) == may
             if may:
                 del self.holds[delivery.job_id]
 

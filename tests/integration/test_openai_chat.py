@@ -4,7 +4,6 @@ import asyncio
 import base64
 import json
 import re
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -25,30 +24,9 @@ from tests.integration.api import (
     until_state,
 )
 from tests.integration.conftest import RedisServer
+from tests.integration.openai_client import PATH, about, client_of, upload
 
-PATH = "/v1/chat/completions"
 KEYS = "k" * 40
-
-
-@pytest.fixture
-async def client(api: RunningApi) -> AsyncIterator[AsyncOpenAI]:
-    async with client_of(api) as client:
-        yield client
-
-
-def client_of(api: RunningApi, **options: Any) -> AsyncOpenAI:
-    options = {"api_key": "none", "max_retries": 0, "timeout": 20, **options}
-    return AsyncOpenAI(base_url=f"http://127.0.0.1:{api.port}/v1", **options)
-
-
-async def upload(api: RunningApi) -> str:
-    response = await api.client.post("/v1/videos", files={"video": CLIP})
-    return str(response.json()["video_id"])
-
-
-def about(video: str, text: str = "What happens?", **options: Any) -> list[Any]:
-    part = {"type": "video_url", "video_url": {"url": video, **options}}
-    return [{"role": "user", "content": [{"type": "text", "text": text}, part]}]
 
 
 # --- answers ---

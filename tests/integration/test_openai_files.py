@@ -2,7 +2,6 @@
 
 import asyncio
 import io
-from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,13 +19,7 @@ from tests.integration.api import (
     ScriptedWorker,
     until,
 )
-from tests.integration.test_openai_chat import about, client_of
-
-
-@pytest.fixture
-async def client(api: RunningApi) -> AsyncIterator[AsyncOpenAI]:
-    async with client_of(api) as client:
-        yield client
+from tests.integration.openai_client import about
 
 
 async def create(client: AsyncOpenAI, clip: bytes = CLIP, **options: Any) -> Any:

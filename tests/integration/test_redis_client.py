@@ -1,15 +1,20 @@
-"""The connection: cancellation, outages, errors in our words."""
+"""The connection: cancellation, outages, errors in our words, scripts."""
 
 import asyncio
+import re
+from importlib.resources import files
 
 import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from app.errors import StoreUnavailableError
-from app.store.client import Scripts, connect, store_call
+from app.store.client import PRELUDE, Scripts, connect, load_script, store_call
 from app.store.keys import RedisKeys
 from tests.integration.conftest import RedisServer
+
+LUA = files("app.store") / "lua"
+SCRIPTS = sorted({f.name.removesuffix(".lua") for f in LUA.iterdir()} - set(PRELUDE))
 
 
 async def test_cancelling_a_call_is_never_swallowed(redis: Redis, keys: RedisKeys) -> None:
@@ -86,3 +91,26 @@ async def test_mistakes_of_ours_are_not_called_an_outage(redis: Redis) -> None:
 def test_what_is_no_redis_url_is_refused(url: str) -> None:
     with pytest.raises(ValueError):
         connect(url)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_script_is_sent_with_all_that_it_uses_of_what_is_shared(name: str) -> None:
+    shared = {word for part in PRELUDE for word in _defined((LUA / f"{part}.lua").read_text())}
+    text = load_script(name)[0]
+    assert text.endswith((LUA / f"{name}.lua").read_text())
+    code = re.sub(r"--.*|'[^'\n]*'", "", text)
+    assert shared & set(re.findall(r"\w+", code)) <= _defined(text)
+    declared = re.search(r"^local (\w+(?:, \w+)*)$", code, re.MULTILINE)
+    for name in declared[1].split(", ") if declared else ():
+        assert f"\n{name} = function" in text or name not in code.replace(declared[0], "")
+
+
+def test_script_is_sent_without_what_it_does_not_use() -> None:
+    text = load_script("enter")[0]
+    assert "local function job_key" in text and "local function finish" not in text
+
+
+def _defined(text: str) -> set[str]:
+    """Names of what a script defines at its top level."""
+    found = re.findall(r"^local (?:function )?(\w+(?:, \w+)*)", text, re.MULTILINE)
+    return {name for names in found for name in names.split(", ")}

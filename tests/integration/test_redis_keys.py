@@ -1,15 +1,15 @@
 """The names of keys are written down twice, in Python and in Lua."""
 
 import re
+from importlib.resources import files
 
 from redis.asyncio import Redis
 
-from app.store.client import load_script
 from app.store.keys import GROUP, RedisKeys
 
 
 async def test_lua_and_python_name_the_same_keys(redis: Redis, keys: RedisKeys) -> None:
-    prelude = load_script("reserve")[0].split("-- Reserves a place")[0]
+    prelude = (files("app.store") / "lua" / "prelude.lua").read_text()
     in_lua = {}
     functions = re.findall(r"local function ((\w+)_(?:key|channel))\((\w*)\)", prelude)
     for function, name, argument in functions:

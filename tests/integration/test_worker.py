@@ -238,7 +238,7 @@ async def test_drain_hands_back_the_rest_and_another_worker_goes_on(
         assert await worker.stop()
         record = await client.queue.get(job_id)
         assert (record.state, record.position, record.attempts) == (JobState.QUEUED, 0, 1)
-        published = len(await client.log.read(job_id, block_s=1))
+        published = len(await client.log.read(job_id))
         assert published > 5
     async with running(settings, "worker-b") as other:
         events = await client.events(job_id)
@@ -261,7 +261,7 @@ async def test_drawn_answer_that_another_sampler_began_ends_in_a_retryable_error
         await redis.hdel(keys.job(job_id), "sampler_version")
     else:
         await redis.hset(keys.job(job_id), "sampler_version", noted)
-    published = await client.log.read(job_id, block_s=1)
+    published = await client.log.read(job_id)
     async with running(settings, "worker-b") as worker:
         events = await client.events(job_id)
         assert not worker.engine.sequences
@@ -423,7 +423,7 @@ async def test_what_an_attempt_left_behind_does_not_touch_the_next(
         may_step.clear()
         assert await asyncio.to_thread(is_in_step.wait, PATIENCE_S)
         entry_id = await redis.hget(keys.job(job_id), "entry_id")
-        hand_back = (client.model, job_id, "worker-a", 1, entry_id, 0)
+        hand_back = (client.model, job_id, "worker-a", 1, entry_id, 1000, 0, 0)
         assert await Scripts(redis, keys.prefix).run("hand_back", *hand_back)
         await client.wait_for(job_id, lambda record: record.attempts == 2)
         may_step.set()

@@ -6,10 +6,10 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 
 import numpy as np
 import psutil
@@ -57,6 +57,7 @@ class Client:
         timeout_s: float = 60.0,
         temperature: float = 0.0,
         kept_mask: bool = False,
+        compression: Mapping[str, object] = MappingProxyType({"policy": "full"}),
     ) -> str:
         job_id = uuid.uuid4().hex
         request = make_request(job_id, timeout_s=timeout_s, model=self.model).model_copy(
@@ -65,6 +66,7 @@ class Client:
                 "max_tokens": max_tokens,
                 "temperature": temperature,
                 "kept_mask": kept_mask,
+                "compression": dict(compression),
             }
         )
         await self.queue.reserve(self.model, job_id, max_jobs=1000, lease_s=30)
@@ -85,11 +87,12 @@ class Client:
         after = FIRST_EVENT
         async with asyncio.timeout(PATIENCE_S):
             while True:
-                for logged in await self.log.read(job_id, after=after, block_s=1):
+                for logged in await self.log.read(job_id, after=after):
                     after = logged.id
                     yield logged.event
                     if isinstance(logged.event, FINAL_EVENTS):
                         return
+                await asyncio.sleep(0.01)
 
     async def events(self, job_id: str) -> list[Event]:
         return [event async for event in self.follow(job_id)]

@@ -178,9 +178,95 @@ def test_end_tokens_come_from_the_generation_config(checkpoint: Path) -> None:
     assert load_model(checkpoint).eos_token_ids == {2}
 
 
-def test_the_digest_names_the_weights(checkpoint: Path, random_checkpoint: Path) -> None:
+def change_a_late_byte(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-2] ^= 1
+    file.write_bytes(content)
+
+
+def test_the_digest_changes_with_every_file_that_may_be_read(
+    checkpoint: Path, random_checkpoint: Path
+) -> None:
     assert weights_digest(checkpoint) == weights_digest(random_checkpoint)
-    tensors = load_file(checkpoint / "model.safetensors")
-    tensors["language_model.lm_head.weight"][-1, -1] += 1
-    save_file(tensors, checkpoint / "model.safetensors", metadata={"format": "pt"})
-    assert weights_digest(checkpoint) != weights_digest(random_checkpoint)
+    (checkpoint / "README.md").write_text("nothing that a model reads")
+    assert weights_digest(checkpoint) == weights_digest(random_checkpoint)
+    shards = load_file(checkpoint / "model.safetensors")
+    save_file(shards, checkpoint / "model-00002-of-00002.safetensors", metadata={"format": "pt"})
+    for name in ("special_tokens_map.json", "vocab.txt", "model.safetensors.index.json"):
+        (checkpoint / name).write_text("{}\n")
+    seen = {weights_digest(random_checkpoint), weights_digest(checkpoint)}
+    files = sorted(file for file in checkpoint.iterdir() if file.suffix != ".md")
+    names = {file.name for file in files}
+    assert {"config.json", "generation_config.json", "tokenizer.json"} <= names
+    assert {"chat_template.jinja", "model.safetensors"} <= names
+    for file in files:
+        change_a_late_byte(file)
+        seen.add(weights_digest(checkpoint))
+    assert len(seen) == 2 + len(files)
+
+
+def test_the_digest_sees_a_byte_in_the_middle_of_a_large_file(tmp_path: Path) -> None:
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(bytes(32 * 2**20))
+    before = weights_digest(tmp_path)
+    with weights.open("r+b") as stream:
+        stream.seek(17 * 2**20 + 12345)
+        stream.write(b"x")
+    assert weights_digest(tmp_path) != before
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "consolidated.00.pth", "weights.pt"])
+@pytest.mark.parametrize("has_safetensors", [True, False])
+def test_pickled_weights_are_refused_beside_safetensors_and_instead(
+    name: str, has_safetensors: bool, checkpoint: Path
+) -> None:
+    (checkpoint / name).write_bytes(b"cos\nsystem\n")
+    if not has_safetensors:
+        (checkpoint / "model.safetensors").unlink()
+    with pytest.raises(ModelLoadError, match=rf"{name}.*only safetensors"):
+        load_model(checkpoint)
+
+
+# --- the hub ---
+
+
+class Hub:
+    """Stands for a hub that has one repository; a test has no network."""
+
+    def __init__(self, copy: Path) -> None:
+        self.copy = copy
+        self.asked: list[tuple[str, str | None]] = []
+
+    def snapshot_download(
+        self, repository: str, *, revision: str | None, allow_patterns: list[str]
+    ) -> str:
+        assert not any(pattern.endswith((".bin", ".py")) for pattern in allow_patterns)
+        self.asked.append((repository, revision))
+        return str(self.copy)
+
+
+@pytest.fixture
+def hub(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    hub = Hub(checkpoint)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", hub.snapshot_download)
+    return hub
+
+
+def test_a_hubs_model_is_fetched_at_the_revision_asked_for(
+    hub: Hub, caplog: pytest.LogCaptureFixture
+) -> None:
+    load_model("org/model", device="cpu", revision="a" * 40)
+    assert set(hub.asked) == {("org/model", "a" * 40)} and not caplog.records
+
+
+def test_a_hubs_model_without_a_revision_is_named_in_a_warning(
+    hub: Hub, caplog: pytest.LogCaptureFixture
+) -> None:
+    load_model("org/model", device="cpu")
+    assert set(hub.asked) == {("org/model", None)}
+    assert "not pinned" in caplog.text and hub.copy.name in caplog.text
+
+
+def test_a_directory_has_no_revision(checkpoint: Path) -> None:
+    with pytest.raises(ModelLoadError, match="no revision"):
+        load_model(checkpoint, revision="a" * 40)

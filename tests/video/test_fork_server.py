@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from dycoke_core.video import fork_client
 from dycoke_core.video.fork_client import ForkServer
 from dycoke_core.video.forked_child import TaskFailure
 from dycoke_core.video.frame_buffer import map_pixels, open_frame_buffer
@@ -99,6 +100,20 @@ async def test_after_a_crash_no_child_has_the_same_addresses(
     assert await _is_well(hostile, video_fd)
     [another] = descendants()
     assert another != server
+
+
+async def test_addresses_do_not_last_for_ever_without_a_crash(
+    hostile: ForkServer, video_fd: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fork_client, "MAX_TASKS", 2)
+    servers = []
+    for _ in range(5):
+        reading = asyncio.create_task(hostile.run("echo_later", {"x": 2}, video_fd, timeout_s=60))
+        while not (found := descendants()):
+            await asyncio.sleep(0.01)
+        servers.append(found[0].pid)
+        assert await reading == {"x": 2}
+    assert servers[0] == servers[1] != servers[2] == servers[3] != servers[4]
 
 
 @pytest.mark.parametrize("task", ["sleep", "spin"])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
+from dycoke_core.frame_size import PixelLimits
 from dycoke_core.video import Container, FrameReaders, FrameSpec, ReadLimits, VideoFrames
 from tests.video_clips import frame_numbers, make_clip
 
@@ -85,6 +86,30 @@ async def test_at_every_size(
     first, second = await read_by_both(readers, path, FrameSpec(3, image_size), monkeypatch)
     assert difference(first, second) <= TOLERANCE
     assert sum(readers.kills.values()) == 0
+
+
+SHAPES: dict[str, tuple[dict[str, Any], tuple[int, int]]] = {
+    "wide.mp4": ({"width": 640, "height": 360}, (84, 140)),
+    "upright.mp4": ({"width": 128, "height": 320}, (168, 56)),
+    "turned-90.mp4": ({"width": 640, "height": 360, "rotation": 90}, (140, 84)),
+    "turned-180.mp4": ({"width": 640, "height": 360, "rotation": 180}, (84, 140)),
+    "turned-270.mp4": ({"width": 640, "height": 360, "rotation": 270}, (140, 84)),
+    "odd.webm": ({"codec": "libvpx-vp9", "width": 321, "height": 179}, (56, 140)),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+async def test_frames_that_keep_their_shape_are_the_same_by_both_readers(
+    readers: FrameReaders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    made, size = SHAPES[name]
+    path = make_clip(tmp_path / name, num_frames=12, **made)
+    limits = PixelLimits(multiple=28, min_pixels=28 * 28, max_pixels=112 * 112)
+    first, second = await read_by_both(readers, path, FrameSpec(4, limits), monkeypatch)
+    assert first.pixels.shape == second.pixels.shape == (4, *size, 3)
+    assert difference(first, second) <= TOLERANCE
+    if "turned" not in name:
+        assert frame_numbers(first.pixels) == list(first.indices)
 
 
 async def test_colours_are_read_by_the_matrix_and_the_range_that_the_file_names(

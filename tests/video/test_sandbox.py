@@ -1,6 +1,9 @@
 """The sandbox, tried from inside a real child."""
 
 import asyncio
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ from dycoke_core.video import FrameReaders, FrameSpec, ReadLimits, SandboxState
 from dycoke_core.video.fork_client import ForkServer
 from dycoke_core.video.forked_child import TaskFailure
 from dycoke_core.video.landlock import landlock_abi
+from dycoke_core.video.sandbox import has_random_layout
 from tests.video.conftest import CONFINEMENT, leaving_nothing_behind
 from tests.video_clips import make_clip
 
@@ -70,6 +74,20 @@ async def test_a_child_holds_its_video_and_its_reply_pipe_and_nothing_else(
 ) -> None:
     report = await hostile.run("list_descriptors", {}, video_fd, timeout_s=20)
     assert len(report["open"]) == 2
+
+
+def test_random_addresses_are_told_from_fixed_ones() -> None:
+    """`setarch -R` starts a program without them."""
+    program = "from dycoke_core.video.sandbox import has_random_layout as f; print(f())"
+    command = [sys.executable, "-c", program]
+    kernel = Path("/proc/sys/kernel/randomize_va_space").read_text().strip()
+    said = subprocess.check_output(command, text=True).strip()
+    assert said == str(kernel == "2" and has_random_layout())
+    if not (setarch := shutil.which("setarch")):
+        return
+    fixed = subprocess.run([setarch, "-R", *command], capture_output=True, text=True)
+    if fixed.returncode == 0:  # some container runtimes forbid it
+        assert fixed.stdout.strip() == "False"
 
 
 async def test_the_state_is_observed_and_said_in_one_line(readers: FrameReaders) -> None:

@@ -3,6 +3,7 @@ import math
 import pytest
 
 from dycoke_core.errors import InvalidRequestError
+from dycoke_core.frame_size import PixelLimits
 from dycoke_core.video import FrameSpec
 
 
@@ -24,3 +25,18 @@ from dycoke_core.video import FrameSpec
 def test_a_spec_out_of_range_is_refused_by_name(values: dict[str, object], field: str) -> None:
     with pytest.raises(InvalidRequestError, match=field):
         FrameSpec(**{"num_frames": 8, "image_size": 384, **values})  # type: ignore[arg-type]
+
+
+def test_frames_have_the_models_size_or_the_videos_shape() -> None:
+    limits = PixelLimits(multiple=28, min_pixels=28 * 28, max_pixels=392 * 392)
+    assert FrameSpec(8, 384).shape(720, 1280) == (8, 384, 384, 3)
+    assert FrameSpec(8, limits).shape(720, 1280) == (8, 280, 504, 3)
+    assert FrameSpec(8, limits).shape(1280, 720) == (8, 504, 280, 3)
+
+
+def test_frames_that_are_too_many_bytes_together_are_refused() -> None:
+    limits = PixelLimits(multiple=28, min_pixels=28 * 28, max_pixels=4 * 10**6)
+    spec = FrameSpec(1024, limits)
+    spec.shape(280, 280)
+    with pytest.raises(InvalidRequestError, match=r"num_frames 1024 of 1260 x 700 pixels"):
+        spec.shape(700, 1260)

@@ -67,7 +67,7 @@ class Answer:
         self._posted = posted
         self._slot = slot
         self._job_id = posted.record.job_id
-        self._feed = answers.jobs.feed(posted.record)
+        self._feed = answers.jobs.feed(posted.record, opening=posted.opening)
         self._observer = JobObserver(answers.metrics, posted.record.request, span)
         self._batches = self._feed.batches()
         if posted.is_new:

@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import NamedTuple
 
 from app.errors import JobLostError, JobNotFoundError, StoreUnavailableError
@@ -32,12 +33,13 @@ RETRY_S = 0.5
 AT_ONCE_S = 0.001
 
 
+OPENING = "job"
 STATUS = "status"
 FINAL_TYPES = ("done", "error")
 
 
 class FeedItem(NamedTuple):
-    """One event, as the log has it. Who renders it for clients need not read the JSON."""
+    """One event as JSON: the log's own bytes, or those of an event that only this feed has."""
 
     type: str
     data: bytes  # JSON on one line
@@ -58,6 +60,7 @@ class JobFeed:
     Args:
         record: the job as it was just now.
         after: id of the last durable event that the reader has seen.
+        opening: the job's first event, where it is known and the reader has seen none.
         heartbeat_s: an empty batch comes after so much silence.
     """
 
@@ -68,6 +71,7 @@ class JobFeed:
         record: JobRecord,
         *,
         after: str = FIRST_EVENT,
+        opening: LoggedEvent | None = None,
         heartbeat_s: float,
     ) -> None:
         self.job_id = record.job_id
@@ -75,6 +79,7 @@ class JobFeed:
         self._reader = reader
         self._record = record
         self._after = after
+        self._opening = opening
         self._heartbeat_s = heartbeat_s
         self._last_batch_at = time.monotonic()
         self._last_position: int | None = None
@@ -86,6 +91,9 @@ class JobFeed:
         Ends without one where `after` was the final event's id.
         """
         with self._reader.watch(self.job_id) as watch:
+            if self._opening is not None and self._after == FIRST_EVENT:
+                self._after = self._opening.id
+                yield _items([self._opening])
             while True:
                 batch, is_end = await self._next_or_why_not(watch)
                 is_due = time.monotonic() - self._last_batch_at >= self._heartbeat_s
@@ -118,10 +126,17 @@ class JobFeed:
         is_end = items[-1].type in FINAL_TYPES
         was_waiting = self._record.state is not JobState.RUNNING
         if not is_end and was_waiting and any(map(_is_from_worker, items)):
-            self._record = await self._queue.get(self.job_id)
+            await self._note_worker()
         # Last of all: what fails before this is read again.
         self._after = logged[-1].id
         return _without_stale(items), is_end
+
+    async def _note_worker(self) -> None:
+        """A worker has the job, unless it has given it back since."""
+        if self._record.attempts == 0:
+            self._record = replace(self._record, state=JobState.RUNNING, attempts=1, position=None)
+        else:
+            self._record = await self._queue.get(self.job_id)
 
     def _timeout_s(self) -> float:
         is_running = self._record.state is JobState.RUNNING
@@ -178,7 +193,7 @@ def _items(logged: Sequence[LoggedEvent]) -> list[FeedItem]:
 
 def _is_from_worker(item: FeedItem) -> bool:
     if item.type != STATUS:
-        return True
+        return item.type != OPENING
     event = item.event
     return not (isinstance(event, StatusEvent) and event.stage == "reading_frames")
 

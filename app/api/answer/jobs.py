@@ -2,10 +2,10 @@
 
 import re
 
-from app.api.answer.feed import AT_ONCE_S, JobFeed
+from app.api.answer.feed import JobFeed
 from app.errors import JobLostError, JobNotFoundError
 from app.messages import FINAL_EVENTS, DoneEvent, ErrorEvent
-from app.store.event_log import FIRST_EVENT, EventLog
+from app.store.event_log import FIRST_EVENT, EventLog, LoggedEvent
 from app.store.event_reader import EventReader
 from app.store.job_queue import JobQueue, JobRecord
 
@@ -34,14 +34,23 @@ class Jobs:
             raise JobNotFoundError("no such job")
         return record
 
-    def feed(self, record: JobRecord, *, after: str = FIRST_EVENT) -> JobFeed:
-        return JobFeed(self.queue, self._reader, record, after=after, heartbeat_s=self._heartbeat_s)
+    def feed(
+        self, record: JobRecord, *, after: str = FIRST_EVENT, opening: LoggedEvent | None = None
+    ) -> JobFeed:
+        return JobFeed(
+            self.queue,
+            self._reader,
+            record,
+            after=after,
+            opening=opening,
+            heartbeat_s=self._heartbeat_s,
+        )
 
     async def is_read_to_its_end(self, record: JobRecord, *, after: str) -> bool:
         """Whether a job has ended and nothing comes after this event."""
         if not record.state.is_final:
             return False
-        return not await self._log.read(record.job_id, after=after, block_s=AT_ONCE_S)
+        return not await self._log.read(record.job_id, after=after)
 
     async def final(self, record: JobRecord) -> DoneEvent | ErrorEvent | None:
         """How a job ended; None while it has not."""

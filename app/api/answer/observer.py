@@ -52,6 +52,7 @@ class JobObserver:
 
     def _see_end(self, event: Event) -> None:
         if isinstance(event, DoneEvent):
+            self._policy = event.policy_label  # policy `auto` has chosen it by now
             self._metrics.observe_done(event)
             self.close(DONE)
         elif isinstance(event, ErrorEvent):

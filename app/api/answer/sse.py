@@ -14,7 +14,7 @@ from typing import Any, Protocol, Self
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from app.api.answer.feed import FeedItem
+from app.api.answer.feed import FINAL_TYPES, FeedItem
 from app.api.connection.disconnect import ClientLeftError, unless_disconnected
 from app.api.connection.drain import Drain
 from app.api.errors import INTERNAL_ERROR, incident_message, log_incident
@@ -109,6 +109,7 @@ class EventStream(Response):
         self._on_end = on_end
         self._rendering = rendering or JobEvents()
         self._stall_s = stall_s
+        self._is_over = False  # the response's last byte has been sent
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         ending = Ending.SHUTDOWN  # what it is if the server cancels us
@@ -121,7 +122,7 @@ class EventStream(Response):
                 }
             )
             ending = await self._stream(receive, send)
-            if ending is not Ending.CLIENT_LEFT:
+            if ending is not Ending.CLIENT_LEFT and not self._is_over:
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             self._on_end(ending)
@@ -161,9 +162,15 @@ class EventStream(Response):
             async with asyncio.timeout(None) as limit, aclosing(self._batches) as batches:
                 with _StallTimer(limit, self._stall_s) as timer:
                     async for batch in batches:
+                        is_end = bool(batch) and batch[-1].type in FINAL_TYPES
                         timer.start()
-                        await _send(send, rendering.render(batch) or rendering.heartbeat)
+                        chunk = rendering.render(batch) or rendering.heartbeat
+                        await _send(send, chunk, is_last=is_end)
                         timer.stop()
+                        if is_end:
+                            # At once: to whoever watches the connection it is over now.
+                            self._is_over = True
+                            return
         except TimeoutError:
             if limit.expired():
                 raise ClientLeftError from None
@@ -205,8 +212,8 @@ class _StallTimer:
             self._limit.reschedule(now)
 
 
-async def _send(send: Send, chunk: bytes) -> None:
+async def _send(send: Send, chunk: bytes, *, is_last: bool = False) -> None:
     try:
-        await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await send({"type": "http.response.body", "body": chunk, "more_body": not is_last})
     except OSError:
         raise ClientLeftError from None

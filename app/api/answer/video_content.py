@@ -1,18 +1,29 @@
-"""A stored video's bytes on their way to a client, whole or in ranges."""
+"""A stored video's bytes on their way to a client, whole or in ranges.
 
+A client that takes nothing for `STALL_S` is treated as gone: it would hold the video.
+"""
+
+import asyncio
+import logging
 from collections.abc import Mapping
 
 from starlette.responses import FileResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from app.api.connection.streams import StreamSlot
 from app.video_store import StoredVideo, VideoLease
+from dycoke_core.video import Container
+
+logger = logging.getLogger(__name__)
+
+STALL_S = 60.0
 
 _MEDIA_TYPES: Mapping[str, tuple[str, str]] = {
     "mp4": ("video/mp4", "mp4"),
     "matroska": ("video/x-matroska", "mkv"),
     "avi": ("video/x-msvideo", "avi"),
     "mpegts": ("video/mp2t", "ts"),
+    Container.FRAMES: ("application/octet-stream", "frames"),
 }
 
 
@@ -21,10 +32,14 @@ def file_name(video: StoredVideo) -> str:
     return f"{video.video_id}.{_MEDIA_TYPES.get(video.probe.container, ('', 'bin'))[1]}"
 
 
+class _StalledError(Exception):
+    pass
+
+
 class VideoContent(FileResponse):
     """Takes over lease and slot: the video stays, and counts as an open answer, until it is out."""
 
-    def __init__(self, lease: VideoLease, slot: StreamSlot) -> None:
+    def __init__(self, lease: VideoLease, slot: StreamSlot, *, stall_s: float = STALL_S) -> None:
         media_type, _ = _MEDIA_TYPES.get(
             lease.video.probe.container, ("application/octet-stream", "")
         )
@@ -41,10 +56,20 @@ class VideoContent(FileResponse):
         )
         self._lease = lease
         self._slot = slot
+        self._stall_s = stall_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_in_time(message: Message) -> None:
+            try:
+                async with asyncio.timeout(self._stall_s):
+                    await send(message)
+            except TimeoutError:
+                raise _StalledError from None
+
         try:
-            await super().__call__(scope, receive, send)
+            await super().__call__(scope, receive, send_in_time)
+        except _StalledError:
+            logger.info("a client took no more of a video; its download ends")
         finally:
             self._slot.release()
             self._lease.release()

@@ -12,16 +12,15 @@ from collections.abc import Callable, Collection
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from app.api.connection.hosts import is_allowed, is_loopback_name
 from app.api.errors import response_for
 from app.errors import HostNotAllowedError, OriginNotAllowedError
 from dycoke_core.errors import DycokeError, InvalidRequestError
 
-LOOPBACK_NAMES = frozenset({"localhost", "[::1]"})
 # Probes and scrapes come by address. These paths say nothing of anybody and change nothing.
 OPEN_TO_ANY_HOST = frozenset({"/livez", "/readyz", "/metrics"})
 READING_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
-_LOOPBACK_ADDRESS = re.compile(r"127(\.[0-9]{1,3}){3}")
 _PORT = re.compile(r":[0-9]*$")
 
 
@@ -84,11 +83,8 @@ class BrowserGuard:
 
     def _is_ours(self, name: str) -> bool:
         if self._allowed_hosts is None:
-            return name in LOOPBACK_NAMES or _LOOPBACK_ADDRESS.fullmatch(name) is not None
-        return any(
-            allowed in ("*", name) or (allowed.startswith("*.") and name.endswith(allowed[1:]))
-            for allowed in self._allowed_hosts
-        )
+            return is_loopback_name(name)
+        return is_allowed(name, self._allowed_hosts)
 
     def _check_origin(self, headers: Headers) -> None:
         origin = headers.get("origin")

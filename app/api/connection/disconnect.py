@@ -26,17 +26,25 @@ async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, T]) ->
     Raises:
         ClientLeftError
     """
-    task = asyncio.ensure_future(work)
-    watcher = asyncio.ensure_future(_wait_for_disconnect(receive))
+    limit = asyncio.timeout(None)
+    loop = asyncio.get_running_loop()
+
+    def leave(_: object) -> None:
+        limit.reschedule(loop.time())
+
+    watcher = loop.create_task(_wait_for_disconnect(receive))
+    watcher.add_done_callback(leave)
     try:
-        await asyncio.wait((task, watcher), return_when=asyncio.FIRST_COMPLETED)
+        async with limit:
+            return await work
+    except TimeoutError:
+        if limit.expired():
+            raise ClientLeftError from None
+        raise
     finally:
-        task.cancel()
+        watcher.remove_done_callback(leave)
         watcher.cancel()
-        await asyncio.gather(task, watcher, return_exceptions=True)
-    if task.cancelled():
-        raise ClientLeftError
-    return task.result()
+        await asyncio.gather(watcher, return_exceptions=True)
 
 
 async def _wait_for_disconnect(receive: Receive) -> None:

@@ -1,11 +1,12 @@
 """HTTP on one connection: uvicorn's protocols, with limits to a request's headers.
 
 httptools parses where it is installed, h11 elsewhere. Neither ends a connection that does not send
-a whole request's headers, and httptools takes headers of any size.
+a whole request's headers, and httptools takes headers of any size. Both write the head of a
+response apart from its body, which costs a system call and wakes the client twice.
 """
 
 import asyncio
-from typing import Protocol
+from typing import Any, Protocol
 
 from app.api.connection.strict_h11 import StrictH11Protocol
 
@@ -26,9 +27,41 @@ class _Connection(Protocol):
     def cycle(self) -> object: ...  # the last request's
 
 
+class HeadWithBody:
+    """A transport that holds a response's head until the body begins, for a turn of the event loop
+    at most.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._head = b""
+
+    def write(self, data: bytes) -> None:
+        if self._head:
+            data, self._head = self._head + data, b""
+        elif data.startswith(b"HTTP/1.1 "):
+            self._head = data
+            self._loop.call_soon(self._flush)
+            return
+        self._transport.write(data)
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        if self._head and not self._transport.is_closing():
+            self._transport.write(self._head)
+        self._head = b""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
 class H11WithLimits(StrictH11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        super().connection_made(HeadWithBody(transport, self.loop))  # type: ignore[arg-type]
         _expect_request(self)
 
     def on_response_complete(self) -> None:
@@ -45,7 +78,7 @@ else:
         _num_bytes = 0
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            super().connection_made(transport)
+            super().connection_made(HeadWithBody(transport, self.loop))  # type: ignore[arg-type]
             _expect_request(self)
 
         def on_response_complete(self) -> None:

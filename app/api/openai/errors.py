@@ -36,8 +36,9 @@ def error_object(code: str, message: str, param: str | None = None) -> dict[str,
 
 
 class OpenAIErrors:
-    """ASGI middleware. Also names every request, and says which errors are worth another try:
-    OpenAI's clients retry by status otherwise, and would repeat what can only fail again.
+    """ASGI middleware. Also gives each response about a job the job's id as `x-request-id`, and
+    says which errors are worth another try: OpenAI's clients retry by status otherwise, and would
+    repeat what can only fail again.
     """
 
     def __init__(self, app: ASGIApp) -> None:

@@ -10,6 +10,7 @@ What arrives is untrusted: the caller sniffs it and hands it to the sandbox like
 
 import asyncio
 import os
+import re
 import ssl
 import stat
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
@@ -25,6 +26,7 @@ import httpcore
 import httpx
 
 from app.api.connection.bodies import IDLE_S, MIN_BYTES_S
+from app.api.connection.hosts import is_allowed
 from app.api.openai.fields import wrong
 from app.errors import UploadTooLargeError
 from app.threads import in_thread
@@ -34,6 +36,7 @@ MAX_FETCH_S = 120.0
 CONNECT_S = 10.0
 READ_BYTES = 1 << 20  # of a file at a time
 _PORTS = {"http": 80, "https": 443}
+_HOST = re.compile(r"[\w.:\[\]-]+", re.ASCII)  # a name has nothing to be unescaped
 # Not public by newer registries, or leading to other addresses, which nobody has checked: protocol
 # assignments (a cloud keeps its metadata there), 6to4 and its relays, Teredo.
 _NOT_PUBLIC = tuple(map(ip_network, ("192.0.0.0/24", "192.88.99.0/24", "2001::/23", "2002::/16")))
@@ -42,6 +45,10 @@ _PUBLIC_IPV6 = ip_network("2000::/3")  # neither NAT64 nor mapped addresses are 
 Write = Callable[[bytes], Awaitable[None]]
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 Dial = Callable[[str, int, float | None], Awaitable[httpcore.AsyncNetworkStream]]
+
+
+class StorageFailedError(Exception):
+    """What was fetched could not be written."""
 
 
 class MediaFetcher:
@@ -75,6 +82,7 @@ class MediaFetcher:
             InvalidFieldsError: it may not be fetched, or cannot; names `param`.
             UploadTooLargeError
         """
+        write = self._capped(write)
         if url[:5].lower() == "file:":
             await self._read_file(url, param, write)
             return
@@ -85,6 +93,24 @@ class MediaFetcher:
             raise wrong(param, "the URL's host is no name of a host") from None
         except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, OSError):
             _fail(param)  # a TimeoutError is an OSError
+
+    def _capped(self, write: Write) -> Write:
+        num_bytes = 0
+
+        async def write_capped(data: bytes) -> None:
+            nonlocal num_bytes
+            num_bytes += len(data)
+            if num_bytes > self._max_bytes:
+                raise self._too_large()
+            try:
+                await write(data)
+            except OSError as error:  # of our own disk: nothing that the URL is to blame for
+                raise StorageFailedError from error
+
+        return write_capped
+
+    def _too_large(self) -> UploadTooLargeError:
+        return UploadTooLargeError(f"the video is larger than {self._max_bytes} bytes")
 
     # --- http and https ---
 
@@ -112,16 +138,15 @@ class MediaFetcher:
             raise wrong(param, "a URL must have a host and no user")
         if url.port not in (None, *_PORTS.values()):
             raise wrong(param, "a URL may name the ports 80 and 443 alone")
-        if not self._is_allowed(url.raw_host.decode("ascii")):
+        host = url.raw_host.decode("ascii")
+        if not _HOST.fullmatch(host):
+            raise wrong(param, "is not a valid URL")
+        if not self._is_allowed(host):
             raise wrong(param, "this server fetches nothing from there")
         return url
 
     def _is_allowed(self, host: str) -> bool:
-        host = host.lower().rstrip(".")
-        return any(
-            domain in ("*", host) or (domain.startswith("*.") and host.endswith(domain[1:]))
-            for domain in self._domains
-        )
+        return is_allowed(host.lower().rstrip("."), self._domains)
 
     @asynccontextmanager
     async def _response(self, url: httpx.URL) -> AsyncIterator[httpcore.Response]:
@@ -154,7 +179,7 @@ class MediaFetcher:
             _fail(param)
         announced = _header(response, b"content-length") or ""
         if announced.isdecimal() and int(announced[:20]) > self._max_bytes:
-            raise UploadTooLargeError(f"the video is larger than {self._max_bytes} bytes")
+            raise self._too_large()
         now = asyncio.get_running_loop().time
         started_at, num_bytes = now(), 0
         async with aclosing(response.aiter_stream()) as chunks:  # type: ignore[type-var]

@@ -141,5 +141,4 @@ def unknown(name: str) -> str:
     return f"{name[:64]}: unknown, without effect"
 
 
-def wrong(field: str, message: str) -> InvalidFieldsError:
-    return InvalidFieldsError([FieldProblem(field=field, message=message)])
+wrong = InvalidFieldsError.of

@@ -3,36 +3,38 @@
 import time
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
-from pydantic_core import from_json
 from starlette.requests import Request
 
+from app.api.compressions import Compressions
 from app.api.connection.disconnect import unless_disconnected
 from app.api.openai.fetching import MediaFetcher
 from app.api.openai.fields import MAX_WARNINGS, CompletionFields, parse_fields, wrong
+from app.api.openai.media import BodyMedia, MediaFinder
 from app.api.openai.messages import Conversation, VideoPart, parse_messages
 from app.api.openai.rendering import StreamOptions
-from app.api.openai.sampling import DEFAULT_FRAMES, count_frames, parse_aliases, with_aliases
-from app.api.openai.streamed_json import MEDIUM, Base64Sink, StreamedJson, base64_size
-from app.api.post.intake import check_container, read_body, write_recognisable
+from app.api.openai.sampling import (
+    DEFAULT_FRAMES,
+    count_frames,
+    limit_pixels,
+    parse_aliases,
+    with_aliases,
+)
+from app.api.openai.streamed_json import StreamedJson, base64_size
+from app.api.post.intake import parse_object, read_body
 from app.api.post.job_request import Extras, check_fields
 from app.api.post.multipart import MAX_TEXT_BYTES
 from app.api.post.submissions import TakenIn
 from app.api.post.uploads import Uploads
 from app.api.schemas import ChatFields
 from app.errors import VideoNotFoundError
-from app.keys.entries import Principal, Scope
+from app.keys.entries import Principal
 from app.messages import ModelCard
 from app.settings import Settings
 from app.store.video_aliases import VideoAliases
-from app.video_store import VIDEO_ID, Upload, VideoLease
-from dycoke_core.config import CompressionConfig
+from app.video_store import VideoLease
 from dycoke_core.errors import InvalidRequestError
-
-_OCTETS = ("application/octet-stream",)
-_FRAME_LISTS = ("video/jpeg",)  # of single pictures, separated by commas
 
 
 class CompletionIntake:
@@ -47,15 +49,15 @@ class CompletionIntake:
     def __init__(
         self,
         settings: Settings,
-        default_compression: CompressionConfig,
+        compressions: Compressions,
         uploads: Uploads,
         fetcher: MediaFetcher,
         aliases: VideoAliases,
     ) -> None:
         self._aliases = aliases
-        self._fetcher = fetcher
+        self._finder = MediaFinder(uploads, fetcher)
         self._settings = settings
-        self._default_compression = default_compression
+        self._compressions = compressions
         self._uploads = uploads
         self.options = StreamOptions()  # set by reading
 
@@ -66,7 +68,8 @@ class CompletionIntake:
         began_at = time.monotonic()
         async with AsyncExitStack() as stack:
             body = await self._read(request, principal, stack)
-            upload_s = time.monotonic() - began_at if body.upload is not None else 0.0
+            has_medium = body.media.upload is not None or body.media.frames is not None
+            upload_s = time.monotonic() - began_at if has_medium else 0.0
             return await self._take(request, principal, models, body, upload_s)
 
     async def _take(
@@ -83,12 +86,14 @@ class CompletionIntake:
         self._set_options(fields, warnings)
         part = self._sampled(fields, conversation, warnings)
         chat = self._chat_fields(fields, conversation, part)
-        card = check_fields(chat, models, self._settings, self._default_compression)
+        card = check_fields(chat, models, self._settings, self._compressions)
         lease, probe_s = None, 0.0
         if part is not None:
             lease, probe_s = await self._find(request, part, body, principal)
+            if body.media.is_list(part):
+                part = replace(part, fps=None)  # which was the list's own
             try:
-                chat = self._with_frames(chat, part, lease, warnings)
+                chat = self._with_frames(chat, part, card, lease, warnings)
             except BaseException:
                 lease.release()
                 raise
@@ -102,35 +107,27 @@ class CompletionIntake:
             video_turn=part.turn if part is not None else None,
             ignore_eos=bool(fields.ignore_eos),
             warnings=_bounded(warnings),
+            tells_prompt_tokens=self.options.continuous_usage,
         )
         return TakenIn(chat, card, lease, upload_s, probe_s, extras)
 
     async def _read(self, request: Request, principal: Principal, stack: AsyncExitStack) -> "_Body":
-        """Reads the body; a video in it goes to an upload, which ends with `stack`."""
-        upload: Upload | None = None
-
-        async def open_sink(kind: str) -> Base64Sink:
-            nonlocal upload
-            principal.require(Scope.UPLOAD)
-            if (kind not in _OCTETS and not kind.startswith("video/")) or kind in _FRAME_LISTS:
-                raise wrong("messages", f"data: URLs of type '{kind[:32]}' are not taken")
-            upload = opened = await stack.enter_async_context(self._uploads.receive())
-            write = partial(write_recognisable, opened)
-            return Base64Sink(write, max_bytes=opened.max_bytes)
-
-        scanner = StreamedJson(open_sink, max_text_bytes=MAX_TEXT_BYTES)
+        """Reads the body; a medium in it goes to an upload, which ends with `stack`."""
+        media = BodyMedia(self._uploads, principal, stack, self._settings.max_frames)
+        scanner = StreamedJson(media.open_sink, max_text_bytes=MAX_TEXT_BYTES)
         max_bytes = MAX_TEXT_BYTES + base64_size(self._settings.max_upload_bytes)
         async with aclosing(read_body(request, max_bytes=max_bytes)) as chunks:
             async for chunk in chunks:
                 await scanner.feed(chunk)
-        return _Body(_parse(scanner.text), upload)
+        return _Body(parse_object(scanner.text), media)
 
     def _set_options(self, fields: CompletionFields, warnings: list[str]) -> None:
         options = fields.stream_options
         if options is not None:
-            self.options = StreamOptions(include_usage=bool(options.include_usage))
-            if options.continuous_usage_stats:
-                warnings.append("stream_options.continuous_usage_stats: usage comes at the end")
+            has_usage, is_continuous = options.include_usage, options.continuous_usage_stats
+            self.options = StreamOptions(bool(has_usage), bool(has_usage and is_continuous))
+            if is_continuous and not has_usage:
+                warnings.append("stream_options.continuous_usage_stats: needs include_usage")
 
     def _sampled(
         self, fields: CompletionFields, conversation: Conversation, warnings: list[str]
@@ -168,7 +165,7 @@ class CompletionIntake:
         said = {name: value for name, value in said.items() if value is not None}
         chat = ChatFields(messages=conversation.turns, **said)
         try:
-            chat.compression_config(self._default_compression)
+            self._compressions.parse(chat.compression)
         except InvalidRequestError as error:
             raise wrong("compression", error.message) from None
         return chat
@@ -187,12 +184,13 @@ class CompletionIntake:
     ) -> tuple[VideoLease, float]:
         """Returns the video, and the seconds that its probe took."""
         owner = principal.owner
-        if part.uuid is not None and not part.source:
+        if part.uuid is not None and not part.source and not part.frames:
             video_id = await self._aliases.find(owner, part.uuid)
             if video_id is None:
                 raise VideoNotFoundError("no video of yours has come under this 'uuid' lately")
             part = replace(part, source=video_id)
-        lease, probe_s = await self._find_source(request, part, body, principal)
+        finding = self._finder.find(part, body.media, principal)
+        lease, probe_s = await unless_disconnected(request.receive, finding)
         if part.uuid is not None:
             try:
                 await self._aliases.note(owner, part.uuid, lease.video.video_id)
@@ -201,53 +199,29 @@ class CompletionIntake:
                 raise
         return lease, probe_s
 
-    async def _find_source(
-        self, request: Request, part: VideoPart, body: "_Body", principal: Principal
-    ) -> tuple[VideoLease, float]:
-        if part.source == MEDIUM and body.upload is not None:
-            check_container(body.upload.head)
-            store = self._uploads.store(body.upload, principal.owner)
-            return await unless_disconnected(request.receive, store)
-        if not VIDEO_ID.fullmatch(part.source):
-            return await unless_disconnected(request.receive, self._fetch(part, principal))
-        find = self._uploads.find(part.source, principal.owner)
-        return await unless_disconnected(request.receive, find), 0.0
-
-    async def _fetch(self, part: VideoPart, principal: Principal) -> tuple[VideoLease, float]:
-        principal.require(Scope.UPLOAD)
-        async with self._uploads.receive() as upload:
-            write = partial(write_recognisable, upload)
-            await self._fetcher.fetch(part.source, part.param, write)
-            check_container(upload.head)
-            return await self._uploads.store(upload, principal.owner)
-
     def _with_frames(
-        self, chat: ChatFields, part: VideoPart, lease: VideoLease, warnings: list[str]
+        self,
+        chat: ChatFields,
+        part: VideoPart,
+        card: ModelCard,
+        lease: VideoLease,
+        warnings: list[str],
     ) -> ChatFields:
         probe = lease.video.probe
         if part.start_s and probe.duration_s is not None and part.start_s >= probe.duration_s:
             raise wrong(f"{part.param}.start_s", f"the video ends at {probe.duration_s:.3f} s")
         num_frames, count_warnings = count_frames(part, probe, self._settings.max_frames)
-        warnings += count_warnings
-        return chat.model_copy(update={"num_frames": num_frames})
+        max_pixels, pixel_warnings = limit_pixels(part, card, self._settings.max_frame_pixels)
+        warnings += count_warnings + pixel_warnings
+        return chat.model_copy(update={"num_frames": num_frames, "max_pixels": max_pixels})
 
 
 @dataclass(frozen=True, slots=True)
 class _Body:
-    """A body as it was read, and the video that was in it."""
+    """A body as it was read, and the media that were in it."""
 
     data: dict[str, Any]
-    upload: Upload | None
-
-
-def _parse(text: bytes) -> dict[str, Any]:
-    try:
-        data = from_json(text, allow_inf_nan=False)
-    except ValueError:
-        raise InvalidRequestError("the body is not valid JSON") from None
-    if not isinstance(data, dict):
-        raise InvalidRequestError("the body must be a JSON object")
-    return data
+    media: BodyMedia
 
 
 def _bounded(warnings: list[str]) -> tuple[str, ...]:

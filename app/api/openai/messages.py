@@ -22,9 +22,10 @@ _ROLES: Mapping[str, Any] = {
     "assistant": "assistant",
 }
 _MESSAGE_FIELDS = ("role", "content", "name", "refusal", "audio", "tool_calls", "function_call")
-_SAMPLING_FIELDS = ("fps", "num_frames", "max_frames", "sampling", "start_s", "end_s")
+_COUNTS = ("num_frames", "max_frames", "max_pixels")
+_SAMPLING_FIELDS = ("fps", *_COUNTS, "sampling", "start_s", "end_s")
 _PART_FIELDS = ("type", "text", "video_url", "video", "file", "uuid", *_SAMPLING_FIELDS)
-_FILE_FIELDS = ("file_id", "file_data", "filename")
+_FILE_FIELDS = ("file_id", "file_data", "filename", "format")  # LiteLLM's name of a type
 _VIDEO_FIELDS = ("url", "uuid", *_SAMPLING_FIELDS)
 
 
@@ -33,20 +34,23 @@ class VideoPart:
     """The video of a conversation, as it was named.
 
     Args:
-        source: an id or a URL; empty: what `uuid` names.
+        source: an id or a URL; empty: what `uuid` names, or a list of frames.
+        frames: of a list, each a URL.
         param: where it stands in the body, for errors about it.
         uuid: the client's own name of it.
         fps, num_frames, max_frames: as the part says; the first of them has been checked to be
-            finite and above 0, the others to be at least 1.
+            finite and above 0, the others to be at least 1, as has `max_pixels`.
     """
 
     source: str
     turn: int
     param: str
+    frames: tuple[str, ...] = ()
     uuid: str | None = None
     fps: float | None = None
     num_frames: int | None = None
     max_frames: int | None = None
+    max_pixels: int | None = None  # of each frame
     start_s: float | None = None
     end_s: float | None = None
     sampling: Sampling = "uniform"
@@ -139,12 +143,25 @@ def _video(
             raise wrong(param, f"needs {' or '.join(names)}")
         value = inner[given[0]] if given else None
         param = f"{param}.{given[0]}" if given else param
-    if not value and uuid is not None:
+    frames: tuple[str, ...] = ()
+    if kind == "video" and isinstance(value, list):
+        frames = _frames(value, param)
+        value = ""
+    elif not value and uuid is not None:
         value = ""  # the alias alone names it
     elif not isinstance(value, str) or not value:
         raise wrong(param, "must be an id or a URL")
     said = {**_said(part, at), **_said(inner, f"{at}.{kind}")}
-    return VideoPart(source=value, turn=index, param=param, uuid=uuid, **said)
+    return VideoPart(source=value, turn=index, param=param, frames=frames, uuid=uuid, **said)
+
+
+def _frames(urls: list[Any], param: str) -> tuple[str, ...]:
+    if not urls:
+        raise wrong(param, "a list must have a frame")
+    for place, url in enumerate(urls):
+        if not isinstance(url, str) or not url:
+            raise wrong(f"{param}.{place}", "must be a URL of a picture")
+    return tuple(urls)
 
 
 def _uuid(options: dict[str, Any], where: str) -> str | None:
@@ -160,9 +177,8 @@ def _said(options: dict[str, Any], where: str) -> dict[str, Any]:
     for name, value in said.items():
         if name == "sampling":
             is_right, message = value in get_args(Sampling), "must be 'uniform' or 'keyframe'"
-        elif name in ("num_frames", "max_frames"):
-            is_right = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-            message = "must be a whole number of at least 1"
+        elif name in _COUNTS:
+            is_right, message = is_count(value), "must be a whole number of at least 1"
         else:
             is_right, message = is_number(value), "must be a number of at least 0"
             if name in ("fps", "end_s"):
@@ -170,6 +186,10 @@ def _said(options: dict[str, Any], where: str) -> dict[str, Any]:
         if not is_right:
             raise wrong(f"{where}.{name}", message)
     return said
+
+
+def is_count(value: Any) -> bool:
+    return isinstance(value, int) and is_number(value) and value >= 1
 
 
 def is_number(value: Any) -> bool:

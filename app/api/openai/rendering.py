@@ -1,9 +1,10 @@
 """Chat completions out of a job's events: chunks of a stream, or one object.
 
 A chunk of the stream is a bare `data:` line, for clients that know neither comments nor named
-events; a heartbeat is a blank line. One token event is one chunk, the role goes with the first
-token and `finish_reason` with the last, because benchmarks count every chunk with choices as a
-token. `[DONE]` ends the stream; one that is interrupted ends without it.
+events. A heartbeat is a pair of line breaks: benchmarks split what has come at such pairs, and a
+single one would stay before the next chunk and hide it. One token event is one chunk, the role goes
+with the first token and `finish_reason` with the last, because benchmarks count every chunk with
+choices as a token. `[DONE]` ends the stream; one that is interrupted ends without it.
 """
 
 import json
@@ -21,13 +22,20 @@ DONE = b"data: [DONE]\n\n"
 
 @dataclass(frozen=True, slots=True)
 class StreamOptions:
+    """
+    Args:
+        include_usage: in a chunk of its own, the last one.
+        continuous_usage: on every other chunk too, as it stands then.
+    """
+
     include_usage: bool = False
+    continuous_usage: bool = False
 
 
 class ChatCompletion:
     """One answer. See `app.api.answer.sse.Rendering`."""
 
-    heartbeat = b"\n"
+    heartbeat = b"\n\n"
 
     def __init__(self, record: JobRecord, options: StreamOptions) -> None:
         self._head = {
@@ -36,6 +44,8 @@ class ChatCompletion:
             "model": record.model,
         }
         self._has_usage = options.include_usage
+        self._has_continuous_usage = options.continuous_usage
+        self._prompt_tokens: int | None = None  # known with the first token
         self._has_role = False
 
     def render(self, batch: Sequence[FeedItem]) -> bytes:
@@ -45,7 +55,7 @@ class ChatCompletion:
         tokens = [event for event in events if isinstance(event, TokenEvent)]
         final = events[-1]
         done = final if isinstance(final, DoneEvent) else None
-        chunks = [self._chunk(token.text) for token in tokens]
+        chunks = [self._token_chunk(token) for token in tokens]
         if done is not None:
             chunks = self._finished(chunks, done)
         frames = b"".join(map(_frame, chunks))
@@ -77,11 +87,20 @@ class ChatCompletion:
         chunks = chunks or [self._chunk("")]
         last = chunks[-1]
         last["choices"][0]["finish_reason"] = done.finish_reason
+        if self._has_continuous_usage:
+            last["usage"] = _counts(done.usage.prompt_tokens, done.usage.completion_tokens)
         if self._has_usage:
             last = {**self._chunk_head(), "choices": [], "usage": usage(done)}
             chunks.append(last)
         last["dycoke"] = receipt(done)
         return chunks
+
+    def _token_chunk(self, token: TokenEvent) -> dict[str, Any]:
+        chunk = self._chunk(token.text)
+        self._prompt_tokens = token.prompt_tokens or self._prompt_tokens
+        if self._has_continuous_usage and self._prompt_tokens is not None:
+            chunk["usage"] = _counts(self._prompt_tokens, token.index + len(token.token_ids))
+        return chunk
 
     def _chunk(self, text: str) -> dict[str, Any]:
         delta: dict[str, str] = {} if self._has_role else {"role": "assistant"}
@@ -99,13 +118,19 @@ def usage(done: DoneEvent) -> dict[str, Any]:
     """`prompt_tokens` are what the language model saw: what compression dropped is in none."""
     used = done.usage
     return {
-        "prompt_tokens": used.prompt_tokens,
-        "completion_tokens": used.completion_tokens,
-        "total_tokens": used.prompt_tokens + used.completion_tokens,
+        **_counts(used.prompt_tokens, used.completion_tokens),
         "prompt_tokens_details": {
             "cached_tokens": done.cached_tokens,
             "multimodal_tokens": {"video": used.visual_tokens},
         },
+    }
+
+
+def _counts(prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
     }
 
 

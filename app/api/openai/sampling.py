@@ -1,4 +1,5 @@
-"""How many frames a video part asks for: by number, by rate, or as other servers' clients say it.
+"""How many frames a video part asks for, and how large: by number, by rate, by pixels, or as other
+servers' clients say it.
 
 What a part itself says is taken or refused. The aliases of other servers are clamped by our
 ceilings, and what was not honoured is said in warnings.
@@ -9,10 +10,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from app.api.openai.fields import unknown, wrong
-from app.api.openai.messages import VideoPart, is_number
-from dycoke_core.video import VideoProbe
+from app.api.openai.messages import VideoPart, is_count, is_number
+from app.messages import ModelCard
+from dycoke_core.video import Container, VideoProbe
+from dycoke_core.video.sampling import frames_in_clip
 
 DEFAULT_FRAMES = 32
+_ALIASES = ("fps", "num_frames", "max_pixels")
 _ROUNDING = 1e-6  # of a frame: 10 s at 2 fps are 20 frames, whatever the container's clock
 
 
@@ -22,6 +26,7 @@ class Aliases:
 
     fps: float | None = None
     num_frames: int | None = None
+    max_pixels: int | None = None  # of each frame
 
 
 def parse_aliases(
@@ -42,18 +47,20 @@ def parse_aliases(
             at = f"{where}.{name}"
             if value is None:
                 continue
-            if name == "fps" and is_number(value) and value > 0:
-                said["fps"] = float(value)
-            elif name == "num_frames" and isinstance(value, int) and value >= 1:
-                said["num_frames"] = int(value)
+            if name in _ALIASES and _is_honoured(name, value):
+                said[name] = float(value) if name == "fps" else int(value)
             elif name == "do_sample_frames":
                 if value is False:
                     warnings.append(f"{at}: frames are always sampled")
-            elif name in ("fps", "num_frames"):
+            elif name in _ALIASES:
                 warnings.append(f"{at}: not honoured")
             else:
                 warnings.append(unknown(at))
     return Aliases(**said), warnings
+
+
+def _is_honoured(name: str, value: Any) -> bool:
+    return is_number(value) and value > 0 if name == "fps" else is_count(value)
 
 
 def with_aliases(part: VideoPart, aliases: Aliases, max_frames: int) -> tuple[VideoPart, list[str]]:
@@ -72,7 +79,23 @@ def with_aliases(part: VideoPart, aliases: Aliases, max_frames: int) -> tuple[Vi
             warnings.append(f"num_frames {num_frames}: {max_frames} are the most")
             num_frames = max_frames
         part = replace(part, fps=aliases.fps, num_frames=num_frames)
+    if part.max_pixels is None:
+        part = replace(part, max_pixels=aliases.max_pixels)
     return part, warnings
+
+
+def limit_pixels(
+    part: VideoPart, card: ModelCard, max_frame_pixels: int
+) -> tuple[int | None, list[str]]:
+    """How many pixels each frame may have, None: as many as suit the model, and warnings."""
+    wanted = part.max_pixels
+    if wanted is None:
+        return None, []
+    if card.frame_limits is None:
+        return None, [f"max_pixels {wanted}: all of the model's frames have one size"]
+    if wanted > max_frame_pixels:
+        return max_frame_pixels, [f"max_pixels {wanted}: {max_frame_pixels} are the most"]
+    return wanted, []
 
 
 def count_frames(part: VideoPart, probe: VideoProbe, max_frames: int) -> tuple[int, list[str]]:
@@ -81,6 +104,8 @@ def count_frames(part: VideoPart, probe: VideoProbe, max_frames: int) -> tuple[i
     With both a rate and a number, the number is the most.
     """
     most = min(part.num_frames or max_frames, part.max_frames or max_frames, max_frames)
+    if part.fps is None and probe.container == Container.FRAMES:
+        return _count_listed(part, probe, most)
     if part.fps is None:
         return min(part.num_frames or DEFAULT_FRAMES, most), []
     if probe.duration_s is None:
@@ -96,3 +121,16 @@ def count_frames(part: VideoPart, probe: VideoProbe, max_frames: int) -> tuple[i
     if wanted > most:
         warnings.append(f"fps {part.fps:g}: {wanted} frames wanted, {most} are the most")
     return min(wanted, most), warnings
+
+
+def _count_listed(part: VideoPart, probe: VideoProbe, most: int) -> tuple[int, list[str]]:
+    """Of a list of frames: those that are there, none of them twice."""
+    assert probe.num_frames and probe.duration_s and probe.fps
+    times_s = [number / probe.fps for number in range(probe.num_frames)]
+    given = len(frames_in_clip(times_s, probe.duration_s, part.start_s, part.end_s))
+    wanted = min(part.num_frames or DEFAULT_FRAMES, most)
+    if given < wanted:
+        return given, [f"num_frames {wanted}: {given} frames were given, and all are used"]
+    if given > wanted:
+        return wanted, [f"{given} frames were given: {wanted} of them are used"]
+    return given, []

@@ -1,9 +1,10 @@
-"""A JSON body that may hold a video as a `data:` URL, read as it comes in.
+"""A JSON body that may hold media as `data:` URLs, read as it comes in.
 
 A JSON parser holds a string until it is whole, and this one may have hundreds of megabytes. So the
 bytes are scanned before they are parsed: a string that is the value of a key which may name a
 medium, and begins with `data:`, goes to a sink as it comes, and `data:#0` takes its place in the
-text that is parsed. Nothing else is changed or understood, and the rest has the limit of text.
+text that is parsed; of the next one `data:#1`, and so on. Nothing else is changed or understood,
+and the rest has the limit of text.
 
 Knows neither HTTP nor what a video is. Whether the text is JSON at all is the parser's business.
 """
@@ -11,12 +12,13 @@ Knows neither HTTP nor what a video is. Whether the text is JSON at all is the p
 import binascii
 import re
 from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 from app.api.errors import InvalidFieldsError
 from app.api.openai.fields import wrong
 from app.errors import UploadTooLargeError
 
-MEDIUM = "data:#0"  # what stands in the text; no value of a client's under these keys begins so
+MEDIUM = "data:#{}"  # what stands in the text; no value of a client's under these keys begins so
 KEYS = frozenset({b"url", b"video_url", b"video", b"file_data"})
 
 _SCHEME = b"data:"
@@ -24,6 +26,18 @@ _MAX_KEY_BYTES = max(map(len, KEYS))
 _MAX_HEADER_BYTES = 128
 _OUTSIDE = re.compile(rb'[":]')
 _INSIDE = re.compile(rb'["\\]')
+
+
+class Sink(Protocol):
+    """Takes one medium, as text in base64."""
+
+    async def take(self, text: bytes) -> None: ...
+
+    async def finish(self) -> None: ...
+
+
+# Called with a medium's type (`video/mp4`) and the key that names it; raises to refuse it.
+OpenSink = Callable[[str, bytes], Awaitable[Sink]]
 
 
 def base64_size(num_bytes: int) -> int:
@@ -59,7 +73,7 @@ class Base64Sink:
         if whole:
             await self._write(self._decode(text[:whole]))
 
-    def finish(self) -> None:
+    async def finish(self) -> None:
         """Raises: InvalidFieldsError."""
         if self._rest:
             raise _malformed()
@@ -78,13 +92,11 @@ class StreamedJson:
     """Scans a body.
 
     Args:
-        open_sink: called with a medium's type (`video/mp4`) when it begins; raises to refuse it.
-        max_text_bytes: of all but the medium.
+        open_sink: called when a medium begins.
+        max_text_bytes: of all but the media.
     """
 
-    def __init__(
-        self, open_sink: Callable[[str], Awaitable[Base64Sink]], *, max_text_bytes: int
-    ) -> None:
+    def __init__(self, open_sink: OpenSink, *, max_text_bytes: int) -> None:
         self._open_sink = open_sink
         self._max_text_bytes = max_text_bytes
         self._text = bytearray()
@@ -92,12 +104,12 @@ class StreamedJson:
         self._key = b""
         self._string = bytearray()  # the beginning of the last one
         self._head = bytearray()  # of a value that may be a medium, and of a medium
-        self._sink: Base64Sink | None = None
+        self._sink: Sink | None = None
         self._num_media = 0
 
     @property
     def text(self) -> bytes:
-        """The body, with `MEDIUM` in the medium's place."""
+        """The body, with `MEDIUM` and its number in a medium's place."""
         return bytes(self._text)
 
     async def feed(self, chunk: bytes) -> None:
@@ -173,11 +185,9 @@ class StreamedJson:
         kind, *parameters = bytes(self._head).decode("latin-1").replace("\\/", "/").split(";")
         if not parameters or parameters[-1].strip().lower() != "base64":
             raise _wrong_form()
+        self._sink = await self._open_sink(kind.strip().lower(), self._key)
+        self._keep(MEDIUM.format(self._num_media).encode())
         self._num_media += 1
-        if self._num_media > 1:
-            raise wrong("messages", "a conversation has one video, and this is a second one")
-        self._sink = await self._open_sink(kind.strip().lower())
-        self._keep(MEDIUM.encode())
         self._state = self._medium
         return comma + 1
 
@@ -189,7 +199,7 @@ class StreamedJson:
         if match is None:
             return end
         if match[0] == b'"':
-            self._sink.finish()
+            await self._sink.finish()
             self._keep(b'"')
             self._state = self._outside
         else:

@@ -33,11 +33,11 @@ class Admitted:
             await self._place.stop_renewing()
             self._place = None
 
-    def hand_over(self) -> tuple[Place, VideoLease | None]:
-        """Passes both on; the caller must give them back."""
-        place, video = self._held_place, self._video
+    def hand_over(self) -> Place:
+        """Passes the place on, and with it the video; the caller must give both back."""
+        place = self._held_place
         self._place = self._video = None
-        return place, video
+        return place
 
     async def __aenter__(self) -> Self:
         return self

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from pydantic_core import from_json
 
-from app.api.errors import FieldProblem, InvalidFieldsError
+from app.api.errors import InvalidFieldsError
 
 NAME = "expires_after"
 ANCHOR = "created_at"
@@ -62,4 +62,4 @@ def _seconds(value: object) -> int:
 
 
 def _malformed() -> InvalidFieldsError:
-    return InvalidFieldsError([FieldProblem(field=NAME, message=_MALFORMED)])
+    return InvalidFieldsError.of(NAME, _MALFORMED)

@@ -12,13 +12,13 @@ from pydantic_core import from_json
 from starlette.requests import ClientDisconnect, Request
 
 from app.api.connection.disconnect import ClientLeftError
-from app.api.errors import FieldProblem, InvalidFieldsError
+from app.api.errors import InvalidFieldsError
 from app.api.post.multipart import MAX_TEXT_BYTES, MultipartForm, read_multipart
 from app.api.schemas import ChatFields
 from app.errors import UnsupportedMediaTypeError, UploadTooLargeError
 from app.video_store import Upload
 from dycoke_core.errors import InvalidRequestError, UnsupportedContainerError
-from dycoke_core.video import SNIFF_BYTES, sniff_container
+from dycoke_core.video import SNIFF_BYTES, Container, sniff_container
 
 FORM_OVERHEAD_BYTES = MAX_TEXT_BYTES + 65536  # text, and the headers of all parts
 MULTIPART = "multipart/form-data"
@@ -40,16 +40,23 @@ def content_type(request: Request) -> str:
 
 async def read_json_fields(request: Request) -> ChatFields:
     """Reads a question about a stored video."""
+    fields = _validate(parse_object(await read_small_body(request)), is_strict=True)
+    if fields.video_id is None:
+        raise InvalidFieldsError.of(
+            "video_id", "Field required; send a new video as multipart/form-data"
+        )
+    return fields
+
+
+def parse_object(body: bytes) -> dict[str, Any]:
+    """Raises: InvalidRequestError: it is no JSON object."""
     try:
-        data = from_json(await read_small_body(request), allow_inf_nan=False)
+        data = from_json(body, allow_inf_nan=False)
     except ValueError:
         raise InvalidRequestError("the body is not valid JSON") from None
     if not isinstance(data, dict):
         raise InvalidRequestError("the body must be a JSON object")
-    fields = _validate(data, is_strict=True)
-    if fields.video_id is None:
-        raise _missing("video_id", "Field required; send a new video as multipart/form-data")
-    return fields
+    return data
 
 
 async def read_small_body(request: Request) -> bytes:
@@ -75,7 +82,7 @@ async def read_form_fields(
     form = await read_form(request, upload, on_file=on_file)
     fields = _validate(_from_form(form.fields), is_strict=False)
     if form.has_file == (fields.video_id is not None):
-        raise _missing("video", "give exactly one of 'video' and 'video_id'")
+        raise InvalidFieldsError.of("video", "give exactly one of 'video' and 'video_id'")
     return fields, form.has_file
 
 
@@ -115,7 +122,7 @@ async def write_recognisable(upload: Upload, data: bytes) -> None:
 
 
 def check_container(head: bytes) -> None:
-    if sniff_container(head) is None:
+    if sniff_container(head) in (None, Container.FRAMES):  # nobody uploads that form as it is
         raise UnsupportedContainerError("the file is no MP4, MOV, Matroska, WebM, AVI or MPEG-TS")
 
 
@@ -157,7 +164,7 @@ def _from_form(fields: Sequence[tuple[str, str]]) -> dict[str, Any]:
         if name == "stop":
             data.setdefault(name, []).append(text)
         elif name in data:
-            raise InvalidFieldsError([FieldProblem(field=name, message="given twice")])
+            raise InvalidFieldsError.of(name, "given twice")
         elif name == "messages" or (name == "compression" and text.lstrip().startswith("{")):
             data[name] = _json_field(name, text)
         else:
@@ -171,7 +178,7 @@ def _json_field(name: str, text: str) -> Any:
     try:
         return from_json(text, allow_inf_nan=False)
     except ValueError:
-        raise InvalidFieldsError([FieldProblem(field=name, message="not valid JSON")]) from None
+        raise InvalidFieldsError.of(name, "not valid JSON") from None
 
 
 def _list_or_text(text: str) -> Any:
@@ -191,7 +198,3 @@ def _validate(data: dict[str, Any], *, is_strict: bool) -> ChatFields:
         raise InvalidFieldsError.from_pydantic(
             error.errors(include_input=False, include_url=False)
         ) from None
-
-
-def _missing(field: str, message: str) -> InvalidFieldsError:
-    return InvalidFieldsError([FieldProblem(field=field, message=message)])

@@ -5,20 +5,22 @@ then says. Pure functions.
 import hashlib
 import json
 import secrets
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
+from app.api.compressions import Compressions
 from app.api.errors import FieldProblem, InvalidFieldsError
 from app.api.post.admission import choose_model
 from app.api.schemas import ChatFields
 from app.keys.limits import KeyLimits
-from app.messages import FramesRef, FramesWanted, JobRequest, ModelCard
+from app.messages import FrameLimits, FramesRef, FramesWanted, JobRequest, ModelCard
 from app.settings import Settings
 from app.store.frame_store import FramesHeader, frames_digest
 from app.store.job_queue import Idempotency
 from app.store.owner_limits import Allowance
 from app.video_store import VideoLease
-from dycoke_core.config import CompressionConfig
+from dycoke_core.auto import Compression
 from dycoke_core.errors import PromptTooLongError
+from dycoke_core.frame_size import PixelLimits, frame_size
 from dycoke_core.video import FrameSpec, VideoFrames
 
 MAX_DRAWN_SEED = 2**53  # exact in every client's JSON
@@ -33,11 +35,13 @@ class Extras:
     Args:
         video_turn: index of the user turn that the video belongs to; None: the first one.
         warnings: what it asks and does not get, for the receipt.
+        tells_prompt_tokens: with the first token, so that usage can be told with each.
     """
 
     video_turn: int | None = None
     ignore_eos: bool = False
     warnings: tuple[str, ...] = ()
+    tells_prompt_tokens: bool = False
 
 
 NO_EXTRAS = Extras()
@@ -47,19 +51,26 @@ def check_fields(
     fields: ChatFields,
     models: dict[str, ModelCard],
     settings: Settings,
-    default_compression: CompressionConfig,
+    compressions: Compressions,
 ) -> ModelCard:
     """Raises for every field that is wrong whatever the video. Returns the model's card."""
     fields.check_limits(settings)
-    fields.compression_config(default_compression)
+    compressions.parse(fields.compression)
     card = choose_model(models, fields.model)
     _check_text(fields, card)
+    if fields.max_pixels is not None and card.frame_limits is None:
+        message = f"the model's frames have {card.image_size} x {card.image_size} pixels"
+        raise InvalidFieldsError([FieldProblem(field="max_pixels", message=message)])
     frame_spec(fields, card)
     return card
 
 
-def check_clip(fields: ChatFields, lease: VideoLease) -> None:
-    duration_s = lease.video.probe.duration_s
+def check_clip(fields: ChatFields, card: ModelCard, lease: VideoLease) -> None:
+    """Raises for what the video does not allow, as far as its headers say."""
+    probe = lease.video.probe
+    if probe.height and probe.width:
+        frame_spec(fields, card).shape(probe.height, probe.width)
+    duration_s = probe.duration_s
     if fields.start_s is not None and duration_s is not None and fields.start_s >= duration_s:
         raise InvalidFieldsError(
             [FieldProblem(field="start_s", message=f"the video ends at {duration_s:.3f} s")]
@@ -69,7 +80,12 @@ def check_clip(fields: ChatFields, lease: VideoLease) -> None:
 def frame_spec(fields: ChatFields, card: ModelCard) -> FrameSpec:
     return FrameSpec(
         num_frames=fields.num_frames,
-        image_size=card.image_size,
+        image_size=frame_size(
+            card.image_size,
+            None if card.frame_limits is None else card.frame_limits.limits(),
+            fields.num_frames,
+            fields.max_pixels,
+        ),
         start_s=fields.start_s,
         end_s=fields.end_s,
         sampling=fields.sampling,
@@ -79,13 +95,21 @@ def frame_spec(fields: ChatFields, card: ModelCard) -> FrameSpec:
 def wanted_spec(request: JobRequest) -> FrameSpec | None:
     """Which frames a job wants; None where its request does not say."""
     wanted = request.frames_wanted
-    return None if wanted is None else FrameSpec(**wanted.model_dump())
+    if wanted is None:
+        return None
+    return FrameSpec(
+        num_frames=wanted.num_frames,
+        image_size=wanted.image_size if wanted.limits is None else wanted.limits.limits(),
+        start_s=wanted.start_s,
+        end_s=wanted.end_s,
+        sampling=wanted.sampling,
+    )
 
 
 def make_job_request(
     fields: ChatFields,
     card: ModelCard,
-    compression: CompressionConfig,
+    compression: Compression,
     *,
     job_id: str,
     owner: str,
@@ -108,7 +132,7 @@ def make_job_request(
         messages=fields.turns(),
         video_turn=extras.video_turn,
         frames_wanted=(
-            None if video_id is None else FramesWanted(**asdict(frame_spec(fields, card)))
+            None if video_id is None else _frames_wanted(frame_spec(fields, card), card)
         ),
         max_tokens=fields.max_tokens,
         temperature=fields.temperature,
@@ -119,6 +143,7 @@ def make_job_request(
         compression=compression.as_dict(),
         warnings=list(extras.warnings),
         kept_mask=fields.kept_mask and video_id is not None,
+        tells_prompt_tokens=extras.tells_prompt_tokens,
         weights_digest=card.weights_digest,
         dtype=card.dtype,
         prefill_chunk_tokens=card.prefill_chunk_tokens,
@@ -159,6 +184,18 @@ def wanted_digest(video_id: str, spec: FrameSpec, *, salt: str) -> str:
     )
 
 
+def _frames_wanted(spec: FrameSpec, card: ModelCard) -> FramesWanted:
+    limits = spec.image_size if isinstance(spec.image_size, PixelLimits) else None
+    return FramesWanted(
+        num_frames=spec.num_frames,
+        image_size=card.image_size,
+        limits=None if limits is None else FrameLimits(**asdict(limits)),
+        start_s=spec.start_s,
+        end_s=spec.end_s,
+        sampling=spec.sampling,
+    )
+
+
 def with_frames(
     request: JobRequest,
     spec: FrameSpec,
@@ -174,10 +211,14 @@ def with_frames(
         is_cached: they were stored already.
         read_s: how long that took, in addition to what the request says.
     """
+    shape = frames.shape if isinstance(frames, FramesHeader) else frames.pixels.shape
+    _, height, width, _ = shape
     ref = FramesRef(
         digest=digest,
         num_frames=len(frames.indices),
-        image_size=spec.image_size,
+        image_size=height,
+        height=height,
+        width=width,
         indices=list(frames.indices),
         timestamps_s=list(frames.timestamps_s),
         reader=frames.reader,
@@ -200,9 +241,13 @@ def make_idempotency(
     ttl_s: float,
 ) -> Idempotency:
     said = fields.model_copy(update={"video_id": video_id}).model_dump(mode="json")
+    extras = replace(extras, tells_prompt_tokens=False)  # which is of the stream, not the answer
     if extras != NO_EXTRAS:
         said["extras"] = asdict(extras)
+        del said["extras"]["tells_prompt_tokens"]  # as releases without this field say it
     # As releases without these fields say it.
+    if fields.max_pixels is None:
+        del said["max_pixels"]
     if fields.sampling == "uniform":
         del said["sampling"]
     if not fields.kept_mask:

@@ -42,9 +42,9 @@ class ReaderPlaces:
         """Holds every place, once those that have one are through; nobody gets one meanwhile."""
         with ExitStack() as held:
             async with self._turn:
-                held.callback((await self._lock([_TURN])).release)
+                held.callback((await self._lock(_TURN)).release)
                 for number in (*self._probes.numbers, *self._reads.numbers):
-                    held.callback((await self._lock([number])).release)
+                    held.callback((await self._lock(number)).release)
                 yield
 
     @asynccontextmanager
@@ -59,7 +59,7 @@ class ReaderPlaces:
     async def _take(self, numbers: Sequence[int]) -> Lock:
         while True:
             async with self._turn:
-                turn = await self._lock([_TURN])
+                turn = await self._lock(_TURN)
                 try:
                     place = self._try(numbers)
                 finally:
@@ -68,9 +68,8 @@ class ReaderPlaces:
                 return place
             await asyncio.sleep(POLL_S)
 
-    async def _lock(self, numbers: Sequence[int]) -> Lock:
-        """Waits for one of some locks."""
-        while (lock := self._try(numbers)) is None:
+    async def _lock(self, number: int) -> Lock:
+        while (lock := self._table.try_lock(number)) is None:
             await asyncio.sleep(POLL_S)
         return lock
 

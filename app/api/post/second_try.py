@@ -6,7 +6,7 @@ Only a video that loses its reader twice, the second time with no other reader r
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,20 +21,11 @@ _NO_SECOND_TRY = "a second try with decord did not come to its end"
 
 
 class SecondTryReaders:
-    """As `FrameReaders`, within the places that all API processes share.
+    """As `FrameReaders`, within the places that all API processes share."""
 
-    Args:
-        timeout_s: of a read, both tries together, without the wait between them.
-    """
-
-    def __init__(self, readers: FrameReaders, places: ReaderPlaces, *, timeout_s: float) -> None:
+    def __init__(self, readers: FrameReaders, places: ReaderPlaces) -> None:
         self._readers = readers
         self._places = places
-        self._timeout_s = timeout_s
-
-    @property
-    def kills(self) -> Mapping[str, int]:
-        return self._readers.kills
 
     async def probe(self, path: Path) -> tuple[VideoProbe, float]:
         """Returns also the seconds that it took, without the wait for a place.
@@ -59,24 +50,31 @@ class SecondTryReaders:
         spec: FrameSpec,
         *,
         on_progress: Callable[[float], None] | None = None,
-        timeout_s: float | None = None,
+        timeout_s: float,
     ) -> VideoFrames:
-        """Raises: VideoError, InvalidRequestError, ReadersUnavailableError."""
-        limit_s = self._timeout_s if timeout_s is None else min(timeout_s, self._timeout_s)
+        """
+        Args:
+            timeout_s: for both tries together, without the wait between them.
+
+        Raises:
+            VideoError
+            InvalidRequestError
+            ReadersUnavailableError
+        """
         began_at = time.monotonic()
         frames = None
         try:
             async with self._places.to_read():
                 began_at = time.monotonic()
                 frames = await self._readers.read(
-                    path, spec, on_progress=on_progress, timeout_s=limit_s
+                    path, spec, on_progress=on_progress, timeout_s=timeout_s
                 )
             loss = frames.fallback_cause
             if loss not in ("killed", "memory", "crash"):
                 return frames
         except VideoReaderKilledError:
             loss = "killed"
-        left_s = max(limit_s - (time.monotonic() - began_at), MIN_TIMEOUT_S)
+        left_s = max(timeout_s - (time.monotonic() - began_at), MIN_TIMEOUT_S)
         # A crash is mostly the video's doing; neighbours have no part in it.
         place = self._places.to_read() if loss == "crash" else self._places.alone()
         try:
@@ -90,9 +88,6 @@ class SecondTryReaders:
             # Nobody knows whether the loss comes twice: no better than one from outside.
             warnings = (*frames.warnings, _NO_SECOND_TRY)
             return replace(frames, warnings=warnings, fallback_cause="killed")
-
-    async def aclose(self) -> None:
-        await self._readers.aclose()
 
 
 def fell_back_after_kill(frames: VideoFrames) -> bool:

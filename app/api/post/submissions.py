@@ -15,6 +15,7 @@ from typing import Protocol
 
 from starlette.requests import Request
 
+from app.api.compressions import Compressions
 from app.api.connection.disconnect import unless_disconnected
 from app.api.connection.drain import Drain
 from app.api.post.admission import Place, admit
@@ -51,6 +52,7 @@ from app.keys.owners import cache_salt
 from app.messages import JobRequest, JobState, ModelCard
 from app.metrics import ApiMetrics
 from app.settings import Settings
+from app.store.event_log import LoggedEvent
 from app.store.frame_store import parse_header
 from app.store.job_queue import Created, Idempotency, JobQueue, JobRecord
 from app.store.owner_limits import Allowance
@@ -71,6 +73,7 @@ class PostedJob:
     """Args:
     is_new: False: an earlier job with the same idempotency key stands for the request.
     has_key: a later request may find the job by its idempotency key.
+    opening: the first event of a new job.
     quotas: how the key stands to its limits now; of an earlier job: nothing.
     """
 
@@ -78,6 +81,7 @@ class PostedJob:
     fields: ChatFields
     is_new: bool
     has_key: bool
+    opening: LoggedEvent | None = None
     quotas: tuple[Quota, ...] = ()
 
 
@@ -105,7 +109,7 @@ class Submissions:
     def __init__(
         self,
         settings: Settings,
-        default_compression: CompressionConfig,
+        compressions: Compressions,
         drain: Drain,
         queue: JobQueue,
         uploads: Uploads,
@@ -116,7 +120,7 @@ class Submissions:
     ) -> None:
         self._metrics = metrics
         self._settings = settings
-        self.default_compression = default_compression
+        self.compressions = compressions
         self._drain = drain
         self._queue = queue
         self._uploads = uploads
@@ -172,7 +176,7 @@ class Submissions:
                 taken = await intake(request, models, principal)
                 admitted.hold(taken.lease)
             if taken.lease is not None:
-                check_clip(taken.fields, taken.lease)
+                check_clip(taken.fields, taken.card, taken.lease)
             admitted.take(await self._place(taken))
             job = self._job_request(
                 taken, admitted.job_id, principal.owner, accepted_at_s, traceparent
@@ -195,6 +199,7 @@ class Submissions:
             taken.fields,
             is_new=True,
             has_key=idempotency is not None,
+            opening=created.opening,
             quotas=created.quotas,
         )
 
@@ -259,7 +264,7 @@ class Submissions:
         return TakenIn(fields, card, lease, upload_s=0.0, probe_s=0.0)
 
     def _check(self, fields: ChatFields, models: dict[str, ModelCard]) -> ModelCard:
-        return check_fields(fields, models, self._settings, self.default_compression)
+        return check_fields(fields, models, self._settings, self.compressions)
 
     def _job_request(
         self,
@@ -269,7 +274,7 @@ class Submissions:
         accepted_at_s: float,
         traceparent: str | None,
     ) -> JobRequest:
-        compression = taken.fields.compression_config(self.default_compression)
+        compression = self.compressions.parse(taken.fields.compression)
         return make_job_request(
             taken.fields,
             taken.card,
@@ -339,12 +344,11 @@ class Submissions:
         found: what is stored of the frames, before their pixels.
         """
         limit_s = self._settings.read_timeout_s
-        place, _ = admitted.hand_over()
         self._reading.start(
             Reading(
                 request=job,
                 wanted=wanted,
-                place=place,
+                place=admitted.hand_over(),
                 found=parse_header(found) if found else None,
                 read_timeout_s=max(limit_s - taken.probe_s, MIN_READ_TIMEOUT_S),
             )

@@ -6,13 +6,13 @@ from fastapi import APIRouter, Header, Request
 from fastapi.responses import Response
 
 from app.api.connection.disconnect import ClientLeftError
-from app.api.context import ApiDep, AskerDep
+from app.api.context import ApiDep, AskerDep, AskingRoute
 from app.api.errors import INTERNAL_ERROR, is_our_fault
 from app.api.openapi import CHAT_REQUEST_BODY, CHAT_RESPONSES
 from app.tracing import PostSpan
 from dycoke_core.errors import DycokeError
 
-router = APIRouter(tags=["chat"])
+router = APIRouter(tags=["chat"], route_class=AskingRoute)
 
 
 @router.post(

@@ -5,14 +5,14 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Request
 from fastapi.responses import Response
 
-from app.api.context import ApiDep, AskerDep
+from app.api.context import ApiDep, AskerDep, AskingRoute
 from app.api.openai.fields import CompletionFields
 from app.api.openai.rendering import ChatCompletion
 from app.api.openapi import OPENAI_ERRORS
 from app.api.post.intake import JSON, check_content_type
 from app.api.routes.chat import end_refused
 
-router = APIRouter(tags=["openai"])
+router = APIRouter(tags=["openai"], route_class=AskingRoute)
 
 PATH = "/v1/chat/completions"
 

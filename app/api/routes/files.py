@@ -8,12 +8,11 @@ from fastapi.responses import Response
 from pydantic import BaseModel
 
 from app.api.answer.video_content import file_name
-from app.api.connection.disconnect import unless_disconnected
 from app.api.context import ApiDep, PrincipalDep, UploaderDep
 from app.api.openai.fields import wrong
 from app.api.openapi import EXPIRES_AFTER, OPENAI_ERRORS
 from app.api.post.expiry import take_expiry
-from app.api.post.intake import MULTIPART, check_content_type, read_form
+from app.api.routes.uploading import take_upload
 from app.api.routes.videos import get_content
 from app.video_store import Retention, StoredVideo
 
@@ -79,22 +78,9 @@ class DeletedFile(BaseModel):
 
 @router.post("", summary="Upload a video as a file", openapi_extra={"requestBody": _BODY})
 async def create_file(request: Request, api: ApiDep, principal: UploaderDep) -> FileResource:
-    check_content_type(request, MULTIPART)
-    api.drain.check()
-    slot = api.streams.take()
-    try:
-        async with api.uploads.limited(), api.uploads.receive() as upload:
-            form = await read_form(request, upload, file_field="file")
-            retention = _retention(form.fields)
-            if not form.has_file:
-                raise wrong("file", "Field required")
-            lease, _probe_s = await unless_disconnected(
-                request.receive, api.uploads.store(upload, principal.owner, retention)
-            )
-    finally:
-        slot.release()
-    lease.release()
-    return FileResource.of(lease.video)
+    return FileResource.of(
+        await take_upload(request, api, principal, file_field="file", parse_retention=_retention)
+    )
 
 
 @router.get("", summary="All files of this key")

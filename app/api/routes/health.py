@@ -40,6 +40,7 @@ async def readyz(api: ApiDep) -> dict[str, str]:
     response_class=Response,
     responses=PROBLEMS,
     dependencies=[Depends(may_see_metrics)],
+    openapi_extra={"security": [{}]},  # beside a key's: without one, unless settings want it
 )
 async def metrics(api: ApiDep) -> Response:
     """Of all processes on the port, each with its number as the label `process`."""

@@ -8,7 +8,7 @@ from fastapi.responses import Response
 
 from app.api.answer.sse import Ending, EventStream
 from app.api.context import Api, ApiDep, AskerDep
-from app.api.errors import FieldProblem, InvalidFieldsError
+from app.api.errors import InvalidFieldsError
 from app.api.openapi import EVENT_STREAM_RESPONSES, PROBLEMS
 from app.api.schemas import JobResource, KeptResource
 from app.errors import JobNotDoneError, KeptSetDroppedError, KeptSetsNotFoundError
@@ -53,13 +53,9 @@ async def get_kept(
     try:
         return await asyncio.to_thread(lambda: KeptResource.of(KeptHistory.decode(blob), token))
     except IndexError:
-        raise _wrong("token", "the answer has no such token") from None
+        raise InvalidFieldsError.of("token", "the answer has no such token") from None
     except kept_sets.KeptSetDroppedError:
         raise KeptSetDroppedError("what was kept at this token is not stored") from None
-
-
-def _wrong(field: str, message: str) -> InvalidFieldsError:
-    return InvalidFieldsError([FieldProblem(field=field, message=message)])
 
 
 @router.get(

@@ -10,6 +10,8 @@ from pydantic import BaseModel
 from app.api.context import Api, ApiDep, PrincipalDep
 from app.api.openapi import OPENAI_ERRORS
 from app.errors import ModelNotFoundError
+from app.messages import FrameLimits
+from dycoke_core.auto import AUTO, AUTO_PARAMETERS
 from dycoke_core.config import POLICY_PARAMETERS
 
 router = APIRouter(tags=["models"], responses=OPENAI_ERRORS)
@@ -25,8 +27,10 @@ class ModelResource(BaseModel):
     root: str
     max_model_len: int  # as vLLM calls max_model_tokens
     num_workers: int
-    image_size: int
-    tokens_per_frame: int
+    image_size: int  # pixels, of square frames
+    frame_limits: FrameLimits | None  # of frames that keep their shape; null: all are square
+    tokens_per_frame: int  # of square ones: of `frames_per_unit` of them together
+    frames_per_unit: int
     num_layers: int
     max_model_tokens: int
 
@@ -49,8 +53,11 @@ async def list_models(api: ApiDep, _: PrincipalDep) -> ModelList:
     return ModelList(
         data=await _models(api),
         compression=CompressionPolicies(
-            default=api.submissions.default_compression.as_dict(),
-            policies={name: list(taken) for name, taken in POLICY_PARAMETERS.items()},
+            default=api.submissions.compressions.default.as_dict(),
+            policies={
+                **{name: list(taken) for name, taken in POLICY_PARAMETERS.items()},
+                AUTO: list(AUTO_PARAMETERS),
+            },
         ),
     )
 
@@ -75,7 +82,9 @@ async def _models(api: Api) -> list[ModelResource]:
             max_model_len=card.max_model_tokens,
             num_workers=num_workers[model],
             image_size=card.image_size,
+            frame_limits=card.frame_limits,
             tokens_per_frame=card.tokens_per_frame,
+            frames_per_unit=card.frames_per_unit,
             num_layers=card.num_layers,
             max_model_tokens=card.max_model_tokens,
         )

@@ -9,15 +9,16 @@ from fastapi.responses import Response
 
 from app.api.answer.png import encode_png
 from app.api.answer.video_content import VideoContent
-from app.api.connection.disconnect import unless_disconnected
 from app.api.context import ApiDep, PrincipalDep, UploaderDep
-from app.api.errors import FieldProblem, InvalidFieldsError
+from app.api.errors import InvalidFieldsError
 from app.api.openapi import PROBLEMS, UPLOAD_REQUEST_BODY
 from app.api.post.expiry import take_expiry
-from app.api.post.intake import MULTIPART, VIDEO_FIELD, check_content_type, read_form
+from app.api.post.intake import VIDEO_FIELD
+from app.api.routes.uploading import take_upload
 from app.api.schemas import VideoResource
-from app.errors import JobNotFoundError, VideoNotFoundError
+from app.errors import IsFrameListError, JobNotFoundError, VideoNotFoundError
 from app.video_store import Retention
+from dycoke_core.video import Container
 
 router = APIRouter(tags=["videos"], responses=PROBLEMS)
 
@@ -29,25 +30,11 @@ router = APIRouter(tags=["videos"], responses=PROBLEMS)
     openapi_extra={"requestBody": UPLOAD_REQUEST_BODY},
 )
 async def upload_video(request: Request, api: ApiDep, principal: UploaderDep) -> VideoResource:
-    check_content_type(request, MULTIPART)
-    api.drain.check()
-    slot = api.streams.take()
-    try:
-        async with api.uploads.limited(), api.uploads.receive() as upload:
-            form = await read_form(request, upload)
-            expires_at_s, others = take_expiry(form.fields, time.time())
-            if others:
-                raise _wrong(others[0][0], "Extra inputs are not permitted")
-            if not form.has_file:
-                raise _wrong(VIDEO_FIELD, "Field required")
-            retention = Retention(expires_at_s)
-            lease, _probe_s = await unless_disconnected(
-                request.receive, api.uploads.store(upload, principal.owner, retention)
-            )
-    finally:
-        slot.release()
-    lease.release()
-    return VideoResource.of(lease.video)
+    return VideoResource.of(
+        await take_upload(
+            request, api, principal, file_field=VIDEO_FIELD, parse_retention=_retention
+        )
+    )
 
 
 @router.get(
@@ -56,9 +43,13 @@ async def upload_video(request: Request, api: ApiDep, principal: UploaderDep) ->
     response_class=Response,
 )
 async def get_content(video_id: str, api: ApiDep, principal: PrincipalDep) -> Response:
+    """Of a list of frames there is no file: it gives 409."""
     slot = api.streams.take()
     try:
         lease = await api.videos.lease(video_id, principal.owner)
+        if lease.video.probe.container == Container.FRAMES:
+            lease.release()
+            raise IsFrameListError("this is a list of frames, and no file of a video")
     except BaseException:
         slot.release()
         raise
@@ -90,7 +81,7 @@ async def get_frame(
     if record.request.video_id != video_id or frames is None:
         raise JobNotFoundError("no such job about this video, or its frames are not read yet")
     if index >= frames.num_frames:
-        raise _wrong("index", f"the job has {frames.num_frames} frames")
+        raise InvalidFieldsError.of("index", f"the job has {frames.num_frames} frames")
     found = await api.frames.frame(frames.digest, index)
     if found is None:
         raise VideoNotFoundError("the job's frames are no longer kept")
@@ -114,5 +105,8 @@ async def delete_video(video_id: str, api: ApiDep, principal: UploaderDep) -> Re
     return Response(status_code=204)
 
 
-def _wrong(field: str, message: str) -> InvalidFieldsError:
-    return InvalidFieldsError([FieldProblem(field=field, message=message)])
+def _retention(fields: list[tuple[str, str]]) -> Retention:
+    expires_at_s, others = take_expiry(fields, time.time())
+    if others:
+        raise InvalidFieldsError.of(others[0][0], "Extra inputs are not permitted")
+    return Retention(expires_at_s)

@@ -9,11 +9,14 @@
 --       and for each event
 --           first_index index_behind_its_last_token event
 --       where what is unknown is empty, as are both indexes of a status. JSON has no line breaks.
--- Publishes a line for each job that it appended to: its id and, where a token event is all that was
--- appended, the event's line, for readers that have all that comes before it.
+-- Publishes, for readers that have all that comes before it, a line for each event that it appended:
+--     job_id first_index index_behind_its_last_token event
+-- or of a status, instead of indexes, the ids of the event before it and of its own. Of a job that
+-- has caught up with more than MAX_TOLD events, or sends again what is there, only the job_id.
 -- Returns for each job next_index, or {1 or 0 for refused, next_index, 1 while the job must run
 -- alone} where that is not {1, next_index, 0}, or {the error's text}.
 local worker_id, ttl_ms, sampler_version, lines = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local MAX_TOLD = 8
 local news = {}
 local read_to = 0
 
@@ -28,13 +31,15 @@ local function append_event(job, key, job_id, line)
   local event = string.sub(line, at)
   first = tonumber(first)
   if not first then
-    append_unnumbered(job_id, event)
+    local before, id = append_unnumbered(job_id, event)
     job.is_plain = false
+    job.news[#job.news + 1] = table.concat({job_id, before, id, event}, ' ')
   elseif first > job.next_index then
     return false
   elseif first == job.next_index then
     redis.call('XADD', events_key(job_id), behind .. '-0', 'event', event)
     job.next_index = tonumber(behind)
+    job.news[#job.news + 1] = job_id .. ' ' .. line
     if job.is_plain then
       redis.call('HSET', key, 'next_index', behind)
     else
@@ -57,6 +62,11 @@ local function refused(job, key, held_attempt, attempt)
   return reply_of(is_mine, job)
 end
 
+local function tell(job_id, job, num_sent)
+  if num_sent > MAX_TOLD or #job.news < num_sent then job.news = {job_id} end
+  for _, line in ipairs(job.news) do news[#news + 1] = line end
+end
+
 local function append(head, final_event, events)
   local job_id, attempt, final_state, first_token_at = head[1], head[2], head[3], head[4]
   local key = job_key(job_id)
@@ -67,6 +77,7 @@ local function append(head, final_event, events)
     next_index = tonumber(fields[4] or 0),
     is_suspect = fields[5] == '1',
     is_plain = fields[6] == '0' and fields[7] == sampler_version, -- only next_index will change
+    news = {},
   }
   if fields[1] ~= 'running' or fields[2] ~= worker_id or fields[3] ~= attempt then
     return refused(job, key, fields[3], attempt)
@@ -75,8 +86,6 @@ local function append(head, final_event, events)
   for i = 1, #events do
     if not append_event(job, key, job_id, events[i]) then return reply_of(true, job) end
   end
-  local is_one_token = #events == 1 and job.next_index > before and final_state == ''
-  news[#news + 1] = is_one_token and job_id .. ' ' .. events[1] or job_id
   if job.is_suspect and job.next_index >= tonumber(redis.call('HGET', key, 'cleared_at') or 0) then
     job.is_suspect = false
     redis.call('HSET', key, 'is_suspect', 0)
@@ -87,7 +96,10 @@ local function append(head, final_event, events)
   if final_state ~= '' then
     redis.call('HSET', key, 'ended_by', worker_id)
     finish(job_id, final_state, final_event, ttl_ms)
+    job.news[#job.news + 1] =
+      string.format('%s %d %d %s', job_id, job.next_index, job.next_index + 1, final_event)
   end
+  tell(job_id, job, #events + (final_state == '' and 0 or 1))
   return reply_of(true, job)
 end
 

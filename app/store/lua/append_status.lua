@@ -5,6 +5,6 @@
 local job_id = ARGV[2]
 local state = redis.call('HGET', job_key(job_id), 'state')
 if state ~= 'reading' and state ~= 'queued' then return 0 end
-append_unnumbered(job_id, ARGV[3])
-redis.call('PUBLISH', news_channel(), job_id)
+local before, id = append_unnumbered(job_id, ARGV[3])
+redis.call('PUBLISH', news_channel(), table.concat({job_id, before, id, ARGV[3]}, ' '))
 return 1

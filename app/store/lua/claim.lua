@@ -37,7 +37,9 @@ local function consider(entry_id, idle_ms)
   if not is_suspect and ARGV[9] == '1' then return nil end
   redis.call('XCLAIM', stream, GROUP, worker_id, lease_ms, entry_id, 'JUSTID')
   start(job_id, worker_id, take_id)
-  return delivery(job_id)
+  local given = delivery(job_id)
+  redis.call('HDEL', job_key(job_id), 'was_set_aside')
+  return given
 end
 
 for _, pending in ipairs(redis.call('XPENDING', stream, GROUP, '-', '+', MAX_HELD, worker_id)) do

@@ -50,7 +50,7 @@ redis.call('HSET', job_key(job_id), 'state', 'reading', 'model', model, 'request
   'owner', owner, 'video', ARGV[12], 'length', ARGV[18])
 redis.call('ZADD', live_key(), ARGV[7], job_id)
 append_unnumbered(job_id, ARGV[5])
-local stands = charge(owner, job_id, limits, taken)
+local stands = charge_owner(owner, job_id, limits, taken)
 local found = ARGV[13] ~= '' and find_frames(ARGV[13], job_id) or ''
 if found == '' or found ~= ARGV[14] then return {'created', job_id, found, stands} end
 enqueue(model, job_id, ARGV[15])

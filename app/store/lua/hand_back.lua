@@ -1,22 +1,20 @@
 -- running -> queued: a worker gives a job up and any other may claim it at once.
 --
--- The entry goes to a consumer of its own with an endless idle time, so that the worker's own
--- consumer holds nothing and can be removed.
--- ARGV: prefix, model, job_id, worker_id, attempt, entry_id, crew (how many were in the engine that
---       failed, this job among them; 0: it is not to blame)
+-- ARGV: prefix, model, job_id, worker_id, attempt, entry_id, lease_ms, crew (how many were in the
+--       engine that failed, this job among them; 0: it is not to blame), was_set_aside (1: for
+--       others to run, by a worker that goes on)
 -- Returns 1, or 0 when the job has ended or is another attempt's.
-local IDLE_MS = 86400000
 local model, job_id, worker_id, attempt = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local key = job_key(job_id)
 local job = job_fields(job_id, 'state', 'worker', 'attempt', 'queued_at', 'owner')
 if not is_held_by_living(job_id, job, worker_id, attempt) then return 0 end
-redis.call('XCLAIM', jobs_key(model), GROUP, HANDED_BACK, 0, ARGV[6], 'IDLE', IDLE_MS, 'JUSTID')
-redis.call('HSET', key, 'state', 'queued', 'worker', '', 'take_id', '')
-if ARGV[7] == '0' then
+redis.call('HSET', key, 'state', 'queued', 'worker', '', 'take_id', '', 'was_set_aside', ARGV[9])
+if ARGV[8] == '0' then
   redis.call('HINCRBY', key, 'deliveries', -1)
 else
-  accuse(job_id, ARGV[7], 'own')
+  accuse(job_id, ARGV[8], 'own')
 end
+offer(model, job_id, ARGV[6], ARGV[7])
 redis.call('ZADD', queued_key(model), job.queued_at, job_id)
 if job.owner then
   join_order_again(model, job_id, job.owner, job.queued_at)

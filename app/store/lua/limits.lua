@@ -113,7 +113,7 @@ local function is_refused(stands)
 end
 
 -- Takes what a new job is predicted to use. Returns how its owner stands then, see `standing`.
-charge = function(owner, job_id, limits, taken)
+charge_owner = function(owner, job_id, limits, taken)
   redis.call('ZADD', owner_jobs_key(owner), WAITING, job_id)
   redis.call('PEXPIRE', owner_jobs_key(owner), DAY_MS)
   if limits == '' then return {} end

@@ -7,7 +7,7 @@ if redis.replicate_commands then redis.replicate_commands() end
 
 local PREFIX = ARGV[1]
 local GROUP = 'workers'
-local HANDED_BACK = 'handed-back' -- consumer that holds entries which a draining worker gave up
+local HANDED_BACK = 'handed-back' -- consumer of entries that any worker may claim at once
 local MAX_ENDED_BYTES = 256 * 1024 * 1024 -- of ended jobs' records, events and kept sets
 local MAX_FORGOTTEN = 1000 -- ended jobs at a time; more than the largest one ever displaces
 local MAX_HELD = 10000 -- more than a worker ever has pending
@@ -53,7 +53,7 @@ local function workers_key() return PREFIX .. ':workers' end
 local function ended_channel() return PREFIX .. ':ended' end
 local function news_channel() return PREFIX .. ':news' end
 
-local charge, settle, note_started -- see `limits`
+local charge_owner, settle, note_started -- see `limits`
 local join_order, join_order_again, leave_order, leave_order_served -- see `order`
 
 local function now_ms()
@@ -85,10 +85,14 @@ end
 -- Ids in the event log say where in the answer an event stands, so they are the same after a
 -- restart that lost the last writes: the event that brings the answer to n tokens is `n-0`, the
 -- k-th event after it that adds none is `n-k`, the terminal one is `(n+1)-0`.
+--
+-- Returns the ids of the event before it and of its own.
 local function append_unnumbered(job_id, event)
   local sequence = redis.call('HINCRBY', job_key(job_id), 'sequence', 1)
   local next_index = redis.call('HGET', job_key(job_id), 'next_index')
-  redis.call('XADD', events_key(job_id), next_index .. '-' .. sequence, 'event', event)
+  local id = next_index .. '-' .. sequence
+  redis.call('XADD', events_key(job_id), id, 'event', event)
+  return next_index .. '-' .. sequence - 1, id
 end
 
 -- Counts a job that has just ended, and deletes the oldest ended ones while all of them together
@@ -265,7 +269,8 @@ end
 -- What a worker needs to know of a job that it was given.
 local function delivery(job_id)
   local reply = redis.call('HMGET', job_key(job_id), 'attempt', 'entry_id', 'request',
-    'next_index', 'queued_at', 'started_at', 'first_token_at', 'is_suspect', 'sampler_version')
+    'next_index', 'queued_at', 'started_at', 'first_token_at', 'is_suspect', 'sampler_version',
+    'choice', 'was_set_aside')
   table.insert(reply, 1, job_id)
   return reply
 end

@@ -3,7 +3,6 @@
 --
 -- ARGV: prefix, worker_id, fate (own, outside or unknown), lease_ms
 -- Returns how many jobs it still held.
-local IDLE_MS = 86400000
 local worker_id, fate = ARGV[2], ARGV[3]
 local key = lost_worker_key(worker_id)
 
@@ -18,13 +17,10 @@ local function revise(job_id, attempt)
   end
 end
 
--- Idle workers get a suspect sooner than busy ones: see `claim`.
-local function offer(model, entry_id)
+local function give_up(model, entry_id)
   local job_id = holder_of(model, entry_id)
   if job_id then judge(job_id, '') end
-  local is_suspect = job_id and redis.call('HGET', job_key(job_id), 'is_suspect') == '1'
-  redis.call('XCLAIM', jobs_key(model), GROUP, HANDED_BACK, 0, entry_id, 'IDLE',
-    is_suspect and ARGV[4] or IDLE_MS, 'JUSTID')
+  offer(model, job_id, entry_id, ARGV[4])
 end
 
 redis.call('HSET', key, 'fate', fate)
@@ -38,7 +34,7 @@ local num_held = 0
 for _, model in ipairs(redis.call('SMEMBERS', models_key())) do
   local pending = redis.pcall('XPENDING', jobs_key(model), GROUP, '-', '+', MAX_HELD, worker_id)
   if not pending.err then
-    for _, held in ipairs(pending) do offer(model, held[1]) end
+    for _, held in ipairs(pending) do give_up(model, held[1]) end
     num_held = num_held + #pending
   end
 end

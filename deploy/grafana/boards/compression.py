@@ -30,6 +30,8 @@ def _tokens(stage: str) -> str:
     return f'{{model=~"$model", stage="{stage}"}}'
 
 
+_met = '{model=~"$model", met="true"}'
+
 NEEDS_BOTH = "needs answers of both"
 
 _summary = Row(
@@ -177,10 +179,48 @@ _cost = Row(
     ],
 )
 
+_auto = Row(
+    "Policy auto",
+    [
+        graph(
+            "Levels chosen",
+            "Of the ladder, 0 being the least compression, and why.",
+            "reqps",
+            [
+                Query(
+                    rate("dycoke_auto_choices_total", M, "level", "reason"), "{{level}}, {{reason}}"
+                )
+            ],
+        ),
+        graph(
+            "Objective met",
+            "Share of finished jobs whose first token came in time.",
+            "percentunit",
+            [
+                Query(
+                    f"{rate('dycoke_auto_objectives_total', _met)} / "
+                    f"{rate('dycoke_auto_objectives_total', M)}",
+                    "met",
+                )
+            ],
+            top=1,
+        ),
+        graph(
+            "Prediction error",
+            "Time to first token, less what was predicted.",
+            "s",
+            [
+                Query(quantile(q, "dycoke_auto_prediction_error_seconds", M), f"p{100 * q:.0f}")
+                for q in (0.5, 0.95)
+            ],
+        ),
+    ],
+)
+
 BOARD = Board(
     uid="dycoke-compression",
     title="DyCoke: Compression",
     description="Full tokens against compressed ones.",
     variables=[Variable("model", "dycoke_workers_alive")],
-    rows=[_summary, _latency, _tokens_row, _cost],
+    rows=[_summary, _latency, _tokens_row, _cost, _auto],
 )

@@ -5,8 +5,9 @@ import torch
 from dycoke_core.config import BackendName, Batching, EngineConfig
 from dycoke_core.engine.backend import Backend
 from dycoke_core.engine.backends.cpu.backend import CpuBackend
+from dycoke_core.engine.sight import window_of
 from dycoke_core.errors import ModelLoadError
-from dycoke_core.model.adapter import LayerKind, VideoLanguageModel
+from dycoke_core.model.adapter import VideoLanguageModel
 
 
 def backend_name(config: EngineConfig, device: torch.device) -> BackendName:
@@ -39,10 +40,8 @@ def make_backend(
 
 
 def _check_layers(model: VideoLanguageModel) -> None:
-    """Both caches give every layer the same rows, and every query all that came before it."""
-    kinds = sorted({layer.kind for layer in model.layers} - {LayerKind.FULL})
-    if kinds:
-        raise ModelLoadError(f"no backend runs layers of kind '{kinds[0]}' yet")
+    """Both caches give every layer the same rows, and know one window."""
+    window_of(model.layers)
     sizes = {(layer.num_kv_heads, layer.head_size) for layer in model.layers}
     if len(sizes) > 1:
         raise ModelLoadError("no backend runs layers whose keys differ in size")

@@ -1,43 +1,15 @@
 """What may be fetched, and that nothing else is ever dialled: every known trick."""
 
-import asyncio
 import os
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
 from pathlib import Path
 
-import httpcore
 import pytest
 
 from app.api.errors import InvalidFieldsError
-from app.api.openai.fetching import MediaFetcher, is_global
+from app.api.openai.fetching import is_global
 from app.errors import UploadTooLargeError
-
-VIDEO = bytes(range(256)) * 40
-PUBLIC, OTHER = "93.184.215.14", "2606:2800:21f:cb07:6820:80da:af6b:8b2c"
-RESOLVED = {
-    "cdn.example.com": [PUBLIC],
-    "both.example.com": [OTHER, PUBLIC],
-    "inside.example.com": ["10.0.0.7"],
-    "half.example.com": [PUBLIC, "127.0.0.1"],
-    "nowhere.example.com": [],
-    "example.com": [PUBLIC],
-    "xn--bcher-kva.example.com": [PUBLIC],
-    # As a resolver of the C library's answers for them.
-    "2130706433": ["127.0.0.1"],
-    "0x7f.1": ["127.0.0.1"],
-    "127.1": ["127.0.0.1"],
-}
-
-
-def response(status: str, *headers: str, body: bytes = b"") -> bytes:
-    lines = "\r\n".join([f"HTTP/1.1 {status}", *headers, "Connection: close"])
-    return lines.encode() + b"\r\n\r\n" + body
-
-
-def redirect(location: str) -> bytes:
-    return response("302 Found", f"Location: {location}", "Content-Length: 0")
-
+from tests.api.openai.net import OTHER, PUBLIC, VIDEO, Net, fetch, redirect, response, running_net
 
 PAGES = {
     "/clip.mp4": response("200 OK", f"Content-Length: {len(VIDEO)}", body=VIDEO),
@@ -59,69 +31,10 @@ PAGES = {
 }
 
 
-class Net:
-    """A resolver and a dialer of the test's own; all that is dialled leads to one server."""
-
-    def __init__(self, port: int) -> None:
-        self._port = port
-        self.dialled: list[tuple[str, int]] = []
-        self.refused: set[str] = set()
-        self.answers: dict[str, list[Sequence[str]]] = {}  # one after another, then RESOLVED
-
-    async def resolve(self, host: str, port: int) -> Sequence[str]:
-        if self.answers.get(host):
-            return self.answers[host].pop(0)
-        return RESOLVED.get(host, [host])
-
-    async def dial(
-        self, address: str, port: int, timeout: float | None
-    ) -> httpcore.AsyncNetworkStream:
-        self.dialled.append((address, port))
-        if address in self.refused:
-            raise httpcore.ConnectError("refused")
-        return await httpcore.AnyIOBackend().connect_tcp("127.0.0.1", self._port, timeout)
-
-
-@asynccontextmanager
-async def running_net() -> AsyncIterator[Net]:
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            head = await reader.readuntil(b"\r\n\r\n")
-            path = head.split(b" ", 2)[1].decode()
-            assert b"\r\nHost: " in head and b"cookie" not in head.lower()
-            writer.write(PAGES.get(path, response("404 Not Found")))
-            await writer.drain()
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        finally:
-            writer.close()
-
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    async with server:
-        yield Net(server.sockets[0].getsockname()[1])
-
-
 @pytest.fixture
 async def net() -> AsyncIterator[Net]:
-    async with running_net() as net:
+    async with running_net(PAGES) as net:
         yield net
-
-
-async def fetch(
-    net: Net,
-    url: str,
-    *domains: str,
-    folder: Path | None = None,
-    max_bytes: int = 10**6,
-) -> bytes:
-    got = bytearray()
-
-    async def write(data: bytes) -> None:
-        got.extend(data)
-
-    fetcher = MediaFetcher(domains, folder, max_bytes=max_bytes, resolve=net.resolve, dial=net.dial)
-    await fetcher.fetch(url, "here", write)
-    return bytes(got)
 
 
 @pytest.mark.parametrize(
@@ -165,6 +78,17 @@ async def test_what_is_allowed_is_fetched_from_the_address_that_was_checked(
         "http://",
         "//cdn.example.com/clip.mp4",
         "http://[::1/",
+        "http://evil.com./clip.mp4",
+        "http://cdn.example.com.evil.com./clip.mp4",
+        "http://evil.com#@cdn.example.com/clip.mp4",
+        "http://evil.com?.example.com/clip.mp4",
+        "http://evil.com/.example.com",
+        "http://evil.com%2f.example.com/clip.mp4",
+        "http://cdn.example.com:80@evil.com/clip.mp4",
+        "http://cdn%2eexample.com.evil.com/clip.mp4",
+        "http://cdn.examp1e.com/clip.mp4",
+        "http://cdn.\u0435\u0445ample.com/clip.mp4",  # Cyrillic letters
+        "http://cdn.example\u3002com.evil.com/clip.mp4",
         "http://cdn.example.com\\@evil.com/",
         "http://cdn.example.com\n.evil.com/",
         "vid_unknown",
@@ -184,6 +108,16 @@ async def test_what_is_not_allowed_is_not_even_resolved(url: str, net: Net) -> N
         "2130706433",
         "0x7f.1",
         "127.1",
+        "0177.0.0.1",
+        "0x7f000001",
+        "0",
+        "127.0.0.1.",
+        "169.254.169.254.",
+        "%31%32%37.0.0.1",
+        "\uff11\uff12\uff17.0.0.1",  # wide digits
+        "127\u30020\u30020\u30021",
+        "localhost",
+        "LOCALHOST.",
         "0.0.0.0",
         "10.1.2.3",
         "172.16.0.1",
@@ -199,6 +133,10 @@ async def test_what_is_not_allowed_is_not_even_resolved(url: str, net: Net) -> N
         "[::]",
         "[::1]",
         "[::ffff:127.0.0.1]",
+        "[::ffff:7f00:1]",
+        "[0:0:0:0:0:ffff:a9fe:a9fe]",
+        "[::ffff:0:127.0.0.1]",
+        "[fe80::1%25lo]",
         f"[::ffff:{PUBLIC}]",
         "[::7f00:1]",
         "[fe80::1]",

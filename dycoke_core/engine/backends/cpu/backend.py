@@ -31,6 +31,7 @@ from dycoke_core.engine.backends.cpu.step_attention import StepAttention
 from dycoke_core.engine.budget import cpu_kv_budget_bytes, host_budget_bytes, row_bytes
 from dycoke_core.engine.plan import DecodeRow, StepPlan
 from dycoke_core.engine.sampler import sample
+from dycoke_core.engine.sight import window_of
 from dycoke_core.model.adapter import EmbeddedPrefix, VideoLanguageModel
 
 
@@ -59,6 +60,8 @@ class CpuBackend:
         self._model = model
         self.kv_budget_bytes = cpu_kv_budget_bytes(config)
         self.host_budget_bytes = host_budget_bytes(config)
+        self._windows = tuple(spec.window for spec in model.layers)
+        self._has_windows = window_of(model.layers) is not None
         self._row_bytes = row_bytes(model.text_geometry, model.dtype)
         self._prefixes: dict[int, PrefixKV] = {}
         self._seats: dict[int, _Seat] = {}
@@ -81,8 +84,8 @@ class CpuBackend:
         num_layers, stage_two = self._model.text_geometry.num_layers, layout.stage_two
         num_rows = num_layers * layout.max_own_tokens
         if stage_two is not None:
-            num_front = stage_two.num_kept + layout.prefix.num_text
-            num_rows += (num_layers - stage_two.first_layer) * num_front
+            num_pruned = sum(stage_two.prunes(layer) for layer in range(num_layers))
+            num_rows += num_pruned * layout.num_front
         return num_rows * self._row_bytes
 
     def allocated_bytes(self) -> int:
@@ -121,6 +124,9 @@ class CpuBackend:
         kv.place_visual(embedded.visual)
         kv.embeds, kv.positions = embedded.embeds, embedded.positions
         kv.layer_adds = embedded.layer_adds
+        kv.whole_runs = embedded.visual if embedded.sees_whole_runs else ()
+        if self._has_windows:
+            kv.token_positions = embedded.positions[0].numpy()
 
     def finish_prefix(self, prefix: int, *, to_host: bool) -> None:
         kv = self._prefixes[prefix]
@@ -139,6 +145,7 @@ class CpuBackend:
         kv = self._prefixes[number]
         kv.num_tokens = source.num_tokens
         kv.place_visual(source.visual)
+        kv.token_positions = source.token_positions
         kv.slabs = [Slab(s.keys.clone(), s.values.clone(), s.length) for s in source.slabs]
         return number
 
@@ -168,7 +175,7 @@ class CpuBackend:
         if not plan:
             return CpuPending(StepOutcome((), (), ()), torch.empty(0))
         embeds, positions, last_rows = self._gather_rows(plan)
-        attention = StepAttention(prefixes, questions, decoding)
+        attention = StepAttention(prefixes, questions, decoding, self._windows)
         try:
             layer_adds = self._layer_adds(plan)
             hidden = self._model.forward(embeds, positions, attention, layer_adds)

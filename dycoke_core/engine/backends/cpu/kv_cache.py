@@ -11,7 +11,8 @@ gathers whole rows. Keys are stored after RoPE, at absolute positions, so they m
                   generated
 
 A decode step reads prefix and own rows in layers below L, own rows alone from L on. A refresh costs
-one gather of n_keep rows per pruned layer.
+one gather of n_keep rows per pruned layer. A layer with a window is as those below L, and reads the
+rows within it; it holds the others too.
 """
 
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from torch import Tensor
 from dycoke_core.compression.flops import TextGeometry
 from dycoke_core.compression.kv_pruning import KVPruner
 from dycoke_core.engine.backend import PrefixLayout, SeatLayout
+from dycoke_core.engine.sight import Integers
 
 
 @dataclass(slots=True, eq=False)
@@ -68,6 +70,8 @@ class PrefixKV:
     layer_adds: Tensor | None = None  # [layers, P, D], likewise
     num_tokens: int = 0
     visual: tuple[range, ...] = ()  # places of the visual tokens, once it is embedded
+    whole_runs: tuple[range, ...] = ()  # whose tokens see each other, later ones too
+    token_positions: Integers | None = None  # its tokens' positions, where some layer has a window
     text_rows: Tensor = field(init=False)  # int64, places of the tokens that are not visual
     _visual_rows: slice | Tensor = field(init=False)  # places of those that are
 
@@ -101,7 +105,13 @@ class SequenceKV:
     def __init__(self, geometry: TextGeometry, prefix: PrefixKV, layout: SeatLayout) -> None:
         stage_two = layout.stage_two
         self.prefix = prefix
-        self.first_pruned_layer = stage_two.first_layer if stage_two else geometry.num_layers
+        self.first_position = prefix.layout.next_position
+        self.pruned_layers = frozenset(
+            layer
+            for layer in range(geometry.num_layers)
+            if stage_two is not None and stage_two.prunes(layer)
+        )
+        self.last_pruned_layer = max(self.pruned_layers, default=None)
         self.scoring_layer = stage_two.scoring_layer if stage_two else None
         self.pruner: KVPruner | None = None
         if stage_two is not None:
@@ -113,8 +123,7 @@ class SequenceKV:
         self.num_own_tokens = 0  # tokens of question and answer processed so far
         self.is_decoding = False
         self.last_token_id: int | None = None  # that its last row drew
-        num_kept = stage_two.num_kept if stage_two is not None else 0
-        self._num_front_rows = num_kept + len(prefix.text_rows)
+        self._num_front_rows = layout.num_front
         like = prefix.slabs[0].keys
         self.slabs = []
         for layer in range(geometry.num_layers):
@@ -124,13 +133,13 @@ class SequenceKV:
             self.slabs.append(slab)
 
     def is_pruned(self, layer: int) -> bool:
-        return layer >= self.first_pruned_layer
+        return layer in self.pruned_layers
 
     def begin_decode(self) -> None:
         """From the next pass on, each pass is a decode step of one token. Fills the text rows of
         the prefix into the pruned layers; the kept rows come with the first selection."""
         num_kept = self.pruner.num_kept if self.pruner is not None else 0
-        for layer in range(self.first_pruned_layer, len(self.slabs)):
+        for layer in sorted(self.pruned_layers):
             keys, values = self.prefix.slabs[layer].rows()
             text_rows = slice(num_kept, self._num_front_rows)
             places = self.prefix.text_rows

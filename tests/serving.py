@@ -1,4 +1,7 @@
-"""A service of a checkout with the bundled model, on a free port, for as long as a block runs."""
+"""A service of a checkout with the bundled model, on a free port, for as long as a block runs.
+
+Imports nothing of the project: tests of clients use it in an environment without its dependencies.
+"""
 
 import os
 import re
@@ -12,12 +15,20 @@ from pathlib import Path
 
 import httpx
 
+ROOT = Path(__file__).parent.parent
+CLIP = ROOT / "dycoke_core" / "tiny" / "clips" / "shapes.mp4"
 PATIENCE_S = 120.0
 
 
 @contextmanager
-def running_service(checkout: Path, environment: Mapping[str, str]) -> Iterator[str]:
-    """Yields its URL once it is ready."""
+def running_service(
+    checkout: Path, environment: Mapping[str, str], *, python: str = sys.executable
+) -> Iterator[str]:
+    """Yields its URL once it is ready.
+
+    Args:
+        python: of an environment that has the project's dependencies.
+    """
     with tempfile.TemporaryDirectory(prefix="dycoke-test-") as folder:
         env = {name: value for name, value in os.environ.items() if not name.startswith("DYCOKE_")}
         env |= {
@@ -29,7 +40,7 @@ def running_service(checkout: Path, environment: Mapping[str, str]) -> Iterator[
         }
         log = Path(folder) / "log"
         with log.open("w") as file:
-            command = [sys.executable, "-m", "app", "serve"]
+            command = [python, "-m", "app", "serve"]
             process = subprocess.Popen(command, cwd=checkout, env=env, stderr=file)
         try:
             yield _wait_until_ready(process, log)

@@ -1,0 +1,62 @@
+"""What a request's `compression` means here: a policy with its parameters, or `auto`."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+from app.settings import Settings
+from dycoke_core.auto import AutoConfig, Compression, parse_compression
+from dycoke_core.config import CompressionConfig
+from dycoke_core.errors import InvalidRequestError
+
+
+@dataclass(frozen=True, slots=True)
+class Compressions:
+    """Args:
+    default: of requests that name none.
+    auto: what requests for `auto` leave out.
+    """
+
+    default: Compression
+    auto: AutoConfig
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """Raises ValueError: a setting names no policy, or a parameter outside its range."""
+        try:
+            auto = _auto(settings)
+        except InvalidRequestError as error:
+            raise ValueError(f"DYCOKE_AUTO_LADDER: {error}") from error
+        try:
+            default = parse_compression(_from_text(settings.default_compression), auto)
+        except InvalidRequestError as error:
+            raise ValueError(f"DYCOKE_DEFAULT_COMPRESSION: {error}") from error
+        return cls(default, auto)
+
+    def parse(self, value: str | Mapping[str, Any] | None) -> Compression:
+        """Raises InvalidRequestError: no such policy, or a parameter outside its range."""
+        return self.default if value is None else parse_compression(value, self.auto)
+
+
+def _auto(settings: Settings) -> AutoConfig:
+    default = AutoConfig(settings.auto_objective_s)
+    if settings.auto_ladder is None:
+        return default
+    try:
+        ladder = json.loads(settings.auto_ladder)
+    except ValueError as error:
+        raise InvalidRequestError("not valid JSON") from error
+    if not isinstance(ladder, list):
+        raise InvalidRequestError("a ladder is a list of compressions, from least to strongest")
+    return replace(default, ladder=tuple(map(CompressionConfig.parse, ladder)))
+
+
+def _from_text(text: str) -> str | dict[str, Any]:
+    if not text.lstrip().startswith("{"):
+        return text
+    try:
+        value: dict[str, Any] = json.loads(text)
+    except ValueError as error:
+        raise InvalidRequestError("compression is not valid JSON") from error
+    return value

@@ -1,0 +1,1 @@
+"""What each image installs, by hash: written by `python -m deploy.requirements.generate`."""

@@ -1,0 +1,129 @@
+"""Chooses a sequence's compression at the last moment before its video is encoded.
+
+See `dycoke_core.auto` for the rule. Here is what it goes by: the work that the engine still has to
+do, what the sequence adds at each level, and what of that is cached.
+"""
+
+from collections.abc import Iterable
+
+import torch
+
+from dycoke_core.auto import AutoConfig, Choice, Chooser, Level, Rates, Work
+from dycoke_core.compression.flops import prefill_flops, vision_flops
+from dycoke_core.engine.admission import Admission
+from dycoke_core.engine.backend import Backend
+from dycoke_core.engine.scheduler import Scheduler
+from dycoke_core.engine.state import SequenceState
+from dycoke_core.errors import InvalidRequestError, PromptTooLongError
+from dycoke_core.model.adapter import VideoLanguageModel
+from dycoke_core.sequence import Sequence
+
+_SEED_ROWS = 256
+_SEED_SLACK = 2.0  # of what matrix products alone would take
+_SEED_STEP_TOKENS = 8  # prompt tokens that a decode step takes as long as
+
+
+class AutoCompression:
+    def __init__(
+        self, admission: Admission, scheduler: Scheduler[SequenceState], rates: Rates
+    ) -> None:
+        self._admission = admission
+        self._scheduler = scheduler
+        self._rates = rates
+        self._chooser = Chooser()
+
+    def choose(self, sequence: Sequence, config: AutoConfig, *, waited_s: float) -> Choice:
+        """Args:
+        waited_s: since the request was accepted.
+
+        Raises:
+            InvalidRequestError, PromptTooLongError: as `Engine.add`, at a level that is allowed.
+        """
+        ahead, is_decoding = self._work_ahead()
+        resolved = self._admission.resolve(sequence)
+        levels: dict[int, Level] = {}
+        for place, compression in enumerate(config.ladder):
+            try:
+                state = self._admission.compressed(resolved, compression)
+            except (InvalidRequestError, PromptTooLongError):
+                if place + 1 == len(config.ladder) and not levels:
+                    raise
+                continue
+            work, is_cached = self._own_work(state)
+            seconds = self._rates.seconds(ahead + work, is_decoding=is_decoding)
+            retained = state.num_visual_tokens / state.num_tokens_in
+            levels[place] = Level(compression, retained, is_cached, waited_s + seconds)
+        return self._chooser.choose(config, levels)
+
+    def _own_work(self, state: SequenceState) -> tuple[Work, bool]:
+        """What the sequence adds, and whether its prefix is there or on its way."""
+        is_cached = self._admission.has_prefix(state.prefix_key) or any(
+            other.prefix_key == state.prefix_key for other in self._scheduler.waiting
+        )
+        is_encoded = is_cached or self._is_encoded(state)
+        num_prefix_tokens = 0 if is_cached else state.num_prefix_tokens
+        work = Work(
+            vision_units=0 if is_encoded else len(state.distinct_units),
+            prompt_tokens=num_prefix_tokens + state.num_question_tokens,
+        )
+        return work, is_cached
+
+    def _is_encoded(self, state: SequenceState) -> bool:
+        """Whether its video's features are there, or will be before its turn."""
+        return self._admission.has_video(state.video_key) or any(
+            other.video_key == state.video_key for other in self._scheduler.waiting
+        )
+
+    def _work_ahead(self) -> tuple[Work, bool]:
+        """What comes before a sequence that is added now; whether steps decode meanwhile."""
+        running, waiting = self._scheduler.running, self._scheduler.waiting
+        shared = _distinct(self._shared_work(state) for state in (*running, *waiting))
+        own = sum(max(state.num_question_tokens - state.num_own_run, 0) for state in running)
+        own += sum(state.num_question_tokens for state in waiting)
+        return shared + Work(0, own), any(state.can_decode for state in running)
+
+    def _shared_work(self, state: SequenceState) -> Iterable[tuple[str, Work]]:
+        """By what others may share it under."""
+        if state.prefix is None:
+            if not self._admission.has_prefix(state.prefix_key):
+                yield state.prefix_key, Work(0, state.num_prefix_tokens)
+                if not self._admission.has_video(state.video_key):
+                    yield state.video_key, Work(len(state.distinct_units), 0)
+            return
+        prefix, video = state.prefix, state.prefix.video
+        yield state.prefix_key, Work(0, prefix.num_tokens - prefix.num_run)
+        if video is not None:
+            yield state.video_key, Work(len(video.distinct) - video.num_encoded, 0)
+
+
+def _distinct(works: Iterable[Iterable[tuple[str, Work]]]) -> Work:
+    by_key = {key: work for of_state in works for key, work in of_state}
+    return sum(by_key.values(), start=Work(0, 0))
+
+
+def seeded_rates(model: VideoLanguageModel, backend: Backend, *, max_prompt_tokens: int) -> Rates:
+    """Rates before anything has run, from the speed of one matrix product of the model's shape."""
+    text, size = model.text_geometry, model.image_size
+    flops_per_s = _product_flops_per_s(model, backend) / _SEED_SLACK
+    token_s = prefill_flops(text, _SEED_ROWS) / _SEED_ROWS / flops_per_s
+    return Rates(
+        unit_s=vision_flops(model.vision_geometry(size, size), 1) / flops_per_s,
+        token_s=token_s,
+        step_s=_SEED_STEP_TOKENS * token_s,
+        max_prompt_tokens=max_prompt_tokens,
+    )
+
+
+@torch.inference_mode()
+def _product_flops_per_s(model: VideoLanguageModel, backend: Backend) -> float:
+    text = model.text_geometry
+    one = torch.ones((), device=model.device, dtype=model.dtype)
+    rows = one.expand(_SEED_ROWS, text.hidden_size).contiguous()
+    weights = one.expand(text.hidden_size, text.intermediate_size).contiguous()
+    seconds = []
+    for _ in range(3):
+        began = backend.mark()
+        rows @ weights
+        seconds.append(backend.seconds(began, backend.mark()))
+    num_flops = 2.0 * _SEED_ROWS * weights.numel()
+    return num_flops / max(*seconds[1:], 1e-9)  # the first one warms up

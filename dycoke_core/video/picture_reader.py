@@ -1,0 +1,125 @@
+"""Lists of pictures in the child, through PyAV's decoders. Imported by children only.
+
+A picture is decoded by the decoder of what it was recognised as, whole, from memory: no demuxer
+sees it, and no decoder takes more pixels than the limit. Pictures of several sizes are scaled like
+the frames of a video, each to the whole of the model's frame.
+"""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import av
+import numpy as np
+import numpy.typing as npt
+from av.video.codeccontext import VideoCodecContext
+from av.video.frame import VideoFrame
+
+from dycoke_core.video.child import Task, TaskError
+from dycoke_core.video.frame_list import FrameListIndex, read_index, sniff_picture
+from dycoke_core.video.sampling import frames_in_clip, sample_indices
+
+Scale = Callable[[VideoFrame], npt.NDArray[np.uint8]]
+
+
+def probe(task: Task) -> dict[str, Any]:
+    """Decodes every picture. Takes `max_pixels`.
+
+    Returns what the headers of a video say, or, for the first that does not decode, its number as
+    `bad_picture`.
+    """
+    fd, index = _open(task)
+    largest = 0, 0
+    codecs = set()
+    for number, place in enumerate(index.places):
+        try:
+            codec, frame = _decode(task, fd, place)
+        except TaskError:
+            return {"bad_picture": number}
+        codecs.add(codec)
+        largest = max(largest, (frame.width, frame.height), key=lambda size: size[0] * size[1])
+    return _describe(index, sorted(codecs), *largest)
+
+
+def plan(task: Task) -> dict[str, Any]:
+    """Samples from the list; decodes its first picture alone. Takes what the plan of a video
+    takes, and returns the same; every picture counts as a keyframe."""
+    fd, index = _open(task)
+    codec, first = _decode(task, fd, index.places[0])
+    params = task.params
+    clip = frames_in_clip(index.times_s, index.end_s, params["start_s"], params["end_s"])
+    indices = sample_indices(clip, params["num_frames"]) if clip else ()
+    return {
+        "headers": _describe(index, [codec], first.width, first.height),
+        "total_frames": len(index.places),
+        "has_times": True,
+        "end_s": index.end_s,
+        "indices": indices,
+        "timestamps_s": [index.times_s[number] for number in indices],
+        "num_keyframes": len(clip),
+        "key_pts": [],
+        "upright_size": (first.height, first.width),
+    }
+
+
+def read(task: Task, scale: Scale) -> dict[str, Any]:
+    """Decodes the pictures `indices`, ascending, into the pixels; returns what a video's read
+    does."""
+    assert task.pixels is not None
+    fd, index = _open(task)
+    wanted = task.params["indices"]
+    for row, number in enumerate(wanted):
+        if row and wanted[row - 1] == number:
+            task.pixels[row] = task.pixels[row - 1]
+        else:
+            task.pixels[row] = scale(_decode(task, fd, index.places[number])[1])
+        task.report_progress((row + 1) / len(wanted))
+    times_s = index.times_s
+    return {
+        "indices": wanted,
+        "timestamps_s": [times_s[number] for number in wanted],
+        "num_damaged": 0,
+    }
+
+
+def _open(task: Task) -> tuple[int, FrameListIndex]:
+    fd = os.open(task.video_path, os.O_RDONLY)
+    try:
+        return fd, read_index(fd)
+    except ValueError as error:
+        raise TaskError("unreadable", str(error)) from error
+
+
+def _decode(task: Task, fd: int, place: tuple[int, int]) -> tuple[str, VideoFrame]:
+    """Returns the name of the decoder, and what it made of the picture."""
+    offset, size = place
+    data = os.pread(fd, size, offset)
+    codec = sniff_picture(data)
+    if codec is None or len(data) != size:
+        raise TaskError("unreadable", "no picture")
+    context = av.CodecContext.create(codec, "r")
+    assert isinstance(context, VideoCodecContext)
+    context.thread_count = 1
+    context.options = {"max_pixels": str(task.params["max_pixels"])}
+    try:
+        frames = [*context.decode(av.Packet(data)), *context.decode(None)]
+    except MemoryError:
+        raise
+    except (av.FFmpegError, ValueError) as error:
+        raise TaskError("unreadable", str(error)) from error
+    if not frames or frames[0].is_corrupt:
+        raise TaskError("unreadable", "the picture does not decode")
+    return codec, frames[0]
+
+
+def _describe(index: FrameListIndex, codecs: list[str], width: int, height: int) -> dict[str, Any]:
+    return {
+        "codec": codecs[0],
+        "width": width,
+        "height": height,
+        "duration_s": index.end_s,
+        "num_frames": len(index.places),
+        "fps": index.fps,
+        "extradata_bytes": 0,
+        "codecs": codecs,
+    }

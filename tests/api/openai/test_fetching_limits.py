@@ -1,0 +1,199 @@
+"""What a host may cost that never ends: in bytes, in seconds, in headers. And under which name
+it is spoken to.
+"""
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Iterable
+from pathlib import Path
+from typing import Any
+
+import httpcore
+import pytest
+
+from app.api.errors import InvalidFieldsError
+from app.api.openai import fetching
+from app.api.openai.fetching import CONNECT_S, MediaFetcher, StorageFailedError
+from app.errors import UploadTooLargeError
+from tests.api.openai.net import PUBLIC, VIDEO, Net, Send, fetch, response, running_net
+
+URL = "http://cdn.example.com"
+OK = response("200 OK")
+LIMIT_S = 20.0  # of a test: whatever ends a fetch must have ended it
+
+
+async def endless(send: Send) -> None:
+    await send(OK)
+    while True:
+        await send(bytes(2**16))
+
+
+async def drip(send: Send) -> None:
+    await send(OK)
+    while True:
+        await send(b"x")
+        await asyncio.sleep(0.01)
+
+
+async def silence(send: Send) -> None:
+    await asyncio.sleep(LIMIT_S)
+
+
+async def endless_head(send: Send) -> None:
+    await send(b"HTTP/1.1 200 OK\r\n")
+    while True:
+        await send(b"X-Filler: " + bytes(b"x" * 4096) + b"\r\n")
+
+
+async def endless_interim(send: Send) -> None:
+    while True:
+        await send(b"HTTP/1.1 103 Early Hints\r\n\r\n")
+        await asyncio.sleep(0.001)
+
+
+async def endless_redirect(send: Send) -> None:
+    await send(response("302 Found", "Location: /clip.mp4"))
+    while True:
+        await send(bytes(2**16))
+
+
+@pytest.fixture
+async def net() -> AsyncIterator[Net]:
+    pages = {
+        "/clip.mp4": OK + VIDEO,
+        "/endless": endless,
+        "/drip": drip,
+        "/silence": silence,
+        "/endless-head": endless_head,
+        "/endless-interim": endless_interim,
+        "/endless-redirect": endless_redirect,
+    }
+    async with asyncio.timeout(LIMIT_S), running_net(pages) as net:
+        yield net
+
+
+async def test_a_body_that_never_ends_is_read_up_to_the_cap(net: Net) -> None:
+    with pytest.raises(UploadTooLargeError, match="1000000 bytes"):
+        await fetch(net, f"{URL}/endless", "*", max_bytes=10**6)
+
+
+async def test_a_file_may_not_be_larger_than_the_cap_either(net: Net, tmp_path: Path) -> None:
+    (tmp_path / "clip.mp4").write_bytes(VIDEO)
+    url = f"file://{tmp_path}/clip.mp4"
+    assert await fetch(net, url, folder=tmp_path, max_bytes=len(VIDEO)) == VIDEO
+    with pytest.raises(UploadTooLargeError):
+        await fetch(net, url, folder=tmp_path, max_bytes=len(VIDEO) - 1)
+
+
+async def test_a_disk_of_ours_that_fails_is_not_blamed_on_the_url(tmp_path: Path) -> None:
+    async def write(data: bytes) -> None:
+        raise OSError("no space left on device")
+
+    (tmp_path / "clip.mp4").write_bytes(VIDEO)
+    fetcher = MediaFetcher((), tmp_path, max_bytes=10**6)
+    with pytest.raises(StorageFailedError):
+        await fetcher.fetch(f"file://{tmp_path}/clip.mp4", "messages", write)
+
+
+async def test_a_body_that_comes_too_slowly_is_given_up(
+    net: Net, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetching, "IDLE_S", 0.2)
+    monkeypatch.setattr(fetching, "MIN_BYTES_S", 1e6)
+    with pytest.raises(InvalidFieldsError, match="fetched"):
+        await fetch(net, f"{URL}/drip", "*")
+
+
+@pytest.mark.parametrize("page", ["drip", "silence", "endless-interim"])
+async def test_no_fetch_is_longer_than_its_limit(
+    page: str, net: Net, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetching, "MAX_FETCH_S", 0.3)
+    monkeypatch.setattr(fetching, "MIN_BYTES_S", 0.01)
+    with pytest.raises(InvalidFieldsError, match="fetched"):
+        await fetch(net, f"{URL}/{page}", "*")
+
+
+async def test_a_host_that_says_nothing_is_given_up(
+    net: Net, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetching, "IDLE_S", 0.2)
+    with pytest.raises(InvalidFieldsError, match="fetched"):
+        await fetch(net, f"{URL}/silence", "*")
+
+
+async def test_a_head_that_never_ends_is_given_up(net: Net) -> None:
+    with pytest.raises(InvalidFieldsError, match="fetched"):
+        await fetch(net, f"{URL}/endless-head", "*")
+
+
+async def test_the_body_of_a_redirect_is_not_read(net: Net) -> None:
+    assert await fetch(net, f"{URL}/endless-redirect", "*") == VIDEO
+
+
+async def test_a_name_that_is_never_resolved_is_given_up(
+    net: Net, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def resolve(host: str, port: int) -> list[str]:
+        await asyncio.Event().wait()
+        return []
+
+    monkeypatch.setattr(net, "resolve", resolve)
+    monkeypatch.setattr(fetching, "MAX_FETCH_S", 0.1)
+    with pytest.raises(InvalidFieldsError, match="fetched"):
+        await fetch(net, f"{URL}/clip.mp4", "*")
+
+
+async def test_dialling_has_a_limit(net: Net) -> None:
+    await fetch(net, f"{URL}/clip.mp4", "*")
+    assert net.timeouts == [CONNECT_S]
+
+
+class Handshake(httpcore.AsyncNetworkStream):
+    """Notes what a TLS handshake would be about, and goes no further."""
+
+    def __init__(self) -> None:
+        self.names: list[str | None] = []
+        self.contexts: list[ssl.SSLContext] = []
+
+    async def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        self.names.append(server_hostname)
+        self.contexts.append(ssl_context)
+        raise httpcore.ConnectError("not here")
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        raise AssertionError("nothing is read before the handshake")
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        raise AssertionError("nothing is written before the handshake")
+
+    async def aclose(self) -> None:
+        pass
+
+    def get_extra_info(self, info: str) -> Any:
+        return None
+
+
+async def test_tls_is_spoken_to_the_name_at_the_address_that_was_checked(net: Net) -> None:
+    handshake = Handshake()
+    dialled: list[str] = []
+
+    async def dial(address: str, port: int, timeout: float | None) -> Handshake:
+        dialled.append(f"{address}:{port}")
+        return handshake
+
+    async def write(data: Iterable[int]) -> None:
+        raise AssertionError("nothing has come")
+
+    fetcher = MediaFetcher(["*"], None, max_bytes=1, resolve=net.resolve, dial=dial)
+    with pytest.raises(InvalidFieldsError, match="fetched"):
+        await fetcher.fetch("https://cdn.example.com/clip.mp4", "here", write)
+    assert dialled == [f"{PUBLIC}:443"]
+    assert handshake.names == ["cdn.example.com"]
+    (context,) = handshake.contexts
+    assert context.check_hostname and context.verify_mode is ssl.CERT_REQUIRED

@@ -1,0 +1,42 @@
+"""What the settings make of policy `auto` and of requests that name no policy."""
+
+import pytest
+
+from app.api.compressions import Compressions
+from app.settings import Settings
+from dycoke_core.auto import DEFAULT_LADDER, AutoConfig
+from dycoke_core.config import CompressionConfig
+
+
+def test_defaults() -> None:
+    compressions = Compressions.of(Settings())
+    assert compressions.parse(None) == CompressionConfig("dycoke")
+    assert compressions.parse("auto") == AutoConfig(2.0, 0.0, DEFAULT_LADDER)
+
+
+def test_auto_may_be_the_default_with_a_ladder_of_one_s_own() -> None:
+    ladder = '["full", {"policy": "vidcom2", "retained_ratio": 0.5}]'
+    settings = Settings(default_compression="auto", auto_ladder=ladder, auto_objective_s=0.5)
+    auto = AutoConfig(
+        0.5, 0.0, (CompressionConfig("full"), CompressionConfig("vidcom2", retained_ratio=0.5))
+    )
+    assert Compressions.of(settings).parse(None) == auto
+    named = Settings(default_compression='{"policy": "auto", "at_least": 0.4}')
+    assert Compressions.of(named).parse(None) == AutoConfig(2.0, 0.4)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("default_compression", "fancy"),
+        ("default_compression", "{broken"),
+        ("default_compression", '{"policy": "auto", "objective_s": 0}'),
+        ("auto_ladder", "full"),
+        ("auto_ladder", "[]"),
+        ("auto_ladder", '{"policy": "full"}'),
+        ("auto_ladder", '["auto"]'),
+    ],
+)
+def test_a_setting_that_means_nothing_is_named(name: str, value: str) -> None:
+    with pytest.raises(ValueError, match=f"DYCOKE_{name.upper()}"):
+        Compressions.of(Settings(**{name: value}))  # type: ignore[arg-type]

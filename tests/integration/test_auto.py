@@ -1,0 +1,140 @@
+"""Policy `auto` through the service: what crosses Redis, what a receipt and the metrics say."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from app.messages import CompressionChoice, DoneEvent, ErrorEvent, JobEvent
+from app.settings import Settings
+from app.store.keys import RedisKeys
+from dycoke_core.auto import DEFAULT_LADDER, AutoConfig, Reason
+from tests.integration.api import RunningApi, ScriptedWorker
+from tests.integration.conftest import RedisServer
+from tests.integration.fake_engine import answer
+from tests.integration.jobs import leases_of, take
+from tests.integration.test_worker import running
+from tests.integration.workers import Client, client_of, token_ids, wait_until
+
+AUTO = AutoConfig(objective_s=3.0, at_least=0.1)
+
+
+@pytest.fixture
+def settings(redis_server: RedisServer, keys: RedisKeys) -> Settings:
+    return Settings(
+        redis_url=redis_server.url, redis_prefix=keys.prefix, lease_s=0.6, drain_timeout_s=0.1
+    )
+
+
+@pytest.fixture
+async def client(settings: Settings) -> AsyncIterator[Client]:
+    async with client_of(settings) as client:
+        yield client
+
+
+async def test_the_worker_chooses_and_the_receipt_and_the_metrics_tell(
+    settings: Settings, client: Client
+) -> None:
+    async with running(settings) as worker:
+        job_id = await client.ask("why?", max_tokens=4, compression=AUTO.as_dict())
+        opening, *_, done = await client.events(job_id)
+        (sequence,) = worker.engine.seen
+        (waited_s,) = worker.engine.waited_s
+        assert worker.metric("auto_choices_total", level="1", reason="objective") == 1
+
+        async def is_counted() -> bool:
+            return worker.metric("auto_objectives_total", met="true") == 1
+
+        await wait_until(is_counted)
+        assert worker.metric("auto_prediction_error_seconds_count") == 1
+        assert worker.metric("generation_tokens_total", policy="dycoke") == 4
+    assert sequence.compression == DEFAULT_LADDER[1]
+    assert isinstance(opening, JobEvent) and opening.compression["policy"] == "auto"
+    assert isinstance(done, DoneEvent)
+    receipt = done.compression
+    assert (receipt.policy, receipt.parameters["k"]) == ("dycoke", 0.5)
+    assert receipt.auto is not None and receipt.auto.model_dump() == {
+        "objective_s": 3.0,
+        "at_least": 0.1,
+        "level": 1,
+        "num_levels": 4,
+        "reason": Reason.OBJECTIVE,
+        "predicted_ttft_s": waited_s + 0.5,
+    }
+    assert waited_s >= 0
+
+
+async def test_an_answer_that_moves_to_another_worker_keeps_its_compression(
+    settings: Settings, client: Client
+) -> None:
+    async with running(settings) as worker:
+        job_id = await client.ask("sleep:0.02", max_tokens=40, compression=AUTO.as_dict())
+        await client.wait_for_token(job_id, 5)
+        assert await worker.stop()
+    async with running(settings, "worker-b") as other:
+        other.engine.auto_level = 3
+        *events, done = await client.events(job_id)
+        (sequence,) = other.engine.seen
+        assert not other.engine.waited_s, "it is not asked again"
+    assert sequence.compression == DEFAULT_LADDER[1]
+    assert token_ids(events) == answer("sleep:0.02", 40)
+    assert isinstance(done, DoneEvent) and done.attempts == 2
+    assert done.compression.auto is not None and done.compression.auto.level == 1
+
+
+async def test_a_choice_of_a_worker_that_lost_the_job_is_not_noted(
+    client: Client, settings: Settings, redis: Redis, keys: RedisKeys
+) -> None:
+    leases = leases_of(redis, keys, "a")
+    leases._model = client.model
+    await leases.ensure_group()
+    job_id = await client.ask("why?", compression=AUTO.as_dict())
+    delivery = await take(leases)
+    choice = CompressionChoice(
+        compression={"policy": "full"}, level=0, reason=Reason.OBJECTIVE, predicted_ttft_s=1.0
+    )
+    await client.cancel(job_id)
+    assert not await leases.choose(delivery, choice)
+    assert not await redis.hexists(keys.job(job_id), "choice")
+
+
+async def test_a_prompt_that_fits_no_level_ends_the_job(settings: Settings, client: Client) -> None:
+    async with running(settings):
+        job_id = await client.ask("refuse", compression=AUTO.as_dict())
+        *_, last = await client.events(job_id)
+    assert isinstance(last, ErrorEvent) and last.code == "prompt_too_long"
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ("auto", AutoConfig()),
+        ({"policy": "auto", "objective_s": 1, "at_least": 0.5}, AutoConfig(1.0, 0.5)),
+    ],
+)
+async def test_a_request_for_auto_reaches_the_worker_complete(
+    api: RunningApi, worker: ScriptedWorker, asked: Any, expected: AutoConfig
+) -> None:
+    post = asyncio.create_task(api.post(compression=asked, stream=False))
+    delivery = await worker.take()
+    assert delivery.request.compression == expected.as_dict()
+    await worker.finish(delivery, 1)
+    assert (await post).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("asked", "word"),
+    [
+        ({"policy": "auto", "objective_s": -1}, "compression.objective_s"),
+        ({"policy": "auto", "k": 0.5}, "takes no parameter 'k'"),
+        ({"policy": "auto", "ladder": ["full"]}, "takes no parameter 'ladder'"),
+    ],
+)
+async def test_auto_takes_no_other_parameter(
+    api: RunningApi, worker: ScriptedWorker, asked: Any, word: str
+) -> None:
+    response = await api.post(compression=asked)
+    assert response.status_code == 400
+    assert word in response.json()["detail"]

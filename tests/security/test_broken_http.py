@@ -1,0 +1,153 @@
+"""Bytes that are no HTTP, chunks that lie, and clients that are slow or go away."""
+
+import random
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+
+from tests.security.service import CLIP, Service, ask, bearer, upload
+from tests.security.tally import Tally
+
+SEED = 29
+PATIENCE_S = 30.0
+NUM_SLOW = 48  # of the 64 uploads that a key and an address have
+KEY = f"authorization: {bearer('alice')['Authorization']}\r\n"
+FIRST_BYTES = b'--b\r\ncontent-disposition: form-data; name="video"; filename="a"\r\n\r\n'
+FIRST_BYTES += CLIP.read_bytes()[:200]
+CHUNKED = (
+    f"POST /v1/video/chat HTTP/1.1\r\nhost: localhost\r\n{KEY}"
+    "content-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
+)
+
+
+def requests() -> Iterator[bytes]:
+    for chunks in (
+        *("zz\r\n", "-1\r\n{}", "5\r\n{}\r\n0\r\n\r\n", "2\r\n{}", "2\r\n{}\r\n0\r\n", "\r\n\r\n"),
+        *(
+            "ffffffffffffffffff\r\n{}",
+            "2;ext=" + "x" * 70_000 + "\r\n{}",
+            "0\r\n" + "a: b\r\n" * 5000,
+        ),
+        *("2\n{}\n0\n\n", "0x2\r\n{}\r\n0\r\n\r\n", "1\r\n{\r\n1\r\n}\r\n0\r\n\r\n", "+2\r\n{}"),
+    ):
+        yield (CHUNKED + chunks).encode()
+    head = f"POST /v1/video/chat HTTP/1.1\r\nhost: localhost\r\n{KEY}"
+    for lines in (
+        *(
+            "content-length: -1\r\n",
+            "content-length: 1e3\r\n",
+            "content-length: 99999999999999999\r\n",
+        ),
+        *("content-length: 2\r\ncontent-length: 3\r\n", "transfer-encoding: gzip\r\n"),
+        *(
+            "transfer-encoding: chunked\r\ncontent-length: 2\r\n",
+            "host: other\r\n",
+            "x\r\n",
+            ": y\r\n",
+        ),
+        *("x-a: \x00\r\n", "x-a: b\n", " folded: a\r\n", "expect: 100-continue\r\n", "a\tb: c\r\n"),
+    ):
+        yield (head + lines + "\r\n{}").encode("latin-1")
+    yield from (
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    )
+    yield from (
+        b"GET\r\n\r\n",
+        b"\x00" * 64,
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET http://[ HTTP/1.1\r\n\r\n",
+    )
+    chance = random.Random(SEED)
+    sound = (CHUNKED + "2\r\n{}\r\n0\r\n\r\n").encode()
+    for _ in range(60):
+        changed = bytearray(sound)
+        for _ in range(chance.randint(1, 4)):
+            changed[chance.randrange(len(changed))] = chance.randrange(256)
+        yield bytes(changed)
+
+
+def exchange(service: Service, request: bytes) -> bytes:
+    """Sends bytes, says that no more come, and reads what is said to them."""
+    with closing(connect(service)) as connection:
+        try:
+            connection.sendall(request)
+            connection.shutdown(socket.SHUT_WR)
+            return read_all(connection)
+        except ConnectionError:  # closed on us, which is an answer
+            return b""
+
+
+def connect(service: Service) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", service.port), timeout=PATIENCE_S)
+
+
+def read_all(connection: socket.socket) -> bytes:
+    parts = []
+    while part := connection.recv(65536):
+        parts.append(part)
+    return b"".join(parts)
+
+
+def test_no_bytes_break_the_server(service: Service, tally: Tally) -> None:
+    row = "broken HTTP: chunks, lengths, headers, mutated bytes"
+    for request in requests():
+        try:
+            reply = exchange(service, request)
+        except TimeoutError:
+            tally.count(row, f"no end: {request[:200]!r}")
+            continue
+        is_broken = b" 500 " in reply.split(b"\r\n")[0]
+        tally.count(row, f"{request[:200]!r}: {reply[:200]!r}" if is_broken else None)
+    assert service.stranger.get("/livez").status_code == 200
+    assert not service.has_failed_inside()
+    tally.check(row)
+
+
+def test_slow_clients_hold_nobody_up(service: Service, tally: Tally) -> None:
+    """Half of them send headers alone, half a body byte by byte: another key is answered all the
+    while, and each of them is sent away.
+    """
+    row = "slow clients: headers alone, dripping bodies"
+    video = upload(service.bob)["video_id"]
+    head = f"POST /v1/videos HTTP/1.1\r\nhost: localhost\r\n{KEY}content-length: 1000000\r\n"
+    head += "content-type: multipart/form-data; boundary=b\r\n\r\n"
+    with ExitStack() as stack:
+        slow = [stack.enter_context(closing(connect(service))) for _ in range(NUM_SLOW)]
+        for connection in slow:
+            connection.sendall(head.encode())
+        for number in range(6):
+            for connection in slow[::2]:
+                drip(connection, FIRST_BYTES if number == 0 else b"-")
+            receipt = ask(service.bob, video, seed=number)
+            tally.count(
+                row, None if receipt["finish_reason"] else "an honest client was not served"
+            )
+        until = time.monotonic() + 4 * PATIENCE_S
+        for number, connection in enumerate(slow):
+            reply = first_line(connection, until, drips=number % 2 == 0)
+            tally.count(row, None if b" 408 " in reply else f"not sent away: {reply[:80]!r}")
+    assert not service.has_failed_inside()
+    tally.check(row)
+
+
+def drip(connection: socket.socket, content: bytes = b"-") -> None:
+    try:
+        connection.sendall(content)
+    except ConnectionError:
+        return
+
+
+def first_line(connection: socket.socket, until: float, *, drips: bool) -> bytes:
+    """What it is told at last; it goes on dripping meanwhile."""
+    connection.settimeout(0.2)
+    while time.monotonic() < until:
+        try:
+            return connection.recv(4096)
+        except TimeoutError:
+            if drips:
+                drip(connection)
+        except ConnectionError:
+            return b"closed"
+    return b"nothing"

@@ -1,0 +1,68 @@
+"""One key floods, another is answered: the flood is refused beyond its share, never the other."""
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from app.store.keys import RedisKeys
+from tests.integration.conftest import RedisServer
+from tests.security.service import Service, bearer, running, upload
+from tests.security.tally import Tally
+
+NUM_FLOODERS = 16
+NUM_POSTS = 6  # of each
+RETRY_S = 0.2
+NUM_QUESTIONS = 8  # of the other key, meanwhile
+ROW = "a noisy neighbour: posts of a key that floods, questions of another"
+
+
+@pytest.fixture(scope="module")
+def small(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service with room for few jobs at a time."""
+    folder = tmp_path_factory.mktemp("small")
+    settings = {"DYCOKE_MAX_QUEUED_JOBS": "8", "DYCOKE_MAX_STREAMS": "64"}
+    with running(redis_server.url, RedisKeys("neighbours"), folder, **settings) as service:
+        yield service
+
+
+def flood(service: Service, video_id: str) -> Counter[int]:
+    """Posts as fast as it goes, with a connection of its own."""
+    statuses: Counter[int] = Counter()
+    with httpx.Client(base_url=service.url, headers=bearer("alice"), timeout=120) as client:
+        for _ in range(NUM_POSTS):
+            body = {"question": "Flood", "video_id": video_id, "stream": False, "max_tokens": 8}
+            statuses[client.post("/v1/video/chat", json=body).status_code] += 1
+    return statuses
+
+
+def test_another_key_is_answered_while_one_floods(small: Service, tally: Tally) -> None:
+    theirs, mine = (upload(client)["video_id"] for client in (small.alice, small.bob))
+    with ThreadPoolExecutor(NUM_FLOODERS) as threads:
+        floods = [threads.submit(flood, small, theirs) for _ in range(NUM_FLOODERS)]
+        for number in range(NUM_QUESTIONS):
+            receipt = patiently_ask(small.bob, mine, seed=number)
+            tally.count(ROW, None if receipt["text"] else "no answer")
+        statuses = sum((each.result() for each in floods), Counter[int]())
+    for status, number in statuses.items():
+        for _ in range(number):
+            tally.count(ROW, None if status in (200, 429) else f"the flood got a {status}")
+    assert not small.has_failed_inside()
+    tally.check(ROW)
+
+
+def patiently_ask(client: httpx.Client, video_id: str, **fields: int) -> dict[str, object]:
+    """As a client does that is told to wait, in a hurry."""
+    body = {"question": "What?", "video_id": video_id, "stream": False, "max_tokens": 4, **fields}
+    for _ in range(200):
+        answer = client.post("/v1/video/chat", json=body)
+        if answer.status_code != 429:
+            break
+        assert float(answer.headers["retry-after"]) > 0
+        time.sleep(RETRY_S)
+    assert answer.status_code == 200, answer.text
+    receipt: dict[str, object] = answer.json()
+    return receipt
