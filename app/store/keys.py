@@ -17,7 +17,7 @@
     {p}:queued:{model}       zset      job_id -> time of queueing (ms), waiting for a worker
     {p}:order:{model}        zset      `owner job_id` -> when its turn is, of those that wait; below
                                        0 if it was handed back (`lua/order.lua`)
-    {p}:tags:{model}         hash      now -> virtual time of that order; finish:{owner} -> when the
+    {p}:tags:{model}         hash      now -> virtual time of that order; owner:{owner} -> when the
                                        owner's last job will have had its share; TTL
     {p}:given:{model}        hash      entry -> job_id, of entries that were given to another job
                                        than the one which brought them; TTL

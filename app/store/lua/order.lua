@@ -1,6 +1,6 @@
 -- Who is next: weighted fair queueing between the owners of a model's waiting jobs.
 --
--- Start-time fair queueing (Goyal, Vin, Cheng: SIGCOMM 1996). A job that is queued is given a start,
+-- Start-time fair queueing (Goyal, Vin, Cheng: SIGCOMM 1996). A queued job's turn is at its start,
 --     max(virtual time, finish of its owner's last job),    finish = start + cost / weight,
 -- and the smallest start is next; virtual time is the start of the job that was given out last. So
 -- one owner's jobs are first in, first out; owners who all have jobs waiting are given equal cost,
@@ -24,45 +24,45 @@ end
 -- job, here and below: its fields owner, length (cost / weight)
 join_order = function(model, job_id, job)
   local tags = tags_key(model)
-  local saved = redis.call('HMGET', tags, 'now', 'finish:' .. job.owner)
-  local start = math.max(tonumber(saved[1] or 0), tonumber(saved[2] or 0))
-  redis.call('HSET', tags, 'finish:' .. job.owner, start + (job.length or 1))
+  local saved = redis.call('HMGET', tags, 'now', 'owner:' .. job.owner)
+  local turn = math.max(tonumber(saved[1] or 0), tonumber(saved[2] or 0))
+  redis.call('HSET', tags, 'owner:' .. job.owner, turn + (job.length or 1))
   redis.call('PEXPIRE', tags, DAY_MS)
-  redis.call('ZADD', order_key(model), start, member_of(job.owner, job_id))
+  redis.call('ZADD', order_key(model), turn, member_of(job.owner, job_id))
 end
 
 -- Puts a job that was handed back before all fresh ones. It keeps its entry.
 join_order_again = function(model, job_id, owner, queued_at)
-  local start = HANDED_BACK_START + queued_at
-  redis.call('ZADD', order_key(model), start, member_of(owner, job_id))
+  local turn = HANDED_BACK_START + queued_at
+  redis.call('ZADD', order_key(model), turn, member_of(owner, job_id))
 end
 
 -- A worker is given the job: it leaves the line, and virtual time goes on.
 leave_order_served = function(model, job_id, job)
-  local start = start_of(model, job.owner, job_id)
-  if not start then return end
+  local turn = start_of(model, job.owner, job_id)
+  if not turn then return end
   redis.call('ZREM', order_key(model), member_of(job.owner, job_id))
-  if start < 0 then return end
-  redis.call('HSET', tags_key(model), 'now', start)
+  if turn < 0 then return end
+  redis.call('HSET', tags_key(model), 'now', turn)
   redis.call('PEXPIRE', tags_key(model), DAY_MS)
 end
 
 -- The job ends while it waits: its owner's later ones move up.
 leave_order = function(model, job_id, job)
   local order, owner = order_key(model), job.owner
-  local start = start_of(model, owner, job_id)
-  if not start then return end
+  local turn = start_of(model, owner, job_id)
+  if not turn then return end
   redis.call('ZREM', order, member_of(owner, job_id))
-  if start < 0 then return end
+  if turn < 0 then return end
   local length = tonumber(job.length or 1)
-  local later = redis.call('ZRANGEBYSCORE', order, start, '+inf', 'WITHSCORES')
+  local later = redis.call('ZRANGEBYSCORE', order, turn, '+inf', 'WITHSCORES')
   for i = 1, #later, 2 do
     if string.sub(later[i], 1, #owner + 1) == owner .. ' ' then
       redis.call('ZADD', order, later[i + 1] - length, later[i])
     end
   end
-  local finish = redis.call('HGET', tags_key(model), 'finish:' .. owner)
-  if finish then redis.call('HSET', tags_key(model), 'finish:' .. owner, finish - length) end
+  local share_end = redis.call('HGET', tags_key(model), 'owner:' .. owner)
+  if share_end then redis.call('HSET', tags_key(model), 'owner:' .. owner, share_end - length) end
 end
 
 -- The fresh job that is next; nil where there is none.
@@ -92,8 +92,8 @@ local function holder_of(model, entry_id)
   if job.entry_id ~= entry_id then return nil end
   if job.state == 'running' then return job_id end
   if job.state ~= 'queued' then return nil end
-  local start = start_of(model, job.owner, job_id)
-  return (not start or start < 0) and job_id or nil
+  local turn = start_of(model, job.owner, job_id)
+  return (not turn or turn < 0) and job_id or nil
 end
 
 -- Gives an entry, which a worker holds, to the job that is next. Returns the job's id; nil where none
