@@ -24,7 +24,7 @@ from app.keys.entries import (
     new_secret,
 )
 from app.keys.file import Change, KeyFile, KeyFileError
-from app.keys.limits import MAX_LIMIT, KeyLimits
+from app.keys.limits import MAX_LIMIT, MAX_WEIGHT, MIN_WEIGHT, KeyLimits
 
 LIMITS = {
     "max_jobs": "jobs under way at a time",
@@ -79,6 +79,12 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
             metavar="N",
             help=f"{meaning}; 0: no limit; default: what DYCOKE_KEY_{name.upper()} says",
         )
+    parser.add_argument(
+        "--weight",
+        type=_weight,
+        metavar="X",
+        help="its share of the workers where others wait too; default: 1",
+    )
 
 
 def run(args: argparse.Namespace, file: KeyFile, configured: Sequence[ConfiguredKey]) -> int:
@@ -146,7 +152,7 @@ def _add(change: Change, args: argparse.Namespace, configured: Sequence[Configur
 
 
 def _limits(args: argparse.Namespace) -> KeyLimits:
-    return KeyLimits(**{name: getattr(args, name) for name in LIMITS})
+    return KeyLimits(**{name: getattr(args, name) for name in KeyLimits.model_fields})
 
 
 def _limits_text(limits: KeyLimits) -> str:
@@ -200,6 +206,13 @@ def _scopes(text: str) -> frozenset[Scope]:
     if not scopes:
         raise argparse.ArgumentTypeError("a key needs a scope")
     return scopes
+
+
+def _weight(text: str) -> float:
+    weight = float(text)
+    if not MIN_WEIGHT <= weight <= MAX_WEIGHT:
+        raise argparse.ArgumentTypeError(f"must be {MIN_WEIGHT} to {MAX_WEIGHT}")
+    return weight
 
 
 def _limit(text: str) -> int:

@@ -7,13 +7,13 @@
 
 Each transition is one Lua script that refuses what the diagram does not show, so any number of
 APIs and workers may call them at once, and each may be sent twice. What workers do to a job is in
-`app.store.job_leases`. The queue is bounded by `reserve`; a job that nobody ends is ended by
-`sweep`.
+`app.store.job_leases`, whose turn it is in `lua/order.lua`. The queue is bounded by `reserve`; a
+job that nobody ends is ended by `sweep`.
 """
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -249,6 +249,7 @@ class JobQueue:
             frames.max_bytes if frames else 0,
             allowance.limit_words,
             allowance.taken_words,
+            allowance.length,
         )
         quotas = parse_quotas(allowance.limits, stands)
         if outcome == b"conflict":
@@ -287,11 +288,11 @@ class JobQueue:
             if not fields:
                 raise JobNotFoundError("no such job")
             record = {name.decode(): value for name, value in fields.items()}
-            model = record["model"].decode()
-            position: Any = await self._redis.zrank(self._keys.queued(model), job_id)
+            is_queued = record["state"] == JobState.QUEUED.value.encode()
+            position = await self._position(record, job_id) if is_queued else None
         return JobRecord(
             job_id=job_id,
-            model=model,
+            model=record["model"].decode(),
             state=JobState(record["state"].decode()),
             attempts=int(record["attempt"]),
             accepted_at_s=int(record["accepted_at"]) / 1000,
@@ -301,6 +302,14 @@ class JobQueue:
             request=JobRequest.model_validate_json(record["request"]),
             position=position,
         )
+
+    async def _position(self, record: Mapping[str, bytes], job_id: str) -> int | None:
+        """How many jobs would be taken before it, as things are."""
+        model, owner = record["model"].decode(), record.get("owner", b"").decode()
+        position: Any = await self._redis.zrank(self._keys.order(model), f"{owner} {job_id}")
+        if position is None:  # the previous release has queued it
+            position = await self._redis.zrank(self._keys.queued(model), job_id)
+        return None if position is None else int(position)
 
     async def end(
         self,

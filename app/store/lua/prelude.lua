@@ -25,6 +25,9 @@ local function events_key(job_id) return PREFIX .. ':events:' .. job_id end
 local function kept_key(job_id) return PREFIX .. ':kept:' .. job_id end
 local function places_key(model) return PREFIX .. ':places:' .. model end
 local function queued_key(model) return PREFIX .. ':queued:' .. model end
+local function order_key(model) return PREFIX .. ':order:' .. model end
+local function tags_key(model) return PREFIX .. ':tags:' .. model end
+local function given_key(model) return PREFIX .. ':given:' .. model end
 local function starts_key(model) return PREFIX .. ':starts:' .. model end
 local function live_key() return PREFIX .. ':live' end
 local function dead_key() return PREFIX .. ':dead' end
@@ -52,6 +55,7 @@ local function ended_channel() return PREFIX .. ':ended' end
 local function news_channel() return PREFIX .. ':news' end
 
 local charge_owner, settle, note_started -- see `limits`
+local join_order, join_order_again, leave_order, leave_order_served -- see `order`
 
 local function now_ms()
   local time = redis.call('TIME')
@@ -69,6 +73,7 @@ end
 local function forget_entry(model, entry_id)
   redis.call('XACK', jobs_key(model), GROUP, entry_id)
   redis.call('XDEL', jobs_key(model), entry_id)
+  redis.call('HDEL', given_key(model), entry_id)
 end
 
 -- Acks and deletes an entry that a worker has read. One that is still unread stays until it is
@@ -207,7 +212,7 @@ end
 -- The one way a job ends: terminal event, final state, TTLs, and all that it held is freed.
 local function finish(job_id, state, event, ttl_ms)
   local job = job_fields(job_id, 'model', 'frames_digest', 'entry_id', 'next_index', 'owner',
-    'video', 'has_kept', 'state', 'attempt', 'limits', 'taken')
+    'video', 'has_kept', 'state', 'attempt', 'limits', 'taken', 'length')
   local event_id = string.format('%d-0', job.next_index + 1)
   redis.call('XADD', events_key(job_id), event_id, 'event', event)
   redis.call('HSET', job_key(job_id), 'state', state, 'ended_at', now_ms())
@@ -219,8 +224,10 @@ local function finish(job_id, state, event, ttl_ms)
   redis.call('ZREM', live_key(), job_id)
   if job.frames_digest then unpin_frames(job.frames_digest, job_id) end
   if job.video and redis.call('ZSCORE', forgotten_key(), job.video) then forget_video(job.video) end
-  if job.entry_id then forget_entry_if_read(job.model, job.entry_id) end
+  if job.entry_id and job.entry_id ~= '' then forget_entry_if_read(job.model, job.entry_id) end
   if job.owner then
+    local leave = job.state == 'queued' and leave_order or leave_order_served
+    leave(job.model, job_id, job)
     local done = state == 'done' and cjson.decode(event)
     settle(job_id, job, done)
     count_usage(job.owner, state, done)
@@ -274,6 +281,8 @@ local function enqueue(model, job_id, request)
     'queued_at', now)
   redis.call('ZREM', places_key(model), job_id)
   redis.call('ZADD', queued_key(model), now, job_id)
+  local job = job_fields(job_id, 'owner', 'length')
+  if job.owner then join_order(model, job_id, job) end
 end
 
 -- Gives a queued or running job to a worker. The attempt is the fencing token: whoever held the
@@ -288,7 +297,10 @@ local function start(job_id, worker_id, take_id)
   redis.call('HSET', key, 'state', 'running', 'worker', worker_id, 'take_id', take_id,
     'started_at', now, 'cleared_at', job.next_index + PROBATION_TOKENS)
   redis.call('HDEL', key, 'is_in_engine', 'crew')
-  if job.owner then note_started(job.owner, job_id, now) end
+  if job.owner then
+    leave_order_served(model, job_id, job)
+    note_started(job.owner, job_id, now)
+  end
   if redis.call('ZREM', queued_key(model), job_id) == 1 then
     redis.call('LPUSH', starts_key(model), now)
     redis.call('LTRIM', starts_key(model), 0, 31)
