@@ -24,13 +24,15 @@ from app.keys.entries import (
     new_secret,
 )
 from app.keys.file import Change, KeyFile, KeyFileError
-from app.keys.limits import MAX_LIMIT, KeyLimits
+from app.keys.limits import MAX_LIMIT, MAX_WEIGHT, MIN_WEIGHT, KeyLimits
 
 LIMITS = {
     "max_jobs": "jobs under way at a time",
     "max_queued_jobs": "jobs at a time that wait for a worker",
     "tokens_per_minute": "tokens of prompts and answers",
     "frames_per_minute": "frames asked about",
+    "max_stored_bytes": "bytes of videos; beyond them its least recently used ones go",
+    "max_stored_videos": "videos; beyond them its least recently used ones go",
 }
 
 
@@ -77,6 +79,12 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
             metavar="N",
             help=f"{meaning}; 0: no limit; default: what DYCOKE_KEY_{name.upper()} says",
         )
+    parser.add_argument(
+        "--weight",
+        type=_weight,
+        metavar="X",
+        help="its share of the workers where others wait too; default: 1",
+    )
 
 
 def run(args: argparse.Namespace, file: KeyFile, configured: Sequence[ConfiguredKey]) -> int:
@@ -144,7 +152,7 @@ def _add(change: Change, args: argparse.Namespace, configured: Sequence[Configur
 
 
 def _limits(args: argparse.Namespace) -> KeyLimits:
-    return KeyLimits(**{name: getattr(args, name) for name in LIMITS})
+    return KeyLimits(**{name: getattr(args, name) for name in KeyLimits.model_fields})
 
 
 def _limits_text(limits: KeyLimits) -> str:
@@ -198,6 +206,13 @@ def _scopes(text: str) -> frozenset[Scope]:
     if not scopes:
         raise argparse.ArgumentTypeError("a key needs a scope")
     return scopes
+
+
+def _weight(text: str) -> float:
+    weight = float(text)
+    if not MIN_WEIGHT <= weight <= MAX_WEIGHT:
+        raise argparse.ArgumentTypeError(f"must be {MIN_WEIGHT} to {MAX_WEIGHT}")
+    return weight
 
 
 def _limit(text: str) -> int:

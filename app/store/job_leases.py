@@ -144,26 +144,24 @@ class JobLeases:
         )
 
     async def take(self, *, block_s: float) -> Delivery | None:
-        """Takes the oldest fresh job; waits for one for at most `block_s`.
+        """Takes the next fresh job (`lua/order.lua`); waits for one for at most `block_s`.
 
         One at a time, so that idle workers share a burst. None also when the job had ended.
         """
-        entry = await self._read_entry(block_s)
-        if entry is None:
+        entry_id = await self._read_entry(block_s)
+        if entry_id is None:
             return None
-        entry_id, job_id = entry
         reply = await self._scripts.run(
             "start",
             self._model,
             entry_id,
-            job_id,
             self._worker_id,
             uuid.uuid4().hex,
             self._faults,
             self._result_ttl_ms,
         )
-        if reply == [b"dead"]:
-            self._log_dead_letter(job_id)
+        if reply and reply[0] == b"dead":
+            self._log_dead_letter(reply[1].decode())
             return None
         return await self._delivery(reply) if reply else None
 
@@ -284,8 +282,8 @@ class JobLeases:
                     message = await pubsub.get_message(timeout=poll_s)
                 yield message["data"].decode() if message else None
 
-    async def _read_entry(self, block_s: float) -> tuple[bytes, str] | None:
-        """Reads one fresh entry. A malformed one is dropped."""
+    async def _read_entry(self, block_s: float) -> bytes | None:
+        """Reads one fresh entry; returns its id."""
         block_ms = max(1, milliseconds(block_s))  # 0 would be for ever
         with in_our_words:
             try:
@@ -298,9 +296,8 @@ class JobLeases:
                 return None
         if not reply:
             return None
-        entry_id, fields = reply[0][1][0]
-        names = dict(zip(fields[::2], fields[1::2], strict=True))
-        return entry_id, names.get(b"job_id", b"").decode()
+        entry_id: bytes = reply[0][1][0][0]
+        return entry_id
 
     async def _recreate_group(self, error: ResponseError) -> None:
         """Makes the group again if Redis has lost it; re-raises any other error."""

@@ -7,13 +7,13 @@
 
 Each transition is one Lua script that refuses what the diagram does not show, so any number of
 APIs and workers may call them at once, and each may be sent twice. What workers do to a job is in
-`app.store.job_leases`. The queue is bounded by `reserve`; a job that nobody ends is ended by
-`sweep`.
+`app.store.job_leases`, whose turn it is in `lua/order.lua`. The queue is bounded by `reserve`; a
+job that nobody ends is ended by `sweep`.
 """
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -22,6 +22,7 @@ from redis.asyncio import Redis
 
 from app.errors import (
     DeadlineExceededError,
+    FrameStoreFullError,
     IdempotencyConflictError,
     JobNotFoundError,
     QueueFullError,
@@ -92,6 +93,21 @@ class Sweep:
 
     overdue: tuple[str, ...]
     orphans: tuple[Orphan, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NeededFrames:
+    """The frames that a job is about.
+
+    Args:
+        digest: of their blob, which is pinned where it is stored.
+        num_bytes: that the blob takes at most, reserved where it is not; 0: nothing is.
+        max_bytes: budget of all blobs together.
+    """
+
+    digest: str
+    num_bytes: int = 0
+    max_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +206,7 @@ class JobQueue:
         request: JobRequest,
         *,
         idempotency: Idempotency | None = None,
-        frames_digest: str = "",
+        frames: NeededFrames | None = None,
         expected: ExpectedFrames | None = None,
         allowance: Allowance | None = None,
     ) -> Created:
@@ -198,12 +214,12 @@ class JobQueue:
         `queued` if its frames are stored and are those that are expected.
 
         Args:
-            frames_digest: of the frames that it is about, which are pinned where they are stored.
             allowance: what it may take of its owner's limits; None: there are none.
 
         Raises:
             IdempotencyConflictError: the key stands for another request. The place is given up.
             KeyLimitError
+            FrameStoreFullError: the frames of live jobs leave no room for this one's.
             StoreUnavailableError: also when the place was lost meanwhile.
         """
         opening = JobEvent(
@@ -226,15 +242,20 @@ class JobQueue:
             milliseconds(idempotency.ttl_s) if idempotency else 0,
             request.owner,
             request.cached_video or "",
-            frames_digest,
+            frames.digest if frames else "",
             expected.header if expected else "",
             expected.request.model_dump_json() if expected else "",
+            frames.num_bytes if frames else 0,
+            frames.max_bytes if frames else 0,
             allowance.limit_words,
             allowance.taken_words,
+            allowance.length,
         )
         quotas = parse_quotas(allowance.limits, stands)
         if outcome == b"conflict":
             raise IdempotencyConflictError("the idempotency key was used for another request")
+        if outcome == b"no_room":
+            raise FrameStoreFullError
         if outcome == b"no_place":
             raise StoreUnavailableError("the request's place in the queue was lost")
         check_quotas(quotas)
@@ -267,11 +288,11 @@ class JobQueue:
             if not fields:
                 raise JobNotFoundError("no such job")
             record = {name.decode(): value for name, value in fields.items()}
-            model = record["model"].decode()
-            position: Any = await self._redis.zrank(self._keys.queued(model), job_id)
+            is_queued = record["state"] == JobState.QUEUED.value.encode()
+            position = await self._position(record, job_id) if is_queued else None
         return JobRecord(
             job_id=job_id,
-            model=model,
+            model=record["model"].decode(),
             state=JobState(record["state"].decode()),
             attempts=int(record["attempt"]),
             accepted_at_s=int(record["accepted_at"]) / 1000,
@@ -281,6 +302,14 @@ class JobQueue:
             request=JobRequest.model_validate_json(record["request"]),
             position=position,
         )
+
+    async def _position(self, record: Mapping[str, bytes], job_id: str) -> int | None:
+        """How many jobs would be taken before it, as things are."""
+        model, owner = record["model"].decode(), record.get("owner", b"").decode()
+        position: Any = await self._redis.zrank(self._keys.order(model), f"{owner} {job_id}")
+        if position is None:  # the previous release has queued it
+            position = await self._redis.zrank(self._keys.queued(model), job_id)
+        return None if position is None else int(position)
 
     async def end(
         self,

@@ -1,12 +1,13 @@
 """Every Redis key of the service, and how long each lives.
 
     {p}:jobs:{model}         stream    queue, read by consumer group `workers`; entry field `job_id`
+                                       says which job brought the entry (`lua/order.lua`)
     {p}:models               set       models that ever had a job
     {p}:job:{id}             hash      state, attempt, entry_id, worker, request
-                                       (JobRequest JSON), owner, limits and taken (at admission,
-                                       see `lua/limits.lua`), next_index, sampler_version (of what
-                                       is published), times (ms), ...; of blame: is_in_engine
-                                       (of the attempt), deliveries, deaths, losses,
+                                       (JobRequest JSON), owner, length (`lua/order.lua`), limits
+                                       and taken (`lua/limits.lua`), next_index, sampler_version
+                                       (of what is published), times (ms), ...; of blame:
+                                       is_in_engine (of the attempt), deliveries, deaths, losses,
                                        lost:{attempt}, is_suspect; TTL after the job's end
     {p}:events:{id}          stream    the answer as it grew, field `event`; TTL after the job's end
     {p}:kept:{id}            string    what it kept, token by token, where it was asked for; TTL
@@ -14,6 +15,12 @@
     {p}:places:{model}       zset      job_id -> lease end (ms) of those reserved or reading,
                                        whose API renews the lease
     {p}:queued:{model}       zset      job_id -> time of queueing (ms), waiting for a worker
+    {p}:order:{model}        zset      `owner job_id` -> when its turn is, of those that wait; below
+                                       0 if it was handed back (`lua/order.lua`)
+    {p}:tags:{model}         hash      now -> virtual time of that order; owner:{owner} -> when the
+                                       owner's last job will have had its share; TTL
+    {p}:given:{model}        hash      entry -> job_id, of entries that were given to another job
+                                       than the one which brought them; TTL
     {p}:starts:{model}       list      times (ms) at which the last jobs left the queue; TTL
     {p}:live                 zset      job_id -> deadline (ms) of all jobs without an end
     {p}:ended_jobs           zset      job_id -> end of TTL (ms) of ended jobs whose record is there
@@ -22,7 +29,9 @@
     {p}:dead                 stream    dead letters, capped
     {p}:idempotency:{hash}   hash      fingerprint, job_id; TTL
     {p}:frames:{digest}      string    frames blob
-    {p}:frame_sizes          hash      digest -> bytes
+    {p}:frame_upload:{id}    string    frames blob on its way in, by the job that it is for; TTL
+    {p}:frame_sizes          hash      digest -> bytes, or those reserved for a blob that is being
+                                       read
     {p}:frame_bytes          string    sum of frame_sizes
     {p}:frame_uses           zset      digest -> last use (ms)
     {p}:frame_pins:{digest}  set       job ids that still need the blob; a pin counts while its job
@@ -82,6 +91,15 @@ class RedisKeys:
     def queued(self, model: str) -> str:
         return f"{self.prefix}:queued:{model}"
 
+    def order(self, model: str) -> str:
+        return f"{self.prefix}:order:{model}"
+
+    def tags(self, model: str) -> str:
+        return f"{self.prefix}:tags:{model}"
+
+    def given(self, model: str) -> str:
+        return f"{self.prefix}:given:{model}"
+
     def starts(self, model: str) -> str:
         return f"{self.prefix}:starts:{model}"
 
@@ -110,6 +128,9 @@ class RedisKeys:
 
     def frames(self, digest: str) -> str:
         return f"{self.prefix}:frames:{digest}"
+
+    def frame_upload(self, job_id: str) -> str:
+        return f"{self.prefix}:frame_upload:{job_id}"
 
     @property
     def frame_sizes(self) -> str:

@@ -1,4 +1,5 @@
-"""How much of the service one key may take, as Redis counts it: see `lua/limits.lua`.
+"""How much of the service one key may take, as Redis counts it: see `lua/limits.lua`; and what a
+job costs it in the order of the queue, see `lua/order.lua`.
 
 What is refused here is refused to this key alone, however idle the service is. Whether there is
 room for anybody is `job_queue`'s.
@@ -12,6 +13,7 @@ from app.errors import KeyLimitError
 from app.keys.limits import NO_LIMITS, KeyLimits, Quota, Unit
 
 WINDOW_S = 60
+FRAME_COST = 16  # in tokens of an answer: what seeing a frame takes an engine, about
 MAX_GUESS_S = 60  # when one of a key's jobs may end
 
 
@@ -30,6 +32,11 @@ class Allowance:
         """For `limits.lua`; empty where there is no limit."""
         numbers = [value or 0 for value in _values(self.limits)]
         return " ".join(map(str, numbers)) if any(numbers) else ""
+
+    @property
+    def length(self) -> float:
+        """What its turn costs its owner in the order of the queue: see `order.lua`."""
+        return (1 + FRAME_COST * self.frames + self.max_tokens) / (self.limits.weight or 1.0)
 
     @property
     def taken_words(self) -> str:

@@ -14,6 +14,7 @@ from app.store.keys import RedisKeys
 from app.store.owner_limits import Allowance
 from tests.integration.api import receipt
 from tests.integration.jobs import (
+    LEASE_S,
     MODEL,
     cancelled,
     leases_of,
@@ -107,7 +108,7 @@ async def test_a_key_has_so_many_waiting_jobs(queue: JobQueue, leases: JobLeases
     await post(queue, "b", one)
     await refusal(queue, one)
     await queue.end("b", JobState.CANCELLED, cancelled("b"))
-    assert await leases.hand_back(delivery, lease_s=60), "which waits again"
+    assert await leases.hand_back(delivery, lease_s=LEASE_S), "which waits again"
     await refusal(queue, one)
 
 

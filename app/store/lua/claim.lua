@@ -14,18 +14,19 @@ local suspect_idle_ms = tonumber(ARGV[6])
 local stream = jobs_key(model)
 local dead = {}
 
-local function job_of(entry_id)
-  local entry = redis.call('XRANGE', stream, entry_id, entry_id)[1]
-  return entry and entry[2][2]
+-- A ticket whose reader died, before it was given a job, is good for the next one.
+local function consider_ticket(entry_id)
+  if ARGV[9] == '1' then return nil end
+  local job_id = give_to_next(model, entry_id)
+  if not job_id then return nil end
+  redis.call('XCLAIM', stream, GROUP, worker_id, lease_ms, entry_id, 'JUSTID')
+  start(job_id, worker_id, take_id)
+  return delivery(job_id)
 end
 
 local function consider(entry_id, idle_ms)
-  local job_id = job_of(entry_id)
-  local job = job_id and job_fields(job_id, 'state') or {}
-  if not job.state or FINAL[job.state] then
-    forget_entry(model, entry_id)
-    return nil
-  end
+  local job_id = holder_of(model, entry_id)
+  if not job_id then return consider_ticket(entry_id) end
   judge(job_id, worker_id)
   if bury_if_spent(job_id, ARGV[7], ARGV[8]) then
     dead[#dead + 1] = job_id
@@ -42,7 +43,7 @@ local function consider(entry_id, idle_ms)
 end
 
 for _, pending in ipairs(redis.call('XPENDING', stream, GROUP, '-', '+', MAX_HELD, worker_id)) do
-  local job_id = job_of(pending[1])
+  local job_id = holder_of(model, pending[1])
   if job_id and redis.call('HGET', job_key(job_id), 'take_id') == take_id then
     return {dead, delivery(job_id)}
   end

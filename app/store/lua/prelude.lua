@@ -25,6 +25,9 @@ local function events_key(job_id) return PREFIX .. ':events:' .. job_id end
 local function kept_key(job_id) return PREFIX .. ':kept:' .. job_id end
 local function places_key(model) return PREFIX .. ':places:' .. model end
 local function queued_key(model) return PREFIX .. ':queued:' .. model end
+local function order_key(model) return PREFIX .. ':order:' .. model end
+local function tags_key(model) return PREFIX .. ':tags:' .. model end
+local function given_key(model) return PREFIX .. ':given:' .. model end
 local function starts_key(model) return PREFIX .. ':starts:' .. model end
 local function live_key() return PREFIX .. ':live' end
 local function dead_key() return PREFIX .. ':dead' end
@@ -33,6 +36,7 @@ local function frames_key(digest) return PREFIX .. ':frames:' .. digest end
 local function frame_sizes_key() return PREFIX .. ':frame_sizes' end
 local function frame_bytes_key() return PREFIX .. ':frame_bytes' end
 local function frame_uses_key() return PREFIX .. ':frame_uses' end
+local function frame_upload_key(job_id) return PREFIX .. ':frame_upload:' .. job_id end
 local function frame_pins_key(digest) return PREFIX .. ':frame_pins:' .. digest end
 local function frame_videos_key() return PREFIX .. ':frame_videos' end
 local function video_frames_key(video) return PREFIX .. ':video_frames:' .. video end
@@ -51,6 +55,7 @@ local function ended_channel() return PREFIX .. ':ended' end
 local function news_channel() return PREFIX .. ':news' end
 
 local charge_owner, settle, note_started -- see `limits`
+local join_order, join_order_again, leave_order, leave_order_served -- see `order`
 
 local function now_ms()
   local time = redis.call('TIME')
@@ -68,6 +73,7 @@ end
 local function forget_entry(model, entry_id)
   redis.call('XACK', jobs_key(model), GROUP, entry_id)
   redis.call('XDEL', jobs_key(model), entry_id)
+  redis.call('HDEL', given_key(model), entry_id)
 end
 
 -- Acks and deletes an entry that a worker has read. One that is still unread stays until it is
@@ -133,11 +139,52 @@ local function drop_frames(digest)
   redis.call('ZREM', frame_uses_key(), digest)
 end
 
+-- The bytes that a blob takes of the budget, or that are reserved for one that is being read.
+local function frames_share(digest)
+  return tonumber(redis.call('HGET', frame_sizes_key(), digest) or 0)
+end
+
+-- Sets a blob's share of the budget, before its frames are read or when they are stored. Where it
+-- grows, blobs that no live job has pinned go for it, least recently used first. Returns false, and
+-- changes nothing, when live jobs hold too much of the budget.
+local function resize_frames(digest, num_bytes, max_bytes, video)
+  local share = frames_share(digest)
+  local total = tonumber(redis.call('GET', frame_bytes_key()) or 0) - share + num_bytes
+  local victims = {}
+  if num_bytes > share and total > max_bytes then
+    for _, other in ipairs(redis.call('ZRANGE', frame_uses_key(), 0, -1)) do
+      if other ~= digest and not is_pinned(other) then
+        victims[#victims + 1] = other
+        total = total - frames_share(other)
+        if total <= max_bytes then break end
+      end
+    end
+    if total > max_bytes then return false end
+  end
+  for _, other in ipairs(victims) do drop_frames(other) end
+  redis.call('HSET', frame_sizes_key(), digest, num_bytes)
+  redis.call('SET', frame_bytes_key(), total)
+  redis.call('ZADD', frame_uses_key(), now_ms(), digest)
+  redis.call('HSET', frame_videos_key(), digest, video)
+  redis.call('SADD', video_frames_key(video), digest)
+  return true
+end
+
+-- A job needs a blob no longer: what was reserved for it is free, unless it is stored or somebody
+-- else waits for it.
+local function unpin_frames(digest, job_id)
+  redis.call('SREM', frame_pins_key(digest), job_id)
+  if redis.call('EXISTS', frames_key(digest)) == 0 and not is_pinned(digest) then
+    redis.call('DECRBY', frame_bytes_key(), frames_share(digest))
+    drop_frames(digest)
+  end
+end
+
 -- Drops the frames of a video that no live job needs, and asks workers to forget it too.
 local function forget_video(video)
   for _, digest in ipairs(redis.call('SMEMBERS', video_frames_key(video))) do
     if not is_pinned(digest) then
-      redis.call('DECRBY', frame_bytes_key(), redis.call('HGET', frame_sizes_key(), digest) or 0)
+      redis.call('DECRBY', frame_bytes_key(), frames_share(digest))
       drop_frames(digest)
     end
   end
@@ -165,7 +212,7 @@ end
 -- The one way a job ends: terminal event, final state, TTLs, and all that it held is freed.
 local function finish(job_id, state, event, ttl_ms)
   local job = job_fields(job_id, 'model', 'frames_digest', 'entry_id', 'next_index', 'owner',
-    'video', 'has_kept', 'state', 'attempt', 'limits', 'taken')
+    'video', 'has_kept', 'state', 'attempt', 'limits', 'taken', 'length')
   local event_id = string.format('%d-0', job.next_index + 1)
   redis.call('XADD', events_key(job_id), event_id, 'event', event)
   redis.call('HSET', job_key(job_id), 'state', state, 'ended_at', now_ms())
@@ -175,10 +222,12 @@ local function finish(job_id, state, event, ttl_ms)
   redis.call('ZREM', places_key(job.model), job_id)
   redis.call('ZREM', queued_key(job.model), job_id)
   redis.call('ZREM', live_key(), job_id)
-  if job.frames_digest then redis.call('SREM', frame_pins_key(job.frames_digest), job_id) end
+  if job.frames_digest then unpin_frames(job.frames_digest, job_id) end
   if job.video and redis.call('ZSCORE', forgotten_key(), job.video) then forget_video(job.video) end
-  if job.entry_id then forget_entry_if_read(job.model, job.entry_id) end
+  if job.entry_id and job.entry_id ~= '' then forget_entry_if_read(job.model, job.entry_id) end
   if job.owner then
+    local leave = job.state == 'queued' and leave_order or leave_order_served
+    leave(job.model, job_id, job)
     local done = state == 'done' and cjson.decode(event)
     settle(job_id, job, done)
     count_usage(job.owner, state, done)
@@ -232,6 +281,8 @@ local function enqueue(model, job_id, request)
     'queued_at', now)
   redis.call('ZREM', places_key(model), job_id)
   redis.call('ZADD', queued_key(model), now, job_id)
+  local job = job_fields(job_id, 'owner', 'length')
+  if job.owner then join_order(model, job_id, job) end
 end
 
 -- Gives a queued or running job to a worker. The attempt is the fencing token: whoever held the
@@ -246,7 +297,10 @@ local function start(job_id, worker_id, take_id)
   redis.call('HSET', key, 'state', 'running', 'worker', worker_id, 'take_id', take_id,
     'started_at', now, 'cleared_at', job.next_index + PROBATION_TOKENS)
   redis.call('HDEL', key, 'is_in_engine', 'crew')
-  if job.owner then note_started(job.owner, job_id, now) end
+  if job.owner then
+    leave_order_served(model, job_id, job)
+    note_started(job.owner, job_id, now)
+  end
   if redis.call('ZREM', queued_key(model), job_id) == 1 then
     redis.call('LPUSH', starts_key(model), now)
     redis.call('LTRIM', starts_key(model), 0, 31)
@@ -268,8 +322,11 @@ local function is_held(job, worker_id, attempt)
   return job.state == 'running' and job.worker == worker_id and job.attempt == attempt
 end
 
+-- A live job needs this blob, stored or reserved, until its end, and none that it has needed before.
 local function pin_frames(digest, job_id)
   if not redis.call('ZSCORE', live_key(), job_id) then return end
+  local before = redis.call('HGET', job_key(job_id), 'frames_digest')
+  if before and before ~= digest then unpin_frames(before, job_id) end
   redis.call('SADD', frame_pins_key(digest), job_id)
   redis.call('HSET', job_key(job_id), 'frames_digest', digest)
 end

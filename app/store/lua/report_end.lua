@@ -18,8 +18,7 @@ local function revise(job_id, attempt)
 end
 
 local function give_up(model, entry_id)
-  local entry = redis.call('XRANGE', jobs_key(model), entry_id, entry_id)[1]
-  local job_id = entry and entry[2][2]
+  local job_id = holder_of(model, entry_id)
   if job_id then judge(job_id, '') end
   offer(model, job_id, entry_id, ARGV[4])
 end
