@@ -6,6 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TEST_READY := $(VENV)/.ready-test
+BROWSER_READY := $(VENV)/.ready-browser
 
 LMMS_VENV := .venv-lmms-eval
 LMMS_READY := $(LMMS_VENV)/.ready
@@ -14,8 +15,8 @@ CLIENTS_VENV := .venv-clients
 CLIENTS_READY := $(CLIENTS_VENV)/.ready
 
 # The lines below that have a `##` are what `make help` prints.
-.PHONY: help setup demo serve test chaos clients lmms-eval lint loadtest dashboards requirements sbom
-.PHONY: clean
+.PHONY: help setup demo serve test browser chaos clients lmms-eval lint loadtest dashboards
+.PHONY: requirements sbom clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z][a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-12s %s\n", $$1, $$2}'
@@ -44,6 +45,15 @@ serve: $(READY)  ## the whole service on http://127.0.0.1:8000
 
 test: $(TEST_READY)  ## the suite; PYTEST_ARGS="tests/engine -q" for a part
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# Debian's Chromium, driven by playwright's client: `apt-get install chromium`.
+browser: $(BROWSER_READY)  ## the page in a real Chromium, in both colour schemes and at two widths
+	$(BIN)/python -m pytest tests/browser $(PYTEST_ARGS)
+
+$(BROWSER_READY): $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) \
+		--constraint constraints.txt --editable '.[browser]'
+	@touch $@
 
 # CHAOS_SEED: a run that has been seen before; CHAOS_MINUTES: how long the faults go on.
 CHAOS_ARGS = $(if $(CHAOS_SEED),--seed $(CHAOS_SEED))

@@ -25,6 +25,12 @@ has_kernels = find_spec("triton") is not None or os.environ.get("CI") == "true"
 collect_ignore_glob = ["clients/*", *([] if has_kernels else ["gpu_kernels/*"])]
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Tests that need a browser run where they are named: `make browser`."""
+    is_named = any("tests/browser" in argument for argument in config.args)
+    return True if collection_path.name == "browser" and not is_named else None
+
+
 @pytest.fixture(scope="session")
 def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Answers word salad that never ends early: see `tests.random_checkpoint`."""

@@ -22,11 +22,16 @@ PATIENCE_S = 120.0
 
 @contextmanager
 def running_service(
-    checkout: Path, environment: Mapping[str, str], *, python: str = sys.executable
+    checkout: Path,
+    environment: Mapping[str, str],
+    *,
+    command: str = "serve",
+    python: str = sys.executable,
 ) -> Iterator[str]:
     """Yields its URL once it is ready.
 
     Args:
+        command: `api` for an API alone, whose worker is somebody else's.
         python: of an environment that has the project's dependencies.
     """
     with tempfile.TemporaryDirectory(prefix="dycoke-test-") as folder:
@@ -40,8 +45,8 @@ def running_service(
         }
         log = Path(folder) / "log"
         with log.open("w") as file:
-            command = [python, "-m", "app", "serve"]
-            process = subprocess.Popen(command, cwd=checkout, env=env, stderr=file)
+            arguments = [python, "-m", "app", command]
+            process = subprocess.Popen(arguments, cwd=checkout, env=env, stderr=file)
         try:
             yield _wait_until_ready(process, log)
         finally:

@@ -7,6 +7,7 @@ import sys
 import sysconfig
 import tarfile
 import venv
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,14 @@ def test_the_demo_runs_from_the_wheel(installed: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"^[1-8] of 8 answers are wholly right", done.stdout, re.MULTILINE)
+
+
+def test_every_file_of_the_page_is_in_the_wheel(built: Path) -> None:
+    page = ROOT / "app" / "api" / "page" / "static"
+    files = {str(path.relative_to(ROOT)) for path in page.rglob("*") if path.is_file()}
+    (wheel,) = built.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        assert len(files) > 25 and files <= set(archive.namelist())
 
 
 def test_types_are_published(installed: Path) -> None:

@@ -26,6 +26,7 @@ from app.api.openai.errors import OpenAIErrors
 from app.api.openai.fetching import MediaFetcher
 from app.api.openai.intake import CompletionIntake
 from app.api.openapi import install_openapi
+from app.api.page.assets import docs_assets, page_assets
 from app.api.post.cancelling import Cancellations
 from app.api.post.orphans import Orphans
 from app.api.post.reader_places import ReaderPlaces
@@ -33,7 +34,20 @@ from app.api.post.reading import FrameReading
 from app.api.post.second_try import SecondTryReaders
 from app.api.post.submissions import Submissions
 from app.api.post.uploads import Uploads
-from app.api.routes import chat, completions, docs, files, health, jobs, models, usage, videos
+from app.api.routes import (
+    chat,
+    completions,
+    docs,
+    files,
+    health,
+    jobs,
+    links,
+    models,
+    page,
+    usage,
+    videos,
+)
+from app.api.signed_links import SignedLinks
 from app.api.upkeep.janitor import Janitor
 from app.api.upkeep.loop_lag import watch_loop_lag
 from app.api.upkeep.metrics_page import MetricsPage
@@ -51,6 +65,7 @@ from app.store.frame_store import FrameStore
 from app.store.job_queue import JobQueue
 from app.store.kept_sets import KeptSets
 from app.store.keys import RedisKeys
+from app.store.link_secret import LinkSecret
 from app.store.usage import UsageLog
 from app.store.video_aliases import VideoAliases
 from app.store.worker_registry import WorkerRegistry
@@ -136,8 +151,13 @@ def create_app(
     app.state.drain = drain
     install_error_handlers(app, metrics.count_rejection)
     install_openapi(app)
-    for module in (chat, completions, videos, files, jobs, models, usage, docs, health):
+    for module in (
+        *(chat, completions, videos, links, files, jobs, models, usage),
+        *(docs, page, health),
+    ):
         app.include_router(module.router)
+    app.mount("/page", page_assets())
+    app.mount("/docs/assets", docs_assets())
     app.add_middleware(
         BodyGuard,
         slots=BodySlots(
@@ -235,6 +255,7 @@ async def _start(
     jobs = Jobs(queue, EventLog(redis, keys), reader, heartbeat_s=settings.heartbeat_s)
     return Api(
         keys=api_keys,
+        links=SignedLinks(api_keys, LinkSecret(redis, keys)),
         public_docs=settings.public_docs,
         public_metrics=settings.public_metrics,
         drain=drain,

@@ -73,10 +73,25 @@ class ApiKeys:
         given = digest_of(token.strip())
         if configured := self._configured.get(given):
             return configured
-        if self._now() - self._read_at > MAX_STALE_S:
-            raise KeysUnavailableError("the API keys cannot be checked")
+        self._check_freshness()
         if stored := self._stored.get(given):
             return stored
+        raise UnauthorizedError("the API key is not valid")
+
+    def holder(self, owner: str) -> tuple[str, Principal]:
+        """Returns the digest and the holder of an owner's key.
+
+        Raises:
+            UnauthorizedError: it has none that is good.
+            KeysUnavailableError: whether it has cannot be told.
+        """
+        for digest, principal in self._configured.items():
+            if principal.owner == owner:
+                return digest, principal
+        self._check_freshness()
+        for digest, principal in self._stored.items():
+            if principal.owner == owner:
+                return digest, principal
         raise UnauthorizedError("the API key is not valid")
 
     def owner_of(self, authorization: str | None) -> str | None:
@@ -85,6 +100,10 @@ class ApiKeys:
             return self.principal(authorization).owner
         except (UnauthorizedError, KeysUnavailableError):
             return None
+
+    def _check_freshness(self) -> None:
+        if self._now() - self._read_at > MAX_STALE_S:
+            raise KeysUnavailableError("the API keys cannot be checked")
 
     async def run(self) -> None:
         """Follows the file until it is cancelled."""

@@ -18,6 +18,7 @@ from app.api.openai.intake import CompletionIntake
 from app.api.post.cancelling import Cancellations
 from app.api.post.submissions import Submissions
 from app.api.post.uploads import Uploads
+from app.api.signed_links import SIGNATURE, SignedLinks
 from app.api.upkeep.metrics_page import MetricsPage
 from app.keys.entries import Principal, Scope
 from app.metrics import ApiMetrics
@@ -34,6 +35,7 @@ class Api:
     """By stage; a stage's own collaborators are its own business."""
 
     keys: ApiKeys
+    links: SignedLinks
     public_docs: bool
     public_metrics: bool
     drain: Drain
@@ -81,6 +83,22 @@ async def get_principal(
 
 
 PrincipalDep = Annotated[Principal, Depends(get_principal)]
+
+
+async def get_media_reader(
+    request: Request, api: ApiDep, bearer: Annotated[object, Security(_bearer)]
+) -> Principal:
+    """Who asks, by a key or by a signed link.
+
+    Raises: UnauthorizedError, KeysUnavailableError, StoreUnavailableError.
+    """
+    if not api.keys.has_any or SIGNATURE not in request.query_params:
+        return await get_principal(request, api, bearer)
+    target = request.scope["raw_path"] + b"?" + request.scope["query_string"]
+    return await api.links.principal(target.decode("latin-1"))
+
+
+MediaReaderDep = Annotated[Principal, Depends(get_media_reader)]
 
 
 def _with_scope(scope: Scope) -> Callable[[Principal], Awaitable[Principal]]:

@@ -195,6 +195,7 @@ class JobResource(BaseModel):
     state: JobState
     model: str
     video_id: str | None  # None: a conversation without a video
+    question: str  # the last turn
     attempts: int
     position: int | None  # while queued; 0 = next
     accepted_at_s: float  # Unix time, as all of these

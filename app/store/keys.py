@@ -44,6 +44,7 @@
                                        of its start; of an owner's live jobs; TTL
     {p}:bucket:{owner}:{kind} hash     of `tokens` or `frames`: level, at (ms), last (what the last
                                        job took); TTL: the time until it is full
+    {p}:link_secret          string    random bytes that links are signed with
     {p}:usage:{owner}:{day}  hash      what an owner's jobs took on a day (since 1970); TTL
     {p}:worker:{id}          string    ModelCard JSON, TTL = heartbeat
     {p}:workers              set       worker ids; one whose card is gone is dropped by readers
@@ -164,6 +165,10 @@ class RedisKeys:
 
     def bucket(self, owner_and_kind: str) -> str:
         return f"{self.prefix}:bucket:{owner_and_kind}"
+
+    @property
+    def link_secret(self) -> str:
+        return f"{self.prefix}:link_secret"
 
     def usage(self, owner_and_day: str) -> str:
         return f"{self.prefix}:usage:{owner_and_day}"

@@ -4,7 +4,7 @@ import re
 
 from app.api.answer.feed import JobFeed
 from app.errors import JobLostError, JobNotFoundError
-from app.messages import FINAL_EVENTS, DoneEvent, ErrorEvent
+from app.messages import FINAL_EVENTS, DoneEvent, ErrorEvent, FramesRef
 from app.store.event_log import FIRST_EVENT, EventLog, LoggedEvent
 from app.store.event_reader import EventReader
 from app.store.job_queue import JobQueue, JobRecord
@@ -33,6 +33,13 @@ class Jobs:
         if record.request.owner != owner:
             raise JobNotFoundError("no such job")
         return record
+
+    async def frames(self, job_id: str, video_id: str, owner: str) -> FramesRef:
+        """Which frames of a video a job is about. Raises: JobNotFoundError."""
+        request = (await self.find(job_id, owner)).request
+        if request.video_id != video_id or request.frames is None:
+            raise JobNotFoundError("no such job about this video, or its frames are not read yet")
+        return request.frames
 
     def feed(
         self, record: JobRecord, *, after: str = FIRST_EVENT, opening: LoggedEvent | None = None

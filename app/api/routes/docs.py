@@ -3,22 +3,21 @@
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request
-from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import HTMLResponse
+from fastapi.responses import FileResponse
 
 from app.api.context import may_see_docs
-
-OPENAPI_PATH = "/openapi.json"
+from app.api.page.assets import DOCS, DOCS_CSP, html_headers
 
 router = APIRouter(include_in_schema=False, dependencies=[Depends(may_see_docs)])
 
 
-@router.get(OPENAPI_PATH)
+@router.get("/openapi.json")
 async def openapi(request: Request) -> dict[str, Any]:
     document: dict[str, Any] = request.app.openapi()
     return document
 
 
 @router.get("/docs")
-async def docs(request: Request) -> HTMLResponse:
-    return get_swagger_ui_html(openapi_url=OPENAPI_PATH, title=request.app.title)
+async def docs() -> FileResponse:
+    """Swagger UI, out of a package of this environment."""
+    return FileResponse(DOCS, headers=html_headers(DOCS_CSP))

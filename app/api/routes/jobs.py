@@ -95,6 +95,7 @@ async def _resource(api: Api, record: JobRecord) -> JobResource:
         state=record.state,
         model=record.model,
         video_id=record.request.video_id,
+        question=record.request.messages[-1].content,
         attempts=record.attempts,
         position=record.position,
         accepted_at_s=record.accepted_at_s,

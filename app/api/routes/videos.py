@@ -9,14 +9,14 @@ from fastapi.responses import Response
 
 from app.api.answer.png import encode_png
 from app.api.answer.video_content import VideoContent
-from app.api.context import ApiDep, PrincipalDep, UploaderDep
+from app.api.context import ApiDep, MediaReaderDep, PrincipalDep, UploaderDep
 from app.api.errors import InvalidFieldsError
 from app.api.openapi import PROBLEMS, UPLOAD_REQUEST_BODY
 from app.api.post.expiry import take_expiry
 from app.api.post.intake import VIDEO_FIELD
 from app.api.routes.uploading import take_upload
 from app.api.schemas import VideoResource
-from app.errors import IsFrameListError, JobNotFoundError, VideoNotFoundError
+from app.errors import IsFrameListError, VideoNotFoundError
 from app.video_store import Retention
 from dycoke_core.video import Container
 
@@ -42,7 +42,7 @@ async def upload_video(request: Request, api: ApiDep, principal: UploaderDep) ->
     summary="A stored video's bytes, whole or by Range",
     response_class=Response,
 )
-async def get_content(video_id: str, api: ApiDep, principal: PrincipalDep) -> Response:
+async def get_content(video_id: str, api: ApiDep, principal: MediaReaderDep) -> Response:
     """Of a list of frames there is no file: it gives 409."""
     slot = api.streams.take()
     try:
@@ -72,14 +72,11 @@ async def get_frame(
     index: Annotated[int, Path(ge=0, description="Among the frames of the job's receipt.")],
     job_id: Annotated[str, Query(description="A job about this video.")],
     api: ApiDep,
-    principal: PrincipalDep,
+    principal: MediaReaderDep,
 ) -> Response:
     """As long as the job is known and its frames are kept; asking again brings them back."""
     await api.videos.find(video_id, principal.owner)
-    record = await api.jobs.find(job_id, principal.owner)
-    frames = record.request.frames
-    if record.request.video_id != video_id or frames is None:
-        raise JobNotFoundError("no such job about this video, or its frames are not read yet")
+    frames = await api.jobs.frames(job_id, video_id, principal.owner)
     if index >= frames.num_frames:
         raise InvalidFieldsError.of("index", f"the job has {frames.num_frames} frames")
     found = await api.frames.frame(frames.digest, index)

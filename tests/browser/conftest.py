@@ -1,0 +1,55 @@
+"""A real headless Chromium, and what it looks at. `make browser` runs this folder."""
+
+import shutil
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Browser, expect, sync_playwright
+
+from tests.browser.services import slow_service, whole_service
+from tests.browser.watched import PATIENCE_MS, Look
+from tests.integration.conftest import RedisServer, redis_server
+
+__all__ = ["redis_server"]
+
+KEY = "k" * 32
+LOOKS = [Look("light", 1280), Look("dark", 1280), Look("light", 360), Look("dark", 360)]
+
+expect.set_options(timeout=PATIENCE_MS)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    path = shutil.which("chromium") or shutil.which("chromium-browser")
+    assert path, "install Debian's chromium: apt-get install chromium"
+    with sync_playwright() as playwright:
+        # Chromium's own sandbox needs privileges that a CI's container has not.
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def service() -> Iterator[str]:
+    with whole_service() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def keyed_service(redis_server: RedisServer) -> Iterator[str]:
+    with slow_service(
+        redis_server.url, DYCOKE_API_KEYS=f"alice:{KEY}", DYCOKE_REDIS_PREFIX="keyed"
+    ) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def slow_url(redis_server: RedisServer) -> Iterator[str]:
+    with slow_service(redis_server.url, DYCOKE_REDIS_PREFIX="slow") as url:
+        yield url
+
+
+@pytest.fixture(params=LOOKS, ids=str)
+def look(request: pytest.FixtureRequest) -> Look:
+    look: Look = request.param
+    return look
