@@ -12,7 +12,8 @@
         ├── IdempotencyConflictError
         ├── TryLaterError                carries retry_after_s, video_id
         │   ├── QueueFullError
-        │   └── KeyLimitError            and quotas
+        │   ├── KeyLimitError            and quotas
+        │   └── FrameStoreFullError
         ├── TooManyStreamsError, VideoStoreFullError
         ├── NoWorkerError, ShuttingDownError, StoreUnavailableError
         ├── DeadlineExceededError, ReaderLostError, JobLostError, JobCancelledError
@@ -93,7 +94,8 @@ class UploadTooLargeError(ServiceError):
 
 
 class TooManyUploadsError(ServiceError):
-    """This client, or all clients together, send as many requests at a time as they may."""
+    """This client, or all clients together, send as many requests, or as much, as they may at a
+    time."""
 
     code = "too_many_uploads"
     retryable = True
@@ -163,6 +165,16 @@ class KeyLimitError(TryLaterError):
         return tuple(quota for quota in self.quotas if quota.wait_s is not None)
 
 
+class FrameStoreFullError(TryLaterError):
+    """The frames of jobs under way take all the room that frames have; none were read."""
+
+    code = "frame_store_full"
+
+    def __init__(self, *, video_id: str | None = None) -> None:
+        message = "the frames of jobs under way leave no room for more"
+        super().__init__(message, retry_after_s=2, video_id=video_id)
+
+
 class NoWorkerError(ServiceError):
     """No worker is alive to take the job."""
 
@@ -178,7 +190,7 @@ class ShuttingDownError(ServiceError):
 
 
 class StoreUnavailableError(ServiceError):
-    """Redis does not answer, or its byte budget for frames is taken by live jobs."""
+    """Redis, or the storage of videos, does not answer."""
 
     code = "store_unavailable"
     retryable = True

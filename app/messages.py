@@ -81,6 +81,8 @@ class FramesRef(Message):
     reader: str  # decord or pyav
     warnings: list[str] = []
     sampling: Sampling = "uniform"  # of releases that do not say
+    start_s: float | None = None  # of the clip, as it was read
+    end_s: float | None = None
     is_cached: bool  # found in the frame store
 
 
@@ -155,6 +157,7 @@ class ModelCard(Message):
     frame_limits: FrameLimits | None = None  # of frames that keep their shape
     tokens_per_frame: int  # N, of a unit of square ones
     frames_per_unit: int = 1  # of releases that do not say
+    max_words_per_token: int | None = None  # None of releases that do not say; see `EngineCard`
     num_layers: int
     max_model_tokens: int
     prefill_chunk_tokens: int
@@ -237,6 +240,8 @@ class FramesReceipt(Message):
     reader: str
     warnings: list[str]
     sampling: Sampling = "uniform"  # of releases that do not say
+    start_s: float | None = None  # of the clip, as it was read
+    end_s: float | None = None
 
 
 class Timings(Message):

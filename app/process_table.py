@@ -37,9 +37,14 @@ class _Word(IntEnum):
     IS_DRAINING = 3
     STORED_BYTES = 4  # outlives the process
     DEATHS = 5  # likewise
+    STORED_VIDEOS = 6  # likewise
+    INCOMING_BYTES = 7
 
 
-_OF_THE_LIVING = (_Word.HEARTBEAT_NS, _Word.CONNECTIONS, _Word.STREAMS, _Word.IS_DRAINING)
+_OF_THE_LIVING = (
+    *(_Word.HEARTBEAT_NS, _Word.CONNECTIONS, _Word.STREAMS, _Word.IS_DRAINING),
+    _Word.INCOMING_BYTES,
+)
 
 
 class ProcessTable:
@@ -93,6 +98,14 @@ class ProcessTable:
     def stored_bytes(self) -> int:
         """What all processes, dead ones included, have stored less what they have removed."""
         return self._sum(_Word.STORED_BYTES)
+
+    def stored_videos(self) -> int:
+        """How many videos those are."""
+        return self._sum(_Word.STORED_VIDEOS)
+
+    def incoming_bytes(self) -> int:
+        """Of uploads under way, in all processes that are alive."""
+        return self._sum(_Word.INCOMING_BYTES)
 
     def has_other_open(self, slot: int) -> bool:
         """Whether another process is alive and takes requests."""
@@ -163,9 +176,15 @@ class ProcessRow:
     def set_streams(self, count: int) -> None:
         self.table._set(self.slot, _Word.STREAMS, count)
 
-    def add_stored_bytes(self, num_bytes: int) -> None:
-        total = self.table._get(self.slot, _Word.STORED_BYTES) + num_bytes
-        self.table._set(self.slot, _Word.STORED_BYTES, total)
+    def add_stored(self, num_bytes: int, num_videos: int) -> None:
+        self._add(_Word.STORED_BYTES, num_bytes)
+        self._add(_Word.STORED_VIDEOS, num_videos)
+
+    def add_incoming_bytes(self, num_bytes: int) -> None:
+        self._add(_Word.INCOMING_BYTES, num_bytes)
+
+    def _add(self, word: _Word, number: int) -> None:
+        self.table._set(self.slot, word, self.table._get(self.slot, word) + number)
 
 
 class Lock:

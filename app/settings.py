@@ -8,9 +8,9 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.keys.entries import ConfiguredKey, parse_configured_keys
@@ -99,6 +99,8 @@ class Settings(BaseSettings):
     key_max_queued_jobs: int | None = Field(None, ge=0, le=MAX_LIMIT)  # of those, with no worker
     key_tokens_per_minute: int | None = Field(None, ge=0, le=MAX_LIMIT)  # of prompts and answers
     key_frames_per_minute: int | None = Field(None, ge=0, le=MAX_LIMIT)
+    key_max_stored_bytes: int | None = Field(None, ge=0, le=MAX_LIMIT)  # of videos
+    key_max_stored_videos: int | None = Field(None, ge=0, le=MAX_LIMIT)
     limit_anonymous: bool = False  # true: whoever has no key shares these limits with all others
     share_caches: bool = False  # between keys: answers are quicker, and tell who asked before
 
@@ -116,8 +118,11 @@ class Settings(BaseSettings):
 
     # Bounds.
     max_upload_bytes: int = Field(512 * 2**20, ge=1)
+    max_incoming_bytes: int | None = Field(None, ge=1)  # of uploads; unset: 8 of the largest
     max_video_store_bytes: int = Field(20 * 2**30, ge=1)
+    max_stored_videos: int = Field(10_000, ge=1)
     max_frame_store_bytes: int = Field(1 * 2**30, ge=1)
+    max_held_frame_bytes: int = Field(256 * 2**20, ge=1)  # read and not stored, per API process
     max_queued_jobs: int = Field(64, ge=1)  # reserved, reading and queued together
     max_running_jobs: int | None = Field(None, ge=1)  # per worker; unset: 64 on a GPU, else 4
     max_uploads: int = Field(128, ge=1)  # bodies that come in at a time, per API process
@@ -143,6 +148,12 @@ class Settings(BaseSettings):
     worker_threads: int | None = Field(None, ge=1)  # torch threads per worker on a CPU
     allow_unsandboxed: bool = False
     log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
+
+    @model_validator(mode="after")
+    def _has_room_for_an_upload(self) -> Self:
+        if self.max_incoming_bytes is not None and self.max_incoming_bytes < self.max_upload_bytes:
+            raise ValueError("DYCOKE_MAX_INCOMING_BYTES is less than DYCOKE_MAX_UPLOAD_BYTES")
+        return self
 
     @property
     def model_name(self) -> str:

@@ -19,6 +19,7 @@ class EngineCard:
     frames_per_unit: int  # that become one set of visual tokens
     num_layers: int
     max_model_tokens: int
+    max_words_per_token: int  # a text has at least a token for so many words
     prefill_chunk_tokens: int
     sampler_version: int
     backend: str

@@ -157,6 +157,15 @@ class PromptEncoder:
                 raise InvalidRequestError(f"text must not contain the control token {token}")
 
 
+def max_words_per_token(tokenizer: PreTrainedTokenizerFast) -> int:
+    """How many words, or pieces of words, the token with most of them has; words are what
+    whitespace separates. All words of a text are in its tokens, so they are at least the text's
+    words over this.
+    """
+    texts = tokenizer.batch_decode([[number] for number in range(len(tokenizer))])
+    return max(1, *(len(text.split()) for text in texts))
+
+
 def _video_turn(messages: tuple[ChatMessage, ...], wanted: int | None) -> int:
     """Raises InvalidRequestError: not a user's turn."""
     if wanted is None:

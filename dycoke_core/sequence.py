@@ -5,9 +5,10 @@ Knows no HTTP, no Redis, no device. The engine's own state of a sequence (cache,
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Literal
 
 from dycoke_core.config import CompressionConfig
@@ -102,6 +103,12 @@ class FrameTiming:
             raise InvalidRequestError("timestamps must ascend")
         if self.duration_s is not None and not 0 < self.duration_s < math.inf:
             raise InvalidRequestError("a video's duration must be above 0 seconds")
+
+    @classmethod
+    def shown_at(cls, times: Iterable[float]) -> "FrameTiming":
+        """Of frames as a reader gives their times. Those that a container gets wrong are held at
+        the last one before."""
+        return cls(tuple(accumulate((max(time, 0.0) for time in times), max)))
 
     @property
     def seconds_per_frame(self) -> float:

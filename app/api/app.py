@@ -51,7 +51,7 @@ from app.api.signed_links import SignedLinks
 from app.api.upkeep.janitor import Janitor
 from app.api.upkeep.loop_lag import watch_loop_lag
 from app.api.upkeep.metrics_page import MetricsPage
-from app.keys.access import check_open_door
+from app.keys.access import check_open_door, limits_of
 from app.keys.file import KeyFile, KeyFileError
 from app.metrics import ApiMetrics
 from app.process_table import ProcessRow, ProcessTable
@@ -79,6 +79,7 @@ logger = logging.getLogger(__name__)
 
 MAX_FOLLOWERS = 128
 STORE_CONNECTIONS = 64
+LARGEST_UPLOADS = 8  # that come in at a time have room, unless set
 START_TRIES = 3  # of the frame readers
 CORS_REQUEST_HEADERS = [
     *("Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "traceparent"),
@@ -215,14 +216,26 @@ async def _start(
     videos = VideoStore(
         settings.data_dir / "videos",
         max_bytes=settings.max_video_store_bytes,
+        max_videos=settings.max_stored_videos,
         max_upload_bytes=settings.max_upload_bytes,
+        max_incoming_bytes=(
+            settings.max_incoming_bytes or LARGEST_UPLOADS * settings.max_upload_bytes
+        ),
         row=row,
     )
     await videos.open()
     queue = JobQueue(redis, keys, result_ttl_s=settings.result_ttl_s)
     frames = FrameStore(redis, keys, max_bytes=settings.max_frame_store_bytes)
     registry = WorkerRegistry(redis, keys)
-    reading = FrameReading(queue, frames, second_try, metrics, tracing, patience_s=settings.lease_s)
+    reading = FrameReading(
+        queue,
+        frames,
+        second_try,
+        metrics,
+        tracing,
+        max_held_bytes=settings.max_held_frame_bytes,
+        patience_s=settings.lease_s,
+    )
     stack.push_async_callback(reading.aclose)
     cancellations = Cancellations(queue, reading)
     stack.push_async_callback(cancellations.aclose)
@@ -247,6 +260,7 @@ async def _start(
         ForgottenVideos(redis, keys),
         usage_log,
         drain,
+        limits_of=partial(limits_of, settings=settings),
         are_caches_shared=settings.share_caches,
         timeout_s=settings.job_timeout_s,
     )

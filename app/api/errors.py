@@ -68,6 +68,7 @@ STATUS_BY_CODE: Mapping[str, int] = {
     "out_of_memory": 500,
     "model_load_failed": 500,
     "job_failed_repeatedly": 500,
+    "frame_store_full": 503,
     "job_lost": 503,
     "keys_unavailable": 503,
     "no_worker": 503,
@@ -85,6 +86,7 @@ STATUS_BY_CODE: Mapping[str, int] = {
 
 # Seconds after which a refused client may well get in.
 RETRY_AFTER_S: Mapping[str, int] = {
+    "frame_store_full": 2,
     "keys_unavailable": 5,
     "no_worker": 5,
     "readers_unavailable": 2,

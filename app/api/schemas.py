@@ -56,8 +56,12 @@ class ChatFields(Strict):
         description="Of each frame, for models that take any size: frames keep their shape within "
         "it. Left out: as many as the model's square frames have.",
     )
-    start_s: float | None = Field(None, ge=0, allow_inf_nan=False, description="Start of the clip.")
-    end_s: float | None = Field(None, gt=0, allow_inf_nan=False, description="End of the clip.")
+    start_s: float | None = Field(
+        None, ge=0, allow_inf_nan=False, description="Start of the clip, rounded down to 10 ms."
+    )
+    end_s: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="End of the clip, rounded up to 10 ms."
+    )
     sampling: Sampling = Field(
         "uniform",
         description="keyframe: only the clip's keyframes count, which is quick for hours of video. "

@@ -37,5 +37,7 @@ def limits_of(principal: Principal, settings: Settings) -> KeyLimits:
         max_queued_jobs=settings.key_max_queued_jobs,
         tokens_per_minute=settings.key_tokens_per_minute,
         frames_per_minute=settings.key_frames_per_minute,
+        max_stored_bytes=settings.key_max_stored_bytes,
+        max_stored_videos=settings.key_max_stored_videos,
     )
     return principal.limits.or_else(defaults)

@@ -31,6 +31,8 @@ LIMITS = {
     "max_queued_jobs": "jobs at a time that wait for a worker",
     "tokens_per_minute": "tokens of prompts and answers",
     "frames_per_minute": "frames asked about",
+    "max_stored_bytes": "bytes of videos; beyond them its least recently used ones go",
+    "max_stored_videos": "videos; beyond them its least recently used ones go",
 }
 
 

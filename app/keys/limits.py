@@ -18,6 +18,7 @@ class KeyLimits(BaseModel):
         max_jobs: under way at a time, from their acceptance to their end.
         max_queued_jobs: of those, such as no worker has.
         tokens_per_minute: of prompts and answers, as receipts count them.
+        max_stored_bytes, max_stored_videos: of its uploads; beyond them its own oldest go.
         weight: of its share of the workers where others wait too; None: 1.
     """
 
@@ -29,6 +30,8 @@ class KeyLimits(BaseModel):
     max_queued_jobs: int | None = Field(None, ge=0, le=MAX_LIMIT)
     tokens_per_minute: int | None = Field(None, ge=0, le=MAX_LIMIT)
     frames_per_minute: int | None = Field(None, ge=0, le=MAX_LIMIT)
+    max_stored_bytes: int | None = Field(None, ge=0, le=MAX_LIMIT)
+    max_stored_videos: int | None = Field(None, ge=0, le=MAX_LIMIT)
     weight: float | None = Field(None, ge=MIN_WEIGHT, le=MAX_WEIGHT)
 
     def or_else(self, defaults: "KeyLimits") -> "KeyLimits":

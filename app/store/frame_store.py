@@ -1,14 +1,16 @@
 """Frames of videos in Redis, by what they are made of: content, sampling and size.
 
 Blobs are shared by all jobs about the same frames and kept, least recently used first out, under
-one byte budget. A blob that a live job has pinned stays; the pin goes with the job's end.
+one byte budget. A blob that a live job has pinned stays; the pin goes with the job's end. Its bytes
+are reserved before its frames are read, under the same digest and pins: what is being read counts
+like what is stored, and goes with the last live job that waits for it.
 
 How often pixels are copied on their way, each time whole (14 MB for 32 frames of 384 x 384):
 
     reader's shared memory    decoded into; the API maps it              (`video.frame_buffer`)
     blob                      one copy out of that mapping               (`encode_frames`)
     the API's socket          by the client of Redis, and by the kernel
-    Redis                     into its buffer, into the script that stores it, into the value
+    Redis                     into the value (`SET`; no script sees it)
     the worker's socket       by the kernel, and by the client of Redis into the blob, which the
                               engine reads where it lies                 (`decode_frames`)
     tensor                    one copy of a micro-batch's distinct frames (`Backend.stage_frames`);
@@ -16,23 +18,27 @@ How often pixels are copied on their way, each time whole (14 MB for 32 frames o
 """
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 
 import numpy as np
 from redis.asyncio import Redis
 
-from app.errors import StoreUnavailableError
-from app.store.client import Scripts, in_our_words, shared_connection
+from app.errors import FrameStoreFullError, StoreUnavailableError
+from app.store.client import Scripts, in_our_words, milliseconds, shared_connection
 from app.store.keys import RedisKeys
 from dycoke_core.frame_size import PixelLimits
-from dycoke_core.video import VideoFrames
-from dycoke_core.video.types import ReaderName, Sampling
+from dycoke_core.video import FrameSpec, VideoFrames
+from dycoke_core.video.types import MAX_PIXEL_BYTES, ReaderName, Sampling
 
 BLOB_VERSION = 1
 # A new BLOB_VERSION needs a new PIXELS_VERSION too: only this one is in the digest.
 PIXELS_VERSION = 2  # of what readers make of a file; 1: PyAV scaled in another way than decord
 _LENGTH_BYTES = 4  # of the header, big endian
+_UPLOAD_TTL_S = 60.0  # of a blob that is sent and not stored
+_MAX_HEADER_BYTES = 4096  # beside those of each frame
+_MAX_HEADER_BYTES_PER_FRAME = 64
 _HEADER_BYTES = 8192  # length and header nearly always fit in so many
 
 
@@ -58,7 +64,6 @@ class FrameStore:
         self._keys = keys
         self._large = shared_connection(redis, "large")
         self._scripts = Scripts(redis, keys.prefix)
-        self._large_scripts = Scripts(redis, keys.prefix, "large")
         self._max_bytes = max_bytes
 
     async def pin(self, digest: str, job_id: str) -> FramesHeader | None:
@@ -67,21 +72,50 @@ class FrameStore:
         Returns:
             What it says of its frames; None if it is not stored.
         """
-        header = await self._scripts.run("pin_frames", digest, job_id)
+        header = await self._scripts.run("pin_frames", digest, job_id, 0, 0, "")
+        return parse_header(header) if header else None
+
+    async def pin_or_reserve(
+        self, digest: str, job_id: str, video: str, *, num_bytes: int
+    ) -> FramesHeader | None:
+        """Pins a blob for a live job, or reserves the bytes that it will take.
+
+        Args:
+            video: `JobRequest.cached_video`, with which the blob goes.
+
+        Returns:
+            As `pin`.
+
+        Raises:
+            FrameStoreFullError: live jobs hold too much of the budget.
+        """
+        header = await self._scripts.run(
+            "pin_frames", digest, job_id, num_bytes, self._max_bytes, video
+        )
+        if header == 0:
+            raise FrameStoreFullError
         return parse_header(header) if header else None
 
     async def put_and_pin(self, digest: str, blob: bytes, job_id: str, video: str) -> None:
-        """Stores a blob, evicting others for it, and pins it if the job is live.
+        """Stores a blob, evicting others for what it takes beyond its reservation, and pins it if
+        the job is live.
+
+        The blob passes no script: Lua would copy it, and keep copies until they are collected.
 
         Args:
             video: `JobRequest.cached_video`, with which the blob goes.
 
         Raises:
-            StoreUnavailableError: also when live jobs hold too much of the budget.
+            FrameStoreFullError: live jobs hold too much of the budget.
         """
-        scripts = self._large_scripts
-        if not await scripts.run("put_frames", digest, job_id, self._max_bytes, video, blob):
-            raise StoreUnavailableError("there is no room for more frames")
+        with in_our_words:
+            upload, ttl_ms = self._keys.frame_upload(job_id), milliseconds(_UPLOAD_TTL_S)
+            await self._large.call("SET", upload, blob, "PX", ttl_ms)
+        outcome = await self._scripts.run("put_frames", digest, job_id, self._max_bytes, video)
+        if outcome == 0:
+            raise FrameStoreFullError
+        if outcome < 0:
+            raise StoreUnavailableError("the frames were lost on their way into the store")
 
     async def get(self, digest: str) -> bytes | None:
         with in_our_words:
@@ -147,6 +181,33 @@ def frames_digest(
 def own_digest(digest: str, job_id: str) -> str:
     """Names a blob that is one job's own, though others may want the same frames."""
     return sha256(f"{digest} {job_id}".encode()).hexdigest()
+
+
+def max_blob_bytes(spec: FrameSpec, height: int, width: int) -> int:
+    """What a blob of such frames of a video takes at most.
+
+    Args:
+        height, width: the video's, in pixels, as its headers say; 0: they do not.
+
+    Raises:
+        InvalidRequestError: as `FrameSpec.shape`.
+    """
+    is_known = bool(height and width) or not spec.keeps_shape
+    pixel_bytes = math.prod(spec.shape(height, width)) if is_known else MAX_PIXEL_BYTES
+    header_bytes = _MAX_HEADER_BYTES + spec.num_frames * _MAX_HEADER_BYTES_PER_FRAME
+    return _LENGTH_BYTES + header_bytes + pixel_bytes
+
+
+def header_of(frames: VideoFrames) -> FramesHeader:
+    """What a blob of these frames says beside their pixels."""
+    num_frames, height, width, channels = frames.pixels.shape
+    return FramesHeader(
+        shape=(num_frames, height, width, channels),
+        indices=frames.indices,
+        timestamps_s=frames.timestamps_s,
+        reader=frames.reader,
+        warnings=frames.warnings,
+    )
 
 
 def encode_frames(frames: VideoFrames) -> bytes:

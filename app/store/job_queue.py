@@ -22,6 +22,7 @@ from redis.asyncio import Redis
 
 from app.errors import (
     DeadlineExceededError,
+    FrameStoreFullError,
     IdempotencyConflictError,
     JobNotFoundError,
     QueueFullError,
@@ -92,6 +93,21 @@ class Sweep:
 
     overdue: tuple[str, ...]
     orphans: tuple[Orphan, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NeededFrames:
+    """The frames that a job is about.
+
+    Args:
+        digest: of their blob, which is pinned where it is stored.
+        num_bytes: that the blob takes at most, reserved where it is not; 0: nothing is.
+        max_bytes: budget of all blobs together.
+    """
+
+    digest: str
+    num_bytes: int = 0
+    max_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +206,7 @@ class JobQueue:
         request: JobRequest,
         *,
         idempotency: Idempotency | None = None,
-        frames_digest: str = "",
+        frames: NeededFrames | None = None,
         expected: ExpectedFrames | None = None,
         allowance: Allowance | None = None,
     ) -> Created:
@@ -198,12 +214,12 @@ class JobQueue:
         `queued` if its frames are stored and are those that are expected.
 
         Args:
-            frames_digest: of the frames that it is about, which are pinned where they are stored.
             allowance: what it may take of its owner's limits; None: there are none.
 
         Raises:
             IdempotencyConflictError: the key stands for another request. The place is given up.
             KeyLimitError
+            FrameStoreFullError: the frames of live jobs leave no room for this one's.
             StoreUnavailableError: also when the place was lost meanwhile.
         """
         opening = JobEvent(
@@ -226,9 +242,11 @@ class JobQueue:
             milliseconds(idempotency.ttl_s) if idempotency else 0,
             request.owner,
             request.cached_video or "",
-            frames_digest,
+            frames.digest if frames else "",
             expected.header if expected else "",
             expected.request.model_dump_json() if expected else "",
+            frames.num_bytes if frames else 0,
+            frames.max_bytes if frames else 0,
             allowance.limit_words,
             allowance.taken_words,
             allowance.length,
@@ -236,6 +254,8 @@ class JobQueue:
         quotas = parse_quotas(allowance.limits, stands)
         if outcome == b"conflict":
             raise IdempotencyConflictError("the idempotency key was used for another request")
+        if outcome == b"no_room":
+            raise FrameStoreFullError
         if outcome == b"no_place":
             raise StoreUnavailableError("the request's place in the queue was lost")
         check_quotas(quotas)

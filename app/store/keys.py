@@ -29,7 +29,9 @@
     {p}:dead                 stream    dead letters, capped
     {p}:idempotency:{hash}   hash      fingerprint, job_id; TTL
     {p}:frames:{digest}      string    frames blob
-    {p}:frame_sizes          hash      digest -> bytes
+    {p}:frame_upload:{id}    string    frames blob on its way in, by the job that it is for; TTL
+    {p}:frame_sizes          hash      digest -> bytes, or those reserved for a blob that is being
+                                       read
     {p}:frame_bytes          string    sum of frame_sizes
     {p}:frame_uses           zset      digest -> last use (ms)
     {p}:frame_pins:{digest}  set       job ids that still need the blob; a pin counts while its job
@@ -126,6 +128,9 @@ class RedisKeys:
 
     def frames(self, digest: str) -> str:
         return f"{self.prefix}:frames:{digest}"
+
+    def frame_upload(self, job_id: str) -> str:
+        return f"{self.prefix}:frame_upload:{job_id}"
 
     @property
     def frame_sizes(self) -> str:

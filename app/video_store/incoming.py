@@ -1,18 +1,17 @@
-"""A video on its way in."""
+"""A video on its way in. Its bytes count as coming in until it is stored or given up."""
 
 import asyncio
-import errno
+import fcntl
 import hashlib
 import os
+import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from app.errors import UploadTooLargeError, VideoStoreFullError
+from app.errors import UploadTooLargeError
 from app.threads import outlast
+from app.video_store.disk import full_disk_told
+from app.video_store.room import Room
 from dycoke_core.video import SNIFF_BYTES
-
-if TYPE_CHECKING:
-    from app.video_store.store import VideoStore
 
 FLUSH_BYTES = 1 << 20  # one thread hop, write and hash per this much
 
@@ -22,17 +21,26 @@ class Upload:
     while the next ones come in: at most two buffers of `FLUSH_BYTES` are held.
     """
 
-    def __init__(self, store: "VideoStore", path: Path, fd: int, max_bytes: int) -> None:
+    def __init__(self, room: Room, path: Path, fd: int, max_bytes: int) -> None:
         self.path = path
         self.max_bytes = max_bytes
         self.num_bytes = 0
-        self._store = store
+        self._room = room
         self._fd: int | None = fd
         self._hash = hashlib.sha256()
         self._buffer = bytearray()
         self._writing: asyncio.Future[None] | None = None  # the buffer before
         self._head = b""
-        self._room_bytes = 0  # of the store's budget
+        self._room_bytes = 0  # that count as coming in
+
+    @classmethod
+    def begin(cls, room: Room, directory: Path, max_bytes: int) -> "Upload":
+        """Makes its file. Blocks. Raises: VideoStoreFullError."""
+        path = directory / uuid.uuid4().hex
+        with full_disk_told():
+            fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+        fcntl.flock(fd, fcntl.LOCK_SH)
+        return cls(room, path, fd, max_bytes)
 
     @property
     def head(self) -> bytes:
@@ -44,7 +52,8 @@ class Upload:
 
         Raises:
             UploadTooLargeError: as soon as the cap is passed.
-            VideoStoreFullError: no room, and every stored video is in use.
+            TooManyUploadsError: all uploads under way have no room for it.
+            VideoStoreFullError: the disk is full.
         """
         self.num_bytes += len(chunk)
         if self.num_bytes > self.max_bytes:
@@ -60,6 +69,27 @@ class Upload:
         await self._flush(is_last=True)
         return f"vid_{self._hash.hexdigest()}"
 
+    async def settle(self) -> None:
+        """Waits for what is being written: nobody may close the descriptor under it."""
+        if self._writing is not None:
+            await outlast(self._writing)
+            self._writing.exception()  # whoever wrote more, or finished, was told
+
+    def hand_over(self) -> int:
+        """Gives up the locked descriptor to whoever holds the video from now on."""
+        fd, self._fd = self._fd, None
+        assert fd is not None
+        self._leave_room()
+        return fd
+
+    def discard(self) -> None:
+        """Removes what has not been handed over. Blocks."""
+        self.path.unlink(missing_ok=True)
+        self._leave_room()
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
     async def _flush(self, is_last: bool = False) -> None:
         """Starts to write what has come, once what came before it is written."""
         data, self._buffer = self._buffer, bytearray()
@@ -70,39 +100,18 @@ class Upload:
         if is_last:
             await asyncio.shield(self._writing)
 
-    async def _settle(self) -> None:
-        """Waits for what is being written: nobody may close the descriptor under it."""
-        if self._writing is not None:
-            await outlast(self._writing)
-            self._writing.exception()  # whoever wrote more, or finished, was told
-
     def _write(self, data: bytearray, is_last: bool) -> None:
         assert self._fd is not None
-        self._store._take_room(len(data))
+        self._room.take_incoming(len(data))
         self._room_bytes += len(data)
-        try:
+        with full_disk_told():
             view = memoryview(data)
             while view:
                 view = view[os.write(self._fd, view) :]
             if is_last:
                 os.fsync(self._fd)  # a power cut must not leave other bytes under this digest
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise VideoStoreFullError("the video storage is full") from error
-            raise
         self._hash.update(data)
 
-    def _hand_over(self) -> int:
-        """Gives up the locked descriptor to whoever holds the video from now on."""
-        fd, self._fd = self._fd, None
-        assert fd is not None
+    def _leave_room(self) -> None:
+        self._room.give_back_incoming(self._room_bytes)
         self._room_bytes = 0
-        return fd
-
-    def _discard(self) -> None:
-        self.path.unlink(missing_ok=True)
-        self._store._give_back_room(self._room_bytes)
-        self._room_bytes = 0
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None

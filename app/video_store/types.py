@@ -47,6 +47,23 @@ class Retention:
 FOREVER = Retention()
 
 
+@dataclass(frozen=True, slots=True)
+class StorageQuota:
+    """How much one owner may have stored; None: as much as there is room for."""
+
+    max_bytes: int | None = None
+    max_videos: int | None = None
+
+    def has_room(self, num_bytes: int, num_videos: int) -> bool:
+        """Whether so much in all is within it."""
+        return (self.max_bytes is None or num_bytes <= self.max_bytes) and (
+            self.max_videos is None or num_videos <= self.max_videos
+        )
+
+
+NO_STORAGE_QUOTA = StorageQuota()
+
+
 @dataclass(slots=True, eq=False)
 class VideoLease:
     """A stored video that nobody removes until `release`."""

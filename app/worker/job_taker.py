@@ -13,7 +13,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from itertools import accumulate
 
 from app.errors import SamplerChangedError, StoreUnavailableError
 from app.messages import CompressionChoice
@@ -34,7 +33,6 @@ from dycoke_core.sequence import (
     SamplingParams,
     Sequence,
 )
-from dycoke_core.video import VideoFrames
 
 RETRY_AFTER_S = 0.2
 MAX_POLL_S = 1.0
@@ -167,7 +165,7 @@ class JobTaker:
             sequence_id=job.sequence_id,
             messages=tuple(ChatMessage(turn.role, turn.content) for turn in request.messages),
             frames=None if video is None else video.pixels,
-            timing=None if video is None else timing_of(video),
+            timing=None if video is None else FrameTiming.shown_at(video.timestamps_s),
             sampling=SamplingParams(
                 max_tokens=request.max_tokens,
                 temperature=request.temperature,
@@ -254,12 +252,6 @@ class JobTaker:
             if blob is None:
                 raise StoreUnavailableError("the frames of this request are no longer stored")
             return blob
-
-
-def timing_of(video: VideoFrames) -> FrameTiming:
-    """When a video's frames are shown. Times that a container gets wrong are held at the last one
-    before: models want them to ascend."""
-    return FrameTiming(tuple(accumulate((max(time, 0.0) for time in video.timestamps_s), max)))
 
 
 def _check_sampler(delivery: Delivery) -> None:

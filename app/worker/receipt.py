@@ -159,6 +159,8 @@ def _frames(request: JobRequest) -> FramesReceipt | None:
         reader=frames.reader,
         warnings=frames.warnings,
         sampling=frames.sampling,
+        start_s=frames.start_s,
+        end_s=frames.end_s,
     )
 
 

@@ -196,6 +196,7 @@ class Worker:
             frame_limits=_frame_limits(card),
             tokens_per_frame=card.tokens_per_frame,
             frames_per_unit=card.frames_per_unit,
+            max_words_per_token=card.max_words_per_token,
             num_layers=card.num_layers,
             max_model_tokens=card.max_model_tokens,
             prefill_chunk_tokens=card.prefill_chunk_tokens,

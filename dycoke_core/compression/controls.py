@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dycoke_core.compression import ttm
-from dycoke_core.compression.counts import share_of
+from dycoke_core.compression.counts import fewer_frames, reference_frames, share_of
 from dycoke_core.compression.randomness import random_order
 from dycoke_core.transfer import to_device
 
@@ -31,7 +31,7 @@ def select_random_tokens(features: Tensor, k: float, *, window: int = 4, seed: i
     """
     num_frames, tokens_per_frame, _ = features.shape
     num_kept = share_of(1.0 - k, tokens_per_frame)
-    references = ttm.reference_frames(num_frames, window=window)
+    references = reference_frames(num_frames, window=window)
     no_orders = torch.empty(0, tokens_per_frame, dtype=torch.long, device=features.device)
     orders = [
         random_order(seed, frame, tokens_per_frame, features.device).unsqueeze(0)
@@ -63,12 +63,3 @@ def select_fewer_frames(features: Tensor, k: float, *, window: int = 4) -> Tenso
     firsts = to_device(frames * tokens_per_frame, features.device)
     places = torch.arange(tokens_per_frame, device=features.device)
     return (firsts.unsqueeze(1) + places).flatten()
-
-
-def fewer_frames(
-    num_frames: int, tokens_per_frame: int, k: float, *, window: int = 4
-) -> tuple[int, ...]:
-    """The frames that `select_fewer_frames` keeps; needs no features."""
-    wanted = ttm.count_tokens(num_frames, tokens_per_frame, k, window=window)
-    num_kept = max(1, (2 * wanted + tokens_per_frame) // (2 * tokens_per_frame))
-    return tuple(i * (num_frames - 1) // max(num_kept - 1, 1) for i in range(num_kept))

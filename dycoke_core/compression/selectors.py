@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from dycoke_core.compression import controls, ttm, vidcom2
+from dycoke_core.compression import controls, counts, ttm, vidcom2
 from dycoke_core.config import TtmVariant
 
 
@@ -60,12 +60,12 @@ class TemporalMerging:
         return ("ttm", self.k, self.window, self.variant)
 
     def count(self, num_frames: int, tokens_per_frame: int) -> int:
-        return ttm.count_tokens(
+        return counts.count_tokens(
             num_frames, tokens_per_frame, self.k, window=self.window, variant=self.variant
         )
 
     def count_per_frame(self, num_frames: int, tokens_per_frame: int) -> tuple[int, ...]:
-        return ttm.count_per_frame(
+        return counts.count_per_frame(
             num_frames, tokens_per_frame, self.k, window=self.window, variant=self.variant
         )
 
@@ -84,10 +84,10 @@ class RandomTokens:
         return ("random_ttm", self.k, self.window, self.seed)
 
     def count(self, num_frames: int, tokens_per_frame: int) -> int:
-        return ttm.count_tokens(num_frames, tokens_per_frame, self.k, window=self.window)
+        return counts.count_tokens(num_frames, tokens_per_frame, self.k, window=self.window)
 
     def count_per_frame(self, num_frames: int, tokens_per_frame: int) -> tuple[int, ...]:
-        return ttm.count_per_frame(num_frames, tokens_per_frame, self.k, window=self.window)
+        return counts.count_per_frame(num_frames, tokens_per_frame, self.k, window=self.window)
 
     def select(self, features: Tensor) -> Tensor:
         return controls.select_random_tokens(features, self.k, window=self.window, seed=self.seed)
@@ -106,7 +106,7 @@ class FewerFrames:
         return sum(self.count_per_frame(num_frames, tokens_per_frame))
 
     def count_per_frame(self, num_frames: int, tokens_per_frame: int) -> tuple[int, ...]:
-        kept = controls.fewer_frames(num_frames, tokens_per_frame, self.k, window=self.window)
+        kept = counts.fewer_frames(num_frames, tokens_per_frame, self.k, window=self.window)
         return tuple(tokens_per_frame * (frame in kept) for frame in range(num_frames))
 
     def select(self, features: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """Stage I, temporal token merging: drops what a frame repeats from an earlier one.
 
-Works on the pooled, projected features of a video, before the newline embedding is added. It does
-not see the question, so every question about a video gets the same tokens. "Merging" is the paper's
-word; nothing is averaged.
+Works on the features of a video as the language model takes them, before a newline, marker or time
+is put beside them. What is called a frame here is a unit of the model: a frame, or several that it
+makes one set of tokens of. It does not see the question, so every question about a video gets the
+same tokens. "Merging" is the paper's word; nothing is averaged.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from dycoke_core.compression.counts import share_of
+from dycoke_core.compression.counts import checked_share, reference_frames, share_of
 from dycoke_core.config import TtmVariant
 from dycoke_core.transfer import to_device
 
@@ -57,66 +58,11 @@ def select_tokens(
         raise ValueError("features must be [F, N, D] with at least one frame")
     num_frames, tokens_per_frame, _ = features.shape
     references = reference_frames(num_frames, window=window, variant=variant)
-    num_kept = share_of(1.0 - _checked_share(k), tokens_per_frame)
+    num_kept = share_of(1.0 - checked_share(k), tokens_per_frame)
     survivors = _rank_by_change(features, references)[:, :num_kept]
     if variant == "paper":
         survivors = survivors.sort(dim=1).values
     return assemble(references, survivors, tokens_per_frame)
-
-
-def count_tokens(
-    num_frames: int,
-    tokens_per_frame: int,
-    k: float,
-    *,
-    window: int = 4,
-    variant: TtmVariant = "paper",
-) -> int:
-    """The length of what `select_tokens` returns, known before a frame is encoded."""
-    return sum(count_per_frame(num_frames, tokens_per_frame, k, window=window, variant=variant))
-
-
-def count_per_frame(
-    num_frames: int,
-    tokens_per_frame: int,
-    k: float,
-    *,
-    window: int = 4,
-    variant: TtmVariant = "paper",
-) -> tuple[int, ...]:
-    """How many tokens of each frame `select_tokens` keeps; 0 for a frame that "released" drops."""
-    references = reference_frames(num_frames, window=window, variant=variant)
-    num_kept = share_of(1.0 - _checked_share(k), tokens_per_frame)
-    counts = {f: tokens_per_frame if r is None else num_kept for f, r in references.items()}
-    return tuple(counts.get(frame, 0) for frame in range(num_frames))
-
-
-def reference_frames(
-    num_frames: int, *, window: int = 4, variant: TtmVariant = "paper"
-) -> dict[int, int | None]:
-    """Maps each frame to the one it is compared with; None for a frame that stays whole."""
-    if variant == "released":
-        return _released_references(num_frames, window)
-    if window < 1:
-        raise ValueError("window must be at least 1")
-    return {frame: _reference(frame, window) for frame in range(num_frames)}
-
-
-def _reference(frame: int, window: int) -> int | None:
-    place = frame % window
-    if place == 0:
-        return None
-    return frame - 1 if place % 2 else frame - 2
-
-
-def _released_references(num_frames: int, window: int) -> dict[int, int | None]:
-    if window != 4 or num_frames < 5:
-        raise ValueError("the released variant needs windows of 4 frames and at least 5 frames")
-    references = {frame: _reference(frame, window) for frame in range(num_frames - num_frames % 2)}
-    for frame in references:
-        if frame % 4 == 2 and frame - 2 >= num_frames - 4:
-            references[frame] = None
-    return references
 
 
 def assemble(
@@ -191,9 +137,3 @@ def _columns(columns: Sequence[Sequence[int]], device: torch.device) -> list[Ten
     """Each column as int64 [n], sent in one copy that the host does not wait for."""
     flat = to_device(torch.tensor([n for column in columns for n in column]).long(), device)
     return list(torch.split(flat, [len(column) for column in columns]))
-
-
-def _checked_share(k: float) -> float:
-    if not 0.0 <= k <= 1.0:
-        raise ValueError("k must be between 0 and 1")
-    return k

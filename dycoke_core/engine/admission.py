@@ -209,7 +209,7 @@ class Admission:
         except Exception as error:
             if not (to_host and is_out_of_memory(error)):
                 raise
-            logger.warning("the host has no memory to pin for a prefix, which stays on the device")
+            logger.warning("a prefix stays on the device: it could not be moved (%s)", error)
             self._backend.finish_prefix(prefix.number, to_host=False)
         else:
             if to_host:

@@ -29,10 +29,8 @@ def row_bytes(geometry: TextGeometry, dtype: torch.dtype) -> int:
 
 
 def gpu_kv_budget_bytes(model: VideoLanguageModel, config: EngineConfig, batching: Batching) -> int:
-    """The setting, else a share of the device's free memory now that the model is loaded, less what
-    passes and visual features take."""
-    if config.kv_cache_bytes is not None:
-        return config.kv_cache_bytes
+    """Where no setting says it: a share of the device's free memory now that the model is loaded,
+    less what passes and visual features take."""
     free_bytes, _ = torch.cuda.mem_get_info(model.device)
     share = int(free_bytes * _GPU_SHARE / config.engines_per_device)
     return max(share - config.feature_cache_bytes - pass_bytes(model, batching), 0)

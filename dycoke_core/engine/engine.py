@@ -25,6 +25,7 @@ from dycoke_core.engine_card import EngineCard, EngineStats
 from dycoke_core.errors import EngineError, InvalidRequestError
 from dycoke_core.model.adapter import VideoLanguageModel
 from dycoke_core.model.loader import load_model
+from dycoke_core.preprocess import max_words_per_token
 from dycoke_core.sequence import SAMPLER_VERSION, Sequence, Stage, TokenEvent
 
 logger = logging.getLogger(__name__)
@@ -91,6 +92,7 @@ class Engine:
             frames_per_unit=self.model.frames_per_unit,
             num_layers=self.model.text_geometry.num_layers,
             max_model_tokens=self.model.max_model_tokens,
+            max_words_per_token=max_words_per_token(self.model.tokenizer),
             prefill_chunk_tokens=self.batching.prefill_chunk_tokens,
             sampler_version=SAMPLER_VERSION,
             backend=self.backend_name,

@@ -101,8 +101,13 @@ def split_attend(
         M=tile_rows,
         N=_TILE_SLOTS,
         num_warps=4 if has_tensor_cores and tile_rows == 16 else 8,
-        num_stages=5 if has_tensor_cores else 2,  # with 3, each copy is waited for as it starts
+        num_stages=_num_stages(head_size) if has_tensor_cores else 2,
     )
+
+
+def _num_stages(head_size: int) -> int:
+    """With 3, each copy is waited for as it starts; but more of the largest heads fit no A100."""
+    return 5 if head_size <= 128 else 3
 
 
 def merge_parts(

@@ -25,6 +25,7 @@ from triton.compiler import ASTSource
 from triton.compiler import compile as compile_source
 
 from dycoke_core.gpu_kernels.attention import merge_parts, split_attend
+from dycoke_core.gpu_kernels.gemma_layers import gelu_mul, norm_add_rmsnorm
 from dycoke_core.gpu_kernels.host_copy import gather_kept
 from dycoke_core.gpu_kernels.launch import Launch, recording_launches
 from dycoke_core.gpu_kernels.layers import add_rmsnorm, embed, head_rmsnorm, rope_store, silu_mul
@@ -74,12 +75,19 @@ class Compiled:
 LARGE = Model("7B", 28, 4, 128, 3584, 18944, 152064)
 SMALL = Model("0.5B", 14, 2, 64, 896, 4864, 151936)
 TINY = Model("tiny", 4, 2, 64, 256, 512, 526)
+GEMMA = Model("Gemma 3 4B", 8, 4, 256, 2560, 10240, 262208)
 _MATRIX_KERNELS = ("split_attend_kernel", "visual_scores_kernel")
+_GEMMA_KERNELS = (
+    *("split_attend_kernel", "visual_scores_kernel", "merge_parts_kernel", "rope_store_kernel"),
+    *("norm_add_rmsnorm_kernel", "gelu_mul_kernel", "head_rmsnorm_kernel"),
+)
 _CASES = [  # last: all kernels, or only those that a dtype, a shape or a GPU changes most
     (90, LARGE, torch.bfloat16, True),
     (90, LARGE, torch.float16, False),
     (90, SMALL, torch.bfloat16, True),
     (90, TINY, torch.float32, False),
+    (90, GEMMA, torch.bfloat16, False),
+    (80, GEMMA, torch.bfloat16, False),
     (80, LARGE, torch.bfloat16, True),
     (80, SMALL, torch.float16, False),
     (100, LARGE, torch.bfloat16, True),
@@ -106,7 +114,8 @@ def compile_all() -> Iterator[Compiled]:
     """Every kernel for every case, one after another."""
     for target, model, dtype, is_whole in _CASES:
         for launch in launches_of(model, dtype):
-            if is_whole or launch.kernel.__name__ in _MATRIX_KERNELS:
+            names = _GEMMA_KERNELS if model is GEMMA else _MATRIX_KERNELS
+            if is_whole or launch.kernel.__name__ in names:
                 yield compile_launch(launch, target, model)
 
 
@@ -158,6 +167,10 @@ def launches_of(model: Model, dtype: torch.dtype) -> list[Launch]:
         write_slots = table[:, WRITE_SLOT]
         rope_store(qkv, angles, angles, write_slots, k_pool, v_pool, layer=0, num_heads=heads)
         silu_mul(make(rows, 2 * model.intermediate))
+        if model is GEMMA:
+            wide = floats(model.hidden)
+            gelu_mul(make(rows, 2 * model.intermediate))
+            norm_add_rmsnorm(x, x, wide, wide, 1e-6)
         embed(table, ints(seats), make(1000, model.hidden))
         sampling = (floats(rows), floats(rows), make(rows, dtype=torch.float64))
         outputs = (ints(seats), ints(rows), ints(rows))

@@ -1,7 +1,8 @@
 """What a decoder layer does besides matrix products and attention, each in one launch.
 
 Values are rounded where transformers' Qwen2 rounds them: additions, products and norms are in
-float32, their results in the model's dtype.
+float32, their results in the model's dtype. A norm whose weight is in float32 beside a model of
+less multiplies by it before it rounds, as Gemma's do.
 """
 
 import torch
@@ -10,6 +11,8 @@ import triton.language as tl
 from torch import Tensor
 
 from dycoke_core.gpu_kernels.columns import PAGE, ROW_COLUMNS, SEAT, TOKEN_ID
+from dycoke_core.gpu_kernels.gemma_layers import gelu_mul as gelu_mul
+from dycoke_core.gpu_kernels.gemma_layers import norm_add_rmsnorm as norm_add_rmsnorm
 from dycoke_core.gpu_kernels.launch import check_rows, check_tensors, launch, require
 
 MAX_HIDDEN = 8192  # D: one program holds a row in registers
@@ -24,7 +27,7 @@ def add_rmsnorm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) 
     Args:
         x: [n, D], rows of any stride.
         residual: [n, D], becomes residual + x; None: x already is the sum and is not changed.
-        weight: [D].
+        weight: [D], in x's dtype or in float32.
 
     Returns:
         [n, D] in x's dtype.
@@ -38,7 +41,7 @@ def add_rmsnorm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) 
     require(hidden <= MAX_HIDDEN, f"D must be at most {MAX_HIDDEN}")
     require(x.stride(1) == 1, "a row of x must be contiguous")
     require(weight.shape == (hidden,), "weight must be [D]")
-    check_tensors(x.dtype, weight=weight)
+    check_norm_weights(x.dtype, weight=weight)
     if residual is not None:
         require(residual.shape == x.shape, "residual must be of x's shape")
         check_tensors(x.dtype, residual=residual)
@@ -54,6 +57,7 @@ def add_rmsnorm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) 
         eps,
         x.stride(0),
         HAS_RESIDUAL=residual is not None,
+        ROUNDS_FIRST=weight.dtype == x.dtype,
         D=hidden,
         TILE=tile,
         num_warps=max(1, min(16, tile // 512)),
@@ -132,7 +136,7 @@ def head_rmsnorm(
 
     Args:
         qkv: [n, (H + 2 * G) * E]: query heads, key heads, value heads.
-        q_weight, k_weight: [E].
+        q_weight, k_weight: [E], in qkv's dtype or in float32.
         num_heads: H.
 
     Raises:
@@ -146,7 +150,7 @@ def head_rmsnorm(
     require(num_kv_heads > 0, "qkv must have key heads")
     require(qkv.stride(1) == 1, "a row of qkv must be contiguous")
     require(k_weight.shape == q_weight.shape, "weights must be [E]")
-    check_tensors(qkv.dtype, q_weight=q_weight, k_weight=k_weight)
+    check_norm_weights(qkv.dtype, q_weight=q_weight, k_weight=k_weight)
     launch(
         head_rmsnorm_kernel,
         (num_rows, num_heads + num_kv_heads),
@@ -158,6 +162,7 @@ def head_rmsnorm(
         H=num_heads,
         E=head_size,
         TILE=triton.next_power_of_2(head_size),
+        ROUNDS_FIRST=q_weight.dtype == qkv.dtype,
         num_warps=1,
     )
 
@@ -185,13 +190,14 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     return out
 
 
-def embed(rows: Tensor, last_ids: Tensor, table: Tensor) -> Tensor:
+def embed(rows: Tensor, last_ids: Tensor, table: Tensor, scale: float = 1.0) -> Tensor:
     """Each row's input: the embedding of its TOKEN_ID, or of the id last sampled for its seat.
 
     Args:
         rows: int32 [n, ROW_COLUMNS].
         last_ids: int32 [seats].
         table: [vocabulary, D].
+        scale: multiplies what is read.
 
     Returns:
         [n, D]; zeros where an id is outside the table.
@@ -205,9 +211,16 @@ def embed(rows: Tensor, last_ids: Tensor, table: Tensor) -> Tensor:
     check_tensors(torch.int32, last_ids=last_ids)
     out = torch.empty((num_rows, hidden), dtype=table.dtype, device=table.device)
     grid = (num_rows, triton.cdiv(hidden, _TILE))
-    args = (rows, last_ids, table, out, num_ids)
-    launch(embed_kernel, grid, *args, D=hidden, TILE=_TILE, num_warps=4)
+    args = (rows, last_ids, table, out, num_ids, float(scale))
+    sizes = {"D": hidden, "TILE": _TILE}
+    launch(embed_kernel, grid, *args, **sizes, IS_SCALED=scale != 1.0, num_warps=4)
     return out
+
+
+def check_norm_weights(dtype: torch.dtype, **weights: Tensor) -> None:
+    """Raises ValueError: they are not all in the model's dtype, or all in float32."""
+    dtypes = {weight.dtype for weight in weights.values()}
+    check_tensors(torch.float32 if dtypes == {torch.float32} else dtype, **weights)
 
 
 @triton.jit
@@ -219,6 +232,7 @@ def add_rmsnorm_kernel(
     eps,
     x_stride,
     HAS_RESIDUAL: tl.constexpr,
+    ROUNDS_FIRST: tl.constexpr,
     D: tl.constexpr,
     TILE: tl.constexpr,
 ):
@@ -232,7 +246,9 @@ def add_rmsnorm_kernel(
         tl.store(residual + row * D + d, hidden, mask=d < D)
     hidden = hidden.to(tl.float32)
     scale = tl.rsqrt(tl.sum(hidden * hidden) / D + eps)
-    hidden = (hidden * scale).to(dtype).to(tl.float32)
+    hidden = hidden * scale
+    if ROUNDS_FIRST:
+        hidden = hidden.to(dtype).to(tl.float32)
     w = tl.load(weight + d, mask=d < D, other=0.0).to(tl.float32)
     tl.store(normed + row * D + d, (w * hidden).to(dtype), mask=d < D)
 
@@ -247,6 +263,7 @@ def head_rmsnorm_kernel(
     H: tl.constexpr,
     E: tl.constexpr,
     TILE: tl.constexpr,
+    ROUNDS_FIRST: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
@@ -255,7 +272,9 @@ def head_rmsnorm_kernel(
     at = qkv + row * qkv_stride + head * E + e
     x = tl.load(at, mask=e < E, other=0.0).to(tl.float32)
     scale = tl.rsqrt(tl.sum(x * x) / E + eps)
-    normed = (x * scale).to(dtype).to(tl.float32)
+    normed = x * scale
+    if ROUNDS_FIRST:
+        normed = normed.to(dtype).to(tl.float32)
     of_query = tl.where(head < H, E, 0)  # the other weight is read nowhere
     w = tl.load(q_weight + e, mask=e < of_query, other=0.0)
     w += tl.load(k_weight + e, mask=e < E - of_query, other=0.0)
@@ -328,7 +347,17 @@ def silu_mul_kernel(gate_up, out, WIDTH: tl.constexpr, TILE: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["num_ids"])
-def embed_kernel(rows, last_ids, table, out, num_ids, D: tl.constexpr, TILE: tl.constexpr):
+def embed_kernel(
+    rows,
+    last_ids,
+    table,
+    out,
+    num_ids,
+    scale,
+    D: tl.constexpr,
+    TILE: tl.constexpr,
+    IS_SCALED: tl.constexpr,
+):
     row = tl.program_id(0).to(tl.int64)
     token = tl.load(rows + row * ROW_COLUMNS + TOKEN_ID)
     if token < 0:
@@ -336,4 +365,6 @@ def embed_kernel(rows, last_ids, table, out, num_ids, D: tl.constexpr, TILE: tl.
     width = tl.where((token >= 0) & (token < num_ids), D, 0)
     d = tl.program_id(1) * TILE + tl.arange(0, TILE)
     value = tl.load(table + token.to(tl.int64) * D + d, mask=d < width, other=0.0)
+    if IS_SCALED:
+        value = (value.to(tl.float32) * scale).to(value.dtype)
     tl.store(out + row * D + d, value, mask=d < D)

@@ -18,7 +18,7 @@ from dycoke_core.engine import Engine
 from dycoke_core.engine import Sequence as EngineSequence
 from dycoke_core.errors import InvalidRequestError
 from dycoke_core.lmms_plugin.arguments import compression_of, sampling_of
-from dycoke_core.sequence import ChatMessage
+from dycoke_core.sequence import ChatMessage, FrameTiming
 from dycoke_core.video import FrameSpec, VideoFrames, read_video_frames
 
 
@@ -107,10 +107,12 @@ class DycokeLlavaOnevision(lmms):  # type: ignore[misc]
     def _sequence(self, name: str, request: Instance) -> EngineSequence:
         path = self._video_of(request)
         context, generation = request.args[:2]
+        video = self._videos.read(path)
         return EngineSequence(
             sequence_id=name,
             messages=(ChatMessage("user", context),),
-            frames=self._videos.read(path).pixels,
+            frames=video.pixels,
+            timing=FrameTiming.shown_at(video.timestamps_s),
             sampling=sampling_of(generation, seed=self._seed),
             compression=self._compression,
             video_key=path,

@@ -1,12 +1,13 @@
-"""Qwen2's decoder in ten launches a layer: merged weights, and kernels that do two things at once.
+"""A decoder in ten launches a layer: merged weights, and kernels that do two things at once.
 
 Queries, keys and values come out of one product, and so do the MLP's gate and up. The merged
 weights replace the loaded ones, whose parameters become views of them: transformers' own forward
 keeps working, and nothing is held twice. Moving or casting the model afterwards would part them.
 
-    norm, qkv, rotate and store, attend (2), out, add and norm, gate and up, silu * up, down
+    norm, qkv, rotate and store, attend (2), out, add and norm, gate and up, activation, down
     and one more where queries and keys have norms of their own
 
+Where what is added goes through a norm of its own first, as in Gemma's, that is in the same launch.
 From the second layer on the first norm takes the addition of the layer before. What rows attend to
 is the caller's business, and so is where keys and values are stored: `run` is handed slots.
 
@@ -22,24 +23,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers.activations import SiLUActivation
 
 from dycoke_core.compression.flops import TextGeometry
-from dycoke_core.errors import ModelLoadError
+from dycoke_core.model.decoder_forms import GATE_UP, HEAD_NORMS, QKV, DecoderForm, form_of
 
 # Called with a layer and its rotated queries [n, H, E], keys and values [n, G, E], rows of any
 # stride, once keys and values are stored; returns [n, H * E].
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-
-_QKV = tuple(f"self_attn.{name}_proj" for name in "qkv")
-_GATE_UP = ("mlp.gate_proj", "mlp.up_proj")
-_LINEARS = (*_QKV, *_GATE_UP, "self_attn.o_proj", "mlp.down_proj")
-_NORMS = ("input_layernorm", "post_attention_layernorm")
-# Decoders of this form, and their norms: all compute the same.
-_DECODERS = ("Qwen2Model", "Qwen2_5_VLTextModel", "Qwen3VLTextModel")
-_RMS_NORMS = {"Qwen2RMSNorm", "Qwen2_5_VLRMSNorm", "Qwen3VLTextRMSNorm"}
-_HEAD_NORMS = ("self_attn.q_norm", "self_attn.k_norm")
-_STATIC_ROPE = ("default", "linear", "llama3", "yarn")  # others look at positions on the host
 
 
 class LayerKernels(Protocol):
@@ -66,7 +56,13 @@ class LayerKernels(Protocol):
         num_heads: int,
     ) -> None: ...
 
+    def norm_add_rmsnorm(
+        self, x: Tensor, residual: Tensor, added_weight: Tensor, weight: Tensor, eps: float
+    ) -> Tensor: ...
+
     def silu_mul(self, gate_up: Tensor) -> Tensor: ...
+
+    def gelu_mul(self, gate_up: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,7 +76,7 @@ class _Linear:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Norm:
-    weight: Tensor
+    weight: Tensor  # in float32 where the product is rounded once, as in Gemma's
     eps: float
 
 
@@ -90,17 +86,20 @@ class _Layer:
     qkv: _Linear
     head_norms: tuple[Tensor, Tensor, float] | None  # of queries and keys, [E] each; epsilon
     out: _Linear
+    after_attention: _Norm | None  # of what is added
     mlp_norm: _Norm
     gate_up: _Linear
     down: _Linear
+    after_mlp: _Norm | None
+    kind: int  # which of the rotations is its own
 
 
 class FusedDecoder:
     """The layers, the final norm and the head of a language model; no state of any sequence.
 
     Args:
-        language_model: transformers' Qwen2Model, or one of its form. Its weights become views of
-            merged ones; a second decoder of the same model shares them.
+        language_model: of a form that `dycoke_core.model.decoder_forms` lists. Its weights become
+            views of merged ones; a second decoder of the same model shares them.
         lm_head: its language head.
         kernels: None takes the Triton kernels.
 
@@ -116,16 +115,20 @@ class FusedDecoder:
         kernels: LayerKernels | None = None,
     ) -> None:
         model: Any = language_model
-        _check_model(model, lm_head, geometry)
+        form = form_of(model, lm_head, geometry)
         self._kernels = _triton_kernels() if kernels is None else kernels
         self._geometry = geometry
         self._rotary: Any = model.rotary_emb
         self.scaling = float(model.layers[0].self_attn.scaling)
+        self._activation = form.activation
+        self._kinds = form.kinds if len(form.kinds) > 1 else None
         self.embedding: Tensor = model.embed_tokens.weight.detach()  # [vocabulary, D]
+        scale = getattr(model.embed_tokens, "embed_scale", None)
+        self.embed_scale = 1.0 if scale is None else float(scale.to(self.embedding.dtype))
         # Not as inference tensors: the parameters stay usable outside of inference mode.
         with torch.inference_mode(False), torch.no_grad():
-            self._layers = [_merged(layer) for layer in model.layers]
-            self._final_norm = _norm(model.norm)
+            self._layers = [_merged(layer, form) for layer in model.layers]
+            self._final_norm = _norm(model.norm, form)
             self._head = _linear(lm_head)
 
     def run(
@@ -144,7 +147,7 @@ class FusedDecoder:
 
         Args:
             hidden: [n, D] embedded tokens, contiguous; overwritten.
-            cos, sin: [n, E], of `rotary`.
+            cos, sin: of `rotary`.
             write_slots: int32 [n], where the tokens' keys and values go in the pool.
             keys, values: the pool, [R, G, E] each.
             attend: called once per layer.
@@ -156,31 +159,39 @@ class FusedDecoder:
         kernels, geometry = self._kernels, self._geometry
         num_heads = geometry.num_heads
         end_of_keys = num_heads + geometry.num_kv_heads
-        normed = _add_norm(kernels, hidden, None, self._layers[0].attention_norm)
+        activate = kernels.silu_mul if self._activation == "silu" else kernels.gelu_mul
+        first_norm = self._layers[0].attention_norm
+        normed = kernels.add_rmsnorm(hidden, None, first_norm.weight, first_norm.eps)
         next_norms = [layer.attention_norm for layer in self._layers[1:]] + [self._final_norm]
         for index, (layer, next_norm) in enumerate(zip(self._layers, next_norms, strict=True)):
             qkv = layer.qkv(normed)
             if layer.head_norms is not None:
                 kernels.head_rmsnorm(qkv, *layer.head_norms, num_heads=num_heads)
+            rotation = (cos, sin) if cos.dim() == 2 else (cos[layer.kind], sin[layer.kind])
             kernels.rope_store(
-                qkv, cos, sin, write_slots, keys, values, layer=index, num_heads=num_heads
+                qkv, *rotation, write_slots, keys, values, layer=index, num_heads=num_heads
             )
             heads = qkv.view(len(qkv), -1, geometry.head_size)
             q, k, v = heads[:, :num_heads], heads[:, num_heads:end_of_keys], heads[:, end_of_keys:]
             attention_output = layer.out(attend(index, q, k, v))
-            normed = _add_norm(kernels, attention_output, hidden, layer.mlp_norm)
-            mlp_output = layer.down(kernels.silu_mul(layer.gate_up(normed)))
+            after, norm = layer.after_attention, layer.mlp_norm
+            normed = _add_norm(kernels, attention_output, hidden, after, norm)
+            mlp_output = layer.down(activate(layer.gate_up(normed)))
             if layer_adds is not None and index < len(layer_adds):
                 mlp_output[: layer_adds.shape[1]] += layer_adds[index]
-            normed = _add_norm(kernels, mlp_output, hidden, next_norm)
+            normed = _add_norm(kernels, mlp_output, hidden, layer.after_mlp, next_norm)
         return normed
 
     def rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin, [n, E] in the model's dtype, by the model's own module.
+        """cos and sin in the model's dtype, by the model's own module: [n, E], or [kinds, n, E]
+        where layers of several kinds rotate each in its own way.
 
         Args:
             positions: int64 [axes, n]; one axis, or those that the model's rotary embedding joins.
         """
+        if self._kinds is not None:
+            parts = [self._rotary(self.embedding, positions, kind) for kind in self._kinds]
+            return torch.cat([cos for cos, _ in parts]), torch.cat([sin for _, sin in parts])
         # transformers takes [batch, n], or [axes, batch, n] where there are several.
         ids = positions if len(positions) == 1 else positions[:, None]
         cos, sin = self._rotary(self.embedding, position_ids=ids)
@@ -198,29 +209,40 @@ def _triton_kernels() -> LayerKernels:
     return layers
 
 
-def _add_norm(kernels: LayerKernels, x: Tensor, residual: Tensor | None, norm: _Norm) -> Tensor:
-    return kernels.add_rmsnorm(x, residual, norm.weight, norm.eps)
+def _add_norm(
+    kernels: LayerKernels, x: Tensor, residual: Tensor, added: _Norm | None, norm: _Norm
+) -> Tensor:
+    if added is None:
+        return kernels.add_rmsnorm(x, residual, norm.weight, norm.eps)
+    return kernels.norm_add_rmsnorm(x, residual, added.weight, norm.weight, norm.eps)
 
 
-def _merged(layer: nn.Module) -> _Layer:
+def _merged(layer: Any, form: DecoderForm) -> _Layer:
     def linears(names: Sequence[str]) -> list[nn.Linear]:
         return [_linear_at(layer, name) for name in names]
 
+    def norm(name: str) -> _Norm:
+        return _norm(layer.get_submodule(name), form)
+
+    kind = getattr(layer.self_attn, "layer_type", None)
     return _Layer(
-        attention_norm=_norm(layer.get_submodule("input_layernorm")),
-        qkv=_merge(linears(_QKV)),
-        head_norms=_head_norms(layer),
+        attention_norm=norm(form.attention_norm),
+        qkv=_merge(linears(QKV)),
+        head_norms=_head_norms(layer, form),
         out=_linear(_linear_at(layer, "self_attn.o_proj")),
-        mlp_norm=_norm(layer.get_submodule("post_attention_layernorm")),
-        gate_up=_merge(linears(_GATE_UP)),
+        after_attention=norm(form.after_attention) if form.after_attention else None,
+        mlp_norm=norm(form.mlp_norm),
+        gate_up=_merge(linears(GATE_UP)),
         down=_linear(_linear_at(layer, "mlp.down_proj")),
+        after_mlp=norm(form.after_mlp) if form.after_mlp else None,
+        kind=form.kinds.index(kind) if kind in form.kinds else 0,
     )
 
 
-def _head_norms(layer: Any) -> tuple[Tensor, Tensor, float] | None:
+def _head_norms(layer: Any, form: DecoderForm) -> tuple[Tensor, Tensor, float] | None:
     if not hasattr(layer.self_attn, "q_norm"):
         return None
-    queries, keys = _norm(layer.self_attn.q_norm), _norm(layer.self_attn.k_norm)
+    queries, keys = (_norm(layer.get_submodule(name), form) for name in HEAD_NORMS)
     return queries.weight, keys.weight, queries.eps
 
 
@@ -264,52 +286,8 @@ def _linear(linear: Any) -> _Linear:
     return _Linear(linear.weight.detach(), None if linear.bias is None else linear.bias.detach())
 
 
-def _norm(norm: Any) -> _Norm:
-    return _Norm(norm.weight.detach(), float(norm.variance_epsilon))
-
-
-def _check_model(model: Any, lm_head: nn.Module, geometry: TextGeometry) -> None:
-    _require(type(model).__name__ in _DECODERS, f"a {type(model).__name__}")
-    kinds = sorted(set(getattr(model.config, "layer_types", ())) - {"full_attention"})
-    _require(not kinds, f"layers of kind {', '.join(kinds)}")
-    rope_type = model.rotary_emb.rope_type
-    _require(rope_type in _STATIC_ROPE, f"rotary embeddings of type {rope_type}")
-    _require(type(lm_head) is nn.Linear, f"a head of type {type(lm_head).__name__}")
-    _require(len(model.layers) == geometry.num_layers > 0, f"{len(model.layers)} layers")
-    for index, layer in enumerate(model.layers):
-        _check_layer(layer, index, geometry)
-    scalings = {layer.self_attn.scaling for layer in model.layers}
-    _require(len(scalings) == 1, "layers that scale attention differently")
-    names = (*_NORMS, *(_HEAD_NORMS if hasattr(model.layers[0].self_attn, "q_norm") else ()))
-    norms = [model.norm] + [layer.get_submodule(name) for layer in model.layers for name in names]
-    types = sorted({type(norm).__name__ for norm in norms} - _RMS_NORMS)
-    _require(not types, f"norms of type {', '.join(types)}")
-
-
-def _check_layer(layer: nn.Module, index: int, geometry: TextGeometry) -> None:
-    required = {f"{name}.weight" for name in (*_LINEARS, *_NORMS)}
-    found = {name for name, _ in layer.named_parameters()}
-    head_norms = {f"{name}.weight" for name in _HEAD_NORMS}
-    optional = {f"{name}.bias" for name in _LINEARS} | head_norms
-    _require(required <= found, f"layer {index} without {min(required - found, default='')}")
-    extra = found - required - optional
-    _require(not extra, f"layer {index} with {min(extra, default='')}")
-    _require(len(found & head_norms) != 1, f"layer {index} with a norm of queries or keys alone")
-    linears = {name: layer.get_submodule(name) for name in _LINEARS}
-    for name, linear in linears.items():
-        _require(type(linear) is nn.Linear, f"layer {index} with {name} a {type(linear).__name__}")
-    for group in (_QKV, _GATE_UP):
-        num_biases = len(found & {f"{name}.bias" for name in group})
-        _require(num_biases in (0, len(group)), f"layer {index} with a bias in some of {group}")
-    activation = layer.get_submodule("mlp.act_fn")
-    is_silu = isinstance(activation, nn.SiLU | SiLUActivation)
-    _require(is_silu, f"layer {index} with {type(activation).__name__} in its MLP")
-    sizes = tuple(linears[name].out_features for name in _QKV)
-    heads = (geometry.num_heads, geometry.num_kv_heads, geometry.num_kv_heads)
-    expected = tuple(number * geometry.head_size for number in heads)
-    _require(sizes == expected, f"layer {index} with projections of {sizes}, not {expected}")
-
-
-def _require(condition: bool, found: str) -> None:
-    if not condition:
-        raise ModelLoadError(f"the CUDA backend has no kernels for this model: it has {found}")
+def _norm(norm: Any, form: DecoderForm) -> _Norm:
+    weight = norm.weight.detach()
+    if form.adds_one:
+        return _Norm(1.0 + weight.float(), float(norm.eps))
+    return _Norm(weight, float(norm.variance_epsilon))

@@ -2,7 +2,8 @@
 
 A picture is decoded by the decoder of what it was recognised as, whole, from memory: no demuxer
 sees it, and no decoder takes more pixels than the limit. Pictures of several sizes are scaled like
-the frames of a video, each to the whole of the model's frame.
+the frames of a video, each to the whole of the model's frame; where frames keep a video's shape, it
+is that of the first picture.
 """
 
 import os
@@ -29,16 +30,14 @@ def probe(task: Task) -> dict[str, Any]:
     `bad_picture`.
     """
     fd, index = _open(task)
-    largest = 0, 0
-    codecs = set()
+    headers: dict[str, Any] = {}
     for number, place in enumerate(index.places):
         try:
             codec, frame = _decode(task, fd, place)
         except TaskError:
             return {"bad_picture": number}
-        codecs.add(codec)
-        largest = max(largest, (frame.width, frame.height), key=lambda size: size[0] * size[1])
-    return _describe(index, sorted(codecs), *largest)
+        headers = headers or _describe(index, codec, frame)
+    return headers
 
 
 def plan(task: Task) -> dict[str, Any]:
@@ -50,7 +49,7 @@ def plan(task: Task) -> dict[str, Any]:
     clip = frames_in_clip(index.times_s, index.end_s, params["start_s"], params["end_s"])
     indices = sample_indices(clip, params["num_frames"]) if clip else ()
     return {
-        "headers": _describe(index, [codec], first.width, first.height),
+        "headers": _describe(index, codec, first),
         "total_frames": len(index.places),
         "has_times": True,
         "end_s": index.end_s,
@@ -58,7 +57,7 @@ def plan(task: Task) -> dict[str, Any]:
         "timestamps_s": [index.times_s[number] for number in indices],
         "num_keyframes": len(clip),
         "key_pts": [],
-        "upright_size": (first.height, first.width),
+        "upright_size": _upright_size(first),
     }
 
 
@@ -112,14 +111,21 @@ def _decode(task: Task, fd: int, place: tuple[int, int]) -> tuple[str, VideoFram
     return codec, frames[0]
 
 
-def _describe(index: FrameListIndex, codecs: list[str], width: int, height: int) -> dict[str, Any]:
+def _upright_size(picture: VideoFrame) -> tuple[int, int]:
+    """Height and width, as it is shown."""
+    is_turned = picture.rotation % 180 == 90
+    return (picture.width, picture.height) if is_turned else (picture.height, picture.width)
+
+
+def _describe(index: FrameListIndex, codec: str, first: VideoFrame) -> dict[str, Any]:
+    """A list is as large as its first picture."""
     return {
-        "codec": codecs[0],
-        "width": width,
-        "height": height,
+        "codec": codec,
+        "width": first.width,
+        "height": first.height,
         "duration_s": index.end_s,
         "num_frames": len(index.places),
         "fps": index.fps,
         "extradata_bytes": 0,
-        "codecs": codecs,
+        "codecs": [codec],
     }

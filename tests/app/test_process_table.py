@@ -16,7 +16,8 @@ table = ProcessTable(int(sys.argv[1]))
 row = table.take_row(1)
 row.beat()
 row.set_streams(3)
-row.add_stored_bytes(1000)
+row.add_stored(1000, 3)
+row.add_incoming_bytes(50)
 assert table.try_lock(7)
 print("holding", flush=True)
 time.sleep(600)
@@ -28,7 +29,7 @@ def test_numbers_of_another_process_are_seen_and_cleared_at_its_death(
 ) -> None:
     row = process_table.take_row(0)
     row.set_streams(2)
-    row.add_stored_bytes(-200)
+    row.add_stored(-200, -1)
     with subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(process_table.fd)],
         pass_fds=[process_table.fd],
@@ -37,7 +38,8 @@ def test_numbers_of_another_process_are_seen_and_cleared_at_its_death(
         try:
             assert holder.stdout is not None and holder.stdout.readline() == b"holding\n"
             assert process_table.num_streams() == 5
-            assert process_table.stored_bytes() == 800
+            assert (process_table.stored_bytes(), process_table.stored_videos()) == (800, 2)
+            assert process_table.incoming_bytes() == 50
             assert process_table.is_alive(1) and not process_table.is_alive(0)
             assert process_table.try_lock(7) is None
             assert process_table.try_lock(8) is not None
@@ -50,6 +52,8 @@ def test_numbers_of_another_process_are_seen_and_cleared_at_its_death(
     assert process_table.deaths(1) == 1 and process_table.deaths(0) == 0
     assert not process_table.is_alive(1)
     assert process_table.stored_bytes() == 800, "what is stored stays"
+    assert process_table.stored_videos() == 2
+    assert process_table.incoming_bytes() == 0, "and nothing comes in"
 
 
 def test_lock_is_exclusive_within_a_process_too(process_table: ProcessTable) -> None:

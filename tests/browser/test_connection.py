@@ -85,6 +85,16 @@ def test_nothing_is_lost_with_the_connection(page: Page) -> None:
     expect(page.locator("#results")).to_be_visible()
 
 
+def test_page_can_be_loaded_again_in_mid_answer(page: Page) -> None:
+    ask(page, SLOW, 24)
+    answer = page.locator("run-answer")
+    expect(answer.locator("[data-part=answer]")).to_contain_text("w")
+    page.reload()
+    expect(answer).to_contain_text("24 tokens arrived, each once and in order.")
+    expect(page.locator("#question-asked")).to_have_text(SLOW)
+    expect(answer.locator("h3")).to_contain_text("dycoke")
+
+
 def test_lost_job_can_still_be_cancelled(page: Page) -> None:
     ask(page, SLOW, 4000)
     answer = page.locator("run-answer")
@@ -100,6 +110,12 @@ def test_questions_are_text_and_never_markup(page: Page) -> None:
     expect(page.locator("#question-asked *")).to_have_count(0)
     expect(page.locator("copy-as code")).to_contain_text("onerror")
     expect(page.locator("copy-as code *")).to_have_count(0)
+
+
+def test_link_to_a_job_that_is_gone_says_so(browser: Browser, slow_url: str) -> None:
+    with watched_page(browser, slow_url, LIGHT, tolerated="status of 404") as page:
+        page.goto("/#job=gone")
+        expect(page.locator("#answers")).to_have_text("Job gone: no such job")
 
 
 def test_event_source_reads_a_job_to_its_end(page: Page) -> None:

@@ -87,6 +87,9 @@ def test_every_row_of_the_page(browser: Browser, service: str, look: Look) -> No
         expect(page.locator("answer-diff")).to_be_visible()
 
         expect(page.locator("stage-waterfall tbody tr")).to_have_count(8)
+        page.get_by_text("More settings").click()
+        page.get_by_text("Stage II").click()
+        expect(page.locator("kept-view .legend")).to_contain_text("attended to")
         assert page.evaluate("document.documentElement.scrollWidth") <= look.width
         assert serious_findings(page) == []
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dycoke_core.compression.ttm import reference_frames
+from dycoke_core.compression.counts import reference_frames
 from dycoke_core.config import TtmVariant
 from dycoke_core.model.adapter import VideoLanguageModel
 

@@ -5,13 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dycoke_core.compression import ttm
-from dycoke_core.compression.controls import (
-    fewer_frames,
-    select_fewer_frames,
-    select_random_tokens,
-)
+from dycoke_core.compression.controls import select_fewer_frames, select_random_tokens
+from dycoke_core.compression.counts import count_tokens, fewer_frames
 from dycoke_core.compression.randomness import random_order
+from dycoke_core.compression.ttm import select_tokens
 from dycoke_core.video.sampling import sample_indices
 from tests.compression import slow_loops
 
@@ -29,7 +26,7 @@ def test_random_tokens_have_ttms_counts_in_every_frame(
 ) -> None:
     features = torch.randn(num_frames, num_tokens, 3)
     ours = select_random_tokens(features, k, window=window, seed=seed)
-    theirs = ttm.select_tokens(features, k, window=window)
+    theirs = select_tokens(features, k, window=window)
     count = [torch.bincount(kept // num_tokens, minlength=num_frames) for kept in (ours, theirs)]
     assert torch.equal(*count)
     assert ours.tolist() == sorted(set(ours.tolist()))
@@ -70,7 +67,7 @@ def test_fewer_frames_are_whole_and_spread_as_llava_samples(
 ) -> None:
     features = torch.zeros(num_frames, num_tokens, 1)
     frames = fewer_frames(num_frames, num_tokens, k)
-    wanted = ttm.count_tokens(num_frames, num_tokens, k)
+    wanted = count_tokens(num_frames, num_tokens, k)
     assert abs(len(frames) * num_tokens - wanted) <= num_tokens / 2 or len(frames) == 1
     assert len(set(frames)) == len(frames), "no frame twice"
     slow = [frame * num_tokens + n for frame in frames for n in range(num_tokens)]

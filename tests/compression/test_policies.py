@@ -2,7 +2,10 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from dycoke_core.compression.counts import count_visual_tokens
 from dycoke_core.compression.policies import make_policy
 from dycoke_core.config import POLICY_PARAMETERS, CompressionConfig
 
@@ -15,11 +18,31 @@ def test_every_named_policy_selects_as_many_tokens_as_it_announces(
     policy = make_policy(CompressionConfig(policy=name))
     kept = policy.select_visual_tokens(torch.randn(num_frames, 16, 8))
     assert len(kept) == policy.count_visual_tokens(num_frames, 16)
+    assert len(kept) == count_visual_tokens(CompressionConfig(policy=name), num_frames, 16)
     assert kept.tolist() == sorted(set(kept.tolist()))
     counts = policy.count_per_frame(num_frames, 16)
     assert (counts is None) is (name == "vidcom2"), "where the features decide"
     if counts is not None:
         assert counts == tuple(torch.bincount(kept // 16, minlength=num_frames).tolist())
+
+
+@settings(deadline=None)
+@given(
+    name=st.sampled_from(sorted(POLICY_PARAMETERS)),
+    num_frames=st.integers(1, 64),
+    tokens_per_frame=st.integers(1, 300),
+    k=st.floats(0, 1),
+    window=st.integers(1, 9),
+    ratio=st.floats(0, 1),
+)
+def test_counts_without_torch_are_the_engines(
+    name: str, num_frames: int, tokens_per_frame: int, k: float, window: int, ratio: float
+) -> None:
+    given_values = {"k": k, "window": window, "retained_ratio": ratio}
+    taken = {key: given_values[key] for key in POLICY_PARAMETERS[name] if key in given_values}
+    config = CompressionConfig.parse({"policy": name, **taken})
+    counted = count_visual_tokens(config, num_frames, tokens_per_frame)
+    assert counted == make_policy(config).count_visual_tokens(num_frames, tokens_per_frame)
 
 
 CHANGES: dict[str, object] = {

@@ -6,12 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dycoke_core.compression import ttm
-from dycoke_core.compression.ttm import (
-    count_per_frame,
-    count_tokens,
-    reference_frames,
-    select_tokens,
-)
+from dycoke_core.compression.counts import count_per_frame, count_tokens, reference_frames
+from dycoke_core.compression.ttm import select_tokens
 from dycoke_core.config import TtmVariant
 from tests.compression import slow_loops
 from tests.operations import CountingOperations

@@ -44,7 +44,9 @@ def install(monkeypatch: pytest.MonkeyPatch) -> list[AssertionError]:
             if hasattr(module, kernel.__name__):
                 monkeypatch.setattr(module, kernel.__name__, _watched(kernel, violations))
     plain = PlainKernels()
-    for name in ("add_rmsnorm", "head_rmsnorm", "rope_store", "silu_mul"):
+    for name in (
+        *("add_rmsnorm", "head_rmsnorm", "norm_add_rmsnorm", "rope_store", "silu_mul", "gelu_mul"),
+    ):
         monkeypatch.setattr(layers, name, getattr(plain, name))
     monkeypatch.setattr(KVPool, "allocate", _poisoned(KVPool.allocate))
     return violations
@@ -232,9 +234,9 @@ def gather_kept(
         k_pool[targets], v_pool[targets] = host_k[sources], host_v[sources]
 
 
-def embed(rows: Tensor, last_ids: Tensor, table: Tensor) -> Tensor:
+def embed(rows: Tensor, last_ids: Tensor, table: Tensor, scale: float = 1.0) -> Tensor:
     ids, seats = rows[:, columns.TOKEN_ID].long(), rows[:, columns.SEAT].long()
-    return table[torch.where(ids < 0, last_ids[seats].long(), ids)]
+    return table[torch.where(ids < 0, last_ids[seats].long(), ids)] * scale
 
 
 def sample(

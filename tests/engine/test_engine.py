@@ -179,7 +179,7 @@ def test_the_card_says_what_numerics_depend_on(engine: RecordingEngine) -> None:
         "LlavaOnevisionForConditionalGeneration",
         1,
     )
-    assert card.max_model_tokens == 8192
+    assert (card.max_model_tokens, card.max_words_per_token) == (8192, 1)
     assert len(card.weights_digest) == 32
 
 

@@ -1,4 +1,4 @@
-"""Gemma 3 through the engine, against transformers on the CPU's backend."""
+"""Gemma 3 through the engine, against transformers, on both backends."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +15,7 @@ from dycoke_core.model.gemma3 import Gemma3
 from dycoke_core.model.loader import load_model
 from dycoke_core.sequence import ChatMessage, SamplingParams, Sequence
 from tests.compression import slow_loops
+from tests.engine.conftest import need_triton
 from tests.engine.family_bench import Bench, bench_of
 from tests.engine.gemma_reference import GemmaReference, SlowWindows
 from tests.engine.recording import (
@@ -77,7 +78,7 @@ def reference(directory: Path) -> GemmaReference:
     return GemmaReference(directory)
 
 
-@pytest.fixture(params=["cpu"])
+@pytest.fixture(params=["cpu", "cuda"])
 def bench(request: pytest.FixtureRequest, model: Gemma3) -> Iterator[Bench[Gemma3]]:
     with bench_of(model, request.param, sequence) as bench:
         yield bench
@@ -355,6 +356,17 @@ def test_receipts_count_what_windows_hide(bench: Bench[Gemma3]) -> None:
     num_tokens = report.prompt_tokens + report.completion_tokens - 1
     assert report.memory.kv_bytes == (2 * num_tokens + 4 * WINDOW) * row
     assert report.memory.kv_bytes == report.memory.kv_bytes_full_tokens
+
+
+@pytest.mark.slow
+def test_the_kernels_give_the_cpus_numbers(model: Gemma3) -> None:
+    """The kernels themselves, in Triton's interpreter where there is no GPU. Short: it is slow."""
+    need_triton()
+    ask: dict[str, Any] = {"num_frames": 3, "question": "How?", "max_tokens": 3}
+    kernels, twin = (Bench(model, name, sequence) for name in ("cuda", "cpu"))
+    assert_same(kernels.alone(**ask), twin.alone(**ask))
+    kernels.check()
+    twin.check()
 
 
 # --- limits ---

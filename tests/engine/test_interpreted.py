@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.engine.lab import Lab
-from tests.engine.recording import assert_same
+from tests.engine.recording import assert_same, report_of
 
 ON_DEVICE: dict[str, dict[str, Any]] = {
     "default": {"num_frames": 2, "temperature": 0.9, "top_p": 0.8, "seed": 4},
@@ -21,6 +21,17 @@ IN_HOST_MEMORY: dict[str, dict[str, Any]] = {
     "layer 0": {"num_frames": 2, "compression": {"policy": "lowest_kv", "l": 0}},
     "random": {"num_frames": 2, "compression": {"policy": "random_kv", "l": 1, "p": 0.4}},
 }
+
+
+@pytest.mark.slow
+def test_the_kernels_kept_sets_are_told_as_they_were(interpreted_lab: Lab, twin: Lab) -> None:
+    told = []
+    for lab in (interpreted_lab, twin):
+        sequence = lab.sequence(num_frames=2, question="How?", max_tokens=4)
+        sequence.wants_kept_sets = True
+        told.append(report_of(lab.engine().run(sequence)["a"]).kept)
+    assert told[0] == told[1]
+    assert told[0] is not None and told[0].last is not None
 
 
 @pytest.mark.slow

@@ -339,6 +339,30 @@ def test_an_abort_in_mid_answer_leaves_the_others_as_they_are(bench: Bench[QwenV
     assert_same(engine.recordings["stays"], bench.alone(size=WIDE))
 
 
+def test_no_position_offset_of_one_request_reaches_another(bench: Bench[QwenVL]) -> None:
+    """Requests of other sizes and times take turns, with a stranger's offset on the wrapper."""
+    asks: dict[str, dict[str, Any]] = {
+        "first": {"max_tokens": 8},
+        "second": {"size": WIDE, "seconds": None, "num_frames": 4},
+    }
+    expected = {name: bench.alone(**ask) for name, ask in asks.items()}
+    engine = bench.engine()
+    first, second = (bench.sequence(name, **ask) for name, ask in asks.items())
+    wrapper = bench.model.model.model
+    wrapper.rope_deltas = torch.tensor([[1000]])
+    try:
+        engine.add(first)
+        while len(first.output_token_ids) < 3:
+            engine.step()
+        engine.add(second)
+        engine.drain()
+        assert wrapper.rope_deltas.tolist() == [[1000]]  # nobody wrote it either
+    finally:
+        wrapper.rope_deltas = None
+    for name in asks:
+        assert_same(engine.recordings[name], expected[name])
+
+
 def test_a_prefix_is_of_its_frames_times(bench: Bench[QwenVL]) -> None:
     engine = bench.engine()
     engine.run(bench.sequence("first"))

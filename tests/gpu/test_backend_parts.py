@@ -78,7 +78,7 @@ def test_a_failed_capture_leaves_stream_and_device_usable() -> None:
     step.input.normal_()
     torch.testing.assert_close(graphs.replay(SMALL), step.expected(SMALL))
     step.fails = False
-    graphs.rebuild()
+    graphs.capture_all(step.run)
     assert not graphs.is_eager
     step.input.normal_()
     torch.testing.assert_close(graphs.replay(SMALL), step.expected(SMALL))
@@ -91,7 +91,7 @@ def test_dropped_graphs_give_their_memory_back() -> None:
     graphs.drop()
     reserved = torch.cuda.memory_reserved()
     for _ in range(3):
-        graphs.rebuild()
+        graphs.capture_all(step.run)
         graphs.drop()
     assert torch.cuda.memory_reserved() <= reserved
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from dycoke_core.gpu_kernels.compile_ahead import SHARED_LIMIT_BYTES
+from dycoke_core.gpu_kernels.compile_ahead import GEMMA, SHARED_LIMIT_BYTES
 
 pytestmark = pytest.mark.slow
 
@@ -33,6 +33,12 @@ def compiled() -> list[Row]:
 def test_every_kernel_compiles_for_every_gpu(compiled: list[Row]) -> None:
     for target in SHARED_LIMIT_BYTES:
         assert {row["kernel"] for row in compiled if row["target"] == target} >= KERNELS
+
+
+def test_gemmas_kernels_compile(compiled: list[Row]) -> None:
+    for target in (80, 90):
+        found = {r["kernel"] for r in compiled if (r["target"], r["model"]) == (target, GEMMA.name)}
+        assert found >= {"split_attend", "visual_scores", "norm_add_rmsnorm", "gelu_mul"}
 
 
 def test_no_kernel_spills_registers(compiled: list[Row]) -> None:

@@ -224,6 +224,8 @@ class ScriptedWorker:
             image_size=self._image_size,
             frame_limits=self._frame_limits,
             tokens_per_frame=4,
+            frames_per_unit=1,
+            max_words_per_token=1,
             num_layers=6,
             max_model_tokens=4096,
             prefill_chunk_tokens=64,
@@ -326,6 +328,8 @@ def receipt(delivery: Delivery, num_tokens: int) -> DoneEvent:
             reader=frames.reader,
             warnings=frames.warnings,
             sampling=frames.sampling,
+            start_s=frames.start_s,
+            end_s=frames.end_s,
         )
         if frames
         else None,

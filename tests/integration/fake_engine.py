@@ -63,6 +63,7 @@ class FakeEngine:
             frames_per_unit=1,
             num_layers=2,
             max_model_tokens=4096,
+            max_words_per_token=1,
             prefill_chunk_tokens=64,
             sampler_version=SAMPLER_VERSION,
             backend="cpu",

@@ -414,4 +414,4 @@ async def test_openapi_document_has_both_content_types(api: RunningApi) -> None:
 
 def _stored(api: RunningApi) -> list[str]:
     directory = api.settings.data_dir / "videos"
-    return [path.name for path in directory.rglob("*") if path.is_file()]
+    return [path.name for path in directory.rglob("*") if path.is_file() and path.name != ".lock"]

@@ -237,6 +237,19 @@ async def test_text_that_can_never_fit_the_model_is_refused_before_it_is_stored(
     assert (await post).status_code == 200, "what just might fit is the worker's to judge"
 
 
+async def test_frames_that_can_never_fit_the_model_are_refused_before_they_are_read(
+    api: RunningApi, worker: ScriptedWorker
+) -> None:
+    """By the worker's card a frame takes 4 of 4,096 tokens."""
+    response = await api.post(num_frames=100, max_tokens=3700, compression="full")
+    assert (response.status_code, response.json()["code"]) == (400, "prompt_too_long")
+    assert api.readers.num_reads == 0
+    assert (await api.api.jobs.queue.depth("tiny")).waiting == 0
+    post = asyncio.create_task(api.post(num_frames=100, max_tokens=3690, compression="full"))
+    await worker.answer()
+    assert (await post).status_code == 200
+
+
 async def test_client_that_stops_sending_is_told_and_frees_its_place(
     api: RunningApi, worker: ScriptedWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -497,7 +510,7 @@ async def test_video_is_uploaded_once_and_found_by_its_content(
     asked = await api.post(clip=None, video_id=video["video_id"])
     assert (asked.status_code, asked.json()["code"]) == (404, "video_not_found")
     names = {p.name for p in (api.settings.data_dir / "videos").rglob("*")}
-    assert names == {"incoming", "owners"}
+    assert names == {"incoming", "owners", ".lock"}
 
 
 async def test_deleted_video_is_gone_at_once_and_the_job_that_reads_it_goes_on(

@@ -176,7 +176,7 @@ async def test_what_cannot_be_read_gets_its_own_4xx(
         assert response.status_code == status, (name, response.text)
         assert response.headers["content-type"] == "application/problem+json"
     names = {p.name for p in (tmp_path / "data" / "videos").rglob("*")}
-    assert names == {"incoming", "owners"}
+    assert names == {"incoming", "owners", ".lock"}
     post = asyncio.create_task(api.post(clip=clip, stream=False))
     await worker.answer()
     assert (await post).status_code == 200

@@ -6,20 +6,22 @@ import numpy as np
 import pytest
 from redis.asyncio import Redis
 
-from app.errors import StoreUnavailableError
+from app.errors import FrameStoreFullError, JobNotFoundError
 from app.messages import JobState
 from app.store.forgotten_videos import ForgottenVideos
 from app.store.frame_store import (
+    FramesHeader,
     FrameStore,
     decode_frames,
     encode_frames,
     frames_digest,
+    max_blob_bytes,
     parse_header,
 )
 from app.store.job_leases import JobLeases
-from app.store.job_queue import Created, ExpectedFrames, JobQueue
+from app.store.job_queue import Created, ExpectedFrames, JobQueue, NeededFrames
 from app.store.keys import RedisKeys
-from dycoke_core.video import SAMPLINGS, VideoFrames
+from dycoke_core.video import SAMPLINGS, FrameSpec, VideoFrames
 from tests.integration.jobs import MODEL, cancelled, make_request
 
 BLOB_BYTES = 400
@@ -80,7 +82,7 @@ async def test_least_recently_used_blob_goes_first(store: FrameStore) -> None:
 async def test_pinned_blobs_stay_until_their_job_ends(store: FrameStore, queue: JobQueue) -> None:
     await put(store, "a", await reading_job(queue, "j1"))
     await put(store, "b", await reading_job(queue, "j2"))
-    with pytest.raises(StoreUnavailableError):
+    with pytest.raises(FrameStoreFullError):
         await put(store, "c")
     assert await stored(store) == "ab"
     await cancel(queue, "j1")
@@ -135,7 +137,7 @@ async def test_lost_blob_does_not_keep_its_share_of_the_budget(
 
 async def test_blob_larger_than_the_budget_evicts_nothing(store: FrameStore) -> None:
     await put(store, "a")
-    with pytest.raises(StoreUnavailableError):
+    with pytest.raises(FrameStoreFullError):
         await store.put_and_pin("b", bytes(2 * BLOB_BYTES + 1), "none", VIDEO)
     assert await stored(store) == "a"
 
@@ -144,7 +146,7 @@ async def test_budget_holds_under_concurrent_writers(
     store: FrameStore, redis: Redis, keys: RedisKeys
 ) -> None:
     await asyncio.gather(
-        *(store.put_and_pin(f"{i}", bytes(BLOB_BYTES), "none", VIDEO) for i in range(30))
+        *(store.put_and_pin(f"{i}", bytes(BLOB_BYTES), f"none{i}", VIDEO) for i in range(30))
     )
     sizes = await redis.hgetall(keys.frame_sizes)
     assert len(sizes) == 2
@@ -291,7 +293,7 @@ async def test_job_about_stored_frames_is_queued_as_it_is_created(
         ready = make_request(job_id).model_copy(update={"seed": 7})
         return await queue.create(
             make_request(job_id),
-            frames_digest="d",
+            frames=NeededFrames("d"),
             expected=ExpectedFrames(expected, ready) if expected else None,
         )
 
@@ -307,8 +309,117 @@ async def test_job_about_stored_frames_is_queued_as_it_is_created(
     assert await redis.smembers(keys.frame_pins("d")) == {b"first", b"other", b"second"}
     assert await redis.zrange(keys.places(MODEL), 0, -1) == [b"first", b"other"]
     assert (await queue.depth(MODEL)).waiting == 3
-    again = await queue.create(make_request("second"), frames_digest="d")
+    again = await queue.create(make_request("second"), frames=NeededFrames("d"))
     assert again.job_id == "second" and not again.found, "a retry creates nothing"
     await redis.delete(keys.frames("d"))
     third = await create("third", first.found)
     assert not third.is_queued and third.found == b""
+
+
+# --- reservations: what a job's frames will take, before they are read ---
+
+
+async def create(queue: JobQueue, job_id: str, digest: str, num_bytes: int = BLOB_BYTES) -> Created:
+    await queue.reserve(MODEL, job_id, max_jobs=100, lease_s=30)
+    frames = NeededFrames(digest, num_bytes, max_bytes=2 * BLOB_BYTES)
+    return await queue.create(make_request(job_id), frames=frames)
+
+
+async def reserved(redis: Redis, keys: RedisKeys) -> int:
+    sizes = await redis.hvals(keys.frame_sizes)
+    total = int(await redis.get(keys.frame_bytes) or 0)
+    assert total == sum(map(int, sizes))
+    return total
+
+
+async def test_job_whose_frames_have_no_room_is_not_created(
+    store: FrameStore, queue: JobQueue, redis: Redis, keys: RedisKeys
+) -> None:
+    for letter in "ab":
+        await create(queue, f"j{letter}", letter)
+    assert await reserved(redis, keys) == 2 * BLOB_BYTES
+    with pytest.raises(FrameStoreFullError):
+        await create(queue, "jc", "c")
+    with pytest.raises(JobNotFoundError):
+        await queue.get("jc")
+    await create(queue, "again", "a")  # about frames that are being read
+    assert await reserved(redis, keys) == 2 * BLOB_BYTES
+    for job_id in ("ja", "jb"):
+        await cancel(queue, job_id)
+    assert await reserved(redis, keys) == BLOB_BYTES, "one more waits for the first ones"
+    await create(queue, "jc", "c")
+    for job_id in ("again", "jc"):
+        await cancel(queue, job_id)
+    assert await reserved(redis, keys) == 0
+    for left in (keys.frame_sizes, keys.frame_videos, keys.frame_uses, keys.video_frames(VIDEO)):
+        assert not await redis.exists(left)
+
+
+async def test_reservation_becomes_what_is_stored(
+    store: FrameStore, queue: JobQueue, redis: Redis, keys: RedisKeys
+) -> None:
+    await put(store, "e")
+    await create(queue, "j", "a", num_bytes=2 * BLOB_BYTES)
+    assert await stored(store) == "", "what nobody needs makes room for it"
+    await put(store, "a", "j")
+    assert await reserved(redis, keys) == BLOB_BYTES
+    assert not await redis.exists(keys.frame_upload("j"))
+    assert await redis.pttl(keys.frames("a")) == -1
+    await cancel(queue, "j")
+    assert await stored(store) == "a" and await reserved(redis, keys) == BLOB_BYTES
+
+
+async def test_frames_of_a_jobs_own_take_the_place_of_what_it_reserved(
+    store: FrameStore, queue: JobQueue, redis: Redis, keys: RedisKeys
+) -> None:
+    await create(queue, "j", "a", num_bytes=2 * BLOB_BYTES)
+    await put(store, "b", "j")
+    assert await stored(store) == "b" and await reserved(redis, keys) == BLOB_BYTES
+    await cancel(queue, "j")
+    assert await reserved(redis, keys) == BLOB_BYTES
+    assert await redis.hkeys(keys.frame_sizes) == [b"b"]
+
+
+async def test_reservation_of_a_job_that_is_gone_makes_room(
+    store: FrameStore, queue: JobQueue, redis: Redis, keys: RedisKeys
+) -> None:
+    """Its API died, and so did whoever might have ended it."""
+    for letter in "ab":
+        await create(queue, f"j{letter}", letter)
+    await redis.zrem(keys.live, "ja")
+    await create(queue, "jc", "c")
+    assert await redis.hkeys(keys.frame_sizes) == [b"b", b"c"]
+
+
+async def test_adopted_job_reserves_where_an_earlier_release_did_not(
+    store: FrameStore, queue: JobQueue, redis: Redis, keys: RedisKeys
+) -> None:
+    for job_id in ("j1", "j2", "j3"):
+        await reading_job(queue, job_id)
+
+    async def pin_or_reserve(digest: str, job_id: str) -> FramesHeader | None:
+        return await store.pin_or_reserve(digest, job_id, VIDEO, num_bytes=BLOB_BYTES)
+
+    assert await pin_or_reserve("a", "j1") is None
+    assert await pin_or_reserve("a", "j1") is None
+    assert await pin_or_reserve("b", "j2") is None
+    assert await reserved(redis, keys) == 2 * BLOB_BYTES
+    with pytest.raises(FrameStoreFullError):
+        await pin_or_reserve("c", "j3")
+    assert await pin_or_reserve("c", "gone") is None
+    assert await reserved(redis, keys) == 2 * BLOB_BYTES
+    await put(store, "a", "j1")
+    assert await pin_or_reserve("a", "j3") is not None
+
+
+def test_blob_is_never_larger_than_what_is_reserved_for_it() -> None:
+    for num_frames, size in ((1, 8), (128, 8), (1024, 16)):
+        spec = FrameSpec(num_frames, size)
+        frames = VideoFrames(
+            pixels=np.zeros(spec.shape(0, 0), np.uint8),
+            indices=tuple(range(10**6, 10**6 + num_frames)),
+            timestamps_s=tuple(number / 7 + 10_000 for number in range(num_frames)),
+            reader="decord",
+            warnings=("the frames end at 12.34 s, the file at 56.78 s",) * 10,
+        )
+        assert len(encode_frames(frames)) <= max_blob_bytes(spec, 0, 0)

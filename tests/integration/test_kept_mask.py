@@ -4,6 +4,7 @@ it."""
 import asyncio
 import base64
 from collections.abc import AsyncIterator
+from hashlib import sha1
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from redis.asyncio import Redis
 
 from app.messages import DoneEvent, JobState
 from app.settings import Settings
+from app.store.client import load_script
 from app.store.job_queue import JobQueue
 from app.store.kept_sets import KeptSets
 from app.store.keys import RedisKeys
@@ -78,6 +80,30 @@ async def test_sets_live_as_long_as_the_job_and_count_among_its_bytes(
     assert await sets.get("with") == b"x" * 50_000 and await sets.get("without") is None
     assert 50_000 < sizes["with"] - sizes["without"] < 60_000 + 4096
     assert 0 < await redis.pttl(keys.kept("with")) <= await redis.pttl(keys.job("with")) + 100
+
+
+async def test_sets_go_with_the_job_that_makes_room_for_newer_ones(
+    redis: Redis, keys: RedisKeys, queue: JobQueue, sets: KeptSets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budget = "MAX_ENDED_BYTES = 256 * 1024 * 1024"
+
+    def load_small(name: str) -> tuple[str, str]:
+        source, _ = load_script(name)
+        assert budget in source
+        source = source.replace(budget, "MAX_ENDED_BYTES = 150000")
+        return source, sha1(source.encode(), usedforsecurity=False).hexdigest()
+
+    monkeypatch.setattr("app.store.client.load_script", load_small)
+    leases = leases_of(redis, keys, "a")
+    await leases.ensure_group()
+    for job_id in "abc":
+        await submit(queue, job_id)
+        assert await sets.put(await take(leases), b"x" * 60_000)
+        assert await queue.end(job_id, JobState.CANCELLED, cancelled(job_id))
+    left = [job_id for job_id in "abc" if await sets.get(job_id) is not None]
+    assert (
+        left == [job_id for job_id in "abc" if await redis.exists(keys.job(job_id))] == ["b", "c"]
+    )
 
 
 async def test_a_worker_whose_lease_is_another_ones_stores_nothing(

@@ -269,6 +269,7 @@ async def test_a_video_may_be_named_in_every_clients_way(
         ({"chat_template_kwargs": {"a": 1}}, "chat_template_kwargs"),
         ({"prompt_embeds": "x"}, "prompt_embeds"),
         ({"guided_regex": "(a+)+"}, "guided_regex"),
+        ({"logits_processors": ["os.system"]}, "logits_processors"),
         ({"structured_outputs": {"grammar": "x"}}, "structured_outputs"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"max_completion_tokens": 10**6}, "max_completion_tokens"),

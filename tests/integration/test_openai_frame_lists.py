@@ -142,7 +142,7 @@ async def test_a_list_is_a_medium_like_others_but_no_file(
     assert known["probe"] == {
         "container": "frames",
         "codec": "mjpeg",
-        "width": 48,
+        "width": 24,
         "height": 32,
         "duration_s": 2.0,
         "num_frames": 4,

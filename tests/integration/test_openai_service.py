@@ -1,12 +1,17 @@
 """The OpenAI client and the bundled model, through the whole service."""
 
+import base64
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from openai import OpenAI
 
+from tests.integration.benchmark_client import measure, payload
+from tests.integration.openai_client import PATH
 from tests.integration.test_service import Service, receipt_of, running_service
+from tests.video_clips import make_clip
 
 QUESTION = "What happens in the video?"
 
@@ -91,3 +96,22 @@ def test_text_alone_is_answered(client: OpenAI, service: Service) -> None:
     assert 'dycoke_prompt_tokens_total{model="dycoke-tiny",policy="none"}' in page
     assert 'dycoke_visual_tokens_total{model="dycoke-tiny",policy="none"' not in page
     assert 'dycoke_flops_total{kind="full",model="dycoke-tiny",policy="none"}' not in page
+
+
+def test_benchmarks_get_every_token_they_ask_for(service: Service, tmp_path: Path) -> None:
+    """With a random clip as `vllm bench serve` makes them: MPEG-4 Part 2 at 30 fps."""
+    clip = make_clip(tmp_path / "random.mp4", codec="mpeg4", fps=30)
+    (model,) = service.client.get("/v1/models").json()["data"]
+    url = f"data:video/mp4;base64,{base64.b64encode(clip.read_bytes()).decode()}"
+    body = payload(model["id"], url, "random words", 16, ignore_eos=True, temperature=0.0, top_k=20)
+    headers = {"x-request-id": "bench-1"}
+    with service.client.stream("POST", PATH, json=body, headers=headers) as response:
+        assert response.status_code == 200, response.read()
+        measured = measure(response.iter_raw())
+    assert model["root"] == model["id"]
+    assert measured.usage["completion_tokens"] == 16 and measured.num_timed <= 16
+    assert (
+        measured.usage["prompt_tokens"]
+        > measured.usage["prompt_tokens_details"]["multimodal_tokens"]["video"]
+    )
+    assert measured.text

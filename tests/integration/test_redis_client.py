@@ -14,6 +14,10 @@ from app.store.keys import RedisKeys
 from tests.integration.conftest import RedisServer
 
 LUA = files("app.store") / "lua"
+BUILT_IN = {
+    *("and", "function", "if", "ipairs", "not", "or", "pairs", "pcall", "return", "tonumber"),
+    *("tostring", "type", "unpack"),
+}
 SCRIPTS = sorted({f.name.removesuffix(".lua") for f in LUA.iterdir()} - set(PRELUDE))
 
 
@@ -100,6 +104,7 @@ def test_script_is_sent_with_all_that_it_uses_of_what_is_shared(name: str) -> No
     assert text.endswith((LUA / f"{name}.lua").read_text())
     code = re.sub(r"--.*|'[^'\n]*'", "", text)
     assert shared & set(re.findall(r"\w+", code)) <= _defined(text)
+    assert _called(code) <= _defined(code, at_top=False) | BUILT_IN
     declared = re.search(r"^local (\w+(?:, \w+)*)$", code, re.MULTILINE)
     for name in declared[1].split(", ") if declared else ():
         assert f"\n{name} = function" in text or name not in code.replace(declared[0], "")
@@ -110,7 +115,13 @@ def test_script_is_sent_without_what_it_does_not_use() -> None:
     assert "local function job_key" in text and "local function finish" not in text
 
 
-def _defined(text: str) -> set[str]:
-    """Names of what a script defines at its top level."""
-    found = re.findall(r"^local (?:function )?(\w+(?:, \w+)*)", text, re.MULTILINE)
+def _defined(text: str, *, at_top: bool = True) -> set[str]:
+    """Names of what a script defines, at its top level or anywhere."""
+    start = "^" if at_top else r"^\s*"
+    found = re.findall(start + r"local (?:function )?(\w+(?:, \w+)*)", text, re.MULTILINE)
     return {name for names in found for name in names.split(", ")}
+
+
+def _called(code: str) -> set[str]:
+    """Names that are called, but not out of a table."""
+    return set(re.findall(r"(?<![.:\w])(\w+)\(", code))

@@ -1,5 +1,6 @@
 """The whole service as users start it: `python -m app serve` with the bundled model."""
 
+import base64
 import contextlib
 import json
 import os
@@ -12,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +214,32 @@ def test_every_control_answers_twice_alike_and_accounts_for_itself(
         assert sorted(set(receipt["kept_per_frame"])) == [0, 49]
     if compression == "dycoke_one_shot":
         assert receipt["refreshes"] == 0
+
+
+def places(bitset: str) -> set[int]:
+    data = base64.b64decode(bitset)
+    return {8 * i + bit for i, byte in enumerate(data) for bit in range(8) if byte & 0x80 >> bit}
+
+
+def test_kept_sets_can_be_seen_at_every_token(service: Service) -> None:
+    receipt = receipt_of(service.ask(service.upload(), kept_mask=True))
+    mask, compression = receipt["kept_mask"], receipt["compression"]
+    assert (mask["units"], mask["tokens_per_unit"], mask["rows"], mask["columns"]) == (32, 49, 7, 7)
+    stage_one = places(mask["stage1"])
+    per_frame = [sum(place // 49 == frame for place in stage_one) for frame in range(32)]
+    assert per_frame == compression["kept_per_frame"]
+    path, sets = f"/v1/jobs/{receipt['job_id']}/kept", []
+    for token in range(12):
+        told = service.client.get(path, params={"token": token}).json()
+        assert (told["stage1"], told["truncated"]) == (mask["stage1"], False)
+        sets.append(told["stage2"])
+    assert sets[0] is None and sets[-1] == mask["stage2"]
+    for stage_two in sets[1:]:
+        assert places(stage_two) <= stage_one
+        assert len(places(stage_two)) == compression["visual_tokens_decode"]
+    changes = sum(before != after for before, after in pairwise(sets[1:]))
+    assert changes <= compression["refreshes"]
+    assert receipt_of(service.ask(receipt["video_id"]))["kept_mask"] is None
 
 
 def test_a_second_question_skips_reading_vision_and_prefix(service: Service) -> None:

@@ -19,7 +19,15 @@ class PlainKernels:
             x = residual
         wide = x.float()
         normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
-        return weight * normed.to(x.dtype)
+        return _times(weight, normed, x.dtype)
+
+    def norm_add_rmsnorm(
+        self, x: Tensor, residual: Tensor, added_weight: Tensor, weight: Tensor, eps: float
+    ) -> Tensor:
+        added = self.add_rmsnorm(x, None, added_weight, eps)
+        normed = self.add_rmsnorm(added, residual, weight, eps)
+        self.calls[-2:] = ["norm_add_rmsnorm"]
+        return normed
 
     def head_rmsnorm(
         self, qkv: Tensor, q_weight: Tensor, k_weight: Tensor, eps: float, *, num_heads: int
@@ -33,7 +41,7 @@ class PlainKernels:
         ):
             wide = part.float()
             normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
-            part.copy_(weight * normed.to(qkv.dtype))
+            part.copy_(_times(weight, normed, qkv.dtype))
 
     def rope_store(
         self,
@@ -62,3 +70,15 @@ class PlainKernels:
         self.calls.append("silu_mul")
         gate, up = gate_up.chunk(2, dim=-1)
         return torch.nn.functional.silu(gate) * up
+
+    def gelu_mul(self, gate_up: Tensor) -> Tensor:
+        self.calls.append("gelu_mul")
+        gate, up = gate_up.chunk(2, dim=-1)
+        return torch.nn.functional.gelu(gate, approximate="tanh") * up
+
+
+def _times(weight: Tensor, normed: Tensor, dtype: torch.dtype) -> Tensor:
+    """A weight in float32 beside a model of less is multiplied before anything is rounded."""
+    if weight.dtype == dtype:
+        return weight * normed.to(dtype)
+    return (weight * normed).to(dtype)

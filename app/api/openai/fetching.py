@@ -1,8 +1,7 @@
 """Videos by URL: from hosts, and out of one folder, that an operator has allowed.
 
-What is dialled is what was checked: a name is resolved once, in the backend that connects, and none
-of its addresses may lead anywhere but into the public internet. Redirects are followed by hand,
-each checked like the first URL. There are no proxies, credentials or cookies, and an error names
+What is dialled is what was checked: see `dialling`. Redirects are followed by hand, each checked
+like the first URL. There are no proxies, credentials or cookies, and an error names
 neither an address nor what has answered.
 
 What arrives is untrusted: the caller sniffs it and hands it to the sandbox like any upload.
@@ -13,12 +12,10 @@ import os
 import re
 import ssl
 import stat
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from functools import partial
-from ipaddress import ip_address, ip_network
 from pathlib import Path, PurePosixPath
-from socket import SOCK_STREAM
 from typing import NoReturn
 from urllib.parse import unquote, urlsplit
 
@@ -27,6 +24,7 @@ import httpx
 
 from app.api.connection.bodies import IDLE_S, MIN_BYTES_S
 from app.api.connection.hosts import is_allowed
+from app.api.openai.dialling import CheckedBackend, Dial, Resolve, Resolver, dial_address
 from app.api.openai.fields import wrong
 from app.errors import UploadTooLargeError
 from app.threads import in_thread
@@ -37,14 +35,8 @@ CONNECT_S = 10.0
 READ_BYTES = 1 << 20  # of a file at a time
 _PORTS = {"http": 80, "https": 443}
 _HOST = re.compile(r"[\w.:\[\]-]+", re.ASCII)  # a name has nothing to be unescaped
-# Not public by newer registries, or leading to other addresses, which nobody has checked: protocol
-# assignments (a cloud keeps its metadata there), 6to4 and its relays, Teredo.
-_NOT_PUBLIC = tuple(map(ip_network, ("192.0.0.0/24", "192.88.99.0/24", "2001::/23", "2002::/16")))
-_PUBLIC_IPV6 = ip_network("2000::/3")  # neither NAT64 nor mapped addresses are in it
 
 Write = Callable[[bytes], Awaitable[None]]
-Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
-Dial = Callable[[str, int, float | None], Awaitable[httpcore.AsyncNetworkStream]]
 
 
 class StorageFailedError(Exception):
@@ -73,7 +65,7 @@ class MediaFetcher:
         self._max_bytes = max_bytes
         # Reading the authorities takes milliseconds of the event loop: once, and only if needed.
         self._tls = ssl.create_default_context() if self._domains else None
-        self._backend = _CheckedBackend(resolve or _resolve, dial or _dial)
+        self._backend = CheckedBackend(resolve or Resolver(), dial or dial_address)
 
     async def fetch(self, url: str, param: str, write: Write) -> None:
         """Writes the video that a URL names.
@@ -219,58 +211,6 @@ class MediaFetcher:
             return _open_below(self._folder, names)
         except OSError:
             raise refusal from None
-
-
-def is_global(text: str) -> bool:
-    """Whether an address lies in the public internet, and leads nowhere else."""
-    address = ip_address(text.partition("%")[0])
-    if any(address in network for network in _NOT_PUBLIC):
-        return False
-    if address.version == 6 and address not in _PUBLIC_IPV6:
-        return False
-    return address.is_global and not (address.is_multicast or address.is_reserved)
-
-
-class _NotAllowedError(httpcore.ConnectError):
-    """An address that nobody may dial."""
-
-
-class _CheckedBackend(httpcore.AsyncNetworkBackend):
-    """Resolves, checks and dials. httpcore speaks TLS over what it returns, under the name."""
-
-    def __init__(self, resolve: Resolve, dial: Dial) -> None:
-        self._resolve = resolve
-        self._dial = dial
-
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
-    ) -> httpcore.AsyncNetworkStream:
-        addresses = await self._resolve(host.strip("[]"), port)
-        if not addresses or not all(map(is_global, addresses)):
-            raise _NotAllowedError("not a public address")
-        for address in addresses[:-1]:
-            try:
-                return await self._dial(address, port, timeout)
-            except (httpcore.ConnectError, httpcore.ConnectTimeout, OSError):
-                continue
-        return await self._dial(addresses[-1], port, timeout)
-
-    async def sleep(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
-
-
-async def _resolve(host: str, port: int) -> Sequence[str]:
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=SOCK_STREAM)
-    return list(dict.fromkeys(str(address[0]) for *_, address in found))
-
-
-async def _dial(address: str, port: int, timeout: float | None) -> httpcore.AsyncNetworkStream:
-    return await httpcore.AnyIOBackend().connect_tcp(address, port, timeout)
 
 
 def _open_below(folder: Path, names: tuple[str, ...]) -> int:

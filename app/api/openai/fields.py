@@ -83,7 +83,7 @@ _REFUSED: Mapping[str, _Refusal] = {
     "function_call": _Refusal(_unless("none")),
     "modalities": _Refusal(_unless(["text"]), "must be ['text']"),
     "audio": _Refusal(_unless()),
-    # A template, a regular expression or a grammar of the client's would run in the server.
+    # A template, a regular expression, a grammar or code of the client's would run in the server.
     **{
         name: _Refusal(_unless({}))
         for name in (
@@ -95,6 +95,9 @@ _REFUSED: Mapping[str, _Refusal] = {
             "guided_regex",
             "guided_choice",
             "guided_grammar",
+            "guided_whitespace_pattern",
+            "logits_processors",
+            "custom_logit_processor",
             "regex",
             "ebnf",
             "json_schema",

@@ -35,6 +35,7 @@ from app.settings import Settings
 from app.store.video_aliases import VideoAliases
 from app.video_store import VideoLease
 from dycoke_core.errors import InvalidRequestError
+from dycoke_core.video.frame_list import MAX_PICTURES
 
 
 class CompletionIntake:
@@ -113,7 +114,8 @@ class CompletionIntake:
 
     async def _read(self, request: Request, principal: Principal, stack: AsyncExitStack) -> "_Body":
         """Reads the body; a medium in it goes to an upload, which ends with `stack`."""
-        media = BodyMedia(self._uploads, principal, stack, self._settings.max_frames)
+        max_frames = min(self._settings.max_frames, MAX_PICTURES)
+        media = BodyMedia(self._uploads, principal, stack, max_frames)
         scanner = StreamedJson(media.open_sink, max_text_bytes=MAX_TEXT_BYTES)
         max_bytes = MAX_TEXT_BYTES + base64_size(self._settings.max_upload_bytes)
         async with aclosing(read_body(request, max_bytes=max_bytes)) as chunks:

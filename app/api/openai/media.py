@@ -100,7 +100,7 @@ class MediaFinder:
                 return await self._store_list(part, media, principal)
             if part.source == MEDIUM.format(0) and media.upload is not None:
                 check_container(media.upload.head)
-                return await self._uploads.store(media.upload, principal.owner)
+                return await self._uploads.store(media.upload, principal)
             if not VIDEO_ID.fullmatch(part.source):
                 return await self._fetch(part, principal)
         except UnreadableFrameError as error:
@@ -117,7 +117,7 @@ class MediaFinder:
             write = partial(write_recognisable, upload)
             await self._fetcher.fetch(part.source, part.param, write)
             check_container(upload.head)
-            return await self._uploads.store(upload, principal.owner)
+            return await self._uploads.store(upload, principal)
 
     async def _store_list(
         self, part: VideoPart, media: BodyMedia, principal: Principal
@@ -137,7 +137,7 @@ class MediaFinder:
         if len(order) / fps > ReadLimits().max_duration_s:
             raise wrong(f"{part.param}.fps", "the list lasts too long at this rate")
         await frames.finish(order, fps)
-        return await self._uploads.store(frames.upload, principal.owner)
+        return await self._uploads.store(frames.upload, principal)
 
     async def _picture(self, url: str, param: str, frames: FrameList) -> int:
         """The number of a picture in the order in which they came."""

@@ -36,7 +36,6 @@ def html_headers(csp: str) -> dict[str, str]:
     return {
         **_COMMON_HEADERS,
         "Content-Security-Policy": csp,
-        "Cross-Origin-Opener-Policy": "same-origin",
         "Referrer-Policy": "no-referrer",
     }
 

@@ -4,26 +4,30 @@ then says. Pure functions.
 
 import hashlib
 import json
+import math
 import secrets
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 
 from app.api.compressions import Compressions
 from app.api.errors import FieldProblem, InvalidFieldsError
 from app.api.post.admission import choose_model
+from app.api.post.prompt_size import check_prompt
 from app.api.schemas import ChatFields
 from app.keys.limits import KeyLimits
 from app.messages import FrameLimits, FramesRef, FramesWanted, JobRequest, ModelCard
 from app.settings import Settings
-from app.store.frame_store import FramesHeader, frames_digest
+from app.store.frame_store import FramesHeader, frames_digest, max_blob_bytes
 from app.store.job_queue import Idempotency
 from app.store.owner_limits import Allowance
 from app.video_store import VideoLease
 from dycoke_core.auto import Compression
 from dycoke_core.errors import PromptTooLongError
 from dycoke_core.frame_size import PixelLimits, frame_size
-from dycoke_core.video import FrameSpec, VideoFrames
+from dycoke_core.video import FrameSpec
 
 MAX_DRAWN_SEED = 2**53  # exact in every client's JSON
+CLIP_TIMES_PER_S = 100
 CHARS_PER_TOKEN = 4  # on average; tokenizers come to 3 to 5
 MAX_CHARS_PER_TOKEN = 16  # on average, in a long text
 
@@ -58,6 +62,7 @@ def check_fields(
     compressions.parse(fields.compression)
     card = choose_model(models, fields.model)
     _check_text(fields, card)
+    check_prompt(fields, card)  # how many frames there are may come with the video
     if fields.max_pixels is not None and card.frame_limits is None:
         message = f"the model's frames have {card.image_size} x {card.image_size} pixels"
         raise InvalidFieldsError([FieldProblem(field="max_pixels", message=message)])
@@ -77,7 +82,18 @@ def check_clip(fields: ChatFields, card: ModelCard, lease: VideoLease) -> None:
         )
 
 
+def check_frames(fields: ChatFields, card: ModelCard, lease: VideoLease, *, max_bytes: int) -> None:
+    """Raises InvalidFieldsError: more frames than the frame store has room for at any time."""
+    probe = lease.video.probe
+    if max_blob_bytes(frame_spec(fields, card), probe.height, probe.width) > max_bytes:
+        message = f"so many frames take more than the {max_bytes} bytes that this server has"
+        raise InvalidFieldsError([FieldProblem(field="num_frames", message=message)])
+
+
 def frame_spec(fields: ChatFields, card: ModelCard) -> FrameSpec:
+    """Which frames a request is about. Its clip is widened to whole hundredths of a second, so that
+    times which differ by less share their frames: the start is rounded down, the end up.
+    """
     return FrameSpec(
         num_frames=fields.num_frames,
         image_size=frame_size(
@@ -86,8 +102,8 @@ def frame_spec(fields: ChatFields, card: ModelCard) -> FrameSpec:
             fields.num_frames,
             fields.max_pixels,
         ),
-        start_s=fields.start_s,
-        end_s=fields.end_s,
+        start_s=None if fields.start_s is None else _rounded(fields.start_s, math.floor),
+        end_s=None if fields.end_s is None else _rounded(fields.end_s, math.ceil),
         sampling=fields.sampling,
     )
 
@@ -200,7 +216,7 @@ def with_frames(
     request: JobRequest,
     spec: FrameSpec,
     digest: str,
-    frames: FramesHeader | VideoFrames,
+    frames: FramesHeader,
     *,
     is_cached: bool,
     read_s: float = 0.0,
@@ -211,7 +227,7 @@ def with_frames(
         is_cached: they were stored already.
         read_s: how long that took, in addition to what the request says.
     """
-    shape = frames.shape if isinstance(frames, FramesHeader) else frames.pixels.shape
+    shape = frames.shape
     _, height, width, _ = shape
     ref = FramesRef(
         digest=digest,
@@ -224,6 +240,8 @@ def with_frames(
         reader=frames.reader,
         warnings=list(frames.warnings),
         sampling=spec.sampling,
+        start_s=spec.start_s,
+        end_s=spec.end_s,
         is_cached=is_cached,
     )
     return request.model_copy(
@@ -266,6 +284,13 @@ def _check_text(fields: ChatFields, card: ModelCard) -> None:
         raise PromptTooLongError(
             f"{num_chars} characters of text do not fit the model's {card.max_model_tokens} tokens"
         )
+
+
+def _rounded(time_s: float, to_whole: Callable[[float], int]) -> float:
+    hundredths = round(time_s * CLIP_TIMES_PER_S, 6)  # 1.15 is a little less than 115 hundredths
+    if not math.isfinite(hundredths):
+        return time_s  # beyond any video
+    return to_whole(hundredths) / CLIP_TIMES_PER_S
 
 
 def _digest(text: str) -> str:

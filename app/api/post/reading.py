@@ -3,7 +3,8 @@
 A reading belongs to the process, not to the connection that posted the job. Jobs about the same
 frames share one read, if their cache salt is the same too. What ends a reading early: `cancel`, the
 job's end by anybody (another API's DELETE, its deadline), the loss of its place. Bounded by the
-queue: each reading holds a place.
+queue: each reading holds a place, and room in Redis for its frames before they are read. Pixels are
+held from the reader until they are stored, `FramesInHand` says of how many at a time.
 """
 
 import asyncio
@@ -16,17 +17,25 @@ from typing import TypeVar
 
 from app.api.errors import INTERNAL_ERROR, incident_message, log_incident
 from app.api.post.admission import Place
+from app.api.post.frames_in_hand import FramesInHand
 from app.api.post.job_request import wanted_digest, with_frames
 from app.api.post.second_try import SecondTryReaders, fell_back_after_kill
 from app.errors import JobNotFoundError, StoreUnavailableError
 from app.messages import ErrorEvent, JobRequest, JobState, StatusEvent, cached_video
 from app.metrics import ApiMetrics
-from app.store.frame_store import FramesHeader, FrameStore, encode_frames, own_digest
+from app.store.frame_store import (
+    FramesHeader,
+    FrameStore,
+    encode_frames,
+    header_of,
+    max_blob_bytes,
+    own_digest,
+)
 from app.store.job_queue import JobQueue
 from app.tracing import Tracing
 from app.video_store import VideoLease
 from dycoke_core.errors import DycokeError
-from dycoke_core.video import FrameSpec, VideoFrames
+from dycoke_core.video import FrameSpec
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +53,12 @@ class WantedFrames:
     spec: FrameSpec
     video: VideoLease
 
+    @property
+    def max_bytes(self) -> int:
+        """That their blob takes. Raises: InvalidRequestError."""
+        probe = self.video.video.probe
+        return max_blob_bytes(self.spec, probe.height, probe.width)
+
 
 @dataclass(slots=True, eq=False)
 class Reading:
@@ -57,18 +72,32 @@ class Reading:
     found: FramesHeader | None = None  # of the frames, where they are stored, and pinned
 
 
+@dataclass(frozen=True, slots=True)
+class _ReadFrames:
+    """Args:
+    is_own: the job's own; others should not find them.
+    """
+
+    header: FramesHeader
+    blob: bytes
+    is_own: bool
+
+
 @dataclass(slots=True, eq=False)
 class _SharedRead:
     """One read of some frames, for as long as somebody waits for it."""
 
-    task: asyncio.Task[tuple[VideoFrames, bytes]] | None = None
+    task: asyncio.Task[_ReadFrames] | None = None
     num_waiting: int = 0
     progress: float = 0.0
+    held_bytes: int = 0  # in hand
 
 
 class FrameReading:
-    """Args:
-    patience_s: how long an outage of Redis is sat out before a job is given up.
+    """
+    Args:
+        max_held_bytes: of frames between their readers and Redis, at a time.
+        patience_s: how long an outage of Redis is sat out before a job is given up.
     """
 
     def __init__(
@@ -79,6 +108,7 @@ class FrameReading:
         metrics: ApiMetrics,
         tracing: Tracing,
         *,
+        max_held_bytes: int,
         patience_s: float,
     ) -> None:
         self._queue = queue
@@ -87,6 +117,7 @@ class FrameReading:
         self._metrics = metrics
         self._tracing = tracing
         self._patience_s = patience_s
+        self._in_hand = FramesInHand(max_held_bytes)
         self._tasks: dict[str, asyncio.Task[None]] = {}  # by job id
         self._readings: dict[str, Reading] = {}  # likewise
         self._reads: dict[str, _SharedRead] = {}  # by frames digest
@@ -160,10 +191,15 @@ class FrameReading:
         request = reading.request
         digest = wanted_digest(wanted.video_id, wanted.spec, salt=request.cache_salt)
         stored = reading.found or await self._persist(
-            lambda: self._frames.pin(digest, request.job_id)
+            lambda: self._frames.pin_or_reserve(
+                digest,
+                request.job_id,
+                cached_video(wanted.video_id, request.cache_salt),
+                num_bytes=wanted.max_bytes,
+            )
         )
         if stored is not None:
-            frames: FramesHeader | VideoFrames = stored
+            frames = stored
         else:
             frames, digest = await self._read(reading, wanted, digest)
         ready = with_frames(
@@ -179,11 +215,11 @@ class FrameReading:
 
     async def _read(
         self, reading: Reading, wanted: WantedFrames, digest: str
-    ) -> tuple[VideoFrames, str]:
+    ) -> tuple[FramesHeader, str]:
         """Reads the frames, or waits for another job's read of them, and stores them.
 
         Returns:
-            The frames, and the digest that they are stored under: the job's own where others
+            What they are, and the digest that they are stored under: the job's own where others
             should not find them.
         """
         job_id = reading.request.job_id
@@ -197,34 +233,41 @@ class FrameReading:
         try:
             await self._report(job_id, read.progress)
             async with self._reporting_progress(job_id, read):
-                frames, blob = await asyncio.shield(read.task)
-            if fell_back_after_kill(frames):
+                frames = await asyncio.shield(read.task)
+            if frames.is_own:
                 digest = own_digest(digest, job_id)
             # Another job may have stored them meanwhile; that spares the transfer.
             if await self._persist(lambda: self._frames.pin(digest, job_id)) is None:
                 video = cached_video(wanted.video_id, reading.request.cache_salt)
-                await self._persist(lambda: self._frames.put_and_pin(digest, blob, job_id, video))
-            return frames, digest
+                await self._persist(
+                    lambda: self._frames.put_and_pin(digest, frames.blob, job_id, video)
+                )
+            return frames.header, digest
         finally:
             read.num_waiting -= 1
             if read.num_waiting == 0:
                 read.task.cancel()
+                self._in_hand.give_back(read.held_bytes)
                 if self._reads.get(shared_digest) is read:
                     del self._reads[shared_digest]
 
     async def _read_video(
         self, wanted: WantedFrames, read: _SharedRead, *, timeout_s: float
-    ) -> tuple[VideoFrames, bytes]:
+    ) -> _ReadFrames:
         def on_progress(progress: float) -> None:
             read.progress = progress
 
+        num_bytes = wanted.max_bytes
+        await self._in_hand.take(num_bytes)
+        read.held_bytes = num_bytes
         frames = await self._readers.read(
             wanted.video.path,
             wanted.spec,
             on_progress=on_progress,
             timeout_s=timeout_s,
         )
-        return frames, await asyncio.to_thread(encode_frames, frames)
+        blob = await asyncio.to_thread(encode_frames, frames)
+        return _ReadFrames(header_of(frames), blob, is_own=fell_back_after_kill(frames))
 
     @asynccontextmanager
     async def _reporting_progress(self, job_id: str, read: _SharedRead) -> AsyncIterator[None]:

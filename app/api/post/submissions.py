@@ -35,16 +35,23 @@ from app.api.post.job_request import (
     Extras,
     check_clip,
     check_fields,
+    check_frames,
     frame_spec,
     make_idempotency,
     make_job_request,
     predict_use,
     wanted_digest,
 )
+from app.api.post.prompt_size import check_prompt, min_visual_tokens
 from app.api.post.reading import FrameReading, Reading, WantedFrames
 from app.api.post.uploads import Uploads
 from app.api.schemas import ChatFields
-from app.errors import KeyLimitError, QueueFullError, StoreUnavailableError
+from app.errors import (
+    FrameStoreFullError,
+    KeyLimitError,
+    QueueFullError,
+    StoreUnavailableError,
+)
 from app.keys.access import limits_of
 from app.keys.entries import Principal, Scope
 from app.keys.limits import KeyLimits, Quota
@@ -54,7 +61,7 @@ from app.metrics import ApiMetrics
 from app.settings import Settings
 from app.store.event_log import LoggedEvent
 from app.store.frame_store import parse_header
-from app.store.job_queue import Created, Idempotency, JobQueue, JobRecord
+from app.store.job_queue import Created, Idempotency, JobQueue, JobRecord, NeededFrames
 from app.store.owner_limits import Allowance
 from app.tracing import Tracing
 from app.video_store import VideoLease
@@ -177,6 +184,9 @@ class Submissions:
                 admitted.hold(taken.lease)
             if taken.lease is not None:
                 check_clip(taken.fields, taken.card, taken.lease)
+                max_bytes = self._settings.max_frame_store_bytes
+                check_frames(taken.fields, taken.card, taken.lease, max_bytes=max_bytes)
+            check_prompt(taken.fields, taken.card, self._num_visual_tokens(taken))
             admitted.take(await self._place(taken))
             job = self._job_request(
                 taken, admitted.job_id, principal.owner, accepted_at_s, traceparent
@@ -253,7 +263,7 @@ class Submissions:
                 return await self._find_video(fields, card, owner)
             upload_s = time.monotonic() - began_at
             lease, probe_s = await unless_disconnected(
-                request.receive, self._uploads.store(upload, owner)
+                request.receive, self._uploads.store(upload, principal)
             )
             return TakenIn(fields, card, lease, upload_s, probe_s)
 
@@ -265,6 +275,14 @@ class Submissions:
 
     def _check(self, fields: ChatFields, models: dict[str, ModelCard]) -> ModelCard:
         return check_fields(fields, models, self._settings, self.compressions)
+
+    def _num_visual_tokens(self, taken: TakenIn) -> int:
+        """At least; none without a video."""
+        if taken.lease is None:
+            return 0
+        spec = frame_spec(taken.fields, taken.card)
+        compression = self.compressions.parse(taken.fields.compression)
+        return min_visual_tokens(spec, taken.lease.video.probe, taken.card, compression)
 
     def _job_request(
         self,
@@ -307,20 +325,19 @@ class Submissions:
         wanted: WantedFrames | None,
         allowance: Allowance,
     ) -> Created:
-        """Raises: KeyLimitError, which names the video; the place is given up with `admitted`."""
-        digest, expected = "", None
+        """Raises: KeyLimitError, FrameStoreFullError: they name the video; the place is given up
+        with `admitted`.
+        """
+        needed, expected = None, None
         if wanted is not None:
             digest = wanted_digest(wanted.video_id, wanted.spec, salt=job.cache_salt)
+            needed = NeededFrames(digest, wanted.max_bytes, self._settings.max_frame_store_bytes)
             expected = self._found.expected(job, wanted.spec, digest)
         try:
             created = await self._queue.create(
-                job,
-                idempotency=idempotency,
-                frames_digest=digest,
-                expected=expected,
-                allowance=allowance,
+                job, idempotency=idempotency, frames=needed, expected=expected, allowance=allowance
             )
-        except KeyLimitError as error:
+        except (KeyLimitError, FrameStoreFullError) as error:
             error.video_id = job.video_id
             raise
         except StoreUnavailableError as error:
@@ -328,8 +345,8 @@ class Submissions:
             await admitted.forsake()
             self._cancellations.retract(job, error)
             raise
-        if created.found:
-            self._found.note(digest, created.found)
+        if created.found and needed is not None:
+            self._found.note(needed.digest, created.found)
         return created
 
     def _start_reading(

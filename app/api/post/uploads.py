@@ -3,23 +3,27 @@ and on their way out, with what is kept of them.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 
 from app.api.connection.drain import Drain
 from app.api.post.second_try import SecondTryReaders
 from app.errors import DeadlineExceededError, StoreUnavailableError, VideoNotFoundError
+from app.keys.entries import Principal
+from app.keys.limits import KeyLimits
 from app.keys.owners import cache_salt
 from app.messages import cached_video
 from app.store.forgotten_videos import ForgottenVideos
 from app.store.usage import UsageLog
-from app.video_store import FOREVER, Retention, Upload, VideoLease, VideoStore
+from app.video_store import FOREVER, Retention, StorageQuota, Upload, VideoLease, VideoStore
 
 
 class Uploads:
-    """Args:
-    are_caches_shared: between owners.
-    timeout_s: how long a body may take to come in and its video to be probed.
+    """
+    Args:
+        limits_of: what a key may take of the service.
+        are_caches_shared: between owners.
+        timeout_s: how long a body may take to come in and its video to be probed.
     """
 
     def __init__(
@@ -30,6 +34,7 @@ class Uploads:
         usage: UsageLog,
         drain: Drain,
         *,
+        limits_of: Callable[[Principal], KeyLimits],
         are_caches_shared: bool,
         timeout_s: float,
     ) -> None:
@@ -37,6 +42,7 @@ class Uploads:
         self._readers = readers
         self._forgotten = forgotten
         self._usage = usage
+        self._limits_of = limits_of
         self._are_caches_shared = are_caches_shared
         self._drain = drain
         self._timeout_s = timeout_s
@@ -65,9 +71,10 @@ class Uploads:
         return await self._videos.lease(video_id, owner)
 
     async def store(
-        self, upload: Upload, owner: str, retention: Retention = FOREVER
+        self, upload: Upload, principal: Principal, retention: Retention = FOREVER
     ) -> tuple[VideoLease, float]:
         """Stores an upload that the readers can read, unless its owner has its content already.
+        Nothing is displaced for one that they cannot read.
 
         Another owner's does not spare the probe: its time would tell that somebody has the video.
 
@@ -77,11 +84,13 @@ class Uploads:
         Raises:
             VideoError: it is no video that we take; it is not stored.
         """
+        owner = principal.owner
         video_id = await upload.finish()
         with suppress(VideoNotFoundError):
             return await self._videos.retain(video_id, owner, retention), 0.0
         probe, probe_s = await self._readers.probe(upload.path)
-        lease = await self._videos.commit(upload, video_id, probe, owner, retention)
+        quota = self._quota_of(principal)
+        lease = await self._videos.commit(upload, video_id, probe, owner, retention, quota)
         with suppress(StoreUnavailableError):  # then nothing of it is kept for a day
             await self._forgotten.keep(self._cached(video_id, owner))
             await self._usage.count_upload(owner, upload.num_bytes)
@@ -111,6 +120,10 @@ class Uploads:
     async def _forget(self, video_id: str, owner: str) -> None:
         if not (self._are_caches_shared and await self._videos.has_others(video_id, owner)):
             await self._forgotten.forget(self._cached(video_id, owner))
+
+    def _quota_of(self, principal: Principal) -> StorageQuota:
+        limits = self._limits_of(principal)  # 0: none
+        return StorageQuota(limits.max_stored_bytes or None, limits.max_stored_videos or None)
 
     def _cached(self, video_id: str, owner: str) -> str:
         salt = cache_salt(owner, are_caches_shared=self._are_caches_shared)

@@ -41,7 +41,7 @@ async def take_upload(
             if not form.has_file:
                 raise InvalidFieldsError.of(file_field, "Field required")
             lease, _ = await unless_disconnected(
-                request.receive, api.uploads.store(upload, principal.owner, retention)
+                request.receive, api.uploads.store(upload, principal, retention)
             )
     finally:
         slot.release()

@@ -113,6 +113,15 @@ local function is_held_by_living(job_id, job, worker_id, attempt)
   return is_held(job, worker_id, attempt)
 end
 
+-- Gives a job's entry to a consumer of its own, from which any worker may claim it at once: so the
+-- one that had it holds nothing and can be removed. Idle workers get a suspect sooner than busy
+-- ones, see `claim`. job_id: nil or false where the entry is gone.
+local function offer(model, job_id, entry_id, lease_ms)
+  local is_suspect = job_id and redis.call('HGET', job_key(job_id), 'is_suspect') == '1'
+  redis.call('XCLAIM', jobs_key(model), GROUP, HANDED_BACK, 0, entry_id, 'IDLE',
+    is_suspect and lease_ms or DAY_MS, 'JUSTID')
+end
+
 -- Ends a job that has used up its tries, and leaves a dead letter without a word of its
 -- content. Returns whether it did.
 -- faults: JSON object {deaths, deliveries}, each a fault

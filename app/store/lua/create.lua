@@ -3,13 +3,15 @@
 -- ARGV: prefix, model, job_id, request, job_event, accepted_at_ms, deadline_ms,
 --       idempotency_hash ('' for none), fingerprint, idempotency_ttl_ms, owner,
 --       video (as caches name it, '' for none), frames digest ('' for none), what its blob is
---       expected to say of the frames ('' for nothing), the request with such frames,
---       limits of the owner, what the job takes of them (see `limits`), its length (see `order`)
+--       expected to say of the frames ('' for nothing), the request with such frames, bytes to
+--       reserve for the frames (0 for none), byte budget of all frames, limits of the owner, what
+--       the job takes of them (see `limits`), its length (see `order`)
 -- Returns {outcome, job_id, found, stands}: `created`; `queued` where the frames are stored and are as
 -- expected; `existing` with the job that stands for the same key and fingerprint, whereupon the
 -- place is given up; `conflict` for another fingerprint; `no_place`; `limited` where the owner has
--- reached a limit. Found is what a stored blob says of the frames, which are then pinned, else ''.
--- Stands is how the owner stands to its limits, see `standing`; {} where that was not asked.
+-- reached a limit; `no_room` where live jobs hold too much of the frames' budget, and nothing is
+-- reserved. Found is what a stored blob says of the frames, which are then pinned, else ''. Stands is
+-- how the owner stands to its limits, see `standing`; {} where that was not asked.
 --
 -- A job that was cancelled, or that ended in an error worth another try, stands for its key no
 -- longer: the retry that the key is for gets a job of its own. One that a retry has found is
@@ -23,6 +25,7 @@ local function stands_for_its_key(job_id)
 end
 
 local model, job_id, hash = ARGV[2], ARGV[3], ARGV[8]
+local digest, frame_bytes = ARGV[13], tonumber(ARGV[16])
 local state = redis.call('HGET', job_key(job_id), 'state')
 if state then return {state == 'reading' and 'created' or 'queued', job_id, '', {}} end -- a retry
 if hash ~= '' then
@@ -35,11 +38,16 @@ if hash ~= '' then
   end
 end
 if not redis.call('ZSCORE', places_key(model), job_id) then return {'no_place', job_id, '', {}} end
-local owner, limits, taken = ARGV[11], ARGV[16], ARGV[17]
+local owner, limits, taken = ARGV[11], ARGV[18], ARGV[19]
 if limits ~= '' then
   local prompt, max_tokens, frames = string.match(taken, '^(%d+) (%d+) (%d+)$')
   local stands = standing(owner, limits, prompt + max_tokens, tonumber(frames))
   if is_refused(stands) then return {'limited', job_id, '', stands} end
+end
+local is_to_read = digest ~= '' and redis.call('EXISTS', frames_key(digest)) == 0
+if is_to_read and frames_share(digest) < frame_bytes
+  and not resize_frames(digest, frame_bytes, tonumber(ARGV[17]), ARGV[12]) then
+  return {'no_room', job_id, '', {}}
 end
 if hash ~= '' then
   redis.call('HSET', idempotency_key(hash), 'fingerprint', ARGV[9], 'job_id', job_id)
@@ -47,11 +55,12 @@ if hash ~= '' then
 end
 redis.call('HSET', job_key(job_id), 'state', 'reading', 'model', model, 'request', ARGV[4],
   'accepted_at', ARGV[6], 'attempt', 0, 'deliveries', 0, 'next_index', 0, 'sequence', 0,
-  'owner', owner, 'video', ARGV[12], 'length', ARGV[18])
+  'owner', owner, 'video', ARGV[12], 'length', ARGV[20])
 redis.call('ZADD', live_key(), ARGV[7], job_id)
 append_unnumbered(job_id, ARGV[5])
 local stands = charge_owner(owner, job_id, limits, taken)
-local found = ARGV[13] ~= '' and find_frames(ARGV[13], job_id) or ''
+if is_to_read and frame_bytes > 0 then pin_frames(digest, job_id) end
+local found = digest ~= '' and find_frames(digest, job_id) or ''
 if found == '' or found ~= ARGV[14] then return {'created', job_id, found, stands} end
 enqueue(model, job_id, ARGV[15])
 return {'queued', job_id, found, stands}

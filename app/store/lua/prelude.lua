@@ -36,6 +36,7 @@ local function frames_key(digest) return PREFIX .. ':frames:' .. digest end
 local function frame_sizes_key() return PREFIX .. ':frame_sizes' end
 local function frame_bytes_key() return PREFIX .. ':frame_bytes' end
 local function frame_uses_key() return PREFIX .. ':frame_uses' end
+local function frame_upload_key(job_id) return PREFIX .. ':frame_upload:' .. job_id end
 local function frame_pins_key(digest) return PREFIX .. ':frame_pins:' .. digest end
 local function frame_videos_key() return PREFIX .. ':frame_videos' end
 local function video_frames_key(video) return PREFIX .. ':video_frames:' .. video end
@@ -138,11 +139,52 @@ local function drop_frames(digest)
   redis.call('ZREM', frame_uses_key(), digest)
 end
 
+-- The bytes that a blob takes of the budget, or that are reserved for one that is being read.
+local function frames_share(digest)
+  return tonumber(redis.call('HGET', frame_sizes_key(), digest) or 0)
+end
+
+-- Sets a blob's share of the budget, before its frames are read or when they are stored. Where it
+-- grows, blobs that no live job has pinned go for it, least recently used first. Returns false, and
+-- changes nothing, when live jobs hold too much of the budget.
+local function resize_frames(digest, num_bytes, max_bytes, video)
+  local share = frames_share(digest)
+  local total = tonumber(redis.call('GET', frame_bytes_key()) or 0) - share + num_bytes
+  local victims = {}
+  if num_bytes > share and total > max_bytes then
+    for _, other in ipairs(redis.call('ZRANGE', frame_uses_key(), 0, -1)) do
+      if other ~= digest and not is_pinned(other) then
+        victims[#victims + 1] = other
+        total = total - frames_share(other)
+        if total <= max_bytes then break end
+      end
+    end
+    if total > max_bytes then return false end
+  end
+  for _, other in ipairs(victims) do drop_frames(other) end
+  redis.call('HSET', frame_sizes_key(), digest, num_bytes)
+  redis.call('SET', frame_bytes_key(), total)
+  redis.call('ZADD', frame_uses_key(), now_ms(), digest)
+  redis.call('HSET', frame_videos_key(), digest, video)
+  redis.call('SADD', video_frames_key(video), digest)
+  return true
+end
+
+-- A job needs a blob no longer: what was reserved for it is free, unless it is stored or somebody
+-- else waits for it.
+local function unpin_frames(digest, job_id)
+  redis.call('SREM', frame_pins_key(digest), job_id)
+  if redis.call('EXISTS', frames_key(digest)) == 0 and not is_pinned(digest) then
+    redis.call('DECRBY', frame_bytes_key(), frames_share(digest))
+    drop_frames(digest)
+  end
+end
+
 -- Drops the frames of a video that no live job needs, and asks workers to forget it too.
 local function forget_video(video)
   for _, digest in ipairs(redis.call('SMEMBERS', video_frames_key(video))) do
     if not is_pinned(digest) then
-      redis.call('DECRBY', frame_bytes_key(), redis.call('HGET', frame_sizes_key(), digest) or 0)
+      redis.call('DECRBY', frame_bytes_key(), frames_share(digest))
       drop_frames(digest)
     end
   end
@@ -180,7 +222,7 @@ local function finish(job_id, state, event, ttl_ms)
   redis.call('ZREM', places_key(job.model), job_id)
   redis.call('ZREM', queued_key(job.model), job_id)
   redis.call('ZREM', live_key(), job_id)
-  if job.frames_digest then redis.call('SREM', frame_pins_key(job.frames_digest), job_id) end
+  if job.frames_digest then unpin_frames(job.frames_digest, job_id) end
   if job.video and redis.call('ZSCORE', forgotten_key(), job.video) then forget_video(job.video) end
   if job.entry_id and job.entry_id ~= '' then forget_entry_if_read(job.model, job.entry_id) end
   if job.owner then
@@ -280,8 +322,11 @@ local function is_held(job, worker_id, attempt)
   return job.state == 'running' and job.worker == worker_id and job.attempt == attempt
 end
 
+-- A live job needs this blob, stored or reserved, until its end, and none that it has needed before.
 local function pin_frames(digest, job_id)
   if not redis.call('ZSCORE', live_key(), job_id) then return end
+  local before = redis.call('HGET', job_key(job_id), 'frames_digest')
+  if before and before ~= digest then unpin_frames(before, job_id) end
   redis.call('SADD', frame_pins_key(digest), job_id)
   redis.call('HSET', job_key(job_id), 'frames_digest', digest)
 end

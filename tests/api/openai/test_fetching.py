@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from app.api.errors import InvalidFieldsError
-from app.api.openai.fetching import is_global
+from app.api.openai.dialling import is_global
 from app.errors import UploadTooLargeError
 from tests.api.openai.net import OTHER, PUBLIC, VIDEO, Net, fetch, redirect, response, running_net
 

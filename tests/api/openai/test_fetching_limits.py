@@ -3,8 +3,10 @@ it is spoken to.
 """
 
 import asyncio
+import socket
 import ssl
-from collections.abc import AsyncIterator, Iterable
+import threading
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,10 @@ import pytest
 
 from app.api.errors import InvalidFieldsError
 from app.api.openai import fetching
+from app.api.openai.dialling import MAX_LOOKUPS
 from app.api.openai.fetching import CONNECT_S, MediaFetcher, StorageFailedError
 from app.errors import UploadTooLargeError
+from app.threads import in_thread
 from tests.api.openai.net import PUBLIC, VIDEO, Net, Send, fetch, response, running_net
 
 URL = "http://cdn.example.com"
@@ -144,6 +148,40 @@ async def test_a_name_that_is_never_resolved_is_given_up(
         await fetch(net, f"{URL}/clip.mp4", "*")
 
 
+async def test_slow_names_take_no_thread_from_uploads(
+    net: Net, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More of them than there are threads, and none is ever resolved."""
+    asked, may_answer = threading.Semaphore(0), threading.Event()
+
+    def getaddrinfo(*args: Any, **options: Any) -> list[Any]:
+        asked.release()
+        may_answer.wait(LIMIT_S)
+        raise socket.gaierror("no such name")
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    fetcher = MediaFetcher(["*"], None, max_bytes=1, dial=net.dial)
+    try:
+        fetches = [
+            asyncio.ensure_future(fetcher.fetch(f"http://slow{number}.example.com/", "here", drop))
+            for number in range(64)
+        ]
+        for _ in range(MAX_LOOKUPS):
+            while not asked.acquire(blocking=False):
+                await asyncio.sleep(0.01)
+        assert await in_thread(lambda: "free") == "free"
+        assert not asked.acquire(blocking=False)  # the others wait
+    finally:
+        may_answer.set()
+    results = await asyncio.gather(*fetches, return_exceptions=True)
+    assert all(isinstance(result, InvalidFieldsError) for result in results)
+    assert not net.dialled
+
+
+async def drop(data: bytes) -> None:
+    raise AssertionError("nothing has come")
+
+
 async def test_dialling_has_a_limit(net: Net) -> None:
     await fetch(net, f"{URL}/clip.mp4", "*")
     assert net.timeouts == [CONNECT_S]
@@ -187,12 +225,9 @@ async def test_tls_is_spoken_to_the_name_at_the_address_that_was_checked(net: Ne
         dialled.append(f"{address}:{port}")
         return handshake
 
-    async def write(data: Iterable[int]) -> None:
-        raise AssertionError("nothing has come")
-
     fetcher = MediaFetcher(["*"], None, max_bytes=1, resolve=net.resolve, dial=dial)
     with pytest.raises(InvalidFieldsError, match="fetched"):
-        await fetcher.fetch("https://cdn.example.com/clip.mp4", "here", write)
+        await fetcher.fetch("https://cdn.example.com/clip.mp4", "here", drop)
     assert dialled == [f"{PUBLIC}:443"]
     assert handshake.names == ["cdn.example.com"]
     (context,) = handshake.contexts

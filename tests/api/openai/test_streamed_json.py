@@ -6,7 +6,7 @@ import tracemalloc
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.api.errors import InvalidFieldsError
@@ -55,6 +55,7 @@ async def test_a_video_is_taken_out_and_the_rest_is_as_it_was(size: int) -> None
     assert data == json.loads(body_of(MEDIUM.format(0), stop=["data:x", "url"]))
 
 
+@settings(deadline=None)
 @given(
     data=st.recursive(
         st.none() | st.booleans() | st.text() | st.sampled_from(["dat", "data", "da\\"]),

@@ -49,10 +49,11 @@ from dycoke_core.engine.backends.cuda.staging import (
     ResultDownloads,
     to_device,
 )
-from dycoke_core.engine.backends.cuda.step_writer import StepShape, StepWriter
+from dycoke_core.engine.backends.cuda.step_writer import StepWriter
 from dycoke_core.engine.backends.cuda.tiles import LARGE_TILE, SMALL_TILE
 from dycoke_core.engine.budget import gpu_kv_budget_bytes, host_budget_bytes
 from dycoke_core.engine.plan import DecodeRow, StepPlan
+from dycoke_core.engine.sight import window_of
 from dycoke_core.errors import ModelLoadError
 from dycoke_core.gpu_kernels.rows import PAGE
 from dycoke_core.model.adapter import EmbeddedPrefix, VideoLanguageModel
@@ -108,7 +109,10 @@ class CudaBackend:
         self._host_pool = (
             KVPool.pinned(host_budget_bytes(config), self._shape) if has_host_tier else None
         )
-        self._tables = SeatTables(max_rows, model.max_model_tokens, self._device, has_host_tier)
+        self._has_windows = window_of(model.layers) is not None
+        self._tables = SeatTables(
+            max_rows, model.max_model_tokens, self._device, has_host_tier, self._has_windows
+        )
         decoder = FusedDecoder(model.language_model, model.lm_head, geometry)
         parts = _Parts(decoder, self._host_pool, self._tables, model)
         self._graphs: DecodeGraphs[tuple[Tensor, Tensor]] = DecodeGraphs(
@@ -144,7 +148,7 @@ class CudaBackend:
         smallest = KVPool.within(2 * page_bytes, self._shape, self._device)
         trial = parts.decode_pass(smallest, batching.max_running_sequences, self.depth)
         for tile_rows in (SMALL_TILE, LARGE_TILE):
-            trial.run(StepShape(batching.max_running_sequences, tile_rows))
+            trial.run(trial.writer.usual_shape(batching.max_running_sequences, tile_rows))
         step_bytes = torch.cuda.max_memory_allocated(self._device) - before
         del trial, smallest
         torch.cuda.empty_cache()
@@ -173,8 +177,7 @@ class CudaBackend:
         num_bytes = self._pool.bytes_of(layout.max_own_tokens, self._shape.num_layers)
         if self._needs_front(layout) and layout.stage_two is not None:
             num_layers = self._shape.num_layers - layout.stage_two.first_layer
-            num_front = layout.stage_two.num_kept + layout.prefix.num_text
-            num_bytes += self._pool.bytes_of(num_front, num_layers)
+            num_bytes += self._pool.bytes_of(layout.num_front, num_layers)
         return num_bytes
 
     def _needs_front(self, layout: SeatLayout) -> bool:
@@ -231,6 +234,9 @@ class CudaBackend:
         entry.visual = embedded.visual
         entry.embeds, entry.positions = embedded.embeds, embedded.positions
         entry.layer_adds = embedded.layer_adds
+        entry.whole_runs = embedded.visual if embedded.sees_whole_runs else ()
+        if self._has_windows:  # the host has to know how far they reach: it waits for stage I
+            entry.token_positions = embedded.positions[0].cpu().numpy()
 
     def finish_prefix(self, prefix: int, *, to_host: bool) -> None:
         entry = self._prefixes[prefix]
@@ -281,9 +287,8 @@ class CudaBackend:
         front = None
         if self._needs_front(layout):
             assert layout.stage_two is not None
-            num_front = layout.stage_two.num_kept + layout.prefix.num_text
             first_layer = layout.stage_two.first_layer
-            front = self._pool.allocate(num_front, first_layer, self._shape.num_layers)
+            front = self._pool.allocate(layout.num_front, first_layer, self._shape.num_layers)
             if front is None:
                 self._pool.free(own)
                 return None
@@ -451,7 +456,10 @@ class CudaBackend:
         """
         self._uses_graphs = True
         self._decode.writer.clear()
-        self._graphs.capture_all(lambda key: self._decode.run(StepShape(key.batch, key.tile_rows)))
+        decode = self._decode
+        self._graphs.capture_all(
+            lambda key: decode.run(decode.writer.usual_shape(key.batch, key.tile_rows))
+        )
 
     def _capture_if_due(self) -> None:
         """Some steps after memory ran out, later and later while it fails. Not between a step's
@@ -480,12 +488,19 @@ class _Parts:
             pool,
             self.tables,
             max_rows=max_rows,
+            layers=self.model.layers,
             num_heads=self.model.text_geometry.num_heads,
             num_axes=self.model.num_position_axes,
             depth=depth,
         )
         return DecodePass(
-            self.decoder, pool, self.host_pool, self.tables, writer, max_rows=max_rows
+            self.decoder,
+            pool,
+            self.host_pool,
+            self.tables,
+            writer,
+            max_rows=max_rows,
+            layers=self.model.layers,
         )
 
     def prompt_pass(self, pool: KVPool) -> PromptPass:
@@ -494,6 +509,7 @@ class _Parts:
             pool,
             self.host_pool,
             self.tables,
+            layers=self.model.layers,
             num_heads=self.model.text_geometry.num_heads,
             num_axes=self.model.num_position_axes,
         )

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dycoke_core.engine.backends.cuda.pool import KVPool
 from dycoke_core.engine.backends.cuda.seats import Seat, SeatTables
-from dycoke_core.engine.backends.cuda.staging import DeviceStep, to_device
+from dycoke_core.engine.backends.cuda.staging import DeviceStep, DeviceTiles, to_device
 from dycoke_core.engine.backends.cuda.step_writer import StepShape, StepWriter
 from dycoke_core.gpu_kernels import rows as columns
 from dycoke_core.gpu_kernels.attention import merge_parts, split_attend
@@ -28,6 +28,7 @@ from dycoke_core.gpu_kernels.layers import embed
 from dycoke_core.gpu_kernels.sampling import SamplingScratch, sample
 from dycoke_core.gpu_kernels.scoring import visual_scores
 from dycoke_core.gpu_kernels.selection import gate_select
+from dycoke_core.model.adapter import LayerSpec
 from dycoke_core.model.fused import FusedDecoder
 
 
@@ -59,7 +60,9 @@ class DecodePass:
         writer: StepWriter,
         *,
         max_rows: int,
+        layers: Sequence[LayerSpec],
     ) -> None:
+        self._windowed = tuple(spec.window is not None for spec in layers)
         self._decoder, self._pool, self._host_pool = decoder, pool, host_pool
         self._tables, self.writer = tables, writer
         shape, device = pool.shape, tables.device
@@ -85,7 +88,7 @@ class DecodePass:
         """
         step = self.writer.on_device(shape)
         decoder, tables = self._decoder, self._tables
-        hidden = embed(step.rows, tables.last_ids, decoder.embedding)
+        hidden = embed(step.rows, tables.last_ids, decoder.embedding, decoder.embed_scale)
         cos, sin = decoder.rotary(step.positions)
         hidden = decoder.run(
             hidden,
@@ -206,6 +209,9 @@ class _Attention:
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         owner, step, shape = self.owner, self.step, self.shape
+        if owner._windowed[layer]:
+            assert step.windows is not None
+            return self._attend(layer, -1, q, step.windows)[0].flatten(1)
         if layer == 0 and shape.prunes_layer_0:
             _, total = self._attend(layer, -1, q)  # everything, to score before pruning
             self._select(layer, q, total)
@@ -219,11 +225,14 @@ class _Attention:
             self._select(layer, q, total)
         return output.flatten(1)
 
-    def _attend(self, layer: int, list_layer: int, q: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, H, E] and float32 [B, H]."""
+    def _attend(
+        self, layer: int, list_layer: int, q: Tensor, tiles: DeviceTiles | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """[B, H, E] and float32 [B, H]. tiles: None: the step's own."""
         owner, step, tile_rows = self.owner, self.step, self.shape.tile_rows
+        tiles = tiles or step
         pool = owner._pool
-        num_parts = (len(step.items), pool.shape.num_kv_heads, tile_rows)
+        num_parts = (len(tiles.items), pool.shape.num_kv_heads, tile_rows)
         size = num_parts[0] * num_parts[1] * num_parts[2]
         out = owner._out[: size * pool.shape.head_size].view(*num_parts, pool.shape.head_size)
         log_total = owner._log_total[:size].view(num_parts)
@@ -232,8 +241,8 @@ class _Attention:
             pool.keys,
             pool.values,
             owner._tables.slots,
-            step.items,
-            step.num_items,
+            tiles.items,
+            tiles.num_items,
             out,
             log_total,
             layer=layer,
@@ -246,8 +255,8 @@ class _Attention:
         merge_parts(
             out,
             log_total,
-            step.parts,
-            step.first,
+            tiles.parts,
+            tiles.first,
             step.rows,
             output,
             total,

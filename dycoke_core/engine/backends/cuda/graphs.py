@@ -7,7 +7,7 @@ what it took. So a replay overwrites the outputs of the one before, of whatever 
 copied away by work queued on the same stream, or never.
 
 Where a capture fails, nothing is captured, a warning says why, and steps run eagerly: the same
-function, launch by launch. Graphs may be dropped for their memory at any time, and rebuilt.
+function, launch by launch. Graphs may be dropped for their memory at any time, and captured again.
 
 Knows no step: `run` is whatever the caller wants captured. It must not wait for the device, read
 what changes on the host, or allocate anything that must outlive a step.
@@ -88,16 +88,11 @@ class DecodeGraphs(Generic[Outputs]):
         self._maker: GraphMaker | None = None
         self._run: Callable[[GraphKey], Outputs] | None = None
         self._graphs: dict[GraphKey, Graph[Outputs]] = {}
-        self.num_bytes = 0  # that the graphs took, and what their warm-ups left behind
 
     @property
     def is_eager(self) -> bool:
         """Whether steps run launch by launch."""
         return not self._graphs
-
-    @property
-    def max_batch(self) -> int:
-        return self._batches[-1]
 
     def bucket_for(self, num_rows: int) -> int:
         """The smallest bucket that holds a batch.
@@ -108,7 +103,7 @@ class DecodeGraphs(Generic[Outputs]):
         for batch in self._batches:
             if num_rows <= batch:
                 return batch
-        raise ValueError(f"{num_rows} rows exceed the largest bucket of {self.max_batch}")
+        raise ValueError(f"{num_rows} rows exceed the largest bucket of {self._batches[-1]}")
 
     def capture_all(self, run: Callable[[GraphKey], Outputs]) -> None:
         """Captures `run(key)` for every key, or for none where one fails, and keeps it for that.
@@ -149,11 +144,11 @@ class DecodeGraphs(Generic[Outputs]):
             )
         self._graphs, self._maker = graphs, maker
         maker.release()
-        self.num_bytes = max(free_before - maker.free_bytes(), 0)
+        num_bytes = max(free_before - maker.free_bytes(), 0)
         logger.info(
             "decode graphs took %.1f s and %d MiB",
             time.perf_counter() - start,
-            self.num_bytes // 2**20,
+            num_bytes // 2**20,
         )
 
     def replay(self, key: GraphKey) -> Outputs:
@@ -166,18 +161,12 @@ class DecodeGraphs(Generic[Outputs]):
         return graph.outputs
 
     def drop(self) -> None:
-        """Gives the graphs' memory back; until `rebuild` steps run eagerly."""
+        """Gives the graphs' memory back; until they are captured again steps run eagerly."""
         if self._maker is not None:
             self._maker.wait()  # no graph goes while it runs
             self._graphs.clear()
             self._maker.release()
         self._maker = None
-        self.num_bytes = 0
-
-    def rebuild(self) -> None:
-        """Captures all graphs again; what `capture_all` may raise."""
-        assert self._run is not None, "captured before it is rebuilt"
-        self.capture_all(self._run)
 
 
 class CudaGraphs:

@@ -16,6 +16,7 @@ from torch import Tensor
 from dycoke_core.engine.attention import (
     attend,
     attend_causally,
+    attend_masked,
     merge,
     pack_queries,
     unpack_rows,
@@ -32,11 +33,14 @@ from dycoke_core.engine.backends.cuda.tiles import (
     plan_tiles,
     sizes_of_groups,
 )
+from dycoke_core.engine.backends.cuda.windows import rows_in_windows, seat_window
 from dycoke_core.engine.plan import PrefixChunk, QuestionChunk
+from dycoke_core.engine.sight import end_seen, first_seen, window_of
 from dycoke_core.gpu_kernels import rows as columns
 from dycoke_core.gpu_kernels.attention import merge_parts, split_attend
 from dycoke_core.gpu_kernels.layers import embed
 from dycoke_core.gpu_kernels.sampling import SamplingScratch, sample
+from dycoke_core.model.adapter import LayerSpec
 from dycoke_core.model.fused import FusedDecoder
 
 
@@ -57,11 +61,29 @@ class _Reads:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class _Sight:
+    """What the rows of a prefix's chunk see where it is not simply all before them.
+
+    Args:
+        slots: int64 [keys], of the tokens from the first on that one of them sees.
+        is_seen: bool [rows, keys].
+    """
+
+    slots: Tensor
+    is_seen: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class _PrefixRows:
-    """A chunk of a prefix among the pass's rows. earlier: slots of the tokens before it, int64."""
+    """A chunk of a prefix among the pass's rows. earlier: slots of the tokens before it, int64.
+
+    whole, windowed: in layers that have no window, and in those that have one; None: all before.
+    """
 
     rows: slice
     earlier: Tensor
+    whole: _Sight | None
+    windowed: _Sight | None
 
 
 class PromptPass:
@@ -72,9 +94,12 @@ class PromptPass:
         host_pool: KVPool | None,
         tables: SeatTables,
         *,
+        layers: Sequence[LayerSpec],
         num_heads: int,
         num_axes: int,
     ) -> None:
+        self._window = window_of(layers)
+        self._windowed = tuple(spec.window is not None for spec in layers)
         self._decoder, self._pool, self._host_pool = decoder, pool, host_pool
         self._tables = tables
         self._num_heads, self._num_axes = num_heads, num_axes
@@ -103,15 +128,18 @@ class PromptPass:
             if prefix.layer_adds is not None:
                 layer_adds.append(prefix.layer_adds[:, chunk.start : end])
             write_slots.append(prefix.write_slots[chunk.start : end])
-            earlier = prefix.write_slots[: chunk.start].long()
-            chunks.append(_PrefixRows(slice(num_rows, num_rows + chunk.size), earlier))
+            chunks.append(self._prefix_rows(chunk, prefix, num_rows))
             num_rows += chunk.size
         table = self._rows(questions)
         reads: list[_Reads] = []
+        in_windows: _Reads | None = None
         if questions:
             rows = to_device(table, device)
             reads = self._reads(questions, table, rows)
-            embeds.append(embed(rows, self._tables.last_ids, decoder.embedding))
+            if self._window is not None:
+                in_windows = self._reads_in_windows(questions, rows, self._window)
+            scale = decoder.embed_scale
+            embeds.append(embed(rows, self._tables.last_ids, decoder.embedding, scale))
             own = to_device(self._positions(questions), device)
             positions.append(own.expand(self._num_axes, -1))
             write_slots.append(rows[:, columns.WRITE_SLOT])
@@ -121,7 +149,7 @@ class PromptPass:
             torch.cat(write_slots),
             self._pool.keys,
             self._pool.values,
-            _Attention(self, chunks, slice(num_rows, None), reads),
+            _Attention(self, chunks, slice(num_rows, None), reads, in_windows),
             layer_adds=torch.cat(layer_adds, dim=1) if layer_adds else None,
         )
         return self._draw(hidden, table, num_rows, questions)
@@ -155,6 +183,30 @@ class PromptPass:
         return results, logits
 
     # --- on the host ---
+
+    def _prefix_rows(self, chunk: PrefixChunk, prefix: Prefix, first_row: int) -> _PrefixRows:
+        assert prefix.write_slots is not None
+        whole = windowed = None
+        if prefix.whole_runs:
+            whole = self._sight(chunk, prefix, None)
+        if self._window is not None:
+            windowed = self._sight(chunk, prefix, self._window)
+        earlier = prefix.write_slots[: chunk.start].long()
+        return _PrefixRows(slice(first_row, first_row + chunk.size), earlier, whole, windowed)
+
+    def _sight(self, chunk: PrefixChunk, prefix: Prefix, window: int | None) -> _Sight:
+        device, end = self._tables.device, chunk.start + chunk.size
+        first = np.zeros(chunk.size, np.int64)
+        if window is not None:
+            assert prefix.token_positions is not None
+            positions = prefix.token_positions
+            first = first_seen(positions, positions[chunk.start : end], window)
+        firsts = to_device(first, device)[:, None]
+        ends = to_device(end_seen(chunk.start, chunk.size, prefix.whole_runs), device)[:, None]
+        places = torch.arange(int(first[0]), end, device=device)
+        assert prefix.write_slots is not None
+        slots = prefix.write_slots[int(first[0]) : end].long()
+        return _Sight(slots, (places >= firsts) & (places < ends))
 
     def _rows(self, questions: Sequence[tuple[QuestionChunk, Seat]]) -> np.ndarray:
         """ROWS of all questions' tokens."""
@@ -214,6 +266,17 @@ class PromptPass:
         if any(seat.prefix.host_extent is not None for seat in seats):
             reads.append(self._host_reads(on_device, table, seats, per_row))
         return reads
+
+    def _reads_in_windows(
+        self, questions: Sequence[tuple[QuestionChunk, Seat]], rows: Tensor, window: int
+    ) -> _Reads:
+        of_rows = [
+            seat_window(seat, self._tables, index, window)
+            for chunk, seat in questions
+            for index in range(chunk.start, chunk.start + len(chunk.token_ids))
+        ]
+        in_windows = rows_in_windows(of_rows, self._pool.shape.num_layers)
+        return self._read(in_windows, self._pool, self._tables.slots, rows)
 
     def _host_reads(
         self,
@@ -279,6 +342,7 @@ class _Attention:
     chunks: Sequence[_PrefixRows]
     questions: slice  # their rows, after the chunks'
     reads: Sequence[_Reads]
+    in_windows: _Reads | None
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         output = torch.empty(q.shape, dtype=q.dtype, device=q.device)
@@ -295,6 +359,12 @@ class _Attention:
     ) -> Tensor:
         owner = self.owner
         scaling = owner._decoder.scaling
+        sight = chunk.windowed if owner._windowed[layer] else chunk.whole
+        if sight is not None:  # keys and values are stored by now
+            places = sight.slots + layer * columns.PAGE
+            keys = owner._pool.keys.index_select(0, places)
+            values = owner._pool.values.index_select(0, places)
+            return attend_masked(q, keys, values, sight.is_seen, scaling=scaling)
         partial = attend_causally(q.contiguous(), k, v, scaling=scaling)
         if len(chunk.earlier):
             places = chunk.earlier + layer * columns.PAGE
@@ -305,6 +375,9 @@ class _Attention:
         return unpack_rows(partial.output, len(q))
 
     def _attend_questions(self, layer: int, q: Tensor) -> Tensor:
+        if self.owner._windowed[layer]:
+            assert self.in_windows is not None
+            return self._part(self.in_windows, layer, q, list_layer=-1)[0]
         here, *elsewhere = self.reads
         output, total = self._part(here, layer, q)
         for reads in elsewhere:
@@ -318,8 +391,12 @@ class _Attention:
             output = torch.where(is_elsewhere, joint, output)
         return output
 
-    def _part(self, reads: _Reads, layer: int, q: Tensor) -> tuple[Tensor, Tensor]:
+    def _part(
+        self, reads: _Reads, layer: int, q: Tensor, list_layer: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Args: list_layer: by which items are chosen; None: the layer."""
         shape = reads.shape
+        list_layer = layer if list_layer is None else list_layer
         sizes = (len(reads.items), shape.num_kv_heads, shape.tile_rows)
         out = torch.empty((*sizes, q.shape[2]), device=q.device)
         log_total = torch.empty(sizes, device=q.device)
@@ -333,7 +410,7 @@ class _Attention:
             out,
             log_total,
             layer=layer,
-            list_layer=layer,
+            list_layer=list_layer,
             scaling=self.owner._decoder.scaling,
             tile_rows=shape.tile_rows,
         )
@@ -347,7 +424,7 @@ class _Attention:
             reads.rows,
             output,
             total,
-            list_layer=layer,
+            list_layer=list_layer,
             tile_rows=shape.tile_rows,
         )
         return output, total

@@ -20,6 +20,7 @@ from dycoke_core.compression.kv_pruning import StageTwo
 from dycoke_core.engine.backend import PrefixLayout, SeatLayout
 from dycoke_core.engine.backends.cuda.pool import Extent
 from dycoke_core.engine.backends.cuda.staging import to_device
+from dycoke_core.engine.sight import Integers
 
 Int32s = npt.NDArray[np.int32]
 
@@ -38,6 +39,8 @@ class Prefix:
     positions: Tensor | None = None  # int64 [axes, P], likewise
     layer_adds: Tensor | None = None  # [layers, P, D], likewise
     write_slots: Tensor | None = None  # int32 [P] in the tokens' order, likewise
+    whole_runs: tuple[range, ...] = ()  # whose tokens see each other, later ones too
+    token_positions: Integers | None = None  # on the host, where some layer has a window
     place: int | None = None  # of its list on the device, while seats use it
     num_seats: int = 0
 
@@ -71,10 +74,8 @@ class Seat:
 
     @property
     def num_front(self) -> int:
-        """Slots that lead its list: kept and prefix text."""
-        if self.stage_two is None:
-            return 0
-        return self.stage_two.num_kept + self.prefix.layout.num_text
+        """Slots that lead its list."""
+        return self.layout.num_front
 
     @property
     def owns_kept_rows(self) -> bool:
@@ -101,13 +102,16 @@ class SeatTables:
         num_seats: without the null seat.
         max_tokens: of a sequence; a list has at most so many slots.
         has_host_tier: whether prefixes may lie in host memory.
+        has_windows: whether prefixes have a second list, in the order of their tokens, of which
+            layers with windows read the end.
     """
 
     num_seats: int
     max_tokens: int
     device: torch.device
     has_host_tier: bool
-    slots: Tensor = field(init=False)  # int32: seats' lists, then prefixes'
+    has_windows: bool = False
+    slots: Tensor = field(init=False)  # int32: seats' lists, prefixes', and those in token order
     host_slots: Tensor = field(init=False)  # int32: prefixes' lists in the host's pool
     reference: Tensor = field(init=False)  # float32 [seats, max_tokens]
     kept: Tensor = field(init=False)  # int32 [seats, max_tokens]
@@ -122,7 +126,8 @@ class SeatTables:
         def zeros(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
             return torch.zeros(shape, dtype=dtype, device=self.device)
 
-        self.slots = zeros((num_rows + self.num_seats) * size)
+        num_lists = num_rows + self.num_seats * (1 + self.has_windows)
+        self.slots = zeros(num_lists * size)
         self.host_slots = zeros(self.num_seats * size if self.has_host_tier else 0)
         self.reference = zeros(num_rows, size, dtype=torch.float32)
         self.kept = zeros(num_rows, size)
@@ -175,6 +180,8 @@ class SeatTables:
     def _list_prefix(self, prefix: Prefix) -> None:
         slots = prefix.in_list_order(prefix.extent.slots())
         self._write(self.slots, self.prefix_first(prefix), slots)
+        if self.has_windows:
+            self._write(self.slots, self.in_order_first(prefix), prefix.extent.slots())
         if prefix.host_extent is not None:
             host_slots = prefix.in_list_order(prefix.host_extent.slots())
             self._write(self.host_slots, self.host_first(prefix), host_slots)
@@ -187,6 +194,10 @@ class SeatTables:
         """Offset of a prefix's list in `slots`."""
         assert prefix.place is not None
         return (self.num_seats + 1 + prefix.place) * self.max_tokens
+
+    def in_order_first(self, prefix: Prefix) -> int:
+        """Offset of a prefix's list in the order of its tokens."""
+        return self.prefix_first(prefix) + self.num_seats * self.max_tokens
 
     def host_first(self, prefix: Prefix) -> int:
         """Offset of a prefix's list in `host_slots`."""

@@ -20,7 +20,7 @@ is 0.1 MB.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +39,7 @@ from dycoke_core.gpu_kernels.rows import (
 
 Int32s = npt.NDArray[np.int32]
 
+_OF_WINDOWS = "windows_"
 _ALIGNED_WORDS = 4  # sections begin at multiples of 16 bytes, as Triton likes its pointers
 
 
@@ -69,6 +70,7 @@ class HostStep(TileBuffers):
     uniforms: npt.NDArray[np.float64]  # [B], in [0, 1)
     temperature: npt.NDArray[np.float32]  # [B]
     top_p: npt.NDArray[np.float32]  # [B]
+    windows: TileBuffers | None  # of layers that have one
 
     def pad(self, num_rows: int, trash_slot: int) -> None:
         """Makes the bucket's rows from `num_rows` on padding: the null seat's, which do nothing."""
@@ -81,19 +83,26 @@ class HostStep(TileBuffers):
         self.top_p[num_rows:] = 1
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class DeviceStep:
-    """The same on the device: views that stay in place."""
+@dataclass(frozen=True, eq=False)
+class DeviceTiles:
+    """What a step's attention reads: views that stay in place."""
 
     items: Tensor  # int32 [cap, ITEM_COLUMNS]
     num_items: Tensor  # int32 [1]
     parts: Tensor  # int32 [cap]
     first: Tensor  # int32 [2, B + 1]
+
+
+@dataclass(frozen=True, eq=False)
+class DeviceStep(DeviceTiles):
+    """The same step on the device."""
+
     rows: Tensor  # int32 [B, ROW_COLUMNS]
     positions: Tensor  # int64 [axes, B]
     uniforms: Tensor  # float64 [B]
     temperature: Tensor  # float32 [B]
     top_p: Tensor  # float32 [B]
+    windows: DeviceTiles | None
 
 
 @dataclass(frozen=True)
@@ -103,22 +112,28 @@ class StepLayout:
     num_rows: int  # B, of the bucket
     capacity: TileCapacity
     num_axes: int = 1  # of positions
+    has_windows: bool = False
 
     @cached_property
     def sections(self) -> dict[str, "_Section"]:
         batch, words = self.num_rows, 0
         sections = {}
+        tiles: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
+            "first": ((2, batch + 1), torch.int32),
+            "num_items": ((1,), torch.int32),
+            "parts": ((self.capacity.parts,), torch.int32),
+            "items": ((self.capacity.items, ITEM_COLUMNS), torch.int32),
+        }
         shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
             "rows": ((batch, ROW_COLUMNS), torch.int32),
             "positions": ((self.num_axes, batch), torch.int64),
             "uniforms": ((batch,), torch.float64),
             "temperature": ((batch,), torch.float32),
             "top_p": ((batch,), torch.float32),
-            "first": ((2, batch + 1), torch.int32),
-            "num_items": ((1,), torch.int32),
-            "parts": ((self.capacity.parts,), torch.int32),
-            "items": ((self.capacity.items, ITEM_COLUMNS), torch.int32),
+            **tiles,
         }
+        if self.has_windows:
+            shapes |= {_OF_WINDOWS + name: shape for name, shape in tiles.items()}
         for name, (shape, dtype) in shapes.items():
             section = _Section(words, shape, dtype)
             sections[name] = section
@@ -127,14 +142,23 @@ class StepLayout:
 
     @cached_property
     def num_words(self) -> int:
-        last = self.sections["items"]
+        *_, last = self.sections.values()
         return last.first_word + last.num_words
 
     def on_host(self, buffer: Tensor) -> HostStep:
-        return HostStep(**{k: s.of(buffer).numpy() for k, s in self.sections.items()})
+        step, windows = _parted({k: s.of(buffer).numpy() for k, s in self.sections.items()})
+        return HostStep(**step, windows=TileBuffers(**windows) if windows else None)
 
     def on_device(self, buffer: Tensor) -> DeviceStep:
-        return DeviceStep(**{k: section.of(buffer) for k, section in self.sections.items()})
+        step, windows = _parted({k: s.of(buffer) for k, s in self.sections.items()})
+        return DeviceStep(**step, windows=DeviceTiles(**windows) if windows else None)
+
+
+def _parted(sections: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A step's own, and those of its windows by their names without the prefix."""
+    own = {k: v for k, v in sections.items() if not k.startswith(_OF_WINDOWS)}
+    windows = {k.removeprefix(_OF_WINDOWS): v for k, v in sections.items() if k not in own}
+    return own, windows
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dycoke_core.compression.kv_pruning import RandomChoice, choose_highest, choose_lowest
+from dycoke_core.compression.kv_pruning import (
+    RandomChoice,
+    StageTwo,
+    choose_highest,
+    choose_lowest,
+)
 from dycoke_core.config import CompressionConfig
 from dycoke_core.engine.backends.cuda.pool import KVPool
 from dycoke_core.engine.backends.cuda.seats import Int32s, Seat, SeatTables
@@ -34,11 +39,12 @@ from dycoke_core.engine.backends.cuda.tiles import (
     plan_tiles,
     sizes_of_groups,
 )
+from dycoke_core.engine.backends.cuda.windows import rows_in_windows, seat_window
 from dycoke_core.engine.plan import DecodeRow
 from dycoke_core.engine.sampler import Draw
+from dycoke_core.engine.sight import window_of
 from dycoke_core.gpu_kernels import rows as columns
-
-USUAL_SCORING_LAYER = max(CompressionConfig().l - 1, 0)
+from dycoke_core.model.adapter import LayerSpec
 
 _FORCED = Draw(0.0, 1.0, 0.0)  # of rows whose token is known: what they draw is not looked at
 
@@ -49,14 +55,15 @@ class StepShape:
 
     num_rows: int  # of the bucket
     tile_rows: int  # M
-    scoring_layers: tuple[int, ...] = (USUAL_SCORING_LAYER,)
+    scoring_layers: tuple[int, ...]
+    usual_scoring_layer: int  # that graphs score in
     prunes_layer_0: bool = False
     is_given: bool = False  # some row's choice comes from the host
 
     @property
     def is_usual(self) -> bool:
         return (
-            set(self.scoring_layers) <= {USUAL_SCORING_LAYER}
+            set(self.scoring_layers) <= {self.usual_scoring_layer}
             and not self.prunes_layer_0
             and not self.is_given
         )
@@ -65,6 +72,7 @@ class StepShape:
 class StepWriter:
     """Args:
     max_rows: of the largest bucket.
+    layers: of the model.
     depth: steps that may be in flight while the next one is written.
     """
 
@@ -74,10 +82,13 @@ class StepWriter:
         tables: SeatTables,
         *,
         max_rows: int,
+        layers: Sequence[LayerSpec],
         num_heads: int,
         num_axes: int,
         depth: int,
     ) -> None:
+        self._window = window_of(layers)
+        self._usual_scoring_layer = _usual_scoring_layer(layers)
         self._pool, self._tables = pool, tables
         self._num_per_group = num_heads // pool.shape.num_kv_heads
         self._num_axes = num_axes
@@ -97,7 +108,11 @@ class StepWriter:
         given = self._write_rows(step, rows, seats)
         step.pad(len(rows), self._pool.trash_slot)
         step.rows[len(rows) :, columns.FIRST_PRUNED] = self._pool.shape.num_layers
-        plan_tiles(reads, self._tile_shape(tile_rows), layout.capacity).write(step)
+        tile_shape = self._tile_shape(tile_rows)
+        plan_tiles(reads, tile_shape, layout.capacity).write(step)
+        if step.windows is not None and self._window is not None:
+            in_windows = self._reads_in_windows(rows, seats, self._window)
+            plan_tiles(in_windows, tile_shape, layout.capacity).write(step.windows)
         self._uploads.send(layout)
         if given:
             self.given = to_device(np.concatenate(given).astype(np.int32), self._tables.device)
@@ -106,9 +121,15 @@ class StepWriter:
             num_rows=bucket,
             tile_rows=tile_rows,
             scoring_layers=tuple(sorted({stage.scoring_layer for stage in stages})),
+            usual_scoring_layer=self._usual_scoring_layer,
             prunes_layer_0=any(stage.first_layer == 0 for stage in stages),
             is_given=bool(given),
         )
+
+    def usual_shape(self, num_rows: int, tile_rows: int) -> StepShape:
+        """Of a step that scores where DyCoke's default does."""
+        usual = self._usual_scoring_layer
+        return StepShape(num_rows, tile_rows, (usual,), usual)
 
     def clear(self) -> None:
         """Makes what the device sees a step of padding, whatever its layout: all zeros are one."""
@@ -121,7 +142,7 @@ class StepWriter:
     def _layout(self, bucket: int, tile_rows: int) -> StepLayout:
         shape = self._tile_shape(tile_rows)
         capacity = TileCapacity.for_batch(bucket, self._tables.max_tokens, shape)
-        return StepLayout(bucket, capacity, self._num_axes)
+        return StepLayout(bucket, capacity, self._num_axes, self._window is not None)
 
     def _tile_shape(self, tile_rows: int) -> TileShape:
         shape = self._pool.shape
@@ -139,6 +160,16 @@ class StepWriter:
             num_front=_integers(seat.num_front for seat in seats),
             num_own=_integers(row.start + 1 for row in rows),
         )
+
+    def _reads_in_windows(
+        self, rows: Sequence[DecodeRow], seats: Sequence[Seat], window: int
+    ) -> TileRows:
+        """The end of the prefix, in the order of its tokens, and the end of the own part."""
+        of_rows = [
+            seat_window(seat, self._tables, row.start, window)
+            for row, seat in zip(rows, seats, strict=True)
+        ]
+        return rows_in_windows(of_rows, self._pool.shape.num_layers)
 
     def _write_rows(
         self, step: HostStep, rows: Sequence[DecodeRow], seats: Sequence[Seat]
@@ -198,6 +229,13 @@ class StepWriter:
         else:
             assert stage.choose is choose_highest, "a choice that no kernel makes"
         return row
+
+
+def _usual_scoring_layer(layers: Sequence[LayerSpec]) -> int:
+    full_layers = [layer for layer, spec in enumerate(layers) if spec.window is None]
+    usual = StageTwo(CompressionConfig().l, num_kept=0, threshold=None)
+    usual_here = usual.in_layers(full_layers, len(layers))
+    return (usual_here or usual).scoring_layer
 
 
 def _write_choices(table: Int32s, seats: Sequence[Seat]) -> list[npt.NDArray[np.int64]]:

@@ -1,6 +1,7 @@
 /** Puts the parts of the page together: a clip, a question, its runs, what came of them. */
 
 import { ApiError, getJson } from "./api.js";
+import { h } from "./dom.js";
 import { storedKey } from "./key.js";
 import { jobsInAddress, putInAddress } from "./permalink.js";
 import { Results } from "./results.js";
@@ -65,6 +66,7 @@ async function askAll({ question, settings, options }) {
   });
   for (const one of shown) {
     showAnswer(one);
+    one.run.addEventListener("change", () => showInAddress(shown));
     await ended(one.run, () => one.run.post({ ...one.fields, on_disconnect: "continue" }));
   }
   form.isReady = true;
@@ -83,14 +85,14 @@ async function openJobs(ids) {
 async function openJob(id, label) {
   try {
     const job = await getJson(`/v1/jobs/${encodeURIComponent(id)}`);
-    const run = new Run(job.question ?? "", job.result?.compression.policy ?? job.model);
+    const run = new Run(job.question, "");
     const shown = { label, run, fields: null };
     if (job.video_id) takeVideo(job.video_id);
     showAnswer(shown);
     await ended(run, () => run.open(id));
     return shown;
   } catch (error) {
-    answers.append(Object.assign(document.createElement("p"), { textContent: error.message }));
+    answers.append(h("p", { class: "note" }, `Job ${id}: ${error.message}`));
     return null;
   }
 }
@@ -118,10 +120,14 @@ async function ended(run, begin) {
   await over;
 }
 
+/** So that the page can be left and opened again while a job runs. @param {Shown[]} shown */
+function showInAddress(shown) {
+  const jobIds = shown.map(({ run }) => run.jobId).filter((id) => id !== null);
+  if (jobIds.length && jobIds.join() !== jobsInAddress().join()) putInAddress(jobIds);
+}
+
 /** @param {Shown[]} shown */
 function showResults(shown) {
-  const known = shown.filter(({ run }) => run.jobId);
-  if (known.length) putInAddress(known.map(({ run }) => run.jobId));
   const whole = shown.filter(({ run }) => run.receipt);
   if (whole.length) results.show(whole);
 }

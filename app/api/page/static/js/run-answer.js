@@ -20,6 +20,7 @@ export class RunAnswer extends HTMLElement {
   #sentences = new Sentences();
   #stages = STAGES.map(([name, label]) => h("li", { "data-stage": name }, label));
   #progress = h("progress", { max: 1, value: 0, "aria-label": "Progress of this stage" });
+  #setting = h("span");
   #state = h("p", { class: "status" });
   #text = h("p", { class: "answer", "data-part": "answer" });
   #log = h("div", { role: "log", class: "for-screen-readers", "aria-label": "The answer" });
@@ -37,7 +38,7 @@ export class RunAnswer extends HTMLElement {
     const element = /** @type {RunAnswer} */ (document.createElement("run-answer"));
     element.#run = run;
     element.append(
-      h("h3", {}, h("span", { class: "tag" }, label), ` ${run.setting}`),
+      h("h3", {}, h("span", { class: "tag" }, label), " ", element.#setting),
       h("ol", { class: "stages", "aria-label": "Stages" }, ...element.#stages),
       element.#progress,
       element.#state,
@@ -66,6 +67,7 @@ export class RunAnswer extends HTMLElement {
   #show() {
     const run = this.#run;
     if (run.isOver) this.#announce(this.#sentences.flush());
+    this.#setting.textContent = run.setting;
     this.dataset.connection = run.connection;
     this.dataset.outcome = run.receipt ? "done" : run.error ? "error" : "";
     const stage = this.#stage();

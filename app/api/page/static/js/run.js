@@ -64,7 +64,7 @@ export class Run extends EventTarget {
   #numFailures = 0;
   #abort = new AbortController();
 
-  /** @param {string} question @param {string} setting what it asks for, for people */
+  /** @param {string} question @param {string} setting for people; empty: as the job says */
   constructor(question, setting) {
     super();
     this.question = question;
@@ -152,8 +152,11 @@ export class Run extends EventTarget {
   /** @param {import("./sse.js").ServerEvent} event */
   #take({ type, id, data }) {
     if (id !== null) this.#lastEventId = id;
-    if (type === "job") [this.jobId, this.videoId] = [data.job_id, data.video_id];
-    else if (type === "status") this.status = data;
+    if (type === "job") {
+      [this.jobId, this.videoId] = [data.job_id, data.video_id];
+      this.setting ||= data.compression.policy;
+    }
+    if (type === "status") this.status = data;
     else if (type === "token") this.arrivals.add(data);
     else if (type === "done") this.receipt = data;
     else if (type === "error") this.error = data;

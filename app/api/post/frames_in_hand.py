@@ -1,0 +1,52 @@
+"""How many bytes of frames one API process holds between their reader and Redis.
+
+Waits: for those who came before, until their frames are stored or given up, which the readers' time
+limits and the patience with Redis see to.
+"""
+
+import asyncio
+from collections import deque
+
+
+class FramesInHand:
+    """Who does not fit waits, first come, first served. Frames that alone are more than the budget
+    get their turn when there are no others.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._used_bytes = 0
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    @property
+    def used_bytes(self) -> int:
+        return self._used_bytes
+
+    async def take(self, num_bytes: int) -> None:
+        """Waits until there is room; whoever is cancelled meanwhile holds nothing."""
+        turn = asyncio.get_running_loop().create_future()
+        place = (num_bytes, turn)
+        self._waiting.append(place)
+        self._admit()
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.cancelled():
+                self._waiting.remove(place)
+                self._admit()
+            else:  # it came to its turn just then
+                self.give_back(num_bytes)
+            raise
+
+    def give_back(self, num_bytes: int) -> None:
+        self._used_bytes -= num_bytes
+        self._admit()
+
+    def _admit(self) -> None:
+        while self._waiting:
+            num_bytes, turn = self._waiting[0]
+            if self._used_bytes and self._used_bytes + num_bytes > self._max_bytes:
+                return
+            self._waiting.popleft()
+            self._used_bytes += num_bytes
+            turn.set_result(None)
