@@ -15,7 +15,6 @@ local MAX_DEATHS = 2 -- of a job's own
 local MAX_DELIVERIES = 8 -- that were not given back
 local FURTHER_TOKENS = 4 -- made in a delivery: whatever kills at once has not
 local LOST_TTL_MS = 3600000 -- of what is known of a worker's end; longer than any job
-local OFFERED_IDLE_MS = 86400000 -- any lease has run out
 local DEATH, SPARED, CREW = 'death', 'spared', 'crew' -- what lost:{attempt} may say
 
 -- Notes on each job of a worker that is gone how many were in its engine.
@@ -45,15 +44,6 @@ local function accuse(job_id, crew, fate)
   redis.call('HINCRBY', key, 'losses', 1)
   redis.call('HSET', key, 'is_suspect', 1)
   return charge
-end
-
--- Lays out an entry for the first worker that claims it, under a consumer of its own, so that the
--- consumer of the worker which held it holds nothing and can be removed. Idle workers get a suspect
--- sooner than busy ones: see `claim`.
-local function offer(model, job_id, entry_id, lease_ms)
-  local is_suspect = job_id and redis.call('HGET', job_key(job_id), 'is_suspect') == '1'
-  redis.call('XCLAIM', jobs_key(model), GROUP, HANDED_BACK, 0, entry_id, 'IDLE',
-    is_suspect and lease_ms or OFFERED_IDLE_MS, 'JUSTID')
 end
 
 -- Takes back what a job was charged with for the loss of an attempt. Returns whether it was.
@@ -115,7 +105,7 @@ end
 
 -- Gives a job's entry to a consumer of its own, from which any worker may claim it at once: so the
 -- one that had it holds nothing and can be removed. Idle workers get a suspect sooner than busy
--- ones, see `claim`. job_id: nil or false where the entry is gone.
+-- ones, see `claim`. job_id: nil or false where the entry is nobody's.
 local function offer(model, job_id, entry_id, lease_ms)
   local is_suspect = job_id and redis.call('HGET', job_key(job_id), 'is_suspect') == '1'
   redis.call('XCLAIM', jobs_key(model), GROUP, HANDED_BACK, 0, entry_id, 'IDLE',
