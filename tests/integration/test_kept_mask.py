@@ -89,7 +89,7 @@ async def test_sets_go_with_the_job_that_makes_room_for_newer_ones(
 
     def load_small(name: str) -> tuple[str, str]:
         source, _ = load_script(name)
-        assert budget in source
+        assert budget in source or name not in ("append", "end")
         source = source.replace(budget, "MAX_ENDED_BYTES = 150000")
         return source, sha1(source.encode(), usedforsecurity=False).hexdigest()
 
