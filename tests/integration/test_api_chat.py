@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from app.store.keys import RedisKeys
+from dycoke_core.auto import AUTO, AUTO_PARAMETERS
 from dycoke_core.config import POLICY_PARAMETERS, CompressionConfig
 from dycoke_core.errors import (
     InvalidRequestError,
@@ -251,8 +252,9 @@ async def test_openapi_document_says_what_each_policy_takes(api: RunningApi) -> 
     document = (await api.client.get("/openapi.json")).json()
     field = document["components"]["schemas"]["ChatFields"]["properties"]["compression"]
     kinds = {option.get("title", option["type"]): option for option in field["anyOf"]}
-    assert set(kinds["Policy"]["enum"]) == set(POLICY_PARAMETERS)
-    assert set(kinds) == {"Policy", "null", *POLICY_PARAMETERS}
+    assert set(kinds["Policy"]["enum"]) == {AUTO, *POLICY_PARAMETERS}
+    assert set(kinds) == {"Policy", "null", AUTO, *POLICY_PARAMETERS}
+    assert set(kinds[AUTO]["properties"]) == {"policy", *AUTO_PARAMETERS}
     for policy, taken in POLICY_PARAMETERS.items():
         assert set(kinds[policy]["properties"]) == {"policy", *taken}
         assert kinds[policy]["additionalProperties"] is False

@@ -588,6 +588,9 @@ def test_metric_names_are_the_agreed_ones() -> None:
             "kv_refreshes",
             "requests_capacity",
             "flops",
+            "auto_choices",
+            "auto_objectives",
+            "auto_prediction_error_seconds",
         )
     }
 

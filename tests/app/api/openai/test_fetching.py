@@ -9,7 +9,16 @@ import pytest
 from app.api.errors import InvalidFieldsError
 from app.api.openai.dialling import is_global
 from app.errors import UploadTooLargeError
-from tests.api.openai.net import OTHER, PUBLIC, VIDEO, Net, fetch, redirect, response, running_net
+from tests.app.api.openai.net import (
+    OTHER,
+    PUBLIC,
+    VIDEO,
+    Net,
+    fetch,
+    redirect,
+    response,
+    running_net,
+)
 
 PAGES = {
     "/clip.mp4": response("200 OK", f"Content-Length: {len(VIDEO)}", body=VIDEO),

@@ -19,7 +19,7 @@ from app.api.openai.dialling import MAX_LOOKUPS
 from app.api.openai.fetching import CONNECT_S, MediaFetcher, StorageFailedError
 from app.errors import UploadTooLargeError
 from app.threads import in_thread
-from tests.api.openai.net import PUBLIC, VIDEO, Net, Send, fetch, response, running_net
+from tests.app.api.openai.net import PUBLIC, VIDEO, Net, Send, fetch, response, running_net
 
 URL = "http://cdn.example.com"
 OK = response("200 OK")
