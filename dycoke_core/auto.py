@@ -126,16 +126,16 @@ class Work:
     """What has to be done before a first token.
 
     Args:
-        vision_units: to be encoded.
+        vision_patches: to be encoded.
         prompt_tokens: to be prefilled.
     """
 
-    vision_units: int
+    vision_patches: int
     prompt_tokens: int
 
     def __add__(self, other: "Work") -> "Work":
         return Work(
-            self.vision_units + other.vision_units, self.prompt_tokens + other.prompt_tokens
+            self.vision_patches + other.vision_patches, self.prompt_tokens + other.prompt_tokens
         )
 
 
@@ -176,25 +176,25 @@ class Rates:
     """How fast an engine works, measured as it runs.
 
     Args:
-        unit_s: of vision, per unit.
+        patch_s: of vision, per patch.
         token_s: of prefill, per prompt token.
         step_s: of a decode step of all running sequences.
         max_prompt_tokens: of one pass.
     """
 
     def __init__(
-        self, unit_s: float, token_s: float, step_s: float, *, max_prompt_tokens: int
+        self, patch_s: float, token_s: float, step_s: float, *, max_prompt_tokens: int
     ) -> None:
-        self._unit = _Rate(unit_s)
+        self._patch = _Rate(patch_s)
         self._token = _Rate(token_s)
         self._step = _Rate(step_s)
-        self._steps_per_unit = _Rate(1.0)
+        self._steps_per_patch = _Rate(0.0)
         self._max_prompt_tokens = max_prompt_tokens
 
-    def note_vision(self, num_units: int, seconds: float, num_steps: int) -> None:
-        """Takes in that units were encoded in slices of so many steps."""
-        self._unit.note(seconds, num_units)
-        self._steps_per_unit.note(num_steps, num_units)
+    def note_vision(self, num_patches: int, seconds: float, num_steps: int) -> None:
+        """Takes in that patches were encoded in slices of so many steps."""
+        self._patch.note(seconds, num_patches)
+        self._steps_per_patch.note(num_steps, num_patches)
 
     def note_pass(self, seconds: float, *, num_prompt_tokens: int, is_decoding: bool) -> None:
         """Takes in a pass. What decode rows add to prompts is what decode steps took alone."""
@@ -207,9 +207,9 @@ class Rates:
 
     def seconds(self, work: Work, *, is_decoding: bool) -> float:
         """For how long the work takes, with a decode step beside each of its steps."""
-        seconds = work.vision_units * self._unit.value + work.prompt_tokens * self._token.value
+        seconds = work.vision_patches * self._patch.value + work.prompt_tokens * self._token.value
         if is_decoding:
-            num_steps = work.vision_units * self._steps_per_unit.value
+            num_steps = work.vision_patches * self._steps_per_patch.value
             num_steps += math.ceil(work.prompt_tokens / self._max_prompt_tokens)
             seconds += num_steps * self._step.value
         return seconds

@@ -141,6 +141,9 @@ def is_server_condition(text: str) -> bool:
     return any(condition in f"{text} " for condition in _SERVER_CONDITIONS)
 
 
+MAX_LOADS = 3  # of a script that a Redis has just lost, in one call
+
+
 class Scripts:
     """Runs the scripts of `app/store/lua` by their digest, loading them where Redis lacks them.
 
@@ -160,11 +163,12 @@ class Scripts:
         """
         source, digest = load_script(name)
         with in_our_words:
-            try:
-                return await self._shared.call("EVALSHA", digest, 0, self._prefix, *args)
-            except NoScriptError:
-                await self._shared.call("SCRIPT", "LOAD", source)
-                return await self._shared.call("EVALSHA", digest, 0, self._prefix, *args)
+            for _ in range(MAX_LOADS):
+                try:
+                    return await self._shared.call("EVALSHA", digest, 0, self._prefix, *args)
+                except NoScriptError:
+                    await self._shared.call("SCRIPT", "LOAD", source)
+        raise StoreUnavailableError("the job store loses its scripts")
 
 
 @cache

@@ -241,7 +241,9 @@ class Watch:
         """Gives an event that is told, if it is what comes next for whoever waits, or who has just
         been given what comes before it."""
         before, own, data = news.split(b" ", 2)
-        follows = before == self._next_index or before.decode() == self._last_id
+        # What comes next by its index may follow a status that is still to be read.
+        has_all = not self._may_have_news and not self._is_being_read
+        follows = before.decode() == self._last_id or (has_all and before == self._next_index)
         has_room = len(self._given) < MAX_EVENTS_PER_READ
         if not follows or not has_room or (waiter.done() and not self._given):
             return False

@@ -23,7 +23,7 @@ class KeptSets:
     def __init__(self, redis: Redis, keys: RedisKeys) -> None:
         self._redis = redis
         self._keys = keys
-        self._scripts = Scripts(redis, keys.prefix)
+        self._scripts = Scripts(redis, keys.prefix, "large")
 
     async def put(self, delivery: Delivery, blob: bytes) -> bool:
         """Stores what a running job kept, in place of what an earlier attempt left.

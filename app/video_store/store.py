@@ -166,9 +166,12 @@ class VideoStore:
         with full_disk_told(), self._lock.held():
             with suppress(VideoNotFoundError):
                 return self._joined(video_id, owner, retention)  # the upload is discarded
-            self._keep_quota(owner, upload.num_bytes, quota)
+            displaced = self._beyond_quota(owner, video_id, upload.num_bytes, quota)
             fd = self._place(upload, video_id)
             try:
+                for other_id in displaced:
+                    self._references.remove(other_id, owner)
+                    self._collect(other_id)
                 video = StoredVideo(video_id, upload.num_bytes, time.time(), probe, retention)
                 self._references.write(video, owner)
             except BaseException:
@@ -290,20 +293,26 @@ class VideoStore:
 
     # --- what makes room ---
 
-    def _keep_quota(self, owner: str, num_bytes: int, quota: StorageQuota) -> None:
-        """Drops an owner's least recently used videos until one more fits its quota."""
+    def _beyond_quota(
+        self, owner: str, new_id: str, num_bytes: int, quota: StorageQuota
+    ) -> list[str]:
+        """An owner's least recently used videos that a new one leaves no room for in its quota.
+
+        Raises UploadTooLargeError: the new one alone is larger.
+        """
         if quota == NO_STORAGE_QUOTA:
-            return
+            return []
         if not quota.has_room(num_bytes, 1):
             raise UploadTooLargeError(f"the video is larger than the {quota.max_bytes} bytes quota")
-        owned = sorted(self._uses_of(owner))
+        owned = sorted(use for use in self._uses_of(owner) if use[1] != new_id)
         total_bytes = num_bytes + sum(size for _, _, size in owned)
-        for num_dropped, (_, video_id, size) in enumerate(owned):
-            if quota.has_room(total_bytes, len(owned) - num_dropped + 1):
-                return
-            self._references.remove(video_id, owner)
-            self._collect(video_id)
+        displaced: list[str] = []
+        for _, video_id, size in owned:
+            if quota.has_room(total_bytes, len(owned) - len(displaced) + 1):
+                break
+            displaced.append(video_id)
             total_bytes -= size
+        return displaced
 
     def _uses_of(self, owner: str) -> Iterator[tuple[float, str, int]]:
         """Last use, id and bytes of each of an owner's videos."""

@@ -93,12 +93,20 @@ class EngineThread:
         await self._ask(lambda engine: self._add(engine, sequence))
 
     async def choose_compression(
-        self, sequence: Sequence, config: AutoConfig, *, waited_s: float
+        self, sequence: Sequence, config: AutoConfig, *, accepted_at_s: float
     ) -> Choice:
-        """Raises DycokeError: the engine does not take the sequence at any level."""
-        choice: Choice = await self._ask(
-            lambda engine: engine.choose_compression(sequence, config, waited_s=waited_s)
-        )
+        """Args:
+        accepted_at_s: Unix time.
+
+        Raises:
+            DycokeError: the engine does not take the sequence at any level.
+        """
+
+        def choose(engine: "Engine") -> Choice:
+            waited_s = max(time.time() - accepted_at_s, 0.0)
+            return engine.choose_compression(sequence, config, waited_s=waited_s)
+
+        choice: Choice = await self._ask(choose)
         return choice
 
     def abort(self, sequence_id: str) -> "asyncio.Future[bool]":

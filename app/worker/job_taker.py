@@ -63,6 +63,8 @@ class JobTaker:
         self._poll_s = min(MAX_POLL_S, lease_s / 3)
         self._take_over_from = 0.0  # on the monotonic clock
         self._turns = Turns()
+        # Held from a choice until the engine has the sequence: the next choice goes by it.
+        self._choosing = asyncio.Lock()
         self._is_stopping = False
 
     def stop(self) -> None:
@@ -142,9 +144,12 @@ class JobTaker:
             sequence = await self._make_sequence(job)
             compression = resolved_compression(job.delivery.request.compression)
             if isinstance(compression, AutoConfig):
-                compression = await self._choose(job, sequence, compression)
-            sequence.compression = compression
-            await self._engine.add(sequence)
+                async with self._choosing:
+                    sequence.compression = await self._choose(job, sequence, compression)
+                    await self._engine.add(sequence)
+            else:
+                sequence.compression = compression
+                await self._engine.add(sequence)
         except DycokeError as error:
             self._publisher.fail(job, error)
         except Exception:
@@ -189,8 +194,10 @@ class JobTaker:
         its first token can be."""
         choice = job.delivery.choice
         if choice is None:
-            waited_s = max(time.time() - job.delivery.request.accepted_at_s, 0.0)
-            chosen = await self._engine.choose_compression(sequence, config, waited_s=waited_s)
+            accepted_at_s = job.delivery.request.accepted_at_s
+            chosen = await self._engine.choose_compression(
+                sequence, config, accepted_at_s=accepted_at_s
+            )
             choice = CompressionChoice(
                 compression=chosen.compression.as_dict(),
                 level=chosen.level,

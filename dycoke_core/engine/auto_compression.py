@@ -25,8 +25,13 @@ _SEED_STEP_TOKENS = 8  # prompt tokens that a decode step takes as long as
 
 class AutoCompression:
     def __init__(
-        self, admission: Admission, scheduler: Scheduler[SequenceState], rates: Rates
+        self,
+        model: VideoLanguageModel,
+        admission: Admission,
+        scheduler: Scheduler[SequenceState],
+        rates: Rates,
     ) -> None:
+        self._model = model
         self._admission = admission
         self._scheduler = scheduler
         self._rates = rates
@@ -63,7 +68,7 @@ class AutoCompression:
         is_encoded = is_cached or self._is_encoded(state)
         num_prefix_tokens = 0 if is_cached else state.num_prefix_tokens
         work = Work(
-            vision_units=0 if is_encoded else len(state.distinct_units),
+            vision_patches=0 if is_encoded else self._patches(state, len(state.distinct_units)),
             prompt_tokens=num_prefix_tokens + state.num_question_tokens,
         )
         return work, is_cached
@@ -71,8 +76,16 @@ class AutoCompression:
     def _is_encoded(self, state: SequenceState) -> bool:
         """Whether its video's features are there, or will be before its turn."""
         return self._admission.has_video(state.video_key) or any(
-            other.video_key == state.video_key for other in self._scheduler.waiting
+            other.video_key == state.video_key
+            and not self._admission.has_prefix(other.prefix_key)  # which needs no features
+            for other in self._scheduler.waiting
         )
+
+    def _patches(self, state: SequenceState, num_units: int) -> int:
+        clip = state.prompt.clip
+        if clip is None:
+            return 0
+        return num_units * self._model.vision_geometry(clip.height, clip.width).num_patches
 
     def _work_ahead(self) -> tuple[Work, bool]:
         """What comes before a sequence that is added now; whether steps decode meanwhile."""
@@ -88,12 +101,13 @@ class AutoCompression:
             if not self._admission.has_prefix(state.prefix_key):
                 yield state.prefix_key, Work(0, state.num_prefix_tokens)
                 if not self._admission.has_video(state.video_key):
-                    yield state.video_key, Work(len(state.distinct_units), 0)
+                    yield state.video_key, Work(self._patches(state, len(state.distinct_units)), 0)
             return
         prefix, video = state.prefix, state.prefix.video
         yield state.prefix_key, Work(0, prefix.num_tokens - prefix.num_run)
         if video is not None:
-            yield state.video_key, Work(len(video.distinct) - video.num_encoded, 0)
+            num_left = len(video.distinct) - video.num_encoded
+            yield state.video_key, Work(self._patches(state, num_left), 0)
 
 
 def _distinct(works: Iterable[Iterable[tuple[str, Work]]]) -> Work:
@@ -106,8 +120,9 @@ def seeded_rates(model: VideoLanguageModel, backend: Backend, *, max_prompt_toke
     text, size = model.text_geometry, model.image_size
     flops_per_s = _product_flops_per_s(model, backend) / _SEED_SLACK
     token_s = prefill_flops(text, _SEED_ROWS) / _SEED_ROWS / flops_per_s
+    vision = model.vision_geometry(size, size)
     return Rates(
-        unit_s=vision_flops(model.vision_geometry(size, size), 1) / flops_per_s,
+        patch_s=vision_flops(vision, 1) / vision.num_patches / flops_per_s,
         token_s=token_s,
         step_s=_SEED_STEP_TOKENS * token_s,
         max_prompt_tokens=max_prompt_tokens,

@@ -61,7 +61,7 @@ class Engine:
         rates = seeded_rates(
             model, self.backend, max_prompt_tokens=self.batching.max_prompt_tokens_per_pass
         )
-        self._auto = AutoCompression(self.admission, self._scheduler, rates)
+        self._auto = AutoCompression(model, self.admission, self._scheduler, rates)
         self._executor = Executor(
             model, self.backend, self._vision, self.admission, rates, observer
         )

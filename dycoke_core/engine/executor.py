@@ -21,7 +21,7 @@ from dycoke_core.engine.plan import PrefixChunk, StepPlan
 from dycoke_core.engine.prefix_cache import Video
 from dycoke_core.engine.scheduler import Schedule
 from dycoke_core.engine.state import SequenceState
-from dycoke_core.engine.vision_encoder import VisionEncoder
+from dycoke_core.engine.vision_encoder import VisionEncoder, VisionSlice
 from dycoke_core.model.adapter import EmbeddedPrefix, VideoLanguageModel
 
 logger = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ class _Timed:
     began: Mark
     ended: Mark
     encoding: tuple[SequenceState, ...] = ()
-    num_units: int = 0  # of vision that were completed
+    vision: VisionSlice | None = None  # None: there was nothing to encode
     compressing: SequenceState | None = None
 
 
@@ -94,7 +94,8 @@ class Executor:
         self._admission = admission
         self._rates = rates
         self._observer = observer
-        self._slices: list[float] = []  # seconds of those of the micro-batch under way
+        self._slices: list[float] = []  # seconds of those of one micro-batch
+        self._batch = 0  # its number
         self._launched: deque[_Launched | _Timed] = deque()
 
     @property
@@ -129,16 +130,15 @@ class Executor:
         began = self._backend.mark()
         videos = dict.fromkeys(state.held_prefix.video for state in schedule.encode)
         pending = [video for video in videos if video is not None and not video.is_ready]
-        num_units = 0
+        ran: VisionSlice | None = None
         try:
             if pending:
                 beside_decode = bool(schedule.decode)
-                num_units = self._vision.encode_slice(pending, beside_decode=beside_decode)
+                ran = self._vision.encode_slice(pending, beside_decode=beside_decode)
         except Exception as error:
             if has_broken_device(error):
                 raise
             logger.warning("a batch of frames failed", exc_info=error)
-            self._slices.clear()
             culprits = self._vision.drop_failed_batch()
             outcome.failures += [
                 Failure(state, error)
@@ -149,7 +149,7 @@ class Executor:
         encoding = tuple(state for state in schedule.encode if state.has_video)
         if encoding:
             ended = self._backend.mark()
-            self._launched.append(_Timed(began, ended, encoding=encoding, num_units=num_units))
+            self._launched.append(_Timed(began, ended, encoding=encoding, vision=ran))
         for state in schedule.encode:
             self._embed(state, outcome)
 
@@ -178,6 +178,8 @@ class Executor:
         features = video.features.index_select(0, self._model.integers(video.sources))
         tokens = features[..., : self._model.text_geometry.hidden_size]
         kept = state.policy.select_visual_tokens(tokens)
+        if any(spec.window is not None for spec in self._model.layers):
+            kept, _ = kept.sort()  # windows are looked up by ascending positions
         assert len(kept) == state.num_visual_tokens
         kept_per_unit = count_per_unit(state, kept)
         state.held_prefix.kept_per_unit = kept_per_unit
@@ -300,13 +302,19 @@ class Executor:
         seconds = self._backend.seconds(item.began, item.ended)
         for state in item.encoding:
             state.clock.vision_s += seconds
-        if item.encoding:
-            self._slices.append(seconds)
-        if item.num_units:
-            self._rates.note_vision(item.num_units, sum(self._slices), len(self._slices))
-            self._slices.clear()
+        if item.vision is not None:
+            self._note_slice(item.vision, seconds)
         if item.compressing is not None:
             item.compressing.clock.compress_s += seconds
+
+    def _note_slice(self, ran: VisionSlice, seconds: float) -> None:
+        """Measures micro-batches that are completed; one that is dropped counts for nothing."""
+        if ran.batch != self._batch:
+            self._batch = ran.batch
+            self._slices.clear()
+        self._slices.append(seconds)
+        if ran.num_patches:
+            self._rates.note_vision(ran.num_patches, sum(self._slices), len(self._slices))
 
     def _note_pass_seconds(self, item: _Launched) -> None:
         """Every running sequence waited for the pass, those that had no part in it too."""

@@ -1,12 +1,14 @@
 """Runs the vision tower in slices: a micro-batch of units, a few layers at a time.
 
-Micro-batches take units of several videos of one frame size, oldest first. Their size is fixed;
+Micro-batches take units of several videos of one frame size, oldest first. Their size depends on
+that of the frames alone;
 what adapts to the load is how many layers run between two decode steps, which changes no number: a
 fixed number, or as many as fill a time slice, judged by the slices before; all of them while
 nothing decodes.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +21,18 @@ from dycoke_core.model.adapter import VideoLanguageModel
 SLICE_S = 0.015  # beside running answers, about two decode steps of a large batch
 _FIRST_SLICE_LAYERS = 2  # while nothing has been measured
 _ALL_LAYERS = 10**6
+_USUAL_PATCHES = 1024  # per unit: of larger ones fewer go together, which bounds a batch's memory
 _MEMORY = 0.75  # of the running mean of a layer's seconds
+
+
+class VisionSlice(NamedTuple):
+    """Args:
+    batch: number of the micro-batch that it was of.
+    num_patches: of the micro-batch, where the slice completed it; else 0.
+    """
+
+    batch: int
+    num_patches: int
 
 
 class VisionEncoder:
@@ -40,18 +53,16 @@ class VisionEncoder:
         self._batch_units = max(batch_frames // model.frames_per_unit, 1)
         self._slice_layers = slice_layers
         self._batch: list[Video] = []  # the owner of each unit that is being encoded
+        self._batch_number = 0
         self._layers: Iterator[Tensor | None] | None = None
         self._suspects: list[Video] = []  # of a micro-batch that failed: each goes alone
         self._last_slice: tuple[Mark, Mark, int] | None = None
         self._layer_s: float | None = None  # seconds that a layer has taken lately
 
-    def encode_slice(self, videos: Sequence[Video], *, beside_decode: bool) -> int:
+    def encode_slice(self, videos: Sequence[Video], *, beside_decode: bool) -> VisionSlice:
         """Advances the micro-batch under way, or begins one from the videos in their order.
 
         `Video.num_encoded` grows when a micro-batch is through.
-
-        Returns:
-            How many units the slice completed.
         """
         if self._layers is None:
             self._begin(videos)
@@ -64,10 +75,10 @@ class VisionEncoder:
             num_run += 1
         self._last_slice = began, self._backend.mark(), num_run
         if features is None:
-            return 0
-        num_units = len(self._batch)
+            return VisionSlice(self._batch_number, 0)
+        num_patches = len(self._batch) * self._patches_per_unit(self._batch[0])
         self._finish(features)
-        return num_units
+        return VisionSlice(self._batch_number, num_patches)
 
     def drop_failed_batch(self) -> list[Video]:
         """Forgets the micro-batch that failed, and says whose fault it was.
@@ -114,16 +125,22 @@ class VisionEncoder:
             videos = videos[:1]
         else:
             videos = [video for video in videos if video not in self._suspects]
+        self._batch_number += 1
         frames: list[npt.NDArray[np.uint8]] = []
         size = _frame_size(videos[0])
+        usual = self._batch_units * _USUAL_PATCHES // self._patches_per_unit(videos[0])
+        max_units = max(min(self._batch_units, usual), 1)
         for video in videos:
             if _frame_size(video) != size:
                 continue
-            room = self._batch_units - len(self._batch)
+            room = max_units - len(self._batch)
             for unit in video.distinct[video.num_encoded :][:room]:
                 self._batch.append(video)  # first: if its unit cannot be taken, it is to blame
                 frames += self._unit(video, unit)
         self._layers = self._model.encode_frames(self._backend.stage_frames(frames))
+
+    def _patches_per_unit(self, video: Video) -> int:
+        return self._model.vision_geometry(*_frame_size(video)).num_patches
 
     def _unit(self, video: Video, unit: int) -> list[npt.NDArray[np.uint8]]:
         assert video.frames is not None
@@ -143,7 +160,8 @@ class VisionEncoder:
         self._drop_batch()
 
 
-def _frame_size(video: Video) -> tuple[int, ...]:
+def _frame_size(video: Video) -> tuple[int, int]:
     """Height and width, in pixels."""
     assert video.frames is not None
-    return video.frames.shape[1:3]
+    height, width = video.frames.shape[1:3]
+    return height, width

@@ -217,7 +217,9 @@ class FrameReaders:
                 "sampling": spec.sampling,
                 "keeps_shape": spec.keeps_shape,
             },
-            lambda reply: parse_plan(reply, video.container, spec.num_frames),
+            lambda reply: parse_plan(
+                reply, video.container, spec.num_frames, keeps_shape=spec.keeps_shape
+            ),
             timeout_s=timeout_s,
         )
         refuse_beyond_limits(plan.headers, self._limits)

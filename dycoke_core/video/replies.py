@@ -83,8 +83,13 @@ def parse_headers(reply: Any, container: Container) -> Headers:
     )
 
 
-def parse_plan(reply: Any, container: Container, num_frames: int) -> Plan:
+def parse_plan(
+    reply: Any, container: Container, num_frames: int, *, keeps_shape: bool = False
+) -> Plan:
     reply = _object(reply)
+    upright_size = _size(reply.get("upright_size"))
+    if keeps_shape and not all(upright_size):
+        raise MalformedReplyError("size")
     total_frames = _int(reply, "total_frames")
     num_indices = num_frames if reply.get("indices") else 0
     return Plan(
@@ -96,7 +101,7 @@ def parse_plan(reply: Any, container: Container, num_frames: int) -> Plan:
         timestamps_s=_timestamps(reply, num_indices),
         num_keyframes=_int(reply, "num_keyframes"),
         key_pts=_key_pts(reply, num_indices),
-        upright_size=_size(reply.get("upright_size")),
+        upright_size=upright_size,
     )
 
 

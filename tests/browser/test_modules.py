@@ -90,3 +90,18 @@ def test_sentences_come_when_they_are_complete(page: Page) -> None:
     pieces = ["It costs", " 1.5 eu", "ros. Then", " it", " stops! Why", "?"]
     expected = [[], [], ["It costs 1.5 euros."], [], ["Then it stops!"], [], ["Why?"]]
     assert call(page, "sentences", body, pieces) == expected
+
+
+@pytest.mark.parametrize(("models", "is_asked"), [(["one"], False), (["one", "other"], True)])
+def test_of_several_models_one_is_chosen(page: Page, models: list[str], is_asked: bool) -> None:
+    body = """const form = new m.AskForm();
+    document.body.append(form);
+    form.offer({default: {policy: 'full'}, policies: {full: []}}, x);
+    form.isReady = true;
+    const asked = new Promise((resolve) =>
+      form.addEventListener('ask', ({detail}) => resolve(detail.options.model)));
+    const select = form.querySelector('#asked-model');
+    select.value = x.at(-1);
+    form.querySelector('form').requestSubmit();
+    return [!select.parentElement.hidden, await asked];"""
+    assert call(page, "ask-form", body, models) == [is_asked, models[-1]]

@@ -142,7 +142,7 @@ async def check_videos(
 def check_files(fleet: Fleet, ledger: Ledger) -> None:
     for folder in (fleet.data_dir, fleet.temporary):
         for path in folder.rglob("*"):
-            if path.is_file():
+            if path.is_file() and path != fleet.data_dir / "videos" / ".lock":
                 ledger.blame(f"left: {path.relative_to(fleet.folder)}")
 
 

@@ -10,7 +10,7 @@ from dycoke_core.errors import InvalidRequestError, PromptTooLongError
 from dycoke_core.sequence import Sequence
 from tests.engine.lab import Lab
 
-UNIT_S, TOKEN_S = 0.01, 0.001
+PATCH_S, TOKEN_S = 0.0001, 0.001
 NUM_FRAMES = 8
 
 
@@ -23,8 +23,8 @@ def choose(
     waited_s: float = 0.0,
 ) -> Choice:
     """With rates that are known: nothing is measured while a test looks."""
-    rates = Rates(UNIT_S, TOKEN_S, 0.0, max_prompt_tokens=10**6)
-    auto = AutoCompression(engine.admission, engine._scheduler, rates)
+    rates = Rates(PATCH_S, TOKEN_S, 0.0, max_prompt_tokens=10**6)
+    auto = AutoCompression(engine.model, engine.admission, engine._scheduler, rates)
     return auto.choose(sequence, AutoConfig(objective_s, at_least), waited_s=waited_s)
 
 
@@ -32,7 +32,9 @@ def predicted_s(lab: Lab, place: int) -> float:
     """Of a sequence that has an idle engine for itself."""
     sequence = lab.sequence(compression=DEFAULT_LADDER[place].as_dict())
     state = lab.engine().admission.prepare(sequence)
-    return UNIT_S * len(state.distinct_units) + TOKEN_S * state.num_prompt_tokens
+    size = lab.model.image_size
+    num_patches = lab.model.vision_geometry(size, size).num_patches
+    return PATCH_S * num_patches * len(state.distinct_units) + TOKEN_S * state.num_prompt_tokens
 
 
 def test_an_idle_engine_is_chosen_for_by_what_the_sequence_costs(lab: Lab) -> None:

@@ -70,7 +70,7 @@ async def test_an_answer_that_moves_to_another_worker_keeps_its_compression(
     settings: Settings, client: Client
 ) -> None:
     async with running(settings) as worker:
-        job_id = await client.ask("sleep:0.02", max_tokens=40, compression=AUTO.as_dict())
+        job_id = await client.ask("sleep:0.02", max_tokens=120, compression=AUTO.as_dict())
         await client.wait_for_token(job_id, 5)
         assert await worker.stop()
     async with running(settings, "worker-b") as other:
@@ -79,7 +79,7 @@ async def test_an_answer_that_moves_to_another_worker_keeps_its_compression(
         (sequence,) = other.engine.seen
         assert not other.engine.waited_s, "it is not asked again"
     assert sequence.compression == DEFAULT_LADDER[1]
-    assert token_ids(events) == answer("sleep:0.02", 40)
+    assert token_ids(events) == answer("sleep:0.02", 120)
     assert isinstance(done, DoneEvent) and done.attempts == 2
     assert done.compression.auto is not None and done.compression.auto.level == 1
 

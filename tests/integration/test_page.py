@@ -59,6 +59,11 @@ async def test_every_file_of_the_page_is_served_with_its_type(api: RunningApi) -
         assert (await api.client.get(path)).status_code == 404
 
 
+async def test_no_page_is_served_without_its_policy(api: RunningApi) -> None:
+    for path in ("/page/index.html", "/page/docs.html"):
+        assert (await api.client.get(path)).status_code == 404
+
+
 async def test_docs_have_a_policy_of_their_own(api: RunningApi) -> None:
     policy = (await api.client.get("/docs")).headers["content-security-policy"]
     assert "script-src 'self';" in policy and "default-src 'none'" in policy

@@ -33,6 +33,7 @@ _PLAN = {
     "timestamps_s": [0.0, 1.96, 3.96],
     "num_keyframes": 0,
     "key_pts": [],
+    "upright_size": [240, 320],
 }
 _PLACEMENT = {"indices": [0, 50, 99], "timestamps_s": [0.0, 2.0, 3.96], "num_damaged": 1}
 
@@ -49,6 +50,13 @@ def test_an_honest_reply_is_taken_as_it_is() -> None:
     assert plan.headers.probe.container == "mp4"
     assert plan.indices == (0, 49, 99)
     assert parse_placement(_PLACEMENT, plan).indices == (0, 50, 99)
+
+
+def test_frames_cannot_keep_a_shape_without_area() -> None:
+    unsized = {**_PLAN, "upright_size": [0, 320]}
+    assert parse_plan(unsized, Container.MP4, 3).upright_size == (0, 320)
+    with pytest.raises(MalformedReplyError):
+        parse_plan(unsized, Container.MP4, 3, keeps_shape=True)
 
 
 def test_zeros_in_headers_mean_unknown() -> None:
@@ -68,6 +76,9 @@ def test_zeros_in_headers_mean_unknown() -> None:
         {"timestamps_s": [0.0, 10**400, 1.0]},
         {"total_frames": -1},
         {"num_keyframes": None},
+        {"upright_size": [240]},
+        {"upright_size": [240, -1]},
+        {"upright_size": [240, True]},
         {"key_pts": [0, 512]},
         {"key_pts": [0, 512, 2**63]},
         {"key_pts": [0, 512, 1.5]},

@@ -29,8 +29,11 @@ async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, T]) ->
     limit = asyncio.timeout(None)
     loop = asyncio.get_running_loop()
 
+    is_over = False
+
     def leave(_: object) -> None:
-        limit.reschedule(loop.time())
+        if not is_over:  # both may end in one turn of the loop
+            limit.reschedule(loop.time())
 
     watcher = loop.create_task(_wait_for_disconnect(receive))
     watcher.add_done_callback(leave)
@@ -42,6 +45,7 @@ async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, T]) ->
             raise ClientLeftError from None
         raise
     finally:
+        is_over = True
         watcher.remove_done_callback(leave)
         watcher.cancel()
         await asyncio.gather(watcher, return_exceptions=True)

@@ -6,6 +6,7 @@ is still the same, so a new release shows at once and no file name has to change
 
 from pathlib import Path
 
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
@@ -41,9 +42,11 @@ def html_headers(csp: str) -> dict[str, str]:
 
 
 class Assets(StaticFiles):
-    """Files of one folder."""
+    """Files of one folder, but for pages: these have a policy and a path of their own."""
 
     async def get_response(self, path: str, scope: Scope) -> Response:
+        if path.endswith(".html"):
+            raise HTTPException(status_code=404)
         response = await super().get_response(path, scope)
         response.headers.update(_COMMON_HEADERS)
         return response

@@ -6,6 +6,7 @@ limits and the patience with Redis see to.
 
 import asyncio
 from collections import deque
+from contextlib import suppress
 
 
 class FramesInHand:
@@ -32,7 +33,8 @@ class FramesInHand:
             await turn
         except asyncio.CancelledError:
             if turn.cancelled():
-                self._waiting.remove(place)
+                with suppress(ValueError):  # `_admit` has passed it over
+                    self._waiting.remove(place)
                 self._admit()
             else:  # it came to its turn just then
                 self.give_back(num_bytes)
@@ -45,6 +47,9 @@ class FramesInHand:
     def _admit(self) -> None:
         while self._waiting:
             num_bytes, turn = self._waiting[0]
+            if turn.done():  # cancelled, and not yet told so
+                self._waiting.popleft()
+                continue
             if self._used_bytes and self._used_bytes + num_bytes > self._max_bytes:
                 return
             self._waiting.popleft()

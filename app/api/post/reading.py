@@ -247,9 +247,9 @@ class FrameReading:
             read.num_waiting -= 1
             if read.num_waiting == 0:
                 read.task.cancel()
-                self._in_hand.give_back(read.held_bytes)
                 if self._reads.get(shared_digest) is read:
                     del self._reads[shared_digest]
+                self._in_hand.give_back(read.held_bytes)
 
     async def _read_video(
         self, wanted: WantedFrames, read: _SharedRead, *, timeout_s: float

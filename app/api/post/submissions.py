@@ -54,7 +54,7 @@ from app.errors import (
 )
 from app.keys.access import limits_of
 from app.keys.entries import Principal, Scope
-from app.keys.limits import KeyLimits, Quota
+from app.keys.limits import NO_LIMITS, KeyLimits, Quota
 from app.keys.owners import cache_salt
 from app.messages import JobRequest, JobState, ModelCard
 from app.metrics import ApiMetrics
@@ -177,7 +177,9 @@ class Submissions:
             kind = check_content_type(request, JSON, MULTIPART)
             intake = partial(self._take_in, kind)
         limits = limits_of(principal, self._settings)
-        models = await self._enter(principal.owner, limits)
+        # A retry finds its job, whatever its key has under way: `create` decides then.
+        at_headers = limits if idempotency_key is None else NO_LIMITS
+        models = await self._enter(principal.owner, at_headers)
         async with Admitted() as admitted:
             async with self._uploads.limited():
                 taken = await intake(request, models, principal)

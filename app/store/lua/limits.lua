@@ -26,7 +26,6 @@ end
 local function fill(bucket, per_minute, amount, now)
   local level = math.min(per_minute, level_of(bucket, per_minute, now) + amount)
   redis.call('HSET', bucket, 'level', level, 'at', now)
-  if amount < 0 then redis.call('HSET', bucket, 'last', -amount) end
   local full_in_ms = (per_minute - level) * MINUTE_MS / per_minute
   redis.call('PEXPIRE', bucket, math.ceil(full_in_ms) + 1)
   return level
@@ -34,6 +33,7 @@ end
 
 -- When a bucket will hold so much, at most all that it can hold. 0: it does.
 local function wait_ms(level, per_minute, amount)
+  if amount <= 0 then return 0 end
   local missing = math.min(amount, per_minute) - level
   return math.max(0, math.ceil(missing * MINUTE_MS / per_minute))
 end
@@ -121,7 +121,9 @@ charge_owner = function(owner, job_id, limits, taken)
   local _, _, tokens_per_minute, frames_per_minute = four_numbers(limits)
   local prompt, max_tokens, frames = string.match(taken, '^(%d+) (%d+) (%d+)$')
   if tokens_per_minute > 0 then
-    fill(bucket_key(owner .. ':tokens'), tokens_per_minute, -(prompt + max_tokens), now)
+    local bucket = bucket_key(owner .. ':tokens')
+    fill(bucket, tokens_per_minute, -(prompt + max_tokens), now)
+    redis.call('HSET', bucket, 'last', prompt + max_tokens)
   end
   if frames_per_minute > 0 then
     fill(bucket_key(owner .. ':frames'), frames_per_minute, -frames, now)

@@ -120,6 +120,12 @@ end
 -- brought by a job which has another by now, and a Redis may lose some.
 local function replace_lost_tickets(model)
   local stream = jobs_key(model)
+  for _, turn in ipairs(redis.call('ZRANGEBYSCORE', order_key(model), '-inf', '(0')) do
+    local job_id = string.match(turn, ' (.*)$') -- was handed back; the previous release ended it
+    if redis.call('HGET', job_key(job_id), 'state') ~= 'queued' then
+      redis.call('ZREM', order_key(model), turn)
+    end
+  end
   local waiting = redis.call('ZCARD', queued_key(model))
     - redis.call('ZCOUNT', order_key(model), '-inf', '(0')
   if waiting <= 0 then return end

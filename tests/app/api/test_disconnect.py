@@ -46,6 +46,25 @@ async def test_result_counts_that_came_in_spite_of_being_cancelled() -> None:
     assert await unless_disconnected(client.receive, work()) == "done all the same"
 
 
+async def test_a_client_that_leaves_as_the_work_ends_is_no_error() -> None:
+    loop = asyncio.get_running_loop()
+    complaints: list[dict[str, object]] = []
+    loop.set_exception_handler(lambda _, context: complaints.append(context))
+    left, answer = loop.create_future(), loop.create_future()
+
+    async def receive() -> Message:
+        await left
+        return {"type": "http.disconnect"}
+
+    async def work() -> str:
+        return str(await answer)
+
+    loop.call_later(0.01, lambda: (left.set_result(None), answer.set_result("done")))
+    assert await unless_disconnected(receive, work()) == "done"
+    await asyncio.sleep(0)
+    assert not complaints
+
+
 async def test_failure_of_the_work_is_its_own() -> None:
     async def work() -> None:
         raise ValueError

@@ -344,7 +344,13 @@ class CudaBackend:
         order = sorted(range(len(plan)), key=lambda place: self._sharing(plan[place]))
         rows = [plan[place] for place in order]
         seats = [self._seats[row.seat] for row in rows]
-        for seat in seats:
+        for row, seat in zip(rows, seats, strict=True):
+            if row.wants_kept and seat.stage_two is not None and seat.kept_copies is None:
+                # Before the step: memory that cannot be had must not fail one that has run.
+                shape_of_copies = (self.depth + 1, seat.stage_two.num_kept)
+                seat.kept_copies = torch.empty(
+                    shape_of_copies, dtype=torch.int32, pin_memory=self._is_on_gpu
+                )
             if seat.owns_kept_rows and seat.num_steps == 0:
                 self._decode.copy_text(seat)
             elif seat.has_stale_rows:
@@ -382,14 +388,10 @@ class CudaBackend:
         )
 
     def _copy_kept_of(self, seat: Seat) -> Tensor | None:
-        if seat.stage_two is None:
+        if seat.stage_two is None or seat.kept_copies is None:
             return None
-        num_kept = seat.stage_two.num_kept
-        if seat.kept_copies is None:
-            shape = (self.depth + 1, num_kept)
-            seat.kept_copies = torch.empty(shape, dtype=torch.int32, pin_memory=self._is_on_gpu)
         copy = seat.kept_copies[seat.num_steps % (self.depth + 1)]
-        copy.copy_(self._tables.kept[seat.row, :num_kept], non_blocking=True)
+        copy.copy_(self._tables.kept[seat.row, : seat.stage_two.num_kept], non_blocking=True)
         return copy
 
     def _sharing(self, row: DecodeRow) -> tuple[int, int]:

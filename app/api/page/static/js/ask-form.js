@@ -19,6 +19,8 @@ export class AskForm extends HTMLElement {
     max_tokens: h("input", { type: "number", min: 1, value: 256 }),
     temperature: h("input", { type: "number", min: 0, max: 2, step: "any", value: 0 }),
   };
+  #model = h("select", { id: "asked-model" });
+  #modelField = h("label", { class: "field", hidden: true }, "Model", this.#model);
   #submit = h("button", { type: "submit", class: "primary", disabled: true }, "Ask");
 
   connectedCallback() {
@@ -29,6 +31,7 @@ export class AskForm extends HTMLElement {
         { onsubmit: (event) => this.#ask(event) },
         h("label", { for: "question", class: "field" }, "Question about the clip"),
         this.#question,
+        this.#modelField,
         h(
           "div",
           { class: "settings" },
@@ -54,8 +57,10 @@ export class AskForm extends HTMLElement {
     );
   }
 
-  /** @param {Policies} policies */
-  offer(policies) {
+  /** @param {Policies} policies @param {string[]} models */
+  offer(policies, models) {
+    this.#model.replaceChildren(...models.map((id) => h("option", { value: id }, id)));
+    this.#modelField.hidden = models.length < 2;
     const chosen = String(policies.default.policy);
     this.#first.offer(policies, chosen);
     this.#second.offer(policies, chosen === "full" ? "dycoke" : "full");
@@ -81,6 +86,7 @@ export class AskForm extends HTMLElement {
         .map(([name, input]) => [name, Number(input.value)]),
     );
     if (this.#isMarking.checked) options.kept_mask = true;
+    if (this.#model.value) options.model = this.#model.value;
     const question = this.#question.value;
     this.dispatchEvent(new CustomEvent("ask", { detail: { question, settings, options } }));
   }

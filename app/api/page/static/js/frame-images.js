@@ -19,7 +19,10 @@ export class FrameImages {
   /** @param {number} index @returns {Promise<HTMLImageElement>} rejects with an ApiError */
   at(index) {
     let image = this.#images.get(index);
-    if (!image) this.#images.set(index, (image = this.#load(index)));
+    if (!image) {
+      this.#images.set(index, (image = this.#load(index)));
+      image.catch(() => this.#images.delete(index)); // the next one to ask tries again
+    }
     return image;
   }
 

@@ -119,6 +119,7 @@ export class FramePlayer extends HTMLElement {
       this.#video.currentTime = time;
       this.#note.textContent = "";
     } catch (error) {
+      this.#videoId = ""; // so that showing it again tries again
       this.#note.textContent = `The clip cannot be shown: ${error.message}`;
     }
   }

@@ -32,14 +32,16 @@ start();
 async function start() {
   try {
     const { needs_key: needsKey } = await getJson("/page/access.json");
+    find("#to-docs").hidden = needsKey; // a link carries no key
     if (needsKey && !storedKey()) {
       keyForm.ask("This service asks for an API key.");
       return;
     }
     const models = await getJson("/v1/models");
     keyForm.hide();
-    find("#model").textContent = models.data.map(({ id }) => id).join(", ") || "no worker is up";
-    form.offer(models.compression);
+    const ids = models.data.map(({ id }) => id);
+    find("#model").textContent = ids.join(", ") || "no worker is up";
+    form.offer(models.compression, ids);
     find("main").hidden = false;
     await openJobs(jobsInAddress());
   } catch (error) {

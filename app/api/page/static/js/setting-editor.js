@@ -12,6 +12,8 @@ const HINTS = {
   threshold: "cosine at and above which a selection is kept, -1 to 1",
   variant: "paper or released",
   seed: "of what is chosen at random",
+  objective_s: "seconds to the first token that auto is to meet",
+  at_least: "share of the visual tokens that auto keeps at least, 0 to 1",
   retained_ratio: "share of all visual tokens that stay, 0 to 1",
 };
 
