@@ -70,15 +70,15 @@ def confine(
     Raises:
         OSError: with `is_strict`, the system lacks Landlock or seccomp.
     """
+    tolerated = () if is_strict else (OSError,)
     _protect_code()
+    with suppress(*tolerated):
+        _give_up_new_privileges()
     _limit(resource.RLIMIT_AS, memory_bytes, memory_bytes)
     _limit(resource.RLIMIT_CPU, cpu_s, cpu_s + 1)  # SIGXCPU first, which gives the reason
     _limit(resource.RLIMIT_FSIZE, 0, 0)
     _limit(resource.RLIMIT_CORE, 0, 0)
     _limit(resource.RLIMIT_NOFILE, _MAX_OPEN_FILES, _MAX_OPEN_FILES)
-    tolerated = () if is_strict else (OSError,)
-    with suppress(*tolerated):
-        _give_up_new_privileges()
     with suppress(*tolerated):
         allow_reading_only(video_fd)
     with server, suppress(*tolerated):

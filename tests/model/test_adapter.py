@@ -79,9 +79,15 @@ def test_a_model_whose_layers_no_backend_runs_is_refused_at_start(
 ) -> None:
     config = EngineConfig(backend="cpu")
     full = tiny_model.layers[0]
-    slides = LayerSpec(LayerKind.SLIDING, full.num_kv_heads, full.head_size, window=16)
+    near, far = (
+        LayerSpec(LayerKind.SLIDING, full.num_kv_heads, full.head_size, window=size)
+        for size in (16, 32)
+    )
     wide = LayerSpec(LayerKind.FULL, full.num_kv_heads, 2 * full.head_size)
-    for other, message in ((slides, "kind 'sliding_attention'"), (wide, "keys differ in size")):
-        monkeypatch.setattr(tiny_model, "layers", (full, other))
+    for layers, message in (
+        ((near, far), "windows of different sizes"),
+        ((full, wide), "keys differ in size"),
+    ):
+        monkeypatch.setattr(tiny_model, "layers", layers)
         with pytest.raises(ModelLoadError, match=message):
             make_backend("cpu", tiny_model, config, config.batching("cpu"))
