@@ -106,7 +106,7 @@ def split_attend(
 
 
 def _num_stages(head_size: int) -> int:
-    """With 3 or fewer, each copy is waited for as it starts; but of the largest heads 5 fit no A100,
+    """With fewer than 5, each copy is waited for as it starts. Of the largest heads 5 fit no A100,
     and 3 spill registers there."""
     return 5 if head_size <= 128 else 2
 

@@ -429,7 +429,7 @@ async def test_a_reader_without_enough_memory_is_said_to_be_lost(tmp_path: Path)
     """By an allocation that fails, or by the next page of its stack, which is a crash."""
     readers = FrameReaders(ReadLimits(memory_bytes=100 * 2**20), max_readers=1)
     try:
-        with pytest.raises(VideoReaderKilledError, match="memory|crashed"):
+        with pytest.raises(VideoReaderKilledError, match=r"memory|crashed"):
             await readers.read(make_clip(tmp_path / "clip.mp4"), SPEC)
         assert readers.kills["memory"] + readers.kills["crash"] == 1
     finally:
