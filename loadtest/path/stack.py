@@ -121,6 +121,7 @@ class Stack:
 
     def steps(self) -> dict[str, Any]:
         """What the engine has recorded of its steps, up to half a second ago."""
+        self._wait_until("the engine has noted its steps", self._steps_file.exists)
         noted: dict[str, Any] = json.loads(self._steps_file.read_text())
         return noted
 

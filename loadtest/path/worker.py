@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-MAX_MODEL_TOKENS = 1_000_000
+MAX_MODEL_TOKENS = 10_000_000  # more than the longest answer and its prompt
 WRITE_EVERY_S = 0.5
 
 
