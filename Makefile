@@ -78,11 +78,13 @@ $(CLIENTS_READY): tests/clients/requirements.txt tests/clients/constraints.txt
 lmms-eval: $(LMMS_READY)  ## the real lmms-eval: our model in it, and its model on the service
 	$(LMMS_VENV)/bin/python -m pytest tests/lmms_plugin $(PYTEST_ARGS)
 
-$(LMMS_READY): pyproject.toml constraints.txt tests/lmms_plugin/requirements.txt
+$(LMMS_READY): pyproject.toml constraints.txt $(wildcard tests/lmms_plugin/*.txt)
 	@test -x $(LMMS_VENV)/bin/python || $(PYTHON) -m venv $(LMMS_VENV)
 	$(LMMS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) \
 		--constraint constraints.txt --editable '.[worker,embedded]' pytest pytest-asyncio pytest-timeout \
 		--requirement tests/lmms_plugin/requirements.txt
+	$(LMMS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) \
+		--requirement tests/lmms_plugin/tables.txt
 	$(LMMS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) \
 		--no-deps lmms-eval==0.7.3
 	@touch $@
