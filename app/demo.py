@@ -49,7 +49,7 @@ def main() -> int:
         return 130
     finally:
         shutil.rmtree(data_dir, ignore_errors=True)
-    print("\nNext: `make serve` starts the same service on http://127.0.0.1:8000, see README.md.")
+    print("\nNext: `make serve`, then open http://127.0.0.1:8000 in a browser, or see README.md.")
     return 0
 
 
@@ -135,7 +135,7 @@ def _demonstrate(client: httpx.Client) -> None:
         f"Uploaded {CLIP.name}: {probe['num_frames']} frames, {probe['duration_s']:g} s, "
         f"{probe['width']}x{probe['height']} {probe['codec']}; its id is {video_id[:12]}..."
     )
-    print("One short answer first, so that no policy pays alone for reading frames and vision:")
+    print("One short answer first, so that neither policy is charged for reading the frames:")
     warm_up = {"policy": "dycoke", "k": 0.5}  # shares no prefix with the questions below
     _ask(client, video_id, "Ready?", warm_up, max_tokens=4)
     questions = [q for q in questions_about(clip_scene()) if q.family in FAMILIES]

@@ -45,7 +45,7 @@ NO_LIMITS = KeyLimits()
 @dataclass(frozen=True, slots=True)
 class Quota:
     """Args:
-    window_s: in which so much comes anew; None: it is of what is under way.
+    window_s: in which the limit is refilled; None: it bounds what is under way.
     more_in_s: when there will be more; None: not known, or nothing is missing.
     wait_s: when to try again what was refused; None: nothing was.
     """

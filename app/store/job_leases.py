@@ -69,7 +69,7 @@ class Delivery:
     first_token_at_s: float | None
     is_suspect: bool  # was in the engine of a worker that died: runs alone
     sampler_version: int | None  # which drew what is published; None: nothing is
-    was_set_aside: bool = False  # by a worker that goes on, to let a suspect run alone
+    was_set_aside: bool = False  # by a worker that keeps running, to let a suspect run alone
     choice: CompressionChoice | None = None  # of an earlier attempt, where it is `auto`'s
 
     @property
@@ -249,7 +249,7 @@ class JobLeases:
         Args:
             crew: the job was in an engine that failed, with so many in all. It is redelivered as a
                 suspect.
-            is_set_aside: this worker goes on, with others.
+            is_set_aside: this worker keeps running, with other jobs.
 
         Returns:
             False if it was no longer this worker's.

@@ -3,7 +3,7 @@
 A pool lends each call a connection of its own, which costs several times what the call does. Here
 calls go out in the order in which they come, those of one turn of the event loop together, and
 replies come back in that order; nobody waits for another's reply before sending. What blocks or is
-large belongs on a connection of the pool: everybody else would wait behind it.
+large belongs on a connection of the pool, or every other call would wait for it.
 
 Every call ends: with its reply, or with an error after `timeout_s`, or when its connection was lost
 `MAX_LOSSES` times. Until then it is sent again, so it must be one that may be sent twice. A

@@ -175,7 +175,7 @@ FAILURES = (httpx.HTTPError, OSError, ServiceError, ValueError)
 
 
 class _Status:
-    """The line above an answer that says what goes on."""
+    """The status line above an answer."""
 
     def __init__(self, emit: Emitter | None) -> None:
         self._emit = emit

@@ -6,7 +6,7 @@ machine that images are made for, and writes the SHA-256 of every wheel. Chooses
 constraints.txt does not pin is named, and nothing is written.
 
 PyTorch's wheels for CPUs are not on PyPI. Their hashes are in `torch-cpu.sha256`, which
-`--torch-index` writes anew from PyTorch's own index.
+`--torch-index` rewrites from PyTorch's own index.
 """
 
 import argparse

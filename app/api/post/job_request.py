@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 
 from app.api.compressions import Compressions
-from app.api.errors import FieldProblem, InvalidFieldsError
+from app.api.errors import InvalidFieldsError
 from app.api.post.admission import choose_model
 from app.api.post.prompt_size import check_prompt
 from app.api.schemas import ChatFields
@@ -65,29 +65,62 @@ def check_fields(
     check_prompt(fields, card)  # how many frames there are may come with the video
     if fields.max_pixels is not None and card.frame_limits is None:
         message = f"the model's frames have {card.image_size} x {card.image_size} pixels"
-        raise InvalidFieldsError([FieldProblem(field="max_pixels", message=message)])
+        raise InvalidFieldsError.of("max_pixels", message)
     frame_spec(fields, card)
     return card
 
 
-def check_clip(fields: ChatFields, card: ModelCard, lease: VideoLease) -> None:
-    """Raises for what the video does not allow, as far as its headers say."""
-    probe = lease.video.probe
-    if probe.height and probe.width:
-        frame_spec(fields, card).shape(probe.height, probe.width)
-    duration_s = probe.duration_s
-    if fields.start_s is not None and duration_s is not None and fields.start_s >= duration_s:
-        raise InvalidFieldsError(
-            [FieldProblem(field="start_s", message=f"the video ends at {duration_s:.3f} s")]
+@dataclass(frozen=True, slots=True, eq=False)
+class WantedFrames:
+    """Which frames of which video.
+
+    Args:
+        digest: under what they are stored, unless they are the job's own.
+    """
+
+    spec: FrameSpec
+    video: VideoLease
+    digest: str
+
+    @classmethod
+    def of(cls, spec: FrameSpec, video: VideoLease, *, cache_salt: str) -> "WantedFrames":
+        digest = frames_digest(
+            video.video.video_id,
+            num_frames=spec.num_frames,
+            image_size=spec.image_size,
+            start_s=spec.start_s,
+            end_s=spec.end_s,
+            salt=cache_salt,
+            sampling=spec.sampling,
         )
+        return cls(spec, video, digest)
+
+    @property
+    def video_id(self) -> str:
+        return self.video.video.video_id
+
+    @property
+    def max_bytes(self) -> int:
+        """That their blob takes. Raises: InvalidRequestError."""
+        probe = self.video.video.probe
+        return max_blob_bytes(self.spec, probe.height, probe.width)
 
 
-def check_frames(fields: ChatFields, card: ModelCard, lease: VideoLease, *, max_bytes: int) -> None:
-    """Raises InvalidFieldsError: more frames than the frame store has room for at any time."""
-    probe = lease.video.probe
-    if max_blob_bytes(frame_spec(fields, card), probe.height, probe.width) > max_bytes:
+def check_wanted(fields: ChatFields, wanted: WantedFrames, *, max_bytes: int) -> None:
+    """Raises InvalidRequestError for what the video does not allow, as far as its headers say.
+
+    Args:
+        max_bytes: that the frame store has room for at any time.
+    """
+    probe = wanted.video.video.probe
+    if probe.height and probe.width:
+        wanted.spec.shape(probe.height, probe.width)
+    end_s = probe.duration_s
+    if fields.start_s is not None and end_s is not None and fields.start_s >= end_s:
+        raise InvalidFieldsError.of("start_s", f"the video ends at {end_s:.3f} s")
+    if wanted.max_bytes > max_bytes:
         message = f"so many frames take more than the {max_bytes} bytes that this server has"
-        raise InvalidFieldsError([FieldProblem(field="num_frames", message=message)])
+        raise InvalidFieldsError.of("num_frames", message)
 
 
 def frame_spec(fields: ChatFields, card: ModelCard) -> FrameSpec:
@@ -130,7 +163,7 @@ def make_job_request(
     job_id: str,
     owner: str,
     cache_salt: str,
-    video_id: str | None,
+    wanted: WantedFrames | None,
     extras: Extras,
     accepted_at_s: float,
     deadline_at_s: float,
@@ -144,12 +177,10 @@ def make_job_request(
         owner=owner,
         cache_salt=cache_salt,
         model=card.model,
-        video_id=video_id,
+        video_id=None if wanted is None else wanted.video_id,
         messages=fields.turns(),
         video_turn=extras.video_turn,
-        frames_wanted=(
-            None if video_id is None else _frames_wanted(frame_spec(fields, card), card)
-        ),
+        frames_wanted=None if wanted is None else _frames_wanted(wanted.spec, card),
         max_tokens=fields.max_tokens,
         temperature=fields.temperature,
         top_p=fields.top_p,
@@ -158,7 +189,7 @@ def make_job_request(
         ignore_eos=extras.ignore_eos,
         compression=compression.as_dict(),
         warnings=list(extras.warnings),
-        kept_mask=fields.kept_mask and video_id is not None,
+        kept_mask=fields.kept_mask and wanted is not None,
         tells_prompt_tokens=extras.tells_prompt_tokens,
         weights_digest=card.weights_digest,
         dtype=card.dtype,
@@ -174,7 +205,7 @@ def make_job_request(
 
 def predict_use(request: JobRequest, card: ModelCard, limits: KeyLimits) -> Allowance:
     """What a job will take of its owner's limits: all the tokens it may answer with, and a prompt
-    that is counted for good when the job has ended.
+    that is settled when the job has ended.
     """
     frames = request.frames_wanted.num_frames if request.frames_wanted else 0
     num_chars = sum(len(turn.content) for turn in request.messages)
@@ -184,19 +215,6 @@ def predict_use(request: JobRequest, card: ModelCard, limits: KeyLimits) -> Allo
         prompt_tokens=frames * card.tokens_per_frame + num_chars // CHARS_PER_TOKEN,
         max_tokens=request.max_tokens,
         frames=frames,
-    )
-
-
-def wanted_digest(video_id: str, spec: FrameSpec, *, salt: str) -> str:
-    """Under what the frames that a job wants are stored, unless they are its own."""
-    return frames_digest(
-        video_id,
-        num_frames=spec.num_frames,
-        image_size=spec.image_size,
-        start_s=spec.start_s,
-        end_s=spec.end_s,
-        salt=salt,
-        sampling=spec.sampling,
     )
 
 

@@ -7,8 +7,8 @@ from contextlib import suppress
 
 from app.api.connection.drain import Drain
 from app.api.post.admission import Place
-from app.api.post.job_request import wanted_spec
-from app.api.post.reading import FrameReading, Reading, WantedFrames
+from app.api.post.job_request import WantedFrames, wanted_spec
+from app.api.post.reading import FrameReading, Reading
 from app.errors import JobNotFoundError, ReaderLostError, VideoNotFoundError
 from app.messages import ErrorEvent, JobRequest, JobState
 from app.store.job_queue import JobQueue, Orphan
@@ -69,4 +69,4 @@ class Orphans:
             video = await self._videos.lease(request.video_id, request.owner)
         except VideoNotFoundError:
             raise lost from None
-        return WantedFrames(request.video_id, spec, video)
+        return WantedFrames.of(spec, video, cache_salt=request.cache_salt)

@@ -18,7 +18,7 @@ from typing import TypeVar
 from app.api.errors import INTERNAL_ERROR, incident_message, log_incident
 from app.api.post.admission import Place
 from app.api.post.frames_in_hand import FramesInHand
-from app.api.post.job_request import wanted_digest, with_frames
+from app.api.post.job_request import WantedFrames, with_frames
 from app.api.post.second_try import SecondTryReaders, fell_back_after_kill
 from app.errors import JobNotFoundError, StoreUnavailableError
 from app.messages import ErrorEvent, JobRequest, JobState, StatusEvent, cached_video
@@ -28,14 +28,11 @@ from app.store.frame_store import (
     FrameStore,
     encode_frames,
     header_of,
-    max_blob_bytes,
     own_digest,
 )
 from app.store.job_queue import JobQueue
 from app.tracing import Tracing
-from app.video_store import VideoLease
 from dycoke_core.errors import DycokeError
-from dycoke_core.video import FrameSpec
 
 logger = logging.getLogger(__name__)
 
@@ -43,21 +40,6 @@ PROGRESS_S = 0.5  # between two status events
 RETRY_S = 0.5
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class WantedFrames:
-    """Which frames of which video."""
-
-    video_id: str
-    spec: FrameSpec
-    video: VideoLease
-
-    @property
-    def max_bytes(self) -> int:
-        """That their blob takes. Raises: InvalidRequestError."""
-        probe = self.video.video.probe
-        return max_blob_bytes(self.spec, probe.height, probe.width)
 
 
 @dataclass(slots=True, eq=False)
@@ -97,7 +79,7 @@ class FrameReading:
     """
     Args:
         max_held_bytes: of frames between their readers and Redis, at a time.
-        patience_s: how long an outage of Redis is sat out before a job is given up.
+        patience_s: how long to retry while Redis is away before a job is given up.
     """
 
     def __init__(
@@ -189,7 +171,7 @@ class FrameReading:
         """Makes sure that a job's frames are stored; returns its request with them."""
         began_at, began_at_s = time.monotonic(), time.time()
         request = reading.request
-        digest = wanted_digest(wanted.video_id, wanted.spec, salt=request.cache_salt)
+        digest = wanted.digest
         stored = reading.found or await self._persist(
             lambda: self._frames.pin_or_reserve(
                 digest,

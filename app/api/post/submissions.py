@@ -33,17 +33,16 @@ from app.api.post.intake import (
 from app.api.post.job_request import (
     NO_EXTRAS,
     Extras,
-    check_clip,
+    WantedFrames,
     check_fields,
-    check_frames,
+    check_wanted,
     frame_spec,
     make_idempotency,
     make_job_request,
     predict_use,
-    wanted_digest,
 )
 from app.api.post.prompt_size import check_prompt, min_visual_tokens
-from app.api.post.reading import FrameReading, Reading, WantedFrames
+from app.api.post.reading import FrameReading, Reading
 from app.api.post.uploads import Uploads
 from app.api.schemas import ChatFields
 from app.errors import (
@@ -65,6 +64,7 @@ from app.store.job_queue import Created, Idempotency, JobQueue, JobRecord, Neede
 from app.store.owner_limits import Allowance
 from app.tracing import Tracing
 from app.video_store import VideoLease
+from dycoke_core.auto import Compression
 from dycoke_core.config import CompressionConfig
 
 logger = logging.getLogger(__name__)
@@ -184,17 +184,26 @@ class Submissions:
             async with self._uploads.limited():
                 taken = await intake(request, models, principal)
                 admitted.hold(taken.lease)
-            if taken.lease is not None:
-                check_clip(taken.fields, taken.card, taken.lease)
-                max_bytes = self._settings.max_frame_store_bytes
-                check_frames(taken.fields, taken.card, taken.lease, max_bytes=max_bytes)
-            check_prompt(taken.fields, taken.card, self._num_visual_tokens(taken))
+            salt = cache_salt(principal.owner, are_caches_shared=self._settings.share_caches)
+            wanted = _wanted_frames(taken, salt)
+            compression = self._check_video(taken, wanted)
             admitted.take(await self._place(taken))
-            job = self._job_request(
-                taken, admitted.job_id, principal.owner, accepted_at_s, traceparent
+            job = make_job_request(
+                taken.fields,
+                taken.card,
+                compression,
+                job_id=admitted.job_id,
+                owner=principal.owner,
+                cache_salt=salt,
+                wanted=wanted,
+                extras=taken.extras,
+                accepted_at_s=accepted_at_s,
+                deadline_at_s=accepted_at_s + self._settings.job_timeout_s,
+                upload_s=taken.upload_s,
+                probe_s=taken.probe_s,
+                traceparent=traceparent,
             )
             idempotency = self._idempotency(idempotency_key, taken, job)
-            wanted = _wanted_frames(taken)
             allowance = predict_use(job, taken.card, limits)
             created = await self._create(job, idempotency, admitted, wanted, allowance)
             if created.job_id != job.job_id:
@@ -278,38 +287,16 @@ class Submissions:
     def _check(self, fields: ChatFields, models: dict[str, ModelCard]) -> ModelCard:
         return check_fields(fields, models, self._settings, self.compressions)
 
-    def _num_visual_tokens(self, taken: TakenIn) -> int:
-        """At least; none without a video."""
-        if taken.lease is None:
-            return 0
-        spec = frame_spec(taken.fields, taken.card)
+    def _check_video(self, taken: TakenIn, wanted: WantedFrames | None) -> Compression:
+        """Refuses what the video does not allow; returns how it is compressed."""
+        if wanted is None:
+            return _NO_COMPRESSION
+        check_wanted(taken.fields, wanted, max_bytes=self._settings.max_frame_store_bytes)
         compression = self.compressions.parse(taken.fields.compression)
-        return min_visual_tokens(spec, taken.lease.video.probe, taken.card, compression)
-
-    def _job_request(
-        self,
-        taken: TakenIn,
-        job_id: str,
-        owner: str,
-        accepted_at_s: float,
-        traceparent: str | None,
-    ) -> JobRequest:
-        compression = self.compressions.parse(taken.fields.compression)
-        return make_job_request(
-            taken.fields,
-            taken.card,
-            compression if taken.lease is not None else _NO_COMPRESSION,
-            job_id=job_id,
-            owner=owner,
-            cache_salt=cache_salt(owner, are_caches_shared=self._settings.share_caches),
-            video_id=taken.lease.video.video_id if taken.lease is not None else None,
-            extras=taken.extras,
-            accepted_at_s=accepted_at_s,
-            deadline_at_s=accepted_at_s + self._settings.job_timeout_s,
-            upload_s=taken.upload_s,
-            probe_s=taken.probe_s,
-            traceparent=traceparent,
-        )
+        probe = wanted.video.video.probe
+        num_visual_tokens = min_visual_tokens(wanted.spec, probe, taken.card, compression)
+        check_prompt(taken.fields, taken.card, num_visual_tokens)
+        return compression
 
     def _idempotency(self, key: str | None, taken: TakenIn, job: JobRequest) -> Idempotency | None:
         if key is None:
@@ -332,9 +319,9 @@ class Submissions:
         """
         needed, expected = None, None
         if wanted is not None:
-            digest = wanted_digest(wanted.video_id, wanted.spec, salt=job.cache_salt)
-            needed = NeededFrames(digest, wanted.max_bytes, self._settings.max_frame_store_bytes)
-            expected = self._found.expected(job, wanted.spec, digest)
+            max_bytes = self._settings.max_frame_store_bytes
+            needed = NeededFrames(wanted.digest, wanted.max_bytes, max_bytes)
+            expected = self._found.expected(job, wanted.spec, wanted.digest)
         try:
             created = await self._queue.create(
                 job, idempotency=idempotency, frames=needed, expected=expected, allowance=allowance
@@ -374,12 +361,12 @@ class Submissions:
         )
 
 
-def _wanted_frames(taken: TakenIn) -> WantedFrames | None:
+def _wanted_frames(taken: TakenIn, cache_salt: str) -> WantedFrames | None:
     """None for a question without a video."""
     if taken.lease is None:
         return None
     spec = frame_spec(taken.fields, taken.card)
-    return WantedFrames(taken.lease.video.video_id, spec, taken.lease)
+    return WantedFrames.of(spec, taken.lease, cache_salt=cache_salt)
 
 
 def _new_record(job: JobRequest, *, is_queued: bool) -> JobRecord:

@@ -82,7 +82,7 @@ class Janitor:
             )
 
     async def _look_at_keys(self) -> None:
-        """Revoked ones too, whose jobs go on. A name may have had several holders."""
+        """Revoked ones too: their jobs continue. A name may have had several holders."""
         holders = self._keys.holders
         counts = await self._queue.num_jobs([holder.owner for holder in holders])
         waiting, running = Counter[str](), Counter[str]()

@@ -2,7 +2,7 @@
 --
 -- ARGV: prefix, model, job_id, worker_id, attempt, entry_id, lease_ms, crew (how many were in the
 --       engine that failed, this job among them; 0: it is not to blame), was_set_aside (1: for
---       others to run, by a worker that goes on)
+--       others to run, by a worker that keeps running)
 -- Returns 1, or 0 when the job has ended or is another attempt's.
 local model, job_id, worker_id, attempt = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local key = job_key(job_id)

@@ -37,7 +37,7 @@ join_order_again = function(model, job_id, owner, queued_at)
   redis.call('ZADD', order_key(model), turn, member_of(owner, job_id))
 end
 
--- A worker is given the job: it leaves the line, and virtual time goes on.
+-- A worker is given the job: it leaves the line, and virtual time advances.
 leave_order_served = function(model, job_id, job)
   local turn = start_of(model, job.owner, job_id)
   if not turn then return end
