@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from app.keys.owners import ANONYMOUS
+from app.keys.entries import ANONYMOUS
 from dycoke_core.auto import Reason
 from dycoke_core.errors import DycokeError
 from dycoke_core.frame_size import PixelLimits
@@ -385,6 +385,6 @@ def num_tokens(data: bytes) -> int:
 
 
 def token_text(data: bytes) -> bytes:
-    """The text of a `TokenEvent`, as the JSON that stands in the event's own, without reading it."""
+    """The text of a `TokenEvent` as JSON, cut out of the event's own without reading it."""
     start = data.index(_TEXT) + len(_TEXT)  # before it there are numbers alone
     return data[start : data.rindex(_TOKEN_IDS) - 1]  # as `num_tokens`
