@@ -378,6 +378,7 @@ FINAL_EVENTS = (DoneEvent, ErrorEvent)
 
 # As pydantic writes events.
 _TYPE_FIRST = b'{"type":"'
+_TEXT = b'"text":'
 _TOKEN_IDS = b'"token_ids":['
 
 
@@ -394,3 +395,9 @@ def num_tokens(data: bytes) -> int:
     start = data.rindex(_TOKEN_IDS) + len(_TOKEN_IDS)  # inside the text the quotes are escaped
     end = data.index(b"]", start)
     return data.count(b",", start, end) + 1 if end > start else 0
+
+
+def token_text(data: bytes) -> bytes:
+    """The text of a `TokenEvent` as JSON, cut out of the event's own without reading it."""
+    start = data.index(_TEXT) + len(_TEXT)  # before it there are numbers alone
+    return data[start : data.rindex(_TOKEN_IDS) - 1]  # as `num_tokens`
