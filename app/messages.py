@@ -11,14 +11,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from app.keys.entries import ANONYMOUS
-from dycoke_core.auto import Reason
+from app.keys.owners import ANONYMOUS
+from dycoke_core.auto import Reason, is_auto
 from dycoke_core.errors import DycokeError
 from dycoke_core.frame_size import PixelLimits
 from dycoke_core.video.types import Sampling
 
 WIRE_VERSION = 1
 NO_POLICY = "none"  # in metrics, of jobs without a video, which compress nothing
+REQUESTED_AUTO, REQUESTED_FIXED = "auto", "fixed"  # in metrics: who chose the policy
 
 
 class Message(BaseModel):
@@ -137,6 +138,11 @@ class JobRequest(Message):
     def policy_label(self) -> str:
         """The policy, as metrics tell jobs apart."""
         return NO_POLICY if self.video_id is None else str(self.compression["policy"])
+
+    @property
+    def requested_label(self) -> str:
+        """Who chooses the policy, as metrics tell jobs apart."""
+        return REQUESTED_AUTO if is_auto(self.compression) else REQUESTED_FIXED
 
 
 def cached_video(video_id: str, cache_salt: str) -> str:
@@ -301,6 +307,8 @@ class StatusEvent(Message):
     stage: Literal["queued", "reading_frames", "encoding", "prefilling"]
     progress: float = Field(0.0, ge=0, le=1)
     position: int | None = None  # 0 = next; with stage `queued` only
+    # What policy `auto` has chosen, from then on: before the video is encoded.
+    auto: CompressionChoice | None = Field(None, exclude_if=lambda value: value is None)
 
 
 class TokenEvent(Message):
@@ -343,6 +351,11 @@ class DoneEvent(Message):
     def policy_label(self) -> str:
         """The policy, as metrics tell jobs apart."""
         return NO_POLICY if self.video_id is None else self.compression.policy
+
+    @property
+    def requested_label(self) -> str:
+        """Who chose the policy, as metrics tell jobs apart."""
+        return REQUESTED_FIXED if self.compression.auto is None else REQUESTED_AUTO
 
 
 class ErrorEvent(Message):
