@@ -352,6 +352,7 @@ def receipt(delivery: Delivery, num_tokens: int) -> DoneEvent:
         if frames
         else None,
         attempts=delivery.attempt,
+        priority=request.priority,
         seed=request.seed,
         cached_tokens=5 if frames else 0,
         warnings=request.warnings,

@@ -22,6 +22,7 @@ from app.store.job_queue import Idempotency
 from app.store.owner_limits import Allowance
 from app.video_store import VideoLease
 from dycoke_core.auto import Compression
+from dycoke_core.config import DEFAULT_PRIORITY
 from dycoke_core.errors import PromptTooLongError
 from dycoke_core.frame_size import PixelLimits, frame_size
 from dycoke_core.video import FrameSpec
@@ -162,6 +163,7 @@ def make_job_request(
     *,
     job_id: str,
     owner: str,
+    limits: KeyLimits,
     cache_salt: str,
     wanted: WantedFrames | None,
     extras: Extras,
@@ -172,6 +174,10 @@ def make_job_request(
     traceparent: str | None,
 ) -> JobRequest:
     seed = secrets.randbelow(MAX_DRAWN_SEED) if fields.seed is None else fields.seed
+    priority = limits.capped(fields.priority)
+    warnings = list(extras.warnings)
+    if priority != fields.priority:
+        warnings.append(f"priority {fields.priority}: {priority} is the highest of this key")
     return JobRequest(
         job_id=job_id,
         owner=owner,
@@ -188,7 +194,8 @@ def make_job_request(
         stop=fields.stop,
         ignore_eos=extras.ignore_eos,
         compression=compression.as_dict(),
-        warnings=list(extras.warnings),
+        priority=priority,
+        warnings=warnings,
         kept_mask=fields.kept_mask and wanted is not None,
         tells_prompt_tokens=extras.tells_prompt_tokens,
         weights_digest=card.weights_digest,
@@ -288,6 +295,8 @@ def make_idempotency(
         del said["sampling"]
     if not fields.kept_mask:
         del said["kept_mask"]
+    if fields.priority == DEFAULT_PRIORITY:
+        del said["priority"]
     return Idempotency(
         key_hash=_digest(f"{owner}\0{key}"),
         fingerprint=_digest(json.dumps(said, sort_keys=True)),

@@ -194,6 +194,7 @@ class Submissions:
                 compression,
                 job_id=admitted.job_id,
                 owner=principal.owner,
+                limits=limits,
                 cache_salt=salt,
                 wanted=wanted,
                 extras=taken.extras,
