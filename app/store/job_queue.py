@@ -252,6 +252,7 @@ class JobQueue:
             allowance.limit_words,
             allowance.taken_words,
             allowance.length,
+            request.priority,
         )
         quotas = parse_quotas(allowance.limits, stands)
         if outcome == b"conflict":

@@ -189,6 +189,7 @@ class Submissions:
                 compression,
                 job_id=admitted.job_id,
                 owner=principal.owner,
+                limits=limits,
                 cache_salt=salt,
                 wanted=wanted,
                 extras=taken.extras,
