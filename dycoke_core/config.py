@@ -12,7 +12,6 @@ from typing import Any, Literal, get_args
 from dycoke_core.errors import InvalidRequestError
 
 TtmVariant = Literal["paper", "released"]
-
 Priority = Literal["high", "normal", "low"]
 PRIORITIES: tuple[Priority, ...] = get_args(Priority)  # best first
 DEFAULT_PRIORITY: Priority = "normal"

@@ -90,7 +90,7 @@ def _compression(
     auto = None
     if isinstance(asked, AutoConfig):
         assert choice is not None, "nothing answers before there is a choice"
-        auto, asked = _auto(asked, choice), CompressionConfig.parse(choice.compression)
+        auto, asked = auto_receipt(asked, choice), CompressionConfig.parse(choice.compression)
     parameters = asked.as_dict()
     return CompressionReceipt(
         policy=parameters.pop("policy"),
@@ -115,7 +115,7 @@ def _compression(
     )
 
 
-def _auto(config: AutoConfig, choice: CompressionChoice) -> AutoReceipt:
+def auto_receipt(config: AutoConfig, choice: CompressionChoice) -> AutoReceipt:
     return AutoReceipt(
         objective_s=config.objective_s,
         at_least=config.at_least,

@@ -19,6 +19,7 @@ from app.store.job_leases import Append, Appended, JobLeases
 from app.store.keys import GROUP, RedisKeys
 from app.worker.process import CPU_RUNNING_JOBS
 from app.worker.worker import Worker
+from dycoke_core.config import PRIORITIES
 from dycoke_core.errors import ModelLoadError
 from dycoke_core.sequence import SAMPLER_VERSION, TokenEvent
 from tests.integration.conftest import RedisServer
@@ -144,6 +145,14 @@ async def test_jobs_run_side_by_side_up_to_the_limit(settings: Settings, client:
         assert 1 < most <= CPU_RUNNING_JOBS
     for question, job_id in jobs.items():
         assert token_ids(await client.events(job_id)) == answer(question, 8)
+
+
+async def test_the_engine_learns_a_jobs_priority(settings: Settings, client: Client) -> None:
+    async with running(settings) as worker:
+        for priority in PRIORITIES:
+            *_, done = await client.events(await client.ask("why?", priority=priority))
+            assert isinstance(done, DoneEvent) and done.priority == priority
+        assert [sequence.priority for sequence in worker.engine.seen] == list(PRIORITIES)
 
 
 async def test_cancelled_running_job_leaves_the_engine_at_once(

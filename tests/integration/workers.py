@@ -23,6 +23,7 @@ from app.store.frame_store import FrameStore, encode_frames
 from app.store.job_queue import JobQueue, JobRecord
 from app.store.keys import RedisKeys
 from app.store.worker_registry import WorkerRegistry
+from dycoke_core.config import Priority
 from dycoke_core.video import VideoFrames
 from tests.integration.jobs import cancelled, make_request, with_frames
 
@@ -57,6 +58,7 @@ class Client:
         timeout_s: float = 60.0,
         temperature: float = 0.0,
         kept_mask: bool = False,
+        priority: Priority = "normal",
         compression: Mapping[str, object] = MappingProxyType({"policy": "full"}),
     ) -> str:
         job_id = uuid.uuid4().hex
@@ -66,6 +68,7 @@ class Client:
                 "max_tokens": max_tokens,
                 "temperature": temperature,
                 "kept_mask": kept_mask,
+                "priority": priority,
                 "compression": dict(compression),
             }
         )

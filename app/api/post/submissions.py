@@ -208,6 +208,7 @@ class Submissions:
             allowance = predict_use(job, taken.card, limits)
             created = await self._create(job, idempotency, admitted, wanted, allowance)
             if created.job_id != job.job_id:
+                await admitted.forsake()  # `create` has given the place up
                 record = await self._queue.get(created.job_id)
                 return PostedJob(record, taken.fields, is_new=False, has_key=True)
             self._tracing.record("receive", traceparent, start_s=accepted_at_s)

@@ -262,17 +262,6 @@ local function room(model, max_jobs)
   return {0, math.floor((now - oldest) / redis.call('LLEN', starts_key(model)))}
 end
 
--- Takes a place in a model's queue. Returns as `room`.
-local function reserve(model, job_id, max_jobs, lease_ms)
-  if not redis.call('ZSCORE', places_key(model), job_id) then
-    local reply = room(model, max_jobs)
-    if reply[1] == 0 then return reply end
-  end
-  redis.call('SADD', models_key(), model)
-  redis.call('ZADD', places_key(model), now_ms() + lease_ms, job_id)
-  return {1, 0}
-end
-
 -- reading -> queued: the frames are stored, a worker may take the job.
 local function enqueue(model, job_id, request)
   local now = now_ms()
