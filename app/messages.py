@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from app.keys.owners import ANONYMOUS
+from app.keys.entries import ANONYMOUS
 from dycoke_core.auto import Reason, is_auto
 from dycoke_core.config import DEFAULT_PRIORITY, Priority
 from dycoke_core.errors import DycokeError

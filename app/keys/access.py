@@ -4,9 +4,8 @@ unless the operator says so, and a key without limits of its own has those of th
 
 import ipaddress
 
-from app.keys.entries import Principal
+from app.keys.entries import ANONYMOUS, Principal
 from app.keys.limits import NO_LIMITS, KeyLimits
-from app.keys.owners import ANONYMOUS
 from app.settings import ENV_PREFIX, Settings
 
 

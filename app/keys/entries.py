@@ -17,8 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.errors import ForbiddenError
 from app.keys.limits import NO_LIMITS, KeyLimits
-from app.keys.owners import ANONYMOUS
 
+ANONYMOUS = "anonymous"  # the owner of what everybody has, where there are no keys
+OWNER_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 MIN_KEY_CHARS = 32
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 FORM = "write each key as name:key, comma-separated; clients send the part after the first colon"
@@ -137,3 +138,9 @@ def _parse(number: int, entry: str) -> ConfiguredKey:
             "characters without a space"
         )
     return ConfiguredKey(name, digest_of(secret))
+
+
+def cache_salt(owner: str, *, are_caches_shared: bool) -> str:
+    """What keeps an owner's frames and features from the others, whom a hit would tell that
+    somebody has asked about the same video."""
+    return "" if owner == ANONYMOUS or are_caches_shared else owner

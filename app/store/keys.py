@@ -15,6 +15,8 @@
                                        after the job's end
     {p}:places:{model}       zset      job_id -> lease end (ms) of those reserved or reading,
                                        whose API renews the lease
+    {p}:place_owners:{model} hash      job_id -> owner, of places taken and queued jobs; TTL
+    {p}:owner_places:{model} zset      owner -> how many of those are the owner's; TTL
     {p}:queued:{model}       zset      job_id -> time of queueing (ms), waiting for a worker
     {p}:order:{model}        zset      `owner job_id` -> when its turn is, of those that wait; below
                                        0 if it was handed back (`lua/order.lua`)
@@ -48,6 +50,7 @@
                                        of its start; of an owner's live jobs; TTL
     {p}:bucket:{owner}:{kind} hash     of `tokens` or `frames`: level, at (ms), last (what the last
                                        job took); TTL: the time until it is full
+    {p}:owner_limits:{owner} string    as of the owner's last request (`lua/limits.lua`); TTL
     {p}:link_secret          string    random bytes that links are signed with
     {p}:usage:{owner}:{day}  hash      what an owner's jobs took on a day (since 1970); TTL
     {p}:worker:{id}          string    ModelCard JSON, TTL = heartbeat
@@ -89,6 +92,12 @@ class RedisKeys:
 
     def places(self, model: str) -> str:
         return f"{self.prefix}:places:{model}"
+
+    def place_owners(self, model: str) -> str:
+        return f"{self.prefix}:place_owners:{model}"
+
+    def owner_places(self, model: str) -> str:
+        return f"{self.prefix}:owner_places:{model}"
 
     def queued(self, model: str) -> str:
         return f"{self.prefix}:queued:{model}"
@@ -172,6 +181,9 @@ class RedisKeys:
 
     def bucket(self, owner_and_kind: str) -> str:
         return f"{self.prefix}:bucket:{owner_and_kind}"
+
+    def owner_limits(self, owner: str) -> str:
+        return f"{self.prefix}:owner_limits:{owner}"
 
     @property
     def link_secret(self) -> str:

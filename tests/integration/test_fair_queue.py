@@ -52,7 +52,7 @@ async def ask(
     """Queues a job; its id is that of its owner, with a number."""
     job_id = f"{owner}{number}"
     request = make_request(job_id).model_copy(update={"owner": owner, "priority": priority})
-    await queue.reserve(MODEL, job_id, max_jobs=1000, lease_s=30)
+    await queue.reserve(MODEL, job_id, max_jobs=1000, lease_s=30, owner=owner)
     allowance = Allowance(owner, KeyLimits(weight=weight), max_tokens=max_tokens)
     await queue.create(request, allowance=allowance)
     assert await queue.enqueue(with_frames(request))
@@ -88,7 +88,8 @@ async def assert_empty(redis: Redis, keys: RedisKeys, leases: JobLeases) -> None
     """Nothing is left once the last tickets have been read."""
     while await redis.xlen(keys.jobs(MODEL)):
         assert await leases.take(block_s=0.01) is None
-    for key in (keys.order(MODEL), keys.queued(MODEL), keys.given(MODEL), keys.live):
+    counts = (keys.place_owners(MODEL), keys.owner_places(MODEL))
+    for key in (keys.order(MODEL), keys.queued(MODEL), keys.given(MODEL), keys.live, *counts):
         assert not await redis.exists(key), key
     async for key in redis.scan_iter(f"{keys.prefix}:owner_jobs:*"):
         raise AssertionError(key)

@@ -31,7 +31,7 @@ if state then return {state == 'reading' and 'created' or 'queued', job_id, '', 
 if hash ~= '' then
   local earlier = redis.call('HMGET', idempotency_key(hash), 'fingerprint', 'job_id')
   if earlier[2] and stands_for_its_key(earlier[2]) then
-    redis.call('ZREM', places_key(model), job_id)
+    give_up_place(model, job_id)
     if earlier[1] ~= ARGV[9] then return {'conflict', earlier[2], '', {}} end
     redis.call('HSET', job_key(earlier[2]), 'is_adopted', 1)
     return {'existing', earlier[2], '', {}}
