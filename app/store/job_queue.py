@@ -29,8 +29,8 @@ from app.errors import (
     ReaderLostError,
     StoreUnavailableError,
 )
+from app.keys.entries import ANONYMOUS
 from app.keys.limits import NO_LIMITS, KeyLimits, Quota
-from app.keys.owners import ANONYMOUS
 from app.messages import ErrorEvent, JobEvent, JobRequest, JobState, ModelCard, StatusEvent
 from app.store.client import Scripts, milliseconds, seconds, store_call
 from app.store.event_log import OPENING_EVENT, LoggedEvent
@@ -252,6 +252,7 @@ class JobQueue:
             allowance.limit_words,
             allowance.taken_words,
             allowance.length,
+            request.priority,
         )
         quotas = parse_quotas(allowance.limits, stands)
         if outcome == b"conflict":

@@ -4,9 +4,10 @@
                                        says which job brought the entry (`lua/order.lua`)
     {p}:models               set       models that ever had a job
     {p}:job:{id}             hash      state, attempt, entry_id, worker, request
-                                       (JobRequest JSON), owner, length (`lua/order.lua`), limits
-                                       and taken (`lua/limits.lua`), next_index, sampler_version
-                                       (of what is published), times (ms), ...; of blame:
+                                       (JobRequest JSON), owner, length and priority
+                                       (`lua/order.lua`), limits and taken (`lua/limits.lua`),
+                                       next_index, sampler_version (of what is published), times
+                                       (ms), ...; of blame:
                                        is_in_engine (of the attempt), deliveries, deaths, losses,
                                        lost:{attempt}, is_suspect; TTL after the job's end
     {p}:events:{id}          stream    the answer as it grew, field `event`; TTL after the job's end
@@ -20,7 +21,8 @@
     {p}:order:{model}        zset      `owner job_id` -> when its turn is, of those that wait; below
                                        0 if it was handed back (`lua/order.lua`)
     {p}:tags:{model}         hash      now -> virtual time of that order; owner:{owner} -> when the
-                                       owner's last job will have had its share; TTL
+                                       owner's last job will have had its share; due:{owner} ->
+                                       which of its priorities is due when; TTL
     {p}:given:{model}        hash      entry -> job_id, of entries that were given to another job
                                        than the one which brought them; TTL
     {p}:starts:{model}       list      times (ms) at which the last jobs left the queue; TTL

@@ -262,7 +262,7 @@ local function enqueue(model, job_id, request)
     'queued_at', now)
   redis.call('ZREM', places_key(model), job_id)
   redis.call('ZADD', queued_key(model), now, job_id)
-  local job = job_fields(job_id, 'owner', 'length')
+  local job = job_fields(job_id, 'owner', 'length', 'priority')
   if job.owner then join_order(model, job_id, job) end
 end
 
@@ -270,7 +270,7 @@ end
 -- job before is refused from here on.
 local function start(job_id, worker_id, take_id)
   local key = job_key(job_id)
-  local job = job_fields(job_id, 'model', 'next_index', 'owner')
+  local job = job_fields(job_id, 'model', 'next_index', 'owner', 'priority')
   local model = job.model
   local now = now_ms()
   redis.call('HINCRBY', key, 'attempt', 1)
