@@ -38,5 +38,6 @@ def limits_of(principal: Principal, settings: Settings) -> KeyLimits:
         frames_per_minute=settings.key_frames_per_minute,
         max_stored_bytes=settings.key_max_stored_bytes,
         max_stored_videos=settings.key_max_stored_videos,
+        max_priority=settings.key_max_priority,
     )
     return principal.limits.or_else(defaults)

@@ -44,14 +44,12 @@ class Principal:
     Args:
         owner: whom its jobs and videos belong to; says nothing about the key.
         name: of the key, for people.
-        max_priority: the highest that its jobs may have.
     """
 
     owner: str
     name: str
     scopes: frozenset[Scope] = DEFAULT_SCOPES
     limits: KeyLimits = NO_LIMITS
-    max_priority: int = 0
 
     def require(self, scope: Scope) -> None:
         """Raises: ForbiddenError."""
@@ -85,13 +83,13 @@ class StoredKey(BaseModel):
     digest: str
     scopes: frozenset[Scope] = DEFAULT_SCOPES
     limits: KeyLimits = NO_LIMITS
-    max_priority: int = Field(0, ge=0)
+    max_priority: int = Field(0, exclude=True)  # kept by earlier releases, and never used
     created_at_s: float  # Unix time
     revoked_at_s: float | None = None
 
     @property
     def principal(self) -> Principal:
-        return Principal(self.owner, self.name, self.scopes, self.limits, self.max_priority)
+        return Principal(self.owner, self.name, self.scopes, self.limits)
 
 
 def new_secret() -> str:

@@ -23,7 +23,7 @@ from app.store.client import connect
 from app.store.event_log import FIRST_EVENT, EventLog
 from app.store.frame_store import FrameStore, encode_frames
 from app.store.job_queue import JobQueue, JobRecord
-from app.store.keys import RedisKeys
+from app.store.keys import GROUP, RedisKeys
 from app.store.worker_registry import WorkerRegistry
 from app.worker.process import CPU_RUNNING_JOBS
 from app.worker.worker import Worker
@@ -40,6 +40,12 @@ FRAMES = VideoFrames(
     warnings=(),
 )
 PATIENCE_S = 60.0  # for things that must happen, on a machine that may be busy
+LONG_LEASE_S = 10 * PATIENCE_S  # runs out for those alone whose leases a test expires
+EXPIRE_LEASES = """
+for _, held in ipairs(redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', 1000, ARGV[2])) do
+  redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, held[1], 'IDLE', ARGV[3], 'JUSTID')
+end
+"""
 
 
 class Client:
@@ -115,6 +121,26 @@ class Client:
                 await asyncio.sleep(0.02)
                 record = await self.queue.get(job_id)
         return record
+
+    async def worker_of(self, job_id: str) -> str:
+        """Id of the last worker that took a job."""
+        worker: bytes = await self.redis.hget(self.keys.job(job_id), "worker")
+        return worker.decode()
+
+    async def expire_leases(self, worker_id: str) -> None:
+        """As if a worker that is dead or paused had been so for longer than any lease."""
+        idle_ms = int(2 * LONG_LEASE_S * 1000)
+        await self.redis.eval(
+            EXPIRE_LEASES, 1, self.keys.jobs(self.model), GROUP, worker_id, idle_ms
+        )
+
+    async def wait_for_takeover(self, job_id: str) -> None:
+        """Expires the leases of the job's worker until another one has taken the job."""
+        worker_id = await self.worker_of(job_id)
+        async with asyncio.timeout(PATIENCE_S):
+            while await self.worker_of(job_id) == worker_id:
+                await self.expire_leases(worker_id)  # again: it may just have renewed them
+                await asyncio.sleep(0.02)
 
     async def wait_for_workers(self, number: int) -> None:
         async def are_there() -> bool:

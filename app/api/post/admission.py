@@ -93,10 +93,17 @@ class Place:
 
     @classmethod
     async def reserve(
-        cls, queue: JobQueue, model: str, job_id: str, *, max_jobs: int, lease_s: float
+        cls,
+        queue: JobQueue,
+        model: str,
+        job_id: str,
+        *,
+        owner: str,
+        max_jobs: int,
+        lease_s: float,
     ) -> "Place":
         """Raises: QueueFullError."""
-        await queue.reserve(model, job_id, max_jobs=max_jobs, lease_s=lease_s)
+        await queue.reserve(model, job_id, max_jobs=max_jobs, lease_s=lease_s, owner=owner)
         return cls.held(queue, model, job_id, lease_s=lease_s)
 
     def when_lost(self, callback: Callable[[], None]) -> None:

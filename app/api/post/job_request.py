@@ -19,6 +19,7 @@ from app.settings import Settings
 from app.store.job_queue import Idempotency
 from app.store.owner_limits import Allowance
 from dycoke_core.auto import Compression
+from dycoke_core.config import DEFAULT_PRIORITY
 from dycoke_core.errors import PromptTooLongError
 
 MAX_DRAWN_SEED = 2**53  # exact in every client's JSON
@@ -71,6 +72,7 @@ def make_job_request(
     *,
     job_id: str,
     owner: str,
+    limits: KeyLimits,
     cache_salt: str,
     wanted: WantedFrames | None,
     extras: Extras,
@@ -81,6 +83,10 @@ def make_job_request(
     traceparent: str | None,
 ) -> JobRequest:
     seed = secrets.randbelow(MAX_DRAWN_SEED) if fields.seed is None else fields.seed
+    priority = limits.capped(fields.priority)
+    warnings = list(extras.warnings)
+    if priority != fields.priority:
+        warnings.append(f"priority {fields.priority}: {priority} is the highest of this key")
     return JobRequest(
         job_id=job_id,
         owner=owner,
@@ -97,7 +103,8 @@ def make_job_request(
         stop=fields.stop,
         ignore_eos=extras.ignore_eos,
         compression=compression.as_dict(),
-        warnings=list(extras.warnings),
+        priority=priority,
+        warnings=warnings,
         kept_mask=fields.kept_mask and wanted is not None,
         tells_prompt_tokens=extras.tells_prompt_tokens,
         weights_digest=card.weights_digest,
@@ -148,6 +155,8 @@ def make_idempotency(
         del said["sampling"]
     if not fields.kept_mask:
         del said["kept_mask"]
+    if fields.priority == DEFAULT_PRIORITY:
+        del said["priority"]
     return Idempotency(
         key_hash=_digest(f"{owner}\0{key}"),
         fingerprint=_digest(json.dumps(said, sort_keys=True)),

@@ -182,13 +182,14 @@ class Submissions:
             salt = cache_salt(principal.owner, are_caches_shared=self._settings.share_caches)
             wanted = _wanted_frames(taken, salt)
             compression = self._check_video(taken, wanted)
-            admitted.take(await self._place(taken))
+            admitted.take(await self._place(taken, principal.owner))
             job = make_job_request(
                 taken.fields,
                 taken.card,
                 compression,
                 job_id=admitted.job_id,
                 owner=principal.owner,
+                limits=limits,
                 cache_salt=salt,
                 wanted=wanted,
                 extras=taken.extras,
@@ -238,13 +239,14 @@ class Submissions:
         except TimeoutError:
             raise StoreUnavailableError("the job store does not answer") from None
 
-    async def _place(self, taken: TakenIn) -> Place:
+    async def _place(self, taken: TakenIn, owner: str) -> Place:
         """Takes a place, for which there was room at the headers and may be none by now."""
         try:
             return await Place.reserve(
                 self._queue,
                 taken.card.model,
                 f"job_{uuid.uuid4().hex}",
+                owner=owner,
                 max_jobs=self._settings.max_queued_jobs,
                 lease_s=self._settings.lease_s,
             )

@@ -1,6 +1,6 @@
-"""What every API process does in the background: end jobs that nobody else ends, adopt
-those that nobody reads, keep the video store within its budget and rid of what has expired, and
-look at the queue, and at the event loop's lag, for the metrics.
+"""What every API process does in the background: end jobs that nobody else ends, adopt those that
+nobody reads, keep the video store within its budget and rid of what has expired, look at the queue
+and at the event loop's lag for the metrics, and rid its counts of what is there no longer.
 """
 
 import asyncio
@@ -52,6 +52,7 @@ class Janitor:
             tasks.create_task(_every(SWEEP_S, self._sweep))
             tasks.create_task(_every(SWEEP_S, self._look))
             tasks.create_task(_every(TIDY_S, self._videos.tidy))
+            tasks.create_task(_every(TIDY_S, self._prune))
             tasks.create_task(_every(EXPIRY_S, self._uploads.expire))
             tasks.create_task(self._watch_loop_lag())
 
@@ -61,6 +62,9 @@ class Janitor:
             logger.warning("job swept", extra={"job_id": job_id, "reason": "deadline"})
         for orphan in swept.orphans:
             await self._orphans.adopt(orphan)
+
+    async def _prune(self) -> None:
+        await self._queue.prune([holder.owner for holder in self._keys.holders])
 
     async def _look(self) -> None:
         try:
