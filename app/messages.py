@@ -11,14 +11,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from app.keys.owners import ANONYMOUS
-from dycoke_core.auto import Reason
+from app.keys.entries import ANONYMOUS
+from dycoke_core.auto import Reason, is_auto
+from dycoke_core.config import DEFAULT_PRIORITY, Priority
 from dycoke_core.errors import DycokeError
 from dycoke_core.frame_size import PixelLimits
 from dycoke_core.video.types import Sampling
 
 WIRE_VERSION = 1
 NO_POLICY = "none"  # in metrics, of jobs without a video, which compress nothing
+REQUESTED_AUTO, REQUESTED_FIXED = "auto", "fixed"  # in metrics: who chose the policy
 
 
 class Message(BaseModel):
@@ -106,6 +108,7 @@ class JobRequest(Message):
     stop: list[str]
     ignore_eos: bool = False
     compression: dict[str, Any]
+    priority: Priority = DEFAULT_PRIORITY  # of releases that do not say
     warnings: list[str] = []  # what was asked and is not honoured, for the receipt
     kept_mask: bool = False  # the receipt says which visual tokens were kept
     tells_prompt_tokens: bool = False  # with the first token already
@@ -137,6 +140,11 @@ class JobRequest(Message):
     def policy_label(self) -> str:
         """The policy, as metrics tell jobs apart."""
         return NO_POLICY if self.video_id is None else str(self.compression["policy"])
+
+    @property
+    def requested_label(self) -> str:
+        """Who chooses the policy, as metrics tell jobs apart."""
+        return REQUESTED_AUTO if is_auto(self.compression) else REQUESTED_FIXED
 
 
 def cached_video(video_id: str, cache_salt: str) -> str:
@@ -301,6 +309,8 @@ class StatusEvent(Message):
     stage: Literal["queued", "reading_frames", "encoding", "prefilling"]
     progress: float = Field(0.0, ge=0, le=1)
     position: int | None = None  # 0 = next; with stage `queued` only
+    # What policy `auto` has chosen, from then on: before the video is encoded.
+    auto: CompressionChoice | None = Field(None, exclude_if=lambda value: value is None)
 
 
 class TokenEvent(Message):
@@ -334,6 +344,7 @@ class DoneEvent(Message):
     memory: Memory
     cache: CacheUse | None
     attempts: int
+    priority: Priority = DEFAULT_PRIORITY  # that it had, which may be less than was asked
     seed: int
     cached_tokens: int = 0  # of the prompt, whose keys and values were there already
     warnings: list[str] = []  # what the request asked and was not honoured
@@ -343,6 +354,11 @@ class DoneEvent(Message):
     def policy_label(self) -> str:
         """The policy, as metrics tell jobs apart."""
         return NO_POLICY if self.video_id is None else self.compression.policy
+
+    @property
+    def requested_label(self) -> str:
+        """Who chose the policy, as metrics tell jobs apart."""
+        return REQUESTED_FIXED if self.compression.auto is None else REQUESTED_AUTO
 
 
 class ErrorEvent(Message):
@@ -365,6 +381,7 @@ FINAL_EVENTS = (DoneEvent, ErrorEvent)
 
 # As pydantic writes events.
 _TYPE_FIRST = b'{"type":"'
+_TEXT = b'"text":'
 _TOKEN_IDS = b'"token_ids":['
 
 
@@ -381,3 +398,9 @@ def num_tokens(data: bytes) -> int:
     start = data.rindex(_TOKEN_IDS) + len(_TOKEN_IDS)  # inside the text the quotes are escaped
     end = data.index(b"]", start)
     return data.count(b",", start, end) + 1 if end > start else 0
+
+
+def token_text(data: bytes) -> bytes:
+    """The text of a `TokenEvent` as JSON, cut out of the event's own without reading it."""
+    start = data.index(_TEXT) + len(_TEXT)  # before it there are numbers alone
+    return data[start : data.rindex(_TOKEN_IDS) - 1]  # as `num_tokens`

@@ -5,7 +5,7 @@ carry job ids. Each process has one registry and one port.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from prometheus_client import (
     CollectorRegistry,
@@ -48,6 +48,19 @@ CACHES = ("frames", "features", "prefix")
 
 
 Metric = TypeVar("Metric", Counter, Gauge, Histogram, Summary)
+
+
+class RequestLabels(NamedTuple):
+    """What requests are told apart by.
+
+    Args:
+        policy: that answers it; `auto` until there is a choice.
+        requested: `auto`, or `fixed` where the request or the server's default names the policy.
+    """
+
+    model: str
+    policy: str
+    requested: str
 
 
 class _Children:
@@ -209,7 +222,7 @@ class ApiMetrics:
         self._names_keys = names_keys
 
         def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
-            names = ["model", "policy", *labels]
+            names = [*RequestLabels._fields, *labels]
             return Histogram(f"dycoke_{name}", text, names, buckets=buckets, registry=registry)
 
         def counter(name: str, text: str, *labels: str) -> Counter:
@@ -241,7 +254,7 @@ class ApiMetrics:
         self._request_kv_bytes_full_tokens = Summary(
             "dycoke_request_kv_bytes_full_tokens",
             "KV cache that the same answer would have filled with full tokens.",
-            ["model", "policy"],
+            RequestLabels._fields,
             registry=registry,
         )
         self._request_peak_memory_bytes = histogram(
@@ -252,8 +265,7 @@ class ApiMetrics:
         self._requests = counter(
             "requests",
             "Jobs by how they ended: done, interrupted (by this process' shutdown), or a code.",
-            "model",
-            "policy",
+            *RequestLabels._fields,
             "outcome",
         )
         self._rejections = counter(
@@ -287,7 +299,9 @@ class ApiMetrics:
         self._store_up = gauge(
             "store_up", "1 while Redis answers this process, which asks every second; else 0."
         )
-        self._queue_capacity = gauge("queue_capacity", "Jobs above which posts are refused.")
+        self._queue_capacity = gauge(
+            "queue_capacity", "Jobs above which keys with their share are refused."
+        )
         self._stream_capacity = gauge("stream_capacity", "Answers that this process may serve.")
         self._event_loop_lag = Histogram(
             "dycoke_event_loop_lag_seconds",
@@ -297,13 +311,13 @@ class ApiMetrics:
         )
         # A counter that appears with its first event loses that event to rate() and increase().
         self._outcomes = (DONE, INTERRUPTED, *error_codes())
-        self._known_requests: set[tuple[str, str]] = set()
+        self._known_requests: set[RequestLabels] = set()
         for reason in error_codes():
             self._rejections.labels(reason)
 
     def observe_done(self, done: DoneEvent) -> None:
         """Takes over what a finished job's receipt says."""
-        labels = (done.model, done.policy_label)
+        labels = RequestLabels(done.model, done.policy_label, done.requested_label)
         self._child(self._request_latency, *labels).observe(done.timings_s.total)
         self._child(self._time_to_first_token, *labels).observe(done.timings_s.ttft)
         kept, ratio = self._retained_token_ratio, done.compression.retained_ratio
@@ -317,20 +331,20 @@ class ApiMetrics:
         peak = self._child(self._request_peak_memory_bytes, *labels)
         peak.observe(memory.peak_device_bytes)
 
-    def token_gaps(self, model: str, policy: str) -> Callable[[float], None]:
+    def token_gaps(self, labels: RequestLabels) -> Callable[[float], None]:
         """Returns what takes each gap, in seconds: looking its labels up costs as much again."""
-        observe: Callable[[float], None] = self._inter_token_latency.labels(model, policy).observe
+        observe: Callable[[float], None] = self._inter_token_latency.labels(*labels).observe
         return observe
 
-    def expect_request(self, model: str, policy: str) -> None:
+    def expect_request(self, labels: RequestLabels) -> None:
         """Makes the counters of every end that a job may come to, at 0."""
-        if (model, policy) not in self._known_requests:
-            self._known_requests.add((model, policy))
+        if labels not in self._known_requests:
+            self._known_requests.add(labels)
             for outcome in self._outcomes:
-                self._requests.labels(model, policy, outcome)
+                self._requests.labels(*labels, outcome)
 
-    def count_request(self, model: str, policy: str, outcome: str) -> None:
-        self._child(self._requests, model, policy, outcome).inc()
+    def count_request(self, labels: RequestLabels, outcome: str) -> None:
+        self._child(self._requests, *labels, outcome).inc()
 
     def key_label(self, name: str) -> str:
         return name if self._names_keys else ANY_KEY

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from app.errors import StoreUnavailableError
-from app.messages import DoneEvent, ErrorEvent, StatusEvent, TokenEvent
+from app.messages import CompressionChoice, DoneEvent, ErrorEvent, StatusEvent, TokenEvent
 from app.metrics import WorkerMetrics
 from app.store.job_leases import Append, Appended, JobLeases
 from app.store.kept_sets import KeptSets
@@ -53,7 +53,7 @@ class Publisher:
         """Takes what one engine step did. What concerns no running attempt is dropped."""
         for change in update.stages:
             if (job := self._jobs.of_sequence(change.sequence_id)) and job.final is None:
-                job.statuses.append(_status_event(change))
+                job.statuses.append(_status_event(change, job.choice))
         now_s = time.time()
         generated: Counter[str] = Counter()
         for event in update.tokens:
@@ -173,6 +173,8 @@ class Publisher:
         )
 
 
-def _status_event(change: engine_thread.StageChange) -> StatusEvent:
+def _status_event(
+    change: engine_thread.StageChange, choice: CompressionChoice | None
+) -> StatusEvent:
     stage = "encoding" if change.stage is core.Stage.ENCODING else "prefilling"
-    return StatusEvent(stage=stage, progress=change.progress)
+    return StatusEvent(stage=stage, progress=change.progress, auto=choice)

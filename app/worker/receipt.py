@@ -62,6 +62,7 @@ def make_done_event(
         ),
         cache=_cache(request, report),
         attempts=delivery.attempt,
+        priority=request.priority,
         seed=request.seed,
         cached_tokens=report.cached_tokens,
         warnings=request.warnings,
@@ -89,7 +90,7 @@ def _compression(
     auto = None
     if isinstance(asked, AutoConfig):
         assert choice is not None, "nothing answers before there is a choice"
-        auto, asked = _auto(asked, choice), CompressionConfig.parse(choice.compression)
+        auto, asked = auto_receipt(asked, choice), CompressionConfig.parse(choice.compression)
     parameters = asked.as_dict()
     return CompressionReceipt(
         policy=parameters.pop("policy"),
@@ -114,7 +115,7 @@ def _compression(
     )
 
 
-def _auto(config: AutoConfig, choice: CompressionChoice) -> AutoReceipt:
+def auto_receipt(config: AutoConfig, choice: CompressionChoice) -> AutoReceipt:
     return AutoReceipt(
         objective_s=config.objective_s,
         at_least=config.at_least,

@@ -52,8 +52,9 @@ class RunningJob:
         self.policy = self.delivery.request.policy_label
 
     def take_choice(self, choice: CompressionChoice) -> None:
-        """Answers with the compression that policy `auto` chose."""
+        """Answers with the compression that policy `auto` chose, and tells whoever waits."""
         self.choice = choice
+        self.statuses.append(StatusEvent(stage="encoding", auto=choice))
         self.policy = str(choice.compression["policy"])
 
     @property

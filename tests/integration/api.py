@@ -20,12 +20,14 @@ from app.api.listener import bind
 from app.api.server import ApiServer
 from app.messages import (
     CacheUse,
+    CompressionChoice,
     CompressionReceipt,
     DoneEvent,
     Flops,
     FlopsByFormula,
     FrameLimits,
     FramesReceipt,
+    JobRequest,
     Memory,
     ModelCard,
     RetainedRatio,
@@ -39,6 +41,8 @@ from app.store.client import connect
 from app.store.job_leases import Append, Delivery, JobLeases
 from app.store.keys import RedisKeys
 from app.store.worker_registry import WorkerRegistry
+from app.worker.receipt import auto_receipt
+from dycoke_core.auto import AutoConfig, resolved_compression
 from dycoke_core.video import FrameReaders, FrameSpec, VideoFrames, VideoProbe
 from dycoke_core.video.types import FailureCode
 
@@ -252,11 +256,20 @@ class ScriptedWorker:
     async def say(self, delivery: Delivery, *indices: int) -> bool:
         return await self._append(Append(delivery, [token(i) for i in indices]))
 
-    async def status(self, delivery: Delivery, stage: Any, progress: float) -> bool:
-        return await self._append(Append(delivery, [StatusEvent(stage=stage, progress=progress)]))
+    async def status(
+        self,
+        delivery: Delivery,
+        stage: Any,
+        progress: float,
+        auto: CompressionChoice | None = None,
+    ) -> bool:
+        status = StatusEvent(stage=stage, progress=progress, auto=auto)
+        return await self._append(Append(delivery, [status]))
 
-    async def finish(self, delivery: Delivery, num_tokens: int) -> bool:
-        return await self._append(Append(delivery, [], receipt(delivery, num_tokens)))
+    async def finish(
+        self, delivery: Delivery, num_tokens: int, auto: CompressionChoice | None = None
+    ) -> bool:
+        return await self._append(Append(delivery, [], receipt(delivery, num_tokens, auto)))
 
     async def answer(self, num_tokens: int = 3) -> Delivery:
         """Takes a job and answers it."""
@@ -290,8 +303,17 @@ def token(index: int) -> TokenEvent:
     return TokenEvent(index=index, text=f"t{index} ", token_ids=[100 + index])
 
 
-def receipt(delivery: Delivery, num_tokens: int) -> DoneEvent:
+def resolved_auto(request: JobRequest) -> AutoConfig:
+    config = resolved_compression(request.compression)
+    assert isinstance(config, AutoConfig)
+    return config
+
+
+def receipt(
+    delivery: Delivery, num_tokens: int, auto: CompressionChoice | None = None
+) -> DoneEvent:
     request = delivery.request
+    compression = request.compression if auto is None else auto.compression
     frames = request.frames
     assert frames is not None or request.video_id is None
     flops = Flops(full=2.0, actual=1.0, ratio=0.5)
@@ -307,8 +329,9 @@ def receipt(delivery: Delivery, num_tokens: int) -> DoneEvent:
             completion_tokens=num_tokens,
         ),
         compression=CompressionReceipt(
-            policy=request.compression["policy"],
+            policy=compression["policy"],
             parameters={},
+            auto=None if auto is None else auto_receipt(resolved_auto(request), auto),
             visual_tokens_in=16,
             visual_tokens_prefill=8,
             visual_tokens_decode=4,
@@ -352,6 +375,7 @@ def receipt(delivery: Delivery, num_tokens: int) -> DoneEvent:
         if frames
         else None,
         attempts=delivery.attempt,
+        priority=request.priority,
         seed=request.seed,
         cached_tokens=5 if frames else 0,
         warnings=request.warnings,

@@ -385,8 +385,8 @@ async def test_job_goes_on_without_its_client_if_asked_to(
     assert job["result"]["text"] == "t0 t1 t2 "
 
     async def is_observed() -> bool:
-        text = await api.metrics()
-        return 'dycoke_requests_total{model="tiny",outcome="done",policy="dycoke"} 1.0' in text
+        labels = 'model="tiny",outcome="done",policy="dycoke",requested="fixed"'
+        return f"dycoke_requests_total{{{labels}}} 1.0" in await api.metrics()
 
     async with asyncio.timeout(10):
         while not await is_observed():

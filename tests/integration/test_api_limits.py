@@ -562,7 +562,8 @@ async def test_metrics_say_what_clients_experienced(
     await api.post(num_frames=0)
     await until(lambda: num_workers(api) == 1.0)
     text = await api.metrics()
-    labels = 'model="tiny",policy="dycoke"'
+    labels = 'model="tiny",policy="dycoke",requested="fixed"'
+    requests = 'model="tiny",outcome="{}",policy="dycoke",requested="fixed"'
     for line in (
         f"dycoke_request_latency_seconds_count{{{labels}}} 1.0",
         f"dycoke_time_to_first_token_seconds_count{{{labels}}} 1.0",
@@ -572,8 +573,8 @@ async def test_metrics_say_what_clients_experienced(
         f"dycoke_request_kv_bytes_sum{{{labels}}} 1000.0",
         f"dycoke_request_kv_bytes_full_tokens_sum{{{labels}}} 2000.0",
         f"dycoke_request_peak_memory_bytes_sum{{{labels}}} 1e+08",
-        'dycoke_requests_total{model="tiny",outcome="done",policy="dycoke"} 1.0',
-        'dycoke_requests_total{model="tiny",outcome="engine_error",policy="dycoke"} 0.0',
+        f"dycoke_requests_total{{{requests.format('done')}}} 1.0",
+        f"dycoke_requests_total{{{requests.format('engine_error')}}} 0.0",
         'dycoke_rejections_total{reason="invalid_request"} 1.0',
         'dycoke_rejections_total{reason="queue_full"} 0.0',
         "dycoke_store_up 1.0",

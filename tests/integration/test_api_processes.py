@@ -174,7 +174,7 @@ async def test_one_port_one_limit_and_metrics_that_add_up(
         num_open = await processes.values("dycoke_open_streams")
         await answer_all(worker, [*responses, last])
     done = await processes.values(
-        "dycoke_requests_total", model=MODEL, policy="dycoke", outcome="done"
+        "dycoke_requests_total", model=MODEL, policy="dycoke", requested="fixed", outcome="done"
     )
     assert done == num_open
     rejections = await processes.values("dycoke_rejections_total", reason="too_many_streams")

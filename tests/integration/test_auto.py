@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from app.messages import CompressionChoice, DoneEvent, ErrorEvent, JobEvent
+from app.messages import CompressionChoice, DoneEvent, ErrorEvent, JobEvent, StatusEvent
 from app.settings import Settings
 from app.store.keys import RedisKeys
 from dycoke_core.auto import DEFAULT_LADDER, AutoConfig, Reason
@@ -39,7 +39,7 @@ async def test_the_worker_chooses_and_the_receipt_and_the_metrics_tell(
 ) -> None:
     async with running(settings) as worker:
         job_id = await client.ask("why?", max_tokens=4, compression=AUTO.as_dict())
-        opening, *_, done = await client.events(job_id)
+        opening, *between, done = await client.events(job_id)
         (sequence,) = worker.engine.seen
         (waited_s,) = worker.engine.waited_s
         assert worker.metric("auto_choices_total", level="1", reason="objective") == 1
@@ -53,7 +53,16 @@ async def test_the_worker_chooses_and_the_receipt_and_the_metrics_tell(
     assert sequence.compression == DEFAULT_LADDER[1]
     assert isinstance(opening, JobEvent) and opening.compression["policy"] == "auto"
     assert isinstance(done, DoneEvent)
+    statuses = [event for event in between if isinstance(event, StatusEvent)]
+    assert statuses[0].stage == "encoding" and statuses[0].auto is not None
+    assert all(status.auto == statuses[0].auto for status in statuses)
     receipt = done.compression
+    assert statuses[0].auto.model_dump() == {
+        "compression": {"policy": receipt.policy, **receipt.parameters},
+        "level": 1,
+        "reason": Reason.OBJECTIVE,
+        "predicted_ttft_s": waited_s + 0.5,
+    }
     assert (receipt.policy, receipt.parameters["k"]) == ("dycoke", 0.5)
     assert receipt.auto is not None and receipt.auto.model_dump() == {
         "objective_s": 3.0,
@@ -122,6 +131,28 @@ async def test_a_request_for_auto_reaches_the_worker_complete(
     assert delivery.request.compression == expected.as_dict()
     await worker.finish(delivery, 1)
     assert (await post).status_code == 200
+
+
+async def test_metrics_have_the_policy_that_was_chosen_beside_who_chose(
+    api: RunningApi, worker: ScriptedWorker
+) -> None:
+    post = asyncio.create_task(api.post(compression="auto", stream=True))
+    delivery = await worker.take()
+    choice = CompressionChoice(
+        compression={"policy": "full"}, level=0, reason=Reason.OBJECTIVE, predicted_ttft_s=1.0
+    )
+    await worker.status(delivery, "encoding", 0.0, choice)
+    await worker.say(delivery, 0)
+    await worker.say(delivery, 1)
+    await worker.finish(delivery, 2, choice)
+    assert (await post).status_code == 200
+    labels = 'model="tiny",policy="full",requested="auto"'
+    count = f"dycoke_inter_token_latency_seconds_count{{{labels}}} 1.0"
+    ended = 'dycoke_requests_total{model="tiny",outcome="done",policy="full",requested="auto"} 1.0'
+    text = await api.metrics()
+    assert count in text and ended in text
+    before = 'dycoke_requests_total{model="tiny",outcome="done",policy="auto",requested="auto"} 0.0'
+    assert before in text, "the counter of those that end before a choice"
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,8 @@ async def test_text_alone_is_answered_without_a_video(
     job = (await api.client.get(f"/v1/jobs/{request.job_id}")).json()
     assert job["state"] == "done" and job["video_id"] is None
     metrics = (await api.client.get("/metrics")).text
-    assert re.search(r'dycoke_requests_total\{[^}]*outcome="done",policy="none"\} 1\.0', metrics)
+    labels = 'outcome="done",policy="none",requested="fixed"'
+    assert re.search(rf"dycoke_requests_total\{{[^}}]*{labels}\}} 1\.0", metrics)
     assert "dycoke_retained_token_ratio_count" not in metrics
 
 
@@ -260,6 +261,8 @@ async def test_a_video_may_be_named_in_every_clients_way(
     ("fields", "param"),
     [
         ({"n": 2}, "n"),
+        ({"priority": "urgent"}, "priority"),
+        ({"priority": 1}, "priority"),
         ({"logprobs": True}, "logprobs"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"logit_bias": {"1": 5}}, "logit_bias"),

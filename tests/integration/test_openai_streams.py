@@ -133,9 +133,8 @@ async def test_two_hundred_streams_lose_nothing(busy_api: RunningApi) -> None:
         assert json.loads(last)["choices"] == [] and end.strip() == b"[DONE]"
         num_tokens += measured.usage["completion_tokens"]
     assert num_tokens == NUM_STREAMS * NUM_TOKENS
-    await until_page_says(
-        busy_api, f'dycoke_requests_total{{model="{MODEL}",outcome="done",policy="dycoke"}} 100.0'
-    )
+    labels = f'model="{MODEL}",outcome="done",policy="dycoke",requested="fixed"'
+    await until_page_says(busy_api, f"dycoke_requests_total{{{labels}}} 100.0")
     async with asyncio.timeout(PATIENCE_S):
         await busy_api.api.streams.wait_until_none()
 

@@ -12,9 +12,10 @@ from contextlib import aclosing
 
 from app.api.answer.feed import FINAL_TYPES, FeedItem, JobFeed
 from app.api.errors import is_our_fault
-from app.messages import DoneEvent, ErrorEvent, Event, JobRequest, num_tokens
-from app.metrics import DONE, ApiMetrics
+from app.messages import DoneEvent, ErrorEvent, Event, JobRequest, StatusEvent, num_tokens
+from app.metrics import DONE, ApiMetrics, RequestLabels
 from app.tracing import PostSpan
+from dycoke_core.auto import AUTO
 
 logger = logging.getLogger(__name__)
 
@@ -26,12 +27,9 @@ class JobObserver:
         self._metrics = metrics
         self._request = request
         self._span = span
-        self._model = request.model
-        self._policy = request.policy_label
-        self._observe_gap = metrics.token_gaps(self._model, self._policy)
         self._last_token_at_s: float | None = None
         self._is_closed = False
-        metrics.expect_request(self._model, self._policy)
+        self._label(request.policy_label)
         span.describe(request)
 
     async def watch(
@@ -49,10 +47,24 @@ class JobObserver:
             self._see_tokens(num_tokens(item.data))
         elif item.type in FINAL_TYPES:
             self._see_end(item.event)
+        elif item.type == "status" and self._labels.policy == AUTO:
+            self._see_choice(item.event)
+
+    def _label(self, policy: str) -> None:
+        """From here on the job is counted under this policy."""
+        request = self._request
+        self._labels = RequestLabels(request.model, policy, request.requested_label)
+        self._metrics.expect_request(self._labels)
+        self._observe_gap = self._metrics.token_gaps(self._labels)
+
+    def _see_choice(self, event: Event) -> None:
+        if isinstance(event, StatusEvent) and event.auto is not None:
+            self._label(str(event.auto.compression["policy"]))
 
     def _see_end(self, event: Event) -> None:
         if isinstance(event, DoneEvent):
-            self._policy = event.policy_label  # policy `auto` has chosen it by now
+            if event.policy_label != self._labels.policy:
+                self._label(event.policy_label)  # the choice was told while nobody listened
             self._metrics.observe_done(event)
             self.close(DONE)
         elif isinstance(event, ErrorEvent):
@@ -62,7 +74,7 @@ class JobObserver:
         """Counts the job; the first outcome stands."""
         if not self._is_closed:
             self._is_closed = True
-            self._metrics.count_request(self._model, self._policy, outcome)
+            self._metrics.count_request(self._labels, outcome)
             self._span.end(outcome, is_error=outcome != DONE and is_our_fault(outcome))
             logger.info("job ended", extra={**self._request.log_fields, "outcome": outcome})
 
