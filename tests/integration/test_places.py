@@ -8,7 +8,7 @@ import pytest
 from redis.asyncio import Redis
 
 from app.errors import QueueFullError
-from app.keys.owners import ANONYMOUS
+from app.keys.entries import ANONYMOUS
 from app.messages import JobState
 from app.store.job_leases import JobLeases
 from app.store.job_queue import JobQueue
