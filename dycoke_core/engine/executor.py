@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from dycoke_core.auto import Rates
 from dycoke_core.engine.admission import Admission
 from dycoke_core.engine.backend import Backend, KeptPlaces, Mark, Pending
 from dycoke_core.engine.faults import has_broken_device, is_out_of_memory
@@ -23,6 +22,7 @@ from dycoke_core.engine.scheduler import Schedule
 from dycoke_core.engine.state import SequenceState
 from dycoke_core.engine.vision_encoder import VisionEncoder, VisionSlice
 from dycoke_core.model.adapter import EmbeddedPrefix, VideoLanguageModel
+from dycoke_core.rates import Rates
 
 logger = logging.getLogger(__name__)
 
