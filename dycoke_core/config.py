@@ -7,11 +7,14 @@ pruning rate.
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from dycoke_core.errors import InvalidRequestError
 
 TtmVariant = Literal["paper", "released"]
+Priority = Literal["high", "normal", "low"]
+PRIORITIES: tuple[Priority, ...] = get_args(Priority)  # best first
+DEFAULT_PRIORITY: Priority = "normal"
 
 DEFAULT_POLICY = "dycoke"
 MAX_LAYER = 1000  # beyond any model; from a model's own number of layers on, stage II is off

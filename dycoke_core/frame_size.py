@@ -1,6 +1,7 @@
 """The size at which frames go into a model that takes more than one. Standard library only."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from dycoke_core.errors import InvalidRequestError
@@ -24,7 +25,7 @@ class PixelLimits:
 
     def within(self, max_pixels: int, *, num_frames: int) -> "PixelLimits":
         """The limits of so many frames, each of which is to have at most so many pixels."""
-        most = min(max_pixels * self._frames_that_count(num_frames)[0], self.max_pixels)
+        most = min(self.count(max_pixels, 1, num_frames), self.max_pixels)
         return replace(self, min_pixels=min(self.min_pixels, most), max_pixels=most)
 
     def fit(self, height: int, width: int, *, num_frames: int) -> tuple[int, int]:
@@ -34,34 +35,67 @@ class PixelLimits:
             InvalidRequestError: one side is more than 200 times the other.
 
         Source: `smart_resize` of Qwen2-VL's and of Qwen3-VL's processor in transformers.
+        Deviation: that rule rounds a number of frames to units, halves to even ones, so an odd
+            number (5, 9, 13 above all) may get more pixels than the limit; here it does not.
         """
-        multiple, most = self.multiple, self.max_pixels
-        exact, whole = self._frames_that_count(num_frames)
-        if self.frames_per_unit is not None and min(height, width) < multiple:
-            scale = max(multiple / height, multiple / width)
+        if self.frames_per_unit is not None and min(height, width) < self.multiple:
+            scale = max(self.multiple / height, self.multiple / width)
             height, width = int(height * scale), int(width * scale)
         if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
             raise InvalidRequestError(f"frames may be at most {MAX_ASPECT_RATIO} times as long")
-        fitted = round(height / multiple) * multiple, round(width / multiple) * multiple
-        num_pixels = whole * fitted[0] * fitted[1]
-        if num_pixels > most:
-            ratio = math.sqrt(exact * height * width / most)
-            return _cut(height / ratio, multiple), _cut(width / ratio, multiple)
-        if num_pixels < self.min_pixels:
-            ratio = math.sqrt(self.min_pixels / (exact * height * width))
-            return _filled(height * ratio, multiple), _filled(width * ratio, multiple)
-        return fitted
+        fitted = self._resized(height, width, num_frames)
+        if self.count(*fitted, num_frames) <= self.max_pixels:
+            return fitted
+        return self._shortened(
+            *self._cut(height, width, self._frames_taken(num_frames)), num_frames
+        )
 
     def count(self, height: int, width: int, num_frames: int) -> int:
-        """The pixels of frames of this size that the limits are about."""
-        return height * width * self._frames_that_count(num_frames)[0]
+        """The pixels of frames of this size that the limits are about: of whole units, where they
+        are of all frames, for a last one that lacks a frame repeats one."""
+        return height * width * self._frames_taken(num_frames)
 
-    def _frames_that_count(self, num_frames: int) -> tuple[int, int]:
-        """As they are, at least a unit of them, and rounded to whole units."""
+    def _frames_taken(self, num_frames: int) -> int:
         if self.frames_per_unit is None:
-            return 1, 1
-        num_frames = max(num_frames, self.frames_per_unit)
-        return num_frames, round(num_frames / self.frames_per_unit) * self.frames_per_unit
+            return 1
+        return -(-num_frames // self.frames_per_unit) * self.frames_per_unit
+
+    def _resized(self, height: int, width: int, num_frames: int) -> tuple[int, int]:
+        """As the processors do it."""
+        exact = rounded = 1
+        if self.frames_per_unit is not None:
+            exact = max(num_frames, self.frames_per_unit)
+            rounded = round(exact / self.frames_per_unit) * self.frames_per_unit
+        sides = [round(side / self.multiple) * self.multiple for side in (height, width)]
+        num_pixels = rounded * math.prod(sides)
+        if num_pixels > self.max_pixels:
+            return self._cut(height, width, exact)
+        if num_pixels < self.min_pixels:
+            ratio = math.sqrt(self.min_pixels / (exact * height * width))
+            return self._whole(height * ratio, math.ceil), self._whole(width * ratio, math.ceil)
+        return sides[0], sides[1]
+
+    def _cut(self, height: int, width: int, num_frames: int) -> tuple[int, int]:
+        """To the most pixels that so many frames may have, if no side comes to less than one
+        multiple."""
+        ratio = math.sqrt(num_frames * height * width / self.max_pixels)
+        sides = [self._whole(side / ratio, math.floor) for side in (height, width)]
+        return max(sides[0], self.multiple), max(sides[1], self.multiple)
+
+    def _shortened(self, height: int, width: int, num_frames: int) -> tuple[int, int]:
+        """The longer side shortened until the frames keep the limit, where the other one cannot
+        be."""
+        while self.count(height, width, num_frames) > self.max_pixels:
+            if max(height, width) == self.multiple:
+                break
+            if height > width:
+                height -= self.multiple
+            else:
+                width -= self.multiple
+        return height, width
+
+    def _whole(self, side: float, rounded: Callable[[float], int]) -> int:
+        return rounded(side / self.multiple) * self.multiple
 
 
 def frame_size(
@@ -78,11 +112,3 @@ def frame_size(
     if limits is None:
         return image_size
     return limits.within(max_pixels or image_size**2, num_frames=num_frames)
-
-
-def _cut(side: float, multiple: int) -> int:
-    return max(multiple, math.floor(side / multiple) * multiple)
-
-
-def _filled(side: float, multiple: int) -> int:
-    return math.ceil(side / multiple) * multiple

@@ -11,7 +11,7 @@ from enum import StrEnum
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Literal
 
-from dycoke_core.config import CompressionConfig
+from dycoke_core.config import PRIORITIES, CompressionConfig, Priority
 from dycoke_core.errors import DycokeError, InvalidRequestError
 from dycoke_core.kept_sets import KeptHistory
 
@@ -135,6 +135,10 @@ class Sequence:
         video_key: names the frames' content, for what is kept per video; None: hashed from them.
         video_name: of the video, however many keys it has, for `Engine.forget_video`.
         wants_kept_sets: the report says which visual tokens were kept at each token.
+        priority: sequences of a better one go first, see `dycoke_core.engine.precedence`.
+
+    Raises:
+        InvalidRequestError: no such priority.
     """
 
     sequence_id: str
@@ -148,10 +152,15 @@ class Sequence:
     video_turn: int | None = None
     video_name: str | None = None
     wants_kept_sets: bool = False
+    priority: Priority = "normal"
     # Set by the engine.
     stage: Stage = Stage.WAITING
     progress: float = 0.0  # share of the stage that is done
     output_token_ids: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.priority not in PRIORITIES:
+            raise InvalidRequestError(f"priority must be one of: {', '.join(PRIORITIES)}")
 
 
 @dataclass(frozen=True, slots=True)

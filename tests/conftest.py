@@ -1,7 +1,7 @@
 """What every test may use: a model of the bundled one's shape and an engine on it, in float32."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from dycoke_core.config import EngineConfig
 from dycoke_core.model.llava_onevision import LlavaOnevision
 from dycoke_core.model.loader import load_model
 from tests.engine.recording import RecordingEngine
+from tests.garbage import collection_paused
 from tests.random_checkpoint import build_random_checkpoint
 
 # `make test` installs Triton, `make demo` does not. In CI its absence is an error.
@@ -29,6 +30,13 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     """Tests that need a browser run where they are named: `make browser`."""
     is_named = any("tests/browser" in argument for argument in config.args)
     return True if collection_path.name == "browser" and not is_named else None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A report of a failure parses the source of all that it shows."""
+    with collection_paused():
+        return (yield)
 
 
 @pytest.fixture(scope="session")

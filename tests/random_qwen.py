@@ -128,6 +128,13 @@ def build_random_qwen3_vl(directory: Path, *, seed: int = SEED) -> None:
     (directory / "video_preprocessor_config.json").write_text(json.dumps(settings))
 
 
+def limit_pixels(directory: Path, longest_edge: int) -> None:
+    """Of each frame, or of a video's frames together, as the family has it; a small checkpoint has
+    few positions."""
+    size = {"shortest_edge": 32 * 32, "longest_edge": longest_edge}
+    (directory / "video_preprocessor_config.json").write_text(json.dumps({"size": size}))
+
+
 @torch.no_grad()
 def _build(
     model_class: Any,

@@ -13,10 +13,12 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from dycoke_core.config import Priority
 from dycoke_core.engine.admission import Admission
 from dycoke_core.engine.backend import Backend, KeptPlaces, Mark, Pending
 from dycoke_core.engine.faults import has_broken_device, is_out_of_memory
 from dycoke_core.engine.plan import PrefixChunk, StepPlan
+from dycoke_core.engine.precedence import best
 from dycoke_core.engine.prefix_cache import Video
 from dycoke_core.engine.scheduler import Schedule
 from dycoke_core.engine.state import SequenceState
@@ -128,8 +130,7 @@ class Executor:
     def _encode(self, schedule: Schedule[SequenceState], outcome: Outcome) -> None:
         """One slice of the vision tower; stage I for the prefixes whose videos it completes."""
         began = self._backend.mark()
-        videos = dict.fromkeys(state.held_prefix.video for state in schedule.encode)
-        pending = [video for video in videos if video is not None and not video.is_ready]
+        pending = _pending_videos(schedule)
         ran: VisionSlice | None = None
         try:
             if pending:
@@ -336,6 +337,16 @@ class Executor:
         self._backend.reset_peak_memory()
         for state in schedule.running:
             state.peak_device_bytes = max(state.peak_device_bytes, peak)
+
+
+def _pending_videos(schedule: Schedule[SequenceState]) -> dict[Video, Priority]:
+    """That wait for the tower, oldest first, each with the best priority of those that want it."""
+    pending: dict[Video, Priority] = {}
+    for state in schedule.encode:
+        video = state.held_prefix.video
+        if video is not None and not video.is_ready:
+            pending[video] = best(pending.get(video, state.priority), state.priority)
+    return pending
 
 
 def _owners(schedule: Schedule[SequenceState]) -> list[SequenceState]:

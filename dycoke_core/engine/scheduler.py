@@ -1,19 +1,23 @@
 """Decides what a step does. Touches no tensor.
 
 A step decodes every sequence that has its first token. Beside them, under a budget of prompt
-tokens, it works on the prompts of the others, oldest first: chunks of prefixes and questions, and
-at most one slice of the vision tower, so that a long prompt or video delays running answers by no
-more than that. What several sequences share is worked on once.
+tokens, it works on the prompts of the others: chunks of prefixes and questions, and at most one
+slice of the vision tower, so that a long prompt or video delays running answers by no more than
+that. What several sequences share is worked on once.
 
-The oldest gets its piece in every step, so nothing starves; what is left of the budget goes to
-younger ones whose piece fits, such as a question about a known video that waits after a long new
-one. Chunks are never cut to the budget: their boundaries depend on the prompt alone.
+Who is admitted next, and whose prompt gets its piece first, is decided by priority and age, so that
+nothing starves (`dycoke_core.engine.precedence`). What is left of a step's budget goes to others
+whose piece fits, such as a question about a known video that waits after a long new one. Chunks are
+never cut to the budget: their boundaries depend on the prompt alone.
 """
 
 from collections import deque
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Generic, Protocol, TypeVar
+
+from dycoke_core.config import Priority
+from dycoke_core.engine.precedence import Precedence
 
 
 class WorkKind(StrEnum):
@@ -37,7 +41,10 @@ class PromptWork:
 
 
 class Schedulable(Protocol):
-    """What the scheduler asks of a sequence that has been admitted."""
+    """What the scheduler asks of a sequence; of its work, once it has been admitted."""
+
+    @property
+    def priority(self) -> Priority: ...
 
     @property
     def prompt_work(self) -> PromptWork | None: ...
@@ -85,6 +92,8 @@ class Scheduler(Generic[State]):
     # Bounded by the caller, which adds no more than it takes from its own queue.
     waiting: deque[State] = field(default_factory=deque)
     running: list[State] = field(default_factory=list)
+    _admissions: Precedence = field(default_factory=Precedence)
+    _prompts: Precedence = field(default_factory=Precedence)
 
     @property
     def has_work(self) -> bool:
@@ -114,22 +123,28 @@ class Scheduler(Generic[State]):
 
     def _admit_waiting(self) -> None:
         while self.waiting and len(self.running) < self.max_running:
-            if not self.admission.admit(self.waiting[0]):
+            state = self._admissions.ordered(self.waiting, lambda state: state.priority)[0]
+            if not self.admission.admit(state):
                 return
-            self.running.append(self.waiting.popleft())
+            self._admissions.note(is_oldest_served=state is self.waiting[0])
+            self.waiting.remove(state)
+            self.running.append(state)
 
     def _choose_chunks(
         self, works: list[tuple[State, PromptWork]]
     ) -> list[tuple[WorkKind, Chunk[State]]]:
+        chunks = [(state, work) for state, work in works if work.kind is not WorkKind.VISION]
         chosen: list[tuple[WorkKind, Chunk[State]]] = []
         keys: set[str] = set()  # looked up only: no order shows
         num_tokens = 0
-        for state, work in works:
-            if work.kind is WorkKind.VISION or work.key in keys:
+        for state, work in self._prompts.ordered(chunks, lambda chunk: chunk[0].priority):
+            if work.key in keys:
                 continue
             if num_tokens and num_tokens + work.num_tokens > self.max_prompt_tokens:
                 continue
             chosen.append((work.kind, Chunk(state, work.num_tokens)))
             keys.add(work.key)
             num_tokens += work.num_tokens
+        if chunks:
+            self._prompts.note(is_oldest_served=chunks[0][1].key in keys)
         return chosen

@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass, field
 
 from dycoke_core.compression.policies import Policy
+from dycoke_core.config import Priority
 from dycoke_core.engine.backend import SeatLayout
 from dycoke_core.engine.detokenizer import Detokenizer
 from dycoke_core.engine.kept_recording import KeptRecording
@@ -130,6 +131,10 @@ class SequenceState:
         return self.seat
 
     # --- what to run next ---
+
+    @property
+    def priority(self) -> Priority:
+        return self.sequence.priority
 
     @property
     def prompt_work(self) -> PromptWork | None:

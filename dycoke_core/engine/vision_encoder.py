@@ -1,20 +1,21 @@
 """Runs the vision tower in slices: a micro-batch of units, a few layers at a time.
 
-Micro-batches take units of several videos of one frame size, oldest first. Their size depends on
-that of the frames alone;
-what adapts to the load is how many layers run between two decode steps, which changes no number: a
-fixed number, or as many as fill a time slice, judged by the slices before; all of them while
-nothing decodes.
+Micro-batches take units of several videos of one frame size, by their priority and age. Their size
+depends on that of the frames alone; what adapts to the load is how many layers run between two
+decode steps, which changes no number: a fixed number, or as many as fill a time slice, judged by
+the slices before; all of them while nothing decodes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from dycoke_core.config import Priority
 from dycoke_core.engine.backend import Backend, Mark
+from dycoke_core.engine.precedence import Precedence
 from dycoke_core.engine.prefix_cache import Video, frames_of_unit
 from dycoke_core.model.adapter import VideoLanguageModel
 
@@ -52,6 +53,7 @@ class VisionEncoder:
         self._backend = backend
         self._batch_units = max(batch_frames // model.frames_per_unit, 1)
         self._slice_layers = slice_layers
+        self._precedence = Precedence()
         self._batch: list[Video] = []  # the owner of each unit that is being encoded
         self._batch_number = 0
         self._layers: Iterator[Tensor | None] | None = None
@@ -59,10 +61,13 @@ class VisionEncoder:
         self._last_slice: tuple[Mark, Mark, int] | None = None
         self._layer_s: float | None = None  # seconds that a layer has taken lately
 
-    def encode_slice(self, videos: Sequence[Video], *, beside_decode: bool) -> VisionSlice:
-        """Advances the micro-batch under way, or begins one from the videos in their order.
+    def encode_slice(self, videos: Mapping[Video, Priority], *, beside_decode: bool) -> VisionSlice:
+        """Advances the micro-batch under way, or begins one from those that wait.
 
         `Video.num_encoded` grows when a micro-batch is through.
+
+        Args:
+            videos: oldest first, with the best priority of those that wait for each.
         """
         if self._layers is None:
             self._begin(videos)
@@ -119,7 +124,9 @@ class VisionEncoder:
     def _drop_batch(self) -> None:
         self._batch, self._layers = [], None
 
-    def _begin(self, videos: Sequence[Video]) -> None:
+    def _begin(self, waiting: Mapping[Video, Priority]) -> None:
+        oldest = next(iter(waiting))
+        videos = self._precedence.ordered(waiting, waiting.__getitem__)
         self._suspects = [video for video in self._suspects if video.holders]
         if videos[0] in self._suspects:
             videos = videos[:1]
@@ -137,6 +144,7 @@ class VisionEncoder:
             for unit in video.distinct[video.num_encoded :][:room]:
                 self._batch.append(video)  # first: if its unit cannot be taken, it is to blame
                 frames += self._unit(video, unit)
+        self._precedence.note(is_oldest_served=oldest in self._batch)
         self._layers = self._model.encode_frames(self._backend.stage_frames(frames))
 
     def _patches_per_unit(self, video: Video) -> int:

@@ -4,8 +4,9 @@
     python -m loadtest.accuracy --policies dycoke '{"policy": "vidcom2", "retained_ratio": 0.5}'
 
 Asks a model the synthetic test set under every setting of the paper's tables: full tokens, DyCoke,
-its controls, VidCom2, FastV, PruMerge. Writes accuracy.json, accuracy.md and pictures, and prints
-the Markdown.
+its controls, VidCom2, FastV, PruMerge. Takes any model that the service takes; FastV, PruMerge and
+the picture of attention reach inside LLaVA-OneVision, and are left out for other families. Writes
+accuracy.json, accuracy.md and pictures, and prints the Markdown.
 
 Not covered: speed (`loadtest.engine`), video files, real videos.
 """
@@ -20,6 +21,7 @@ import matplotlib
 from tqdm import tqdm
 
 from dycoke_core.errors import DycokeError
+from dycoke_core.model.adapter import VideoLanguageModel
 from dycoke_core.model.llava_onevision import LlavaOnevision
 from dycoke_core.tiny import CHECKPOINT
 from dycoke_core.tiny.questions import DESCRIBE, PHRASINGS
@@ -36,6 +38,7 @@ from loadtest.accuracy.settings import (
     FULL,
     TABLES,
     Setting,
+    Sizes,
     settings_named,
     settings_of,
     union,
@@ -56,7 +59,9 @@ def _run(arguments: argparse.Namespace) -> None:
     measured_with = machine.describe()  # before this loads the machine
     source = ModelSource(arguments.model, arguments.device, arguments.dtype)
     model = source.load()
-    tables = _tables(arguments, model)
+    tables, left_out = _tables(arguments, model)
+    if left_out:
+        print(f"left out for {model.architecture}: {', '.join(left_out)}", file=sys.stderr)
     questions = load_questions(arguments.n, first_seed=arguments.first_seed)
     settings = union(list(tables.values()))
     assert settings[0].name == FULL
@@ -67,7 +72,7 @@ def _run(arguments: argparse.Namespace) -> None:
             source, questions, settings, num_processes=num_processes, on_clips=bar.update
         )
     measured_with["processes"] = num_processes
-    report = make_report(model, questions, tables, outcomes, measured_with)
+    report = make_report(model, questions, tables, outcomes, measured_with, left_out)
     arguments.output.mkdir(parents=True, exist_ok=True)
     (arguments.output / "accuracy.json").write_text(json.dumps(report, indent=2) + "\n")
     text = to_markdown(report)
@@ -77,26 +82,35 @@ def _run(arguments: argparse.Namespace) -> None:
     print(text)
 
 
-def _tables(arguments: argparse.Namespace, model: LlavaOnevision) -> dict[str, list[Setting]]:
+def _tables(
+    arguments: argparse.Namespace, model: VideoLanguageModel
+) -> tuple[dict[str, list[Setting]], list[str]]:
+    """The tables, and the names of settings that are left out of them."""
     if arguments.policies:
-        return {"policies": settings_named(arguments.policies)}
-    num_layers, tokens_per_frame = model.text_geometry.num_layers, model.tokens_per_frame
-    tables = {
-        table: settings_of(table, num_layers=num_layers, tokens_per_frame=tokens_per_frame)
-        for table in arguments.tables
-    }
-    if arguments.no_baselines:
-        return {t: [row for row in rows if row.method == "policy"] for t, rows in tables.items()}
-    return tables
+        return {"policies": settings_named(arguments.policies)}, []
+    sizes = Sizes.of(model)
+    tables = {table: settings_of(table, sizes) for table in arguments.tables}
+    has_baselines = isinstance(model, LlavaOnevision)
+    if has_baselines and not arguments.no_baselines:
+        return tables, []
+    unwanted = [row.name for row in union(list(tables.values())) if row.method != "policy"]
+    policies = {t: [row for row in rows if row.method == "policy"] for t, rows in tables.items()}
+    return policies, [] if has_baselines else unwanted
 
 
-def _draw_one_answer(model: LlavaOnevision, questions: QuestionSet, directory: Path) -> None:
+def _draw_one_answer(model: VideoLanguageModel, questions: QuestionSet, directory: Path) -> None:
     """Draws an answer about the first video in which something flashes, if there is one."""
     clip = next((c for c in questions.clips if c.scene.event == "flash"), questions.clips[0])
     frames, question = clip.frames(model.image_size), PHRASINGS[DESCRIBE][0]
-    draw_attention(model, frames, question, directory / "attention.png")
+    if isinstance(model, LlavaOnevision):
+        draw_attention(model, frames, question, directory / "attention.png")
     draw_kept_tokens(
-        model, frames, question, directory / "kept.png", first_frame=_window_of_flash(clip.scene)
+        model,
+        frames,
+        clip.timing(len(frames)),
+        question,
+        directory / "kept.png",
+        first_frame=_window_of_flash(clip.scene),
     )
 
 

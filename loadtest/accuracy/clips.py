@@ -7,7 +7,8 @@ import numpy.typing as npt
 import torch
 from torch.nn.functional import interpolate
 
-from dycoke_core.sequence import ChatMessage
+from dycoke_core.sequence import ChatMessage, FrameTiming
+from dycoke_core.tiny.clip import FPS
 from dycoke_core.tiny.questions import DESCRIBE, FAMILIES, SHORT_FAMILIES, Question
 from dycoke_core.tiny.render import render
 from dycoke_core.tiny.scenes import SIZE, Scene
@@ -40,6 +41,12 @@ class Clip:
     index: int
     scene: Scene
     questions: tuple[AskedQuestion, ...]
+
+    def timing(self, num_frames: int) -> FrameTiming:
+        """Of as many frames as `sample_frames` takes."""
+        total = self.scene.num_frames
+        times = tuple(place / FPS for place in sample_places(total, num_frames).tolist())
+        return FrameTiming(times, duration_s=total / FPS)
 
     def frames(self, image_size: int) -> npt.NDArray[np.uint8]:
         """uint8 [F, S, S, 3] at the model's image size S, rendered again at each call."""
@@ -81,6 +88,8 @@ def _resized(frames: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
 
 def sample_frames(frames: npt.NDArray[np.uint8], number: int) -> npt.NDArray[np.uint8]:
     """Fewer frames of a video, spread evenly, rounded down as in LLaVA; may miss brief events."""
-    if number == len(frames):
-        return frames
-    return frames[np.linspace(0, len(frames) - 1, number, dtype=int)]
+    return frames if number == len(frames) else frames[sample_places(len(frames), number)]
+
+
+def sample_places(total: int, number: int) -> npt.NDArray[np.int64]:
+    return np.linspace(0, total - 1, number, dtype=np.int64)

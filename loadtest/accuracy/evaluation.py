@@ -1,7 +1,8 @@
 """Runs every setting over every question: policies through the engine, many sequences at once.
 
 What a video's questions and settings share is computed once: its features, and one prefix for each
-stage I. Baselines that cannot share a prefix run one answer at a time.
+stage I. Baselines that cannot share a prefix run one answer at a time, and reach inside
+LLaVA-OneVision: of other families they are no settings.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,7 @@ import torch
 
 from dycoke_core.config import EngineConfig
 from dycoke_core.engine import Engine, SamplingParams
+from dycoke_core.model.adapter import VideoLanguageModel
 from dycoke_core.model.llava_onevision import LlavaOnevision
 from dycoke_core.sequence import Sequence as EngineSequence
 from dycoke_core.sequence import SequenceReport
@@ -52,7 +54,12 @@ Outcomes = dict[str, Outcome]  # by the settings' names
 
 
 class Laboratory:
-    def __init__(self, model: LlavaOnevision, settings: Sequence[Setting]) -> None:
+    """
+    Args:
+        settings: all of them policies, unless the model is a LLaVA-OneVision.
+    """
+
+    def __init__(self, model: VideoLanguageModel, settings: Sequence[Setting]) -> None:
         self._model = model
         self._settings = settings
         config = EngineConfig(device=str(model.device), max_running_sequences=256)
@@ -90,6 +97,7 @@ class Laboratory:
         return asked
 
     def _run_baseline(self, setting: Setting, clip: Clip, frames: torch.Tensor) -> dict[int, float]:
+        assert isinstance(self._model, LlavaOnevision), "others have no baselines"
         answers = answer_with_fastv if setting.method == "fastv" else answer_with_prumerge
         texts = answers(self._model, frames, clip.questions, setting)
         return {
@@ -166,6 +174,7 @@ def _sequence(
         frames=frames,
         sampling=SamplingParams(max_tokens=question.max_tokens),
         compression=setting.for_video(clip.scene.seed),
+        timing=clip.timing(setting.num_frames),
         video_key=f"{clip.index}",
     )
 

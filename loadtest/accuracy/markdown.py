@@ -31,8 +31,9 @@ def _heading(report: dict[str, Any]) -> str:
         [
             "# Accuracy under compression",
             "",
-            f"Model `{model['weights_digest'][:16]}` ({model['num_layers']} layers of "
-            f"{model['hidden_size']}, {model['tokens_per_frame']} tokens per frame), "
+            f"{model['architecture']} `{model['weights_digest'][:16]}` "
+            f"({model['num_layers']} layers of {model['hidden_size']}, "
+            f"{model['tokens_per_unit']} tokens per {_unit(model['frames_per_unit'])}), "
             f"{measured_with['dtype']} on {measured_with['device']} "
             f"({measured_with['machine']['cpu']}, {measured_with['processes']} processes), "
             f"torch {packages['torch']}, transformers {packages['transformers']}, "
@@ -44,8 +45,19 @@ def _heading(report: dict[str, Any]) -> str:
             "brackets: 95 % interval from resampling videos. *Δ* is the difference from full "
             "tokens on the mean of the short families; *p* is McNemar's exact test over all short "
             "answers, which takes questions about one video for independent.",
+            *_left_out(report["left_out"]),
         ]
     )
+
+
+def _unit(num_frames: int) -> str:
+    return "frame" if num_frames == 1 else f"{num_frames} frames"
+
+
+def _left_out(names: list[str]) -> Iterator[str]:
+    if names:
+        yield ""
+        yield f"Left out, for their code reaches inside LLaVA-OneVision: {', '.join(names)}."
 
 
 def _policies(report: dict[str, Any]) -> str:

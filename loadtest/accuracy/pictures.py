@@ -1,5 +1,6 @@
 """What the model looks at and what compression leaves: one answer, as pictures."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ from matplotlib import pyplot
 from torch import Tensor
 
 from dycoke_core.compression import ttm
-from dycoke_core.compression.counts import share_of
-from dycoke_core.compression.kv_pruning import select_visual_tokens
-from dycoke_core.config import CompressionConfig
+from dycoke_core.config import EngineConfig
+from dycoke_core.engine import Engine, SamplingParams, Sequence
+from dycoke_core.kept_sets import KeptHistory
+from dycoke_core.model.adapter import VideoLanguageModel
 from dycoke_core.model.llava_onevision import LlavaOnevision
-from dycoke_core.sequence import ChatMessage
+from dycoke_core.sequence import ChatMessage, FrameTiming
 from loadtest.baselines.cached_attention import (
     CachedAttention,
     attention_weights,
@@ -24,7 +26,7 @@ from loadtest.baselines.cached_attention import (
 )
 
 MAX_TOKENS = 64
-NUM_SHOWN = 8  # frames
+NUM_SHOWN = 8  # units
 
 
 class RecordingAttention(CachedAttention):
@@ -109,46 +111,81 @@ def draw_attention(
 
 
 def draw_kept_tokens(
-    model: LlavaOnevision,
+    model: VideoLanguageModel,
     frames: npt.NDArray[np.uint8],
+    timing: FrameTiming,
     question: str,
     path: Path,
     *,
     first_frame: int = 0,
 ) -> None:
-    """Some frames, what stage I keeps of them, and what the first and last decode steps see."""
-    config = CompressionConfig()
-    gaze = watch(model, frames, question, k=config.k)
-    scores = gaze.by_layer[max(config.l - 1, 0)]  # [steps, V]
-    num_kept = share_of(1.0 - config.p, len(gaze.kept))
-    grid = model.tokens_per_frame
-    rows = {"frames": torch.arange(len(frames) * grid), "stage I": gaze.kept.cpu()}
-    for name, step in (("first step", 0), ("last step", -1)):
-        chosen = select_visual_tokens(scores[step], num_kept)
-        rows[f"stage II, {name}"] = gaze.kept[chosen].cpu()
-    shown = range(first_frame, min(first_frame + NUM_SHOWN, len(frames)))
+    """Some units, what stage I keeps of them, and what the first and last decode steps attend to
+    in the pruned layers. Of a unit its first frame is shown."""
+    text, kept = _kept_of_answer(model, frames, timing, question)
+    size = (kept.units, kept.rows, kept.columns)
+    rows = {"frames": np.ones(size, np.bool_), "stage I": _mask(kept.stage_one, size)}
+    if kept.last is not None:
+        first = kept.stage_two(1)
+        assert first is not None, "a first selection precedes the last"
+        rows |= {
+            "stage II, first step": _mask(first, size),
+            "stage II, last step": _mask(kept.last, size),
+        }
+    start = first_frame // model.frames_per_unit
+    shown = range(start, min(start + NUM_SHOWN, kept.units))
     figure, axes = pyplot.subplots(
-        len(rows), len(shown), figsize=(1.35 * len(shown), 1.4 * len(rows)), layout="constrained"
+        len(rows),
+        len(shown),
+        figsize=(1.35 * len(shown), 1.4 * len(rows)),
+        layout="constrained",
+        squeeze=False,
     )
-    for line, (name, kept) in zip(axes, rows.items(), strict=True):
-        mask = torch.zeros(len(frames) * grid)
-        mask[kept] = 1.0
-        for axis, frame in zip(line, shown, strict=True):
-            axis.imshow(_dimmed(frames[frame], mask[frame * grid : (frame + 1) * grid]))
+    for line, (name, mask) in zip(axes, rows.items(), strict=True):
+        for axis, unit in zip(line, shown, strict=True):
+            frame = unit * model.frames_per_unit
+            axis.imshow(_dimmed(frames[frame], mask[unit]))
             axis.set_xticks([])
             axis.set_yticks([])
             if name == "frames":
                 axis.set_title(f"#{frame + 1}", fontsize=8)
         line[0].set_ylabel(name, fontsize=7)
-    figure.suptitle(f"{question}  {gaze.text}", fontsize=7, wrap=True)
+    figure.suptitle(f"{question}  {text}", fontsize=7, wrap=True)
     figure.savefig(path, dpi=110, metadata={"Software": None})
     pyplot.close(figure)
 
 
-def _dimmed(frame: npt.NDArray[np.uint8], mask: Tensor) -> npt.NDArray[Any]:
-    """The frame, nearly white outside the mask; the mask is a square grid of tokens."""
-    side = round(len(mask) ** 0.5)
-    cells = mask.view(1, 1, side, side)
+def _kept_of_answer(
+    model: VideoLanguageModel, frames: npt.NDArray[np.uint8], timing: FrameTiming, question: str
+) -> tuple[str, KeptHistory]:
+    """An answer with the default compression, and what was kept for it."""
+    engine = Engine(model, EngineConfig(device=str(model.device), max_running_sequences=1))
+    sequence = Sequence(
+        "shown",
+        (ChatMessage("user", question),),
+        frames,
+        SamplingParams(max_tokens=MAX_TOKENS),
+        timing=timing,
+        wants_kept_sets=True,
+    )
+    engine.add(sequence)
+    while True:
+        for event in engine.step():
+            if event.error is not None:
+                raise event.error
+            if event.report is not None:
+                assert event.report.kept is not None
+                return event.report.text, event.report.kept
+
+
+def _mask(bitset: bytes, size: tuple[int, int, int]) -> npt.NDArray[np.bool_]:
+    """[units, rows, columns]."""
+    bits = np.unpackbits(np.frombuffer(bitset, np.uint8), count=math.prod(size))
+    return bits.reshape(size).astype(np.bool_)
+
+
+def _dimmed(frame: npt.NDArray[np.uint8], mask: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
+    """The frame [H, W, 3], nearly white outside the mask [rows, columns] of tokens."""
+    cells = torch.from_numpy(mask).float()[None, None]
     pixels = torch.nn.functional.interpolate(cells, size=frame.shape[:2], mode="nearest")[0, 0]
     kept = pixels.numpy()[..., None]
     dimmed = frame * kept + (0.2 * frame + 0.8 * 235) * (1 - kept)

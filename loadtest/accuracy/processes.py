@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from transformers.utils import logging as transformers_logging
 
-from dycoke_core.model.llava_onevision import LlavaOnevision
+from dycoke_core.model.adapter import VideoLanguageModel
+from dycoke_core.model.loader import load_model
 from loadtest.accuracy.clips import Clip, QuestionSet
 from loadtest.accuracy.evaluation import Laboratory, Outcome, Outcomes
 from loadtest.accuracy.settings import Setting
-from loadtest.llava_onevision import load_llava_onevision
 
 CLIPS_AT_ONCE = 2
 
@@ -25,9 +25,9 @@ class ModelSource:
     device: str = "auto"
     dtype: str = "auto"
 
-    def load(self) -> LlavaOnevision:
+    def load(self) -> VideoLanguageModel:
         transformers_logging.disable_progress_bar()
-        return load_llava_onevision(self.path, device=self.device, dtype=self.dtype)
+        return load_model(self.path, device=self.device, dtype=self.dtype)
 
 
 def evaluate(

@@ -6,27 +6,30 @@ from typing import Any
 
 import numpy as np
 
-from dycoke_core.model.llava_onevision import LlavaOnevision
+from dycoke_core.model.adapter import VideoLanguageModel
 from dycoke_core.tiny.questions import FAMILIES
 from loadtest.accuracy.claims import check_claims
 from loadtest.accuracy.clips import DESCRIPTIONS, SHORT, QuestionSet
 from loadtest.accuracy.evaluation import Outcomes
-from loadtest.accuracy.settings import FULL, Setting, cost_of
+from loadtest.accuracy.settings import FULL, Setting, Sizes, cost_of
 from loadtest.accuracy.statistics import Paired, mcnemar
 
 
 def make_report(
-    model: LlavaOnevision,
+    model: VideoLanguageModel,
     questions: QuestionSet,
     tables: dict[str, list[Setting]],
     outcomes: Outcomes,
     measured_with: dict[str, Any],
+    left_out: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Everything that was measured, JSON-ready.
 
     Args:
         measured_with: the machine, as it was before the run.
+        left_out: settings of the tables that this family cannot run.
     """
+    sizes = Sizes.of(model)
     paired = Paired(questions.videos, questions.families, len(FAMILIES))
     settings = {setting.name: setting for rows in tables.values() for setting in rows}
     return {
@@ -35,7 +38,7 @@ def make_report(
             "device": str(model.device),
             "dtype": str(model.dtype).removeprefix("torch."),
         },
-        "model": _model(model),
+        "model": _model(model, sizes),
         "test_set": {
             "videos": len(questions.clips),
             "questions": {
@@ -45,18 +48,19 @@ def make_report(
         },
         "settings": {
             name: {
-                **_what(setting, model),
+                **_what(setting, sizes),
                 **_how_well(name, outcomes, questions, paired),
             }
             for name, setting in settings.items()
         },
+        "left_out": list(left_out),
         "claims": check_claims(outcomes, paired),
         "tables": {table: [setting.name for setting in rows] for table, rows in tables.items()},
     }
 
 
-def _what(setting: Setting, model: LlavaOnevision) -> dict[str, Any]:
-    cost = cost_of(setting, model.text_geometry, model.tokens_per_frame)
+def _what(setting: Setting, sizes: Sizes) -> dict[str, Any]:
+    cost = cost_of(setting, sizes)
     is_policy = setting.method == "policy"
     return {
         "method": setting.method,
@@ -90,10 +94,12 @@ def _how_well(
     }
 
 
-def _model(model: LlavaOnevision) -> dict[str, Any]:
+def _model(model: VideoLanguageModel, sizes: Sizes) -> dict[str, Any]:
     return {
+        "architecture": model.architecture,
         "weights_digest": model.weights_digest,
-        "tokens_per_frame": model.tokens_per_frame,
+        "tokens_per_unit": sizes.tokens_per_unit,
+        "frames_per_unit": sizes.frames_per_unit,
         **asdict(model.text_geometry),
     }
 

@@ -8,6 +8,7 @@ from dycoke_core.compression.counts import share_of
 from dycoke_core.compression.flops import TextGeometry, paper_flops
 from dycoke_core.compression.policies import make_policy
 from dycoke_core.config import POLICY_PARAMETERS, CompressionConfig
+from dycoke_core.model.adapter import VideoLanguageModel
 
 Table = Literal["table1", "table5", "table6", "figure5"]
 TABLES: tuple[Table, ...] = ("table1", "table5", "table6", "figure5")
@@ -40,15 +41,44 @@ class Setting:
 
 
 @dataclass(frozen=True, slots=True)
-class Cost:
-    """What a setting costs the language model, from counts alone, without the newline.
+class Sizes:
+    """What of a model decides how many tokens a setting leaves, and what they cost.
 
-    `paper_flops` is Eq. 8 with R = 100; each of FastV's layers counts with the tokens it sees.
+    Args:
+        full_layers: those that attend to everything; None: all do.
+    """
+
+    geometry: TextGeometry
+    tokens_per_unit: int  # N
+    frames_per_unit: int = 1
+    full_layers: tuple[int, ...] | None = None
+
+    @classmethod
+    def of(cls, model: VideoLanguageModel) -> "Sizes":
+        """With the frames that suit the model."""
+        windows = [spec.window for spec in model.layers]
+        return cls(
+            model.text_geometry,
+            model.tokens_per_unit(model.image_size, model.image_size),
+            model.frames_per_unit,
+            tuple(layer for layer, window in enumerate(windows) if window is None),
+        )
+
+    def num_units(self, num_frames: int) -> int:
+        return -(-num_frames // self.frames_per_unit)
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a setting costs the language model, from counts alone, without text and newline.
+
+    `paper_flops` is Eq. 8 with R = 100, as if no layer had a window; each of FastV's layers counts
+    with the tokens it sees.
     """
 
     visual_tokens_in: int
     visual_tokens_prefill: int  # in the layers before any pruning
-    visual_tokens_decode: int  # in the last layer
+    visual_tokens_decode: int  # in a pruned layer
     visual_tokens_decode_mean: float  # over all layers
     paper_flops: float
 
@@ -58,37 +88,44 @@ class Cost:
         return self.visual_tokens_decode / self.visual_tokens_in
 
 
-def cost_of(setting: Setting, geometry: TextGeometry, tokens_per_frame: int) -> Cost:
-    num_in = setting.num_frames * tokens_per_frame
+def cost_of(setting: Setting, sizes: Sizes) -> Cost:
+    geometry, num_units = sizes.geometry, sizes.num_units(setting.num_frames)
+    num_layers, num_in = geometry.num_layers, num_units * sizes.tokens_per_unit
     if setting.method == "fastv":
         num_kept = share_of(FASTV_RATIO, num_in)
         work = _flops(geometry, num_in, setting.layer)
-        work += _flops(geometry, num_kept, geometry.num_layers - setting.layer)
-        mean = _mean(geometry, setting.layer, num_in, num_kept)
+        num_pruned = num_layers - setting.layer
+        work += _flops(geometry, num_kept, num_pruned)
+        mean = _mean(num_layers, num_pruned, num_in, num_kept)
         return Cost(num_in, num_in, num_kept, mean, work)
     if setting.method == "prumerge":
-        num_kept = setting.num_frames * share_of(PRUMERGE_RATIO, tokens_per_frame)
-        work = _flops(geometry, num_kept, geometry.num_layers)
+        num_kept = num_units * share_of(PRUMERGE_RATIO, sizes.tokens_per_unit)
+        work = _flops(geometry, num_kept, num_layers)
         return Cost(num_in, num_kept, num_kept, num_kept, work)
     policy = make_policy(setting.compression)
-    num_visual = policy.count_visual_tokens(setting.num_frames, tokens_per_frame)
-    num_decode = policy.count_decode_tokens(num_visual, geometry.num_layers)
-    first_pruned = policy.first_pruned_layer(num_visual, geometry.num_layers)
-    mean = _mean(geometry, first_pruned, num_visual, num_decode)
-    work = _flops(geometry, num_visual, geometry.num_layers)
+    num_visual = policy.count_visual_tokens(num_units, sizes.tokens_per_unit)
+    stage_two = policy.stage_two(num_visual, num_layers)
+    if stage_two is not None and sizes.full_layers is not None:
+        stage_two = stage_two.in_layers(sizes.full_layers, num_layers)
+    num_decode, num_pruned = num_visual, 0
+    if stage_two is not None:
+        num_decode = stage_two.num_kept
+        num_pruned = sum(stage_two.prunes(layer) for layer in range(num_layers))
+    mean = _mean(num_layers, num_pruned, num_visual, num_decode)
+    work = _flops(geometry, num_visual, num_layers)
     return Cost(num_in, num_visual, num_decode, mean, work)
 
 
-def settings_of(table: Table, *, num_layers: int, tokens_per_frame: int) -> list[Setting]:
+def settings_of(table: Table, sizes: Sizes) -> list[Setting]:
     """The rows of one table, full tokens first.
 
     Layers beyond the paper's L = 3 are named by the model's own depth: a small model has no
     layer 10, and FastV's layer 5 of 28 would be its last.
     """
     if table == "table1":
-        return _table1(num_layers, tokens_per_frame)
+        return _table1(sizes)
     if table == "table5":
-        return _table5(num_layers)
+        return _table5(sizes.geometry.num_layers)
     if table == "table6":
         fewer = [_full(NUM_FRAMES // 4), _full(NUM_FRAMES // 2)]
         return [_full(), *fewer, _dycoke(), _dycoke(num_frames=NUM_FRAMES // 2)]
@@ -119,10 +156,11 @@ def union(tables: Sequence[Sequence[Setting]]) -> list[Setting]:
     return list({setting.name: setting for table in tables for setting in table}.values())
 
 
-def _table1(num_layers: int, tokens_per_frame: int) -> list[Setting]:
-    same = make_policy(CompressionConfig()).count_visual_tokens(NUM_FRAMES, tokens_per_frame)
-    ratio = same / (NUM_FRAMES * tokens_per_frame)
-    fastv_layer = 5 if num_layers > 20 else 3
+def _table1(sizes: Sizes) -> list[Setting]:
+    num_units = sizes.num_units(NUM_FRAMES)
+    same = make_policy(CompressionConfig()).count_visual_tokens(num_units, sizes.tokens_per_unit)
+    ratio = same / (num_units * sizes.tokens_per_unit)
+    fastv_layer = 5 if sizes.geometry.num_layers > 20 else 3
     return [
         _full(),
         Setting("FastV (35 %)", "fastv", layer=fastv_layer),
@@ -170,10 +208,9 @@ def _policy(name: str, **parameters: Any) -> Setting:
     return Setting(name, compression=CompressionConfig(**parameters))
 
 
-def _mean(geometry: TextGeometry, first_pruned: int, before: int, after: int) -> float:
-    """The mean over layers, of which those from `first_pruned` on see `after` tokens."""
-    num_layers = geometry.num_layers
-    return (first_pruned * before + (num_layers - first_pruned) * after) / num_layers
+def _mean(num_layers: int, num_pruned: int, before: int, after: int) -> float:
+    """The mean over layers, of which so many see `after` tokens."""
+    return ((num_layers - num_pruned) * before + num_pruned * after) / num_layers
 
 
 def _flops(geometry: TextGeometry, num_visual_tokens: int, num_layers: int) -> float:

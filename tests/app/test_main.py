@@ -1,5 +1,7 @@
 """The command line: what cannot run says so in one line and exits with 2."""
 
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,21 @@ from app.__main__ import main
 from app.keys.access import check_open_door
 from app.settings import Settings
 from app.supervisor import EXIT_BAD_SETTINGS
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """`main` has the process log to the standard error of its test, which is closed afterwards."""
+    for name in ("_srcfile", "logThreads", "logProcesses", "logMultiprocessing"):
+        monkeypatch.setattr(logging, name, getattr(logging, name))
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
+    yield
+    for handler in root.handlers[:]:
+        if handler not in handlers:
+            root.removeHandler(handler)
+    root.setLevel(level)
+    logging.captureWarnings(False)
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *argv: str) -> str:

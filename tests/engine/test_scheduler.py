@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dycoke_core.engine.scheduler import Chunk, PromptWork, Scheduler, WorkKind
+from dycoke_core.config import PRIORITIES, Priority
+from dycoke_core.engine.precedence import MAX_OVERTAKES
+from dycoke_core.engine.scheduler import Chunk, PromptWork, Schedule, Scheduler, WorkKind
 
 
 @dataclass(eq=False)
@@ -16,6 +18,7 @@ class Item:
     name: str
     prompt_work: PromptWork | None
     can_decode: bool = False
+    priority: Priority = "normal"
 
 
 @dataclass
@@ -107,12 +110,85 @@ def test_what_is_not_admitted_keeps_its_place() -> None:
     assert names(scheduler.schedule().prefixes) == "ab"
 
 
+# --- priorities ---
+
+
+def prioritized(name: str, num_tokens: int = 60) -> Item:
+    """Its name begins with the letter of its priority."""
+    (priority,) = (each for each in PRIORITIES if each[0] == name[0])
+    return Item(name, chunk(name, num_tokens), priority=priority)
+
+
+def test_better_priorities_are_admitted_first_and_each_in_order_of_arrival() -> None:
+    scheduler: Scheduler[Item] = Scheduler(4, 1000, Door())
+    for name in ("l1", "n1", "h1", "n2", "h2", "l2"):
+        scheduler.add(prioritized(name))
+    assert [item.name for item in scheduler.schedule().running] == ["h1", "h2", "n1", "n2"]
+    assert [item.name for item in scheduler.waiting] == ["l1", "l2"]
+
+
+def test_nobody_passes_the_next_one_while_there_is_no_room_for_it() -> None:
+    scheduler: Scheduler[Item] = Scheduler(4, 1000, Door({"l1"}))
+    for name in ("l1", "h1"):
+        scheduler.add(prioritized(name))
+    assert scheduler.schedule().running == ()
+
+
+def test_the_oldest_is_admitted_after_so_many_of_better_priority() -> None:
+    scheduler: Scheduler[Item] = Scheduler(1, 1000, Door())
+    scheduler.add(prioritized("l"))
+    admitted = []
+    for number in range(MAX_OVERTAKES + 2):
+        scheduler.add(prioritized(f"h{number}"))
+        (running,) = scheduler.schedule().running
+        admitted.append(running.name)
+        scheduler.remove(running)
+    assert admitted == [*(f"h{number}" for number in range(MAX_OVERTAKES)), "l", "h4"]
+
+
+def test_chunks_of_better_priority_go_before_older_ones() -> None:
+    scheduler: Scheduler[Item] = Scheduler(8, 100, Door())
+    for item in (prioritized("l1", 60), prioritized("l2", 30), prioritized("n", 50)):
+        scheduler.add(item)
+    scheduler.schedule()
+    scheduler.add(prioritized("h", 20))
+    step = scheduler.schedule()
+    assert [piece.state.name for piece in step.prefixes] == ["h", "n", "l2"]
+
+
+def test_the_oldest_prompt_gets_its_piece_after_so_many_of_better_priority() -> None:
+    scheduler: Scheduler[Item] = Scheduler(8, 100, Door())
+    scheduler.add(prioritized("l"))
+    scheduler.schedule()
+    scheduler.add(prioritized("h"))
+    pieces = [names(scheduler.schedule().prefixes) for _ in range(2 * (MAX_OVERTAKES + 1))]
+    assert pieces == [*"h" * MAX_OVERTAKES, "l"] * 2
+
+
+def test_work_that_is_shared_has_the_best_of_its_priorities_and_serves_all() -> None:
+    scheduler: Scheduler[Item] = Scheduler(8, 100, Door())
+    for name, key in (("l", "video"), ("n", "other"), ("h", "video")):
+        item = prioritized(name)
+        item.prompt_work = chunk(key, 60)
+        scheduler.add(item)
+    for _ in range(3 * MAX_OVERTAKES):
+        assert names(scheduler.schedule().prefixes) == "h", "the oldest is served by the best"
+
+
 class Load:
     """Sequences that need so many pieces of prompt work, then so many tokens."""
 
-    def __init__(self, max_running: int, plans: list[tuple[int, int]]) -> None:
+    def __init__(
+        self,
+        max_running: int,
+        plans: list[tuple[int, int]],
+        priorities: list[Priority] | None = None,
+    ) -> None:
         self.scheduler: Scheduler[Item] = Scheduler(max_running, 100, Door())
-        self.arriving = [Item(str(i), chunk(str(i), 60)) for i in range(len(plans))]
+        self.arriving = [
+            Item(str(i), chunk(str(i), 60), priority=priorities[i] if priorities else "normal")
+            for i in range(len(plans))
+        ]
         self.pieces = {str(index): plan[0] for index, plan in enumerate(plans)}
         self.tokens = {str(index): plan[1] for index, plan in enumerate(plans)}
         self.started: list[str] = []
@@ -125,7 +201,7 @@ class Load:
         self.scheduler.remove(item)
         self.ended.add(item.name)
 
-    def step(self) -> None:
+    def step(self) -> Schedule[Item]:
         step = self.scheduler.schedule()
         for item in step.decode:
             self.tokens[item.name] -= 1
@@ -133,6 +209,7 @@ class Load:
                 self.end(item)
         for piece in step.prefixes:
             self._work_on_prompt(piece.state)
+        return step
 
     def _work_on_prompt(self, item: Item) -> None:
         if item.name not in self.started:
@@ -168,3 +245,38 @@ def test_first_come_first_served_and_all_are_served(
     assert not scheduler.has_work, "every step advances what runs, so all have ended by now"
     assert load.started == sorted(load.started, key=int), "nothing overtakes"
     assert load.ended == {str(index) for index in range(len(plans))}
+
+
+@given(
+    max_running=st.integers(1, 4),
+    plans=st.lists(st.tuples(st.integers(1, 4), st.integers(0, 5)), min_size=1, max_size=40),
+    data=st.data(),
+)
+def test_nobody_waits_longer_than_its_bound_whatever_comes_with_better_priority(
+    max_running: int, plans: list[tuple[int, int]], data: st.DataObject
+) -> None:
+    """So many admissions, its own included, and then so many steps that work on prompts."""
+    each = st.lists(st.sampled_from(PRIORITIES), min_size=len(plans), max_size=len(plans))
+    load = Load(max_running, plans, data.draw(each))
+    scheduler = load.scheduler
+    admissions_left: dict[str, int] = {}
+    steps_left: dict[str, int] = {}
+    while load.arriving or scheduler.has_work:
+        if load.arriving and (not scheduler.has_work or data.draw(st.booleans())):
+            load.arrive()
+            num_waiting = len(scheduler.waiting)
+            admissions_left[scheduler.waiting[-1].name] = num_waiting * (MAX_OVERTAKES + 1)
+        before, pieces = {item.name for item in scheduler.running}, dict(load.pieces)
+        step = load.step()
+        for place, item in enumerate(step.running):
+            if item.name in before:
+                continue
+            assert admissions_left.pop(item.name) > 0
+            admissions_left = {name: left - 1 for name, left in admissions_left.items()}
+            num_pieces = sum(pieces[older.name] for older in step.running[: place + 1])
+            steps_left[item.name] = num_pieces * (MAX_OVERTAKES + 1)
+        if step.prefixes:
+            steps_left = {name: left - 1 for name, left in steps_left.items()}
+        for name in [name for name in steps_left if load.pieces[name] == 0]:
+            assert steps_left.pop(name) >= 0
+    assert not admissions_left and not steps_left

@@ -5,8 +5,7 @@ from collections.abc import Generator
 import pytest
 import torch
 
-from dycoke_core.model import vision
-from dycoke_core.model.llava_onevision import LlavaOnevision
+from dycoke_core.model.llava_onevision import LlavaOnevision, _run_tower, encode_frames
 
 
 def pixels(num_frames: int) -> torch.Tensor:
@@ -15,7 +14,7 @@ def pixels(num_frames: int) -> torch.Tensor:
 
 
 def encode(model: LlavaOnevision, pixel_values: torch.Tensor) -> torch.Tensor:
-    *pauses, features = vision.encode_frames(model.model.model, pixel_values)
+    *pauses, features = encode_frames(model.model.model, pixel_values)
     assert not any(pause is not None for pause in pauses)
     assert features is not None
     return features
@@ -32,7 +31,7 @@ def run_to_end(slices: Generator[None, None, torch.Tensor]) -> torch.Tensor:
 
 @torch.inference_mode()
 def test_the_tower_can_be_left_between_its_layers(tiny_model: LlavaOnevision) -> None:
-    slices = list(vision.encode_frames(tiny_model.model.model, pixels(2)))
+    slices = list(encode_frames(tiny_model.model.model, pixels(2)))
     assert len(slices) == 2, "two layers, one pause"
     torch.testing.assert_close(slices[-1], encode(tiny_model, pixels(2)))
 
@@ -60,7 +59,7 @@ def test_every_choice_of_feature_layer_is_followed(
     states = model.vision_tower(pixels(2), output_hidden_states=True).hidden_states
     wanted = [layer] if isinstance(layer, int) else layer
     expected = torch.cat([states[place] for place in wanted], dim=-1)
-    hidden = run_to_end(vision._run_tower(model, pixels(2)))
+    hidden = run_to_end(_run_tower(model, pixels(2)))
     torch.testing.assert_close(hidden, expected)
 
 
