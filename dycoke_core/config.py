@@ -16,6 +16,10 @@ Priority = Literal["high", "normal", "low"]
 PRIORITIES: tuple[Priority, ...] = get_args(Priority)  # best first
 DEFAULT_PRIORITY: Priority = "normal"
 
+Priority = Literal["high", "normal", "low"]
+PRIORITIES: tuple[Priority, ...] = get_args(Priority)  # best first
+DEFAULT_PRIORITY: Priority = "normal"
+
 DEFAULT_POLICY = "dycoke"
 MAX_LAYER = 1000  # beyond any model; from a model's own number of layers on, stage II is off
 MAX_WINDOW = 1024  # frames

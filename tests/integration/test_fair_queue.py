@@ -13,6 +13,7 @@ from app.store.job_leases import Append, Delivery, JobLeases
 from app.store.job_queue import JobQueue
 from app.store.keys import GROUP, RedisKeys
 from app.store.owner_limits import Allowance
+from dycoke_core.config import Priority
 from tests.integration.api import receipt
 from tests.integration.jobs import (
     LEASE_S,
@@ -40,12 +41,18 @@ async def leases(redis: Redis, keys: RedisKeys) -> JobLeases:
 
 
 async def ask(
-    queue: JobQueue, owner: str, number: int, *, weight: float = 1.0, max_tokens: int = 9
+    queue: JobQueue,
+    owner: str,
+    number: int,
+    *,
+    weight: float = 1.0,
+    max_tokens: int = 9,
+    priority: Priority = "normal",
 ) -> str:
     """Queues a job; its id is that of its owner, with a number."""
     job_id = f"{owner}{number}"
-    request = make_request(job_id).model_copy(update={"owner": owner})
-    await queue.reserve(MODEL, job_id, max_jobs=1000, lease_s=30)
+    request = make_request(job_id).model_copy(update={"owner": owner, "priority": priority})
+    await queue.reserve(MODEL, job_id, max_jobs=1000, lease_s=30, owner=owner)
     allowance = Allowance(owner, KeyLimits(weight=weight), max_tokens=max_tokens)
     await queue.create(request, allowance=allowance)
     assert await queue.enqueue(with_frames(request))
@@ -81,7 +88,8 @@ async def assert_empty(redis: Redis, keys: RedisKeys, leases: JobLeases) -> None
     """Nothing is left once the last tickets have been read."""
     while await redis.xlen(keys.jobs(MODEL)):
         assert await leases.take(block_s=0.01) is None
-    for key in (keys.order(MODEL), keys.queued(MODEL), keys.given(MODEL), keys.live):
+    counts = (keys.place_owners(MODEL), keys.owner_places(MODEL))
+    for key in (keys.order(MODEL), keys.queued(MODEL), keys.given(MODEL), keys.live, *counts):
         assert not await redis.exists(key), key
     async for key in redis.scan_iter(f"{keys.prefix}:owner_jobs:*"):
         raise AssertionError(key)
@@ -177,6 +185,103 @@ async def test_position_is_the_number_of_jobs_that_are_taken_before(
     order = [(await take_over(leases)).job_id] + [(await take(leases)).job_id for _ in range(8)]
     assert told == {job_id: place for place, job_id in enumerate(order)}
     assert await positions(queue, *waiting) == [None] * 9
+
+
+# --- priorities ---
+
+
+async def test_higher_priorities_go_first_and_low_ones_do_not_starve(
+    queue: JobQueue, leases: JobLeases
+) -> None:
+    low = [await ask(queue, "a", n, priority="low") for n in range(3)]
+    normal = [await ask(queue, "a", n) for n in range(10, 16)]
+    high = [await ask(queue, "a", n, priority="high") for n in range(20, 30)]
+    told = await positions(queue, *low, *normal, *high)
+    order = [await serve(leases) for _ in range(19)]
+    classes = "".join({"0": "l", "1": "n", "2": "h"}[job_id[1:].zfill(2)[0]] for job_id in order)
+    assert classes == "hhnhhnlhhnhhnlhhnnl"
+    assert told == [order.index(job_id) for job_id in (*low, *normal, *high)]
+    for jobs in (low, normal, high):
+        assert [job_id for job_id in order if job_id in jobs] == jobs
+
+
+async def test_position_rises_when_a_job_of_higher_priority_overtakes(
+    queue: JobQueue, leases: JobLeases
+) -> None:
+    jobs = [await ask(queue, "a", n, priority="low") for n in range(3)]
+    assert await positions(queue, *jobs) == [0, 1, 2]
+    await ask(queue, "a", 10, priority="high")
+    assert await positions(queue, "a10", *jobs) == [0, 1, 2, 3]
+    await end(queue, "a10")
+    assert await positions(queue, *jobs) == [0, 1, 2]
+
+
+async def test_a_low_job_waits_for_four_high_ones_whenever_they_come(
+    queue: JobQueue, leases: JobLeases
+) -> None:
+    await ask(queue, "a", 0, priority="low")
+    for number in range(1, 5):
+        await ask(queue, "a", number, priority="high")
+        assert await serve(leases) == f"a{number}"
+    await ask(queue, "a", 5, priority="high")
+    assert [await serve(leases), await serve(leases)] == ["a0", "a5"]
+
+
+@pytest.mark.parametrize("others", ["normal", "low"])
+async def test_a_key_that_asks_only_high_gets_no_larger_share(
+    queue: JobQueue, leases: JobLeases, others: Priority
+) -> None:
+    for number in range(20):
+        await ask(queue, "a", number, priority="high")
+        await ask(queue, "b", number, priority=others)
+    assert await served(leases, 10) == {"a": 5, "b": 5}
+    for number in range(20, 30):
+        await ask(queue, "a", number, priority="high")
+    assert await served(leases, 20) == {"a": 10, "b": 10}
+
+
+async def test_a_key_gains_nothing_by_overtaking_its_own_dear_jobs(
+    queue: JobQueue, leases: JobLeases
+) -> None:
+    """Costs are shared as before, in whatever order a key spends its share."""
+    for number in range(12):
+        await ask(queue, "b", number)
+    for number in range(3):
+        await ask(queue, "a", number, max_tokens=29, priority="low")  # as much as three of b's
+    for number in range(3, 6):
+        await ask(queue, "a", number, priority="high")
+    order = [await serve(leases) for _ in range(15)]
+    spent = [(30 if job_id in ("a0", "a1", "a2") else 10, job_id[0]) for job_id in order]
+    for taken in range(1, len(spent) + 1):
+        cost = {owner: sum(c for c, o in spent[:taken] if o == owner) for owner in "ab"}
+        assert abs(cost["a"] - cost["b"]) <= 40, order
+    assert order.index("a5") < order.index("a0"), "and what was overtaken comes after"
+
+
+async def test_what_was_cancelled_delays_nothing_of_its_priority(
+    queue: JobQueue, leases: JobLeases
+) -> None:
+    for number in range(10):
+        await ask(queue, "a", number, priority="low")
+    for number in range(10, 30):
+        await ask(queue, "a", number, priority="high")
+    for number in range(10, 29):
+        await end(queue, f"a{number}")
+    assert await positions(queue, "a29", "a0", "a9") == [0, 1, 10]
+    assert await serve(leases) == "a29"
+
+
+async def test_jobs_that_the_previous_release_has_put_in_line_are_normal(
+    queue: JobQueue, leases: JobLeases, redis: Redis, keys: RedisKeys
+) -> None:
+    for number in range(2):
+        await ask(queue, "a", number)
+        await redis.hdel(keys.job(f"a{number}"), "priority")
+    await ask(queue, "a", 2, priority="low")
+    await ask(queue, "a", 3, priority="high")
+    assert await positions(queue, "a3", "a0", "a1", "a2") == [0, 1, 2, 3]
+    assert [await serve(leases) for _ in range(4)] == ["a3", "a0", "a1", "a2"]
+    await assert_empty(redis, keys, leases)
 
 
 # --- tickets ---
