@@ -108,6 +108,7 @@ lint: $(READY)  ## ruff and mypy
 	$(BIN)/mypy
 
 # LOADTEST_ARGS: `--model medium`, `--users 1 4 8`, `--duration 30`, `--out FOLDER`, see --help.
+# `--auto`: policy auto against both, under a load that steps up and down.
 loadtest: $(TEST_READY)  ## full tokens against DyCoke through the service; LOADTEST_ARGS=
 	$(BIN)/python -m loadtest.compare $(LOADTEST_ARGS)
 
