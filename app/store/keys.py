@@ -25,6 +25,7 @@
                                        which of its priorities is due when; TTL
     {p}:given:{model}        hash      entry -> job_id, of entries that were given to another job
                                        than the one which brought them; TTL
+    {p}:arrivals:{model}     list      times (ms) at which the last jobs were queued; TTL
     {p}:starts:{model}       list      times (ms) at which the last jobs left the queue; TTL
     {p}:live                 zset      job_id -> deadline (ms) of all jobs without an end
     {p}:ended_jobs           zset      job_id -> end of TTL (ms) of ended jobs whose record is there
@@ -110,6 +111,9 @@ class RedisKeys:
 
     def given(self, model: str) -> str:
         return f"{self.prefix}:given:{model}"
+
+    def arrivals(self, model: str) -> str:
+        return f"{self.prefix}:arrivals:{model}"
 
     def starts(self, model: str) -> str:
         return f"{self.prefix}:starts:{model}"
