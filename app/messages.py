@@ -11,8 +11,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from app.keys.owners import ANONYMOUS
+from app.keys.entries import ANONYMOUS
 from dycoke_core.auto import Reason, is_auto
+from dycoke_core.config import DEFAULT_PRIORITY, Priority
 from dycoke_core.errors import DycokeError
 from dycoke_core.frame_size import PixelLimits
 from dycoke_core.video.types import Sampling
@@ -107,6 +108,7 @@ class JobRequest(Message):
     stop: list[str]
     ignore_eos: bool = False
     compression: dict[str, Any]
+    priority: Priority = DEFAULT_PRIORITY  # of releases that do not say
     warnings: list[str] = []  # what was asked and is not honoured, for the receipt
     kept_mask: bool = False  # the receipt says which visual tokens were kept
     tells_prompt_tokens: bool = False  # with the first token already
@@ -342,6 +344,7 @@ class DoneEvent(Message):
     memory: Memory
     cache: CacheUse | None
     attempts: int
+    priority: Priority = DEFAULT_PRIORITY  # that it had, which may be less than was asked
     seed: int
     cached_tokens: int = 0  # of the prompt, whose keys and values were there already
     warnings: list[str] = []  # what the request asked and was not honoured

@@ -13,9 +13,11 @@ from types import MappingProxyType, TracebackType
 
 import numpy as np
 import psutil
+from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
 from app.messages import FINAL_EVENTS, Event, JobState, TokenEvent, Turn
+from app.metrics import WorkerMetrics
 from app.settings import Settings
 from app.store.client import connect
 from app.store.event_log import FIRST_EVENT, EventLog
@@ -23,7 +25,11 @@ from app.store.frame_store import FrameStore, encode_frames
 from app.store.job_queue import JobQueue, JobRecord
 from app.store.keys import GROUP, RedisKeys
 from app.store.worker_registry import WorkerRegistry
+from app.worker.process import CPU_RUNNING_JOBS
+from app.worker.worker import Worker
+from dycoke_core.config import Priority
 from dycoke_core.video import VideoFrames
+from tests.integration.fake_engine import FakeEngine
 from tests.integration.jobs import cancelled, make_request, with_frames
 
 ROOT = Path(__file__).parent.parent.parent
@@ -63,6 +69,7 @@ class Client:
         timeout_s: float = 60.0,
         temperature: float = 0.0,
         kept_mask: bool = False,
+        priority: Priority = "normal",
         compression: Mapping[str, object] = MappingProxyType({"policy": "full"}),
     ) -> str:
         job_id = uuid.uuid4().hex
@@ -72,6 +79,7 @@ class Client:
                 "max_tokens": max_tokens,
                 "temperature": temperature,
                 "kept_mask": kept_mask,
+                "priority": priority,
                 "compression": dict(compression),
             }
         )
@@ -219,3 +227,42 @@ def assert_gapless(events: list[Event]) -> None:
 
 def token_ids(events: list[Event]) -> list[int]:
     return [token_id for event in tokens(events) for token_id in event.token_ids]
+
+
+class RunningWorker:
+    """A worker and what a test may look at: its engine, its metrics, its result."""
+
+    def __init__(self, settings: Settings, redis: Redis, name: str) -> None:
+        self.engine = FakeEngine(settings.max_running_jobs or CPU_RUNNING_JOBS)
+        self.registry = CollectorRegistry()
+        self.worker = Worker(
+            settings,
+            redis,
+            lambda: self.engine,
+            WorkerMetrics(self.registry, model=settings.model_name),
+            worker_id=name,
+        )
+        self.task = asyncio.create_task(self.worker.run())
+
+    async def stop(self) -> bool:
+        self.worker.stop()
+        async with asyncio.timeout(60):
+            return await self.task
+
+    def metric(self, name: str, **labels: str) -> float | None:
+        labels = {"model": "dycoke-tiny", **labels}
+        return self.registry.get_sample_value(f"dycoke_{name}", labels)
+
+
+@asynccontextmanager
+async def running(settings: Settings, name: str = "worker-a") -> AsyncIterator[RunningWorker]:
+    assert settings.redis_url
+    redis = connect(settings.redis_url)
+    running = RunningWorker(settings, redis, name)
+    try:
+        yield running
+    finally:
+        running.task.cancel()
+        await asyncio.gather(running.task, return_exceptions=True)
+        assert await asyncio.to_thread(running.worker.close)
+        await redis.aclose()

@@ -61,14 +61,14 @@ async def test_full_or_read_only_redis_is_unavailable(own_redis_server: RedisSer
     scripts = Scripts(redis, "p")
     await redis.config_set("maxmemory", 1)
     with pytest.raises(StoreUnavailableError):
-        await scripts.run("reserve", "m", "j", 1, 1000)
+        await scripts.run("reserve", "m", "j", 1, 1000, "a")
     with pytest.raises(StoreUnavailableError):
         async with store_call():
             await redis.set("a", "b")
     await redis.config_set("maxmemory", 0)
     await redis.replicaof("127.0.0.1", "1")
     with pytest.raises(StoreUnavailableError):
-        await scripts.run("reserve", "m", "j", 1, 1000)
+        await scripts.run("reserve", "m", "j", 1, 1000, "a")
     await redis.aclose()
 
 

@@ -16,7 +16,7 @@ from app.api.connection.bodies import (
     _clients,
 )
 from app.errors import TooManyUploadsError, UploadTimeoutError
-from app.keys.owners import ANONYMOUS
+from app.keys.entries import ANONYMOUS
 
 
 class Clock(asyncio.SelectorEventLoop):
