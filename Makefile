@@ -43,8 +43,12 @@ demo: $(READY)  ## ask about the bundled clip, with and without DyCoke
 serve: $(READY)  ## the whole service on http://127.0.0.1:8000
 	@$(BIN)/python -m app serve
 
-test: $(TEST_READY)  ## the suite; PYTEST_ARGS="tests/engine -q" for a part
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+# TEST_PROCESSES: so many processes share the files of tests; each holds up to 2 GB. On a GPU leave it
+# at 0, one process without others: tests measure the device's memory.
+TEST_PROCESSES ?= 0
+
+test: $(TEST_READY)  ## the suite; PYTEST_ARGS="tests/engine -q" for a part, TEST_PROCESSES=2
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile $(PYTEST_ARGS)
 
 # Debian's Chromium, driven by playwright's client: `apt-get install chromium`.
 browser: $(BROWSER_READY)  ## the page in a real Chromium, in both colour schemes and at two widths

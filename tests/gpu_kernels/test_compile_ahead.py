@@ -9,7 +9,8 @@ import pytest
 
 from dycoke_core.gpu_kernels.compile_ahead import GEMMA, SHARED_LIMIT_BYTES
 
-pytestmark = pytest.mark.slow
+# Minutes of CPU time, whichever of these tests comes first.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 KERNELS = {
     *("split_attend", "merge_parts", "visual_scores", "gate_select", "gather_kept"),

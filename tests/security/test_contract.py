@@ -26,7 +26,7 @@ ROW = "requests generated from the OpenAPI document"
 CONFIG = {"generation": {"allow-extra-parameters": False, "with-security-parameters": False}}
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
 def test_answers_are_those_that_the_document_describes(
     mode: GenerationMode, service: Service, tally: Tally
