@@ -342,6 +342,7 @@ class DoneEvent(Message):
     memory: Memory
     cache: CacheUse | None
     attempts: int
+    preemptions: int = 0  # times that the last attempt paused for requests of better priority
     seed: int
     cached_tokens: int = 0  # of the prompt, whose keys and values were there already
     warnings: list[str] = []  # what the request asked and was not honoured
