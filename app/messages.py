@@ -11,8 +11,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from app.keys.owners import ANONYMOUS
+from app.keys.entries import ANONYMOUS
 from dycoke_core.auto import Reason, is_auto
+from dycoke_core.config import DEFAULT_PRIORITY, Priority
 from dycoke_core.errors import DycokeError
 from dycoke_core.frame_size import PixelLimits
 from dycoke_core.video.types import Sampling
@@ -107,6 +108,7 @@ class JobRequest(Message):
     stop: list[str]
     ignore_eos: bool = False
     compression: dict[str, Any]
+    priority: Priority = DEFAULT_PRIORITY  # of releases that do not say
     warnings: list[str] = []  # what was asked and is not honoured, for the receipt
     kept_mask: bool = False  # the receipt says which visual tokens were kept
     tells_prompt_tokens: bool = False  # with the first token already
@@ -343,6 +345,7 @@ class DoneEvent(Message):
     cache: CacheUse | None
     attempts: int
     preemptions: int = 0  # times that the last attempt paused for requests of better priority
+    priority: Priority = DEFAULT_PRIORITY  # that it had, which may be less than was asked
     seed: int
     cached_tokens: int = 0  # of the prompt, whose keys and values were there already
     warnings: list[str] = []  # what the request asked and was not honoured
@@ -379,6 +382,7 @@ FINAL_EVENTS = (DoneEvent, ErrorEvent)
 
 # As pydantic writes events.
 _TYPE_FIRST = b'{"type":"'
+_TEXT = b'"text":'
 _TOKEN_IDS = b'"token_ids":['
 
 
@@ -395,3 +399,9 @@ def num_tokens(data: bytes) -> int:
     start = data.rindex(_TOKEN_IDS) + len(_TOKEN_IDS)  # inside the text the quotes are escaped
     end = data.index(b"]", start)
     return data.count(b",", start, end) + 1 if end > start else 0
+
+
+def token_text(data: bytes) -> bytes:
+    """The text of a `TokenEvent` as JSON, cut out of the event's own without reading it."""
+    start = data.index(_TEXT) + len(_TEXT)  # before it there are numbers alone
+    return data[start : data.rindex(_TOKEN_IDS) - 1]  # as `num_tokens`

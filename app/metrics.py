@@ -312,7 +312,9 @@ class ApiMetrics:
         self._store_up = gauge(
             "store_up", "1 while Redis answers this process, which asks every second; else 0."
         )
-        self._queue_capacity = gauge("queue_capacity", "Jobs above which posts are refused.")
+        self._queue_capacity = gauge(
+            "queue_capacity", "Jobs above which keys with their share are refused."
+        )
         self._stream_capacity = gauge("stream_capacity", "Answers that this process may serve.")
         self._event_loop_lag = Histogram(
             "dycoke_event_loop_lag_seconds",

@@ -16,6 +16,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from app.keys.entries import ConfiguredKey, parse_configured_keys
 from app.keys.limits import MAX_LIMIT
 from dycoke_core.auto import DEFAULT_OBJECTIVE_S, MAX_OBJECTIVE_S
+from dycoke_core.config import MAX_FRAME_PIXELS, PRIORITIES, Priority
 
 ENV_PREFIX = "DYCOKE_"
 BUNDLED_MODEL = Path(__file__).parent.parent / "dycoke_core" / "tiny" / "checkpoint"
@@ -101,6 +102,7 @@ class Settings(BaseSettings):
     key_frames_per_minute: int | None = Field(None, ge=0, le=MAX_LIMIT)
     key_max_stored_bytes: int | None = Field(None, ge=0, le=MAX_LIMIT)  # of videos
     key_max_stored_videos: int | None = Field(None, ge=0, le=MAX_LIMIT)
+    key_max_priority: Priority = PRIORITIES[0]  # the highest that its jobs may have
     limit_anonymous: bool = False  # true: whoever has no key shares these limits with all others
     share_caches: bool = False  # between keys: answers are quicker, and tell who asked before
 
@@ -129,7 +131,7 @@ class Settings(BaseSettings):
     max_uploads_per_client: int = Field(64, ge=1)  # of them, per key and per address
     max_streams: int = Field(512, ge=1)  # open answers, of all API processes on the port
     max_frames: int = Field(128, ge=1)
-    max_frame_pixels: int = Field(1024 * 768, ge=28 * 28)  # that a request may ask for
+    max_frame_pixels: int = Field(MAX_FRAME_PIXELS, ge=28 * 28)  # that a request may ask for
     max_tokens: int = Field(4096, ge=1)
     max_frame_readers: int = Field(2, ge=1)  # and as many probes, of all API processes on the port
 

@@ -49,7 +49,6 @@ from app.api.routes import (
 )
 from app.api.signed_links import SignedLinks
 from app.api.upkeep.janitor import Janitor
-from app.api.upkeep.loop_lag import watch_loop_lag
 from app.api.upkeep.metrics_page import MetricsPage
 from app.keys.access import check_open_door, limits_of
 from app.keys.file import KeyFile, KeyFileError
@@ -249,7 +248,6 @@ async def _start(
         lease_s=settings.lease_s,
         read_timeout_s=settings.read_timeout_s,
     )
-    stack.push_async_callback(_stop, asyncio.create_task(watch_loop_lag(metrics.observe_lag)))
     metrics_page = MetricsPage(metrics.registry, row)
     await stack.enter_async_context(metrics_page.shown_to_siblings())
     stack.push_async_callback(_stop, asyncio.create_task(api_keys.run()))

@@ -17,6 +17,7 @@ from app.api.errors import FieldProblem, InvalidFieldsError
 from app.messages import DoneEvent, ErrorEvent, JobState, Turn
 from app.settings import Settings
 from app.video_store import StoredVideo
+from dycoke_core.config import DEFAULT_PRIORITY, Priority
 from dycoke_core.kept_sets import KeptHistory
 from dycoke_core.video.types import Sampling
 
@@ -84,6 +85,11 @@ class ChatFields(Strict):
     on_disconnect: Literal["cancel", "continue"] = Field(
         "cancel",
         description="What happens to the job when the connection that posted it closes early.",
+    )
+    priority: Priority = Field(
+        DEFAULT_PRIORITY,
+        description="Among the jobs of the same key; other keys' shares are theirs. At most what "
+        "the key may have.",
     )
     video_id: str | None = Field(None, max_length=128, description="A video uploaded earlier.")
     kept_mask: bool = Field(
@@ -201,7 +207,8 @@ class JobResource(BaseModel):
     video_id: str | None  # None: a conversation without a video
     question: str  # the last turn
     attempts: int
-    position: int | None  # while queued; 0 = next
+    priority: Priority
+    position: int | None  # while queued; 0 = next, and it rises when others overtake
     accepted_at_s: float  # Unix time, as all of these
     queued_at_s: float | None
     started_at_s: float | None

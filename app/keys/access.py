@@ -4,9 +4,8 @@ unless the operator says so, and a key without limits of its own has those of th
 
 import ipaddress
 
-from app.keys.entries import Principal
+from app.keys.entries import ANONYMOUS, Principal
 from app.keys.limits import NO_LIMITS, KeyLimits
-from app.keys.owners import ANONYMOUS
 from app.settings import ENV_PREFIX, Settings
 
 
@@ -39,5 +38,6 @@ def limits_of(principal: Principal, settings: Settings) -> KeyLimits:
         frames_per_minute=settings.key_frames_per_minute,
         max_stored_bytes=settings.key_max_stored_bytes,
         max_stored_videos=settings.key_max_stored_videos,
+        max_priority=settings.key_max_priority,
     )
     return principal.limits.or_else(defaults)

@@ -25,6 +25,7 @@ from app.keys.entries import (
 )
 from app.keys.file import Change, KeyFile, KeyFileError
 from app.keys.limits import MAX_LIMIT, MAX_WEIGHT, MIN_WEIGHT, KeyLimits
+from dycoke_core.config import PRIORITIES
 
 LIMITS = {
     "max_jobs": "jobs under way at a time",
@@ -53,13 +54,6 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         help=f"of {', '.join(Scope)}; default: {','.join(sorted(DEFAULT_SCOPES))}",
     )
     _add_limits(add)
-    add.add_argument(
-        "--max-priority",
-        type=int,
-        default=0,
-        metavar="N",
-        help="kept with the key; this release does not enforce it",
-    )
     limit = actions.add_parser("limit", help="change some of a key's limits; the others stay")
     limit.add_argument("name")
     _add_limits(limit)
@@ -84,6 +78,11 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         type=_weight,
         metavar="X",
         help="its share of the workers where others wait too; default: 1",
+    )
+    parser.add_argument(
+        "--max-priority",
+        choices=PRIORITIES,
+        help="the highest that its jobs may have; default: what DYCOKE_KEY_MAX_PRIORITY says",
     )
 
 
@@ -142,7 +141,6 @@ def _add(change: Change, args: argparse.Namespace, configured: Sequence[Configur
         digest=digest_of(secret),
         scopes=args.scopes,
         limits=_limits(args),
-        max_priority=args.max_priority,
         created_at_s=time.time(),
     )
     change.put(key, "add")

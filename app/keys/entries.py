@@ -17,8 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.errors import ForbiddenError
 from app.keys.limits import NO_LIMITS, KeyLimits
-from app.keys.owners import ANONYMOUS
 
+ANONYMOUS = "anonymous"  # the owner of what everybody has, where there are no keys
+OWNER_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 MIN_KEY_CHARS = 32
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 FORM = "write each key as name:key, comma-separated; clients send the part after the first colon"
@@ -43,14 +44,12 @@ class Principal:
     Args:
         owner: whom its jobs and videos belong to; says nothing about the key.
         name: of the key, for people.
-        max_priority: the highest that its jobs may have.
     """
 
     owner: str
     name: str
     scopes: frozenset[Scope] = DEFAULT_SCOPES
     limits: KeyLimits = NO_LIMITS
-    max_priority: int = 0
 
     def require(self, scope: Scope) -> None:
         """Raises: ForbiddenError."""
@@ -84,13 +83,13 @@ class StoredKey(BaseModel):
     digest: str
     scopes: frozenset[Scope] = DEFAULT_SCOPES
     limits: KeyLimits = NO_LIMITS
-    max_priority: int = Field(0, ge=0)
+    max_priority: int = Field(0, exclude=True)  # kept by earlier releases, and never used
     created_at_s: float  # Unix time
     revoked_at_s: float | None = None
 
     @property
     def principal(self) -> Principal:
-        return Principal(self.owner, self.name, self.scopes, self.limits, self.max_priority)
+        return Principal(self.owner, self.name, self.scopes, self.limits)
 
 
 def new_secret() -> str:
@@ -139,3 +138,9 @@ def _parse(number: int, entry: str) -> ConfiguredKey:
             "characters without a space"
         )
     return ConfiguredKey(name, digest_of(secret))
+
+
+def cache_salt(owner: str, *, are_caches_shared: bool) -> str:
+    """What keeps an owner's frames and features from the others, whom a hit would tell that
+    somebody has asked about the same video."""
+    return "" if owner == ANONYMOUS or are_caches_shared else owner

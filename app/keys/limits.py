@@ -5,6 +5,8 @@ from typing import Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
+from dycoke_core.config import PRIORITIES, Priority
+
 MIN_WEIGHT, MAX_WEIGHT = 0.01, 100.0
 MAX_LIMIT = 10**12  # Lua counts exactly far beyond this
 
@@ -20,6 +22,7 @@ class KeyLimits(BaseModel):
         tokens_per_minute: of prompts and answers, as receipts count them.
         max_stored_bytes, max_stored_videos: of its uploads; beyond them its own oldest go.
         weight: of its share of the workers where others wait too; None: 1.
+        max_priority: the highest that its jobs may have.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -33,10 +36,16 @@ class KeyLimits(BaseModel):
     max_stored_bytes: int | None = Field(None, ge=0, le=MAX_LIMIT)
     max_stored_videos: int | None = Field(None, ge=0, le=MAX_LIMIT)
     weight: float | None = Field(None, ge=MIN_WEIGHT, le=MAX_WEIGHT)
+    # Left out of the file where it is not set: the previous release refuses fields it lacks.
+    max_priority: Priority | None = Field(None, exclude_if=lambda value: value is None)
 
     def or_else(self, defaults: "KeyLimits") -> "KeyLimits":
         """These limits, and where they say nothing, the others."""
         return defaults.model_copy(update=self.model_dump(exclude_none=True))
+
+    def capped(self, priority: Priority) -> Priority:
+        """The priority, or the highest that there may be."""
+        return max(priority, self.max_priority or priority, key=PRIORITIES.index)
 
 
 NO_LIMITS = KeyLimits()

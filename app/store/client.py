@@ -39,7 +39,7 @@ _SERVER_CONDITIONS = (
     "OOM ", "READONLY ", "MISCONF ", "LOADING ", "BUSY ", "MASTERDOWN ", "NOREPLICAS ",
 )  # fmt: skip
 
-PRELUDE = ("prelude", "limits", "order", "blame")  # what every script begins with
+PRELUDE = ("prelude", "places", "limits", "order", "blame")  # what every script begins with
 ScriptArg = str | bytes | int | float
 
 

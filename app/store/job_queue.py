@@ -7,8 +7,8 @@
 
 Each transition is one Lua script that refuses what the diagram does not show, so any number of
 APIs and workers may call them at once, and each may be sent twice. What workers do to a job is in
-`app.store.job_leases`, whose turn it is in `lua/order.lua`. The queue is bounded by `reserve`; a
-job that nobody ends is ended by `sweep`.
+`app.store.job_leases`, whose turn it is in `lua/order.lua`. The queue is bounded by `reserve`, as
+`lua/places.lua` says; a job that nobody ends is ended by `sweep`.
 """
 
 import json
@@ -29,8 +29,8 @@ from app.errors import (
     ReaderLostError,
     StoreUnavailableError,
 )
+from app.keys.entries import ANONYMOUS
 from app.keys.limits import NO_LIMITS, KeyLimits, Quota
-from app.keys.owners import ANONYMOUS
 from app.messages import ErrorEvent, JobEvent, JobRequest, JobState, ModelCard, StatusEvent
 from app.store.client import Scripts, milliseconds, seconds, store_call
 from app.store.event_log import OPENING_EVENT, LoggedEvent
@@ -154,16 +154,19 @@ class JobQueue:
         self._scripts = Scripts(redis, keys.prefix)
         self._result_ttl_ms = milliseconds(result_ttl_s)
 
-    async def reserve(self, model: str, job_id: str, *, max_jobs: int, lease_s: float) -> None:
+    async def reserve(
+        self, model: str, job_id: str, *, max_jobs: int, lease_s: float, owner: str = ANONYMOUS
+    ) -> None:
         """Takes a place in the queue for a request that is all there.
 
         The place is lost unless it is renewed within `lease_s`.
 
         Raises:
-            QueueFullError: `max_jobs` places and queued jobs are there already.
+            QueueFullError: `max_jobs` places and queued jobs are there already, and the owner has
+                its share of them (`lua/places.lua`).
         """
         is_taken, retry_after_ms = await self._scripts.run(
-            "reserve", model, job_id, max_jobs, milliseconds(lease_s)
+            "reserve", model, job_id, max_jobs, milliseconds(lease_s), owner
         )
         if not is_taken:
             raise _queue_full(retry_after_ms)
@@ -198,8 +201,7 @@ class JobQueue:
 
     async def release(self, model: str, job_id: str) -> None:
         """Gives up a place whose job was never created."""
-        async with store_call():
-            await self._redis.zrem(self._keys.places(model), job_id)
+        await self._scripts.run("release", model, job_id)
 
     async def create(
         self,
@@ -250,6 +252,7 @@ class JobQueue:
             allowance.limit_words,
             allowance.taken_words,
             allowance.length,
+            request.priority,
         )
         quotas = parse_quotas(allowance.limits, stands)
         if outcome == b"conflict":
@@ -389,6 +392,12 @@ class JobQueue:
             return None
         request, reader = reply
         return JobRequest.model_validate_json(request), reader
+
+    async def prune(self, owners: Sequence[str]) -> None:
+        """Forgets what is counted of these owners' jobs, and of places, and is there no longer; any
+        API, every minute. A release that does not keep count leaves such behind.
+        """
+        await self._scripts.run("prune", *owners)
 
     async def num_jobs(self, owners: Sequence[str]) -> list[tuple[int, int]]:
         """Of each owner: how many jobs wait, and how many run."""

@@ -4,9 +4,10 @@
                                        says which job brought the entry (`lua/order.lua`)
     {p}:models               set       models that ever had a job
     {p}:job:{id}             hash      state, attempt, entry_id, worker, request
-                                       (JobRequest JSON), owner, length (`lua/order.lua`), limits
-                                       and taken (`lua/limits.lua`), next_index, sampler_version
-                                       (of what is published), times (ms), ...; of blame:
+                                       (JobRequest JSON), owner, length and priority
+                                       (`lua/order.lua`), limits and taken (`lua/limits.lua`),
+                                       next_index, sampler_version (of what is published), times
+                                       (ms), ...; of blame:
                                        is_in_engine (of the attempt), deliveries, deaths, losses,
                                        lost:{attempt}, is_suspect; TTL after the job's end
     {p}:events:{id}          stream    the answer as it grew, field `event`; TTL after the job's end
@@ -14,13 +15,17 @@
                                        after the job's end
     {p}:places:{model}       zset      job_id -> lease end (ms) of those reserved or reading,
                                        whose API renews the lease
+    {p}:place_owners:{model} hash      job_id -> owner, of places taken and queued jobs; TTL
+    {p}:owner_places:{model} zset      owner -> how many of those are the owner's; TTL
     {p}:queued:{model}       zset      job_id -> time of queueing (ms), waiting for a worker
     {p}:order:{model}        zset      `owner job_id` -> when its turn is, of those that wait; below
                                        0 if it was handed back (`lua/order.lua`)
     {p}:tags:{model}         hash      now -> virtual time of that order; owner:{owner} -> when the
-                                       owner's last job will have had its share; TTL
+                                       owner's last job will have had its share; due:{owner} ->
+                                       which of its priorities is due when; TTL
     {p}:given:{model}        hash      entry -> job_id, of entries that were given to another job
                                        than the one which brought them; TTL
+    {p}:arrivals:{model}     list      times (ms) at which the last jobs were queued; TTL
     {p}:starts:{model}       list      times (ms) at which the last jobs left the queue; TTL
     {p}:live                 zset      job_id -> deadline (ms) of all jobs without an end
     {p}:ended_jobs           zset      job_id -> end of TTL (ms) of ended jobs whose record is there
@@ -46,6 +51,7 @@
                                        of its start; of an owner's live jobs; TTL
     {p}:bucket:{owner}:{kind} hash     of `tokens` or `frames`: level, at (ms), last (what the last
                                        job took); TTL: the time until it is full
+    {p}:owner_limits:{owner} string    as of the owner's last request (`lua/limits.lua`); TTL
     {p}:link_secret          string    random bytes that links are signed with
     {p}:usage:{owner}:{day}  hash      what an owner's jobs took on a day (since 1970); TTL
     {p}:worker:{id}          string    ModelCard JSON, TTL = heartbeat
@@ -88,6 +94,12 @@ class RedisKeys:
     def places(self, model: str) -> str:
         return f"{self.prefix}:places:{model}"
 
+    def place_owners(self, model: str) -> str:
+        return f"{self.prefix}:place_owners:{model}"
+
+    def owner_places(self, model: str) -> str:
+        return f"{self.prefix}:owner_places:{model}"
+
     def queued(self, model: str) -> str:
         return f"{self.prefix}:queued:{model}"
 
@@ -99,6 +111,9 @@ class RedisKeys:
 
     def given(self, model: str) -> str:
         return f"{self.prefix}:given:{model}"
+
+    def arrivals(self, model: str) -> str:
+        return f"{self.prefix}:arrivals:{model}"
 
     def starts(self, model: str) -> str:
         return f"{self.prefix}:starts:{model}"
@@ -170,6 +185,9 @@ class RedisKeys:
 
     def bucket(self, owner_and_kind: str) -> str:
         return f"{self.prefix}:bucket:{owner_and_kind}"
+
+    def owner_limits(self, owner: str) -> str:
+        return f"{self.prefix}:owner_limits:{owner}"
 
     @property
     def link_secret(self) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from app.errors import VideoNotFoundError
-from app.keys.owners import ANONYMOUS, OWNER_ID
+from app.keys.entries import ANONYMOUS, OWNER_ID
 from app.video_store.disk import folders, is_old, scan
 from app.video_store.types import VIDEO_ID, Retention, StoredVideo
 from dycoke_core.video import VideoProbe

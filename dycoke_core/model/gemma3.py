@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
 from dycoke_core.compression.flops import TextGeometry, VisionGeometry
-from dycoke_core.errors import InvalidRequestError, ModelLoadError
+from dycoke_core.errors import ModelLoadError
 from dycoke_core.model.adapter import (
     Clip,
     EmbeddedPrefix,
@@ -108,15 +108,14 @@ class Gemma3(TransformersModel):
             * self.text_geometry.hidden_size
             * num_tokens
             / num_patches,
+            projector_values=3 * config.hidden_size
+            + 3 * self.text_geometry.hidden_size * num_tokens / num_patches,
         )
 
     # --- prompts ---
 
     def clip(self, shape: tuple[int, ...], timing: FrameTiming | None) -> Clip:
-        size = self.image_size
-        if len(shape) != 4 or shape[0] < 1 or shape[1:] != (size, size, 3):
-            raise InvalidRequestError(f"frames must be [F, {size}, {size}, 3] with F of at least 1")
-        return Clip(*shape[:3])  # its prompts and positions tell no time
+        return self._clip_of_squares(shape, self.image_size)
 
     def lay_out(
         self,
@@ -185,13 +184,5 @@ class Gemma3(TransformersModel):
         layer_adds: Tensor | None = None,
     ) -> Tensor:
         assert layer_adds is None, "these layers add nothing"
-        output = self.model.model.language_model(
-            inputs_embeds=embeds[None],
-            position_ids=positions,
-            attention_mask=dict.fromkeys(LayerKind),  # the engine's attention masks
-            use_cache=False,
-            layer_attention=attention,
-        )
-        hidden = output.last_hidden_state
-        assert isinstance(hidden, Tensor)
-        return hidden[0]
+        mask = dict.fromkeys(LayerKind)  # the engine's attention masks
+        return self._run_layers(embeds, positions, attention, attention_mask=mask)

@@ -6,19 +6,19 @@ attention and cache come with each forward call (`dycoke_core.model.attention`).
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
 )
+from transformers.models.llava_onevision.modeling_llava_onevision import LlavaOnevisionModel
 
 from dycoke_core.compression.flops import TextGeometry, VisionGeometry
-from dycoke_core.errors import InvalidRequestError, ModelLoadError
-from dycoke_core.model import vision
+from dycoke_core.errors import ModelLoadError
 from dycoke_core.model.adapter import (
     Clip,
     EmbeddedPrefix,
@@ -98,13 +98,10 @@ class LlavaOnevision(TransformersModel):
     def encode_frames(self, frames: Tensor) -> Iterator[Tensor | None]:
         """uint8 [F, S, S, 3] on the model's device → visual tokens [F, N, D]."""
         pixels = self.normalizer(frames, self.dtype, self._pixel_constants)
-        return vision.encode_frames(self.model.model, pixels)
+        return encode_frames(self.model.model, pixels)
 
     def clip(self, shape: tuple[int, ...], timing: FrameTiming | None) -> Clip:
-        size = self.image_size
-        if len(shape) != 4 or shape[0] < 1 or shape[1:] != (size, size, 3):
-            raise InvalidRequestError(f"frames must be [F, {size}, {size}, 3] with F of at least 1")
-        return Clip(*shape[:3])  # its prompts and positions tell no time
+        return self._clip_of_squares(shape, self.image_size)
 
     def lay_out(
         self,
@@ -153,15 +150,7 @@ class LlavaOnevision(TransformersModel):
         layer_adds: Tensor | None = None,
     ) -> Tensor:
         assert layer_adds is None, "these layers add nothing"
-        output = self.model.model.language_model(
-            inputs_embeds=embeds[None],
-            position_ids=positions,
-            use_cache=False,
-            layer_attention=attention,
-        )
-        hidden = output.last_hidden_state
-        assert isinstance(hidden, Tensor)
-        return hidden[0]
+        return self._run_layers(embeds, positions, attention)
 
     def _tokens_per_side(self) -> int:
         return math.ceil(self._grid_size() / 2)
@@ -169,6 +158,61 @@ class LlavaOnevision(TransformersModel):
     def _grid_size(self) -> int:
         config = self.model.config.vision_config
         return int(config.image_size) // int(config.patch_size)
+
+
+def encode_frames(model: LlavaOnevisionModel, pixel_values: Tensor) -> Iterator[Tensor | None]:
+    """Runs the vision tower up to its feature layer, then projects and pools.
+
+    A generator, so that other work can run between layers: None after every layer but the last,
+    the features in the end.
+
+    Args:
+        pixel_values: [F, 3, S, S] in the model's dtype.
+
+    Yields:
+        None, and at last [F, N, D] features of the language model's width.
+
+    Source: LLaVA-OneVision's video path; equal to transformers' `get_video_features` (tested) but
+        for the newline, which that appends in the same call: stage I has to come before it.
+    """
+    hidden = yield from _run_tower(model, pixel_values)
+    pooled = model.apply_pooling(model.multi_modal_projector(hidden))
+    assert isinstance(pooled, Tensor)
+    yield pooled
+
+
+def num_layers_run(model: LlavaOnevisionModel) -> int:
+    """Layers of the tower that the features need; `vision_feature_layer` counts the embedding."""
+    return max(_feature_depths(model))
+
+
+def _run_tower(model: LlavaOnevisionModel, pixel_values: Tensor) -> Generator[None, None, Tensor]:
+    """Hidden states at the feature layers, concatenated: [F, patches, features].
+
+    Steps through the layers instead of asking for all hidden states, which would hold every layer's
+    and run layers that no feature needs.
+    """
+    tower: nn.Module = getattr(model.vision_tower, "vision_model", model.vision_tower)
+    depths = _feature_depths(model)
+    hidden = tower.get_submodule("embeddings")(pixel_values)
+    layers = list(tower.get_submodule("encoder.layers").children())
+    by_depth = {0: hidden}
+    for depth, layer in enumerate(layers[: max(depths)], start=1):
+        output = layer(hidden, attention_mask=None)
+        hidden = output[0] if isinstance(output, tuple) else output
+        if depth in depths:
+            by_depth[depth] = hidden
+        if depth < max(depths):
+            yield
+    return torch.cat([by_depth[depth] for depth in depths], dim=-1)
+
+
+def _feature_depths(model: LlavaOnevisionModel) -> list[int]:
+    """How many layers run before each feature layer; -1 names the last layer's output."""
+    num_layers = model.config.vision_config.num_hidden_layers
+    layer = model.config.vision_feature_layer
+    wanted = [layer] if isinstance(layer, int) else list(layer)
+    return [place if place >= 0 else num_layers + 1 + place for place in wanted]
 
 
 def _vision_geometry(model: LlavaOnevisionForConditionalGeneration) -> VisionGeometry:
@@ -182,9 +226,10 @@ def _vision_geometry(model: LlavaOnevisionForConditionalGeneration) -> VisionGeo
         hidden_size=config.hidden_size,
         intermediate_size=config.intermediate_size,
         num_mlp_matrices=2,
-        num_layers=vision.num_layers_run(model.model),
+        num_layers=num_layers_run(model.model),
         num_patches=num_patches,
         num_attended=num_patches,
         patch_inputs=config.num_channels * config.patch_size**2,
         projector_products=projector_size * (feature_size + projector_size),
+        projector_values=2 * feature_size + 3 * projector_size,
     )

@@ -176,16 +176,8 @@ class QwenVL(TransformersModel):
         attention: LayerAttention,
         layer_adds: Tensor | None = None,
     ) -> Tensor:
-        output = self.model.model.language_model(
-            inputs_embeds=embeds[None],
-            position_ids=positions[:, None],
-            use_cache=False,
-            layer_attention=attention,
-            **self._adds_of_pass(len(embeds), layer_adds),
-        )
-        hidden = output.last_hidden_state
-        assert isinstance(hidden, Tensor)
-        return hidden[0]
+        adds = self._adds_of_pass(len(embeds), layer_adds)
+        return self._run_layers(embeds, positions[:, None], attention, **adds)
 
     def _adds_of_pass(self, num_rows: int, layer_adds: Tensor | None) -> dict[str, Any]:
         """What `layer_adds` is to the language model's forward."""

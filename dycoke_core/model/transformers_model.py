@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from dycoke_core.compression.flops import TextGeometry
+from dycoke_core.errors import InvalidRequestError
 from dycoke_core.frame_size import PixelLimits
-from dycoke_core.model.adapter import EmbeddedPrefix, PromptLayout
+from dycoke_core.model.adapter import Clip, EmbeddedPrefix, PromptLayout
+from dycoke_core.model.attention import LayerAttention
 from dycoke_core.preprocess import PromptEncoder
 from dycoke_core.transfer import to_device
 
@@ -77,6 +79,17 @@ class TransformersModel(ABC):
         rows, columns = self.token_grid(height, width)
         return rows * columns
 
+    @staticmethod
+    def _clip_of_squares(shape: tuple[int, ...], size: int) -> Clip:
+        """Of a model that takes square frames of one size, and whose prompts tell no time.
+
+        Raises:
+            InvalidRequestError: the frames are others.
+        """
+        if len(shape) != 4 or shape[0] < 1 or shape[1:] != (size, size, 3):
+            raise InvalidRequestError(f"frames must be [F, {size}, {size}, 3] with F of at least 1")
+        return Clip(*shape[:3])
+
     def embed_text(self, layout: PromptLayout) -> EmbeddedPrefix:
         embeds = self.embed_tokens(layout.text_ids)
         positions = torch.arange(len(embeds), device=embeds.device)
@@ -116,6 +129,21 @@ class TransformersModel(ABC):
 
     def integers(self, values: Sequence[int]) -> Tensor:
         return to_device(torch.tensor(values, dtype=torch.long), self.device)
+
+    def _run_layers(
+        self, embeds: Tensor, position_ids: Tensor, attention: LayerAttention, **settings: Any
+    ) -> Tensor:
+        """[q, D] → [q, D] after the final norm. Settings: of the family's own language model."""
+        output = self.model.model.language_model(
+            inputs_embeds=embeds[None],
+            position_ids=position_ids,
+            use_cache=False,
+            layer_attention=attention,
+            **settings,
+        )
+        hidden = output.last_hidden_state
+        assert isinstance(hidden, Tensor)
+        return hidden[0]
 
     def logits(self, hidden: Tensor) -> Tensor:
         logits = self.model.lm_head(hidden)

@@ -11,8 +11,7 @@ from torch.nn.functional import interpolate, normalize
 
 from dycoke_core.compression.counts import share_of
 from dycoke_core.compression.kv_pruning import select_visual_tokens
-from dycoke_core.model.llava_onevision import LlavaOnevision
-from dycoke_core.model.vision import num_layers_run
+from dycoke_core.model.llava_onevision import LlavaOnevision, num_layers_run
 
 NUM_NEIGHBOURS = 32
 BATCH_FRAMES = 4  # attention of 729 patches to each other, in 16 heads, is large

@@ -1,11 +1,14 @@
-"""What a worker's metrics make of its engine's counts."""
+"""The names of the metrics, which dashboards and alerts go by; what some of them count."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from prometheus_client import CollectorRegistry
 
 from app.metrics import WorkerMetrics
 from dycoke_core.engine_card import EngineStats
+
+LEASE_S = 0.6
 
 STATS = EngineStats(
     num_waiting=0,
@@ -15,6 +18,39 @@ STATS = EngineStats(
     kv_bytes_budget=1,
     device_memory_bytes=0,
 )
+
+
+def check_names(make: Callable[[CollectorRegistry], object]) -> set[str]:
+    registry = CollectorRegistry()
+    make(registry)
+    return {metric.name for metric in registry.collect()}
+
+
+def test_metric_names_are_the_agreed_ones() -> None:
+    names = check_names(lambda registry: WorkerMetrics(registry, model="m"))
+    assert names == {
+        f"dycoke_{name}"
+        for name in (
+            "stage_seconds",
+            "requests_running",
+            "requests_waiting",
+            "kv_cache_usage_ratio",
+            "device_memory_bytes",
+            "visual_tokens",
+            "prompt_tokens",
+            "generation_tokens",
+            "cache_hits",
+            "cache_misses",
+            "lease_reclaims",
+            "kv_refreshes",
+            "requests_capacity",
+            "flops",
+            "preemptions",
+            "auto_choices",
+            "auto_objectives",
+            "auto_prediction_error_seconds",
+        )
+    }
 
 
 def test_preemptions_are_counted_once_each_by_the_priority_of_who_came() -> None:

@@ -196,10 +196,21 @@ def test_no_container_has_a_way_out_unless_one_is_opened() -> None:
         options = network.get("driver_opts", {})
         is_cut = options.get("com.docker.network.bridge.enable_ip_masquerade") == "false"
         assert network.get("internal") or is_cut, name
-    published = [name for name, service in SERVICES.items() if service.get("ports")]
-    assert services_on("edge") == published, "an internal network has no ports"
+    published = {name for name, service in SERVICES.items() if service.get("ports")}
+    outer = [name for name, network in networks.items() if not network.get("internal")]
+    for name in published:
+        assert len(set(SERVICES[name]["networks"]) & set(outer)) == 1, (
+            "for the ports, and one route"
+        )
+    assert {name for network in outer for name in services_on(network)} == published
+
+
+def test_a_way_out_is_opened_for_the_api_and_workers_alone() -> None:
     opened = yaml.safe_load((DEPLOY / "compose.outbound.yml").read_text())
-    assert set(opened["services"]) <= set(SERVICES) and set(opened["networks"]) == {"edge"}
+    assert set(opened["networks"]) == {"edge"} and set(opened["services"]) <= set(OURS)
+    assert all(set(service["networks"]) == {"edge"} for service in opened["services"].values())
+    assert services_on("edge") == ["api"]
+    assert {"api", *opened["services"]} == set(OURS)
 
 
 def test_every_process_of_ours_has_redis_password_and_no_other_service_has() -> None:

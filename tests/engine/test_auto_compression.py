@@ -2,11 +2,14 @@
 
 import pytest
 
-from dycoke_core.auto import DEFAULT_LADDER, AutoConfig, Choice, Rates, Reason
+from dycoke_core.auto import DEFAULT_LADDER, AutoConfig, Choice, Reason
 from dycoke_core.config import CompressionConfig
 from dycoke_core.engine.auto_compression import AutoCompression
 from dycoke_core.engine.engine import Engine
+from dycoke_core.engine.first_token import FirstTokenPredictor
 from dycoke_core.errors import InvalidRequestError, PromptTooLongError
+from dycoke_core.level_choice import NOTHING_WAITS, Outlook
+from dycoke_core.rates import Rates
 from dycoke_core.sequence import Sequence
 from tests.engine.lab import Lab
 
@@ -19,13 +22,19 @@ def choose(
     sequence: Sequence,
     objective_s: float,
     *,
+    outlook: Outlook = NOTHING_WAITS,
     at_least: float = 0.0,
     waited_s: float = 0.0,
 ) -> Choice:
+    config = AutoConfig(objective_s, at_least)
+    return auto_of(engine).choose(sequence, config, outlook, waited_s=waited_s)
+
+
+def auto_of(engine: Engine) -> AutoCompression:
     """With rates that are known: nothing is measured while a test looks."""
     rates = Rates(PATCH_S, TOKEN_S, 0.0, max_prompt_tokens=10**6)
-    auto = AutoCompression(engine.model, engine.admission, engine._scheduler, rates)
-    return auto.choose(sequence, AutoConfig(objective_s, at_least), waited_s=waited_s)
+    predictor = FirstTokenPredictor(engine.model, engine.admission, engine._scheduler, rates)
+    return AutoCompression(engine.admission, predictor)
 
 
 def predicted_s(lab: Lab, place: int) -> float:
@@ -75,6 +84,59 @@ def test_a_prefix_that_is_there_beats_one_level_more_of_tokens(lab: Lab) -> None
     assert (kept_all.level, kept_all.reason) == (0, Reason.OBJECTIVE)
     question_s = TOKEN_S * engine.admission.prepare(lab.sequence("b")).num_question_tokens
     assert choice.predicted_ttft_s == pytest.approx(question_s)
+
+
+def test_what_waits_behind_costs_what_requests_cost_of_late(lab: Lab) -> None:
+    engine = lab.engine()
+    full_s, strongest_s = predicted_s(lab, 0), predicted_s(lab, 3)
+    behind = Outlook(waited_s=(0.0, 0.0))
+    objective_s = 3 * full_s / 0.8 + 1e-6
+    assert choose(engine, lab.sequence(), objective_s, outlook=behind).level == 0
+    tight = choose(engine, lab.sequence(), 3 * strongest_s / 0.8 + 1e-6, outlook=behind)
+    assert (tight.level, tight.reason) == (3, Reason.QUEUE)
+    often = Outlook(arrivals_per_s=1.0 / full_s)
+    loaded = choose(engine, lab.sequence(), 3 * full_s, outlook=often)
+    assert loaded.level > 0 and loaded.reason is Reason.LOAD
+
+
+def test_requests_of_other_policies_and_cached_videos_count_towards_what_one_costs(
+    lab: Lab,
+) -> None:
+    engine = lab.engine()
+    auto = auto_of(engine)
+    alone_s = predicted_s(lab, 0)
+    config, often = AutoConfig(3 * alone_s), Outlook(arrivals_per_s=1.0 / alone_s)
+    first = lab.sequence("first")
+    assert auto.choose(first, config, often, waited_s=0.0).reason is Reason.LOAD
+    first.compression = CompressionConfig("full")
+    engine.run(first)
+    for number in range(60):  # whose prefix is there: at any level it would be
+        auto.note_added(engine.admission.prepare(lab.sequence(f"known {number}")))
+    laxer = AutoConfig(3.1 * alone_s)  # which is not held to the level before
+    again = auto.choose(lab.sequence("again", video=2), laxer, often, waited_s=0.0)
+    assert (again.level, again.reason) == (0, Reason.OBJECTIVE)
+
+
+def test_a_choice_waits_until_little_is_left_ahead_of_it(lab: Lab) -> None:
+    engine = lab.engine()
+    auto = auto_of(engine)
+    alone_s = predicted_s(lab, 0)
+    engine.add(lab.sequence("ahead", compression="full"))
+    assert not auto.can_choose(AutoConfig(8 * alone_s * 0.99))
+    assert auto.can_choose(AutoConfig(8 * alone_s * 1.01))
+    engine.drain()
+    assert auto.can_choose(AutoConfig(1e-9))
+
+
+def test_a_first_token_is_predicted_at_the_sequence_s_own_compression(lab: Lab) -> None:
+    engine = lab.engine()
+    full = engine.predict_first_token_s(lab.sequence("a", compression="full"))
+    strong = engine.predict_first_token_s(
+        lab.sequence("b", compression=DEFAULT_LADDER[3].as_dict())
+    )
+    assert 0 < strong < full
+    engine.add(lab.sequence("c", video=2, compression="full"))
+    assert engine.predict_first_token_s(lab.sequence("a", compression="full")) > full
 
 
 def test_levels_that_do_not_fit_are_left_out(lab: Lab) -> None:

@@ -17,6 +17,15 @@ from dycoke_core.sequence import ChatMessage, SamplingParams, Sequence
 from tests.compression import slow_loops
 from tests.engine.conftest import need_triton
 from tests.engine.family_bench import Bench, bench_of
+from tests.engine.family_checks import (
+    assert_abort_leaves_others,
+    assert_answers_differ,
+    assert_chunks_equal_whole_prefill,
+    assert_equals_generate,
+    assert_kernels_give_the_cpus_numbers,
+    assert_mix_equals_single_runs,
+    assert_replay_goes_on,
+)
 from tests.engine.gemma_reference import GemmaReference, SlowWindows
 from tests.engine.recording import (
     assert_same,
@@ -170,28 +179,13 @@ def test_full_tokens_equal_transformers_greedy_generate(
     asked = bench.sequence(
         num_frames=num_frames, question=question, compression="full", max_tokens=16
     )
-    engine = bench.engine()
-    events = engine.run(asked)["a"]
-    inputs = reference.inputs(asked)
-    expected = reference.model.generate(
-        **inputs,
-        max_new_tokens=16,
-        do_sample=False,
-        return_dict_in_generate=True,
-        output_logits=True,
-    )
-    num_prompt = inputs["input_ids"].shape[1]
-    assert report_of(events).prompt_tokens == num_prompt
-    assert asked.output_token_ids == expected.sequences[0, num_prompt:].tolist()
-    assert_same_logits(engine.recordings["a"].logits, [step[0] for step in expected.logits])
+    assert_equals_generate(asked, bench, reference)
 
 
 def test_answers_depend_on_video_and_question(bench: Bench[Gemma3]) -> None:
     """Else the tests here would prove little."""
     asks: list[dict[str, Any]] = [{}, {"video": 2}, {"question": QUESTIONS[1]}, {"num_frames": 3}]
-    answers = {bench.answer(compression="full", max_tokens=16, **ask) for ask in asks}
-    assert len(answers) == len(asks)
-    assert all(len(set(answer)) > 2 for answer in answers)
+    assert_answers_differ(asks, bench)
 
 
 @pytest.mark.parametrize("layer", range(7))
@@ -248,7 +242,7 @@ def test_both_stages_equal_slow_loops(
 
 
 def test_a_mix_equals_single_runs(bench: Bench[Gemma3]) -> None:
-    """Of lengths, policies and questions, twice each, so that each second one hits a prefix."""
+    """Of lengths, policies and questions."""
     published = bench.answer(video=3)[:3]
     asks: dict[str, dict[str, Any]] = {
         "plain": {},
@@ -261,14 +255,7 @@ def test_a_mix_equals_single_runs(bench: Bench[Gemma3]) -> None:
         "sampled": {"temperature": 0.8, "seed": 7},
         "resumed": {"video": 3, "forced": published},
     }
-    engine = bench.engine(vision_batch_frames=6, max_running_sequences=5)
-    twice = [bench.sequence(f"{name} {n}", **ask) for n in range(2) for name, ask in asks.items()]
-    events = engine.run(*twice)
-    assert all(report_of(events[f"{name} 1"]).cache.has_prefix_hit for name in asks)
-    for name, ask in asks.items():
-        alone = bench.alone(**ask)
-        for n in range(2):
-            assert_same(engine.recordings[f"{name} {n}"], alone)
+    assert_mix_equals_single_runs(asks, bench)
 
 
 @pytest.mark.parametrize("dp_cache", ["device", "host"])
@@ -278,35 +265,18 @@ def test_chunked_prefill_equals_whole_prefill(
 ) -> None:
     """An image, whose tokens see each other, goes in one chunk even where that is too small."""
     ask = {"question": QUESTIONS[2]}
-    whole = bench.alone(**ask)
-    engine = bench.engine(prefill_chunk_tokens=size, dp_cache=dp_cache)
-    engine.run(bench.sequence(**ask))
-    assert_same(engine.recordings["a"], whole)
+    assert_chunks_equal_whole_prefill(ask, bench, size=size, dp_cache=dp_cache)
 
 
 @pytest.mark.parametrize("num_published", [1, 5, 7])
 def test_a_replayed_answer_goes_on_as_it_would_have(
     num_published: int, bench: Bench[Gemma3]
 ) -> None:
-    whole, answer = bench.alone(), bench.answer()
-    engine = bench.engine()
-    resumed = bench.sequence(forced=answer[:num_published])
-    engine.run(resumed)
-    assert tuple(resumed.output_token_ids) == answer
-    assert_same_logits(engine.recordings["a"].logits, whole.logits[num_published:])
-    assert_same_kept(engine.recordings["a"].kept, whole.kept)
+    assert_replay_goes_on(num_published, bench)
 
 
 def test_an_abort_in_mid_answer_leaves_the_others_as_they_are(bench: Bench[Gemma3]) -> None:
-    engine = bench.engine()
-    staying, leaving = bench.sequence("stays", num_frames=4), bench.sequence("leaves")
-    engine.add(staying)
-    engine.add(leaving)
-    while len(leaving.output_token_ids) < 3:
-        engine.step()
-    assert engine.abort("leaves")
-    engine.drain()
-    assert_same(engine.recordings["stays"], bench.alone(num_frames=4))
+    assert_abort_leaves_others({"num_frames": 4}, bench)
 
 
 @torch.inference_mode()
@@ -315,18 +285,7 @@ def test_a_conversation_without_a_video_equals_transformers_too(
 ) -> None:
     asked = bench.sequence(question=QUESTIONS[2], max_tokens=14)
     asked.frames = None
-    engine = bench.engine()
-    engine.run(asked)
-    inputs = reference.inputs(asked)
-    answer = reference.model.generate(
-        **inputs,
-        max_new_tokens=14,
-        do_sample=False,
-        return_dict_in_generate=True,
-        output_logits=True,
-    )
-    assert asked.output_token_ids == answer.sequences[0, inputs["input_ids"].shape[1] :].tolist()
-    assert_same_logits(engine.recordings["a"].logits, [step[0] for step in answer.logits])
+    assert_equals_generate(asked, bench, reference)
 
 
 def test_a_conversation_without_a_video_leaves_a_video_beside_it_unchanged(
@@ -363,10 +322,8 @@ def test_the_kernels_give_the_cpus_numbers(model: Gemma3) -> None:
     """The kernels themselves, in Triton's interpreter where there is no GPU. Short: it is slow."""
     need_triton()
     ask: dict[str, Any] = {"num_frames": 3, "question": "How?", "max_tokens": 3}
-    kernels, twin = (Bench(model, name, sequence) for name in ("cuda", "cpu"))
-    assert_same(kernels.alone(**ask), twin.alone(**ask))
-    kernels.check()
-    twin.check()
+    kernels, cpu = (Bench(model, name, sequence) for name in ("cuda", "cpu"))
+    assert_kernels_give_the_cpus_numbers(kernels, cpu, ask)
 
 
 # --- limits ---

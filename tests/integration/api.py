@@ -375,6 +375,7 @@ def receipt(
         if frames
         else None,
         attempts=delivery.attempt,
+        priority=request.priority,
         seed=request.seed,
         cached_tokens=5 if frames else 0,
         warnings=request.warnings,

@@ -19,8 +19,12 @@ from redis.exceptions import RedisError
 from app import child
 from app.embedded_redis import find_redis_server
 from app.store.client import connect
+from app.store.event_log import EventLog
+from app.store.job_leases import JobLeases
+from app.store.job_queue import JobQueue
 from app.store.keys import RedisKeys
 from tests.integration.api import RunningApi, ScriptedWorker, running_api, scripted_worker
+from tests.integration.jobs import leases_of
 from tests.integration.openai_client import client_of
 
 
@@ -129,6 +133,23 @@ async def redis(redis_server: RedisServer) -> AsyncIterator[Redis]:
     client = connect(redis_server.url)
     yield client
     await client.aclose()
+
+
+@pytest.fixture
+def queue(redis: Redis, keys: RedisKeys) -> JobQueue:
+    return JobQueue(redis, keys, result_ttl_s=60)
+
+
+@pytest.fixture
+def log(redis: Redis, keys: RedisKeys) -> EventLog:
+    return EventLog(redis, keys)
+
+
+@pytest.fixture
+async def leases(redis: Redis, keys: RedisKeys) -> JobLeases:
+    leases = leases_of(redis, keys, "worker-a")
+    await leases.ensure_group()
+    return leases
 
 
 # --- an API, and a worker that answers as a test says ---

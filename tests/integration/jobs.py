@@ -7,7 +7,7 @@ from redis.asyncio import Redis
 
 from app.errors import JobCancelledError
 from app.messages import ErrorEvent, FramesRef, JobRequest, TokenEvent, Turn
-from app.store.job_leases import Delivery, JobLeases
+from app.store.job_leases import Append, Delivery, JobLeases
 from app.store.job_queue import JobQueue
 from app.store.keys import RedisKeys
 
@@ -83,3 +83,20 @@ async def take_over(leases: JobLeases, *, may_be_suspect: bool = True) -> Delive
 
 def cancelled(job_id: str) -> ErrorEvent:
     return ErrorEvent.of(JobCancelledError("cancelled"), job_id)
+
+
+async def say(leases: JobLeases, delivery: Delivery, *indices: int) -> tuple[bool, int]:
+    appended = (await leases.append([Append(delivery, [token(i) for i in indices])]))[0]
+    return appended.is_accepted, appended.next_index
+
+
+async def start(leases: JobLeases) -> Delivery:
+    """Takes the next job and gives it to an engine."""
+    delivery = await take(leases)
+    assert await leases.enter(delivery)
+    return delivery
+
+
+async def finish(leases: JobLeases, delivery: Delivery) -> bool:
+    final = ErrorEvent(code="x", message="x", retryable=False, job_id=delivery.job_id)
+    return (await leases.append([Append(delivery, [], final)]))[0].is_accepted

@@ -191,6 +191,8 @@ BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"stop": ["x" * 300]}, "stop.0"),
     ({"stream": "maybe"}, "stream"),
     ({"on_disconnect": "explode"}, "on_disconnect"),
+    ({"priority": "urgent"}, "priority"),
+    ({"priority": 1}, "priority"),
     ({"frames": 3}, "frames"),
 ]
 

@@ -10,6 +10,7 @@ from redis.asyncio import Redis
 
 from app.__main__ import main
 from app.api import auth
+from app.api.upkeep import janitor
 from app.store.keys import RedisKeys
 from tests.integration.api import RunningApi, ScriptedWorker, running_api, until
 from tests.integration.conftest import RedisServer
@@ -124,6 +125,40 @@ async def test_client_that_leaves_gives_its_place_back(
     async with asyncio.timeout(20):
         while (await post_nothing(api, A)).status_code == 429:
             await asyncio.sleep(0.02)
+
+
+async def test_key_that_fills_the_queue_keeps_no_other_key_out(
+    redis_server: RedisServer, keys: RedisKeys, tmp_path: Path, worker: ScriptedWorker
+) -> None:
+    """Neither at the headers nor when the place is taken; no key has a limit of its own."""
+    settings = {"api_keys": KEYS, "max_queued_jobs": 2}
+    async with running_api(redis_server.url, keys, tmp_path, **settings) as api:
+        posts = [asyncio.create_task(api.post(headers=A, stream=False)) for _ in range(2)]
+        async with asyncio.timeout(20):
+            while (refused := await post_nothing(api, A)).status_code != 429:
+                await asyncio.sleep(0.02)
+        assert refused.json()["code"] == "queue_full"
+        assert (await post_nothing(api, B)).status_code == 400, "it is let in, and says nothing"
+        posts.append(asyncio.create_task(api.post(headers=B, stream=False)))
+        owners = {(await worker.answer()).request.owner for _ in posts}
+        assert [(await posted).status_code for posted in posts] == [200] * 3
+        assert len(owners) == 2
+
+
+async def test_jobs_that_ended_unnoticed_are_pruned_in_the_background(
+    redis_server: RedisServer,
+    redis: Redis,
+    keys: RedisKeys,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(janitor, "TIDY_S", 0.05)
+    async with running_api(redis_server.url, keys, tmp_path, api_keys=KEYS) as api:
+        (owner, *_) = (holder.owner for holder in api.api.keys.holders)
+        await redis.zadd(keys.owner_jobs(owner), {"ended": 0})
+        async with asyncio.timeout(20):
+            while await redis.exists(keys.owner_jobs(owner)):
+                await asyncio.sleep(0.02)
 
 
 async def test_stored_key_has_limits_of_its_own_and_they_change_without_a_restart(

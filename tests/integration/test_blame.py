@@ -26,16 +26,6 @@ from tests.integration.jobs import (
 MAX_DELIVERIES = 8
 
 
-@pytest.fixture
-def queue(redis: Redis, keys: RedisKeys) -> JobQueue:
-    return JobQueue(redis, keys, result_ttl_s=60)
-
-
-@pytest.fixture
-def log(redis: Redis, keys: RedisKeys) -> EventLog:
-    return EventLog(redis, keys)
-
-
 class Fleet:
     """Workers that come and go; none of them ever renews a lease."""
 

@@ -9,8 +9,7 @@ import pytest
 from app.messages import TokenEvent
 from tests.integration.api import RunningApi, parse_events
 from tests.integration.fake_engine import PROMPT_TOKENS
-from tests.integration.test_worker import RunningWorker, running
-from tests.integration.workers import wait_until
+from tests.integration.workers import RunningWorker, running, wait_until
 
 
 @pytest.fixture

@@ -13,23 +13,6 @@ from dycoke_core.errors import InvalidRequestError
 from tests.integration.jobs import MODEL, make_request, submit, take, token
 
 
-@pytest.fixture
-def log(redis: Redis, keys: RedisKeys) -> EventLog:
-    return EventLog(redis, keys)
-
-
-@pytest.fixture
-def queue(redis: Redis, keys: RedisKeys) -> JobQueue:
-    return JobQueue(redis, keys, result_ttl_s=60)
-
-
-@pytest.fixture
-async def leases(redis: Redis, keys: RedisKeys) -> JobLeases:
-    leases = JobLeases(redis, keys, model=MODEL, worker_id="w", result_ttl_s=60)
-    await leases.ensure_group()
-    return leases
-
-
 async def test_resuming_misses_and_repeats_nothing(
     queue: JobQueue, leases: JobLeases, log: EventLog
 ) -> None:

@@ -44,18 +44,6 @@ async def reader(redis_server: RedisServer, keys: RedisKeys) -> AsyncIterator[Ev
         yield reader
 
 
-@pytest.fixture
-def queue(redis: Redis, keys: RedisKeys) -> JobQueue:
-    return JobQueue(redis, keys, result_ttl_s=60)
-
-
-@pytest.fixture
-async def leases(redis: Redis, keys: RedisKeys) -> JobLeases:
-    leases = JobLeases(redis, keys, model=MODEL, worker_id="w", result_ttl_s=60)
-    await leases.ensure_group()
-    return leases
-
-
 async def running_job(queue: JobQueue, leases: JobLeases, job_id: str = "j") -> Delivery:
     await submit(queue, job_id)
     return await take(leases)

@@ -13,6 +13,7 @@ from app.store.job_leases import Append, Delivery, JobLeases
 from app.store.job_queue import JobQueue
 from app.store.keys import GROUP, RedisKeys
 from app.store.owner_limits import Allowance
+from dycoke_core.config import Priority
 from tests.integration.api import receipt
 from tests.integration.jobs import (
     LEASE_S,
@@ -27,29 +28,30 @@ from tests.integration.jobs import (
 )
 
 
-@pytest.fixture
-def queue(redis: Redis, keys: RedisKeys) -> JobQueue:
-    return JobQueue(redis, keys, result_ttl_s=60)
-
-
-@pytest.fixture
-async def leases(redis: Redis, keys: RedisKeys) -> JobLeases:
-    leases = leases_of(redis, keys, "worker-a")
-    await leases.ensure_group()
-    return leases
-
-
 async def ask(
-    queue: JobQueue, owner: str, number: int, *, weight: float = 1.0, max_tokens: int = 9
+    queue: JobQueue,
+    owner: str,
+    number: int,
+    *,
+    weight: float = 1.0,
+    max_tokens: int = 9,
+    priority: Priority = "normal",
 ) -> str:
     """Queues a job; its id is that of its owner, with a number."""
     job_id = f"{owner}{number}"
-    request = make_request(job_id).model_copy(update={"owner": owner})
-    await queue.reserve(MODEL, job_id, max_jobs=1000, lease_s=30)
+    request = make_request(job_id).model_copy(update={"owner": owner, "priority": priority})
+    await queue.reserve(MODEL, job_id, max_jobs=1000, lease_s=30, owner=owner)
     allowance = Allowance(owner, KeyLimits(weight=weight), max_tokens=max_tokens)
     await queue.create(request, allowance=allowance)
     assert await queue.enqueue(with_frames(request))
     return job_id
+
+
+async def ask_all(queue: JobQueue, **numbers: int) -> None:
+    """Queues so many jobs of each owner, numbered from 0, one owner after the other."""
+    for owner, num_jobs in numbers.items():
+        for number in range(num_jobs):
+            await ask(queue, owner, number)
 
 
 async def serve(leases: JobLeases) -> str:
@@ -81,7 +83,8 @@ async def assert_empty(redis: Redis, keys: RedisKeys, leases: JobLeases) -> None
     """Nothing is left once the last tickets have been read."""
     while await redis.xlen(keys.jobs(MODEL)):
         assert await leases.take(block_s=0.01) is None
-    for key in (keys.order(MODEL), keys.queued(MODEL), keys.given(MODEL), keys.live):
+    counts = (keys.place_owners(MODEL), keys.owner_places(MODEL))
+    for key in (keys.order(MODEL), keys.queued(MODEL), keys.given(MODEL), keys.live, *counts):
         assert not await redis.exists(key), key
     async for key in redis.scan_iter(f"{keys.prefix}:owner_jobs:*"):
         raise AssertionError(key)
@@ -94,10 +97,7 @@ async def assert_empty(redis: Redis, keys: RedisKeys, leases: JobLeases) -> None
 async def test_two_keys_at_ten_to_one_get_equal_service_while_both_wait(
     queue: JobQueue, leases: JobLeases, redis: Redis, keys: RedisKeys
 ) -> None:
-    for number in range(100):
-        await ask(queue, "a", number)
-    for number in range(10):
-        await ask(queue, "b", number)
+    await ask_all(queue, a=100, b=10)
     assert await positions(queue, "b0", "b9") == [1, 19]
     order = [await serve(leases) for _ in range(110)]
     for number in range(1, 11):
@@ -136,8 +136,7 @@ async def test_who_comes_late_or_back_has_saved_up_nothing(
 ) -> None:
     await ask(queue, "b", 0)
     assert await serve(leases) == "b0"
-    for number in range(20):
-        await ask(queue, "a", number)
+    await ask_all(queue, a=20)
     assert await served(leases, 10) == {"a": 10}
     for number in range(1, 21):
         await ask(queue, "b", number)
@@ -147,10 +146,7 @@ async def test_who_comes_late_or_back_has_saved_up_nothing(
 async def test_what_was_cancelled_while_it_waited_costs_its_key_nothing(
     queue: JobQueue, leases: JobLeases, redis: Redis, keys: RedisKeys
 ) -> None:
-    for number in range(20):
-        await ask(queue, "a", number)
-    for number in range(10):
-        await ask(queue, "b", number)
+    await ask_all(queue, a=20, b=10)
     for number in range(18):
         await end(queue, f"a{number}")
     assert await positions(queue, "a18", "b0", "a19", "b1") == [0, 1, 2, 3]
@@ -179,6 +175,103 @@ async def test_position_is_the_number_of_jobs_that_are_taken_before(
     assert await positions(queue, *waiting) == [None] * 9
 
 
+# --- priorities ---
+
+
+async def test_higher_priorities_go_first_and_low_ones_do_not_starve(
+    queue: JobQueue, leases: JobLeases
+) -> None:
+    low = [await ask(queue, "a", n, priority="low") for n in range(3)]
+    normal = [await ask(queue, "a", n) for n in range(10, 16)]
+    high = [await ask(queue, "a", n, priority="high") for n in range(20, 30)]
+    told = await positions(queue, *low, *normal, *high)
+    order = [await serve(leases) for _ in range(19)]
+    classes = "".join({"0": "l", "1": "n", "2": "h"}[job_id[1:].zfill(2)[0]] for job_id in order)
+    assert classes == "hhnhhnlhhnhhnlhhnnl"
+    assert told == [order.index(job_id) for job_id in (*low, *normal, *high)]
+    for jobs in (low, normal, high):
+        assert [job_id for job_id in order if job_id in jobs] == jobs
+
+
+async def test_position_rises_when_a_job_of_higher_priority_overtakes(
+    queue: JobQueue, leases: JobLeases
+) -> None:
+    jobs = [await ask(queue, "a", n, priority="low") for n in range(3)]
+    assert await positions(queue, *jobs) == [0, 1, 2]
+    await ask(queue, "a", 10, priority="high")
+    assert await positions(queue, "a10", *jobs) == [0, 1, 2, 3]
+    await end(queue, "a10")
+    assert await positions(queue, *jobs) == [0, 1, 2]
+
+
+async def test_a_low_job_waits_for_four_high_ones_whenever_they_come(
+    queue: JobQueue, leases: JobLeases
+) -> None:
+    await ask(queue, "a", 0, priority="low")
+    for number in range(1, 5):
+        await ask(queue, "a", number, priority="high")
+        assert await serve(leases) == f"a{number}"
+    await ask(queue, "a", 5, priority="high")
+    assert [await serve(leases), await serve(leases)] == ["a0", "a5"]
+
+
+@pytest.mark.parametrize("others", ["normal", "low"])
+async def test_a_key_that_asks_only_high_gets_no_larger_share(
+    queue: JobQueue, leases: JobLeases, others: Priority
+) -> None:
+    for number in range(20):
+        await ask(queue, "a", number, priority="high")
+        await ask(queue, "b", number, priority=others)
+    assert await served(leases, 10) == {"a": 5, "b": 5}
+    for number in range(20, 30):
+        await ask(queue, "a", number, priority="high")
+    assert await served(leases, 20) == {"a": 10, "b": 10}
+
+
+async def test_a_key_gains_nothing_by_overtaking_its_own_dear_jobs(
+    queue: JobQueue, leases: JobLeases
+) -> None:
+    """Costs are shared as before, in whatever order a key spends its share."""
+    for number in range(12):
+        await ask(queue, "b", number)
+    for number in range(3):
+        await ask(queue, "a", number, max_tokens=29, priority="low")  # as much as three of b's
+    for number in range(3, 6):
+        await ask(queue, "a", number, priority="high")
+    order = [await serve(leases) for _ in range(15)]
+    spent = [(30 if job_id in ("a0", "a1", "a2") else 10, job_id[0]) for job_id in order]
+    for taken in range(1, len(spent) + 1):
+        cost = {owner: sum(c for c, o in spent[:taken] if o == owner) for owner in "ab"}
+        assert abs(cost["a"] - cost["b"]) <= 40, order
+    assert order.index("a5") < order.index("a0"), "and what was overtaken comes after"
+
+
+async def test_what_was_cancelled_delays_nothing_of_its_priority(
+    queue: JobQueue, leases: JobLeases
+) -> None:
+    for number in range(10):
+        await ask(queue, "a", number, priority="low")
+    for number in range(10, 30):
+        await ask(queue, "a", number, priority="high")
+    for number in range(10, 29):
+        await end(queue, f"a{number}")
+    assert await positions(queue, "a29", "a0", "a9") == [0, 1, 10]
+    assert await serve(leases) == "a29"
+
+
+async def test_jobs_that_the_previous_release_has_put_in_line_are_normal(
+    queue: JobQueue, leases: JobLeases, redis: Redis, keys: RedisKeys
+) -> None:
+    for number in range(2):
+        await ask(queue, "a", number)
+        await redis.hdel(keys.job(f"a{number}"), "priority")
+    await ask(queue, "a", 2, priority="low")
+    await ask(queue, "a", 3, priority="high")
+    assert await positions(queue, "a3", "a0", "a1", "a2") == [0, 1, 2, 3]
+    assert [await serve(leases) for _ in range(4)] == ["a3", "a0", "a1", "a2"]
+    await assert_empty(redis, keys, leases)
+
+
 # --- tickets ---
 
 
@@ -191,10 +284,7 @@ async def test_stream_is_as_long_as_what_waits_and_what_runs_whoever_is_next(
     queue: JobQueue, leases: JobLeases, redis: Redis, keys: RedisKeys
 ) -> None:
     """What autoscalers read."""
-    for number in range(4):
-        await ask(queue, "b", number)
-    for number in range(2):
-        await ask(queue, "a", number)
+    await ask_all(queue, b=4, a=2)
     running = [await take(leases) for _ in range(3)]
     assert sorted(d.job_id for d in running) == ["a0", "a1", "b0"]
     assert await entries(redis, keys) == (6, 3)
@@ -206,8 +296,7 @@ async def test_stream_is_as_long_as_what_waits_and_what_runs_whoever_is_next(
 async def test_job_that_was_given_anothers_entry_keeps_its_lease(
     queue: JobQueue, leases: JobLeases, redis: Redis, keys: RedisKeys
 ) -> None:
-    await ask(queue, "b", 0)
-    await ask(queue, "a", 0)
+    await ask_all(queue, b=1, a=1)
     first = await take(leases)
     assert first.job_id == "a0", "with the entry of b0"
     assert await redis.hgetall(keys.given(MODEL)) == {first.entry_id.encode(): b"a0"}
@@ -226,8 +315,7 @@ async def test_repeated_take_gives_the_same_job(
     queue: JobQueue, leases: JobLeases, redis: Redis, keys: RedisKeys
 ) -> None:
     """As when the connection is lost before the reply, and the client sends the script again."""
-    await ask(queue, "b", 0)
-    await ask(queue, "a", 0)
+    await ask_all(queue, b=1, a=1)
     entry_id = await leases._read_entry(1.0)
     assert entry_id is not None
     args = (MODEL, entry_id, "worker-a", "take", "{}", 60_000)
@@ -268,8 +356,7 @@ async def test_ticket_of_a_reported_worker_is_free_at_once(
 async def test_lost_tickets_are_replaced(
     queue: JobQueue, leases: JobLeases, redis: Redis, keys: RedisKeys
 ) -> None:
-    for number in range(3):
-        await ask(queue, "a", number)
+    await ask_all(queue, a=3)
     await redis.delete(keys.jobs(MODEL))
     for _ in range(3):
         await queue.sweep()
@@ -283,8 +370,7 @@ async def test_lost_tickets_are_replaced(
 async def test_jobs_in_the_hands_of_workers_need_no_tickets(
     queue: JobQueue, leases: JobLeases, redis: Redis, keys: RedisKeys
 ) -> None:
-    for number in range(4):
-        await ask(queue, "a", number)
+    await ask_all(queue, a=4)
     await take(leases)
     assert await leases.hand_back(await take(leases), lease_s=LEASE_S)
     await queue.sweep()

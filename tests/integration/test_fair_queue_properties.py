@@ -1,10 +1,12 @@
-"""Random histories of a queue: no job is lost, none is answered twice, no key starves.
+"""Random histories of a queue: no job is lost, none is answered twice, no key starves, and no
+priority of a key.
 
 What may happen: keys ask, workers take, die before or after they have a job, come back with what is
 no longer theirs, hand back and answer; clients cancel; sweeps come between.
 """
 
 import asyncio
+import math
 import uuid
 from collections import Counter
 from typing import Any
@@ -19,6 +21,7 @@ from app.store.job_leases import Append, Delivery
 from app.store.job_queue import JobQueue
 from app.store.keys import RedisKeys
 from app.store.owner_limits import Allowance
+from dycoke_core.config import PRIORITIES, Priority
 from tests.integration.api import receipt
 from tests.integration.conftest import RedisServer
 from tests.integration.jobs import LEASE_S, MODEL, cancelled, leases_of, make_request, with_frames
@@ -27,13 +30,30 @@ OWNERS = ("a", "b", "c")
 WORKERS = ("worker-0", "worker-1")
 MAX_TAKEN_BEFORE = 2  # of another key with jobs of the same cost, while one waits
 
-ask = st.tuples(st.just("ask"), st.tuples(st.sampled_from(OWNERS), st.integers(1, 6)))
+
+def most_before(priority: Priority, number: int) -> dict[Priority, int]:
+    """Jobs of other priorities that go before the so many-th waiting one of this priority."""
+    bounds: dict[Priority, dict[Priority, int]] = {
+        "low": {"high": 4 * number, "normal": 2 * number + 1},
+        "normal": {"high": 2 * number, "low": math.ceil(number / 2)},
+        "high": {"normal": math.ceil(number / 2), "low": math.ceil(number / 4)},
+    }
+    return bounds[priority]
+
+
+bursts = st.tuples(st.sampled_from(OWNERS), st.integers(1, 6), st.sampled_from(PRIORITIES))
+ask = st.tuples(st.just("ask"), bursts)
 serve = st.tuples(st.just("serve"), st.integers(1, 6))
 by_worker = st.tuples(st.sampled_from(("take", "take", "claim", "die")), st.sampled_from(WORKERS))
 of_delivery = st.tuples(st.sampled_from(("answer", "answer", "hand_back")), st.integers(0, 30))
 cancel = st.tuples(st.just("cancel"), st.integers(0, 30))
 sweep = st.tuples(st.just("sweep"), st.none())
 histories = st.lists(st.one_of(ask, serve, by_worker, of_delivery, cancel, sweep), max_size=30)
+ask_of_one = st.tuples(
+    st.just("ask"),
+    st.tuples(st.just("a"), st.integers(1, 9), st.sampled_from(PRIORITIES)),
+)
+busy_histories = st.lists(st.one_of(ask_of_one, serve, cancel), min_size=5, max_size=12)
 
 
 Operations = list[tuple[str, Any]]
@@ -51,24 +71,31 @@ class History:
         self.holds: dict[str, Delivery] = {}  # job: the delivery that counts
         self.ends: Counter[str] = Counter()
         self.taken_before: dict[str, Counter[str]] = {}  # by owner, while it waits
+        self.priorities: dict[str, Priority] = {}
+        self.numbers: dict[str, int] = {}  # of those of its owner and priority, when it came
+        self.went_before: dict[str, Counter[Priority]] = {}  # of its owner's, while it waits
 
     # --- what may happen ---
 
-    async def ask(self, burst: tuple[str, int]) -> None:
-        owner, number = burst
+    async def ask(self, burst: tuple[str, int, Priority]) -> None:
+        owner, number, priority = burst
         for _ in range(number):
-            await self.ask_once(owner)
+            await self.ask_once(owner, priority)
 
-    async def ask_once(self, owner: str) -> None:
+    async def ask_once(self, owner: str, priority: Priority) -> None:
         job_id = f"{owner}{len(self.jobs)}"
-        request = make_request(job_id).model_copy(update={"owner": owner})
-        await self.queue.reserve(MODEL, job_id, max_jobs=1000, lease_s=30)
+        fields = {"owner": owner, "priority": priority}
+        request = make_request(job_id).model_copy(update=fields)
+        await self.queue.reserve(MODEL, job_id, max_jobs=1000, lease_s=30, owner=owner)
         await self.queue.create(request, allowance=Allowance(owner, NO_LIMITS, max_tokens=9))
         assert await self.queue.enqueue(with_frames(request))
         self.jobs.append(job_id)
         if not self.waits(owner):
             self.taken_before[owner] = Counter()
         self.waiting.add(job_id)
+        self.priorities[job_id] = priority
+        self.numbers[job_id] = len(self.alike(job_id))
+        self.went_before[job_id] = Counter()
 
     async def take(self, worker: str) -> None:
         self.note(await self.leases[worker].take(block_s=0.001))
@@ -126,6 +153,11 @@ class History:
     def waits(self, owner: str) -> bool:
         return any(job_id[0] == owner for job_id in self.waiting)
 
+    def alike(self, job_id: str) -> list[str]:
+        """Waiting jobs of the same owner and priority."""
+        priority = self.priorities[job_id]
+        return [i for i in self.waiting if i[0] == job_id[0] and self.priorities[i] == priority]
+
     def end(self, job_id: str) -> None:
         self.ends[job_id] += 1
         self.waiting.discard(job_id)
@@ -142,11 +174,15 @@ class History:
         self.holds[job_id] = delivery
 
     def note_fresh(self, job_id: str) -> None:
-        owner = job_id[0]
-        assert job_id == min(
-            (other for other in self.waiting if other[0] == owner), key=lambda i: int(i[1:])
-        ), "of one key, first in, first out"
+        owner, priority = job_id[0], self.priorities[job_id]
+        first = min(self.alike(job_id), key=lambda other: int(other[1:]))
+        assert job_id == first, "of one key and priority, first in, first out"
         self.waiting.remove(job_id)
+        most = most_before(priority, self.numbers[job_id])
+        assert self.went_before[job_id] <= Counter(most), f"{job_id} starves"
+        for other in self.waiting:
+            if other[0] == owner and self.priorities[other] != priority:
+                self.went_before[other][priority] += 1
         self.taken_before[owner] = Counter()
         for other in OWNERS:
             if other != owner and self.waits(other):
@@ -167,7 +203,8 @@ class History:
         while await self.redis.xlen(self.keys.jobs(MODEL)):
             await self.claim(WORKERS[0])
             await self.take(WORKERS[0])
-        for key in (self.keys.order, self.keys.queued, self.keys.given, self.keys.owner_jobs):
+        counts = (self.keys.owner_jobs, self.keys.place_owners, self.keys.owner_places)
+        for key in (self.keys.order, self.keys.queued, self.keys.given, *counts):
             for name in (MODEL, *OWNERS):
                 assert not await self.redis.exists(key(name))
 
@@ -192,6 +229,19 @@ async def live(url: str, history: Operations) -> None:
 )
 @given(histories)
 def test_no_job_is_lost_or_answered_twice_and_no_key_starves(
+    redis_server: RedisServer, history: Operations
+) -> None:
+    asyncio.run(live(redis_server.url, history))
+
+
+@settings(
+    max_examples=6,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+@given(busy_histories)
+def test_no_priority_waits_longer_than_its_bound(
     redis_server: RedisServer, history: Operations
 ) -> None:
     asyncio.run(live(redis_server.url, history))

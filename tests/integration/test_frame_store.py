@@ -29,11 +29,6 @@ VIDEO = "video"
 
 
 @pytest.fixture
-def queue(redis: Redis, keys: RedisKeys) -> JobQueue:
-    return JobQueue(redis, keys, result_ttl_s=60)
-
-
-@pytest.fixture
 def store(redis: Redis, keys: RedisKeys) -> FrameStore:
     """Has room for two blobs."""
     return FrameStore(redis, keys, max_bytes=2 * BLOB_BYTES)

@@ -261,6 +261,8 @@ async def test_a_video_may_be_named_in_every_clients_way(
     ("fields", "param"),
     [
         ({"n": 2}, "n"),
+        ({"priority": "urgent"}, "priority"),
+        ({"priority": 1}, "priority"),
         ({"logprobs": True}, "logprobs"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"logit_bias": {"1": 5}}, "logit_bias"),

@@ -31,20 +31,8 @@ RECEIPT_TOKENS = 20 + 3  # of the prompt, and of three tokens of an answer
 
 
 @pytest.fixture
-def queue(redis: Redis, keys: RedisKeys) -> JobQueue:
-    return JobQueue(redis, keys, result_ttl_s=60)
-
-
-@pytest.fixture
 async def clock(redis: Redis, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch) -> LuaClock:
     return await LuaClock.start(redis, keys, monkeypatch)
-
-
-@pytest.fixture
-async def leases(redis: Redis, keys: RedisKeys) -> JobLeases:
-    leases = leases_of(redis, keys, "worker-a")
-    await leases.ensure_group()
-    return leases
 
 
 def allowance(
@@ -58,7 +46,7 @@ async def post(
 ) -> tuple[Quota, ...]:
     """Makes a job; returns how its owner stands then."""
     request = make_request(job_id).model_copy(update={"owner": allowance.owner})
-    await queue.reserve(MODEL, job_id, max_jobs=100, lease_s=30)
+    await queue.reserve(MODEL, job_id, max_jobs=100, lease_s=30, owner=allowance.owner)
     try:
         created = await queue.create(request, allowance=allowance)
     except KeyLimitError:
@@ -283,6 +271,50 @@ async def test_answer_that_took_more_than_predicted_is_a_debt(
     assert error.retry_after_s == (RECEIPT_TOKENS - 10 + 1) * 6
     await clock.advance(error.retry_after_s)
     await post(queue, "b", allowance(answer=1, **limits))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "left"),
+    [
+        (600, 6000, 6000 - 300 + 200),  # taken by the second one, given back by the first one
+        (6000, 600, 600 - 300 + 200),
+        (6000, 0, 6000 - 300),  # as it was: it counts no longer
+        (0, 600, 600 - 300),  # the first one has taken nothing
+    ],
+)
+async def test_job_gives_back_to_the_bucket_as_it_is_by_then(
+    before: int,
+    after: int,
+    left: int,
+    queue: JobQueue,
+    leases: JobLeases,
+    redis: Redis,
+    keys: RedisKeys,
+    clock: LuaClock,
+) -> None:
+    """The key's limit is changed between its two jobs; the first one ends after that."""
+    first = allowance(prompt=100, answer=200, tokens_per_minute=before, max_jobs=9)
+    await post(queue, "a", first)
+    await clock.advance(60)
+    await post(queue, "b", allowance(answer=300, tokens_per_minute=after, max_jobs=9))
+    assert (await take(leases)).job_id == "a"
+    await queue.end("a", JobState.CANCELLED, cancelled("a"))
+    assert await level(redis, keys) == left
+
+
+async def test_lowered_limit_is_what_fills_the_bucket_from_the_next_request_on(
+    queue: JobQueue, leases: JobLeases, redis: Redis, keys: RedisKeys, clock: LuaClock
+) -> None:
+    """That request is refused: no job tells of the limit."""
+    await post(queue, "a", allowance(prompt=7200, tokens_per_minute=6000))
+    assert (await take(leases)).job_id == "a"
+    limits = KeyLimits(tokens_per_minute=60)
+    with pytest.raises(KeyLimitError):
+        await queue.admit(max_jobs=10, owner=OWNER, limits=limits)
+    await clock.advance(10)
+    await queue.end("a", JobState.CANCELLED, cancelled("a"))
+    assert await level(redis, keys) == 6000 - 7200 + 10
+    assert await redis.get(keys.owner_limits(OWNER)) == b"0 0 60 0"
 
 
 async def test_when_a_job_may_end_is_told_by_those_that_run(

@@ -12,8 +12,7 @@ from app.store.keys import RedisKeys
 from app.worker import job_taker
 from tests.integration.conftest import RedisServer
 from tests.integration.fake_engine import answer
-from tests.integration.test_worker import RunningWorker, running
-from tests.integration.workers import Client, client_of, wait_until
+from tests.integration.workers import Client, RunningWorker, client_of, running, wait_until
 
 LEASE_S = 0.6
 ENDLESS = 100_000  # tokens

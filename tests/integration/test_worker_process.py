@@ -5,7 +5,7 @@ import os
 import re
 import signal
 import urllib.request
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import replace
 
 import psutil
@@ -20,6 +20,7 @@ from app.worker.pool import worker_specs
 from tests.integration.conftest import RedisServer
 from tests.integration.fake_engine import answer, text_of
 from tests.integration.workers import (
+    LONG_LEASE_S,
     PATIENCE_S,
     Client,
     WorkerProcess,
@@ -27,10 +28,11 @@ from tests.integration.workers import (
     client_of,
     environment,
     token_ids,
+    wait_until,
     worker_argv,
 )
 
-LEASE_S = 1.0
+ENDLESS = 100_000  # tokens
 
 
 @pytest.fixture
@@ -38,7 +40,7 @@ def settings(redis_server: RedisServer, keys: RedisKeys) -> Settings:
     return Settings(
         redis_url=redis_server.url,
         redis_prefix=keys.prefix,
-        lease_s=LEASE_S,
+        lease_s=LONG_LEASE_S,
         drain_timeout_s=0.5,
         worker_metrics_port=0,
     )
@@ -60,6 +62,7 @@ async def test_killed_workers_answer_goes_on_at_the_next_token(
         first.send(signal.SIGKILL)
         await first.wait()
         with WorkerProcess(settings):
+            await client.wait_for_takeover(job_id)
             events = await client.events(job_id)
     assert_gapless(events)
     assert token_ids(events) == answer(question, 40)
@@ -76,25 +79,28 @@ async def test_stalled_worker_that_comes_back_writes_nothing(
     with WorkerProcess(settings) as first:
         job_id = await client.ask(question, max_tokens=150)
         await client.wait_for_token(job_id, 5)
+        first_id = await client.worker_of(job_id)
         first.send(signal.SIGSTOP)
         with WorkerProcess(settings):
-            await client.wait_for(job_id, lambda record: record.attempts == 2)
+            await client.wait_for_takeover(job_id)
             first.send(signal.SIGCONT)  # both have the job now; one may write
             events = await client.events(job_id)
             assert token_ids(events) == answer(question, 150)
             done = events[-1]
             assert isinstance(done, DoneEvent) and done.attempts == 2
-            # The first has dropped it and serves on.
-            await client.wait_for_workers(2)
-            others = [await client.ask(f"{question} {i}") for i in range(8)]
-            for other in others:
+
+            async def serves_on() -> bool:
+                other = await client.ask(question)
                 assert isinstance((await client.events(other))[-1], DoneEvent)
+                return await client.worker_of(other) == first_id
+
+            await wait_until(serves_on)  # the first has dropped the job
 
 
 async def test_poison_job_goes_to_the_dead_letters_and_its_neighbours_live(
     settings: Settings, client: Client, redis: Redis, keys: RedisKeys
 ) -> None:
-    env = environment(settings)
+    env = environment(settings.model_copy(update={"lease_s": 1.0}))  # nobody reports its worker
     specs = [ChildSpec(f"worker-{i}", worker_argv(i), env=env) for i in range(2)]
     restarts = RestartPolicy(first_wait_s=0.05, max_wait_s=0.2)
     supervisor = asyncio.create_task(Supervisor(specs, restarts=restarts).run())
@@ -124,10 +130,9 @@ async def test_job_whose_workers_are_killed_from_outside_is_not_buried(
 ) -> None:
     """Alone each time, and its pool lives and sees it."""
     question = "sleep:0.05"
-    patient = settings.model_copy(update={"lease_s": 10 * PATIENCE_S})  # nobody waits for a lease
     specs = [
-        replace(spec, argv=worker_argv(0), env={**spec.env, **environment(patient)})
-        for spec in worker_specs(patient, env={})
+        replace(spec, argv=worker_argv(0), env={**spec.env, **environment(settings)})
+        for spec in worker_specs(settings, env={})
     ]
     restarts = RestartPolicy(first_wait_s=0.05, max_wait_s=0.2)
     supervisor = asyncio.create_task(Supervisor(specs, restarts=restarts).run())
@@ -158,11 +163,13 @@ async def test_neighbours_of_a_worker_that_was_killed_survive_the_next_kill(
             await client.wait_for_token(job_id, 2)
         worker.send(signal.SIGKILL)
         await worker.wait()
+    await expire_leases(client, jobs.values())
     with WorkerProcess(settings) as worker:
         await wait_for_attempt(client, list(jobs.values()), 2)
         await asyncio.sleep(0.3)
         worker.send(signal.SIGKILL)
         await worker.wait()
+    await expire_leases(client, jobs.values())
     with WorkerProcess(settings):
         for question, job_id in jobs.items():
             events = await client.events(job_id)
@@ -176,19 +183,36 @@ async def test_pauses_past_the_lease_bury_nobody(
     question = "sleep:0.05"
     with WorkerProcess(settings, 0) as zero, WorkerProcess(settings, 1) as one:
         await client.wait_for_workers(2)
-        job_id = await client.ask(question, max_tokens=220)
+        job_id = await client.ask(question, max_tokens=ENDLESS)
         await client.wait_for_token(job_id, 2)
-        for attempt in (2, 3, 4):
-            holder = await redis.hget(keys.job(job_id), "worker")
-            paused = zero if holder.decode().split("-")[-2] == "0" else one
+        for _ in range(3):
+            holder = await client.worker_of(job_id)
+            paused = zero if holder.split("-")[-2] == "0" else one
             paused.send(signal.SIGSTOP)
-            await wait_for_attempt(client, [job_id], attempt)
+            await client.wait_for_takeover(job_id)
             paused.send(signal.SIGCONT)
-            await asyncio.sleep(LEASE_S)  # it finds its lease lost
-        events = await client.events(job_id)
-    done = events[-1]
-    assert isinstance(done, DoneEvent) and done.attempts == 4
-    assert token_ids(events) == answer(question, 220)
+            # It finds its lease lost, and its life acquits the job.
+            await wait_until(lambda: has(redis, keys.job(job_id), losses=0, deliveries=1))
+        last = int(await redis.hget(keys.job(job_id), "next_index"))
+        await client.wait_for_token(job_id, last + 5)
+        assert (await client.queue.get(job_id)).attempts == 4
+        assert await client.cancel(job_id)
+    events = await client.events(job_id)
+    assert_gapless(events)
+    published = token_ids(events)
+    assert published == answer(question, len(published))
+    assert await has(redis, keys.job(job_id), deaths=0)
+
+
+async def has(redis: Redis, key: str, **expected: int) -> bool:
+    """Whether a hash counts this; what it lacks counts as 0."""
+    values = await redis.hmget(key, list(expected))
+    return [int(value or 0) for value in values] == list(expected.values())
+
+
+async def expire_leases(client: Client, job_ids: Iterable[str]) -> None:
+    for worker_id in {await client.worker_of(job_id) for job_id in job_ids}:
+        await client.expire_leases(worker_id)
 
 
 async def wait_for_attempt(client: Client, job_ids: list[str], attempt: int) -> None:

@@ -13,17 +13,23 @@ from types import MappingProxyType, TracebackType
 
 import numpy as np
 import psutil
+from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
 from app.messages import FINAL_EVENTS, Event, JobState, TokenEvent, Turn
+from app.metrics import WorkerMetrics
 from app.settings import Settings
 from app.store.client import connect
 from app.store.event_log import FIRST_EVENT, EventLog
 from app.store.frame_store import FrameStore, encode_frames
 from app.store.job_queue import JobQueue, JobRecord
-from app.store.keys import RedisKeys
+from app.store.keys import GROUP, RedisKeys
 from app.store.worker_registry import WorkerRegistry
+from app.worker.process import CPU_RUNNING_JOBS
+from app.worker.worker import Worker
+from dycoke_core.config import Priority
 from dycoke_core.video import VideoFrames
+from tests.integration.fake_engine import FakeEngine
 from tests.integration.jobs import cancelled, make_request, with_frames
 
 ROOT = Path(__file__).parent.parent.parent
@@ -35,6 +41,12 @@ FRAMES = VideoFrames(
     warnings=(),
 )
 PATIENCE_S = 60.0  # for things that must happen, on a machine that may be busy
+LONG_LEASE_S = 10 * PATIENCE_S  # runs out for those alone whose leases a test expires
+EXPIRE_LEASES = """
+for _, held in ipairs(redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', 1000, ARGV[2])) do
+  redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, held[1], 'IDLE', ARGV[3], 'JUSTID')
+end
+"""
 
 
 class Client:
@@ -57,6 +69,7 @@ class Client:
         timeout_s: float = 60.0,
         temperature: float = 0.0,
         kept_mask: bool = False,
+        priority: Priority = "normal",
         compression: Mapping[str, object] = MappingProxyType({"policy": "full"}),
     ) -> str:
         job_id = uuid.uuid4().hex
@@ -66,6 +79,7 @@ class Client:
                 "max_tokens": max_tokens,
                 "temperature": temperature,
                 "kept_mask": kept_mask,
+                "priority": priority,
                 "compression": dict(compression),
             }
         )
@@ -110,6 +124,26 @@ class Client:
                 await asyncio.sleep(0.02)
                 record = await self.queue.get(job_id)
         return record
+
+    async def worker_of(self, job_id: str) -> str:
+        """Id of the last worker that took a job."""
+        worker: bytes = await self.redis.hget(self.keys.job(job_id), "worker")
+        return worker.decode()
+
+    async def expire_leases(self, worker_id: str) -> None:
+        """As if a worker that is dead or paused had been so for longer than any lease."""
+        idle_ms = int(2 * LONG_LEASE_S * 1000)
+        await self.redis.eval(
+            EXPIRE_LEASES, 1, self.keys.jobs(self.model), GROUP, worker_id, idle_ms
+        )
+
+    async def wait_for_takeover(self, job_id: str) -> None:
+        """Expires the leases of the job's worker until another one has taken the job."""
+        worker_id = await self.worker_of(job_id)
+        async with asyncio.timeout(PATIENCE_S):
+            while await self.worker_of(job_id) == worker_id:
+                await self.expire_leases(worker_id)  # again: it may just have renewed them
+                await asyncio.sleep(0.02)
 
     async def wait_for_workers(self, number: int) -> None:
         async def are_there() -> bool:
@@ -193,3 +227,42 @@ def assert_gapless(events: list[Event]) -> None:
 
 def token_ids(events: list[Event]) -> list[int]:
     return [token_id for event in tokens(events) for token_id in event.token_ids]
+
+
+class RunningWorker:
+    """A worker and what a test may look at: its engine, its metrics, its result."""
+
+    def __init__(self, settings: Settings, redis: Redis, name: str) -> None:
+        self.engine = FakeEngine(settings.max_running_jobs or CPU_RUNNING_JOBS)
+        self.registry = CollectorRegistry()
+        self.worker = Worker(
+            settings,
+            redis,
+            lambda: self.engine,
+            WorkerMetrics(self.registry, model=settings.model_name),
+            worker_id=name,
+        )
+        self.task = asyncio.create_task(self.worker.run())
+
+    async def stop(self) -> bool:
+        self.worker.stop()
+        async with asyncio.timeout(60):
+            return await self.task
+
+    def metric(self, name: str, **labels: str) -> float | None:
+        labels = {"model": "dycoke-tiny", **labels}
+        return self.registry.get_sample_value(f"dycoke_{name}", labels)
+
+
+@asynccontextmanager
+async def running(settings: Settings, name: str = "worker-a") -> AsyncIterator[RunningWorker]:
+    assert settings.redis_url
+    redis = connect(settings.redis_url)
+    running = RunningWorker(settings, redis, name)
+    try:
+        yield running
+    finally:
+        running.task.cancel()
+        await asyncio.gather(running.task, return_exceptions=True)
+        assert await asyncio.to_thread(running.worker.close)
+        await redis.aclose()

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.errors import response_for
 from app.errors import TooManyUploadsError, UploadTimeoutError
-from app.keys.owners import ANONYMOUS
+from app.keys.entries import ANONYMOUS
 
 FIRST_BYTE_S = 5.0
 IDLE_S = 30.0  # that a body may fall behind its minimum rate; FIRST_BYTE_S when no slot is free

@@ -8,11 +8,15 @@ import asyncio
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 from ipaddress import ip_address, ip_network
+from weakref import WeakValueDictionary
 
 import httpcore
 
-MAX_LOOKUPS = 4  # at a time; others wait
+MAX_LOOKUPS = 32  # at a time; others wait
+MAX_LOOKUPS_OF_A_KEY = 4  # of those
 
 # Not public by newer registries, or leading to other addresses, which nobody has checked: protocol
 # assignments (a cloud keeps its metadata there), 6to4 and its relays, Teredo.
@@ -35,17 +39,32 @@ def is_global(text: str) -> bool:
 
 class Resolver:
     """Asks the system, in threads of its own: a client chooses the name, its server may take half
-    a minute not to answer, and a thread cannot be stopped. Uploads share the loop's own threads.
+    a minute not to answer, and a thread cannot be stopped. Uploads share the loop's own threads,
+    and a key has few of these.
     """
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(MAX_LOOKUPS, thread_name_prefix="resolver")
+        # Of keys with a lookup under way or waiting; that holds on to its key's.
+        self._turns: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
-    async def __call__(self, host: str, port: int) -> Sequence[str]:
-        """Raises: OSError, UnicodeError."""
-        found = await asyncio.get_running_loop().run_in_executor(
-            self._threads, lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        )
+    def of(self, owner: str) -> Resolve:
+        """Resolves names for one key, in its turn. Raises: OSError, UnicodeError."""
+        return partial(self._resolve, owner)
+
+    async def _resolve(self, owner: str, host: str, port: int) -> Sequence[str]:
+        turns = self._turns.setdefault(owner, asyncio.Semaphore(MAX_LOOKUPS_OF_A_KEY))
+        await turns.acquire()
+        loop = asyncio.get_running_loop()
+
+        def give_back(_: object) -> None:
+            with suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(turns.release)
+
+        lookup = self._threads.submit(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+        # With the thread: one that nobody waits for any more keeps both.
+        lookup.add_done_callback(give_back)
+        found = await asyncio.wrap_future(lookup)
         return list(dict.fromkeys(str(address[0]) for *_, address in found))
 
 

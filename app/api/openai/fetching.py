@@ -65,10 +65,11 @@ class MediaFetcher:
         self._max_bytes = max_bytes
         # Reading the authorities takes milliseconds of the event loop: once, and only if needed.
         self._tls = ssl.create_default_context() if self._domains else None
-        self._backend = CheckedBackend(resolve or Resolver(), dial or dial_address)
+        self._resolve_for = Resolver().of if resolve is None else lambda _: resolve
+        self._dial = dial or dial_address
 
-    async def fetch(self, url: str, param: str, write: Write) -> None:
-        """Writes the video that a URL names.
+    async def fetch(self, url: str, param: str, write: Write, *, owner: str) -> None:
+        """Writes the video that a URL names, for a key's holder.
 
         Raises:
             InvalidFieldsError: it may not be fetched, or cannot; names `param`.
@@ -80,7 +81,8 @@ class MediaFetcher:
             return
         try:
             async with asyncio.timeout(MAX_FETCH_S):
-                await self._fetch(url, param, write)
+                backend = CheckedBackend(self._resolve_for(owner), self._dial)
+                await self._fetch(url, param, write, backend)
         except UnicodeError:
             raise wrong(param, "the URL's host is no name of a host") from None
         except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, OSError):
@@ -106,10 +108,10 @@ class MediaFetcher:
 
     # --- http and https ---
 
-    async def _fetch(self, text: str, param: str, write: Write) -> None:
+    async def _fetch(self, text: str, param: str, write: Write, backend: CheckedBackend) -> None:
         url = self._checked(text, param)
         for _ in range(MAX_REDIRECTS + 1):
-            async with self._response(url) as response:
+            async with self._response(url, backend) as response:
                 location = _header(response, b"location")
                 if response.status in (301, 302, 303, 307, 308) and location is not None:
                     url = self._checked(str(_joined(url, location, param)), param)
@@ -141,7 +143,9 @@ class MediaFetcher:
         return is_allowed(host.lower().rstrip("."), self._domains)
 
     @asynccontextmanager
-    async def _response(self, url: httpx.URL) -> AsyncIterator[httpcore.Response]:
+    async def _response(
+        self, url: httpx.URL, backend: CheckedBackend
+    ) -> AsyncIterator[httpcore.Response]:
         port = url.port or _PORTS[url.scheme]
         target = httpcore.URL(scheme=url.scheme, host=url.raw_host, port=port, target=url.raw_path)
         headers = [
@@ -157,7 +161,7 @@ class MediaFetcher:
                 httpcore.AsyncConnectionPool(
                     ssl_context=self._tls,
                     max_connections=1,
-                    network_backend=self._backend,
+                    network_backend=backend,
                 )
             )
             yield await stack.enter_async_context(

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from app.api.errors import FieldProblem, InvalidFieldsError
 from app.api.schemas import MAX_TURNS, StopText
+from dycoke_core.config import Priority
 
 MAX_WARNINGS = 16
 
@@ -45,6 +46,7 @@ class CompletionFields(_Lenient):
     compression: str | dict[str, Any] | None = None
     on_disconnect: Literal["cancel", "continue"] | None = None
     kept_mask: bool | None = None
+    priority: Priority | None = None
     media_io_kwargs: dict[str, Any] | None = None
     mm_processor_kwargs: dict[str, Any] | None = None
 

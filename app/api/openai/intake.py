@@ -159,6 +159,7 @@ class CompletionIntake:
             "compression": fields.compression,
             "on_disconnect": fields.on_disconnect,
             "kept_mask": fields.kept_mask,
+            "priority": fields.priority,
             "num_frames": min(DEFAULT_FRAMES, self._settings.max_frames),
             "sampling": part.sampling if part is not None else None,
             "start_s": part.start_s if part is not None else None,

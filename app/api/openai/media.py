@@ -115,7 +115,7 @@ class MediaFinder:
         principal.require(Scope.UPLOAD)
         async with self._uploads.receive() as upload:
             write = partial(write_recognisable, upload)
-            await self._fetcher.fetch(part.source, part.param, write)
+            await self._fetcher.fetch(part.source, part.param, write, owner=principal.owner)
             check_container(upload.head)
             return await self._uploads.store(upload, principal)
 
@@ -129,7 +129,7 @@ class MediaFinder:
             raise wrong(part.param, "a list has its pictures one by one, or all in one URL")
         frames = await media.open_list()
         order = [
-            await self._picture(url, f"{part.param}.{place}", frames)
+            await self._picture(url, f"{part.param}.{place}", frames, principal.owner)
             for place, url in enumerate(part.frames)
         ]
         order = order or list(range(len(frames.places)))
@@ -139,7 +139,7 @@ class MediaFinder:
         await frames.finish(order, fps)
         return await self._uploads.store(frames.upload, principal)
 
-    async def _picture(self, url: str, param: str, frames: FrameList) -> int:
+    async def _picture(self, url: str, param: str, frames: FrameList, owner: str) -> int:
         """The number of a picture in the order in which they came."""
         marker = _MARKER.fullmatch(url)
         if marker is not None:
@@ -149,6 +149,7 @@ class MediaFinder:
         if VIDEO_ID.fullmatch(url):
             raise wrong(param, "a frame is a picture, not a stored video")
         await frames.begin_picture(param)
-        await self._fetcher.fetch(url, param, partial(frames.write, param=param))
+        write = partial(frames.write, param=param)
+        await self._fetcher.fetch(url, param, write, owner=owner)
         frames.end_picture(param)
         return len(frames.places) - 1

@@ -5,6 +5,9 @@ events. A heartbeat is a pair of line breaks: benchmarks split what has come at 
 single one would stay before the next chunk and hide it. One token event is one chunk, the role goes
 with the first token and `finish_reason` with the last, because benchmarks count every chunk with
 choices as a token. `[DONE]` ends the stream; one that is interrupted ends without it.
+
+All chunks between the first and the last are alike but for their text, which is put between what
+stands before and after it: for an eighth of what reading the event and writing JSON costs.
 """
 
 import json
@@ -12,12 +15,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from app.api.answer.feed import FeedItem
+from app.api.answer.feed import FINAL_TYPES, FeedItem
 from app.api.openai.errors import error_object
-from app.messages import DoneEvent, ErrorEvent, TokenEvent
+from app.messages import DoneEvent, ErrorEvent, TokenEvent, token_text
 from app.store.job_queue import JobRecord
 
 DONE = b"data: [DONE]\n\n"
+_NO_TEXT = b'"content":""'
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +51,17 @@ class ChatCompletion:
         self._has_continuous_usage = options.continuous_usage
         self._prompt_tokens: int | None = None  # known with the first token
         self._has_role = False
+        self._around_text: tuple[bytes, bytes] | None = None  # in a chunk between first and last
 
     def render(self, batch: Sequence[FeedItem]) -> bytes:
-        if not batch:
-            return b""
+        if self._around_text is not None and not (batch and batch[-1].type in FINAL_TYPES):
+            before, after = self._around_text
+            texts = [token_text(item.data) for item in batch if item.type == "token"]
+            return b"".join([before + text + after for text in texts])
+        return self._render_first_or_last(batch) if batch else b""
+
+    def _render_first_or_last(self, batch: Sequence[FeedItem]) -> bytes:
+        """Or any, where each says how many tokens there are by now."""
         events = [item.event for item in batch]
         tokens = [event for event in events if isinstance(event, TokenEvent)]
         final = events[-1]
@@ -59,6 +70,9 @@ class ChatCompletion:
         if done is not None:
             chunks = self._finished(chunks, done)
         frames = b"".join(map(_frame, chunks))
+        if self._has_role and not self._has_continuous_usage:
+            before, _, after = _frame(self._chunk("")).partition(_NO_TEXT)
+            self._around_text = before + _NO_TEXT[:-2], after
         if isinstance(final, ErrorEvent):
             frames += self.interruption(final)
         return frames + DONE if isinstance(final, DoneEvent | ErrorEvent) else frames

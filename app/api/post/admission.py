@@ -7,12 +7,14 @@ the request is complete: a client that is still sending holds none.
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from typing import Self
 
 from app.errors import ModelNotFoundError, NoWorkerError, StoreUnavailableError
 from app.keys.limits import KeyLimits
 from app.messages import ModelCard
 from app.store.job_queue import JobQueue
 from app.store.worker_registry import WorkerRegistry
+from app.video_store import VideoLease
 from dycoke_core.errors import InvalidRequestError
 
 MAX_RENEW_S = 1.0  # a job that was ended elsewhere stops its reading here within this
@@ -91,10 +93,17 @@ class Place:
 
     @classmethod
     async def reserve(
-        cls, queue: JobQueue, model: str, job_id: str, *, max_jobs: int, lease_s: float
+        cls,
+        queue: JobQueue,
+        model: str,
+        job_id: str,
+        *,
+        owner: str,
+        max_jobs: int,
+        lease_s: float,
     ) -> "Place":
         """Raises: QueueFullError."""
-        await queue.reserve(model, job_id, max_jobs=max_jobs, lease_s=lease_s)
+        await queue.reserve(model, job_id, max_jobs=max_jobs, lease_s=lease_s, owner=owner)
         return cls.held(queue, model, job_id, lease_s=lease_s)
 
     def when_lost(self, callback: Callable[[], None]) -> None:
@@ -139,3 +148,52 @@ class Place:
             await asyncio.sleep(self._period_s)
         if self._on_lost is not None:
             self._on_lost()
+
+
+class Admitted:
+    """A request that is all there, and what it holds until its frames are being read: its video,
+    and then a place in the queue. Both are given back when the block is left, unless they have been
+    handed over.
+    """
+
+    def __init__(self) -> None:
+        self._place: Place | None = None
+        self._video: VideoLease | None = None  # stays None for a conversation without one
+
+    @property
+    def job_id(self) -> str:
+        return self._held_place.job_id
+
+    def hold(self, video: VideoLease | None) -> None:
+        self._video = video
+
+    def take(self, place: Place) -> None:
+        self._place = place
+
+    async def forsake(self) -> None:
+        """Keeps the place no longer, nor gives it up: the job has it, or there may be one on it,
+        for another API to read.
+        """
+        if self._place is not None:
+            await self._place.stop_renewing()
+            self._place = None
+
+    def hand_over(self) -> Place:
+        """Passes the place on, and with it the video; the caller must give both back."""
+        place = self._held_place
+        self._place = self._video = None
+        return place
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        if self._video is not None:
+            self._video.release()
+        if self._place is not None:
+            await self._place.release()
+
+    @property
+    def _held_place(self) -> Place:
+        assert self._place is not None, "no place yet, or it is handed over"
+        return self._place

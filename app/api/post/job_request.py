@@ -4,30 +4,25 @@ then says. Pure functions.
 
 import hashlib
 import json
-import math
 import secrets
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 
 from app.api.compressions import Compressions
 from app.api.errors import InvalidFieldsError
 from app.api.post.admission import choose_model
 from app.api.post.prompt_size import check_prompt
+from app.api.post.wanted_frames import WantedFrames, frame_spec, frames_wanted
 from app.api.schemas import ChatFields
 from app.keys.limits import KeyLimits
-from app.messages import FrameLimits, FramesRef, FramesWanted, JobRequest, ModelCard
+from app.messages import JobRequest, ModelCard
 from app.settings import Settings
-from app.store.frame_store import FramesHeader, frames_digest, max_blob_bytes
 from app.store.job_queue import Idempotency
 from app.store.owner_limits import Allowance
-from app.video_store import VideoLease
 from dycoke_core.auto import Compression
+from dycoke_core.config import DEFAULT_PRIORITY
 from dycoke_core.errors import PromptTooLongError
-from dycoke_core.frame_size import PixelLimits, frame_size
-from dycoke_core.video import FrameSpec
 
 MAX_DRAWN_SEED = 2**53  # exact in every client's JSON
-CLIP_TIMES_PER_S = 100
 CHARS_PER_TOKEN = 4  # on average; tokenizers come to 3 to 5
 MAX_CHARS_PER_TOKEN = 16  # on average, in a long text
 
@@ -70,91 +65,6 @@ def check_fields(
     return card
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class WantedFrames:
-    """Which frames of which video.
-
-    Args:
-        digest: under what they are stored, unless they are the job's own.
-    """
-
-    spec: FrameSpec
-    video: VideoLease
-    digest: str
-
-    @classmethod
-    def of(cls, spec: FrameSpec, video: VideoLease, *, cache_salt: str) -> "WantedFrames":
-        digest = frames_digest(
-            video.video.video_id,
-            num_frames=spec.num_frames,
-            image_size=spec.image_size,
-            start_s=spec.start_s,
-            end_s=spec.end_s,
-            salt=cache_salt,
-            sampling=spec.sampling,
-        )
-        return cls(spec, video, digest)
-
-    @property
-    def video_id(self) -> str:
-        return self.video.video.video_id
-
-    @property
-    def max_bytes(self) -> int:
-        """That their blob takes. Raises: InvalidRequestError."""
-        probe = self.video.video.probe
-        return max_blob_bytes(self.spec, probe.height, probe.width)
-
-
-def check_wanted(fields: ChatFields, wanted: WantedFrames, *, max_bytes: int) -> None:
-    """Raises InvalidRequestError for what the video does not allow, as far as its headers say.
-
-    Args:
-        max_bytes: that the frame store has room for at any time.
-    """
-    probe = wanted.video.video.probe
-    if probe.height and probe.width:
-        wanted.spec.shape(probe.height, probe.width)
-    end_s = probe.duration_s
-    if fields.start_s is not None and end_s is not None and fields.start_s >= end_s:
-        raise InvalidFieldsError.of("start_s", f"the video ends at {end_s:.3f} s")
-    if wanted.max_bytes > max_bytes:
-        message = f"so many frames take more than the {max_bytes} bytes that this server has"
-        raise InvalidFieldsError.of("num_frames", message)
-
-
-def frame_spec(fields: ChatFields, card: ModelCard) -> FrameSpec:
-    """Which frames a request is about. Its clip is widened to whole hundredths of a second, so that
-    times which differ by less share their frames: the start is rounded down, the end up.
-    """
-    return FrameSpec(
-        num_frames=fields.num_frames,
-        image_size=frame_size(
-            card.image_size,
-            None if card.frame_limits is None else card.frame_limits.limits(),
-            fields.num_frames,
-            fields.max_pixels,
-        ),
-        start_s=None if fields.start_s is None else _rounded(fields.start_s, math.floor),
-        end_s=None if fields.end_s is None else _rounded(fields.end_s, math.ceil),
-        sampling=fields.sampling,
-    )
-
-
-def wanted_spec(request: JobRequest) -> FrameSpec | None:
-    """Which frames a job wants; None where its request does not say."""
-    wanted = request.frames_wanted
-    if wanted is None:
-        return None
-    return FrameSpec(
-        num_frames=wanted.num_frames,
-        image_size=wanted.image_size if wanted.limits is None else wanted.limits.limits(),
-        start_s=wanted.start_s,
-        end_s=wanted.end_s,
-        sampling=wanted.sampling,
-    )
-
-
 def make_job_request(
     fields: ChatFields,
     card: ModelCard,
@@ -162,6 +72,7 @@ def make_job_request(
     *,
     job_id: str,
     owner: str,
+    limits: KeyLimits,
     cache_salt: str,
     wanted: WantedFrames | None,
     extras: Extras,
@@ -172,6 +83,10 @@ def make_job_request(
     traceparent: str | None,
 ) -> JobRequest:
     seed = secrets.randbelow(MAX_DRAWN_SEED) if fields.seed is None else fields.seed
+    priority = limits.capped(fields.priority)
+    warnings = list(extras.warnings)
+    if priority != fields.priority:
+        warnings.append(f"priority {fields.priority}: {priority} is the highest of this key")
     return JobRequest(
         job_id=job_id,
         owner=owner,
@@ -180,7 +95,7 @@ def make_job_request(
         video_id=None if wanted is None else wanted.video_id,
         messages=fields.turns(),
         video_turn=extras.video_turn,
-        frames_wanted=None if wanted is None else _frames_wanted(wanted.spec, card),
+        frames_wanted=None if wanted is None else frames_wanted(wanted.spec, card),
         max_tokens=fields.max_tokens,
         temperature=fields.temperature,
         top_p=fields.top_p,
@@ -188,7 +103,8 @@ def make_job_request(
         stop=fields.stop,
         ignore_eos=extras.ignore_eos,
         compression=compression.as_dict(),
-        warnings=list(extras.warnings),
+        priority=priority,
+        warnings=warnings,
         kept_mask=fields.kept_mask and wanted is not None,
         tells_prompt_tokens=extras.tells_prompt_tokens,
         weights_digest=card.weights_digest,
@@ -218,55 +134,6 @@ def predict_use(request: JobRequest, card: ModelCard, limits: KeyLimits) -> Allo
     )
 
 
-def _frames_wanted(spec: FrameSpec, card: ModelCard) -> FramesWanted:
-    limits = spec.image_size if isinstance(spec.image_size, PixelLimits) else None
-    return FramesWanted(
-        num_frames=spec.num_frames,
-        image_size=card.image_size,
-        limits=None if limits is None else FrameLimits(**asdict(limits)),
-        start_s=spec.start_s,
-        end_s=spec.end_s,
-        sampling=spec.sampling,
-    )
-
-
-def with_frames(
-    request: JobRequest,
-    spec: FrameSpec,
-    digest: str,
-    frames: FramesHeader,
-    *,
-    is_cached: bool,
-    read_s: float = 0.0,
-) -> JobRequest:
-    """The request of a job whose frames are there.
-
-    Args:
-        is_cached: they were stored already.
-        read_s: how long that took, in addition to what the request says.
-    """
-    shape = frames.shape
-    _, height, width, _ = shape
-    ref = FramesRef(
-        digest=digest,
-        num_frames=len(frames.indices),
-        image_size=height,
-        height=height,
-        width=width,
-        indices=list(frames.indices),
-        timestamps_s=list(frames.timestamps_s),
-        reader=frames.reader,
-        warnings=list(frames.warnings),
-        sampling=spec.sampling,
-        start_s=spec.start_s,
-        end_s=spec.end_s,
-        is_cached=is_cached,
-    )
-    return request.model_copy(
-        update={"frames": ref, "read_frames_s": request.read_frames_s + read_s}
-    )
-
-
 def make_idempotency(
     key: str,
     owner: str,
@@ -288,6 +155,8 @@ def make_idempotency(
         del said["sampling"]
     if not fields.kept_mask:
         del said["kept_mask"]
+    if fields.priority == DEFAULT_PRIORITY:
+        del said["priority"]
     return Idempotency(
         key_hash=_digest(f"{owner}\0{key}"),
         fingerprint=_digest(json.dumps(said, sort_keys=True)),
@@ -302,13 +171,6 @@ def _check_text(fields: ChatFields, card: ModelCard) -> None:
         raise PromptTooLongError(
             f"{num_chars} characters of text do not fit the model's {card.max_model_tokens} tokens"
         )
-
-
-def _rounded(time_s: float, to_whole: Callable[[float], int]) -> float:
-    hundredths = round(time_s * CLIP_TIMES_PER_S, 6)  # 1.15 is a little less than 115 hundredths
-    if not math.isfinite(hundredths):
-        return time_s  # beyond any video
-    return to_whole(hundredths) / CLIP_TIMES_PER_S
 
 
 def _digest(text: str) -> str:

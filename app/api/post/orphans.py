@@ -7,8 +7,8 @@ from contextlib import suppress
 
 from app.api.connection.drain import Drain
 from app.api.post.admission import Place
-from app.api.post.job_request import WantedFrames, wanted_spec
 from app.api.post.reading import FrameReading, Reading
+from app.api.post.wanted_frames import WantedFrames, wanted_spec
 from app.errors import JobNotFoundError, ReaderLostError, VideoNotFoundError
 from app.messages import ErrorEvent, JobRequest, JobState
 from app.store.job_queue import JobQueue, Orphan

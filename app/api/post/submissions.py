@@ -18,10 +18,8 @@ from starlette.requests import Request
 from app.api.compressions import Compressions
 from app.api.connection.disconnect import unless_disconnected
 from app.api.connection.drain import Drain
-from app.api.post.admission import Place, admit
-from app.api.post.admitted import Admitted
+from app.api.post.admission import Admitted, Place, admit
 from app.api.post.cancelling import Cancellations
-from app.api.post.found_frames import FoundFrames
 from app.api.post.intake import (
     JSON,
     MULTIPART,
@@ -33,10 +31,7 @@ from app.api.post.intake import (
 from app.api.post.job_request import (
     NO_EXTRAS,
     Extras,
-    WantedFrames,
     check_fields,
-    check_wanted,
-    frame_spec,
     make_idempotency,
     make_job_request,
     predict_use,
@@ -44,6 +39,7 @@ from app.api.post.job_request import (
 from app.api.post.prompt_size import check_prompt, min_visual_tokens
 from app.api.post.reading import FrameReading, Reading
 from app.api.post.uploads import Uploads
+from app.api.post.wanted_frames import FoundFrames, WantedFrames, check_wanted, frame_spec
 from app.api.schemas import ChatFields
 from app.errors import (
     FrameStoreFullError,
@@ -52,9 +48,8 @@ from app.errors import (
     StoreUnavailableError,
 )
 from app.keys.access import limits_of
-from app.keys.entries import Principal, Scope
+from app.keys.entries import Principal, Scope, cache_salt
 from app.keys.limits import NO_LIMITS, KeyLimits, Quota
-from app.keys.owners import cache_salt
 from app.messages import JobRequest, JobState, ModelCard
 from app.metrics import ApiMetrics
 from app.settings import Settings
@@ -187,13 +182,14 @@ class Submissions:
             salt = cache_salt(principal.owner, are_caches_shared=self._settings.share_caches)
             wanted = _wanted_frames(taken, salt)
             compression = self._check_video(taken, wanted)
-            admitted.take(await self._place(taken))
+            admitted.take(await self._place(taken, principal.owner))
             job = make_job_request(
                 taken.fields,
                 taken.card,
                 compression,
                 job_id=admitted.job_id,
                 owner=principal.owner,
+                limits=limits,
                 cache_salt=salt,
                 wanted=wanted,
                 extras=taken.extras,
@@ -207,6 +203,7 @@ class Submissions:
             allowance = predict_use(job, taken.card, limits)
             created = await self._create(job, idempotency, admitted, wanted, allowance)
             if created.job_id != job.job_id:
+                await admitted.forsake()  # `create` has given the place up
                 record = await self._queue.get(created.job_id)
                 return PostedJob(record, taken.fields, is_new=False, has_key=True)
             self._tracing.record("receive", traceparent, start_s=accepted_at_s)
@@ -242,13 +239,14 @@ class Submissions:
         except TimeoutError:
             raise StoreUnavailableError("the job store does not answer") from None
 
-    async def _place(self, taken: TakenIn) -> Place:
+    async def _place(self, taken: TakenIn, owner: str) -> Place:
         """Takes a place, for which there was room at the headers and may be none by now."""
         try:
             return await Place.reserve(
                 self._queue,
                 taken.card.model,
                 f"job_{uuid.uuid4().hex}",
+                owner=owner,
                 max_jobs=self._settings.max_queued_jobs,
                 lease_s=self._settings.lease_s,
             )

@@ -9,9 +9,8 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppres
 from app.api.connection.drain import Drain
 from app.api.post.second_try import SecondTryReaders
 from app.errors import DeadlineExceededError, StoreUnavailableError, VideoNotFoundError
-from app.keys.entries import Principal
+from app.keys.entries import Principal, cache_salt
 from app.keys.limits import KeyLimits
-from app.keys.owners import cache_salt
 from app.messages import cached_video
 from app.store.forgotten_videos import ForgottenVideos
 from app.store.usage import UsageLog

@@ -97,6 +97,7 @@ async def _resource(api: Api, record: JobRecord) -> JobResource:
         video_id=record.request.video_id,
         question=record.request.messages[-1].content,
         attempts=record.attempts,
+        priority=record.request.priority,
         position=record.position,
         accepted_at_s=record.accepted_at_s,
         queued_at_s=record.queued_at_s,

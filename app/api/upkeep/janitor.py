@@ -1,6 +1,6 @@
-"""What every API process does in the background: end jobs that nobody else ends, adopt
-those that nobody reads, keep the video store within its budget and rid of what has expired, and
-look at the queue for the gauges.
+"""What every API process does in the background: end jobs that nobody else ends, adopt those that
+nobody reads, keep the video store within its budget and rid of what has expired, look at the queue
+and at the event loop's lag for the metrics, and forget what is counted but gone.
 """
 
 import asyncio
@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 SWEEP_S = 1.0
 TIDY_S = 60.0
 EXPIRY_S = 30.0  # nobody finds what has expired: this is when its bytes go
+LAG_S = 0.1  # a stall of the event loop that is shorter is seen by chance, a longer one always
 
 
 class Janitor:
@@ -51,7 +52,9 @@ class Janitor:
             tasks.create_task(_every(SWEEP_S, self._sweep))
             tasks.create_task(_every(SWEEP_S, self._look))
             tasks.create_task(_every(TIDY_S, self._videos.tidy))
+            tasks.create_task(_every(TIDY_S, self._prune))
             tasks.create_task(_every(EXPIRY_S, self._uploads.expire))
+            tasks.create_task(self._watch_loop_lag())
 
     async def _sweep(self) -> None:
         swept = await self._queue.sweep()
@@ -59,6 +62,9 @@ class Janitor:
             logger.warning("job swept", extra={"job_id": job_id, "reason": "deadline"})
         for orphan in swept.orphans:
             await self._orphans.adopt(orphan)
+
+    async def _prune(self) -> None:
+        await self._queue.prune([holder.owner for holder in self._keys.holders])
 
     async def _look(self) -> None:
         try:
@@ -92,6 +98,14 @@ class Janitor:
             running[label] += num_running
         for label in waiting:
             self._metrics.set_key_jobs(label, waiting=waiting[label], running=running[label])
+
+    async def _watch_loop_lag(self) -> None:
+        """By how much a timer is late: what every stream waits for, whoever is to blame."""
+        loop = asyncio.get_running_loop()
+        while True:
+            due_at = loop.time() + LAG_S
+            await asyncio.sleep(LAG_S)
+            self._metrics.observe_lag(max(0.0, loop.time() - due_at))
 
 
 async def _every(period_s: float, work: Callable[[], Awaitable[None]]) -> None:

@@ -9,7 +9,7 @@ local lease_end = redis.call('ZSCORE', places_key(model), job_id)
 if not lease_end or tonumber(lease_end) > now then return {} end
 local job = job_fields(job_id, 'state', 'request')
 if job.state ~= 'reading' then
-  redis.call('ZREM', places_key(model), job_id)
+  give_up_place(model, job_id)
   return {}
 end
 local reader = redis.call('HINCRBY', job_key(job_id), 'num_readers', 1)

@@ -5,7 +5,7 @@
 --       video (as caches name it, '' for none), frames digest ('' for none), what its blob is
 --       expected to say of the frames ('' for nothing), the request with such frames, bytes to
 --       reserve for the frames (0 for none), byte budget of all frames, limits of the owner, what
---       the job takes of them (see `limits`), its length (see `order`)
+--       the job takes of them (see `limits`), its length and priority (see `order`)
 -- Returns {outcome, job_id, found, stands}: `created`; `queued` where the frames are stored and are as
 -- expected; `existing` with the job that stands for the same key and fingerprint, whereupon the
 -- place is given up; `conflict` for another fingerprint; `no_place`; `limited` where the owner has
@@ -31,7 +31,7 @@ if state then return {state == 'reading' and 'created' or 'queued', job_id, '', 
 if hash ~= '' then
   local earlier = redis.call('HMGET', idempotency_key(hash), 'fingerprint', 'job_id')
   if earlier[2] and stands_for_its_key(earlier[2]) then
-    redis.call('ZREM', places_key(model), job_id)
+    give_up_place(model, job_id)
     if earlier[1] ~= ARGV[9] then return {'conflict', earlier[2], '', {}} end
     redis.call('HSET', job_key(earlier[2]), 'is_adopted', 1)
     return {'existing', earlier[2], '', {}}
@@ -55,7 +55,7 @@ if hash ~= '' then
 end
 redis.call('HSET', job_key(job_id), 'state', 'reading', 'model', model, 'request', ARGV[4],
   'accepted_at', ARGV[6], 'attempt', 0, 'deliveries', 0, 'next_index', 0, 'sequence', 0,
-  'owner', owner, 'video', ARGV[12], 'length', ARGV[20])
+  'owner', owner, 'video', ARGV[12], 'length', ARGV[20], 'priority', ARGV[21])
 redis.call('ZADD', live_key(), ARGV[7], job_id)
 append_unnumbered(job_id, ARGV[5])
 local stands = charge_owner(owner, job_id, limits, taken)

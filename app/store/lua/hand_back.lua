@@ -17,6 +17,7 @@ end
 offer(model, job_id, ARGV[6], ARGV[7])
 redis.call('ZADD', queued_key(model), job.queued_at, job_id)
 if job.owner then
+  note_place(model, job_id, job.owner)
   join_order_again(model, job_id, job.owner, job.queued_at)
   note_started(job.owner, job_id, nil)
 end

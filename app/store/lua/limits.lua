@@ -2,7 +2,8 @@
 --
 -- A bucket holds a minute's worth and fills evenly. A job takes out, when it is made, what it is
 -- predicted to use; when it ends, what it did use decides. A request that is larger than its bucket
--- is let in while that is full, and leaves it in debt. A bucket that is not there is full.
+-- is let in while that is full, and leaves it in debt. A bucket that is not there is full. Limits may
+-- change at any time: what a job gives back at its end goes into the bucket as it is by then.
 --
 -- Limits are `max_jobs max_queued_jobs tokens_per_minute frames_per_minute`, 0 for none; '' for no
 -- limits at all. What is taken is `prompt_tokens max_tokens frames`, as predicted.
@@ -112,10 +113,16 @@ local function is_refused(stands)
   return false
 end
 
+-- What an owner's limits are now, for jobs that end: who ends them does not know.
+local function note_limits(owner, limits)
+  redis.call('SET', owner_limits_key(owner), limits, 'PX', DAY_MS)
+end
+
 -- Takes what a new job is predicted to use. Returns how its owner stands then, see `standing`.
 charge_owner = function(owner, job_id, limits, taken)
   redis.call('ZADD', owner_jobs_key(owner), WAITING, job_id)
   redis.call('PEXPIRE', owner_jobs_key(owner), DAY_MS)
+  note_limits(owner, limits)
   if limits == '' then return {} end
   local now = now_ms()
   local _, _, tokens_per_minute, frames_per_minute = four_numbers(limits)
@@ -147,6 +154,20 @@ local function used_of(job, taken, done)
   return tokens, job.state == 'reading' and 0 or tonumber(frames)
 end
 
+-- What the buckets of tokens and frames hold now: as of the owner's last request, not as of the job.
+-- 0 of one that is there no longer, or that the job took nothing from because there was none.
+local function capacities_now(job)
+  local at_creation = {select(3, four_numbers(job.limits))}
+  local limits = redis.call('GET', owner_limits_key(job.owner))
+  if not limits then return unpack(at_creation) end -- the previous release has made the job
+  if limits == '' then return 0, 0 end
+  local now = {select(3, four_numbers(limits))}
+  for i = 1, 2 do
+    if at_creation[i] == 0 then now[i] = 0 end
+  end
+  return unpack(now)
+end
+
 -- A job ends: its owner's places are free, and the buckets learn what it used.
 --
 -- job: its fields before the end: owner, state, attempt, next_index, limits, taken
@@ -155,7 +176,7 @@ settle = function(job_id, job, done)
   redis.call('ZREM', owner_jobs_key(job.owner), job_id)
   if not job.limits or not job.taken then return end
   local now = now_ms()
-  local _, _, tokens_per_minute, frames_per_minute = four_numbers(job.limits)
+  local tokens_per_minute, frames_per_minute = capacities_now(job)
   local prompt, max_tokens, frames = string.match(job.taken, '^(%d+) (%d+) (%d+)$')
   local used_tokens, used_frames = used_of(job, job.taken, done)
   if tokens_per_minute > 0 then

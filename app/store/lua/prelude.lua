@@ -15,6 +15,8 @@ local FRAMES_LENGTH_BYTES = 4 -- app/store/frame_store.py
 local PROBATION_TOKENS = 16 -- that a suspect makes alone before others may join it
 local MAX_FORGETTINGS = 10000 -- deleted videos that a worker may have missed
 local DAY_MS = 24 * 3600 * 1000
+local MAX_ARRIVALS = 32 -- of which the rate of arrivals is the mean
+local MAX_LINE = 64 -- waiting jobs that a worker is told of
 local USAGE_DAYS = 92 -- that usage is kept
 local FINAL = {done = true, error = true, cancelled = true}
 
@@ -24,11 +26,14 @@ local function job_key(job_id) return PREFIX .. ':job:' .. job_id end
 local function events_key(job_id) return PREFIX .. ':events:' .. job_id end
 local function kept_key(job_id) return PREFIX .. ':kept:' .. job_id end
 local function places_key(model) return PREFIX .. ':places:' .. model end
+local function place_owners_key(model) return PREFIX .. ':place_owners:' .. model end
+local function owner_places_key(model) return PREFIX .. ':owner_places:' .. model end
 local function queued_key(model) return PREFIX .. ':queued:' .. model end
 local function order_key(model) return PREFIX .. ':order:' .. model end
 local function tags_key(model) return PREFIX .. ':tags:' .. model end
 local function given_key(model) return PREFIX .. ':given:' .. model end
 local function starts_key(model) return PREFIX .. ':starts:' .. model end
+local function arrivals_key(model) return PREFIX .. ':arrivals:' .. model end
 local function live_key() return PREFIX .. ':live' end
 local function dead_key() return PREFIX .. ':dead' end
 local function idempotency_key(hash) return PREFIX .. ':idempotency:' .. hash end
@@ -44,6 +49,7 @@ local function forgotten_key() return PREFIX .. ':forgotten' end
 local function forgettings_key() return PREFIX .. ':forgettings' end
 local function owner_jobs_key(owner) return PREFIX .. ':owner_jobs:' .. owner end
 local function bucket_key(owner_and_kind) return PREFIX .. ':bucket:' .. owner_and_kind end
+local function owner_limits_key(owner) return PREFIX .. ':owner_limits:' .. owner end
 local function usage_key(owner_and_day) return PREFIX .. ':usage:' .. owner_and_day end
 local function ended_jobs_key() return PREFIX .. ':ended_jobs' end
 local function ended_sizes_key() return PREFIX .. ':ended_sizes' end
@@ -55,6 +61,7 @@ local function ended_channel() return PREFIX .. ':ended' end
 local function news_channel() return PREFIX .. ':news' end
 
 local charge_owner, settle, note_started -- see `limits`
+local note_place, forget_place -- see `places`
 local join_order, join_order_again, leave_order, leave_order_served -- see `order`
 
 local function now_ms()
@@ -221,6 +228,7 @@ local function finish(job_id, state, event, ttl_ms)
   if job.has_kept then redis.call('PEXPIRE', kept_key(job_id), ttl_ms) end
   redis.call('ZREM', places_key(job.model), job_id)
   redis.call('ZREM', queued_key(job.model), job_id)
+  forget_place(job.model, job_id)
   redis.call('ZREM', live_key(), job_id)
   if job.frames_digest then unpin_frames(job.frames_digest, job_id) end
   if job.video and redis.call('ZSCORE', forgotten_key(), job.video) then forget_video(job.video) end
@@ -249,30 +257,6 @@ local function error_event(job_id, fault)
   return cjson.encode(event)
 end
 
--- Whether there is room in a model's queue: {1, 0}, or {0, retry_after_ms} when places in use +
--- queued jobs have reached max_jobs: retry_after_ms is the mean time between the last jobs that left
--- the queue, 0 if none is known.
-local function room(model, max_jobs)
-  local now = now_ms()
-  local places = redis.call('ZCOUNT', places_key(model), '(' .. now, '+inf')
-  local queued = redis.call('ZCARD', queued_key(model))
-  if places + queued < tonumber(max_jobs) then return {1, 0} end
-  local oldest = redis.call('LINDEX', starts_key(model), -1)
-  if not oldest then return {0, 0} end
-  return {0, math.floor((now - oldest) / redis.call('LLEN', starts_key(model)))}
-end
-
--- Takes a place in a model's queue. Returns as `room`.
-local function reserve(model, job_id, max_jobs, lease_ms)
-  if not redis.call('ZSCORE', places_key(model), job_id) then
-    local reply = room(model, max_jobs)
-    if reply[1] == 0 then return reply end
-  end
-  redis.call('SADD', models_key(), model)
-  redis.call('ZADD', places_key(model), now_ms() + lease_ms, job_id)
-  return {1, 0}
-end
-
 -- reading -> queued: the frames are stored, a worker may take the job.
 local function enqueue(model, job_id, request)
   local now = now_ms()
@@ -281,7 +265,10 @@ local function enqueue(model, job_id, request)
     'queued_at', now)
   redis.call('ZREM', places_key(model), job_id)
   redis.call('ZADD', queued_key(model), now, job_id)
-  local job = job_fields(job_id, 'owner', 'length')
+  redis.call('LPUSH', arrivals_key(model), now)
+  redis.call('LTRIM', arrivals_key(model), 0, MAX_ARRIVALS - 1)
+  redis.call('PEXPIRE', arrivals_key(model), 3600000)
+  local job = job_fields(job_id, 'owner', 'length', 'priority')
   if job.owner then join_order(model, job_id, job) end
 end
 
@@ -289,7 +276,7 @@ end
 -- job before is refused from here on.
 local function start(job_id, worker_id, take_id)
   local key = job_key(job_id)
-  local job = job_fields(job_id, 'model', 'next_index', 'owner')
+  local job = job_fields(job_id, 'model', 'next_index', 'owner', 'priority')
   local model = job.model
   local now = now_ms()
   redis.call('HINCRBY', key, 'attempt', 1)
@@ -301,11 +288,29 @@ local function start(job_id, worker_id, take_id)
     leave_order_served(model, job_id, job)
     note_started(job.owner, job_id, now)
   end
+  forget_place(model, job_id)
   if redis.call('ZREM', queued_key(model), job_id) == 1 then
     redis.call('LPUSH', starts_key(model), now)
     redis.call('LTRIM', starts_key(model), 0, 31)
     redis.call('PEXPIRE', starts_key(model), 3600000)
   end
+end
+
+-- What waits for the workers of a model, and how often more comes, in words: now, how many workers
+-- hold jobs, how many arrivals there were since when, and since when each of the oldest jobs has
+-- been queued, in ms.
+local function outlook(model)
+  local num_workers = 0
+  local pending = redis.pcall('XPENDING', jobs_key(model), GROUP)
+  for _, consumer in ipairs(not pending.err and pending[4] or {}) do
+    if consumer[1] ~= HANDED_BACK then num_workers = num_workers + 1 end
+  end
+  local arrivals = arrivals_key(model)
+  local words = {now_ms(), num_workers, redis.call('LLEN', arrivals),
+    redis.call('LINDEX', arrivals, -1) or now_ms()}
+  local line = redis.call('ZRANGE', queued_key(model), 0, MAX_LINE - 1, 'WITHSCORES')
+  for i = 2, #line, 2 do words[#words + 1] = line[i] end
+  return table.concat(words, ' ')
 end
 
 -- What a worker needs to know of a job that it was given.
@@ -314,6 +319,7 @@ local function delivery(job_id)
     'next_index', 'queued_at', 'started_at', 'first_token_at', 'is_suspect', 'sampler_version',
     'choice', 'was_set_aside')
   table.insert(reply, 1, job_id)
+  reply[#reply + 1] = outlook(redis.call('HGET', job_key(job_id), 'model'))
   return reply
 end
 

@@ -1,5 +1,13 @@
--- Reserves a place in a model's queue, for a request that is all there.
+-- Takes a place in a model's queue, for a request that is all there.
 --
--- ARGV: prefix, model, job_id, max_jobs, lease_ms
--- Returns {1, 0} or {0, retry_after_ms}, see `reserve`.
-return reserve(ARGV[2], ARGV[3], ARGV[4], ARGV[5])
+-- ARGV: prefix, model, job_id, max_jobs, lease_ms, owner
+-- Returns {1, 0} or {0, retry_after_ms}, see `room`.
+local model, job_id, owner = ARGV[2], ARGV[3], ARGV[6]
+if not redis.call('ZSCORE', places_key(model), job_id) then
+  local reply = room(model, owner, tonumber(ARGV[4]))
+  if reply[1] == 0 then return reply end
+end
+redis.call('SADD', models_key(), model)
+redis.call('ZADD', places_key(model), now_ms() + ARGV[5], job_id)
+note_place(model, job_id, owner)
+return {1, 0}

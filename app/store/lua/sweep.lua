@@ -27,7 +27,7 @@ for _, model in ipairs(redis.call('SMEMBERS', models_key())) do
       lost[#lost + 1] = model
       lost[#lost + 1] = job_id
     else
-      redis.call('ZREM', places, job_id)
+      give_up_place(model, job_id)
     end
   end
 end

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import LlavaOnevisionForConditionalGeneration
 
-from dycoke_core.model.vision import encode_frames
+from dycoke_core.model.llava_onevision import encode_frames
 from dycoke_core.tiny.architecture import GRID, HIDDEN_SIZE
 from dycoke_core.tiny.scenes import BACKGROUNDS, SHAPES
 from dycoke_core.tiny.training.batches import FrameBatch

@@ -7,9 +7,15 @@ import pytest
 
 from app.api.auth import MAX_STALE_S, ApiKeys
 from app.errors import ForbiddenError, KeysUnavailableError, UnauthorizedError
-from app.keys.entries import EVERYBODY, Scope, StoredKey, digest_of, parse_configured_keys
+from app.keys.entries import (
+    ANONYMOUS,
+    EVERYBODY,
+    Scope,
+    StoredKey,
+    digest_of,
+    parse_configured_keys,
+)
 from app.keys.file import KeyFile, KeyFileError
-from app.keys.owners import ANONYMOUS
 
 ONE, TWO = "one-" + "1" * 32, "two-" + "2" * 32
 STORED = "stored-" + "3" * 32

@@ -59,13 +59,20 @@ def test_secret_is_printed_once_and_kept_nowhere(data_dir: Path, capsys: Capture
 
 def test_scopes_limits_and_priority_are_data_on_the_key(data_dir: Path, capsys: Capture) -> None:
     words = ["--scopes", "ask,metrics", "--max-jobs", "2", "--tokens-per-minute", "500"]
-    make(capsys, "add", "bob", *words, "--max-priority", "3")
+    make(capsys, "add", "bob", *words, "--max-priority", "normal")
     key = only_key(data_dir)
     assert key.scopes == {Scope.ASK, Scope.METRICS}
     assert (key.limits.max_jobs, key.limits.tokens_per_minute) == (2, 500)
     assert (key.limits.max_queued_jobs, key.limits.frames_per_minute) == (None, None)
-    assert key.principal.max_priority == 3
-    for wrong in (["--scopes", "all"], ["--scopes", ","], ["--max-queued-jobs", "-1"]):
+    assert key.principal.limits.max_priority == "normal"
+    assert main(["keys", "limit", "bob", "--max-priority", "low"]) == 0
+    assert only_key(data_dir).limits.max_priority == "low"
+    for wrong in (
+        ["--scopes", "all"],
+        ["--max-priority", "3"],
+        ["--scopes", ","],
+        ["--max-queued-jobs", "-1"],
+    ):
         with pytest.raises(SystemExit) as ended:
             main(["keys", "add", "eve", *wrong])
         assert ended.value.code == 2

@@ -6,8 +6,8 @@ All graphs share one memory pool, and the largest is captured first, so that the
 what it took. So a replay overwrites the outputs of the one before, of whatever bucket: they are
 copied away by work queued on the same stream, or never.
 
-Where a capture fails, nothing is captured, a warning says why, and steps run eagerly: the same
-function, launch by launch. Graphs may be dropped for their memory at any time, and captured again.
+Where a capture fails, nothing is captured, a warning says why, and steps are the caller's to run
+eagerly, launch by launch. Graphs may be dropped for their memory at any time, and captured again.
 
 Knows no step: `run` is whatever the caller wants captured. It must not wait for the device, read
 what changes on the host, or allocate anything that must outlive a step.
@@ -74,7 +74,7 @@ class GraphMaker(Protocol):
 
 
 class DecodeGraphs(Generic[Outputs]):
-    """Runs a function of a bucket, by its graph where there is one.
+    """The graphs of one function, by bucket.
 
     Args:
         keys: what to capture; see `decode_keys`.
@@ -86,7 +86,6 @@ class DecodeGraphs(Generic[Outputs]):
         self._batches = sorted({key.batch for key in keys})
         self._new_maker = new_maker
         self._maker: GraphMaker | None = None
-        self._run: Callable[[GraphKey], Outputs] | None = None
         self._graphs: dict[GraphKey, Graph[Outputs]] = {}
 
     @property
@@ -106,7 +105,7 @@ class DecodeGraphs(Generic[Outputs]):
         raise ValueError(f"{num_rows} rows exceed the largest bucket of {self._batches[-1]}")
 
     def capture_all(self, run: Callable[[GraphKey], Outputs]) -> None:
-        """Captures `run(key)` for every key, or for none where one fails, and keeps it for that.
+        """Captures `run(key)` for every key, or for none where one fails.
 
         It is run for each key first: the static buffers hold a step that may run, such as padding.
 
@@ -114,7 +113,6 @@ class DecodeGraphs(Generic[Outputs]):
             Exception: the device is lost.
         """
         self.drop()
-        self._run = run
         maker = self._new_maker()
         maker.release()
         free_before, start = maker.free_bytes(), time.perf_counter()
@@ -152,11 +150,9 @@ class DecodeGraphs(Generic[Outputs]):
         )
 
     def replay(self, key: GraphKey) -> Outputs:
-        """Runs a bucket's step; its outputs hold until the next step of any bucket."""
-        graph = self._graphs.get(key)
-        if graph is None:
-            assert self._run is not None, "captured before it is replayed"
-            return self._run(key)
+        """Runs a bucket's step; its outputs hold until the next step of any bucket. Not where steps
+        are eager."""
+        graph = self._graphs[key]
         graph.replay()
         return graph.outputs
 

@@ -10,6 +10,7 @@ import httpcore
 from app.api.openai.fetching import MediaFetcher
 
 VIDEO = bytes(range(256)) * 40
+OWNER = "key_a"
 PUBLIC, OTHER = "93.184.215.14", "2606:2800:21f:cb07:6820:80da:af6b:8b2c"
 RESOLVED = {
     "cdn.example.com": [PUBLIC],
@@ -118,5 +119,5 @@ async def fetch(
         assert len(got) <= max_bytes
 
     fetcher = MediaFetcher(domains, folder, max_bytes=max_bytes, resolve=net.resolve, dial=net.dial)
-    await fetcher.fetch(url, "here", write)
+    await fetcher.fetch(url, "here", write, owner=OWNER)
     return bytes(got)

@@ -6,7 +6,7 @@ import asyncio
 import socket
 import ssl
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,11 @@ import pytest
 
 from app.api.errors import InvalidFieldsError
 from app.api.openai import fetching
-from app.api.openai.dialling import MAX_LOOKUPS
+from app.api.openai.dialling import MAX_LOOKUPS, MAX_LOOKUPS_OF_A_KEY
 from app.api.openai.fetching import CONNECT_S, MediaFetcher, StorageFailedError
 from app.errors import UploadTooLargeError
 from app.threads import in_thread
-from tests.app.api.openai.net import PUBLIC, VIDEO, Net, Send, fetch, response, running_net
+from tests.app.api.openai.net import OWNER, PUBLIC, VIDEO, Net, Send, fetch, response, running_net
 
 URL = "http://cdn.example.com"
 OK = response("200 OK")
@@ -96,7 +96,7 @@ async def test_a_disk_of_ours_that_fails_is_not_blamed_on_the_url(tmp_path: Path
     (tmp_path / "clip.mp4").write_bytes(VIDEO)
     fetcher = MediaFetcher((), tmp_path, max_bytes=10**6)
     with pytest.raises(StorageFailedError):
-        await fetcher.fetch(f"file://{tmp_path}/clip.mp4", "messages", write)
+        await fetcher.fetch(f"file://{tmp_path}/clip.mp4", "messages", write, owner=OWNER)
 
 
 async def test_a_body_that_comes_too_slowly_is_given_up(
@@ -148,34 +148,74 @@ async def test_a_name_that_is_never_resolved_is_given_up(
         await fetch(net, f"{URL}/clip.mp4", "*")
 
 
-async def test_slow_names_take_no_thread_from_uploads(
-    net: Net, monkeypatch: pytest.MonkeyPatch
+class SlowNames:
+    """The system's resolver, which answers for no name below slow.example.com until it may."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.may_answer = threading.Event()
+
+    def getaddrinfo(self, host: str, *args: Any, **options: Any) -> list[Any]:
+        self.asked.append(host)
+        if host.endswith("slow.example.com"):
+            self.may_answer.wait(LIMIT_S)
+            raise socket.gaierror("no such name")
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (PUBLIC, 80))]
+
+    async def until_asked(self, number: int) -> None:
+        while len(self.asked) < number:
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+def names(monkeypatch: pytest.MonkeyPatch) -> Iterator[SlowNames]:
+    names = SlowNames()
+    monkeypatch.setattr(socket, "getaddrinfo", names.getaddrinfo)
+    yield names
+    names.may_answer.set()
+
+
+def fetch_slow(fetcher: MediaFetcher, owner: str, number: int) -> list[asyncio.Task[None]]:
+    urls = (f"http://{owner}{i}.slow.example.com/" for i in range(number))
+    return [asyncio.create_task(fetcher.fetch(url, "here", drop, owner=owner)) for url in urls]
+
+
+async def test_slow_names_of_a_key_keep_no_other_from_its_videos(
+    net: Net, names: SlowNames
 ) -> None:
-    """More of them than there are threads, and none is ever resolved."""
-    asked, may_answer = threading.Semaphore(0), threading.Event()
+    """More of them than there are threads, and none is ever resolved. Uploads have threads too."""
+    fetcher = MediaFetcher(["*"], None, max_bytes=len(VIDEO), dial=net.dial)
+    fetches = fetch_slow(fetcher, "a", MAX_LOOKUPS + 1)
+    got = bytearray()
 
-    def getaddrinfo(*args: Any, **options: Any) -> list[Any]:
-        asked.release()
-        may_answer.wait(LIMIT_S)
-        raise socket.gaierror("no such name")
+    async def write(data: bytes) -> None:
+        got.extend(data)
 
-    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
-    fetcher = MediaFetcher(["*"], None, max_bytes=1, dial=net.dial)
-    try:
-        fetches = [
-            asyncio.ensure_future(fetcher.fetch(f"http://slow{number}.example.com/", "here", drop))
-            for number in range(64)
-        ]
-        for _ in range(MAX_LOOKUPS):
-            while not asked.acquire(blocking=False):
-                await asyncio.sleep(0.01)
-        assert await in_thread(lambda: "free") == "free"
-        assert not asked.acquire(blocking=False)  # the others wait
-    finally:
-        may_answer.set()
+    await names.until_asked(MAX_LOOKUPS_OF_A_KEY)
+    await fetcher.fetch(f"{URL}/clip.mp4", "here", write, owner="b")
+    assert bytes(got) == VIDEO
+    assert await in_thread(lambda: "free") == "free"
+    assert len(names.asked) == MAX_LOOKUPS_OF_A_KEY + 1, "the others wait"
+    names.may_answer.set()
     results = await asyncio.gather(*fetches, return_exceptions=True)
     assert all(isinstance(result, InvalidFieldsError) for result in results)
-    assert not net.dialled
+    assert len(names.asked) == MAX_LOOKUPS + 2
+
+
+async def test_name_that_nobody_waits_for_any_more_still_counts(net: Net, names: SlowNames) -> None:
+    """A client that leaves, or is sent away, takes no thread along."""
+    fetcher = MediaFetcher(["*"], None, max_bytes=1, dial=net.dial)
+    for _ in range(3):
+        fetches = fetch_slow(fetcher, "a", MAX_LOOKUPS_OF_A_KEY)
+        await names.until_asked(MAX_LOOKUPS_OF_A_KEY)
+        for task in fetches:
+            task.cancel()
+        await asyncio.gather(*fetches, return_exceptions=True)
+    assert len(names.asked) == MAX_LOOKUPS_OF_A_KEY
+    names.may_answer.set()
+    results = await asyncio.gather(*fetch_slow(fetcher, "a", 1), return_exceptions=True)
+    assert isinstance(results[0], InvalidFieldsError)
+    assert len(names.asked) == MAX_LOOKUPS_OF_A_KEY + 1
 
 
 async def drop(data: bytes) -> None:
@@ -227,7 +267,7 @@ async def test_tls_is_spoken_to_the_name_at_the_address_that_was_checked(net: Ne
 
     fetcher = MediaFetcher(["*"], None, max_bytes=1, resolve=net.resolve, dial=dial)
     with pytest.raises(InvalidFieldsError, match="fetched"):
-        await fetcher.fetch("https://cdn.example.com/clip.mp4", "here", drop)
+        await fetcher.fetch("https://cdn.example.com/clip.mp4", "here", drop, owner=OWNER)
     assert dialled == [f"{PUBLIC}:443"]
     assert handshake.names == ["cdn.example.com"]
     (context,) = handshake.contexts

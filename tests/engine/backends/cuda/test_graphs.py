@@ -136,14 +136,11 @@ def test_a_capture_that_fails_leaves_all_steps_eager_and_says_why_once(
     fails_at: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     device = FakeDevice(fails_at=fails_at)
-    graphs, step = captured(device, 1, 2, 4)
+    graphs, _ = captured(device, 1, 2, 4)
     warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warnings) == 1
     assert "not permitted when stream is capturing" in warnings[0].getMessage()
-    assert graphs.is_eager
-    step.fill(5.0)
-    assert graphs.replay(GraphKey(2, SMALL_TILE)).tolist() == [10.0, -2.0]
-    assert step.calls == keys(2) and device.num_captures == fails_at
+    assert graphs.is_eager and device.num_captures == fails_at
 
 
 def test_a_lost_device_is_no_failed_capture() -> None:
@@ -152,20 +149,17 @@ def test_a_lost_device_is_no_failed_capture() -> None:
         captured(device, 1, 2)
 
 
-def test_dropped_graphs_run_eagerly_until_they_are_captured_again() -> None:
+def test_after_graphs_are_dropped_steps_are_eager_until_they_are_captured_again() -> None:
     device = FakeDevice()
     graphs, step = captured(device, 1, 2)
     num_releases = device.num_releases
     graphs.drop()
     assert graphs.is_eager and device.num_waits == 1
     assert device.num_releases == num_releases + 1
-    step.fill(3.0)
-    eager = graphs.replay(GraphKey(1, SMALL_TILE))
     graphs.capture_all(step.run)
     assert not graphs.is_eager and device.num_captures == 4
     step.fill(4.0)
     assert graphs.replay(GraphKey(1, SMALL_TILE)).tolist() == [8.0]
-    assert eager.tolist() == [6.0]
 
 
 def test_dropping_twice_is_dropping_once() -> None:

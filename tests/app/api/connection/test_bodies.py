@@ -1,0 +1,160 @@
+"""How slow a body may be, by how many are under way, on a clock of the test's own."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from starlette.types import Message
+
+from app.api.connection.bodies import (
+    BUSY_MIN_BYTES_S,
+    FIRST_BYTE_S,
+    IDLE_S,
+    MIN_BYTES_S,
+    BodySlot,
+    BodySlots,
+    _clients,
+)
+from app.errors import TooManyUploadsError, UploadTimeoutError
+from app.keys.entries import ANONYMOUS
+
+
+class Clock(asyncio.SelectorEventLoop):
+    """A loop whose time passes when the test says so, and whose timers see it."""
+
+    now_s = 1000.0
+
+    def time(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def clock() -> Any:
+    loop = Clock()
+    yield loop
+    loop.close()
+
+
+async def settle() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def body(slot: BodySlot, size: int) -> None:
+    async def receive() -> Message:
+        return {"type": "http.request", "body": bytes(size), "more_body": True}
+
+    await slot.next(receive)
+
+
+async def lasts_for(clock: Clock, slot: BodySlot, seconds: float) -> bool:
+    """Whether a body that sends nothing more is still waited for after so long."""
+
+    async def receive() -> Message:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    waiting = asyncio.ensure_future(slot.next(receive))
+    await settle()
+    clock.now_s += seconds
+    await settle()
+    is_waiting = not waiting.done()
+    waiting.cancel()
+    results = await asyncio.gather(waiting, return_exceptions=True)
+    assert is_waiting or isinstance(results[0], UploadTimeoutError)
+    return is_waiting
+
+
+def slots_at(load: float) -> tuple[BodySlots, BodySlot]:
+    slots = BodySlots(max_bodies=100, max_per_client=100)
+    taken = [slots.take(f"{n}") for n in range(round(100 * load))]
+    return slots, taken[0]
+
+
+@pytest.mark.parametrize("load", [0.01, 1.0])
+@pytest.mark.parametrize(("seconds", "expected"), [(-0.1, True), (0.1, False)])
+def test_first_byte_comes_soon(clock: Clock, load: float, seconds: float, expected: bool) -> None:
+    async def run() -> None:
+        _, slot = slots_at(load)
+        assert await lasts_for(clock, slot, FIRST_BYTE_S + seconds) is expected
+
+    clock.run_until_complete(run())
+
+
+@pytest.mark.parametrize(
+    ("load", "patience_s", "bytes_s"),
+    [(0.01, IDLE_S - 0.5, MIN_BYTES_S * 1.04), (1.0, FIRST_BYTE_S, BUSY_MIN_BYTES_S)],
+)
+def test_silence_and_slowness_are_borne_while_there_is_room(
+    clock: Clock, load: float, patience_s: float, bytes_s: float
+) -> None:
+    async def run() -> None:
+        _, slot = slots_at(load)
+        await body(slot, 10)
+        assert await lasts_for(clock, slot, patience_s - 1)
+        assert not await lasts_for(clock, slot, 3)
+        _, slot = slots_at(load)
+        await body(slot, round(bytes_s * 100))
+        clock.now_s += 90
+        await body(slot, 10)
+        assert await lasts_for(clock, slot, patience_s - 1), "it is ahead of the rate"
+        clock.now_s += 100
+        assert not await lasts_for(clock, slot, patience_s)
+
+    clock.run_until_complete(run())
+
+
+def test_slow_body_is_given_up_when_others_come(clock: Clock) -> None:
+    async def run() -> None:
+        slots = BodySlots(max_bodies=4, max_per_client=4)
+        slot = slots.take("slow")
+        await body(slot, 10)
+
+        async def receive() -> Message:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        waiting = asyncio.ensure_future(slot.next(receive))
+        await settle()
+        clock.now_s += FIRST_BYTE_S + 1
+        await settle()
+        assert not waiting.done()
+        for n in range(3):
+            slots.take(f"{n}")
+        await settle()
+        with pytest.raises(UploadTimeoutError):
+            await waiting
+
+    clock.run_until_complete(run())
+
+
+async def test_slots_are_bounded_in_all_and_for_each_client() -> None:
+    slots = BodySlots(max_bodies=3, max_per_client=2)
+    first = slots.take("key a", "address 1")
+    slots.take("key a", "address 2")
+    for clients in (("key a", "address 3"), ("key a",)):
+        with pytest.raises(TooManyUploadsError):
+            slots.take(*clients)
+    slots.take("key b", "address 2")
+    with pytest.raises(TooManyUploadsError):
+        slots.take("key c", "address 9")
+    first.release()
+    first.release()
+    slots.take("key a", "address 1")
+    assert slots.load == 1.0
+
+
+@pytest.mark.parametrize(
+    ("owner", "address", "expected"),
+    [
+        ("key_x", "192.0.2.1", ["key key_x", "address 192.0.2.1"]),
+        (ANONYMOUS, "192.0.2.1", ["address 192.0.2.1"]),
+        (ANONYMOUS, "2001:db8:1:2:3::4", ["address 2001:db8:1:2::/64"]),
+        (ANONYMOUS, "::ffff:192.0.2.1", ["address 192.0.2.1"]),
+        (ANONYMOUS, None, []),
+    ],
+)
+def test_clients_are_keys_and_networks(
+    owner: str, address: str | None, expected: list[str]
+) -> None:
+    assert _clients({"client": (address, 1) if address else None}, owner) == expected
