@@ -347,6 +347,7 @@ class DoneEvent(Message):
     memory: Memory
     cache: CacheUse | None
     attempts: int
+    preemptions: int = 0  # times that the last attempt paused for requests of better priority
     priority: Priority = DEFAULT_PRIORITY  # that it had, which may be less than was asked
     seed: int
     cached_tokens: int = 0  # of the prompt, whose keys and values were there already

@@ -20,6 +20,7 @@ from prometheus_client.registry import Collector
 
 from app.errors import error_codes
 from app.messages import CacheUse, CompressionChoice, CompressionReceipt, DoneEvent
+from dycoke_core.config import PRIORITIES, Priority
 from dycoke_core.engine_card import EngineStats
 
 # Otherwise each counter and histogram gets a second series that nobody reads.
@@ -141,6 +142,14 @@ class WorkerMetrics:
             "kind",
         )
 
+        self._preemptions = counter(
+            "preemptions",
+            "Sequences of low priority that made room, by the priority of who came.",
+            "priority",
+        )
+        self._num_preemptions: dict[Priority, int] = {}  # of those, counted so far
+        for priority in PRIORITIES[:-1]:
+            self._preemptions.labels(model, priority)
         self._auto_choices = counter(
             "auto_choices", "Levels that policy `auto` chose, and why.", "level", "reason"
         )
@@ -174,6 +183,10 @@ class WorkerMetrics:
         self._requests_waiting.set(stats.num_waiting)
         self._kv_cache_usage_ratio.set(stats.kv_bytes_in_use / stats.kv_bytes_budget)
         self._device_memory_bytes.set(stats.device_memory_bytes)
+        for priority, number in stats.num_preemptions.items():
+            more = number - self._num_preemptions.get(priority, 0)
+            self._child(self._preemptions, self._model, priority).inc(more)
+            self._num_preemptions[priority] = number
 
     def observe_done(self, done: DoneEvent) -> None:
         """Takes over what a finished job's receipt says."""

@@ -1,7 +1,9 @@
 """What an engine says of itself. Standard library only: processes without torch read it too."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
+from dycoke_core.config import Priority
 from dycoke_core.frame_size import PixelLimits, frame_size
 from dycoke_core.frame_spread import Spread
 
@@ -45,3 +47,5 @@ class EngineStats:
     kv_bytes_cached: int  # prefixes that nobody holds: free on demand
     kv_bytes_budget: int
     device_memory_bytes: int  # allocated on a GPU now; 0 on a CPU
+    # Sequences that made room so far, by the priority of who came; 0 may be missing.
+    num_preemptions: Mapping[Priority, int] = field(default_factory=dict)

@@ -218,7 +218,8 @@ class MemoryReport:
 
 @dataclass(frozen=True, slots=True)
 class CacheReport:
-    """What the sequence found done, or under way, when it was admitted. A prefix holds features."""
+    """What the sequence found done, or under way, when it was first admitted. A prefix holds
+    features."""
 
     has_features_hit: bool
     has_prefix_hit: bool
@@ -237,6 +238,7 @@ class SequenceReport:
     cache: CacheReport
     cached_tokens: int = 0  # of the prompt, whose keys and values were there already
     kept: KeptHistory | None = None  # of a sequence with a video that wants it
+    preemptions: int = 0  # times that it made room for one of better priority, and was replayed
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,6 +62,7 @@ def make_done_event(
         ),
         cache=_cache(request, report),
         attempts=delivery.attempt,
+        preemptions=report.preemptions,
         priority=request.priority,
         seed=request.seed,
         cached_tokens=report.cached_tokens,

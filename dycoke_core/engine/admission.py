@@ -6,8 +6,8 @@ of memory; what does not fit yet waits, and what can never fit is refused at onc
 """
 
 import logging
-import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -133,8 +133,9 @@ class Admission:
             ),
             distinct_units=resolved.distinct_units,
             unit_sources=resolved.unit_sources,
-            detokenizer=Detokenizer(self._model.tokenizer, sequence.sampling.stop),
+            detokenizer=self._detokenizer(sequence),
             max_chunk_tokens=self._max_chunk_tokens,
+            forced_token_ids=sequence.forced_token_ids,
             kept_recording=self._kept_recording(sequence, prompt),
         )
         self._check_size(state)
@@ -155,7 +156,8 @@ class Admission:
         """
         seat_bytes = self._backend.seat_bytes(state.layout)
         prefix = self._prefixes.hold(state.prefix_key)
-        state.has_prefix_hit = prefix is not None
+        if not state.num_preemptions:
+            state.has_prefix_hit = prefix is not None
         if prefix is None:
             prefix = self._add_prefix(state, seat_bytes)
         elif not self._prefixes.can_make_room(seat_bytes):
@@ -173,8 +175,33 @@ class Admission:
         state.reserved_bytes = seat_bytes
         state.prefix, state.seat = prefix, seat
         state.has_video_hit = state.has_video_hit or state.has_prefix_hit
-        state.clock.started_at = time.perf_counter()
+        state.clock.note_start()
         return True
+
+    def has_room_without(self, state: SequenceState, leaving: Collection[SequenceState]) -> bool:
+        """Whether `admit` would find the bytes that it needs if others left. They may still not be
+        in pieces that fit."""
+        leaving_holders = Counter(other.held_prefix for other in leaving)
+        abandoned = [prefix for prefix, num in leaving_holders.items() if prefix.holders == num]
+        room = self.kv_budget.free_bytes + self._prefixes.idle_bytes
+        room += sum(other.reserved_bytes for other in leaving)
+        room += sum(prefix.num_bytes for prefix in abandoned)
+        needed = self._backend.seat_bytes(state.layout)
+        prefix = self._prefixes.get(state.prefix_key)
+        if prefix is None or (prefix in abandoned and not prefix.outlives_holders):
+            needed += self._backend.prefix_bytes(state.layout.prefix)
+            return needed <= room and self._has_room_for_video(state)
+        if prefix.holders == 0 or prefix in abandoned:  # its bytes are in the room, and stay
+            needed += prefix.num_bytes
+        return needed <= room
+
+    def preempt(self, state: SequenceState) -> SequenceState:
+        """Gives back all that a sequence reserved and holds; returns what waits in its place."""
+        state.is_finished = True  # what is on its way for it is dropped
+        self.release(state)
+        sequence, prompt = state.sequence, state.prompt
+        recording = self._kept_recording(sequence, prompt)
+        return state.resumed(self._detokenizer(sequence), recording)
 
     def adopt_prefix(self, sequence: Sequence, number: int) -> None:
         """Takes a finished prefix of the backend's as that of a sequence's video: benchmarks start
@@ -270,7 +297,8 @@ class Admission:
         video = None
         if state.has_video:
             video = self._videos.hold(state.video_key)
-            state.has_video_hit = video is not None
+            if not state.num_preemptions:
+                state.has_video_hit = video is not None
             if video is None:
                 video = self._add_video(state)
             if video is None:
@@ -292,8 +320,15 @@ class Admission:
         self._prefixes.add(prefix)
         return prefix
 
+    def _has_room_for_video(self, state: SequenceState) -> bool:
+        is_there = not state.has_video or state.video_key in self._videos
+        return is_there or self._videos.can_make_room(self._video_bytes(state))
+
+    def _video_bytes(self, state: SequenceState) -> int:
+        return len(state.distinct_units) * self._unit_feature_bytes(state)
+
     def _add_video(self, state: SequenceState) -> Video | None:
-        num_bytes = len(state.distinct_units) * self._unit_feature_bytes(state)
+        num_bytes = self._video_bytes(state)
         if not self._videos.can_make_room(num_bytes):
             return None
         self._videos.make_room(num_bytes)
@@ -307,6 +342,9 @@ class Admission:
         )
         self._videos.add(video)
         return video
+
+    def _detokenizer(self, sequence: Sequence) -> Detokenizer:
+        return Detokenizer(self._model.tokenizer, sequence.sampling.stop)
 
     def _kept_recording(self, sequence: Sequence, prompt: PromptLayout) -> KeptRecording | None:
         clip = prompt.clip

@@ -67,7 +67,7 @@ class Answers:
         state.num_refreshes = answer.num_refreshes
         index = len(sequence.output_token_ids)
         is_forced = index < state.num_forced
-        token_id = sequence.forced_token_ids[index] if is_forced else answer.token_id
+        token_id = state.forced_token_ids[index] if is_forced else answer.token_id
         assert token_id is not None
         if state.kept_recording is not None and answer.kept is not None:
             state.kept_recording.add(index, answer.kept)

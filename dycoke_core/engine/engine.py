@@ -5,13 +5,14 @@ A sequence that fails ends in an event with its error; the others continue.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
 from dycoke_core.auto import AutoConfig, Choice
-from dycoke_core.config import EngineConfig
+from dycoke_core.config import EngineConfig, Priority
 from dycoke_core.engine.admission import Admission
 from dycoke_core.engine.answers import Answers, Ended
 from dycoke_core.engine.auto_compression import AutoCompression
@@ -19,7 +20,7 @@ from dycoke_core.engine.backends import backend_name, make_backend
 from dycoke_core.engine.executor import Executor, Observer
 from dycoke_core.engine.faults import is_out_of_memory
 from dycoke_core.engine.first_token import FirstTokenPredictor, seeded_rates
-from dycoke_core.engine.scheduler import Scheduler
+from dycoke_core.engine.scheduler import Schedule, Scheduler
 from dycoke_core.engine.state import SequenceState
 from dycoke_core.engine.vision_encoder import VisionEncoder
 from dycoke_core.engine_card import EngineCard, EngineStats
@@ -49,6 +50,7 @@ class Engine:
         self.backend = make_backend(self.backend_name, model, config, self.batching)
         self.admission = Admission(model, self.backend, config, self.batching)
         self._states: dict[str, SequenceState] = {}
+        self._num_preemptions: Counter[Priority] = Counter()
         self._vision = VisionEncoder(
             model,
             self.backend,
@@ -121,6 +123,7 @@ class Engine:
             kv_bytes_cached=cached_bytes,
             kv_bytes_budget=budget.max_bytes,
             device_memory_bytes=self.backend.memory_in_use(),
+            num_preemptions=dict(self._num_preemptions),
         )
 
     def clear_caches(self) -> None:
@@ -202,6 +205,7 @@ class Engine:
             RuntimeError: the device is lost, and the engine with it.
         """
         schedule = self._scheduler.schedule()
+        self._take_preempted(schedule)
         outcome = self._executor.run(schedule)
         events, ended = self._answers.postprocess(outcome)
         self._free_ended(ended)
@@ -210,6 +214,13 @@ class Engine:
         if not self.has_work:
             self._check_idle()
         return events
+
+    def _take_preempted(self, schedule: Schedule[SequenceState]) -> None:
+        for preempted in schedule.preempted:
+            self._states[preempted.state.sequence.sequence_id] = preempted.state
+            self._num_preemptions[preempted.made_room_for] += 1
+        if schedule.preempted:
+            self._vision.drop_orphaned_batch()
 
     def _free_ended(self, ended: list[Ended]) -> None:
         for end in ended:

@@ -43,6 +43,11 @@ class Video:
     def is_ready(self) -> bool:
         return self.num_encoded == len(self.distinct)
 
+    @property
+    def outlives_holders(self) -> bool:
+        """Whether it is kept when nobody holds it."""
+        return self.is_ready and not self.is_forgotten
+
 
 @dataclass(slots=True, eq=False)
 class Prefix:
@@ -66,6 +71,11 @@ class Prefix:
     def is_ready(self) -> bool:
         """Whether it is prefilled and has let go of its video."""
         return self.num_run == self.num_tokens and self.video is None
+
+    @property
+    def outlives_holders(self) -> bool:
+        """Whether it is kept when nobody holds it."""
+        return self.is_ready and not self.is_forgotten
 
 
 @dataclass(slots=True)
@@ -113,6 +123,10 @@ class SharedPool(Generic[Item]):
         """Of items that nobody holds."""
         return sum(item.num_bytes for item in self._items.values() if item.holders == 0)
 
+    def get(self, key: str) -> Item | None:
+        """The item of this key, as it stands."""
+        return self._items.get(key)
+
     def hold(self, key: str) -> Item | None:
         """The item of this key, pinned until `release`; None if there is none."""
         item = self._items.get(key)
@@ -131,7 +145,7 @@ class SharedPool(Generic[Item]):
     def release(self, item: Item) -> None:
         item.holders -= 1
         self._items.move_to_end(item.key)
-        if item.holders == 0 and (item.is_forgotten or not item.is_ready):
+        if item.holders == 0 and not item.outlives_holders:
             self._drop(item)
 
     def forget(self, video_name: str) -> None:

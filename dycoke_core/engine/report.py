@@ -33,6 +33,7 @@ def make_report(
         ),
         cached_tokens=_reused_tokens(state),
         kept=_kept_history(state),
+        preemptions=state.num_preemptions,
     )
 
 
@@ -137,7 +138,7 @@ def _timing_report(state: SequenceState) -> TimingReport:
 
 
 def _per_output_token_s(clock: StageClock, state: SequenceState) -> float | None:
-    num_new = len(state.sequence.output_token_ids) - state.num_forced
+    num_new = len(state.sequence.output_token_ids) - len(state.sequence.forced_token_ids)
     if num_new < 2 or clock.first_token_at is None or clock.last_token_at is None:
         return None
     return (clock.last_token_at - clock.first_token_at) / (num_new - 1)

@@ -9,15 +9,19 @@ Who is admitted next, and whose prompt gets its piece first, is decided by prior
 nothing starves (`dycoke_core.engine.precedence`). What is left of a step's budget goes to others
 whose piece fits, such as a question about a known video that waits after a long new one. Chunks are
 never cut to the budget: their boundaries depend on the prompt alone.
+
+Who finds no room may take that of sequences of low priority (`dycoke_core.engine.preemption`).
 """
 
-from collections import deque
+from bisect import insort
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Generic, Protocol, TypeVar
 
 from dycoke_core.config import Priority
-from dycoke_core.engine.precedence import Precedence
+from dycoke_core.engine.precedence import RANKS, Precedence
+from dycoke_core.engine.preemption import Preemptible, choose_victims
 
 
 class WorkKind(StrEnum):
@@ -40,11 +44,11 @@ class PromptWork:
     num_tokens: int
 
 
-class Schedulable(Protocol):
+class Schedulable(Preemptible, Protocol):
     """What the scheduler asks of a sequence; of its work, once it has been admitted."""
 
-    @property
-    def priority(self) -> Priority: ...
+    arrival: int  # set by the scheduler
+    has_come_in_turn: bool  # set by the scheduler: when its turn came, while better ones waited
 
     @property
     def prompt_work(self) -> PromptWork | None: ...
@@ -54,14 +58,22 @@ class Schedulable(Protocol):
 
 
 State = TypeVar("State", bound=Schedulable)
-State_contra = TypeVar("State_contra", bound=Schedulable, contravariant=True)
 
 
-class Admits(Protocol[State_contra]):
+class Admits(Protocol[State]):
     """Reserves what a sequence needs to run."""
 
-    def admit(self, state: State_contra) -> bool:
+    def admit(self, state: State) -> bool:
         """False: not now, it keeps its place."""
+        ...
+
+    def has_room_without(self, state: State, leaving: Sequence[State]) -> bool:
+        """Whether the bytes that a sequence needs would be there if others left. They may still
+        not be in pieces that fit."""
+        ...
+
+    def preempt(self, state: State) -> State:
+        """Gives back what a sequence reserved; returns what waits in its place."""
         ...
 
 
@@ -74,6 +86,14 @@ class Chunk(Generic[State]):
 
 
 @dataclass(frozen=True, slots=True)
+class Preempted(Generic[State]):
+    """What waits now in the place of a sequence that made room, and the priority of who came."""
+
+    state: State
+    made_room_for: Priority
+
+
+@dataclass(frozen=True, slots=True)
 class Schedule(Generic[State]):
     """What one step does, and for whom. `running` are all that wait for it."""
 
@@ -82,6 +102,7 @@ class Schedule(Generic[State]):
     prefixes: tuple[Chunk[State], ...] = ()
     questions: tuple[Chunk[State], ...] = ()
     decode: tuple[State, ...] = ()  # each gets one token
+    preempted: tuple[Preempted[State], ...] = ()
 
 
 @dataclass(slots=True)
@@ -90,16 +111,19 @@ class Scheduler(Generic[State]):
     max_prompt_tokens: int  # per step
     admission: Admits[State]
     # Bounded by the caller, which adds no more than it takes from its own queue.
-    waiting: deque[State] = field(default_factory=deque)
+    waiting: list[State] = field(default_factory=list)  # oldest first
     running: list[State] = field(default_factory=list)
     _admissions: Precedence = field(default_factory=Precedence)
     _prompts: Precedence = field(default_factory=Precedence)
+    _num_arrived: int = 0
 
     @property
     def has_work(self) -> bool:
         return bool(self.waiting or self.running)
 
     def add(self, state: State) -> None:
+        self._num_arrived += 1
+        state.arrival = self._num_arrived
         self.waiting.append(state)
 
     def remove(self, state: State) -> None:
@@ -110,7 +134,7 @@ class Scheduler(Generic[State]):
             self.waiting.remove(state)
 
     def schedule(self) -> Schedule[State]:
-        self._admit_waiting()
+        preempted = self._admit_waiting()
         works = [(state, work) for state in self.running if (work := state.prompt_work)]
         chosen = self._choose_chunks(works)
         return Schedule(
@@ -119,16 +143,48 @@ class Scheduler(Generic[State]):
             prefixes=tuple(chunk for kind, chunk in chosen if kind is WorkKind.PREFIX),
             questions=tuple(chunk for kind, chunk in chosen if kind is WorkKind.QUESTION),
             decode=tuple(state for state in self.running if state.can_decode),
+            preempted=tuple(preempted),
         )
 
-    def _admit_waiting(self) -> None:
-        while self.waiting and len(self.running) < self.max_running:
+    def _admit_waiting(self) -> list[Preempted[State]]:
+        """Returns those that made room."""
+        preempted: list[Preempted[State]] = []
+        while self.waiting:
             state = self._admissions.ordered(self.waiting, lambda state: state.priority)[0]
-            if not self.admission.admit(state):
-                return
-            self._admissions.note(is_oldest_served=state is self.waiting[0])
-            self.waiting.remove(state)
-            self.running.append(state)
+            is_oldest = state is self.waiting[0]
+            is_best = all(RANKS[state.priority] <= RANKS[each.priority] for each in self.waiting)
+            if not self._admit(state):
+                victims = self._make_room(state)
+                preempted += victims
+                if not victims or not self._admit(state):
+                    break
+            self._admissions.note(is_oldest_served=is_oldest)
+            state.has_come_in_turn = is_oldest and not is_best
+        return preempted
+
+    def _admit(self, state: State) -> bool:
+        if len(self.running) >= self.max_running or not self.admission.admit(state):
+            return False
+        self.waiting.remove(state)
+        self.running.append(state)
+        return True
+
+    def _make_room(self, state: State) -> list[Preempted[State]]:
+        """Preempts whom it takes; returns what waits in their place."""
+        victims = choose_victims(
+            state.priority, self.running, lambda leaving: self._has_room(state, leaving)
+        )
+        return [Preempted(self._preempt(victim), state.priority) for victim in victims]
+
+    def _has_room(self, state: State, leaving: Sequence[State]) -> bool:
+        has_place = len(self.running) - len(leaving) < self.max_running
+        return has_place and self.admission.has_room_without(state, leaving)
+
+    def _preempt(self, state: State) -> State:
+        self.running.remove(state)
+        resumed = self.admission.preempt(state)
+        insort(self.waiting, resumed, key=lambda waiting: waiting.arrival)
+        return resumed
 
     def _choose_chunks(
         self, works: list[tuple[State, PromptWork]]

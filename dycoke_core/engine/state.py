@@ -9,7 +9,7 @@ have come back.
 """
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from dycoke_core.compression.policies import Policy
 from dycoke_core.config import Priority
@@ -42,6 +42,11 @@ class StageClock:
     prefill_s: float = 0.0
     decode_s: float = 0.0
 
+    def note_start(self) -> None:
+        """Of the first admission."""
+        if self.started_at is None:
+            self.started_at = time.perf_counter()
+
     def note_token(self) -> None:
         self.last_token_at = time.perf_counter()
         if self.first_token_at is None:
@@ -60,13 +65,18 @@ class SequenceState:
     unit_sources: tuple[int, ...]  # for each unit, its place among the distinct ones
     detokenizer: Detokenizer
     max_chunk_tokens: int
+    forced_token_ids: tuple[int, ...]  # of an earlier attempt, or from before it was preempted
     clock: StageClock = field(default_factory=StageClock)
     kept_recording: KeptRecording | None = None  # for those who want to know what was kept
+    num_preemptions: int = 0
+    # Set by the scheduler.
+    arrival: int = 0
+    has_come_in_turn: bool = False
     # Set at admission.
     prefix: Prefix | None = None
     seat: int | None = None
     reserved_bytes: int = 0  # of its seat
-    has_video_hit: bool = False
+    has_video_hit: bool = False  # both: at the first one
     has_prefix_hit: bool = False
     # Advanced when a step is launched.
     num_own_run: int = 0  # tokens of its question and answer that the model has run
@@ -113,7 +123,7 @@ class SequenceState:
 
     @property
     def num_forced(self) -> int:
-        return len(self.sequence.forced_token_ids)
+        return len(self.forced_token_ids)
 
     @property
     def num_decode_steps(self) -> int:
@@ -163,6 +173,22 @@ class SequenceState:
         """Whether a token is there, or on its way, that another may follow."""
         return 0 < self.num_chosen < self.sequence.sampling.max_tokens
 
+    @property
+    def has_work_left(self) -> bool:
+        """False: all its tokens are on their way."""
+        return self.prompt_work is not None or self.can_decode
+
+    @property
+    def num_tokens_at_stake(self) -> int:
+        """That were encoded, prefilled or decoded for it alone, and may have to be again."""
+        prefix = self.held_prefix
+        num_tokens = self.num_own_run
+        if prefix.holders == 1:
+            num_tokens += prefix.num_run
+            if prefix.video is not None and prefix.video.holders == 1:
+                num_tokens += prefix.video.num_encoded * self.prompt.tokens_per_unit
+        return num_tokens
+
     def question_chunk(self, size: int) -> QuestionChunk:
         end = self.num_own_run + size
         return QuestionChunk(
@@ -175,7 +201,7 @@ class SequenceState:
     def decode_row(self) -> DecodeRow:
         index = self.num_chosen - 1  # of the input token in the answer
         known = self.sequence.output_token_ids
-        forced = self.sequence.forced_token_ids
+        forced = self.forced_token_ids
         token_id = known[index] if index < len(known) else None
         if index < len(forced):
             token_id = forced[index]
@@ -188,7 +214,7 @@ class SequenceState:
         )
 
     def _draw(self, index: int) -> Draw | None:
-        """How token `index` of the answer is chosen; None: an earlier attempt has published it."""
+        """How token `index` of the answer is chosen; None: it is known already."""
         if index < self.num_forced:
             return None
         return Draw.of_token(self.sequence.sampling, index)
@@ -211,3 +237,27 @@ class SequenceState:
         elif prefix.video is not None:
             sequence.stage = Stage.ENCODING
             sequence.progress = prefix.video.num_encoded / len(prefix.video.distinct)
+
+    def resumed(
+        self, detokenizer: Detokenizer, kept_recording: KeptRecording | None
+    ) -> "SequenceState":
+        """What waits in the place of a sequence that is preempted: it runs what it has again, and
+        goes on from there. What is still on its way is chosen again, by the same draw."""
+        sequence = self.sequence
+        forced = max(self.forced_token_ids, tuple(sequence.output_token_ids), key=len)
+        sequence.output_token_ids.clear()
+        sequence.stage, sequence.progress = Stage.WAITING, 0.0
+        return replace(
+            self,
+            detokenizer=detokenizer,
+            kept_recording=kept_recording,
+            forced_token_ids=forced,
+            num_preemptions=self.num_preemptions + 1,
+            prefix=None,
+            seat=None,
+            reserved_bytes=0,
+            num_own_run=0,
+            num_chosen=0,
+            num_refreshes=0,
+            is_finished=False,
+        )

@@ -40,17 +40,28 @@ class RecordingEngine(Engine):
         super().__init__(model, config or EngineConfig(), observer=self._record)
         self.recordings: dict[str, Recording] = defaultdict(Recording)
         self._num_forced: dict[str, int] = {}
+        self._preempted_before: dict[str, int] = defaultdict(int)
 
     def _record(self, plan: StepPlan, states: tuple[SequenceState, ...], pending: Pending) -> None:
         logits = iter(pending.logits.cpu().clone())
         for row, state in zip(plan.answering, states, strict=True):
             recording = self.recordings[state.sequence.sequence_id]
+            self._begin_again_if_preempted(state, recording)
             if row.draw is not None:
                 recording.logits.append(next(logits))
             view = self.backend.view(row.seat)
             if view.kept is not None:
                 recording.kept.append(view.kept.cpu().clone())
                 recording.refreshes.append(view.num_refreshes)
+
+    def _begin_again_if_preempted(self, state: SequenceState, recording: Recording) -> None:
+        """A replay repeats all steps, and draws what was not known yet."""
+        name = state.sequence.sequence_id
+        if state.num_preemptions > self._preempted_before[name]:
+            self._preempted_before[name] = state.num_preemptions
+            del recording.logits[state.num_forced - self._num_forced[name] :]
+            recording.kept.clear()
+            recording.refreshes.clear()
 
     def run(self, *sequences: Sequence) -> dict[str, list[TokenEvent]]:
         """Adds the sequences and steps until all have ended; events by sequence."""

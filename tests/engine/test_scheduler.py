@@ -1,13 +1,14 @@
 """The scheduler on its own: order, bounds and fairness."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dycoke_core.config import PRIORITIES, Priority
 from dycoke_core.engine.precedence import MAX_OVERTAKES
+from dycoke_core.engine.preemption import MAX_PREEMPTIONS
 from dycoke_core.engine.scheduler import Chunk, PromptWork, Schedule, Scheduler, WorkKind
 
 
@@ -19,16 +20,40 @@ class Item:
     prompt_work: PromptWork | None
     can_decode: bool = False
     priority: Priority = "normal"
+    size: int = 0  # of what `Door` has room for
+    num_tokens_at_stake: int = 0
+    num_preemptions: int = 0
+    arrival: int = 0
+    has_come_in_turn: bool = False
+
+    @property
+    def has_work_left(self) -> bool:
+        return self.prompt_work is not None or self.can_decode
 
 
 @dataclass
 class Door:
-    """Admits everybody, or only those named."""
+    """Admits everybody, or only those named, while there is room."""
 
     names: set[str] | None = None
+    room: int = 10**9
+    inside: list[Item] = field(default_factory=list)
 
     def admit(self, state: Item) -> bool:
-        return self.names is None or state.name in self.names
+        may_enter = self.names is None or state.name in self.names
+        if not may_enter or not self.has_room_without(state, []):
+            return False
+        self.inside.append(state)
+        return True
+
+    def has_room_without(self, state: Item, leaving: Sequence[Item]) -> bool:
+        return (
+            state.size + sum(item.size for item in self.inside if item not in leaving) <= self.room
+        )
+
+    def preempt(self, state: Item) -> Item:
+        self.inside.remove(state)
+        return replace(state, num_preemptions=state.num_preemptions + 1)
 
 
 def chunk(key: str, num_tokens: int, kind: WorkKind = WorkKind.PREFIX) -> PromptWork:
@@ -175,6 +200,10 @@ def test_work_that_is_shared_has_the_best_of_its_priorities_and_serves_all() -> 
         assert names(scheduler.schedule().prefixes) == "h", "the oldest is served by the best"
 
 
+EACH = MAX_OVERTAKES + 1  # times in which the oldest is served once
+LARGEST = 9  # size of a sequence, and the room for all of them together
+
+
 class Load:
     """Sequences that need so many pieces of prompt work, then so many tokens."""
 
@@ -183,12 +212,14 @@ class Load:
         max_running: int,
         plans: list[tuple[int, int]],
         priorities: list[Priority] | None = None,
+        sizes: list[int] | None = None,
     ) -> None:
-        self.scheduler: Scheduler[Item] = Scheduler(max_running, 100, Door())
-        self.arriving = [
-            Item(str(i), chunk(str(i), 60), priority=priorities[i] if priorities else "normal")
-            for i in range(len(plans))
-        ]
+        self.door = Door(room=LARGEST)
+        self.scheduler: Scheduler[Item] = Scheduler(max_running, 100, self.door)
+        self.arriving = [Item(str(i), chunk(str(i), 60)) for i in range(len(plans))]
+        for item, priority, size in zip(self.arriving, priorities or [], sizes or [], strict=False):
+            item.priority, item.size = priority, size
+        self._plans = plans
         self.pieces = {str(index): plan[0] for index, plan in enumerate(plans)}
         self.tokens = {str(index): plan[1] for index, plan in enumerate(plans)}
         self.started: list[str] = []
@@ -200,9 +231,14 @@ class Load:
     def end(self, item: Item) -> None:
         self.scheduler.remove(item)
         self.ended.add(item.name)
+        if item in self.door.inside:
+            self.door.inside.remove(item)
 
     def step(self) -> Schedule[Item]:
         step = self.scheduler.schedule()
+        for item in (preempted.state for preempted in step.preempted):  # all over again
+            item.prompt_work, item.can_decode = chunk(item.name, 60), False
+            self.pieces[item.name] = self._plans[int(item.name)][0]
         for item in step.decode:
             self.tokens[item.name] -= 1
             if self.tokens[item.name] <= 0:
@@ -249,15 +285,18 @@ def test_first_come_first_served_and_all_are_served(
 
 @given(
     max_running=st.integers(1, 4),
-    plans=st.lists(st.tuples(st.integers(1, 4), st.integers(0, 5)), min_size=1, max_size=40),
+    plans=st.lists(st.tuples(st.integers(1, 4), st.integers(0, 5)), min_size=1, max_size=24),
     data=st.data(),
 )
 def test_nobody_waits_longer_than_its_bound_whatever_comes_with_better_priority(
     max_running: int, plans: list[tuple[int, int]], data: st.DataObject
 ) -> None:
-    """So many admissions, its own included, and then so many steps that work on prompts."""
-    each = st.lists(st.sampled_from(PRIORITIES), min_size=len(plans), max_size=len(plans))
-    load = Load(max_running, plans, data.draw(each))
+    """So many admissions, its own included, and then so many steps that work on prompts. Who is
+    preempted waits again, as one more before all that are younger."""
+    num = len(plans)
+    priorities = data.draw(st.lists(st.sampled_from(PRIORITIES), min_size=num, max_size=num))
+    sizes = data.draw(st.lists(st.integers(0, LARGEST), min_size=num, max_size=num))
+    load = Load(max_running, plans, priorities, sizes)
     scheduler = load.scheduler
     admissions_left: dict[str, int] = {}
     steps_left: dict[str, int] = {}
@@ -265,18 +304,72 @@ def test_nobody_waits_longer_than_its_bound_whatever_comes_with_better_priority(
         if load.arriving and (not scheduler.has_work or data.draw(st.booleans())):
             load.arrive()
             num_waiting = len(scheduler.waiting)
-            admissions_left[scheduler.waiting[-1].name] = num_waiting * (MAX_OVERTAKES + 1)
+            admissions_left[scheduler.waiting[-1].name] = num_waiting * EACH
         before, pieces = {item.name for item in scheduler.running}, dict(load.pieces)
         step = load.step()
+        assert len(step.running) <= max_running
+        assert sum(item.size for item in step.running) <= LARGEST
         for place, item in enumerate(step.running):
             if item.name in before:
                 continue
             assert admissions_left.pop(item.name) > 0
             admissions_left = {name: left - 1 for name, left in admissions_left.items()}
             num_pieces = sum(pieces[older.name] for older in step.running[: place + 1])
-            steps_left[item.name] = num_pieces * (MAX_OVERTAKES + 1)
+            steps_left[item.name] = num_pieces * EACH
+        for preempted in step.preempted:
+            item = preempted.state
+            assert item.num_preemptions <= MAX_PREEMPTIONS
+            place = scheduler.waiting.index(item)
+            for younger in scheduler.waiting[place + 1 :]:
+                admissions_left[younger.name] = admissions_left.get(younger.name, 0) + EACH
+            admissions_left[item.name] = (place + 1) * EACH
+            steps_left.pop(item.name, None)
         if step.prefixes:
             steps_left = {name: left - 1 for name, left in steps_left.items()}
         for name in [name for name in steps_left if load.pieces[name] == 0]:
             assert steps_left.pop(name) >= 0
     assert not admissions_left and not steps_left
+    assert len(load.ended) == num
+
+
+def test_who_makes_room_waits_in_the_place_of_its_age() -> None:
+    door = Door(room=2)
+    scheduler: Scheduler[Item] = Scheduler(8, 1000, door)
+    for name in ("l1", "n1", "l2", "h1"):
+        item = prioritized(name)
+        item.size = 1
+        scheduler.add(item)
+        step = scheduler.schedule()
+    assert [item.name for item in step.running] == ["n1", "h1"]
+    assert [(each.state.name, each.made_room_for) for each in step.preempted] == [("l1", "high")]
+    assert [item.name for item in scheduler.waiting] == ["l1", "l2"]
+
+
+def test_who_was_admitted_in_its_turn_does_not_make_room() -> None:
+    scheduler: Scheduler[Item] = Scheduler(1, 1000, Door())
+    scheduler.add(prioritized("l"))
+    scheduler.add(prioritized("h0"))
+    for number in range(1, MAX_OVERTAKES + 3):
+        (running,) = scheduler.schedule().running
+        scheduler.add(prioritized(f"h{number}"))
+        if running.name == "l":
+            break
+        scheduler.remove(running)
+    assert running.name == "l"
+    step = scheduler.schedule()
+    assert step.running == (running,) and not step.preempted
+
+
+def test_room_that_lies_in_pieces_costs_nobody_his() -> None:
+    class Pieces(Door):
+        """Has the bytes, but not in pieces that fit."""
+
+        def admit(self, state: Item) -> bool:
+            return state.name == "l" and super().admit(state)
+
+    scheduler: Scheduler[Item] = Scheduler(8, 1000, Pieces())
+    scheduler.add(prioritized("l"))
+    scheduler.schedule()
+    scheduler.add(prioritized("h"))
+    step = scheduler.schedule()
+    assert names(step.running) == "l" and not step.preempted

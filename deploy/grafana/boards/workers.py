@@ -81,6 +81,12 @@ _load = Row(
             top=1,
         ),
         graph(
+            "Preemptions",
+            "Answers of low priority that made room in a KV cache, per second, for whom.",
+            "cps",
+            [Query(rate("dycoke_preemptions_total", W, "priority"), "{{priority}}")],
+        ),
+        graph(
             "Tokens generated",
             "Per second.",
             "none",

@@ -1,0 +1,86 @@
+"""Who makes room when a sequence finds none: those of low priority, for better ones.
+
+A sequence that is preempted gives back its seat and lets go of its prefix, which stays or is
+evicted as the cache decides, and waits in the place of its age. When it is admitted again it is
+replayed: its prompt is prefilled and the tokens that it had are run through the ordinary decode
+path, so its answer continues as if nothing had happened.
+
+Whoever asks for low priority agrees to that. Others do not make room, for they may be those of
+another client, who has not been asked. First goes whoever has least to do again, then the youngest,
+and no more than are needed. None goes in vain: where all that may go would not make enough room,
+nobody does. None makes room more than `MAX_PREEMPTIONS` times, nor if it was admitted because its
+turn had come while better ones waited (`dycoke_core.engine.precedence`), so all of them end.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol, TypeVar
+
+from dycoke_core.config import PRIORITIES, Priority
+
+MAX_PREEMPTIONS = 2
+_MAKES_ROOM = PRIORITIES[-1]
+
+
+class Preemptible(Protocol):
+    @property
+    def priority(self) -> Priority: ...
+
+    @property
+    def arrival(self) -> int: ...
+
+    @property
+    def num_preemptions(self) -> int: ...
+
+    @property
+    def has_come_in_turn(self) -> bool: ...
+
+    @property
+    def has_work_left(self) -> bool:
+        """False: it ends once what is launched has come back."""
+        ...
+
+    @property
+    def num_tokens_at_stake(self) -> int:
+        """What it may have to do again."""
+        ...
+
+
+Item = TypeVar("Item", bound=Preemptible)
+
+
+def choose_victims(
+    priority: Priority,
+    running: Iterable[Item],
+    makes_room: Callable[[Sequence[Item]], bool],
+) -> list[Item]:
+    """Those that have to go; empty where their going would not help, or none has to.
+
+    Args:
+        priority: of who needs the room.
+        makes_room: whether there is room once these have gone.
+    """
+    if priority == _MAKES_ROOM:
+        return []
+    candidates = sorted(
+        filter(_may_be_preempted, running),
+        key=lambda item: (item.num_tokens_at_stake, -item.arrival),
+    )
+    if not candidates or makes_room([]) or not makes_room(candidates):
+        return []
+    victims: list[Item] = []
+    while not makes_room(victims):
+        victims.append(candidates[len(victims)])
+    for item in victims[:-1]:  # a later one may have made room enough without it
+        others = [other for other in victims if other is not item]
+        if makes_room(others):
+            victims = others
+    return victims
+
+
+def _may_be_preempted(item: Preemptible) -> bool:
+    return (
+        item.priority == _MAKES_ROOM
+        and item.num_preemptions < MAX_PREEMPTIONS
+        and not item.has_come_in_turn
+        and item.has_work_left
+    )
