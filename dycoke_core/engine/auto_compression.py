@@ -10,6 +10,7 @@ import torch
 
 from dycoke_core.auto import AutoConfig, Choice, Chooser, Level, Rates, Work
 from dycoke_core.compression.flops import prefill_flops, vision_flops
+from dycoke_core.config import PRIORITIES, Priority
 from dycoke_core.engine.admission import Admission
 from dycoke_core.engine.backend import Backend
 from dycoke_core.engine.scheduler import Scheduler
@@ -60,6 +61,19 @@ class AutoCompression:
             levels[place] = Level(compression, retained, is_cached, waited_s + seconds)
         return self._chooser.choose(config, levels)
 
+    def first_token_s(self, sequence: Sequence) -> float | None:
+        """In how many seconds a sequence that is added now has its first token, if those of lower
+        priority make way; None while too little has run to tell.
+
+        Raises:
+            InvalidRequestError, PromptTooLongError: as `Engine.add`.
+        """
+        own, _ = self._own_work(self._admission.prepare(sequence))
+        ahead, is_decoding = self._work_ahead(sequence.priority)
+        if not self._rates.are_measured(ahead + own):
+            return None
+        return self._rates.seconds(ahead + own, is_decoding=is_decoding)
+
     def _own_work(self, state: SequenceState) -> tuple[Work, bool]:
         """What the sequence adds, and whether its prefix is there or on its way."""
         is_cached = self._admission.has_prefix(state.prefix_key) or any(
@@ -87,13 +101,19 @@ class AutoCompression:
             return 0
         return num_units * self._model.vision_geometry(clip.height, clip.width).num_patches
 
-    def _work_ahead(self) -> tuple[Work, bool]:
-        """What comes before a sequence that is added now; whether steps decode meanwhile."""
-        running, waiting = self._scheduler.running, self._scheduler.waiting
+    def _work_ahead(self, priority: Priority = PRIORITIES[-1]) -> tuple[Work, bool]:
+        """What comes before a sequence that is added now; whether steps decode meanwhile.
+
+        Args:
+            priority: the lowest of what counts.
+        """
+        best = PRIORITIES[: PRIORITIES.index(priority) + 1]
+        running = [state for state in self._scheduler.running if state.priority in best]
+        waiting = [state for state in self._scheduler.waiting if state.priority in best]
         shared = _distinct(self._shared_work(state) for state in (*running, *waiting))
         own = sum(max(state.num_question_tokens - state.num_own_run, 0) for state in running)
         own += sum(state.num_question_tokens for state in waiting)
-        return shared + Work(0, own), any(state.can_decode for state in running)
+        return shared + Work(0, own), any(state.can_decode for state in self._scheduler.running)
 
     def _shared_work(self, state: SequenceState) -> Iterable[tuple[str, Work]]:
         """By what others may share it under."""

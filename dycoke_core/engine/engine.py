@@ -161,6 +161,15 @@ class Engine:
             raise InvalidRequestError("without a video there is nothing to compress")
         return self._auto.choose(sequence, config, waited_s=waited_s)
 
+    def predict_first_token_s(self, sequence: Sequence) -> float | None:
+        """In how many seconds a sequence that is added right away has its first token, at the
+        earliest that measured rates let expect; None while there are none.
+
+        Raises:
+            InvalidRequestError, PromptTooLongError: as `add`.
+        """
+        return self._auto.first_token_s(sequence)
+
     def abort(self, sequence_id: str) -> bool:
         """Frees all that a sequence holds; False if the engine does not have it."""
         if sequence_id not in self._states:

@@ -3,7 +3,7 @@
 import pytest
 
 from dycoke_core.auto import DEFAULT_LADDER, AutoConfig, Choice, Rates, Reason
-from dycoke_core.config import CompressionConfig
+from dycoke_core.config import PRIORITIES, CompressionConfig
 from dycoke_core.engine.auto_compression import AutoCompression
 from dycoke_core.engine.engine import Engine
 from dycoke_core.errors import InvalidRequestError, PromptTooLongError
@@ -111,3 +111,37 @@ def test_a_conversation_without_a_video_has_nothing_to_choose(lab: Lab) -> None:
     sequence.frames = sequence.timing = None
     with pytest.raises(InvalidRequestError, match="without a video"):
         lab.engine().choose_compression(sequence, AutoConfig())
+
+
+# --- whether a deadline can be met ---
+
+
+def test_a_first_token_is_predicted_once_its_kind_of_work_has_run(lab: Lab) -> None:
+    engine = lab.engine()
+    question, other = lab.sequence("question"), lab.sequence("b")
+    for sequence in (question, other):
+        sequence.frames = sequence.timing = None
+    assert engine.predict_first_token_s(lab.sequence()) is None
+    assert engine.predict_first_token_s(question) is None
+    engine.run(question)
+    assert engine.predict_first_token_s(lab.sequence()) is None, "no video was encoded yet"
+    assert (engine.predict_first_token_s(other) or 0) > 0
+    engine.run(lab.sequence("before", video=2))
+    assert (engine.predict_first_token_s(lab.sequence()) or 0) > 0
+
+
+def test_who_has_to_make_way_does_not_count_against_a_first_token(lab: Lab) -> None:
+    engine = lab.engine()
+    rates = Rates(PATCH_S, TOKEN_S, 0.0, max_prompt_tokens=10**6)
+    rates.note_vision(1, PATCH_S, 1)
+    rates.note_pass(TOKEN_S, num_prompt_tokens=1, is_decoding=False)
+    auto = AutoCompression(engine.model, engine.admission, engine._scheduler, rates)
+    alone_s = predicted_s(lab, 0)
+    for number, priority in enumerate(PRIORITIES):
+        ahead = lab.sequence(priority, video=number, compression="full")
+        ahead.priority = priority
+        engine.add(ahead)
+    for number, priority in enumerate(PRIORITIES):
+        sequence = lab.sequence("d", video=9, compression="full")
+        sequence.priority = priority
+        assert auto.first_token_s(sequence) == pytest.approx((number + 2) * alone_s)

@@ -44,6 +44,7 @@ class FakeEngine:
     image_size: int = 8
     frame_limits: PixelLimits | None = None
     auto_level: int = 1
+    first_token_s: float | None = None  # as it predicts
     waited_s: list[float] = field(default_factory=list)  # of each choice
     sequences: dict[str, Sequence] = field(default_factory=dict)
     aborted: list[str] = field(default_factory=list)
@@ -107,6 +108,9 @@ class FakeEngine:
             raise PromptTooLongError("the prompt is too long")
         level = config.ladder[self.auto_level]
         return Choice(self.auto_level, level, Reason.OBJECTIVE, waited_s + 0.5)
+
+    def predict_first_token_s(self, sequence: Sequence) -> float | None:
+        return self.first_token_s
 
     def forget_video(self, name: str) -> None:
         self.forgotten.append(name)
