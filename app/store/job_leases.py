@@ -14,7 +14,7 @@ is to blame, `lost_workers` how a worker's supervisor has its say.
 import json
 import uuid
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from logging import getLogger
 from typing import Any, NamedTuple
 
@@ -44,6 +44,7 @@ from app.store.client import (
 )
 from app.store.job_queue import fault
 from app.store.keys import GROUP, RedisKeys
+from app.store.queue_line import QueueLine
 from dycoke_core.errors import EngineError
 from dycoke_core.sequence import SAMPLER_VERSION
 
@@ -71,6 +72,7 @@ class Delivery:
     sampler_version: int | None  # which drew what is published; None: nothing is
     was_set_aside: bool = False  # by a worker that keeps running, to let a suspect run alone
     choice: CompressionChoice | None = None  # of an earlier attempt, where it is `auto`'s
+    queue: QueueLine = field(default_factory=QueueLine)  # what waits, as it was then
 
     @property
     def published_token_ids(self) -> tuple[int, ...]:
@@ -218,14 +220,15 @@ class JobLeases:
         """
         return bool(await self._scripts.run("enter", *self._fence(delivery)[1:]))
 
-    async def choose(self, delivery: Delivery, choice: CompressionChoice) -> bool:
+    async def choose(self, delivery: Delivery, choice: CompressionChoice) -> QueueLine | None:
         """Notes what policy `auto` chose, for later attempts.
 
         Returns:
-            False if the job is no longer this worker's.
+            What waits now; None if the job is no longer this worker's.
         """
         fence = self._fence(delivery)[1:]
-        return bool(await self._scripts.run("choose", *fence, choice.model_dump_json()))
+        reply = await self._scripts.run("choose", *fence, choice.model_dump_json())
+        return QueueLine.read(reply) if reply else None
 
     async def append(self, appends: Sequence[Append]) -> list[Appended]:
         """Appends an engine step's events of many jobs in one call; ends those that ended.
@@ -310,7 +313,7 @@ class JobLeases:
         """Reads what was published before. A request that cannot be read ends its job."""
         job_id = reply[0].decode()
         attempt, entry_id, request_json, next_index, *more = reply[1:]
-        *times, is_suspect, version, choice, was_set_aside = more
+        *times, is_suspect, version, choice, was_set_aside, waiting = more
         has_published = int(next_index) > 0
         try:
             request = JobRequest.model_validate_json(request_json)
@@ -331,6 +334,7 @@ class JobLeases:
             was_set_aside=was_set_aside == b"1",
             sampler_version=int(version or UNNAMED_SAMPLER_VERSION) if has_published else None,
             choice=CompressionChoice.model_validate_json(choice) if choice else None,
+            queue=QueueLine.read(waiting),
         )
 
     async def _published(self, job_id: str) -> tuple[TokenEvent, ...]:

@@ -26,6 +26,7 @@
                                        -> how often in a row its oldest was passed over; TTL
     {p}:given:{model}        hash      entry -> job_id, of entries that were given to another job
                                        than the one which brought them; TTL
+    {p}:arrivals:{model}     list      times (ms) at which the last jobs were queued; TTL
     {p}:starts:{model}       list      times (ms) at which the last jobs left the queue; TTL
     {p}:pace:{model}         list      those since which some have waited all the time; TTL
     {p}:live                 zset      job_id -> deadline (ms) of all jobs without an end
@@ -112,6 +113,9 @@ class RedisKeys:
 
     def given(self, model: str) -> str:
         return f"{self.prefix}:given:{model}"
+
+    def arrivals(self, model: str) -> str:
+        return f"{self.prefix}:arrivals:{model}"
 
     def starts(self, model: str) -> str:
         return f"{self.prefix}:starts:{model}"

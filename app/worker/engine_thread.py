@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from dycoke_core.auto import AutoConfig, Choice
 from dycoke_core.engine_card import EngineCard, EngineStats
 from dycoke_core.errors import EngineError
+from dycoke_core.level_choice import Outlook
 from dycoke_core.sequence import Sequence, Stage, TokenEvent
 
 if TYPE_CHECKING:
@@ -50,8 +51,13 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class _Command:
+    """Args:
+    is_due: whether to carry it out, of an engine that has work; asked again after each step.
+    """
+
     run: "Callable[[Engine], Any]"
     reply: "asyncio.Future[Any]"
+    is_due: "Callable[[Engine], bool]" = lambda engine: True
 
 
 class EngineThread:
@@ -67,6 +73,7 @@ class EngineThread:
         self._failure: asyncio.Future[None] = self._loop.create_future()
         for future in (self._card, self._failure):
             future.add_done_callback(_consume)
+        self._not_due: list[_Command] = []  # the thread's own, while it runs
         self._step_began_at: float | None = None
         self._stages = _StageWatch()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -93,10 +100,18 @@ class EngineThread:
         await self._ask(lambda engine: self._add(engine, sequence))
 
     async def choose_compression(
-        self, sequence: Sequence, config: AutoConfig, *, accepted_at_s: float
+        self,
+        sequence: Sequence,
+        config: AutoConfig,
+        outlook: Callable[[], Outlook],
+        *,
+        accepted_at_s: float,
     ) -> Choice:
-        """Args:
-        accepted_at_s: Unix time.
+        """Chooses as soon as the engine has little else to do.
+
+        Args:
+            outlook: called then, on the thread.
+            accepted_at_s: Unix time.
 
         Raises:
             DycokeError: the engine does not take the sequence at any level.
@@ -104,9 +119,9 @@ class EngineThread:
 
         def choose(engine: "Engine") -> Choice:
             waited_s = max(time.time() - accepted_at_s, 0.0)
-            return engine.choose_compression(sequence, config, waited_s=waited_s)
+            return engine.choose_compression(sequence, config, outlook(), waited_s=waited_s)
 
-        choice: Choice = await self._ask(choose)
+        choice: Choice = await self._ask(choose, lambda engine: engine.can_choose(config))
         return choice
 
     async def predict_first_token_s(self, sequence: Sequence) -> float | None:
@@ -135,12 +150,16 @@ class EngineThread:
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
-    def _ask(self, run: "Callable[[Engine], Any]") -> "asyncio.Future[Any]":
+    def _ask(
+        self,
+        run: "Callable[[Engine], Any]",
+        is_due: "Callable[[Engine], bool]" = lambda engine: True,
+    ) -> "asyncio.Future[Any]":
         reply = self._loop.create_future()
         if self._failure.done():
             reply.set_exception(EngineError("the engine has stopped"))
         else:
-            self._inbox.put(_Command(run, reply))
+            self._inbox.put(_Command(run, reply, is_due))
         reply.add_done_callback(_consume)
         return reply
 
@@ -157,24 +176,31 @@ class EngineThread:
 
     def _serve(self, engine: "Engine") -> None:
         while True:
-            while not engine.has_work or not self._inbox.empty():
-                command = self._inbox.get()
-                if command is None:
-                    return
-                self._carry_out(engine, command)
-            self._step_began_at = time.monotonic()
-            tokens = engine.step()
-            self._step_began_at = None
-            self._stages.forget(event.sequence_id for event in tokens)
-            self._report(engine, tokens)
+            self._not_due = [c for c in self._not_due if not self._carry_out(engine, c)]
+            if engine.has_work and self._inbox.empty():
+                self._step_began_at = time.monotonic()
+                tokens = engine.step()
+                self._step_began_at = None
+                self._stages.forget(event.sequence_id for event in tokens)
+                self._report(engine, tokens)
+                continue
+            command = self._inbox.get()
+            if command is None:
+                return
+            if not self._carry_out(engine, command):
+                self._not_due.append(command)
 
-    def _carry_out(self, engine: "Engine", command: _Command) -> None:
+    def _carry_out(self, engine: "Engine", command: _Command) -> bool:
+        """False: its time has not come."""
         try:
+            if engine.has_work and not command.is_due(engine):
+                return command.reply.cancelled()
             result = command.run(engine)
         except Exception as error:
             self._post(_reject, command.reply, error)
         else:
             self._post(_resolve, command.reply, result)
+        return True
 
     def _add(self, engine: "Engine", sequence: Sequence) -> None:
         engine.add(sequence)
@@ -207,7 +233,9 @@ class EngineThread:
             _reject(future, error)
         while not self._inbox.empty():
             if command := self._inbox.get():
-                _reject(command.reply, EngineError("the engine has stopped"))
+                self._not_due.append(command)
+        for command in self._not_due:
+            _reject(command.reply, EngineError("the engine has stopped"))
 
 
 class _StageWatch:

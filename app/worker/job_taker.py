@@ -24,6 +24,7 @@ from app.messages import CompressionChoice
 from app.metrics import WorkerMetrics
 from app.store.frame_store import FrameStore, decode_frames
 from app.store.job_leases import Delivery, JobLeases
+from app.worker.choosing_line import ChoosingLine
 from app.worker.engine_thread import EngineThread
 from app.worker.publisher import Publisher
 from app.worker.running_jobs import RunningJob, RunningJobs
@@ -69,8 +70,7 @@ class JobTaker:
         self._poll_s = min(MAX_POLL_S, lease_s / 3)
         self._take_over_from = 0.0  # on the monotonic clock
         self._turns = Turns()
-        # Held from a choice until the engine has the sequence: the next choice goes by it.
-        self._choosing = asyncio.Lock()
+        self._choosing = ChoosingLine()
         self._is_stopping = False
 
     def stop(self) -> None:
@@ -140,6 +140,7 @@ class JobTaker:
                 "is_suspect": delivery.is_suspect,
             },
         )
+        self._choosing.note(delivery.queue)
         job = RunningJob.of(delivery)
         self._jobs.add(job)
         job.loading = asyncio.create_task(self._load(job))
@@ -152,11 +153,14 @@ class JobTaker:
             sequence = await self._make_sequence(job)
             compression = resolved_compression(job.delivery.request.compression)
             if isinstance(compression, AutoConfig):
-                async with self._choosing:
+                async with self._choosing.turn(job):
                     sequence.compression = await self._choose(job, sequence, compression)
                     await self._add(job, sequence)
             else:
                 sequence.compression = compression
+                if not self._choosing.is_empty:  # what comes later goes in later
+                    async with self._choosing.turn(job):
+                        pass
                 await self._add(job, sequence)
         except DycokeError as error:
             self._publisher.fail(job, error)
@@ -221,7 +225,7 @@ class JobTaker:
         if choice is None:
             accepted_at_s = job.delivery.request.accepted_at_s
             chosen = await self._engine.choose_compression(
-                sequence, config, accepted_at_s=accepted_at_s
+                sequence, config, self._choosing.outlook, accepted_at_s=accepted_at_s
             )
             choice = CompressionChoice(
                 compression=chosen.compression.as_dict(),
@@ -229,10 +233,16 @@ class JobTaker:
                 reason=chosen.reason,
                 predicted_ttft_s=chosen.predicted_ttft_s,
             )
-            await self._hold(job, lambda: self._leases.choose(job.delivery, choice))
+            await self._hold(job, lambda: self._note_choice(job, choice))
             self._metrics.count_choice(choice)
         job.take_choice(choice)
         return CompressionConfig.parse(choice.compression)
+
+    async def _note_choice(self, job: RunningJob, choice: CompressionChoice) -> bool:
+        queue = await self._leases.choose(job.delivery, choice)
+        if queue is not None:
+            self._choosing.note(queue)
+        return queue is not None
 
     async def _make_room_for(self, suspect: RunningJob) -> None:
         """Waits until a suspect has the engine to itself. Those that were tried before it go at

@@ -1,164 +1,104 @@
 """Chooses a sequence's compression at the last moment before its video is encoded.
 
-See `dycoke_core.auto` for the rule. Here is what it goes by: the work that the engine still has to
-do, what the sequence adds at each level, and what of that is cached.
+See `dycoke_core.level_choice` for the rule. Here is what it goes by: when the first token would
+come at each level, and what the requests of late have taken of the engine.
 """
 
-from collections.abc import Iterable
+import time
 
-import torch
-
-from dycoke_core.auto import AutoConfig, Choice, Chooser, Level, Rates, Work
-from dycoke_core.compression.flops import prefill_flops, vision_flops
-from dycoke_core.config import PRIORITIES, Priority
+from dycoke_core.auto import AutoConfig, Choice
+from dycoke_core.config import CompressionConfig
 from dycoke_core.engine.admission import Admission
-from dycoke_core.engine.backend import Backend
-from dycoke_core.engine.scheduler import Scheduler
+from dycoke_core.engine.first_token import FirstTokenPredictor
 from dycoke_core.engine.state import SequenceState
 from dycoke_core.errors import InvalidRequestError, PromptTooLongError
-from dycoke_core.model.adapter import VideoLanguageModel
+from dycoke_core.level_choice import NOTHING_WAITS, Chooser, Level, Outlook
+from dycoke_core.rates import Work
 from dycoke_core.sequence import Sequence
 
-_SEED_ROWS = 256
-_SEED_SLACK = 2.0  # of what matrix products alone would take
-_SEED_STEP_TOKENS = 8  # prompt tokens that a decode step takes as long as
+COMMITTED_SHARE = 1 / 8  # of the objective: prompt work ahead of a choice, which it cannot change
+_NEWEST_SHARE = 1 / 20  # of the mean work of requests
 
 
 class AutoCompression:
-    def __init__(
-        self,
-        model: VideoLanguageModel,
-        admission: Admission,
-        scheduler: Scheduler[SequenceState],
-        rates: Rates,
-    ) -> None:
-        self._model = model
+    def __init__(self, admission: Admission, predictor: FirstTokenPredictor) -> None:
         self._admission = admission
-        self._scheduler = scheduler
-        self._rates = rates
+        self._predictor = predictor
         self._chooser = Chooser()
+        self._ladder: tuple[CompressionConfig, ...] = ()
+        self._mean: list[Work] = []  # of the requests of late, at each level of the ladder
+        self._chosen_id: str | None = None  # of the sequence that was chosen for last
 
-    def choose(self, sequence: Sequence, config: AutoConfig, *, waited_s: float) -> Choice:
+    def can_choose(self, config: AutoConfig) -> bool:
+        """Whether the engine has so little to do that it needs the next sequence. Until then a
+        choice waits: the later it is made, the more it knows.
+        """
+        ahead_s = self._predictor.seconds(self._predictor.work_ahead())
+        return ahead_s <= COMMITTED_SHARE * config.objective_s
+
+    def choose(
+        self,
+        sequence: Sequence,
+        config: AutoConfig,
+        outlook: Outlook = NOTHING_WAITS,
+        *,
+        waited_s: float,
+    ) -> Choice:
         """Args:
         waited_s: since the request was accepted.
 
         Raises:
             InvalidRequestError, PromptTooLongError: as `Engine.add`, at a level that is allowed.
         """
-        ahead, is_decoding = self._work_ahead()
+        states = self._states(sequence, config)
+        self._note(states, config.ladder)
+        self._chosen_id = sequence.sequence_id
+        ahead = self._predictor.work_ahead()
+        levels = {
+            place: Level(
+                config.ladder[place],
+                retained=state.num_visual_tokens / state.num_tokens_in,
+                is_cached=self._predictor.has_prefix(state),
+                seconds=self._predictor.seconds(ahead + self._predictor.own_work(state)),
+                mean_s=self._predictor.seconds(self._mean[place]),
+            )
+            for place, state in states.items()
+        }
+        return self._chooser.choose(
+            config, levels, outlook, waited_s=waited_s, now_s=time.monotonic()
+        )
+
+    def note_added(self, state: SequenceState) -> None:
+        """Takes in what a sequence whose compression was not chosen here adds at any level."""
+        if state.sequence.sequence_id != self._chosen_id:
+            self._note(dict.fromkeys(range(len(self._ladder)), state), self._ladder)
+
+    def _states(self, sequence: Sequence, config: AutoConfig) -> dict[int, SequenceState]:
+        """By place in the ladder, where the sequence fits."""
         resolved = self._admission.resolve(sequence)
-        levels: dict[int, Level] = {}
+        states: dict[int, SequenceState] = {}
         for place, compression in enumerate(config.ladder):
             try:
-                state = self._admission.compressed(resolved, compression)
+                states[place] = self._admission.compressed(resolved, compression)
             except (InvalidRequestError, PromptTooLongError):
-                if place + 1 == len(config.ladder) and not levels:
+                if place + 1 == len(config.ladder) and not states:
                     raise
-                continue
-            work, is_cached = self._own_work(state)
-            seconds = self._rates.seconds(ahead + work, is_decoding=is_decoding)
-            retained = state.num_visual_tokens / state.num_tokens_in
-            levels[place] = Level(compression, retained, is_cached, waited_s + seconds)
-        return self._chooser.choose(config, levels)
+        return states
 
-    def first_token_s(self, sequence: Sequence) -> float | None:
-        """In how many seconds a sequence that is added now has its first token, if those of lower
-        priority make way; None while too little has run to tell.
-
-        Raises:
-            InvalidRequestError, PromptTooLongError: as `Engine.add`.
+    def _note(
+        self, states: dict[int, SequenceState], ladder: tuple[CompressionConfig, ...]
+    ) -> None:
+        """Moves the means. Were all requests given one level, a video whose prefix is there at any
+        level would be there at that one.
         """
-        own, _ = self._own_work(self._admission.prepare(sequence))
-        ahead, is_decoding = self._work_ahead(sequence.priority)
-        if not self._rates.are_measured(ahead + own):
-            return None
-        return self._rates.seconds(ahead + own, is_decoding=is_decoding)
-
-    def _own_work(self, state: SequenceState) -> tuple[Work, bool]:
-        """What the sequence adds, and whether its prefix is there or on its way."""
-        is_cached = self._admission.has_prefix(state.prefix_key) or any(
-            other.prefix_key == state.prefix_key for other in self._scheduler.waiting
-        )
-        is_encoded = is_cached or self._is_encoded(state)
-        num_prefix_tokens = 0 if is_cached else state.num_prefix_tokens
-        work = Work(
-            vision_patches=0 if is_encoded else self._patches(state, len(state.distinct_units)),
-            prompt_tokens=num_prefix_tokens + state.num_question_tokens,
-        )
-        return work, is_cached
-
-    def _is_encoded(self, state: SequenceState) -> bool:
-        """Whether its video's features are there, or will be before its turn."""
-        return self._admission.has_video(state.video_key) or any(
-            other.video_key == state.video_key
-            and not self._admission.has_prefix(other.prefix_key)  # which needs no features
-            for other in self._scheduler.waiting
-        )
-
-    def _patches(self, state: SequenceState, num_units: int) -> int:
-        clip = state.prompt.clip
-        if clip is None:
-            return 0
-        return num_units * self._model.vision_geometry(clip.height, clip.width).num_patches
-
-    def _work_ahead(self, priority: Priority = PRIORITIES[-1]) -> tuple[Work, bool]:
-        """What comes before a sequence that is added now; whether steps decode meanwhile.
-
-        Args:
-            priority: the lowest of what counts.
-        """
-        best = PRIORITIES[: PRIORITIES.index(priority) + 1]
-        running = [state for state in self._scheduler.running if state.priority in best]
-        waiting = [state for state in self._scheduler.waiting if state.priority in best]
-        shared = _distinct(self._shared_work(state) for state in (*running, *waiting))
-        own = sum(max(state.num_question_tokens - state.num_own_run, 0) for state in running)
-        own += sum(state.num_question_tokens for state in waiting)
-        return shared + Work(0, own), any(state.can_decode for state in self._scheduler.running)
-
-    def _shared_work(self, state: SequenceState) -> Iterable[tuple[str, Work]]:
-        """By what others may share it under."""
-        if state.prefix is None:
-            if not self._admission.has_prefix(state.prefix_key):
-                yield state.prefix_key, Work(0, state.num_prefix_tokens)
-                if not self._admission.has_video(state.video_key):
-                    yield state.video_key, Work(self._patches(state, len(state.distinct_units)), 0)
+        works = {place: self._predictor.own_work(state) for place, state in states.items()}
+        if not works:
             return
-        prefix, video = state.prefix, state.prefix.video
-        yield state.prefix_key, Work(0, prefix.num_tokens - prefix.num_run)
-        if video is not None:
-            num_left = len(video.distinct) - video.num_encoded
-            yield state.video_key, Work(self._patches(state, num_left), 0)
-
-
-def _distinct(works: Iterable[Iterable[tuple[str, Work]]]) -> Work:
-    by_key = {key: work for of_state in works for key, work in of_state}
-    return sum(by_key.values(), start=Work(0, 0))
-
-
-def seeded_rates(model: VideoLanguageModel, backend: Backend, *, max_prompt_tokens: int) -> Rates:
-    """Rates before anything has run, from the speed of one matrix product of the model's shape."""
-    text, size = model.text_geometry, model.image_size
-    flops_per_s = _product_flops_per_s(model, backend) / _SEED_SLACK
-    token_s = prefill_flops(text, _SEED_ROWS) / _SEED_ROWS / flops_per_s
-    vision = model.vision_geometry(size, size)
-    return Rates(
-        patch_s=vision_flops(vision, 1) / vision.num_patches / flops_per_s,
-        token_s=token_s,
-        step_s=_SEED_STEP_TOKENS * token_s,
-        max_prompt_tokens=max_prompt_tokens,
-    )
-
-
-@torch.inference_mode()
-def _product_flops_per_s(model: VideoLanguageModel, backend: Backend) -> float:
-    text = model.text_geometry
-    one = torch.ones((), device=model.device, dtype=model.dtype)
-    rows = one.expand(_SEED_ROWS, text.hidden_size).contiguous()
-    weights = one.expand(text.hidden_size, text.intermediate_size).contiguous()
-    seconds = []
-    for _ in range(3):
-        began = backend.mark()
-        rows @ weights
-        seconds.append(backend.seconds(began, backend.mark()))
-    num_flops = 2.0 * _SEED_ROWS * weights.numel()
-    return num_flops / max(*seconds[1:], 1e-9)  # the first one warms up
+        if any(map(self._predictor.has_prefix, states.values())):
+            works = dict.fromkeys(works, min(works.values(), key=lambda work: work.prompt_tokens))
+        if ladder != self._ladder:
+            self._ladder = ladder
+            least = works[min(works)]
+            self._mean = [works.get(place, least) for place in range(len(ladder))]
+        for place, work in works.items():
+            self._mean[place] = self._mean[place].towards(work, _NEWEST_SHARE)

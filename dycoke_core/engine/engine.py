@@ -14,15 +14,17 @@ from dycoke_core.auto import AutoConfig, Choice
 from dycoke_core.config import EngineConfig
 from dycoke_core.engine.admission import Admission
 from dycoke_core.engine.answers import Answers, Ended
-from dycoke_core.engine.auto_compression import AutoCompression, seeded_rates
+from dycoke_core.engine.auto_compression import AutoCompression
 from dycoke_core.engine.backends import backend_name, make_backend
 from dycoke_core.engine.executor import Executor, Observer
 from dycoke_core.engine.faults import is_out_of_memory
+from dycoke_core.engine.first_token import FirstTokenPredictor, seeded_rates
 from dycoke_core.engine.scheduler import Scheduler
 from dycoke_core.engine.state import SequenceState
 from dycoke_core.engine.vision_encoder import VisionEncoder
 from dycoke_core.engine_card import EngineCard, EngineStats
 from dycoke_core.errors import EngineError, InvalidRequestError
+from dycoke_core.level_choice import NOTHING_WAITS, Outlook
 from dycoke_core.model.adapter import VideoLanguageModel
 from dycoke_core.model.loader import load_model
 from dycoke_core.preprocess import max_words_per_token
@@ -61,7 +63,8 @@ class Engine:
         rates = seeded_rates(
             model, self.backend, max_prompt_tokens=self.batching.max_prompt_tokens_per_pass
         )
-        self._auto = AutoCompression(model, self.admission, self._scheduler, rates)
+        self._predictor = FirstTokenPredictor(model, self.admission, self._scheduler, rates)
+        self._auto = AutoCompression(self.admission, self._predictor)
         self._executor = Executor(
             model, self.backend, self._vision, self.admission, rates, observer
         )
@@ -138,18 +141,40 @@ class Engine:
         if sequence.sequence_id in self._states:
             raise InvalidRequestError("a sequence of this id is already in the engine")
         state = self.admission.prepare(sequence)
+        self._auto.note_added(state)
         self._states[sequence.sequence_id] = state
         self._scheduler.add(state)
 
+    def predict_first_token_s(self, sequence: Sequence) -> float | None:
+        """How long the first token of a sequence would take at least, were it added now: sequences
+        of a lower priority make way. None while too little has run to tell.
+
+        Raises:
+            InvalidRequestError, PromptTooLongError: as `add`.
+        """
+        return self._predictor.earliest_s(self.admission.prepare(sequence))
+
+    def can_choose(self, config: AutoConfig) -> bool:
+        """Whether it is time to choose a compression: the engine has little else to do. It is in an
+        engine without work, and else after some step.
+        """
+        return self._auto.can_choose(config)
+
     def choose_compression(
-        self, sequence: Sequence, config: AutoConfig, *, waited_s: float = 0.0
+        self,
+        sequence: Sequence,
+        config: AutoConfig,
+        outlook: Outlook = NOTHING_WAITS,
+        *,
+        waited_s: float = 0.0,
     ) -> Choice:
-        """The least compression at which the first token is predicted to be in time.
+        """Chooses by the rule of `dycoke_core.level_choice`.
 
         The choice holds for a sequence that is added right away. `Sequence.compression` is not
         looked at.
 
         Args:
+            outlook: what waits behind the sequence, and how often more comes.
             waited_s: since the request was accepted.
 
         Raises:
@@ -159,16 +184,7 @@ class Engine:
         """
         if sequence.frames is None:
             raise InvalidRequestError("without a video there is nothing to compress")
-        return self._auto.choose(sequence, config, waited_s=waited_s)
-
-    def predict_first_token_s(self, sequence: Sequence) -> float | None:
-        """In how many seconds a sequence that is added right away has its first token, at the
-        earliest that measured rates let expect; None while there are none.
-
-        Raises:
-            InvalidRequestError, PromptTooLongError: as `add`.
-        """
-        return self._auto.first_token_s(sequence)
+        return self._auto.choose(sequence, config, outlook, waited_s=waited_s)
 
     def abort(self, sequence_id: str) -> bool:
         """Frees all that a sequence holds; False if the engine does not have it."""

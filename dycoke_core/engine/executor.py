@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from dycoke_core.auto import Rates
 from dycoke_core.config import Priority
 from dycoke_core.engine.admission import Admission
 from dycoke_core.engine.backend import Backend, KeptPlaces, Mark, Pending
@@ -25,6 +24,7 @@ from dycoke_core.engine.scheduler import Schedule
 from dycoke_core.engine.state import SequenceState
 from dycoke_core.engine.vision_encoder import VisionEncoder, VisionSlice
 from dycoke_core.model.adapter import EmbeddedPrefix, VideoLanguageModel
+from dycoke_core.rates import Rates
 
 logger = logging.getLogger(__name__)
 

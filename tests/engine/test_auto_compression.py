@@ -2,11 +2,14 @@
 
 import pytest
 
-from dycoke_core.auto import DEFAULT_LADDER, AutoConfig, Choice, Rates, Reason
-from dycoke_core.config import PRIORITIES, CompressionConfig
+from dycoke_core.auto import DEFAULT_LADDER, AutoConfig, Choice, Reason
+from dycoke_core.config import CompressionConfig
 from dycoke_core.engine.auto_compression import AutoCompression
 from dycoke_core.engine.engine import Engine
+from dycoke_core.engine.first_token import FirstTokenPredictor
 from dycoke_core.errors import InvalidRequestError, PromptTooLongError
+from dycoke_core.level_choice import NOTHING_WAITS, Outlook
+from dycoke_core.rates import Rates
 from dycoke_core.sequence import Sequence
 from tests.engine.lab import Lab
 
@@ -19,13 +22,19 @@ def choose(
     sequence: Sequence,
     objective_s: float,
     *,
+    outlook: Outlook = NOTHING_WAITS,
     at_least: float = 0.0,
     waited_s: float = 0.0,
 ) -> Choice:
+    config = AutoConfig(objective_s, at_least)
+    return auto_of(engine).choose(sequence, config, outlook, waited_s=waited_s)
+
+
+def auto_of(engine: Engine) -> AutoCompression:
     """With rates that are known: nothing is measured while a test looks."""
     rates = Rates(PATCH_S, TOKEN_S, 0.0, max_prompt_tokens=10**6)
-    auto = AutoCompression(engine.model, engine.admission, engine._scheduler, rates)
-    return auto.choose(sequence, AutoConfig(objective_s, at_least), waited_s=waited_s)
+    predictor = FirstTokenPredictor(engine.model, engine.admission, engine._scheduler, rates)
+    return AutoCompression(engine.admission, predictor)
 
 
 def predicted_s(lab: Lab, place: int) -> float:
@@ -77,6 +86,48 @@ def test_a_prefix_that_is_there_beats_one_level_more_of_tokens(lab: Lab) -> None
     assert choice.predicted_ttft_s == pytest.approx(question_s)
 
 
+def test_what_waits_behind_costs_what_requests_cost_of_late(lab: Lab) -> None:
+    engine = lab.engine()
+    full_s, strongest_s = predicted_s(lab, 0), predicted_s(lab, 3)
+    behind = Outlook(waited_s=(0.0, 0.0))
+    objective_s = 3 * full_s / 0.8 + 1e-6
+    assert choose(engine, lab.sequence(), objective_s, outlook=behind).level == 0
+    tight = choose(engine, lab.sequence(), 3 * strongest_s / 0.8 + 1e-6, outlook=behind)
+    assert (tight.level, tight.reason) == (3, Reason.QUEUE)
+    often = Outlook(arrivals_per_s=1.0 / full_s)
+    loaded = choose(engine, lab.sequence(), 3 * full_s, outlook=often)
+    assert loaded.level > 0 and loaded.reason is Reason.LOAD
+
+
+def test_requests_of_other_policies_and_cached_videos_count_towards_what_one_costs(
+    lab: Lab,
+) -> None:
+    engine = lab.engine()
+    auto = auto_of(engine)
+    alone_s = predicted_s(lab, 0)
+    config, often = AutoConfig(3 * alone_s), Outlook(arrivals_per_s=1.0 / alone_s)
+    first = lab.sequence("first")
+    assert auto.choose(first, config, often, waited_s=0.0).reason is Reason.LOAD
+    first.compression = CompressionConfig("full")
+    engine.run(first)
+    for number in range(60):  # whose prefix is there: at any level it would be
+        auto.note_added(engine.admission.prepare(lab.sequence(f"known {number}")))
+    laxer = AutoConfig(3.1 * alone_s)  # which is not held to the level before
+    again = auto.choose(lab.sequence("again", video=2), laxer, often, waited_s=0.0)
+    assert (again.level, again.reason) == (0, Reason.OBJECTIVE)
+
+
+def test_a_choice_waits_until_little_is_left_ahead_of_it(lab: Lab) -> None:
+    engine = lab.engine()
+    auto = auto_of(engine)
+    alone_s = predicted_s(lab, 0)
+    engine.add(lab.sequence("ahead", compression="full"))
+    assert not auto.can_choose(AutoConfig(8 * alone_s * 0.99))
+    assert auto.can_choose(AutoConfig(8 * alone_s * 1.01))
+    engine.drain()
+    assert auto.can_choose(AutoConfig(1e-9))
+
+
 def test_levels_that_do_not_fit_are_left_out(lab: Lab) -> None:
     sequence = lab.sequence(max_tokens=12)
     states = [
@@ -111,37 +162,3 @@ def test_a_conversation_without_a_video_has_nothing_to_choose(lab: Lab) -> None:
     sequence.frames = sequence.timing = None
     with pytest.raises(InvalidRequestError, match="without a video"):
         lab.engine().choose_compression(sequence, AutoConfig())
-
-
-# --- whether a deadline can be met ---
-
-
-def test_a_first_token_is_predicted_once_its_kind_of_work_has_run(lab: Lab) -> None:
-    engine = lab.engine()
-    question, other = lab.sequence("question"), lab.sequence("b")
-    for sequence in (question, other):
-        sequence.frames = sequence.timing = None
-    assert engine.predict_first_token_s(lab.sequence()) is None
-    assert engine.predict_first_token_s(question) is None
-    engine.run(question)
-    assert engine.predict_first_token_s(lab.sequence()) is None, "no video was encoded yet"
-    assert (engine.predict_first_token_s(other) or 0) > 0
-    engine.run(lab.sequence("before", video=2))
-    assert (engine.predict_first_token_s(lab.sequence()) or 0) > 0
-
-
-def test_who_has_to_make_way_does_not_count_against_a_first_token(lab: Lab) -> None:
-    engine = lab.engine()
-    rates = Rates(PATCH_S, TOKEN_S, 0.0, max_prompt_tokens=10**6)
-    rates.note_vision(1, PATCH_S, 1)
-    rates.note_pass(TOKEN_S, num_prompt_tokens=1, is_decoding=False)
-    auto = AutoCompression(engine.model, engine.admission, engine._scheduler, rates)
-    alone_s = predicted_s(lab, 0)
-    for number, priority in enumerate(PRIORITIES):
-        ahead = lab.sequence(priority, video=number, compression="full")
-        ahead.priority = priority
-        engine.add(ahead)
-    for number, priority in enumerate(PRIORITIES):
-        sequence = lab.sequence("d", video=9, compression="full")
-        sequence.priority = priority
-        assert auto.first_token_s(sequence) == pytest.approx((number + 2) * alone_s)

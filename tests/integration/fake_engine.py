@@ -21,6 +21,7 @@ from dycoke_core.engine_card import EngineCard, EngineStats
 from dycoke_core.errors import EngineError, PromptTooLongError
 from dycoke_core.frame_size import PixelLimits
 from dycoke_core.kept_sets import KeptHistory, KeptRecorder
+from dycoke_core.level_choice import NOTHING_WAITS, Outlook
 from dycoke_core.sequence import (
     SAMPLER_VERSION,
     CacheReport,
@@ -45,6 +46,8 @@ class FakeEngine:
     frame_limits: PixelLimits | None = None
     auto_level: int = 1
     first_token_s: float | None = None  # as it predicts
+    may_choose: bool = True  # while it has work
+    outlooks: list[Outlook] = field(default_factory=list)  # of each choice
     waited_s: list[float] = field(default_factory=list)  # of each choice
     sequences: dict[str, Sequence] = field(default_factory=dict)
     aborted: list[str] = field(default_factory=list)
@@ -98,11 +101,20 @@ class FakeEngine:
         self.sequences[sequence.sequence_id] = sequence
         self.seen.append(sequence)
 
+    def can_choose(self, config: AutoConfig) -> bool:
+        return self.may_choose
+
     def choose_compression(
-        self, sequence: Sequence, config: AutoConfig, *, waited_s: float = 0.0
+        self,
+        sequence: Sequence,
+        config: AutoConfig,
+        outlook: Outlook = NOTHING_WAITS,
+        *,
+        waited_s: float = 0.0,
     ) -> Choice:
         """The level that `auto_level` says."""
         assert sequence.frames is not None
+        self.outlooks.append(outlook)
         self.waited_s.append(waited_s)
         if "refuse" in words(sequence):
             raise PromptTooLongError("the prompt is too long")

@@ -109,6 +109,55 @@ async def test_a_choice_of_a_worker_that_lost_the_job_is_not_noted(
     assert not await redis.hexists(keys.job(job_id), "choice")
 
 
+async def test_a_worker_learns_what_waits_with_each_job_and_each_choice(
+    client: Client, redis: Redis, keys: RedisKeys
+) -> None:
+    leases = leases_of(redis, keys, "a")
+    leases._model = client.model
+    await leases.ensure_group()
+    for _ in range(70):
+        await client.ask("why?", compression=AUTO.as_dict())
+    first = await take(leases)
+    assert (first.queue.num_workers, first.queue.num_arrivals) == (1, 32)
+    assert len(first.queue.queued_at) == 64, "no more than a worker could look at"
+    outlook = first.queue.outlook(held_at=(0.0,))
+    assert len(outlook.waited_s) == 65 and outlook.arrivals_per_s > 0
+    assert list(outlook.waited_s) == sorted(outlook.waited_s, reverse=True)
+    other = leases_of(redis, keys, "b")
+    other._model = client.model
+    second = await take(other)
+    assert second.queue.num_workers == 2 and len(second.queue.outlook().waited_s) == 32
+    for _ in range(10):
+        await take(other)
+    choice = CompressionChoice(
+        compression={"policy": "full"}, level=0, reason=Reason.OBJECTIVE, predicted_ttft_s=1.0
+    )
+    queue = await leases.choose(first, choice)
+    assert queue is not None and len(queue.queued_at) == 58
+
+
+async def test_choices_are_made_when_the_engine_has_little_else_to_do(
+    settings: Settings, client: Client
+) -> None:
+    async with running(settings) as worker:
+        worker.engine.may_choose = False
+        busy = await client.ask("sleep:0.01", max_tokens=10_000)
+        await client.wait_for_token(busy, 2)
+        jobs = [await client.ask("why?", max_tokens=2, compression=AUTO.as_dict()) for _ in "abc"]
+
+        async def are_taken() -> bool:
+            return not await client.redis.zcard(client.keys.queued(client.model))
+
+        await wait_until(are_taken)
+        await client.wait_for_token(busy, 10)
+        assert not worker.engine.outlooks and len(worker.engine.seen) == 1
+        worker.engine.may_choose = True
+        for job_id in jobs:
+            assert isinstance((await client.events(job_id))[-1], DoneEvent)
+        await client.cancel(busy)
+    assert len(worker.engine.outlooks) == 3
+
+
 async def test_a_prompt_that_fits_no_level_ends_the_job(settings: Settings, client: Client) -> None:
     async with running(settings):
         job_id = await client.ask("refuse", compression=AUTO.as_dict())

@@ -5,10 +5,10 @@ nobody else out, and there is an end to how many there are.
 from collections import Counter
 
 import pytest
-from app.keys.owners import ANONYMOUS
 from redis.asyncio import Redis
 
 from app.errors import QueueFullError
+from app.keys.entries import ANONYMOUS
 from app.messages import JobState
 from app.store.job_leases import JobLeases
 from app.store.job_queue import JobQueue
@@ -17,25 +17,12 @@ from tests.integration.jobs import (
     LEASE_S,
     MODEL,
     cancelled,
-    leases_of,
     make_request,
     take,
     with_frames,
 )
 
 MAX_JOBS = 64
-
-
-@pytest.fixture
-def queue(redis: Redis, keys: RedisKeys) -> JobQueue:
-    return JobQueue(redis, keys, result_ttl_s=60)
-
-
-@pytest.fixture
-async def leases(redis: Redis, keys: RedisKeys) -> JobLeases:
-    leases = leases_of(redis, keys, "worker-a")
-    await leases.ensure_group()
-    return leases
 
 
 class Askers:

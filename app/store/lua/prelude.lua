@@ -15,6 +15,8 @@ local FRAMES_LENGTH_BYTES = 4 -- app/store/frame_store.py
 local PROBATION_TOKENS = 16 -- that a suspect makes alone before others may join it
 local MAX_FORGETTINGS = 10000 -- deleted videos that a worker may have missed
 local DAY_MS = 24 * 3600 * 1000
+local MAX_ARRIVALS = 32 -- of which the rate of arrivals is the mean
+local MAX_LINE = 64 -- waiting jobs that a worker is told of
 local USAGE_DAYS = 92 -- that usage is kept
 local FINAL = {done = true, error = true, cancelled = true}
 
@@ -32,6 +34,7 @@ local function tags_key(model) return PREFIX .. ':tags:' .. model end
 local function given_key(model) return PREFIX .. ':given:' .. model end
 local function starts_key(model) return PREFIX .. ':starts:' .. model end
 local function pace_key(model) return PREFIX .. ':pace:' .. model end
+local function arrivals_key(model) return PREFIX .. ':arrivals:' .. model end
 local function live_key() return PREFIX .. ':live' end
 local function dead_key() return PREFIX .. ':dead' end
 local function idempotency_key(hash) return PREFIX .. ':idempotency:' .. hash end
@@ -269,6 +272,9 @@ local function enqueue(model, job_id, request)
     'queued_at', now)
   redis.call('ZREM', places_key(model), job_id)
   begin_to_wait(model, job_id, now)
+  redis.call('LPUSH', arrivals_key(model), now)
+  redis.call('LTRIM', arrivals_key(model), 0, MAX_ARRIVALS - 1)
+  redis.call('PEXPIRE', arrivals_key(model), 3600000)
   local job = job_fields(job_id, 'owner', 'length', 'priority', 'queued_at')
   if job.owner then join_order(model, job_id, job) end
 end
@@ -299,12 +305,30 @@ local function start(job_id, worker_id, take_id)
   end
 end
 
+-- What waits for the workers of a model, and how often more comes, in words: now, how many workers
+-- hold jobs, how many arrivals there were since when, and since when each of the oldest jobs has
+-- been queued, in ms.
+local function outlook(model)
+  local num_workers = 0
+  local pending = redis.pcall('XPENDING', jobs_key(model), GROUP)
+  for _, consumer in ipairs(not pending.err and pending[4] or {}) do
+    if consumer[1] ~= HANDED_BACK then num_workers = num_workers + 1 end
+  end
+  local arrivals = arrivals_key(model)
+  local words = {now_ms(), num_workers, redis.call('LLEN', arrivals),
+    redis.call('LINDEX', arrivals, -1) or now_ms()}
+  local line = redis.call('ZRANGE', queued_key(model), 0, MAX_LINE - 1, 'WITHSCORES')
+  for i = 2, #line, 2 do words[#words + 1] = line[i] end
+  return table.concat(words, ' ')
+end
+
 -- What a worker needs to know of a job that it was given.
 local function delivery(job_id)
   local reply = redis.call('HMGET', job_key(job_id), 'attempt', 'entry_id', 'request',
     'next_index', 'queued_at', 'started_at', 'first_token_at', 'is_suspect', 'sampler_version',
     'choice', 'was_set_aside')
   table.insert(reply, 1, job_id)
+  reply[#reply + 1] = outlook(redis.call('HGET', job_key(job_id), 'model'))
   return reply
 end
 

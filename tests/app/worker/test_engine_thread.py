@@ -1,6 +1,7 @@
 """The thread that owns the engine: order, aborts, failures."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -8,7 +9,9 @@ import numpy as np
 import pytest
 
 from app.worker.engine_thread import EngineThread, Update
+from dycoke_core.auto import AutoConfig, Choice
 from dycoke_core.errors import EngineError, PromptTooLongError
+from dycoke_core.level_choice import Outlook
 from dycoke_core.sequence import ChatMessage, SamplingParams, Sequence, Stage
 from tests.integration.fake_engine import FakeEngine, answer
 
@@ -72,6 +75,59 @@ async def test_no_event_comes_after_an_abort() -> None:
         assert len(engine.token_ids("sleep:0.005")) == count
         assert engine.updates[-1].stats.num_running == 0
         assert not await engine.thread.abort("sleep:0.005")
+
+
+async def test_a_choice_waits_for_its_time_and_holds_up_no_other_command() -> None:
+    async with running() as engine:
+        engine.engine.may_choose = False
+        await engine.thread.add(sequence("sleep:0.001", max_tokens=10_000))
+        choosing = asyncio.create_task(choose(engine.thread, "why?"))
+        await engine.wait_for_tokens("sleep:0.001", 5)
+        await engine.thread.add(sequence("other"))
+        await engine.wait_for_tokens("other", 5)
+        assert not choosing.done()
+        engine.engine.may_choose = True
+        assert (await choosing).level == engine.engine.auto_level
+        await engine.thread.abort("sleep:0.001")
+
+
+async def test_a_choice_is_made_once_there_is_no_work() -> None:
+    async with running() as engine:
+        engine.engine.may_choose = False
+        await engine.thread.add(sequence("sleep:0.001", max_tokens=10_000))
+        choosing = asyncio.create_task(choose(engine.thread, "why?"))
+        await engine.wait_for_tokens("sleep:0.001", 3)
+        await engine.thread.abort("sleep:0.001")
+        async with asyncio.timeout(30):
+            await choosing
+
+
+async def test_a_choice_that_nobody_waits_for_is_forgotten() -> None:
+    async with running() as engine:
+        engine.engine.may_choose = False
+        await engine.thread.add(sequence("sleep:0.001", max_tokens=10_000))
+        choosing = asyncio.create_task(choose(engine.thread, "why?"))
+        await engine.wait_for_tokens("sleep:0.001", 3)
+        choosing.cancel()
+        count = len(engine.token_ids("sleep:0.001"))
+        await engine.wait_for_tokens("sleep:0.001", count + 3)
+        await engine.thread.abort("sleep:0.001")
+    assert not engine.engine.outlooks
+
+
+async def test_a_failing_engine_fails_the_choice_that_waits() -> None:
+    running = Running()
+    running.engine.may_choose = False
+    await running.thread.add(sequence("raise sleep:0.001"))
+    with pytest.raises(EngineError, match="has stopped"):
+        await choose(running.thread, "why?")
+    await asyncio.to_thread(running.thread.stop, timeout_s=30)
+
+
+async def choose(thread: EngineThread, question: str) -> Choice:
+    return await thread.choose_compression(
+        sequence(question), AutoConfig(), Outlook, accepted_at_s=time.time()
+    )
 
 
 async def test_refusal_is_raised_where_the_sequence_was_added() -> None:

@@ -11,15 +11,15 @@ from dycoke_core import sequence as core
 from tests.integration.jobs import make_request
 
 
-def running_job() -> RunningJob:
+def running_job(job_id: str = "j", *, queued_at_s: float = 0.0) -> RunningJob:
     delivery = Delivery(
-        job_id="j",
+        job_id=job_id,
         entry_id="1-0",
         worker_id="w",
         attempt=1,
-        request=make_request("j"),
+        request=make_request(job_id),
         published=(),
-        queued_at_s=0.0,
+        queued_at_s=queued_at_s,
         started_at_s=0.0,
         first_token_at_s=None,
         is_suspect=False,

@@ -1,0 +1,141 @@
+"""Predicts when a sequence that is added now would have its first token.
+
+From what the engine still has to do before it, what the sequence itself adds, and rates that are
+measured as the engine runs. What is cached or on its way, and what several share, counts once.
+
+Not covered: waiting for KV memory or for a place among those that run.
+"""
+
+from collections.abc import Iterable
+
+import torch
+
+from dycoke_core.compression.flops import prefill_flops, vision_flops
+from dycoke_core.config import PRIORITIES, Priority
+from dycoke_core.engine.admission import Admission
+from dycoke_core.engine.backend import Backend
+from dycoke_core.engine.scheduler import Scheduler
+from dycoke_core.engine.state import SequenceState
+from dycoke_core.model.adapter import VideoLanguageModel
+from dycoke_core.rates import Rates, Work
+
+_SEED_ROWS = 256
+_SEED_SLACK = 2.0  # of what matrix products alone would take
+_SEED_STEP_TOKENS = 8  # prompt tokens that a decode step takes as long as
+
+
+class FirstTokenPredictor:
+    def __init__(
+        self,
+        model: VideoLanguageModel,
+        admission: Admission,
+        scheduler: Scheduler[SequenceState],
+        rates: Rates,
+    ) -> None:
+        self._model = model
+        self._admission = admission
+        self._scheduler = scheduler
+        self._rates = rates
+
+    def seconds(self, work: Work) -> float:
+        """For how long the work takes beside what decodes now."""
+        is_decoding = any(state.can_decode for state in self._scheduler.running)
+        return self._rates.seconds(work, is_decoding=is_decoding)
+
+    def earliest_s(self, state: SequenceState) -> float | None:
+        """In how many seconds a sequence that is added now has its first token, if those of lower
+        priority make way; None while too little has run to tell.
+        """
+        work = self.work_ahead(state.priority) + self.own_work(state)
+        return self.seconds(work) if self._rates.are_measured(work) else None
+
+    def work_ahead(self, priority: Priority = PRIORITIES[-1]) -> Work:
+        """What comes before a sequence that is added now.
+
+        Args:
+            priority: the lowest of what counts.
+        """
+        best = PRIORITIES[: PRIORITIES.index(priority) + 1]
+        running = [state for state in self._scheduler.running if state.priority in best]
+        waiting = [state for state in self._scheduler.waiting if state.priority in best]
+        shared = _distinct(self._shared_work(state) for state in (*running, *waiting))
+        own = sum(max(state.num_question_tokens - state.num_own_run, 0) for state in running)
+        own += sum(state.num_question_tokens for state in waiting)
+        return shared + Work(0, own)
+
+    def own_work(self, state: SequenceState) -> Work:
+        """What a sequence adds that is not in the engine yet."""
+        is_cached = self.has_prefix(state)
+        is_encoded = is_cached or self._is_encoded(state)
+        return Work(
+            vision_patches=0 if is_encoded else self._patches(state, len(state.distinct_units)),
+            prompt_tokens=(0 if is_cached else state.num_prefix_tokens) + state.num_question_tokens,
+        )
+
+    def has_prefix(self, state: SequenceState) -> bool:
+        """Whether its prefix is there or on its way."""
+        return self._admission.has_prefix(state.prefix_key) or any(
+            other.prefix_key == state.prefix_key for other in self._scheduler.waiting
+        )
+
+    def _is_encoded(self, state: SequenceState) -> bool:
+        """Whether its video's features are there, or will be before its turn."""
+        return self._admission.has_video(state.video_key) or any(
+            other.video_key == state.video_key
+            and not self._admission.has_prefix(other.prefix_key)  # which needs no features
+            for other in self._scheduler.waiting
+        )
+
+    def _patches(self, state: SequenceState, num_units: int) -> int:
+        clip = state.prompt.clip
+        if clip is None:
+            return 0
+        return num_units * self._model.vision_geometry(clip.height, clip.width).num_patches
+
+    def _shared_work(self, state: SequenceState) -> Iterable[tuple[str, Work]]:
+        """By what others may share it under."""
+        if state.prefix is None:
+            if not self._admission.has_prefix(state.prefix_key):
+                yield state.prefix_key, Work(0, state.num_prefix_tokens)
+                if not self._admission.has_video(state.video_key):
+                    yield state.video_key, Work(self._patches(state, len(state.distinct_units)), 0)
+            return
+        prefix, video = state.prefix, state.prefix.video
+        yield state.prefix_key, Work(0, prefix.num_tokens - prefix.num_run)
+        if video is not None:
+            num_left = len(video.distinct) - video.num_encoded
+            yield state.video_key, Work(self._patches(state, num_left), 0)
+
+
+def _distinct(works: Iterable[Iterable[tuple[str, Work]]]) -> Work:
+    by_key = {key: work for of_state in works for key, work in of_state}
+    return sum(by_key.values(), start=Work(0, 0))
+
+
+def seeded_rates(model: VideoLanguageModel, backend: Backend, *, max_prompt_tokens: int) -> Rates:
+    """Rates before anything has run, from the speed of one matrix product of the model's shape."""
+    text, size = model.text_geometry, model.image_size
+    flops_per_s = _product_flops_per_s(model, backend) / _SEED_SLACK
+    token_s = prefill_flops(text, _SEED_ROWS) / _SEED_ROWS / flops_per_s
+    vision = model.vision_geometry(size, size)
+    return Rates(
+        patch_s=vision_flops(vision, 1) / vision.num_patches / flops_per_s,
+        token_s=token_s,
+        step_s=_SEED_STEP_TOKENS * token_s,
+        max_prompt_tokens=max_prompt_tokens,
+    )
+
+
+@torch.inference_mode()
+def _product_flops_per_s(model: VideoLanguageModel, backend: Backend) -> float:
+    text = model.text_geometry
+    one = torch.ones((), device=model.device, dtype=model.dtype)
+    rows = one.expand(_SEED_ROWS, text.hidden_size).contiguous()
+    weights = one.expand(text.hidden_size, text.intermediate_size).contiguous()
+    seconds = []
+    for _ in range(3):
+        began = backend.mark()
+        rows @ weights
+        seconds.append(backend.seconds(began, backend.mark()))
+    num_flops = 2.0 * _SEED_ROWS * weights.numel()
+    return num_flops / max(*seconds[1:], 1e-9)  # the first one warms up

@@ -1,0 +1,67 @@
+"""Jobs that wait for their choice: their order, and what each knows of those behind."""
+
+import asyncio
+import time
+
+import pytest
+
+from app.store.queue_line import QueueLine
+from app.worker.choosing_line import ChoosingLine
+from app.worker.running_jobs import RunningJob
+from tests.app.worker.test_running_jobs import running_job
+
+
+@pytest.fixture
+def line() -> ChoosingLine:
+    return ChoosingLine()
+
+
+async def take_turn(line: ChoosingLine, job: RunningJob, order: list[tuple[str, int]]) -> None:
+    async with line.turn(job):
+        order.append((job.job_id, len(line.outlook().waited_s)))
+        await asyncio.sleep(0)
+
+
+async def test_turns_come_in_order_and_each_sees_those_behind_it(line: ChoosingLine) -> None:
+    order: list[tuple[str, int]] = []
+    jobs = [running_job(name) for name in "abc"]
+    async with line.turn(running_job("first")):
+        assert not line.is_empty
+        tasks = [asyncio.create_task(take_turn(line, job, order)) for job in jobs]
+        await asyncio.sleep(0)
+        assert len(line.outlook().waited_s) == 3
+    await asyncio.gather(*tasks)
+    assert order == [("a", 2), ("b", 1), ("c", 0)]
+    assert line.is_empty
+
+
+async def test_who_gives_up_is_waited_for_by_nobody(line: ChoosingLine) -> None:
+    order: list[tuple[str, int]] = []
+    async with line.turn(running_job("first")):
+        tasks = [asyncio.create_task(take_turn(line, running_job(name), order)) for name in "ab"]
+        await asyncio.sleep(0)
+        tasks[0].cancel()
+        await asyncio.sleep(0)
+        assert len(line.outlook().waited_s) == 1
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert order == [("b", 0)] and line.is_empty
+
+
+async def test_what_waits_in_the_queue_comes_after_what_waits_here(line: ChoosingLine) -> None:
+    line.note(QueueLine.read(b"10000 2 9 2000 7000 8000 9000 9500"))
+    async with line.turn(running_job("first")):
+        task = asyncio.create_task(
+            take_turn(line, running_job("a", queued_at_s=time.time() - 60), [])
+        )
+        await asyncio.sleep(0)
+        outlook = line.outlook()
+    await task
+    here, longer, shorter = outlook.waited_s
+    assert here > 59
+    assert longer - shorter == pytest.approx(1.5), "every second one is the other worker's"
+    assert 0 < outlook.arrivals_per_s <= 8 / 8 / 2
+
+
+def test_few_arrivals_have_no_rate() -> None:
+    assert QueueLine.read(b"10000 1 7 2000").outlook().arrivals_per_s == 0.0
+    assert QueueLine().outlook().waited_s == ()

@@ -1,0 +1,150 @@
+"""The rule of policy `auto`, one choice after another."""
+
+from collections.abc import Sequence
+
+import pytest
+
+from dycoke_core.auto import DEFAULT_LADDER, AutoConfig, Reason
+from dycoke_core.level_choice import NOTHING_WAITS, Chooser, Level, Outlook
+
+RETAINED = (1.0, 0.62, 0.47, 0.32)  # of DEFAULT_LADDER at 32 frames
+COSTS_S = (1.0, 0.7, 0.6, 0.5)  # of a request of late, by level
+OBJECTIVE_S = 2.0
+DEFAULT = AutoConfig(objective_s=OBJECTIVE_S)
+
+
+def levels(
+    *seconds: float, cached: tuple[int, ...] = (), costs_s: Sequence[float] = COSTS_S
+) -> dict[int, Level]:
+    return {
+        place: Level(DEFAULT_LADDER[place], RETAINED[place], place in cached, own_s, costs_s[place])
+        for place, own_s in enumerate(seconds)
+    }
+
+
+@pytest.mark.parametrize(
+    ("seconds", "cached", "at_least", "place", "reason"),
+    [
+        ((1.0, 0.6, 0.5, 0.4), (), 0.0, 0, Reason.OBJECTIVE),
+        ((3.0, 1.9, 1.0, 0.5), (), 0.0, 1, Reason.OBJECTIVE),
+        ((3.0, 2.9, 2.8, 2.5), (), 0.0, 3, Reason.NONE_MEETS),
+        ((3.0, 2.9, 2.8, 2.5), (), 0.4, 2, Reason.NONE_MEETS),
+        ((9.0, 0.2, 0.2, 0.2), (), 1.0, 0, Reason.NONE_MEETS),  # only all tokens are allowed
+        ((1.0, 0.1, 0.5, 0.4), (1,), 0.0, 1, Reason.CACHED),  # one stronger beats a miss
+        ((1.0, 0.1, 0.5, 0.4), (1,), 0.7, 0, Reason.OBJECTIVE),  # but not below `at_least`
+        ((1.0, 0.6, 0.1, 0.4), (2,), 0.0, 0, Reason.OBJECTIVE),  # nor from two levels away
+        ((0.1, 0.1, 0.5, 0.4), (0, 1), 0.0, 0, Reason.OBJECTIVE),
+        ((2.1, 9.0, 9.0, 9.0), (0,), 0.0, 0, Reason.NONE_MEETS),  # a weaker hit is the fastest
+    ],
+)
+def test_the_least_compression_that_meets_the_objective(
+    seconds: tuple[float, ...],
+    cached: tuple[int, ...],
+    at_least: float,
+    place: int,
+    reason: Reason,
+) -> None:
+    config = AutoConfig(objective_s=OBJECTIVE_S, at_least=at_least)
+    choice = Chooser().choose(config, levels(*seconds, cached=cached), now_s=0.0)
+    assert (choice.level, choice.reason) == (place, reason)
+    assert choice.compression == DEFAULT_LADDER[place]
+    assert choice.predicted_ttft_s == seconds[place]
+
+
+def test_what_a_request_has_waited_counts_against_its_objective() -> None:
+    choice = Chooser().choose(DEFAULT, levels(1.0, 0.7, 0.6, 0.5), waited_s=1.35, now_s=0.0)
+    assert (choice.level, choice.reason) == (2, Reason.OBJECTIVE)
+    assert choice.predicted_ttft_s == pytest.approx(1.95)
+
+
+@pytest.mark.parametrize(
+    ("waited_s", "place", "reason"),
+    [
+        ((), 0, Reason.OBJECTIVE),
+        ((0.0,), 1, Reason.QUEUE),  # 2.0 s at full tokens, 1.4 s at the next level
+        ((0.1, 0.0), 3, Reason.QUEUE),  # 1.6 s is the least that a fifth of room is left for
+        ((0.0, 0.0, 0.0, 0.0), 3, Reason.QUEUE),  # the last cannot be in time at any level
+        ((5.0,), 3, Reason.QUEUE),  # it is late already: the sooner it is through the better
+    ],
+)
+def test_those_that_wait_behind_are_to_be_in_time_too(
+    waited_s: tuple[float, ...], place: int, reason: Reason
+) -> None:
+    choice = Chooser().choose(DEFAULT, levels(*COSTS_S), Outlook(waited_s), now_s=0.0)
+    assert (choice.level, choice.reason) == (place, reason)
+
+
+@pytest.mark.parametrize(
+    ("arrivals_per_s", "place", "reason"),
+    [
+        (0.0, 0, Reason.OBJECTIVE),
+        (0.89, 0, Reason.OBJECTIVE),
+        (0.91, 1, Reason.LOAD),
+        (1.4, 2, Reason.LOAD),
+        (9.0, 3, Reason.LOAD),  # none keeps up
+    ],
+)
+def test_a_level_that_cannot_keep_up_is_not_chosen(
+    arrivals_per_s: float, place: int, reason: Reason
+) -> None:
+    outlook = Outlook(arrivals_per_s=arrivals_per_s)
+    choice = Chooser().choose(DEFAULT, levels(*COSTS_S), outlook, now_s=0.0)
+    assert (choice.level, choice.reason) == (place, reason)
+
+
+def test_load_is_not_looked_at_while_nothing_piles_up() -> None:
+    quick = levels(*COSTS_S, costs_s=COSTS_S)
+    lax = AutoConfig(objective_s=4 * COSTS_S[0])
+    chooser, often = Chooser(), 1.5
+    assert chooser.choose(lax, quick, Outlook((), often), now_s=0.0).level == 0
+    assert chooser.choose(lax, quick, Outlook((0.0,), often), now_s=1.0).level == 2
+    assert chooser.choose(lax, quick, Outlook((), often), now_s=9.0).level == 2, "it has not eased"
+
+
+def test_load_eases_only_when_it_has_come_down_amply() -> None:
+    chooser = Chooser()
+
+    def at(arrivals_per_s: float, now_s: float) -> int:
+        outlook = Outlook(arrivals_per_s=arrivals_per_s)
+        return chooser.choose(DEFAULT, levels(*COSTS_S), outlook, now_s=now_s).level
+
+    assert at(1.0, now_s=0.0) == 1
+    assert at(0.8, now_s=100.0) == 1, "0.8 is below the limit, but hardly"
+    assert at(0.7, now_s=200.0) == 0
+    assert at(0.8, now_s=300.0) == 0, "it stays where it is"
+    assert at(9.0, now_s=400.0) == 3
+    assert at(1.4, now_s=500.0) == 2, "no more than a level beyond what just keeps up"
+
+
+def test_compression_eases_one_objective_after_a_stronger_level_was_needed() -> None:
+    chooser = Chooser()
+    hard, easy = levels(9.0, 3.0, 2.1, 1.9), levels(*COSTS_S)
+    assert chooser.choose(DEFAULT, hard, now_s=10.0).level == 3
+    held = chooser.choose(DEFAULT, easy, now_s=11.9)
+    assert (held.level, held.reason) == (3, Reason.STEADY)
+    eased = chooser.choose(DEFAULT, easy, now_s=12.0)
+    assert (eased.level, eased.reason) == (0, Reason.OBJECTIVE)
+
+
+def test_a_laxer_objective_is_not_held_to_a_stricter_one_s_level_nor_holds_it() -> None:
+    lax = AutoConfig(objective_s=3600.0)
+    easy, hard = levels(*COSTS_S), levels(9.0, 9.0, 9.0, 1.0)
+    chooser = Chooser()
+    assert chooser.choose(DEFAULT, hard, now_s=0.0).level == 3
+    assert chooser.choose(lax, hard, now_s=0.1).level == 0
+    assert chooser.choose(DEFAULT, easy, now_s=0.2).reason is Reason.STEADY
+    assert chooser.choose(lax, levels(9e3, 9e3, 9e3, 1.0), now_s=1.0).level == 3
+    later = chooser.choose(DEFAULT, easy, NOTHING_WAITS, now_s=10.0)
+    assert later.level == 0, "an objective of an hour holds only those of an hour"
+
+
+def test_a_weaker_level_whose_prefix_is_there_is_taken_whatever_the_load() -> None:
+    cached = levels(0.1, 0.7, 0.6, 0.5, cached=(0,))
+    choice = Chooser().choose(DEFAULT, cached, Outlook((0.0,) * 9, 9.0), now_s=0.0)
+    assert (choice.level, choice.reason) == (0, Reason.CACHED)
+
+
+def test_at_least_bounds_what_queue_and_load_may_ask() -> None:
+    config = AutoConfig(objective_s=OBJECTIVE_S, at_least=0.6)
+    choice = Chooser().choose(config, levels(*COSTS_S), Outlook((0.0,) * 9, 9.0), now_s=0.0)
+    assert choice.level == 1
