@@ -13,6 +13,7 @@
         ├── TryLaterError                carries retry_after_s, video_id
         │   ├── QueueFullError
         │   ├── KeyLimitError            and quotas
+        │   ├── DeadlineUnreachableError
         │   └── FrameStoreFullError
         ├── TooManyStreamsError, VideoStoreFullError
         ├── NoWorkerError, ShuttingDownError, StoreUnavailableError
@@ -175,6 +176,13 @@ class FrameStoreFullError(TryLaterError):
         super().__init__(message, retry_after_s=2, video_id=video_id)
 
 
+class DeadlineUnreachableError(TryLaterError):
+    """The request's `deadline_s` would pass before its first token: it is refused, or ended by the
+    worker that takes it."""
+
+    code = "deadline_unreachable"
+
+
 class NoWorkerError(ServiceError):
     """No worker is alive to take the job."""
 
@@ -223,10 +231,13 @@ class JobNotDoneError(ServiceError):
 
 
 class DeadlineExceededError(ServiceError):
-    """The job was not done within `JOB_TIMEOUT_S`."""
+    """The job was not done within `JOB_TIMEOUT_S`, or within the request's `deadline_s`."""
 
     code = "deadline_exceeded"
     retryable = True
+
+    def __init__(self, message: str = "the job's time limit has passed") -> None:
+        super().__init__(message)
 
 
 class ReaderLostError(ServiceError):

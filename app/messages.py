@@ -111,6 +111,7 @@ class JobRequest(Message):
     ignore_eos: bool = False
     compression: dict[str, Any]
     priority: Priority = DEFAULT_PRIORITY  # of releases that do not say
+    deadline_s: float | None = None  # from acceptance, as the client has set it
     warnings: list[str] = []  # what was asked and is not honoured, for the receipt
     kept_mask: bool = False  # the receipt says which visual tokens were kept
     tells_prompt_tokens: bool = False  # with the first token already
@@ -120,7 +121,7 @@ class JobRequest(Message):
     prefill_chunk_tokens: int
     sampler_version: int = 1  # of releases that do not say
     accepted_at_s: float  # Unix time
-    deadline_at_s: float  # Unix time
+    deadline_at_s: float  # Unix time; that of the client or of `JOB_TIMEOUT_S`
     upload_s: float = 0.0
     read_frames_s: float = 0.0
     traceparent: str | None = None  # the span it belongs to, as W3C writes it

@@ -37,6 +37,7 @@ class _Rate:
 
     seconds: float
     amount: float = 1.0
+    is_measured: bool = False
 
     @property
     def value(self) -> float:
@@ -46,6 +47,7 @@ class _Rate:
         """Large observations weigh more: fixed costs show in small ones."""
         self.seconds = _MEMORY * self.seconds + max(seconds, 0.0)
         self.amount = _MEMORY * self.amount + amount
+        self.is_measured = True
 
 
 class Rates:
@@ -80,6 +82,11 @@ class Rates:
         if is_decoding:
             seconds -= self._step.value
         self._token.note(seconds, num_prompt_tokens)
+
+    def are_measured(self, work: Work) -> bool:
+        """Whether the like of the work has run; else its rates are still the seeds."""
+        has_vision = self._patch.is_measured or not work.vision_patches
+        return self._token.is_measured and has_vision
 
     def seconds(self, work: Work, *, is_decoding: bool) -> float:
         """For how long the work takes, with a decode step beside each of its steps."""

@@ -82,6 +82,7 @@ STATUS_BY_CODE: Mapping[str, int] = {
     "video_store_full": 503,
     "workers_lost": 503,
     "deadline_exceeded": 504,
+    "deadline_unreachable": 504,
 }
 
 # Seconds after which a refused client may well get in.

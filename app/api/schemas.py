@@ -91,6 +91,14 @@ class ChatFields(Strict):
         description="Among the jobs of the same key; other keys' shares are theirs. At most what "
         "the key may have.",
     )
+    deadline_s: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Seconds from its acceptance after which the answer is of no use: the job ends "
+        "then, or as soon as its first token cannot come before. Left out: as long as the server "
+        "allows.",
+    )
     video_id: str | None = Field(None, max_length=128, description="A video uploaded earlier.")
     kept_mask: bool = Field(
         False,
@@ -126,9 +134,10 @@ class ChatFields(Strict):
             "num_frames": settings.max_frames,
             "max_pixels": settings.max_frame_pixels,
             "max_tokens": settings.max_tokens,
+            "deadline_s": settings.job_timeout_s,
         }
         problems = [
-            FieldProblem(field=name, message=f"Input should be less than or equal to {limit}")
+            FieldProblem(field=name, message=f"Input should be less than or equal to {limit:.12g}")
             for name, limit in limits.items()
             if (getattr(self, name) or 0) > limit
         ]
@@ -212,6 +221,7 @@ class JobResource(BaseModel):
     accepted_at_s: float  # Unix time, as all of these
     queued_at_s: float | None
     started_at_s: float | None
+    deadline_at_s: float  # when it ends in any case
     ended_at_s: float | None
     result: DoneEvent | None  # of a job that is done
     error: ErrorEvent | None  # of one that failed or was cancelled

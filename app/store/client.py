@@ -39,7 +39,8 @@ _SERVER_CONDITIONS = (
     "OOM ", "READONLY ", "MISCONF ", "LOADING ", "BUSY ", "MASTERDOWN ", "NOREPLICAS ",
 )  # fmt: skip
 
-PRELUDE = ("prelude", "places", "limits", "order", "blame")  # what every script begins with
+# What every script begins with.
+PRELUDE = ("prelude", "places", "limits", "order", "lateness", "blame")
 ScriptArg = str | bytes | int | float
 
 

@@ -13,6 +13,7 @@ APIs and workers may call them at once, and each may be sent twice. What workers
 
 import json
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,6 +23,7 @@ from redis.asyncio import Redis
 
 from app.errors import (
     DeadlineExceededError,
+    DeadlineUnreachableError,
     FrameStoreFullError,
     IdempotencyConflictError,
     JobNotFoundError,
@@ -221,6 +223,7 @@ class JobQueue:
         Raises:
             IdempotencyConflictError: the key stands for another request. The place is given up.
             KeyLimitError
+            DeadlineUnreachableError: the deadline that the client has set passes while others wait.
             FrameStoreFullError: the frames of live jobs leave no room for this one's.
             StoreUnavailableError: also when the place was lost meanwhile.
         """
@@ -253,10 +256,16 @@ class JobQueue:
             allowance.taken_words,
             allowance.length,
             request.priority,
+            _left_ms(request),
         )
         quotas = parse_quotas(allowance.limits, stands)
         if outcome == b"conflict":
             raise IdempotencyConflictError("the idempotency key was used for another request")
+        if outcome == b"too_late":
+            raise DeadlineUnreachableError(
+                "too many jobs wait to answer before the deadline",
+                retry_after_s=_retry_after_s(found),
+            )
         if outcome == b"no_room":
             raise FrameStoreFullError
         if outcome == b"no_place":
@@ -362,7 +371,7 @@ class JobQueue:
             "sweep",
             self._result_ttl_ms,
             milliseconds(grace_s),
-            json.dumps(fault(DeadlineExceededError("the job's time limit has passed"))),
+            json.dumps(fault(DeadlineExceededError())),
             MAX_SWEPT_JOBS,
         )
         words = [word.decode() for word in orphans]
@@ -422,8 +431,18 @@ class JobQueue:
 
 
 def _queue_full(retry_after_ms: int) -> QueueFullError:
-    retry_after_s = min(max(1, math.ceil(retry_after_ms / 1000)), MAX_RETRY_AFTER_S)
-    return QueueFullError("the queue is full", retry_after_s=retry_after_s)
+    return QueueFullError("the queue is full", retry_after_s=_retry_after_s(retry_after_ms))
+
+
+def _retry_after_s(retry_after_ms: int) -> int:
+    return min(max(1, math.ceil(retry_after_ms / 1000)), MAX_RETRY_AFTER_S)
+
+
+def _left_ms(request: JobRequest) -> int | str:
+    """Until the deadline that the client has set; empty for none."""
+    if request.deadline_s is None:
+        return ""
+    return milliseconds(request.deadline_at_s - time.time())
 
 
 @lru_cache(maxsize=256)  # a worker says the same for seconds at a time

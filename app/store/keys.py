@@ -21,12 +21,14 @@
     {p}:order:{model}        zset      `owner job_id` -> when its turn is, of those that wait; below
                                        0 if it was handed back (`lua/order.lua`)
     {p}:tags:{model}         hash      now -> virtual time of that order; owner:{owner} -> when the
-                                       owner's last job will have had its share; due:{owner} ->
-                                       which of its priorities is due when; TTL
+                                       owner's last job will have had its share; priority:{owner}
+                                       -> that of all its waiting jobs, or `mixed`; passed:{owner}
+                                       -> how often in a row its oldest was passed over; TTL
     {p}:given:{model}        hash      entry -> job_id, of entries that were given to another job
                                        than the one which brought them; TTL
     {p}:arrivals:{model}     list      times (ms) at which the last jobs were queued; TTL
     {p}:starts:{model}       list      times (ms) at which the last jobs left the queue; TTL
+    {p}:pace:{model}         list      those since which some have waited all the time; TTL
     {p}:live                 zset      job_id -> deadline (ms) of all jobs without an end
     {p}:ended_jobs           zset      job_id -> end of TTL (ms) of ended jobs whose record is there
     {p}:ended_sizes          hash      job_id -> bytes of an ended job's record, events, kept sets
@@ -117,6 +119,9 @@ class RedisKeys:
 
     def starts(self, model: str) -> str:
         return f"{self.prefix}:starts:{model}"
+
+    def pace(self, model: str) -> str:
+        return f"{self.prefix}:pace:{model}"
 
     @property
     def live(self) -> str:

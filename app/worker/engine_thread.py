@@ -124,6 +124,13 @@ class EngineThread:
         choice: Choice = await self._ask(choose, lambda engine: engine.can_choose(config))
         return choice
 
+    async def predict_first_token_s(self, sequence: Sequence) -> float | None:
+        """See `Engine.predict_first_token_s`."""
+        seconds: float | None = await self._ask(
+            lambda engine: engine.predict_first_token_s(sequence)
+        )
+        return seconds
+
     def abort(self, sequence_id: str) -> "asyncio.Future[bool]":
         """Asks at once; the result, whether the engine had the sequence, need not be awaited."""
         return self._ask(lambda engine: self._abort(engine, sequence_id))

@@ -14,7 +14,12 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 
-from app.errors import SamplerChangedError, StoreUnavailableError
+from app.errors import (
+    DeadlineExceededError,
+    DeadlineUnreachableError,
+    SamplerChangedError,
+    StoreUnavailableError,
+)
 from app.messages import CompressionChoice
 from app.metrics import WorkerMetrics
 from app.store.frame_store import FrameStore, decode_frames
@@ -38,6 +43,7 @@ from dycoke_core.sequence import (
 RETRY_AFTER_S = 0.2
 MAX_POLL_S = 1.0
 MAX_COMPANY_S = 5.0  # that a suspect waits for the other jobs to end
+DEADLINE_MARGIN = 2.0  # how much faster than predicted a first token may come
 
 logger = logging.getLogger(__name__)
 
@@ -142,23 +148,41 @@ class JobTaker:
     async def _load(self, job: RunningJob) -> None:
         """Isolates one job: an error here fails only this job."""
         try:
+            if time.time() > job.deadline_at_s:
+                raise DeadlineExceededError
             sequence = await self._make_sequence(job)
             compression = resolved_compression(job.delivery.request.compression)
             if isinstance(compression, AutoConfig):
                 async with self._choosing.turn(job):
                     sequence.compression = await self._choose(job, sequence, compression)
-                    await self._engine.add(sequence)
+                    await self._add(job, sequence)
             else:
                 sequence.compression = compression
                 if not self._choosing.is_empty:  # what comes later goes in later
                     async with self._choosing.turn(job):
                         pass
-                await self._engine.add(sequence)
+                await self._add(job, sequence)
         except DycokeError as error:
             self._publisher.fail(job, error)
         except Exception:
             logger.exception("a job could not be prepared", extra=job.log_fields)
             self._publisher.fail(job, EngineError("the worker failed to prepare this request"))
+
+    async def _add(self, job: RunningJob, sequence: Sequence) -> None:
+        """Raises DeadlineUnreachableError: it would take others' time for an answer of no use.
+
+        An engine that has nothing else to do tries in any case: predictions that were wrong are
+        put right by that alone.
+        """
+        has_others = len(self._jobs) > 1
+        if has_others and job.has_own_deadline and job.first_token_at_s is None:
+            predicted_s = await self._engine.predict_first_token_s(sequence)
+            left_s = job.deadline_at_s - time.time()
+            if predicted_s is not None and predicted_s / DEADLINE_MARGIN > left_s:
+                raise DeadlineUnreachableError(
+                    "the first token would come after the deadline", retry_after_s=1
+                )
+        await self._engine.add(sequence)
 
     async def _make_sequence(self, job: RunningJob) -> Sequence:
         request, frames = job.delivery.request, job.delivery.request.frames

@@ -102,7 +102,7 @@ class LeaseKeeper:
         now_s = time.time()
         for job in self._jobs:
             if job.final is None and now_s > job.deadline_at_s:
-                self._publisher.fail(job, DeadlineExceededError("the job's time limit has passed"))
+                self._publisher.fail(job, DeadlineExceededError())
                 self._jobs.stop(job)
 
     async def _renew(self) -> None:

@@ -66,6 +66,11 @@ class RunningJob:
         return self.delivery.request.deadline_at_s
 
     @property
+    def has_own_deadline(self) -> bool:
+        """Whether the client has set one."""
+        return self.delivery.request.deadline_s is not None
+
+    @property
     def has_unsent(self) -> bool:
         return bool(self.fresh or self.statuses or self.final or self.unsent_tokens())
 

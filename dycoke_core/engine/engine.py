@@ -149,14 +149,14 @@ class Engine:
         self._states[sequence.sequence_id] = state
         self._scheduler.add(state)
 
-    def predict_first_token_s(self, sequence: Sequence) -> float:
-        """How long the first token of a sequence would take, were it added now.
+    def predict_first_token_s(self, sequence: Sequence) -> float | None:
+        """How long the first token of a sequence would take at least, were it added now: sequences
+        of a lower priority make way. None while too little has run to tell.
 
         Raises:
             InvalidRequestError, PromptTooLongError: as `add`.
         """
-        work = self._predictor.own_work(self.admission.prepare(sequence))
-        return self._predictor.seconds(self._predictor.work_ahead() + work)
+        return self._predictor.earliest_s(self.admission.prepare(sequence))
 
     def can_choose(self, config: AutoConfig) -> bool:
         """Whether it is time to choose a compression: the engine has little else to do. It is in an

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 import torch
 
 from dycoke_core.compression.flops import prefill_flops, vision_flops
+from dycoke_core.config import PRIORITIES, Priority
 from dycoke_core.engine.admission import Admission
 from dycoke_core.engine.backend import Backend
 from dycoke_core.engine.scheduler import Scheduler
@@ -41,9 +42,22 @@ class FirstTokenPredictor:
         is_decoding = any(state.can_decode for state in self._scheduler.running)
         return self._rates.seconds(work, is_decoding=is_decoding)
 
-    def work_ahead(self) -> Work:
-        """What comes before a sequence that is added now."""
-        running, waiting = self._scheduler.running, self._scheduler.waiting
+    def earliest_s(self, state: SequenceState) -> float | None:
+        """In how many seconds a sequence that is added now has its first token, if those of lower
+        priority make way; None while too little has run to tell.
+        """
+        work = self.work_ahead(state.priority) + self.own_work(state)
+        return self.seconds(work) if self._rates.are_measured(work) else None
+
+    def work_ahead(self, priority: Priority = PRIORITIES[-1]) -> Work:
+        """What comes before a sequence that is added now.
+
+        Args:
+            priority: the lowest of what counts.
+        """
+        best = PRIORITIES[: PRIORITIES.index(priority) + 1]
+        running = [state for state in self._scheduler.running if state.priority in best]
+        waiting = [state for state in self._scheduler.waiting if state.priority in best]
         shared = _distinct(self._shared_work(state) for state in (*running, *waiting))
         own = sum(max(state.num_question_tokens - state.num_own_run, 0) for state in running)
         own += sum(state.num_question_tokens for state in waiting)

@@ -128,17 +128,6 @@ def test_a_choice_waits_until_little_is_left_ahead_of_it(lab: Lab) -> None:
     assert auto.can_choose(AutoConfig(1e-9))
 
 
-def test_a_first_token_is_predicted_at_the_sequence_s_own_compression(lab: Lab) -> None:
-    engine = lab.engine()
-    full = engine.predict_first_token_s(lab.sequence("a", compression="full"))
-    strong = engine.predict_first_token_s(
-        lab.sequence("b", compression=DEFAULT_LADDER[3].as_dict())
-    )
-    assert 0 < strong < full
-    engine.add(lab.sequence("c", video=2, compression="full"))
-    assert engine.predict_first_token_s(lab.sequence("a", compression="full")) > full
-
-
 def test_levels_that_do_not_fit_are_left_out(lab: Lab) -> None:
     sequence = lab.sequence(max_tokens=12)
     states = [

@@ -45,6 +45,7 @@ class FakeEngine:
     image_size: int = 8
     frame_limits: PixelLimits | None = None
     auto_level: int = 1
+    first_token_s: float | None = None  # as it predicts
     may_choose: bool = True  # while it has work
     outlooks: list[Outlook] = field(default_factory=list)  # of each choice
     waited_s: list[float] = field(default_factory=list)  # of each choice
@@ -120,6 +121,9 @@ class FakeEngine:
             raise PromptTooLongError("the prompt is too long")
         level = config.ladder[self.auto_level]
         return Choice(self.auto_level, level, Reason.OBJECTIVE, waited_s + 0.5)
+
+    def predict_first_token_s(self, sequence: Sequence) -> float | None:
+        return self.first_token_s
 
     def forget_video(self, name: str) -> None:
         self.forgotten.append(name)

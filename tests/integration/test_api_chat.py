@@ -192,6 +192,9 @@ BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"stream": "maybe"}, "stream"),
     ({"on_disconnect": "explode"}, "on_disconnect"),
     ({"priority": "urgent"}, "priority"),
+    ({"deadline_s": 0}, "deadline_s"),
+    ({"deadline_s": 601}, "deadline_s"),
+    ({"deadline_s": "soon"}, "deadline_s"),
     ({"priority": 1}, "priority"),
     ({"frames": 3}, "frames"),
 ]

@@ -13,7 +13,7 @@ from app.store.job_leases import Append, Delivery, JobLeases
 from app.store.job_queue import JobQueue
 from app.store.keys import GROUP, RedisKeys
 from app.store.owner_limits import Allowance
-from dycoke_core.config import Priority
+from dycoke_core.config import PRIORITIES, Priority
 from tests.integration.api import receipt
 from tests.integration.jobs import (
     LEASE_S,
@@ -181,16 +181,32 @@ async def test_position_is_the_number_of_jobs_that_are_taken_before(
 async def test_higher_priorities_go_first_and_low_ones_do_not_starve(
     queue: JobQueue, leases: JobLeases
 ) -> None:
-    low = [await ask(queue, "a", n, priority="low") for n in range(3)]
-    normal = [await ask(queue, "a", n) for n in range(10, 16)]
-    high = [await ask(queue, "a", n, priority="high") for n in range(20, 30)]
+    low = [await ask(queue, "a", n, priority="low") for n in range(10, 13)]
+    normal = [await ask(queue, "a", n) for n in range(20, 24)]
+    high = [await ask(queue, "a", n, priority="high") for n in range(30, 38)]
     told = await positions(queue, *low, *normal, *high)
-    order = [await serve(leases) for _ in range(19)]
-    classes = "".join({"0": "l", "1": "n", "2": "h"}[job_id[1:].zfill(2)[0]] for job_id in order)
-    assert classes == "hhnhhnlhhnhhnlhhnnl"
+    order = [await serve(leases) for _ in range(15)]
+    classes = "".join({"1": "l", "2": "n", "3": "h"}[job_id[1]] for job_id in order)
+    assert classes == "hhhhlhhhhlnnnnl"
     assert told == [order.index(job_id) for job_id in (*low, *normal, *high)]
     for jobs in (low, normal, high):
         assert [job_id for job_id in order if job_id in jobs] == jobs
+
+
+async def test_a_lower_priority_never_brings_a_job_forward(
+    queue: JobQueue, leases: JobLeases
+) -> None:
+    """Not even where few others have it."""
+    for number, priority in enumerate(("normal",) * 6 + ("high", "low", "high", "normal")):
+        await ask(queue, "a", number, priority=priority)
+        if number == 7:
+            await serve(leases)
+        places = []
+        for asked in PRIORITIES:
+            job_id = await ask(queue, "a", 100 + 10 * number + len(places), priority=asked)
+            places += await positions(queue, job_id)
+            await end(queue, job_id)
+        assert places == sorted(places, key=lambda place: place or 0), places
 
 
 async def test_position_rises_when_a_job_of_higher_priority_overtakes(
@@ -321,7 +337,8 @@ async def test_repeated_take_gives_the_same_job(
     args = (MODEL, entry_id, "worker-a", "take", "{}", 60_000)
     scripts = Scripts(redis, keys.prefix)
     first = await scripts.run("start", *args)
-    assert first[0] == b"a0" and await scripts.run("start", *args) == first
+    again = await scripts.run("start", *args)
+    assert first[0] == b"a0" and again[:12] == first[:12], "but for how the queue stands by now"
     assert await redis.hget(keys.job("a0"), "attempt") == b"1"
     assert (await take(leases)).job_id == "b0"
     await end(queue, "a0")

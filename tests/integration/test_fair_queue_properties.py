@@ -6,7 +6,6 @@ no longer theirs, hand back and answer; clients cancel; sweeps come between.
 """
 
 import asyncio
-import math
 import uuid
 from collections import Counter
 from typing import Any
@@ -31,14 +30,7 @@ WORKERS = ("worker-0", "worker-1")
 MAX_TAKEN_BEFORE = 2  # of another key with jobs of the same cost, while one waits
 
 
-def most_before(priority: Priority, number: int) -> dict[Priority, int]:
-    """Jobs of other priorities that go before the so many-th waiting one of this priority."""
-    bounds: dict[Priority, dict[Priority, int]] = {
-        "low": {"high": 4 * number, "normal": 2 * number + 1},
-        "normal": {"high": 2 * number, "low": math.ceil(number / 2)},
-        "high": {"normal": math.ceil(number / 2), "low": math.ceil(number / 4)},
-    }
-    return bounds[priority]
+MAX_TURNS = 5  # of its owner's, until the oldest job is served
 
 
 bursts = st.tuples(st.sampled_from(OWNERS), st.integers(1, 6), st.sampled_from(PRIORITIES))
@@ -72,8 +64,8 @@ class History:
         self.ends: Counter[str] = Counter()
         self.taken_before: dict[str, Counter[str]] = {}  # by owner, while it waits
         self.priorities: dict[str, Priority] = {}
-        self.numbers: dict[str, int] = {}  # of those of its owner and priority, when it came
-        self.went_before: dict[str, Counter[Priority]] = {}  # of its owner's, while it waits
+        self.num_older: dict[str, int] = {}  # of its owner's, when it came
+        self.num_turns: Counter[str] = Counter()  # of its owner, since it came
 
     # --- what may happen ---
 
@@ -94,8 +86,7 @@ class History:
             self.taken_before[owner] = Counter()
         self.waiting.add(job_id)
         self.priorities[job_id] = priority
-        self.numbers[job_id] = len(self.alike(job_id))
-        self.went_before[job_id] = Counter()
+        self.num_older[job_id] = sum(other[0] == owner for other in self.waiting) - 1
 
     async def take(self, worker: str) -> None:
         self.note(await self.leases[worker].take(block_s=0.001))
@@ -174,15 +165,14 @@ class History:
         self.holds[job_id] = delivery
 
     def note_fresh(self, job_id: str) -> None:
-        owner, priority = job_id[0], self.priorities[job_id]
+        owner = job_id[0]
         first = min(self.alike(job_id), key=lambda other: int(other[1:]))
         assert job_id == first, "of one key and priority, first in, first out"
-        self.waiting.remove(job_id)
-        most = most_before(priority, self.numbers[job_id])
-        assert self.went_before[job_id] <= Counter(most), f"{job_id} starves"
         for other in self.waiting:
-            if other[0] == owner and self.priorities[other] != priority:
-                self.went_before[other][priority] += 1
+            self.num_turns[other] += other[0] == owner
+        self.waiting.remove(job_id)
+        most = MAX_TURNS * (self.num_older[job_id] + 1)
+        assert self.num_turns[job_id] <= most, f"{job_id} starves"
         self.taken_before[owner] = Counter()
         for other in OWNERS:
             if other != owner and self.waits(other):

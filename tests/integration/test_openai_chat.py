@@ -262,6 +262,8 @@ async def test_a_video_may_be_named_in_every_clients_way(
     [
         ({"n": 2}, "n"),
         ({"priority": "urgent"}, "priority"),
+        ({"deadline_s": 0}, "deadline_s"),
+        ({"deadline_s": 601}, "deadline_s"),
         ({"priority": 1}, "priority"),
         ({"logprobs": True}, "logprobs"),
         ({"response_format": {"type": "json_object"}}, "response_format"),

@@ -70,6 +70,7 @@ class Client:
         temperature: float = 0.0,
         kept_mask: bool = False,
         priority: Priority = "normal",
+        deadline_s: float | None = None,
         compression: Mapping[str, object] = MappingProxyType({"policy": "full"}),
     ) -> str:
         job_id = uuid.uuid4().hex
@@ -80,6 +81,7 @@ class Client:
                 "temperature": temperature,
                 "kept_mask": kept_mask,
                 "priority": priority,
+                "deadline_s": deadline_s,
                 "compression": dict(compression),
             }
         )

@@ -47,6 +47,7 @@ class CompletionFields(_Lenient):
     on_disconnect: Literal["cancel", "continue"] | None = None
     kept_mask: bool | None = None
     priority: Priority | None = None
+    deadline_s: Annotated[float | None, Field(gt=0, allow_inf_nan=False)] = None
     media_io_kwargs: dict[str, Any] | None = None
     mm_processor_kwargs: dict[str, Any] | None = None
 

@@ -160,6 +160,7 @@ class CompletionIntake:
             "on_disconnect": fields.on_disconnect,
             "kept_mask": fields.kept_mask,
             "priority": fields.priority,
+            "deadline_s": fields.deadline_s,
             "num_frames": min(DEFAULT_FRAMES, self._settings.max_frames),
             "sampling": part.sampling if part is not None else None,
             "start_s": part.start_s if part is not None else None,

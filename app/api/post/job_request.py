@@ -77,7 +77,7 @@ def make_job_request(
     wanted: WantedFrames | None,
     extras: Extras,
     accepted_at_s: float,
-    deadline_at_s: float,
+    timeout_s: float,
     upload_s: float,
     probe_s: float,
     traceparent: str | None,
@@ -104,6 +104,7 @@ def make_job_request(
         ignore_eos=extras.ignore_eos,
         compression=compression.as_dict(),
         priority=priority,
+        deadline_s=fields.deadline_s,
         warnings=warnings,
         kept_mask=fields.kept_mask and wanted is not None,
         tells_prompt_tokens=extras.tells_prompt_tokens,
@@ -112,7 +113,7 @@ def make_job_request(
         prefill_chunk_tokens=card.prefill_chunk_tokens,
         sampler_version=card.sampler_version,
         accepted_at_s=accepted_at_s,
-        deadline_at_s=deadline_at_s,
+        deadline_at_s=accepted_at_s + min(timeout_s, fields.deadline_s or timeout_s),
         upload_s=upload_s,
         read_frames_s=probe_s,
         traceparent=traceparent,
@@ -157,6 +158,8 @@ def make_idempotency(
         del said["kept_mask"]
     if fields.priority == DEFAULT_PRIORITY:
         del said["priority"]
+    if fields.deadline_s is None:
+        del said["deadline_s"]
     return Idempotency(
         key_hash=_digest(f"{owner}\0{key}"),
         fingerprint=_digest(json.dumps(said, sort_keys=True)),

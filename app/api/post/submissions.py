@@ -42,6 +42,7 @@ from app.api.post.uploads import Uploads
 from app.api.post.wanted_frames import FoundFrames, WantedFrames, check_wanted, frame_spec
 from app.api.schemas import ChatFields
 from app.errors import (
+    DeadlineUnreachableError,
     FrameStoreFullError,
     KeyLimitError,
     QueueFullError,
@@ -194,7 +195,7 @@ class Submissions:
                 wanted=wanted,
                 extras=taken.extras,
                 accepted_at_s=accepted_at_s,
-                deadline_at_s=accepted_at_s + self._settings.job_timeout_s,
+                timeout_s=self._settings.job_timeout_s,
                 upload_s=taken.upload_s,
                 probe_s=taken.probe_s,
                 traceparent=traceparent,
@@ -312,8 +313,8 @@ class Submissions:
         wanted: WantedFrames | None,
         allowance: Allowance,
     ) -> Created:
-        """Raises: KeyLimitError, FrameStoreFullError: they name the video; the place is given up
-        with `admitted`.
+        """Raises: KeyLimitError, DeadlineUnreachableError, FrameStoreFullError: they name the
+        video; the place is given up with `admitted`.
         """
         needed, expected = None, None
         if wanted is not None:
@@ -324,7 +325,7 @@ class Submissions:
             created = await self._queue.create(
                 job, idempotency=idempotency, frames=needed, expected=expected, allowance=allowance
             )
-        except (KeyLimitError, FrameStoreFullError) as error:
+        except (KeyLimitError, DeadlineUnreachableError, FrameStoreFullError) as error:
             error.video_id = job.video_id
             raise
         except StoreUnavailableError as error:

@@ -102,6 +102,7 @@ async def _resource(api: Api, record: JobRecord) -> JobResource:
         accepted_at_s=record.accepted_at_s,
         queued_at_s=record.queued_at_s,
         started_at_s=record.started_at_s,
+        deadline_at_s=record.request.deadline_at_s,
         ended_at_s=record.ended_at_s,
         result=final if isinstance(final, DoneEvent) else None,
         error=final if isinstance(final, ErrorEvent) else None,

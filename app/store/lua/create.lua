@@ -5,11 +5,12 @@
 --       video (as caches name it, '' for none), frames digest ('' for none), what its blob is
 --       expected to say of the frames ('' for nothing), the request with such frames, bytes to
 --       reserve for the frames (0 for none), byte budget of all frames, limits of the owner, what
---       the job takes of them (see `limits`), its length and priority (see `order`)
+--       the job takes of them (see `limits`), its length and priority (see `order`),
+--       ms left until the deadline that the client has set ('' for none)
 -- Returns {outcome, job_id, found, stands}: `created`; `queued` where the frames are stored and are as
 -- expected; `existing` with the job that stands for the same key and fingerprint, whereupon the
 -- place is given up; `conflict` for another fingerprint; `no_place`; `limited` where the owner has
--- reached a limit; `no_room` where live jobs hold too much of the frames' budget, and nothing is
+-- reached a limit; `too_late`, with the ms by which it would miss the deadline as found; `no_room` where live jobs hold too much of the frames' budget, and nothing is
 -- reserved. Found is what a stored blob says of the frames, which are then pinned, else ''. Stands is
 -- how the owner stands to its limits, see `standing`; {} where that was not asked.
 --
@@ -43,6 +44,11 @@ if limits ~= '' then
   local prompt, max_tokens, frames = string.match(taken, '^(%d+) (%d+) (%d+)$')
   local stands = standing(owner, limits, prompt + max_tokens, tonumber(frames))
   if is_refused(stands) then return {'limited', job_id, '', stands} end
+end
+if ARGV[22] ~= '' then
+  local job = {owner = owner, length = ARGV[20], priority = ARGV[21]}
+  local late_by = late_by_ms(model, job, tonumber(ARGV[22]))
+  if late_by then return {'too_late', job_id, late_by, {}} end
 end
 local is_to_read = digest ~= '' and redis.call('EXISTS', frames_key(digest)) == 0
 if is_to_read and frames_share(digest) < frame_bytes

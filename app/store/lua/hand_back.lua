@@ -15,7 +15,7 @@ else
   accuse(job_id, ARGV[8], 'own')
 end
 offer(model, job_id, ARGV[6], ARGV[7])
-redis.call('ZADD', queued_key(model), job.queued_at, job_id)
+begin_to_wait(model, job_id, job.queued_at)
 if job.owner then
   note_place(model, job_id, job.owner)
   join_order_again(model, job_id, job.owner, job.queued_at)

@@ -6,15 +6,13 @@
 -- one owner's jobs are first in, first out; owners who all have jobs waiting are given equal cost,
 -- by their weights; and whoever comes back has saved up nothing and owes nothing.
 --
--- Which of its jobs an owner's turn is for goes by their priorities, of which other owners notice
--- nothing: its jobs are laid out one after the other in the share that is its own. A priority that
--- has jobs waiting is due after so many turns (STRIDES) since it began to wait or was served last;
--- the one that is due first gives its oldest job, of two the higher one. So of one owner's jobs
--- there go before the n-th waiting one (counted in its priority)
---     low:     at most 4n of high priority and 2n + 1 of normal
---     normal:  at most 2n of high priority and n/2 of low, rounded up
---     high:    at most n/2 of normal priority and n/4 of low, rounded up
--- whatever else the owner asks meanwhile: low ones wait longer, and never starve.
+-- Which of its jobs an owner's turn is for goes by priority and age, of which other owners notice
+-- nothing: its jobs are laid out one after the other in the share that is its own. The best priority
+-- goes first, the oldest of it before the others; but after MAX_OVERTAKES times in a row that the
+-- oldest of all has been passed over, it is its turn. So who has n older ones of its owner before it
+-- has at the latest the (n + 1) * (MAX_OVERTAKES + 1)-th of its owner's turns, whatever else comes;
+-- and a lower priority never brings a job forward. (An engine goes by the same rule:
+-- dycoke_core/engine/precedence.py.)
 --
 -- The stream's entries are tickets. Each job brings one, and a worker that reads one is given the
 -- next job, whoever has brought the ticket: so workers wait for the stream and hold its entries as
@@ -23,9 +21,9 @@
 local HANDED_BACK_START = -1e13 -- plus the time of queueing (ms): before all fresh ones, in order
 local NO_JOB = '-' -- has brought a ticket that was missing
 
-local PRIORITIES = {'high', 'normal', 'low'} -- as in dycoke_core/config.py
-local STRIDES = {high = 1, normal = 2, low = 4}
-local NORMAL_ALONE = '- 2 -' -- of an owner that never asked for another priority
+local RANKS = {high = 1, normal = 2, low = 3} -- as in dycoke_core/config.py
+local MAX_OVERTAKES = 4
+local MIXED = 'mixed'
 
 local function member_of(owner, job_id) return owner .. ' ' .. job_id end
 
@@ -35,114 +33,113 @@ local function start_of(model, owner, job_id)
 end
 
 -- Of releases that do not say, all jobs are normal.
-local function priority_of(job) return STRIDES[job.priority] and job.priority or 'normal' end
+local function priority_of(job) return RANKS[job.priority] and job.priority or 'normal' end
 
--- After how many of its owner's turns each priority is due: those that wait, and perhaps some that
--- have ceased to.
-local function parse_dues(words)
-  local dues, i = {}, 0
-  for word in string.gmatch(words or NORMAL_ALONE, '%S+') do
-    i = i + 1
-    dues[PRIORITIES[i]] = tonumber(word)
-  end
-  return dues
+-- Whether one job has waited longer than another; of two that came together, the better one has.
+local function is_older(job, other)
+  local came, other_came = tonumber(job.queued_at or 0), tonumber(other.queued_at or 0)
+  if came ~= other_came then return came < other_came end
+  local rank, other_rank = RANKS[priority_of(job)], RANKS[priority_of(other)]
+  if rank ~= other_rank then return rank < other_rank end
+  return job.place < other.place -- of one priority they never change places
 end
 
-local function save_dues(model, owner, dues)
-  local words = {}
-  for i, priority in ipairs(PRIORITIES) do words[i] = dues[priority] or '-' end
-  redis.call('HSET', tags_key(model), 'due:' .. owner, table.concat(words, ' '))
-end
-
-local function first_due(dues)
-  local first = nil
-  for _, priority in ipairs(PRIORITIES) do
-    local due = dues[priority]
-    if due and (not first or due < dues[first]) then first = priority end
-  end
-  return first
-end
-
--- A priority gives a job.
-local function advance(dues, priority)
-  local turns = dues[priority] or 0
-  for other, due in pairs(dues) do dues[other] = math.max(0, due - turns) end
-  dues[priority] = STRIDES[priority]
-end
-
--- An owner's fresh jobs by priority, first come, first served; and when the first of all has its turn.
+-- An owner's fresh jobs, the oldest first, and when the first of them has its turn.
 local function waiting_of(model, owner)
-  local queues, start = {high = {}, normal = {}, low = {}}, nil
+  local jobs = {}
   local fresh = redis.call('ZRANGEBYSCORE', order_key(model), 0, '+inf', 'WITHSCORES')
   for i = 1, #fresh, 2 do
     if string.sub(fresh[i], 1, #owner + 1) == owner .. ' ' then
-      local job = job_fields(string.sub(fresh[i], #owner + 2), 'priority', 'length')
-      job.member, job.turn = fresh[i], tonumber(fresh[i + 1])
-      table.insert(queues[priority_of(job)], job)
-      start = start or job.turn
+      local job_id = string.sub(fresh[i], #owner + 2)
+      local job = job_fields(job_id, 'priority', 'length', 'queued_at')
+      job.member, job.turn, job.place = fresh[i], tonumber(fresh[i + 1]), i
+      jobs[#jobs + 1] = job
     end
   end
-  return queues, start
+  local start = jobs[1] and jobs[1].turn
+  table.sort(jobs, is_older)
+  return jobs, start
 end
 
 -- One owner's jobs in the order in which they are served.
-local function by_turns(queues, dues)
-  local line, taken, left = {}, {high = 0, normal = 0, low = 0}, {}
-  for priority, due in pairs(dues) do left[priority] = due end
-  local priority = first_due(left)
-  while priority do
-    taken[priority] = taken[priority] + 1
-    line[#line + 1] = queues[priority][taken[priority]]
-    advance(left, priority)
-    if taken[priority] == #queues[priority] then left[priority] = nil end
-    priority = first_due(left)
+--
+-- jobs: the oldest first
+-- num_passed: how often in a row the oldest has been passed over
+local function by_turns(jobs, num_passed)
+  local queues, heads = {{}, {}, {}}, {1, 1, 1}
+  for _, job in ipairs(jobs) do table.insert(queues[RANKS[priority_of(job)]], job) end
+  local line, is_served, oldest = {}, {}, 1
+  while #line < #jobs do
+    while is_served[jobs[oldest]] do oldest = oldest + 1 end
+    local rank = 1
+    while not queues[rank][heads[rank]] do rank = rank + 1 end
+    if num_passed >= MAX_OVERTAKES then rank = RANKS[priority_of(jobs[oldest])] end
+    local job = queues[rank][heads[rank]]
+    heads[rank] = heads[rank] + 1
+    num_passed = job == jobs[oldest] and 0 or num_passed + 1
+    line[#line + 1], is_served[job] = job, true
   end
   return line
 end
 
--- When each priority with jobs waiting is due, where one has just got its last job.
-local function current_dues(saved, queues, joined)
-  local dues = parse_dues(saved)
-  for priority, queue in pairs(queues) do
-    if #queue == 0 then
-      dues[priority] = nil
-    elseif not dues[priority] or priority == joined and #queue == 1 then
-      dues[priority] = STRIDES[priority]
-    end
+-- The one priority of these jobs, or MIXED.
+local function common_priority(jobs)
+  local common = priority_of(jobs[1])
+  for _, job in ipairs(jobs) do
+    if priority_of(job) ~= common then return MIXED end
   end
-  return dues
+  return common
+end
+
+local function num_passed(model, owner)
+  return tonumber(redis.call('HGET', tags_key(model), 'passed:' .. owner) or 0)
 end
 
 -- Lays an owner's waiting jobs out in its share again, from `start` on or from the first one's turn.
-local function lay_out(model, owner, start, joined)
-  local queues, first = waiting_of(model, owner)
+local function lay_out(model, owner, start)
+  local jobs, first = waiting_of(model, owner)
   if not first then return end
-  local dues = current_dues(redis.call('HGET', tags_key(model), 'due:' .. owner), queues, joined)
-  save_dues(model, owner, dues)
+  redis.call('HSET', tags_key(model), 'priority:' .. owner, common_priority(jobs))
   local turn = math.min(start or first, first)
-  for _, job in ipairs(by_turns(queues, dues)) do
+  for _, job in ipairs(by_turns(jobs, num_passed(model, owner))) do
     if job.turn ~= turn then redis.call('ZADD', order_key(model), turn, job.member) end
     turn = turn + (job.length or 1)
   end
 end
 
-local function is_alone(dues, priority)
-  for other in pairs(dues) do
-    if other ~= priority then return false end
+-- Takes in that one of an owner's jobs, of several priorities, was given to a worker.
+local function note_served(model, job)
+  local tags = tags_key(model)
+  if redis.call('HGET', tags, 'priority:' .. job.owner) ~= MIXED then return end
+  local left = waiting_of(model, job.owner)
+  job.place = 0
+  if #left == 0 then
+    redis.call('HDEL', tags, 'priority:' .. job.owner, 'passed:' .. job.owner)
+  elseif is_older(job, left[1]) then
+    redis.call('HDEL', tags, 'passed:' .. job.owner)
+  else
+    redis.call('HINCRBY', tags, 'passed:' .. job.owner, 1)
   end
-  return true
+end
+
+-- When the turn of a job that joins now would be, after all others of its owner; whether it has
+-- another priority than they have.
+local function end_of_line(model, job)
+  local saved = redis.call('HMGET', tags_key(model), 'now', 'owner:' .. job.owner,
+    'priority:' .. job.owner)
+  local turn = math.max(tonumber(saved[1] or 0), tonumber(saved[2] or 0))
+  return turn, (saved[3] or 'normal') ~= priority_of(job)
 end
 
 -- Puts a fresh job in line.
--- job, here and below: its fields owner, length (cost / weight), priority
+-- job, here and below: its fields owner, length (cost / weight), priority, queued_at
 join_order = function(model, job_id, job)
-  local tags, priority = tags_key(model), priority_of(job)
-  local saved = redis.call('HMGET', tags, 'now', 'owner:' .. job.owner, 'due:' .. job.owner)
-  local turn = math.max(tonumber(saved[1] or 0), tonumber(saved[2] or 0))
+  local tags = tags_key(model)
+  local turn, is_other = end_of_line(model, job)
   redis.call('HSET', tags, 'owner:' .. job.owner, turn + (job.length or 1))
   redis.call('PEXPIRE', tags, DAY_MS)
   redis.call('ZADD', order_key(model), turn, member_of(job.owner, job_id))
-  if not is_alone(parse_dues(saved[3]), priority) then lay_out(model, job.owner, nil, priority) end
+  if is_other then lay_out(model, job.owner) end
 end
 
 -- Puts a job that was handed back before all fresh ones. It keeps its entry.
@@ -159,11 +156,7 @@ leave_order_served = function(model, job_id, job)
   if turn < 0 then return end
   redis.call('HSET', tags_key(model), 'now', turn)
   redis.call('PEXPIRE', tags_key(model), DAY_MS)
-  local saved = redis.call('HGET', tags_key(model), 'due:' .. job.owner)
-  if not saved then return end
-  local dues = parse_dues(saved)
-  advance(dues, priority_of(job))
-  save_dues(model, job.owner, dues)
+  note_served(model, job)
 end
 
 -- The job ends while it waits: its owner's later ones move up.
@@ -178,6 +171,21 @@ leave_order = function(model, job_id, job)
     redis.call('HSET', tags_key(model), 'owner:' .. owner, share_end - (job.length or 1))
   end
   lay_out(model, owner, turn)
+end
+
+-- How many jobs would be taken before one that joined the line now.
+local function num_before(model, job)
+  local turn, is_other = end_of_line(model, job)
+  if is_other then
+    local jobs, first = waiting_of(model, job.owner)
+    jobs[#jobs + 1] = job
+    turn = first or turn
+    for _, other in ipairs(by_turns(jobs, num_passed(model, job.owner))) do
+      if other == job then break end
+      turn = turn + (other.length or 1)
+    end
+  end
+  return redis.call('ZCOUNT', order_key(model), '-inf', string.format('(%.17g', turn))
 end
 
 -- The fresh job that is next; nil where there is none.

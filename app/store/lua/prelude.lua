@@ -33,6 +33,7 @@ local function order_key(model) return PREFIX .. ':order:' .. model end
 local function tags_key(model) return PREFIX .. ':tags:' .. model end
 local function given_key(model) return PREFIX .. ':given:' .. model end
 local function starts_key(model) return PREFIX .. ':starts:' .. model end
+local function pace_key(model) return PREFIX .. ':pace:' .. model end
 local function arrivals_key(model) return PREFIX .. ':arrivals:' .. model end
 local function live_key() return PREFIX .. ':live' end
 local function dead_key() return PREFIX .. ':dead' end
@@ -257,6 +258,12 @@ local function error_event(job_id, fault)
   return cjson.encode(event)
 end
 
+-- A job waits for a worker from now on. Of a queue that was empty the pace is not known.
+local function begin_to_wait(model, job_id, queued_at)
+  if redis.call('EXISTS', queued_key(model)) == 0 then redis.call('DEL', pace_key(model)) end
+  redis.call('ZADD', queued_key(model), queued_at, job_id)
+end
+
 -- reading -> queued: the frames are stored, a worker may take the job.
 local function enqueue(model, job_id, request)
   local now = now_ms()
@@ -264,11 +271,11 @@ local function enqueue(model, job_id, request)
   redis.call('HSET', job_key(job_id), 'state', 'queued', 'request', request, 'entry_id', entry_id,
     'queued_at', now)
   redis.call('ZREM', places_key(model), job_id)
-  redis.call('ZADD', queued_key(model), now, job_id)
+  begin_to_wait(model, job_id, now)
   redis.call('LPUSH', arrivals_key(model), now)
   redis.call('LTRIM', arrivals_key(model), 0, MAX_ARRIVALS - 1)
   redis.call('PEXPIRE', arrivals_key(model), 3600000)
-  local job = job_fields(job_id, 'owner', 'length', 'priority')
+  local job = job_fields(job_id, 'owner', 'length', 'priority', 'queued_at')
   if job.owner then join_order(model, job_id, job) end
 end
 
@@ -276,7 +283,7 @@ end
 -- job before is refused from here on.
 local function start(job_id, worker_id, take_id)
   local key = job_key(job_id)
-  local job = job_fields(job_id, 'model', 'next_index', 'owner', 'priority')
+  local job = job_fields(job_id, 'model', 'next_index', 'owner', 'priority', 'queued_at')
   local model = job.model
   local now = now_ms()
   redis.call('HINCRBY', key, 'attempt', 1)
@@ -290,9 +297,11 @@ local function start(job_id, worker_id, take_id)
   end
   forget_place(model, job_id)
   if redis.call('ZREM', queued_key(model), job_id) == 1 then
-    redis.call('LPUSH', starts_key(model), now)
-    redis.call('LTRIM', starts_key(model), 0, 31)
-    redis.call('PEXPIRE', starts_key(model), 3600000)
+    for _, times in ipairs({starts_key(model), pace_key(model)}) do
+      redis.call('LPUSH', times, now)
+      redis.call('LTRIM', times, 0, 31)
+      redis.call('PEXPIRE', times, 3600000)
+    end
   end
 end
 

@@ -15,13 +15,18 @@ def fingerprint(**fields: str | int) -> str:
 def test_a_retry_across_an_upgrade_is_still_the_same_request() -> None:
     """Older releases had none of these fields to say."""
     said = ChatFields(question="What happens?", video_id="video").model_dump(mode="json")
-    del said["sampling"], said["max_pixels"], said["kept_mask"], said["priority"]
+    del said["sampling"], said["max_pixels"], said["kept_mask"]
+    del said["priority"], said["deadline_s"]
     older = sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
     assert fingerprint() == fingerprint(sampling="uniform") == older
 
 
 def test_another_sampling_is_another_request() -> None:
     assert fingerprint(sampling="keyframe") != fingerprint()
+
+
+def test_another_deadline_is_another_request() -> None:
+    assert len({fingerprint(), fingerprint(deadline_s=1), fingerprint(deadline_s=2)}) == 3
 
 
 def test_another_priority_is_another_request() -> None:
