@@ -185,7 +185,7 @@ def cut_short(result: Result) -> int:
 def test_metrics_carry_no_label_of_a_single_job(loaded: Loaded) -> None:
     """Labels have few values, and none that looks like an id, however many jobs there were."""
     allowed = {"__name__", "instance", "job", "model", "policy", "stage", "outcome", "reason"}
-    allowed |= {"cache", "key", "kind", "le", "level", "met", "process", "state"}
+    allowed |= {"cache", "key", "kind", "le", "level", "met", "process", "requested", "state"}
     samples = loaded.prometheus.query('{__name__=~"dycoke_.+"}')
     for sample in samples:
         metric: dict[str, Any] = sample["metric"]
