@@ -15,7 +15,7 @@ CLIENTS_VENV := .venv-clients
 CLIENTS_READY := $(CLIENTS_VENV)/.ready
 
 # The lines below that have a `##` are what `make help` prints.
-.PHONY: help setup demo serve test browser chaos clients lmms-eval lint loadtest dashboards
+.PHONY: help setup demo serve test browser chaos clients lmms-eval evaluate lint loadtest dashboards
 .PHONY: requirements sbom clean
 
 help:  ## this list
@@ -89,12 +89,26 @@ $(LMMS_READY): pyproject.toml constraints.txt $(wildcard tests/lmms_plugin/*.txt
 		--no-deps lmms-eval==0.7.3
 	@touch $@
 
+# Both ask the model with full tokens and with DyCoke. TASKS: lmms-eval's, on one video per question;
+# some read HF_HOME, and say no more than that it is missing.
+TASKS ?= nextqa_mc_test
+EVALUATION ?= evaluation
+HF_HOME ?= $(HOME)/.cache/huggingface
+LMMS = HF_HOME=$(HF_HOME) $(LMMS_VENV)/bin/python -m lmms_eval --model dycoke --tasks $(TASKS) --batch_size 8 \
+	--output_path $(EVALUATION)/lmms-eval $(LMMS_ARGS) --model_args pretrained=$(MODEL)
+evaluate: $(READY) $(LMMS_READY)  ## the laboratory and lmms-eval with a model: MODEL=, TASKS=, LAB_ARGS=, LMMS_ARGS=
+	@test -n "$(MODEL)" || { echo "make evaluate MODEL=DIRECTORY or hub id"; exit 2; }
+	$(BIN)/python -m loadtest.accuracy --model $(MODEL) --output $(EVALUATION)/laboratory $(LAB_ARGS)
+	$(LMMS)
+	$(LMMS),dycoke=True
+
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 # LOADTEST_ARGS: `--model medium`, `--users 1 4 8`, `--duration 30`, `--out FOLDER`, see --help.
+# `--auto`: policy auto against both, under a load that steps up and down.
 loadtest: $(TEST_READY)  ## full tokens against DyCoke through the service; LOADTEST_ARGS=
 	$(BIN)/python -m loadtest.compare $(LOADTEST_ARGS)
 

@@ -16,7 +16,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from app.keys.entries import ConfiguredKey, parse_configured_keys
 from app.keys.limits import MAX_LIMIT
 from dycoke_core.auto import DEFAULT_OBJECTIVE_S, MAX_OBJECTIVE_S
-from dycoke_core.config import PRIORITIES, Priority
+from dycoke_core.config import MAX_FRAME_PIXELS, PRIORITIES, Priority
 
 ENV_PREFIX = "DYCOKE_"
 BUNDLED_MODEL = Path(__file__).parent.parent / "dycoke_core" / "tiny" / "checkpoint"
@@ -131,7 +131,7 @@ class Settings(BaseSettings):
     max_uploads_per_client: int = Field(64, ge=1)  # of them, per key and per address
     max_streams: int = Field(512, ge=1)  # open answers, of all API processes on the port
     max_frames: int = Field(128, ge=1)
-    max_frame_pixels: int = Field(1024 * 768, ge=28 * 28)  # that a request may ask for
+    max_frame_pixels: int = Field(MAX_FRAME_PIXELS, ge=28 * 28)  # that a request may ask for
     max_tokens: int = Field(4096, ge=1)
     max_frame_readers: int = Field(2, ge=1)  # and as many probes, of all API processes on the port
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from transformers.utils import logging as transformers_logging
 
-from dycoke_core.config import CompressionConfig, EngineConfig
+from dycoke_core.config import MAX_FRAME_PIXELS, CompressionConfig, EngineConfig
 from dycoke_core.engine import Engine, SamplingParams, Sequence
 from dycoke_core.errors import DycokeError, InvalidRequestError
 from dycoke_core.sequence import ChatMessage, FrameTiming, SequenceReport
@@ -61,7 +61,11 @@ def _answer(arguments: argparse.Namespace) -> None:
     )
     if not arguments.video.is_file():
         raise InvalidRequestError("the video file does not exist")
-    config = EngineConfig(device=arguments.device, dtype=arguments.dtype)
+    config = EngineConfig(
+        device=arguments.device,
+        dtype=arguments.dtype,
+        max_frame_pixels=max(arguments.max_pixels or 1, MAX_FRAME_PIXELS),
+    )
     engine = Engine.from_pretrained(arguments.model, config)
     spec = FrameSpec(
         num_frames=arguments.num_frames,

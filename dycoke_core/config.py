@@ -136,6 +136,7 @@ def _checked(name: str, value: Any) -> Any:
 _QUESTION_TOKENS = 512  # of a pass, for questions about known videos, next to a chunk of a new one
 
 BackendName = Literal["cpu", "cuda"]
+MAX_FRAME_PIXELS = 1024 * 768
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +183,8 @@ class EngineConfig:
     host_cache_bytes: int | None = None  # for that; None: a share of the host's available memory
     engines_per_host: int = 1  # among which that share is divided
     feature_cache_bytes: int = 512 * 2**20  # visual features of videos, before stage I
+    # Of models that take frames of any size: for larger ones no memory is set aside.
+    max_frame_pixels: int = MAX_FRAME_PIXELS
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -7,6 +7,11 @@ any model), and runs the same mix of requests against both settings: closed loop
 of users, then open loop at shares of what full tokens managed in the closed loop. Runs of the two
 settings alternate, so that a machine that slows down slows down both. Writes `report.md`,
 `results.json` and plots into the folder.
+
+    python -m loadtest.compare --auto ...
+
+compares policy `auto` with both instead, under a load that steps up and down: see
+`loadtest.auto.compare`, and `--auto --help`.
 """
 
 import argparse
@@ -18,23 +23,28 @@ from pathlib import Path
 
 from loadtest.machine import describe
 from loadtest.report import write_report
-from loadtest.running import RunningService, running_service
+from loadtest.running import RunningService, model_settings, running_service
 from loadtest.runs import Plan, Result, run_locust
+from loadtest.stalls import repeat_stalled
 
+AUTO_OPTION = "--auto"
 SETTINGS = ("full", "dycoke")
 OPEN_LOOP_SHARES = (0.3, 0.6, 0.9)
 OBJECTIVE_FACTOR = 1.5  # times the p95 time to first token of full tokens and one user
-MAX_STALL_S = 1.0  # of the load generator; a run with a longer stall is repeated
-MAX_ATTEMPTS = 3  # the last one always counts; its stall is in the report
 CLEAR = "\r\033[K" if sys.stdout.isatty() else ""
 RESULTS = Path(__file__).parent / "results"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    options = _parse(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    if AUTO_OPTION in words:
+        from loadtest.auto.compare import main as compare_auto
+
+        return compare_auto([word for word in words if word != AUTO_OPTION])
+    options = _parse(words)
     about = describe()  # before this loads the machine
     with tempfile.TemporaryDirectory(prefix="dycoke-loadtest-") as folder:
-        settings = {"DYCOKE_MODEL": _model(options.model, Path(folder))} if options.model else {}
+        settings = model_settings(options.model, Path(folder))
         settings |= dict(pair.split("=", 1) for pair in options.set)
         print("Starting the service ...", flush=True)
         with running_service(Path(folder), settings) as service:
@@ -44,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     about |= {
         "model": options.model or "bundled",
         "settings": settings | ({"DYCOKE_MODEL": options.model} if options.model else {}),
-        "argv": list(argv if argv is not None else sys.argv[1:]),
+        "argv": words,
     }
     write_report(options.out, results, objective_s=objective_s, about=about)
     print(f"\nReport: {options.out / 'report.md'}")
@@ -54,8 +64,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if failures else 0
 
 
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m loadtest.compare", description=__doc__)
+    parser.add_argument(
+        AUTO_OPTION, action="store_true", help="policy auto, with options of its own"
+    )
     parser.add_argument("--model", default="", help="`medium`, a directory, or a hub id")
     parser.add_argument("--users", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--duration", type=float, default=30.0, help="seconds of each run")
@@ -71,16 +84,6 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--set", action="append", default=[], metavar="DYCOKE_X=Y", help="a setting of the service"
     )
     return parser.parse_args(argv)
-
-
-def _model(name: str, folder: Path) -> str:
-    if name != "medium":
-        return name
-    from loadtest.geometry import write_medium_checkpoint
-
-    path = folder / "dycoke-medium"
-    write_medium_checkpoint(path)
-    return str(path)
 
 
 class Comparison:
@@ -124,15 +127,15 @@ class Comparison:
         )
         self._num_done += 1
         head = f"[{self._num_done}/{self._num_runs}] {plan.label}"
-        for _ in range(MAX_ATTEMPTS):
+
+        def run() -> Result:
             result = run_locust(
                 plan, self._service.url, self._folder, on_wait=lambda s: _show(head, s)
             )
             print(f"{CLEAR}{head}: {_in_short(result)}", flush=True)
-            if result.max_stall_s <= MAX_STALL_S:
-                break
-            print(f"The load generator stood still for {result.max_stall_s:.1f} s.", flush=True)
-        return result
+            return result
+
+        return repeat_stalled(run)
 
 
 def _arrivals_per_s(result: Result) -> float:

@@ -25,10 +25,10 @@ from locust.exception import StopUser
 
 from loadtest.client import Service, ServiceError
 from loadtest.scenarios import Broken, Draw, Scenarios
+from loadtest.stalls import StallWatch
 
 MAX_ARRIVALS_OPEN = 1000
 DRAIN_S = 120.0  # for what is still running when the time is up
-STALL_PERIOD_S = 0.1
 OVERLOAD = (429, 503)
 
 
@@ -52,14 +52,7 @@ class Samples:
         self.failures: list[str] = []
         self.arrivals: Counter[str] = Counter()  # by scenario
         self.began_at_s = time.perf_counter()
-        self.max_stall_s = 0.0  # of the load generator itself, or of the whole machine
-
-    def watch_stalls(self) -> None:
-        while True:
-            asleep_at_s = time.perf_counter()
-            gevent.sleep(STALL_PERIOD_S)
-            late_s = time.perf_counter() - asleep_at_s - STALL_PERIOD_S
-            self.max_stall_s = max(self.max_stall_s, late_s)
+        self.stalls = StallWatch()
 
     def add(self, kind: str, name: str, seconds: float) -> None:
         at_s = time.perf_counter() - self.began_at_s
@@ -68,7 +61,7 @@ class Samples:
     def write(self, path: Path, stats: Any) -> None:
         content = {
             "duration_s": time.perf_counter() - self.began_at_s,
-            "max_stall_s": self.max_stall_s,
+            "max_stall_s": self.stalls.max_stall_s,
             "arrivals": self.arrivals,
             "failures": self.failures,
             "samples": self.by_name,
@@ -107,7 +100,7 @@ def _prepare(environment: Environment, **_: Any) -> None:
 @events.test_start.add_listener
 def _start(**_: Any) -> None:
     Shared.samples = Samples()
-    gevent.spawn(Shared.samples.watch_stalls)
+    gevent.spawn(Shared.samples.stalls.watch)
 
 
 @events.quitting.add_listener

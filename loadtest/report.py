@@ -87,13 +87,18 @@ def _table(
     rows = [
         (
             *(load(r), r.plan.compression, f"{r.answers_per_s:.2f}", f"{r.tokens_per_s:.1f}"),
-            *(_pair(r.ttft_s), _median(r.ttft_new_s), _median(r.ttft_known_s)),
-            *(_pair(r.itl_s, scale=1000, digits=1), _pair(r.e2e_s)),
+            *(as_pair(r.ttft_s), _median(r.ttft_new_s), _median(r.ttft_known_s)),
+            *(as_pair(r.itl_s, scale=1000, digits=1), as_pair(r.e2e_s)),
             *(f"{r.goodput_per_s(objective_s):.2f}", f"{r.good_share(objective_s):.0%}"),
             *(str(r.num_rejected), str(len(r.failures)), f"{r.max_stall_s:.2f}"),
         )
         for r in results
     ]
+    return markdown_table(heads, rows)
+
+
+def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table."""
     return [
         "| " + " | ".join(heads) + " |",
         "|" + "---|" * len(heads),
@@ -101,7 +106,8 @@ def _table(
     ]
 
 
-def _pair(spread: Spread | None, *, scale: float = 1, digits: int = 3) -> str:
+def as_pair(spread: Spread | None, *, scale: float = 1, digits: int = 3) -> str:
+    """Median and 95th percentile."""
     if spread is None:
         return NOTHING
     return f"{spread.p50 * scale:.{digits}f} / {spread.p95 * scale:.{digits}f}"
@@ -126,7 +132,7 @@ def _plot_closed(path: Path, results: Sequence[Result]) -> None:
     _label(middle, "Inter-token latency", "users", "milliseconds")
     _lines(right, results, load, lambda r: r.tokens_per_s, "")
     _label(right, "Throughput", "users", "tokens per second")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _plot_open(path: Path, results: Sequence[Result], objective_s: float) -> None:
@@ -140,7 +146,7 @@ def _plot_open(path: Path, results: Sequence[Result], objective_s: float) -> Non
     _lines(right, results, load, lambda r: _of(r.ttft_s, "p95"), "p95", "--")
     right.axhline(objective_s, color="tab:red", linewidth=0.8, label="objective")
     _label(right, "Time to first token", "arrivals per second", "seconds")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _of(spread: Spread | None, name: str, *, scale: float = 1) -> float | None:
@@ -176,7 +182,8 @@ def _label(axes: Any, title: str, x: str, y: str) -> None:
     axes.legend()
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_figure(figure: Any, path: Path) -> None:
+    """Writes a plot and forgets it."""
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     pyplot.close(figure)

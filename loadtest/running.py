@@ -67,6 +67,22 @@ def running_service(
             process.wait()
 
 
+def model_settings(name: str, folder: Path) -> dict[str, str]:
+    """The service's settings for a model.
+
+    Args:
+        name: a directory, a hub id, `medium` (random weights, written into the folder), or "" for
+            the bundled one.
+    """
+    if name == "medium":
+        from loadtest.geometry import write_medium_checkpoint
+
+        path = folder / "dycoke-medium"
+        write_medium_checkpoint(path)
+        name = str(path)
+    return {"DYCOKE_MODEL": name} if name else {}
+
+
 def _wait_until_ready(service: RunningService, process: "subprocess.Popen[bytes]") -> None:
     until = time.monotonic() + START_TIMEOUT_S
     while not _is_ready(service.url):

@@ -89,11 +89,14 @@ def gemma_tokenizer() -> PreTrainedTokenizerFast:
 
 
 @torch.no_grad()
-def build_random_gemma3(directory: Path, *, seed: int = SEED, **text: Any) -> None:
+def build_random_gemma3(
+    directory: Path, *, seed: int = SEED, of_vision: dict[str, Any] | None = None, **text: Any
+) -> None:
     """Six layers of text, the third and the sixth of which attend to everything; two of vision.
 
     Args:
-        text: of the text configuration, beside or in the place of its usual values.
+        of_vision, text: of the tower's and of the text's configuration, beside or in the place of
+            their usual values.
     """
     tokenizer = gemma_tokenizer()
 
@@ -110,7 +113,8 @@ def build_random_gemma3(directory: Path, *, seed: int = SEED, **text: Any) -> No
             "image_size": IMAGE_SIZE,
             "patch_size": PATCH_SIZE,
             "vision_use_head": False,
-        },
+        }
+        | (of_vision or {}),
         mm_tokens_per_image=TOKENS_PER_SIDE**2,
         boi_token_index=token_id(IMAGE_START),
         eoi_token_index=token_id(IMAGE_END),

@@ -78,13 +78,17 @@ def qwen_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def build_random_qwen2_5_vl(directory: Path, *, seed: int = SEED) -> None:
-    """Four layers of text, three of vision of which the second attends to whole units."""
+def build_random_qwen2_5_vl(directory: Path, *, seed: int = SEED, **of_vision: Any) -> None:
+    """Four layers of text, three of vision of which the second attends to whole units.
+
+    Args:
+        of_vision: of the tower's configuration, in the place of its usual values.
+    """
     tokenizer = qwen_tokenizer()
     vision = {"window_size": 56, "fullatt_block_indexes": [1], "tokens_per_second": 2}
     config = Qwen2_5_VLConfig(
         text_config=_text(tokenizer, rope_theta=1e6),
-        vision_config=_vision(patch_size=14) | vision,
+        vision_config=_vision(patch_size=14) | vision | of_vision,
         **_token_ids(tokenizer),
     )
     _build(Qwen2_5_VLForConditionalGeneration, config, tokenizer, directory, seed)
@@ -103,14 +107,19 @@ def build_random_qwen2_5_vl(directory: Path, *, seed: int = SEED) -> None:
     (directory / "preprocessor_config.json").write_text(json.dumps(settings))
 
 
-def build_random_qwen3_vl(directory: Path, *, seed: int = SEED) -> None:
-    """Four layers of text, three of vision of which the first two hand over features as well."""
+def build_random_qwen3_vl(directory: Path, *, seed: int = SEED, **of_vision: Any) -> None:
+    """Four layers of text, three of vision of which the first two hand over features as well.
+
+    Args:
+        of_vision: as of Qwen2.5-VL.
+    """
     tokenizer = qwen_tokenizer()
     rope = {"mrope_interleaved": True}
     config = Qwen3VLConfig(
         text_config=_text(tokenizer, rope_theta=5e6, **rope) | {"head_dim": 16},
         vision_config=_vision(patch_size=16)
-        | {"deepstack_visual_indexes": [0, 1], "num_position_embeddings": 16},
+        | {"deepstack_visual_indexes": [0, 1], "num_position_embeddings": 16}
+        | of_vision,
         **_token_ids(tokenizer),
     )
     _build(Qwen3VLForConditionalGeneration, config, tokenizer, directory, seed)

@@ -189,6 +189,7 @@ class JobTaker:
             video_turn=request.video_turn,
             video_name=request.cached_video,
             wants_kept_sets=request.kept_mask,
+            priority=request.priority,
         )
 
     async def _choose(

@@ -57,6 +57,7 @@ def load_engine(settings: Settings) -> "Engine":
             engines_per_device=(settings.workers or 1) if is_on_cpu else 1,
             dp_cache=settings.dp_cache,
             engines_per_host=settings.workers or 1,
+            max_frame_pixels=settings.max_frame_pixels,
         ),
     )
 

@@ -28,8 +28,9 @@ from dycoke_core.engine.prefix_cache import (
     frames_digest,
 )
 from dycoke_core.engine.state import SequenceState
+from dycoke_core.engine.vision_memory import max_frame_pixels
 from dycoke_core.errors import InvalidRequestError, PromptTooLongError
-from dycoke_core.model.adapter import PromptLayout, VideoLanguageModel
+from dycoke_core.model.adapter import Clip, PromptLayout, VideoLanguageModel
 from dycoke_core.sequence import Sequence
 
 logger = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ class Admission:
             layer for layer, spec in enumerate(model.layers) if spec.window is None
         )
         self._has_host_tier = config.dp_cache == "host"
+        self._max_frame_pixels = max_frame_pixels(model, config)
         self._max_chunk_tokens = batching.prefill_chunk_tokens
         self.kv_budget = ByteBudget(backend.kv_budget_bytes)
         self.host_budget = ByteBudget(backend.host_budget_bytes)
@@ -96,6 +98,7 @@ class Admission:
         sources: tuple[int, ...] = ()
         if frames is not None:
             clip = self._model.clip(frames.shape, sequence.timing)
+            self._check_frame_size(clip)
             if frames.dtype != np.uint8:
                 raise InvalidRequestError("frames must be uint8")
             video_key = sequence.video_key or frames_digest(frames)
@@ -310,6 +313,11 @@ class Admission:
         if clip is None or not sequence.wants_kept_sets:
             return None
         return KeptRecording(prompt.num_units, self._model.token_grid(clip.height, clip.width))
+
+    def _check_frame_size(self, clip: Clip) -> None:
+        """For larger frames no memory is set aside."""
+        if clip.height * clip.width > self._max_frame_pixels:
+            raise InvalidRequestError(f"frames may have at most {self._max_frame_pixels} pixels")
 
     def _check_size(self, state: SequenceState) -> None:
         max_tokens = state.sequence.sampling.max_tokens

@@ -10,6 +10,7 @@ import torch
 
 from dycoke_core.compression.flops import TextGeometry
 from dycoke_core.config import Batching, EngineConfig
+from dycoke_core.engine.vision_memory import vision_bytes
 from dycoke_core.model.adapter import VideoLanguageModel
 
 _GPU_SHARE = 0.85  # of what is free once the weights are loaded; the rest is for fragments
@@ -30,14 +31,16 @@ def row_bytes(geometry: TextGeometry, dtype: torch.dtype) -> int:
 
 def gpu_kv_budget_bytes(model: VideoLanguageModel, config: EngineConfig, batching: Batching) -> int:
     """Where no setting says it: a share of the device's free memory now that the model is loaded,
-    less what passes and visual features take."""
+    less what passes, the vision tower and visual features take."""
     free_bytes, _ = torch.cuda.mem_get_info(model.device)
     share = int(free_bytes * _GPU_SHARE / config.engines_per_device)
-    return max(share - config.feature_cache_bytes - pass_bytes(model, batching), 0)
+    taken = pass_bytes(model, batching) + vision_bytes(model, config, batching)
+    return max(share - config.feature_cache_bytes - taken, 0)
 
 
 def cpu_kv_budget_bytes(config: EngineConfig) -> int:
-    """The setting, else a share of the available memory; passes and features live in the rest."""
+    """The setting, else a share of the available memory; passes, the vision tower and features live
+    in the rest."""
     if config.kv_cache_bytes is not None:
         return config.kv_cache_bytes
     share = int(available_bytes() * _CPU_SHARE)

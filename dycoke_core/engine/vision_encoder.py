@@ -1,9 +1,9 @@
 """Runs the vision tower in slices: a micro-batch of units, a few layers at a time.
 
 Micro-batches take units of several videos of one frame size, by their priority and age. Their size
-depends on that of the frames alone; what adapts to the load is how many layers run between two
-decode steps, which changes no number: a fixed number, or as many as fill a time slice, judged by
-the slices before; all of them while nothing decodes.
+depends on that of the frames alone, which bounds their memory (`vision_memory`); what adapts to the
+load is how many layers run between two decode steps, which changes no number: a fixed number, or as
+many as fill a time slice, judged by the slices before; all of them while nothing decodes.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,13 +16,13 @@ from torch import Tensor
 from dycoke_core.config import Priority
 from dycoke_core.engine.backend import Backend, Mark
 from dycoke_core.engine.prefix_cache import Video, frames_of_unit
+from dycoke_core.engine.vision_memory import units_per_batch
 from dycoke_core.model.adapter import VideoLanguageModel
 from dycoke_core.precedence import Precedence
 
 SLICE_S = 0.015  # beside running answers, about two decode steps of a large batch
 _FIRST_SLICE_LAYERS = 2  # while nothing has been measured
 _ALL_LAYERS = 10**6
-_USUAL_PATCHES = 1024  # per unit: of larger ones fewer go together, which bounds a batch's memory
 _MEMORY = 0.75  # of the running mean of a layer's seconds
 
 
@@ -135,8 +135,7 @@ class VisionEncoder:
         self._batch_number += 1
         frames: list[npt.NDArray[np.uint8]] = []
         size = _frame_size(videos[0])
-        usual = self._batch_units * _USUAL_PATCHES // self._patches_per_unit(videos[0])
-        max_units = max(min(self._batch_units, usual), 1)
+        max_units = units_per_batch(self._batch_units, self._patches_per_unit(videos[0]))
         for video in videos:
             if _frame_size(video) != size:
                 continue

@@ -22,8 +22,8 @@ from dycoke_core.sequence import ChatMessage, FrameTiming
 from dycoke_core.video import FrameSpec, VideoFrames, read_video_frames
 
 
-class DycokeLlavaOnevision(lmms):  # type: ignore[misc]
-    """LLaVA-OneVision with DyCoke.
+class Dycoke(lmms):  # type: ignore[misc]
+    """Any model that the service takes, with DyCoke.
 
     Args:
         pretrained: checkpoint directory in Hugging Face format, or hub id.
@@ -31,8 +31,6 @@ class DycokeLlavaOnevision(lmms):  # type: ignore[misc]
         policy: another policy of the service instead.
         max_frames_num: frames per video, lmms-eval's name for it.
         batch_size: sequences that run at a time.
-        conv_template, model_name: taken as the released code's command lines write them; the
-            checkpoint brings its own template.
         settings: `dycoke_k`, `dycoke_l`, `dycoke_p` and other parameters of the policy.
 
     Raises:
@@ -51,13 +49,9 @@ class DycokeLlavaOnevision(lmms):  # type: ignore[misc]
         device: str = "auto",
         dtype: str = "auto",
         seed: int = 0,
-        conv_template: str = "qwen_1_5",
-        model_name: str = "llava_qwen",
         **settings: Any,
     ) -> None:
         super().__init__()
-        if (conv_template, model_name) != ("qwen_1_5", "llava_qwen"):
-            raise InvalidRequestError("conv_template and model_name are those of LLaVA-OneVision")
         settings = {name: value for name, value in settings.items() if value is not None}
         settings.pop("max_batch_size", None)  # of every command line
         self._compression = compression_of(dycoke=dycoke, policy=policy, **settings)
@@ -129,6 +123,27 @@ class DycokeLlavaOnevision(lmms):  # type: ignore[misc]
         if len(visuals) != 1 or not isinstance(visuals[0], str):
             raise InvalidRequestError("only tasks with one video file per question are supported")
         return str(visuals[0])
+
+
+class DycokeLlavaOnevision(Dycoke):
+    """The same under the released code's arguments.
+
+    Args:
+        conv_template, model_name: taken as its command lines write them; the checkpoint brings its
+            own template.
+        arguments: of `Dycoke`.
+    """
+
+    def __init__(
+        self,
+        pretrained: str,
+        conv_template: str = "qwen_1_5",
+        model_name: str = "llava_qwen",
+        **arguments: Any,
+    ) -> None:
+        if (conv_template, model_name) != ("qwen_1_5", "llava_qwen"):
+            raise InvalidRequestError("conv_template and model_name are those of LLaVA-OneVision")
+        super().__init__(pretrained, **arguments)
 
 
 class _VideoReader:

@@ -108,6 +108,8 @@ class Gemma3(TransformersModel):
             * self.text_geometry.hidden_size
             * num_tokens
             / num_patches,
+            projector_values=3 * config.hidden_size
+            + 3 * self.text_geometry.hidden_size * num_tokens / num_patches,
         )
 
     # --- prompts ---

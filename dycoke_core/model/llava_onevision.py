@@ -231,4 +231,5 @@ def _vision_geometry(model: LlavaOnevisionForConditionalGeneration) -> VisionGeo
         num_attended=num_patches,
         patch_inputs=config.num_channels * config.patch_size**2,
         projector_products=projector_size * (feature_size + projector_size),
+        projector_values=2 * feature_size + 3 * projector_size,
     )

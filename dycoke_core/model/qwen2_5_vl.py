@@ -50,6 +50,8 @@ class Qwen25VL(QwenVL):
             projector_products=merged_size
             * (merged_size + config.out_hidden_size)
             / patches.merge**2,
+            projector_values=4 * config.hidden_size + 2 * config.out_hidden_size / patches.merge**2,
+            is_rotary=True,
         )
 
     def _lay_out(self, rendered: str, clip: Clip) -> PromptLayout:

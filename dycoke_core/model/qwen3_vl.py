@@ -60,6 +60,9 @@ class Qwen3VL(QwenVL):
             * merged_size
             * (merged_size + config.out_hidden_size)
             / patches.merge**2,
+            projector_values=4 * config.hidden_size
+            + 2 * num_mergers * config.out_hidden_size / patches.merge**2,
+            is_rotary=True,
         )
 
     def _lay_out(self, rendered: str, clip: Clip) -> PromptLayout:

@@ -24,13 +24,14 @@ from dycoke_core.video.fork_client import ForkServer
 from dycoke_core.video.forked_child import Confinement, TaskFailure
 from dycoke_core.video.frame_buffer import map_pixels, open_frame_buffer
 from dycoke_core.video.landlock import landlock_abi
-from dycoke_core.video.read_warnings import warnings_about, warnings_of
 from dycoke_core.video.refusals import (
     DECORD_CODECS,
     KILL_REASONS,
     as_dycoke_error,
     refuse_beyond_limits,
     unreadable_frame,
+    warnings_about,
+    warnings_of,
 )
 from dycoke_core.video.replies import (
     Headers,

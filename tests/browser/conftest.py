@@ -6,9 +6,11 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, expect, sync_playwright
 
-from tests.browser.services import slow_service, whole_service
+from tests.browser.services import pools, slow_service, whole_service
 from tests.browser.watched import PATIENCE_MS, Look
 from tests.integration.conftest import RedisServer, redis_server
+from tests.random_gemma import build_random_gemma3
+from tests.random_qwen import build_random_qwen3_vl
 
 __all__ = ["redis_server"]
 
@@ -46,6 +48,18 @@ def keyed_service(redis_server: RedisServer) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def slow_url(redis_server: RedisServer) -> Iterator[str]:
     with slow_service(redis_server.url, DYCOKE_REDIS_PREFIX="slow") as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def two_models(
+    redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """Both random: one of frames of any shape in units of two, one of square frames."""
+    folder = tmp_path_factory.mktemp("models")
+    build_random_gemma3(folder / "gemma3")
+    build_random_qwen3_vl(folder / "qwen3-vl")
+    with pools(redis_server.url, [folder / "gemma3", folder / "qwen3-vl"]) as url:
         yield url
 
 

@@ -4,9 +4,12 @@ fake and sleeps as a question says."""
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+
+import httpx
 
 from tests.serving import PATIENCE_S, running_service
 
@@ -29,15 +32,45 @@ def slow_service(redis_url: str, **settings: str) -> Iterator[str]:
         "DYCOKE_MAX_RUNNING_JOBS": "1",
         **settings,
     }
-    worker = subprocess.Popen(
-        [sys.executable, "-m", "tests.integration.fake_worker", "0"],
+    with (
+        _process("tests.integration.fake_worker", "0", environment=environment),
+        running_service(ROOT, environment, command="api") as url,
+    ):
+        yield url
+
+
+@contextmanager
+def pools(redis_url: str, checkpoints: Sequence[Path]) -> Iterator[str]:
+    """An API, and for each checkpoint a pool of one worker; yields once all are served."""
+    environment = {
+        "DYCOKE_REDIS_URL": redis_url,
+        "DYCOKE_REDIS_PREFIX": "pools",
+        "DYCOKE_KV_CACHE_BYTES": str(2**26),
+        "DYCOKE_WORKERS": "1",
+        "DYCOKE_WORKER_THREADS": "1",
+    }
+    with ExitStack() as stack:
+        for checkpoint in checkpoints:
+            own = {**environment, "DYCOKE_MODEL": str(checkpoint)}
+            stack.enter_context(_process("app", "worker", environment=own))
+        url = stack.enter_context(running_service(ROOT, environment, command="api"))
+        until = time.monotonic() + PATIENCE_S
+        while len(httpx.get(f"{url}/v1/models").json()["data"]) < len(checkpoints):
+            assert time.monotonic() < until, "not all models are served"
+            time.sleep(0.1)
+        yield url
+
+
+@contextmanager
+def _process(module: str, *arguments: str, environment: dict[str, str]) -> Iterator[None]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", module, *arguments],
         cwd=ROOT,
         env={**os.environ, "DYCOKE_WORKER_METRICS_PORT": "0", **environment},
         stderr=subprocess.DEVNULL,
     )
     try:
-        with running_service(ROOT, environment, command="api") as url:
-            yield url
+        yield
     finally:
-        worker.terminate()
-        worker.wait(PATIENCE_S)
+        process.terminate()
+        process.wait(PATIENCE_S)

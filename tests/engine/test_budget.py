@@ -9,9 +9,11 @@ from dycoke_core.engine import budget
 from dycoke_core.engine.budget import (
     available_bytes,
     cpu_kv_budget_bytes,
+    gpu_kv_budget_bytes,
     host_budget_bytes,
     pass_bytes,
 )
+from dycoke_core.engine.vision_memory import vision_bytes
 from dycoke_core.model.llava_onevision import LlavaOnevision
 
 GIB = 2**30
@@ -82,3 +84,13 @@ def test_a_pass_takes_more_with_larger_chunks(tiny_model: LlavaOnevision) -> Non
     row = (3 * 512 + 8 * 256) * 4  # the bundled shape, float32
     batching = Batching(max_running_sequences=8, prefill_chunk_tokens=1000, vision_batch_frames=4)
     assert pass_bytes(tiny_model, batching) == (1000 + 512 + 8) * row
+
+
+def test_a_gpu_sets_aside_what_passes_features_and_the_vision_tower_take(
+    tiny_model: LlavaOnevision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (100 * GIB, 140 * GIB))
+    batching = Batching(max_running_sequences=8, prefill_chunk_tokens=1000, vision_batch_frames=32)
+    config = EngineConfig(feature_cache_bytes=GIB)
+    taken = pass_bytes(tiny_model, batching) + vision_bytes(tiny_model, config, batching)
+    assert gpu_kv_budget_bytes(tiny_model, config, batching) == 84 * GIB - taken

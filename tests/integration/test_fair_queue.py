@@ -28,18 +28,6 @@ from tests.integration.jobs import (
 )
 
 
-@pytest.fixture
-def queue(redis: Redis, keys: RedisKeys) -> JobQueue:
-    return JobQueue(redis, keys, result_ttl_s=60)
-
-
-@pytest.fixture
-async def leases(redis: Redis, keys: RedisKeys) -> JobLeases:
-    leases = leases_of(redis, keys, "worker-a")
-    await leases.ensure_group()
-    return leases
-
-
 async def ask(
     queue: JobQueue,
     owner: str,
@@ -57,6 +45,13 @@ async def ask(
     await queue.create(request, allowance=allowance)
     assert await queue.enqueue(with_frames(request))
     return job_id
+
+
+async def ask_all(queue: JobQueue, **numbers: int) -> None:
+    """Queues so many jobs of each owner, numbered from 0, one owner after the other."""
+    for owner, num_jobs in numbers.items():
+        for number in range(num_jobs):
+            await ask(queue, owner, number)
 
 
 async def serve(leases: JobLeases) -> str:
@@ -102,10 +97,7 @@ async def assert_empty(redis: Redis, keys: RedisKeys, leases: JobLeases) -> None
 async def test_two_keys_at_ten_to_one_get_equal_service_while_both_wait(
     queue: JobQueue, leases: JobLeases, redis: Redis, keys: RedisKeys
 ) -> None:
-    for number in range(100):
-        await ask(queue, "a", number)
-    for number in range(10):
-        await ask(queue, "b", number)
+    await ask_all(queue, a=100, b=10)
     assert await positions(queue, "b0", "b9") == [1, 19]
     order = [await serve(leases) for _ in range(110)]
     for number in range(1, 11):
@@ -144,8 +136,7 @@ async def test_who_comes_late_or_back_has_saved_up_nothing(
 ) -> None:
     await ask(queue, "b", 0)
     assert await serve(leases) == "b0"
-    for number in range(20):
-        await ask(queue, "a", number)
+    await ask_all(queue, a=20)
     assert await served(leases, 10) == {"a": 10}
     for number in range(1, 21):
         await ask(queue, "b", number)
@@ -155,10 +146,7 @@ async def test_who_comes_late_or_back_has_saved_up_nothing(
 async def test_what_was_cancelled_while_it_waited_costs_its_key_nothing(
     queue: JobQueue, leases: JobLeases, redis: Redis, keys: RedisKeys
 ) -> None:
-    for number in range(20):
-        await ask(queue, "a", number)
-    for number in range(10):
-        await ask(queue, "b", number)
+    await ask_all(queue, a=20, b=10)
     for number in range(18):
         await end(queue, f"a{number}")
     assert await positions(queue, "a18", "b0", "a19", "b1") == [0, 1, 2, 3]
@@ -296,10 +284,7 @@ async def test_stream_is_as_long_as_what_waits_and_what_runs_whoever_is_next(
     queue: JobQueue, leases: JobLeases, redis: Redis, keys: RedisKeys
 ) -> None:
     """What autoscalers read."""
-    for number in range(4):
-        await ask(queue, "b", number)
-    for number in range(2):
-        await ask(queue, "a", number)
+    await ask_all(queue, b=4, a=2)
     running = [await take(leases) for _ in range(3)]
     assert sorted(d.job_id for d in running) == ["a0", "a1", "b0"]
     assert await entries(redis, keys) == (6, 3)
@@ -311,8 +296,7 @@ async def test_stream_is_as_long_as_what_waits_and_what_runs_whoever_is_next(
 async def test_job_that_was_given_anothers_entry_keeps_its_lease(
     queue: JobQueue, leases: JobLeases, redis: Redis, keys: RedisKeys
 ) -> None:
-    await ask(queue, "b", 0)
-    await ask(queue, "a", 0)
+    await ask_all(queue, b=1, a=1)
     first = await take(leases)
     assert first.job_id == "a0", "with the entry of b0"
     assert await redis.hgetall(keys.given(MODEL)) == {first.entry_id.encode(): b"a0"}
@@ -331,8 +315,7 @@ async def test_repeated_take_gives_the_same_job(
     queue: JobQueue, leases: JobLeases, redis: Redis, keys: RedisKeys
 ) -> None:
     """As when the connection is lost before the reply, and the client sends the script again."""
-    await ask(queue, "b", 0)
-    await ask(queue, "a", 0)
+    await ask_all(queue, b=1, a=1)
     entry_id = await leases._read_entry(1.0)
     assert entry_id is not None
     args = (MODEL, entry_id, "worker-a", "take", "{}", 60_000)
@@ -373,8 +356,7 @@ async def test_ticket_of_a_reported_worker_is_free_at_once(
 async def test_lost_tickets_are_replaced(
     queue: JobQueue, leases: JobLeases, redis: Redis, keys: RedisKeys
 ) -> None:
-    for number in range(3):
-        await ask(queue, "a", number)
+    await ask_all(queue, a=3)
     await redis.delete(keys.jobs(MODEL))
     for _ in range(3):
         await queue.sweep()
@@ -388,8 +370,7 @@ async def test_lost_tickets_are_replaced(
 async def test_jobs_in_the_hands_of_workers_need_no_tickets(
     queue: JobQueue, leases: JobLeases, redis: Redis, keys: RedisKeys
 ) -> None:
-    for number in range(4):
-        await ask(queue, "a", number)
+    await ask_all(queue, a=4)
     await take(leases)
     assert await leases.hand_back(await take(leases), lease_s=LEASE_S)
     await queue.sweep()

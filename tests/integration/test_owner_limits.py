@@ -31,20 +31,8 @@ RECEIPT_TOKENS = 20 + 3  # of the prompt, and of three tokens of an answer
 
 
 @pytest.fixture
-def queue(redis: Redis, keys: RedisKeys) -> JobQueue:
-    return JobQueue(redis, keys, result_ttl_s=60)
-
-
-@pytest.fixture
 async def clock(redis: Redis, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch) -> LuaClock:
     return await LuaClock.start(redis, keys, monkeypatch)
-
-
-@pytest.fixture
-async def leases(redis: Redis, keys: RedisKeys) -> JobLeases:
-    leases = leases_of(redis, keys, "worker-a")
-    await leases.ensure_group()
-    return leases
 
 
 def allowance(

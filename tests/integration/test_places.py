@@ -17,25 +17,12 @@ from tests.integration.jobs import (
     LEASE_S,
     MODEL,
     cancelled,
-    leases_of,
     make_request,
     take,
     with_frames,
 )
 
 MAX_JOBS = 64
-
-
-@pytest.fixture
-def queue(redis: Redis, keys: RedisKeys) -> JobQueue:
-    return JobQueue(redis, keys, result_ttl_s=60)
-
-
-@pytest.fixture
-async def leases(redis: Redis, keys: RedisKeys) -> JobLeases:
-    leases = leases_of(redis, keys, "worker-a")
-    await leases.ensure_group()
-    return leases
 
 
 class Askers:

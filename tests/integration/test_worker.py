@@ -13,6 +13,7 @@ from app.settings import Settings
 from app.store.keys import RedisKeys
 from app.worker.process import CPU_RUNNING_JOBS
 from app.worker.worker import Worker
+from dycoke_core.config import PRIORITIES
 from dycoke_core.errors import ModelLoadError
 from tests.integration.conftest import RedisServer
 from tests.integration.fake_engine import FakeEngine, answer, text_of
@@ -80,6 +81,14 @@ async def test_receipt_holds_what_engine_and_queue_measured(
     assert (timings.vision, timings.prefill, timings.decode) == (0.5, 0.125, 2.0)
     assert done.memory.peak_device_bytes == 1000
     assert done.cache.model_dump() == {"frames": "miss", "features": "hit", "prefix": "miss"}
+
+
+async def test_the_engine_learns_a_jobs_priority(settings: Settings, client: Client) -> None:
+    async with running(settings) as worker:
+        for priority in PRIORITIES:
+            *_, done = await client.events(await client.ask("why?", priority=priority))
+            assert isinstance(done, DoneEvent) and done.priority == priority
+        assert [sequence.priority for sequence in worker.engine.seen] == list(PRIORITIES)
 
 
 async def test_job_that_the_engine_refuses_or_fails_ends_in_an_error(

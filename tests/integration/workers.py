@@ -27,6 +27,7 @@ from app.store.keys import GROUP, RedisKeys
 from app.store.worker_registry import WorkerRegistry
 from app.worker.process import CPU_RUNNING_JOBS
 from app.worker.worker import Worker
+from dycoke_core.config import Priority
 from dycoke_core.video import VideoFrames
 from tests.integration.fake_engine import FakeEngine
 from tests.integration.jobs import cancelled, make_request, with_frames
@@ -68,6 +69,7 @@ class Client:
         timeout_s: float = 60.0,
         temperature: float = 0.0,
         kept_mask: bool = False,
+        priority: Priority = "normal",
         compression: Mapping[str, object] = MappingProxyType({"policy": "full"}),
     ) -> str:
         job_id = uuid.uuid4().hex
@@ -77,6 +79,7 @@ class Client:
                 "max_tokens": max_tokens,
                 "temperature": temperature,
                 "kept_mask": kept_mask,
+                "priority": priority,
                 "compression": dict(compression),
             }
         )

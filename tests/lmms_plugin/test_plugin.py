@@ -11,26 +11,41 @@ import pytest
 
 from dycoke_core.config import CompressionConfig, EngineConfig
 from dycoke_core.engine import Engine, SamplingParams, Sequence
-from dycoke_core.sequence import ChatMessage
+from dycoke_core.sequence import ChatMessage, FrameTiming
 from dycoke_core.tiny import CHECKPOINT
 from dycoke_core.video import FrameSpec, read_video_frames
 from tests.lmms_plugin.running import MAX_TOKENS, Doc, answers_of, needs_lmms_eval, run_lmms_eval
+from tests.random_gemma import build_random_gemma3
+from tests.random_qwen import build_random_qwen2_5_vl, build_random_qwen3_vl
 
 pytestmark = [needs_lmms_eval, pytest.mark.timeout(400)]
 
-PLUGIN = "dycoke_llava_onevision"
+PLUGIN, RELEASED_CODES_NAME = "dycoke", "dycoke_llava_onevision"
+FAMILIES = {
+    "gemma3": build_random_gemma3,
+    "qwen2_5_vl": build_random_qwen2_5_vl,
+    "qwen3_vl": build_random_qwen3_vl,
+}
+NUM_FRAMES = 5  # an odd number: a last unit of two frames repeats one
 
 
-def expected_answers(docs: list[Doc], compression: str | dict[str, Any]) -> list[str]:
+def expected_answers(
+    docs: list[Doc],
+    compression: str | dict[str, Any],
+    checkpoint: Path = CHECKPOINT,
+    num_frames: int = 32,
+) -> list[str]:
     """The same questions, asked of the engine one by one."""
-    engine = Engine.from_pretrained(CHECKPOINT, EngineConfig(device="cpu"))
+    engine = Engine.from_pretrained(checkpoint, EngineConfig(device="cpu"))
     texts = []
     for doc in docs:
-        spec = FrameSpec(32, engine.card.image_size)
+        spec = FrameSpec(num_frames, engine.card.frame_size(num_frames))
+        video = read_video_frames(Path(doc["video"]), spec)
         sequence = Sequence(
             sequence_id="a",
             messages=(ChatMessage("user", doc["question"]),),
-            frames=read_video_frames(Path(doc["video"]), spec).pixels,
+            frames=video.pixels,
+            timing=FrameTiming.shown_at(video.timestamps_s),
             sampling=SamplingParams(max_tokens=MAX_TOKENS),
             compression=CompressionConfig.parse(compression),
         )
@@ -52,12 +67,26 @@ def expected_answers(docs: list[Doc], compression: str | dict[str, Any]) -> list
 def test_a_task_gets_the_engines_answers(
     arguments: str, compression: str | dict[str, Any], task: Path, docs: list[Doc]
 ) -> None:
-    done = run_lmms_eval(task, PLUGIN, f"pretrained={CHECKPOINT},{arguments}")
+    done = run_lmms_eval(task, RELEASED_CODES_NAME, f"pretrained={CHECKPOINT},{arguments}")
     assert done.returncode == 0, done.stderr
     (results,) = (task / "out").rglob("*results.json")
     expected = expected_answers(docs, compression)
     assert answers_of(task) == [text.strip() for text in expected]
     assert 0 <= json.loads(results.read_text())["results"]["shapes"]["exact_match,none"] <= 1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_any_family_answers_as_its_engine_does(
+    family: str, task: Path, docs: list[Doc], tmp_path: Path
+) -> None:
+    checkpoint = tmp_path / family
+    FAMILIES[family](checkpoint)
+    arguments = f"pretrained={checkpoint},dycoke=True,max_frames_num={NUM_FRAMES}"
+    done = run_lmms_eval(task, PLUGIN, arguments)
+    assert done.returncode == 0, done.stderr
+    expected = expected_answers(docs, "dycoke", checkpoint, NUM_FRAMES)
+    assert answers_of(task) == [text.strip() for text in expected]
+    assert all(expected)
 
 
 @pytest.mark.parametrize(
@@ -68,6 +97,6 @@ def test_a_task_gets_the_engines_answers(
     ],
 )
 def test_arguments_that_make_no_sense_end_the_run(arguments: str, message: str, task: Path) -> None:
-    done = run_lmms_eval(task, PLUGIN, f"pretrained={CHECKPOINT},{arguments}")
+    done = run_lmms_eval(task, RELEASED_CODES_NAME, f"pretrained={CHECKPOINT},{arguments}")
     assert message in done.stdout + done.stderr
     assert not list((task / "out").rglob("*results.json"))

@@ -1,6 +1,6 @@
 """What every API process does in the background: end jobs that nobody else ends, adopt those that
 nobody reads, keep the video store within its budget and rid of what has expired, look at the queue
-and at the event loop's lag for the metrics, and rid its counts of what is there no longer.
+and at the event loop's lag for the metrics, and forget what is counted but gone.
 """
 
 import asyncio

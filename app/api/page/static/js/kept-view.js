@@ -1,5 +1,6 @@
 /** `<kept-view>`: what the model saw. Kept tokens are bright, dropped ones dim, with the numbers
- * beside them; of stage I, and of stage II at any token of the answer.
+ * beside them; of stage I, and of stage II at any token of the answer. Of a unit of several frames
+ * the first one is drawn, under the times of all.
  */
 
 import { keptAt } from "./api.js";
@@ -118,13 +119,15 @@ export class KeptView extends HTMLElement {
 
   /** @param {Uint8Array} unit @param {number} index @param {KeptMask} mask */
   #figure(unit, index, mask) {
-    const times = this.#run.receipt.frames.timestamps_s;
-    const framesPerUnit = Math.max(1, Math.round(times.length / mask.units));
+    const all = this.#run.receipt.frames.timestamps_s;
+    const framesPerUnit = Math.ceil(all.length / mask.units);
     const first = index * framesPerUnit;
+    const times = all.slice(first, first + framesPerUnit).map(timestamp);
     const share = `${count(numOf(unit, KEPT))} of ${count(unit.length)}`;
+    const frames = times.length > 1 ? "frames" : "frame";
     const canvas = h("canvas", {
       role: "img",
-      "aria-label": `${share} tokens kept of the frame at ${timestamp(times[first])}`,
+      "aria-label": `${share} tokens kept of the ${frames} at ${times.join(" and ")}`,
     });
     this.#images.at(first).then(
       (image) => paintTokens(canvas, image, unit, mask),
@@ -134,7 +137,7 @@ export class KeptView extends HTMLElement {
       "figure",
       { "data-kept": numOf(unit, KEPT) },
       canvas,
-      h("figcaption", {}, h("span", {}, timestamp(times[first])), h("span", {}, share)),
+      h("figcaption", {}, h("span", {}, times.join(" – ")), h("span", {}, share)),
     );
   }
 }

@@ -56,7 +56,7 @@ export class ReceiptTable extends HTMLElement {
           h("tbody", {}, ...rows),
         ),
       ),
-      h("p", { class: "note" }, ...columns.map(({ label, receipt }) => `${label}: ${caches(receipt)}. `)),
+      h("p", { class: "note" }, ...columns.map(({ label, receipt }) => `${label}: ${receipt.model}, ${caches(receipt)}. `)),
       ...columns.flatMap(({ receipt }) => receipt.warnings).map((text) => h("p", { class: "note" }, text)),
     );
   }

@@ -8,7 +8,7 @@ const HINTS = {
   k: "share of the prunable tokens that stage I drops, 0 to 1",
   l: "first layer that stage II prunes",
   p: "share of the visual tokens that stage II hides, 0 to 1",
-  window: "frames per window of stage I",
+  window: "units (frames, or pairs of them) per window of stage I",
   threshold: "cosine at and above which a selection is kept, -1 to 1",
   variant: "paper or released",
   seed: "of what is chosen at random",

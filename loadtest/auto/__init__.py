@@ -1,0 +1,1 @@
+"""Policy `auto` against fixed settings at the same arrivals: `loadtest.compare --auto`."""

@@ -1,0 +1,112 @@
+"""What is refused and what is warned of, in which words."""
+
+from dataclasses import replace
+
+import pytest
+
+from dycoke_core.errors import (
+    NoVideoStreamError,
+    ReadersUnavailableError,
+    UnreadableVideoError,
+    UnsupportedCodecError,
+    VideoError,
+    VideoLimitError,
+    VideoReaderFailedError,
+    VideoReaderKilledError,
+    VideoReadTimeoutError,
+)
+from dycoke_core.video import FrameSpec, ReadLimits, VideoProbe
+from dycoke_core.video.forked_child import TaskFailure
+from dycoke_core.video.refusals import (
+    CODECS,
+    KILL_REASONS,
+    as_dycoke_error,
+    refuse_beyond_limits,
+    warnings_about,
+    warnings_of,
+)
+from dycoke_core.video.replies import Headers, Placement, Plan
+from dycoke_core.video.types import FailureCode
+
+LIMITS = ReadLimits(max_pixels=320 * 240, max_duration_s=60, max_source_frames=1500)
+PROBE = VideoProbe("mp4", "h264", 320, 240, 60.0, 1500, 25.0)
+
+
+def headers(extradata_bytes: int = 40, **probe: object) -> Headers:
+    return Headers(replace(PROBE, **probe), extradata_bytes, frozenset({"h264"}))  # type: ignore[arg-type]
+
+
+def plan(**fields: object) -> Plan:
+    usual = Plan(headers(), 1500, True, 60.0, (0, 700, 1499), (0.0, 28.0, 59.96), 0, (), (240, 320))
+    return replace(usual, **fields)  # type: ignore[arg-type]
+
+
+def test_a_video_at_every_limit_is_taken() -> None:
+    for codec in CODECS:
+        refuse_beyond_limits(headers(LIMITS.max_extradata_bytes, codec=codec), LIMITS)
+    refuse_beyond_limits(headers(duration_s=None, num_frames=None), LIMITS)
+    refuse_beyond_limits(headers(container="frames", codec="png"), LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("shown", "error", "words"),
+    [
+        (headers(codec="prores"), UnsupportedCodecError, "prores is not one we take"),
+        (headers(codec="png"), UnsupportedCodecError, "png is not one we take"),
+        (headers(container="frames"), UnsupportedCodecError, "h264 is not one we take"),
+        (headers(width=0), UnreadableVideoError, "no picture size"),
+        (headers(width=321), VideoLimitError, "321x240 pixels; the limit is 76800"),
+        (headers(duration_s=60.6), VideoLimitError, "lasts 61 s; the limit is 60 s"),
+        (headers(num_frames=1501), VideoLimitError, "more than 1500 frames"),
+        (headers(2**20 + 1), VideoLimitError, "1048577 bytes; the limit is 1048576"),
+    ],
+)
+def test_a_video_beyond_a_limit_is_refused_with_the_limit(
+    shown: Headers, error: type[VideoError], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        refuse_beyond_limits(shown, LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        ("no_process", ReadersUnavailableError),
+        ("exception", VideoReaderFailedError),
+        ("unknown_codec", UnsupportedCodecError),
+        ("no_video", NoVideoStreamError),
+        ("too_many_frames", VideoLimitError),
+        ("timeout", VideoReadTimeoutError),
+        ("unreadable", UnreadableVideoError),
+        *((code, VideoReaderKilledError) for code in KILL_REASONS if code != "timeout"),
+    ],
+)
+def test_a_failed_child_is_told_in_our_words(code: FailureCode, error: type[Exception]) -> None:
+    told = as_dycoke_error(TaskFailure(code, "/secret/path"), LIMITS, timeout_s=2.5)
+    assert type(told) is error
+    assert "secret" not in told.message
+
+
+def test_frames_that_end_long_before_the_file_are_warned_of() -> None:
+    spec = FrameSpec(num_frames=3, image_size=112)
+    assert warnings_about(plan(end_s=57.0), spec) == []  # sound may last a twentieth longer
+    (warning,) = warnings_about(plan(end_s=56.9), spec)
+    assert warning == "the frames end at 56.90 s, the file at 60.00 s"
+    assert warnings_about(plan(headers=headers(duration_s=None)), spec) == []
+
+
+@pytest.mark.parametrize(("num_keyframes", "words"), [(0, "no keyframes"), (2, "2 keyframes")])
+def test_too_few_keyframes_are_warned_of(num_keyframes: int, words: str) -> None:
+    spec = FrameSpec(num_frames=3, image_size=112, sampling="keyframe")
+    (warning,) = warnings_about(plan(num_keyframes=num_keyframes), spec)
+    assert words in warning
+    assert warnings_about(plan(num_keyframes=3), spec) == []
+
+
+def test_neighbours_that_stand_in_and_damaged_frames_are_counted() -> None:
+    times = (0.0, 28.0, 59.96)
+    assert warnings_of(Placement((0, 700, 1499), times, 0), plan()) == []
+    assert warnings_of(Placement((0, 701, 1498), times, 1), plan()) == [
+        "2 of 3 frames do not decode; neighbours stand in",
+        "1 of 3 frames are damaged",
+    ]
