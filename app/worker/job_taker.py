@@ -134,7 +134,8 @@ class JobTaker:
                 "is_suspect": delivery.is_suspect,
             },
         )
-        self._choosing.note(delivery.queue)
+        if delivery.queue is not None:
+            self._choosing.note(delivery.queue)
         job = RunningJob.of(delivery)
         self._jobs.add(job)
         job.loading = asyncio.create_task(self._load(job))

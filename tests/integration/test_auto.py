@@ -118,6 +118,7 @@ async def test_a_worker_learns_what_waits_with_each_job_and_each_choice(
     for _ in range(70):
         await client.ask("why?", compression=AUTO.as_dict())
     first = await take(leases)
+    assert first.queue is not None
     assert (first.queue.num_workers, first.queue.num_arrivals) == (1, 32)
     assert len(first.queue.queued_at) == 64, "no more than a worker could look at"
     outlook = first.queue.outlook(held_at=(0.0,))
@@ -126,6 +127,7 @@ async def test_a_worker_learns_what_waits_with_each_job_and_each_choice(
     other = leases_of(redis, keys, "b")
     other._model = client.model
     second = await take(other)
+    assert second.queue is not None
     assert second.queue.num_workers == 2 and len(second.queue.outlook().waited_s) == 32
     for _ in range(10):
         await take(other)
@@ -134,6 +136,10 @@ async def test_a_worker_learns_what_waits_with_each_job_and_each_choice(
     )
     queue = await leases.choose(first, choice)
     assert queue is not None and len(queue.queued_at) == 58
+    quoted = await client.ask('{"policy":"auto"}', compression={"policy": "full"})
+    while (last := await take(other)).job_id != quoted:
+        pass
+    assert last.queue is None, "a job whose policy is named learns nothing, and costs nothing"
 
 
 async def test_choices_are_made_when_the_engine_has_little_else_to_do(
