@@ -99,6 +99,15 @@ class EngineThread:
         """Raises DycokeError: the engine does not take the sequence."""
         await self._ask(lambda engine: self._add(engine, sequence))
 
+    async def has_prefix(self, sequence: Sequence, config: AutoConfig) -> bool:
+        """Whether a prefix that policy `auto` may take is there or on its way.
+
+        Raises:
+            DycokeError: the engine does not take the sequence at any level.
+        """
+        has_prefix: bool = await self._ask(lambda engine: engine.has_prefix(sequence, config))
+        return has_prefix
+
     async def choose_compression(
         self,
         sequence: Sequence,
@@ -106,11 +115,13 @@ class EngineThread:
         outlook: Callable[[], Outlook],
         *,
         accepted_at_s: float,
+        may_wait: bool = True,
     ) -> Choice:
         """Chooses as soon as the engine has little else to do.
 
         Args:
             outlook: called then, on the thread.
+            may_wait: False: chooses at once.
             accepted_at_s: Unix time.
 
         Raises:
@@ -121,7 +132,9 @@ class EngineThread:
             waited_s = max(time.time() - accepted_at_s, 0.0)
             return engine.choose_compression(sequence, config, outlook(), waited_s=waited_s)
 
-        choice: Choice = await self._ask(choose, lambda engine: engine.can_choose(config))
+        choice: Choice = await self._ask(
+            choose, lambda engine: not may_wait or engine.can_choose(config)
+        )
         return choice
 
     def abort(self, sequence_id: str) -> "asyncio.Future[bool]":

@@ -36,7 +36,17 @@ class AutoCompression:
         self._service = _Service()
         self._ladder: tuple[CompressionConfig, ...] = ()
         self._mean: list[Work] = []  # of the requests of late, at each level of the ladder
+        self._prepared: tuple[Sequence, dict[int, SequenceState]] | None = None
         self._chosen_id: str | None = None  # of the sequence that was chosen for last
+
+    def has_prefix(self, sequence: Sequence, config: AutoConfig) -> bool:
+        """Whether its prefix is there or on its way, at some level.
+
+        Raises:
+            InvalidRequestError, PromptTooLongError: as `choose`.
+        """
+        states = self._states(sequence, config)
+        return any(map(self._predictor.has_prefix, states.values()))
 
     def can_choose(self, config: AutoConfig) -> bool:
         """Whether the engine has so little to do that it needs the next sequence. Until then a
@@ -59,7 +69,7 @@ class AutoCompression:
         Raises:
             InvalidRequestError, PromptTooLongError: as `Engine.add`, at a level that is allowed.
         """
-        states = self._states(sequence, config)
+        states, self._prepared = self._states(sequence, config), None
         now_s = self._clock()
         self._service.note_choice(now_s, is_waited_for=bool(outlook.waited_s))
         self._note(states, config.ladder)
@@ -87,7 +97,11 @@ class AutoCompression:
             self._note(dict.fromkeys(range(len(self._ladder)), state), self._ladder)
 
     def _states(self, sequence: Sequence, config: AutoConfig) -> dict[int, SequenceState]:
-        """By place in the ladder, where the sequence fits."""
+        """By place in the ladder, where the sequence fits. Kept for the next call: whoever asks for
+        a prefix chooses next.
+        """
+        if self._prepared is not None and self._prepared[0] is sequence:
+            return self._prepared[1]
         resolved = self._admission.resolve(sequence)
         states: dict[int, SequenceState] = {}
         for place, compression in enumerate(config.ladder):
@@ -96,6 +110,7 @@ class AutoCompression:
             except (InvalidRequestError, PromptTooLongError):
                 if place + 1 == len(config.ladder) and not states:
                     raise
+        self._prepared = sequence, states
         return states
 
     def _note(

@@ -157,6 +157,20 @@ def test_a_choice_waits_until_little_is_left_ahead_of_it(lab: Lab) -> None:
     assert auto.can_choose(AutoConfig(1e-9))
 
 
+def test_a_prefix_at_any_level_is_known_before_the_choice(lab: Lab) -> None:
+    engine = lab.engine()
+    config = AutoConfig()
+    assert not engine.has_prefix(lab.sequence("a"), config)
+    engine.add(lab.sequence("b", compression=DEFAULT_LADDER[2].as_dict()))
+    assert engine.has_prefix(lab.sequence("a"), config), "it is on its way"
+    assert not engine.has_prefix(lab.sequence("a", video=2), config)
+    engine.drain()
+    sequence = lab.sequence("a")
+    assert engine.has_prefix(sequence, config)
+    sequence.compression = engine.choose_compression(sequence, config).compression
+    engine.run(sequence)
+
+
 def test_a_first_token_is_predicted_at_the_sequence_s_own_compression(lab: Lab) -> None:
     engine = lab.engine()
     full = engine.predict_first_token_s(lab.sequence("a", compression="full"))

@@ -157,6 +157,10 @@ async def test_choices_are_made_when_the_engine_has_little_else_to_do(
         await wait_until(are_taken)
         await client.wait_for_token(busy, 10)
         assert not worker.engine.outlooks and len(worker.engine.seen) == 1
+        await client.cancel(jobs.pop())
+        known = await client.ask("known", max_tokens=2, compression=AUTO.as_dict())
+        assert isinstance((await client.events(known))[-1], DoneEvent), "it waits for nobody"
+        assert len(worker.engine.outlooks) == 1
         worker.engine.may_choose = True
         for job_id in jobs:
             assert isinstance((await client.events(job_id))[-1], DoneEvent)
