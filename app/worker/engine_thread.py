@@ -235,13 +235,18 @@ class EngineThread:
             self._fail(error)
 
     def _fail(self, error: Exception) -> None:
+        """The thread may still be running, and may be asked to stop meanwhile."""
         for future in (self._failure, self._card):
             _reject(future, error)
-        while not self._inbox.empty():
-            if command := self._inbox.get():
-                self._not_due.append(command)
-        for command in self._not_due:
-            _reject(command.reply, EngineError("the engine has stopped"))
+        commands: list[_Command | None] = [*self._not_due]
+        with suppress(queue.Empty):
+            while True:
+                commands.append(self._inbox.get_nowait())
+        for command in commands:
+            if command is not None:
+                _reject(command.reply, EngineError("the engine has stopped"))
+        if None in commands:
+            self._inbox.put(None)
 
 
 class _StageWatch:
