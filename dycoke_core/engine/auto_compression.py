@@ -91,8 +91,10 @@ class AutoCompression:
         return choice
 
     def note_added(self, state: SequenceState) -> None:
-        """Takes in what a sequence whose compression was not chosen here adds at any level."""
-        if state.sequence.sequence_id != self._chosen_id:
+        """Takes in what a sequence whose compression was not chosen here adds at any level, once
+        there is a ladder.
+        """
+        if self._ladder and state.sequence.sequence_id != self._chosen_id:
             self._service.note_prompt(self._predictor.seconds(self._predictor.own_work(state)))
             self._note(dict.fromkeys(range(len(self._ladder)), state), self._ladder)
 
@@ -120,8 +122,6 @@ class AutoCompression:
         level would be there at that one.
         """
         works = {place: self._predictor.own_work(state) for place, state in states.items()}
-        if not works:
-            return
         if any(map(self._predictor.has_prefix, states.values())):
             works = dict.fromkeys(works, min(works.values(), key=lambda work: work.prompt_tokens))
         if ladder != self._ladder:
