@@ -135,7 +135,7 @@ class Sequence:
         video_key: names the frames' content, for what is kept per video; None: hashed from them.
         video_name: of the video, however many keys it has, for `Engine.forget_video`.
         wants_kept_sets: the report says which visual tokens were kept at each token.
-        priority: sequences of a better one go first, see `dycoke_core.engine.precedence`.
+        priority: sequences of a better one go first, see `dycoke_core.precedence`.
 
     Raises:
         InvalidRequestError: no such priority.

@@ -14,7 +14,7 @@ is to blame, `lost_workers` how a worker's supervisor has its say.
 import json
 import uuid
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from logging import getLogger
 from typing import Any, NamedTuple
 
@@ -72,7 +72,7 @@ class Delivery:
     sampler_version: int | None  # which drew what is published; None: nothing is
     was_set_aside: bool = False  # by a worker that keeps running, to let a suspect run alone
     choice: CompressionChoice | None = None  # of an earlier attempt, where it is `auto`'s
-    queue: QueueLine = field(default_factory=QueueLine)  # what waits, as it was then
+    queue: QueueLine | None = None  # what waits, as it was then; where policy `auto` is to choose
 
     @property
     def published_token_ids(self) -> tuple[int, ...]:
@@ -334,7 +334,7 @@ class JobLeases:
             was_set_aside=was_set_aside == b"1",
             sampler_version=int(version or UNNAMED_SAMPLER_VERSION) if has_published else None,
             choice=CompressionChoice.model_validate_json(choice) if choice else None,
-            queue=QueueLine.read(waiting),
+            queue=QueueLine.read(waiting) if waiting else None,
         )
 
     async def _published(self, job_id: str) -> tuple[TokenEvent, ...]:

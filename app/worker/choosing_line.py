@@ -9,20 +9,31 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 from app.store.queue_line import QueueLine
 from app.worker.running_jobs import RunningJob
 from dycoke_core.level_choice import Outlook
+from dycoke_core.precedence import Precedence
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Waiting:
+    job: RunningJob
+    queued_at: float  # on the monotonic clock
+    has_turn: "asyncio.Future[None]"
 
 
 class ChoosingLine:
-    """First in, first out. Belongs to the event loop, but for `outlook`."""
+    """By priority and age, like what waits in the engine. Belongs to the event loop, but for
+    `outlook`.
+    """
 
     def __init__(self) -> None:
-        self._lock = asyncio.Lock()
         self._queue = QueueLine()
-        self._waiting: dict[str, float] = {}
-        self._held_at: tuple[float, ...] = ()  # `_waiting`'s, for another thread
+        self._waiting: tuple[_Waiting, ...] = ()  # oldest first; replaced, as other threads read it
+        self._precedence = Precedence()
+        self._is_taken = False
 
     def note(self, queue: QueueLine) -> None:
         """Takes in what waits in Redis, as it was just now."""
@@ -30,30 +41,41 @@ class ChoosingLine:
 
     @property
     def is_empty(self) -> bool:
-        return not self._lock.locked()
+        return not self._is_taken
 
     @asynccontextmanager
     async def turn(self, job: RunningJob) -> AsyncIterator[None]:
         """Waits for the job's turn, which lasts until the engine has its sequence: the next choice
         goes by it.
         """
-        waited_s = time.time() - job.delivery.queued_at_s
-        self._waiting[job.sequence_id] = time.monotonic() - max(waited_s, 0.0)
-        self._note_held()
+        waited_s = max(time.time() - job.delivery.queued_at_s, 0.0)
+        has_turn = asyncio.get_running_loop().create_future()
+        waiting = _Waiting(job, time.monotonic() - waited_s, has_turn)
+        self._waiting += (waiting,)
+        self._call_next()
         try:
-            async with self._lock:
-                self._leave(job)
-                yield
+            await has_turn
+            yield
         finally:
-            self._leave(job)
+            if waiting in self._waiting:
+                self._leave(waiting)
+            else:
+                self._is_taken = False
+                self._call_next()
 
     def outlook(self) -> Outlook:
         """What waits behind the job whose turn it is. May be called on any thread."""
-        return self._queue.outlook(self._held_at)
+        return self._queue.outlook(tuple(waiting.queued_at for waiting in self._waiting))
 
-    def _leave(self, job: RunningJob) -> None:
-        self._waiting.pop(job.sequence_id, None)
-        self._note_held()
+    def _call_next(self) -> None:
+        if self._is_taken or not self._waiting:
+            return
+        ordered = self._precedence.ordered(self._waiting, lambda w: w.job.delivery.request.priority)
+        self._precedence.note(is_oldest_served=ordered[0] is self._waiting[0])
+        self._is_taken = True
+        self._leave(ordered[0])
+        if not ordered[0].has_turn.done():  # else it is cancelled, and will call the next
+            ordered[0].has_turn.set_result(None)
 
-    def _note_held(self) -> None:
-        self._held_at = tuple(self._waiting.values())
+    def _leave(self, waiting: _Waiting) -> None:
+        self._waiting = tuple(other for other in self._waiting if other is not waiting)

@@ -99,6 +99,15 @@ class EngineThread:
         """Raises DycokeError: the engine does not take the sequence."""
         await self._ask(lambda engine: self._add(engine, sequence))
 
+    async def has_prefix(self, sequence: Sequence, config: AutoConfig) -> bool:
+        """Whether a prefix that policy `auto` may take is there or on its way.
+
+        Raises:
+            DycokeError: the engine does not take the sequence at any level.
+        """
+        has_prefix: bool = await self._ask(lambda engine: engine.has_prefix(sequence, config))
+        return has_prefix
+
     async def choose_compression(
         self,
         sequence: Sequence,
@@ -106,11 +115,13 @@ class EngineThread:
         outlook: Callable[[], Outlook],
         *,
         accepted_at_s: float,
+        may_wait: bool = True,
     ) -> Choice:
         """Chooses as soon as the engine has little else to do.
 
         Args:
             outlook: called then, on the thread.
+            may_wait: False: chooses at once.
             accepted_at_s: Unix time.
 
         Raises:
@@ -121,7 +132,9 @@ class EngineThread:
             waited_s = max(time.time() - accepted_at_s, 0.0)
             return engine.choose_compression(sequence, config, outlook(), waited_s=waited_s)
 
-        choice: Choice = await self._ask(choose, lambda engine: engine.can_choose(config))
+        choice: Choice = await self._ask(
+            choose, lambda engine: not may_wait or engine.can_choose(config)
+        )
         return choice
 
     async def predict_first_token_s(self, sequence: Sequence) -> float | None:
@@ -229,13 +242,18 @@ class EngineThread:
             self._fail(error)
 
     def _fail(self, error: Exception) -> None:
+        """The thread may still be running, and may be asked to stop meanwhile."""
         for future in (self._failure, self._card):
             _reject(future, error)
-        while not self._inbox.empty():
-            if command := self._inbox.get():
-                self._not_due.append(command)
-        for command in self._not_due:
-            _reject(command.reply, EngineError("the engine has stopped"))
+        commands: list[_Command | None] = [*self._not_due]
+        with suppress(queue.Empty):
+            while True:
+                commands.append(self._inbox.get_nowait())
+        for command in commands:
+            if command is not None:
+                _reject(command.reply, EngineError("the engine has stopped"))
+        if None in commands:
+            self._inbox.put(None)
 
 
 class _StageWatch:

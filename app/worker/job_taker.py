@@ -140,7 +140,8 @@ class JobTaker:
                 "is_suspect": delivery.is_suspect,
             },
         )
-        self._choosing.note(delivery.queue)
+        if delivery.queue is not None:
+            self._choosing.note(delivery.queue)
         job = RunningJob.of(delivery)
         self._jobs.add(job)
         job.loading = asyncio.create_task(self._load(job))
@@ -153,20 +154,36 @@ class JobTaker:
             sequence = await self._make_sequence(job)
             compression = resolved_compression(job.delivery.request.compression)
             if isinstance(compression, AutoConfig):
-                async with self._choosing.turn(job):
-                    sequence.compression = await self._choose(job, sequence, compression)
-                    await self._add(job, sequence)
+                await self._add_chosen(job, sequence, compression)
             else:
                 sequence.compression = compression
-                if not self._choosing.is_empty:  # what comes later goes in later
-                    async with self._choosing.turn(job):
-                        pass
-                await self._add(job, sequence)
+                await self._add_in_turn(job, sequence)
         except DycokeError as error:
             self._publisher.fail(job, error)
         except Exception:
             logger.exception("a job could not be prepared", extra=job.log_fields)
             self._publisher.fail(job, EngineError("the worker failed to prepare this request"))
+
+    async def _add_chosen(self, job: RunningJob, sequence: Sequence, config: AutoConfig) -> None:
+        """A prefix that is there costs its question alone: it waits for no other choice."""
+        if (choice := job.delivery.choice) is not None:  # of an earlier attempt
+            job.take_choice(choice)
+            sequence.compression = CompressionConfig.parse(choice.compression)
+            await self._add_in_turn(job, sequence)
+        elif await self._engine.has_prefix(sequence, config):
+            sequence.compression = await self._choose(job, sequence, config, may_wait=False)
+            await self._add(job, sequence)
+        else:
+            async with self._choosing.turn(job):
+                sequence.compression = await self._choose(job, sequence, config)
+                await self._add(job, sequence)
+
+    async def _add_in_turn(self, job: RunningJob, sequence: Sequence) -> None:
+        """What comes later than a job that waits for its choice goes in later."""
+        if not self._choosing.is_empty:
+            async with self._choosing.turn(job):
+                pass
+        await self._add(job, sequence)
 
     async def _add(self, job: RunningJob, sequence: Sequence) -> None:
         """Raises DeadlineUnreachableError: it would take others' time for an answer of no use.
@@ -217,26 +234,26 @@ class JobTaker:
         )
 
     async def _choose(
-        self, job: RunningJob, sequence: Sequence, config: AutoConfig
+        self, job: RunningJob, sequence: Sequence, config: AutoConfig, *, may_wait: bool = True
     ) -> CompressionConfig:
-        """What an earlier attempt chose, else what the engine chooses now, which is noted before
-        its first token can be."""
-        choice = job.delivery.choice
-        if choice is None:
-            accepted_at_s = job.delivery.request.accepted_at_s
-            chosen = await self._engine.choose_compression(
-                sequence, config, self._choosing.outlook, accepted_at_s=accepted_at_s
-            )
-            choice = CompressionChoice(
-                compression=chosen.compression.as_dict(),
-                level=chosen.level,
-                reason=chosen.reason,
-                predicted_ttft_s=chosen.predicted_ttft_s,
-            )
-            await self._hold(job, lambda: self._note_choice(job, choice))
-            self._metrics.count_choice(choice)
+        """What the engine chooses, which is noted before its first token can be."""
+        chosen = await self._engine.choose_compression(
+            sequence,
+            config,
+            self._choosing.outlook,
+            accepted_at_s=job.delivery.request.accepted_at_s,
+            may_wait=may_wait,
+        )
+        choice = CompressionChoice(
+            compression=chosen.compression.as_dict(),
+            level=chosen.level,
+            reason=chosen.reason,
+            predicted_ttft_s=chosen.predicted_ttft_s,
+        )
+        await self._hold(job, lambda: self._note_choice(job, choice))
+        self._metrics.count_choice(choice)
         job.take_choice(choice)
-        return CompressionConfig.parse(choice.compression)
+        return chosen.compression
 
     async def _note_choice(self, job: RunningJob, choice: CompressionChoice) -> bool:
         queue = await self._leases.choose(job.delivery, choice)

@@ -5,6 +5,7 @@ come at each level, and what the requests of late have taken of the engine.
 """
 
 import time
+from collections.abc import Callable
 
 from dycoke_core.auto import AutoConfig, Choice
 from dycoke_core.config import CompressionConfig
@@ -21,13 +22,31 @@ _NEWEST_SHARE = 1 / 20  # of the mean work of requests
 
 
 class AutoCompression:
-    def __init__(self, admission: Admission, predictor: FirstTokenPredictor) -> None:
+    def __init__(
+        self,
+        admission: Admission,
+        predictor: FirstTokenPredictor,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._admission = admission
         self._predictor = predictor
+        self._clock = clock
         self._chooser = Chooser()
+        self._service = _Service()
         self._ladder: tuple[CompressionConfig, ...] = ()
         self._mean: list[Work] = []  # of the requests of late, at each level of the ladder
+        self._prepared: tuple[Sequence, dict[int, SequenceState]] | None = None
         self._chosen_id: str | None = None  # of the sequence that was chosen for last
+
+    def has_prefix(self, sequence: Sequence, config: AutoConfig) -> bool:
+        """Whether its prefix is there or on its way, at some level.
+
+        Raises:
+            InvalidRequestError, PromptTooLongError: as `choose`.
+        """
+        states = self._states(sequence, config)
+        return any(map(self._predictor.has_prefix, states.values()))
 
     def can_choose(self, config: AutoConfig) -> bool:
         """Whether the engine has so little to do that it needs the next sequence. Until then a
@@ -50,31 +69,41 @@ class AutoCompression:
         Raises:
             InvalidRequestError, PromptTooLongError: as `Engine.add`, at a level that is allowed.
         """
-        states = self._states(sequence, config)
+        states, self._prepared = self._states(sequence, config), None
+        now_s = self._clock()
+        self._service.note_choice(now_s, is_waited_for=bool(outlook.waited_s))
         self._note(states, config.ladder)
         self._chosen_id = sequence.sequence_id
         ahead = self._predictor.work_ahead()
+        own = {place: self._predictor.own_work(state) for place, state in states.items()}
         levels = {
             place: Level(
                 config.ladder[place],
                 retained=state.num_visual_tokens / state.num_tokens_in,
                 is_cached=self._predictor.has_prefix(state),
-                seconds=self._predictor.seconds(ahead + self._predictor.own_work(state)),
-                mean_s=self._predictor.seconds(self._mean[place]),
+                seconds=self._predictor.seconds(ahead + own[place]),
+                mean_s=self._predictor.seconds(self._mean[place]) + self._service.beside_s,
             )
             for place, state in states.items()
         }
-        return self._chooser.choose(
-            config, levels, outlook, waited_s=waited_s, now_s=time.monotonic()
-        )
+        choice = self._chooser.choose(config, levels, outlook, waited_s=waited_s, now_s=now_s)
+        self._service.note_prompt(self._predictor.seconds(own[choice.level]))
+        return choice
 
     def note_added(self, state: SequenceState) -> None:
-        """Takes in what a sequence whose compression was not chosen here adds at any level."""
-        if state.sequence.sequence_id != self._chosen_id:
+        """Takes in what a sequence whose compression was not chosen here adds at any level, once
+        there is a ladder.
+        """
+        if self._ladder and state.sequence.sequence_id != self._chosen_id:
+            self._service.note_prompt(self._predictor.seconds(self._predictor.own_work(state)))
             self._note(dict.fromkeys(range(len(self._ladder)), state), self._ladder)
 
     def _states(self, sequence: Sequence, config: AutoConfig) -> dict[int, SequenceState]:
-        """By place in the ladder, where the sequence fits."""
+        """By place in the ladder, where the sequence fits. Kept for the next call: whoever asks for
+        a prefix chooses next.
+        """
+        if self._prepared is not None and self._prepared[0] is sequence:
+            return self._prepared[1]
         resolved = self._admission.resolve(sequence)
         states: dict[int, SequenceState] = {}
         for place, compression in enumerate(config.ladder):
@@ -83,6 +112,7 @@ class AutoCompression:
             except (InvalidRequestError, PromptTooLongError):
                 if place + 1 == len(config.ladder) and not states:
                     raise
+        self._prepared = sequence, states
         return states
 
     def _note(
@@ -92,8 +122,6 @@ class AutoCompression:
         level would be there at that one.
         """
         works = {place: self._predictor.own_work(state) for place, state in states.items()}
-        if not works:
-            return
         if any(map(self._predictor.has_prefix, states.values())):
             works = dict.fromkeys(works, min(works.values(), key=lambda work: work.prompt_tokens))
         if ladder != self._ladder:
@@ -102,3 +130,37 @@ class AutoCompression:
             self._mean = [works.get(place, least) for place in range(len(ladder))]
         for place, work in works.items():
             self._mean[place] = self._mean[place].towards(work, _NEWEST_SHARE)
+
+
+class _Service:
+    """What a request takes of the engine beside its prompt: decoding, places that are full, all
+    that rates do not cover. It shows while requests wait: then it is what choices are further apart
+    than the prompts between them explain.
+    """
+
+    def __init__(self) -> None:
+        self._mean_s = 0.0
+        self._chosen_at_s = 0.0
+        self._is_waited_for = False  # the next request, since the last choice
+        self._num_requests = 0  # since then
+        self._prompts_s = 0.0  # that they take
+
+    @property
+    def beside_s(self) -> float:
+        return max(self._mean_s, 0.0)
+
+    def note_choice(self, now_s: float, *, is_waited_for: bool) -> None:
+        """Args:
+        is_waited_for: requests wait behind this one.
+        """
+        if self._is_waited_for and self._num_requests:
+            beside_s = (now_s - self._chosen_at_s - self._prompts_s) / self._num_requests
+            share = min(self._num_requests * _NEWEST_SHARE, 1.0)
+            self._mean_s += share * (beside_s - self._mean_s)
+        self._chosen_at_s, self._is_waited_for = now_s, is_waited_for
+        self._num_requests, self._prompts_s = 0, 0.0
+
+    def note_prompt(self, seconds: float) -> None:
+        """Takes in that the engine is given a request, whose prompt takes so long."""
+        self._num_requests += 1
+        self._prompts_s += seconds

@@ -158,6 +158,16 @@ class Engine:
         """
         return self._predictor.earliest_s(self.admission.prepare(sequence))
 
+    def has_prefix(self, sequence: Sequence, config: AutoConfig) -> bool:
+        """Whether its prefix is there or on its way at some level: a choice need not be made late.
+
+        Raises:
+            InvalidRequestError, PromptTooLongError: as `choose_compression`.
+        """
+        if sequence.frames is None:
+            raise InvalidRequestError("without a video there is nothing to compress")
+        return self._auto.has_prefix(sequence, config)
+
     def can_choose(self, config: AutoConfig) -> bool:
         """Whether it is time to choose a compression: the engine has little else to do. It is in an
         engine without work, and else after some step.

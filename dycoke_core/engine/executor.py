@@ -18,12 +18,12 @@ from dycoke_core.engine.admission import Admission
 from dycoke_core.engine.backend import Backend, KeptPlaces, Mark, Pending
 from dycoke_core.engine.faults import has_broken_device, is_out_of_memory
 from dycoke_core.engine.plan import PrefixChunk, StepPlan
-from dycoke_core.engine.precedence import best
 from dycoke_core.engine.prefix_cache import Video
 from dycoke_core.engine.scheduler import Schedule
 from dycoke_core.engine.state import SequenceState
 from dycoke_core.engine.vision_encoder import VisionEncoder, VisionSlice
 from dycoke_core.model.adapter import EmbeddedPrefix, VideoLanguageModel
+from dycoke_core.precedence import best
 from dycoke_core.rates import Rates
 
 logger = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ slice of the vision tower, so that a long prompt or video delays running answers
 that. What several sequences share is worked on once.
 
 Who is admitted next, and whose prompt gets its piece first, is decided by priority and age, so that
-nothing starves (`dycoke_core.engine.precedence`). What is left of a step's budget goes to others
+nothing starves (`dycoke_core.precedence`). What is left of a step's budget goes to others
 whose piece fits, such as a question about a known video that waits after a long new one. Chunks are
 never cut to the budget: their boundaries depend on the prompt alone.
 
@@ -20,8 +20,8 @@ from enum import StrEnum
 from typing import Generic, Protocol, TypeVar
 
 from dycoke_core.config import Priority
-from dycoke_core.engine.precedence import RANKS, Precedence
 from dycoke_core.engine.preemption import Preemptible, choose_victims
+from dycoke_core.precedence import RANKS, Precedence
 
 
 class WorkKind(StrEnum):

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from dycoke_core.config import Priority
 from dycoke_core.engine.backend import Backend, Mark
-from dycoke_core.engine.precedence import Precedence
 from dycoke_core.engine.prefix_cache import Video, frames_of_unit
 from dycoke_core.engine.vision_memory import units_per_batch
 from dycoke_core.model.adapter import VideoLanguageModel
+from dycoke_core.precedence import Precedence
 
 SLICE_S = 0.015  # beside running answers, about two decode steps of a large batch
 _FIRST_SLICE_LAYERS = 2  # while nothing has been measured

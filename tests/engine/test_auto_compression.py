@@ -1,5 +1,8 @@
 """What policy `auto` goes by in a real engine: its backlog, what is cached, what fits."""
 
+import time
+from collections.abc import Callable
+
 import pytest
 
 from dycoke_core.auto import DEFAULT_LADDER, AutoConfig, Choice, Reason
@@ -30,11 +33,11 @@ def choose(
     return auto_of(engine).choose(sequence, config, outlook, waited_s=waited_s)
 
 
-def auto_of(engine: Engine) -> AutoCompression:
+def auto_of(engine: Engine, clock: Callable[[], float] = time.monotonic) -> AutoCompression:
     """With rates that are known: nothing is measured while a test looks."""
     rates = Rates(PATCH_S, TOKEN_S, 0.0, max_prompt_tokens=10**6)
     predictor = FirstTokenPredictor(engine.model, engine.admission, engine._scheduler, rates)
-    return AutoCompression(engine.admission, predictor)
+    return AutoCompression(engine.admission, predictor, clock=clock)
 
 
 def predicted_s(lab: Lab, place: int) -> float:
@@ -117,6 +120,32 @@ def test_requests_of_other_policies_and_cached_videos_count_towards_what_one_cos
     assert (again.level, again.reason) == (0, Reason.OBJECTIVE)
 
 
+def test_what_prompts_do_not_explain_counts_while_requests_wait(lab: Lab) -> None:
+    """Such as decoding: choices come further apart than prompts take."""
+    alone_s = predicted_s(lab, 0)
+    now_s = 0.0
+    auto = auto_of(lab.engine(), lambda: now_s)
+    config = AutoConfig(100 * alone_s)
+    one_waits = Outlook(waited_s=(0.0,))
+    often = Outlook(waited_s=(30 * alone_s,), arrivals_per_s=0.5 / alone_s)
+
+    def choose_often(outlook: Outlook, apart_s: float) -> None:
+        nonlocal now_s
+        for number in range(100):
+            auto.choose(lab.sequence(str(number)), config, outlook, waited_s=0.0)
+            now_s += apart_s
+
+    choose_often(NOTHING_WAITS, 90 * alone_s)  # the engine waits for requests
+    assert auto.choose(lab.sequence("a"), config, often, waited_s=0.0).level == 0
+    now_s += alone_s
+    choose_often(one_waits, 1.5 * alone_s)  # rho is 0.75 now, of which prompts are 0.5
+    assert auto.choose(lab.sequence("b"), config, often, waited_s=0.0).level == 0
+    now_s += alone_s
+    choose_often(one_waits, 2.0 * alone_s)
+    choice = auto.choose(lab.sequence("c"), config, often, waited_s=0.0)
+    assert (choice.level > 0, choice.reason) == (True, Reason.LOAD)
+
+
 def test_a_choice_waits_until_little_is_left_ahead_of_it(lab: Lab) -> None:
     engine = lab.engine()
     auto = auto_of(engine)
@@ -126,6 +155,20 @@ def test_a_choice_waits_until_little_is_left_ahead_of_it(lab: Lab) -> None:
     assert auto.can_choose(AutoConfig(8 * alone_s * 1.01))
     engine.drain()
     assert auto.can_choose(AutoConfig(1e-9))
+
+
+def test_a_prefix_at_any_level_is_known_before_the_choice(lab: Lab) -> None:
+    engine = lab.engine()
+    config = AutoConfig()
+    assert not engine.has_prefix(lab.sequence("a"), config)
+    engine.add(lab.sequence("b", compression=DEFAULT_LADDER[2].as_dict()))
+    assert engine.has_prefix(lab.sequence("a"), config), "it is on its way"
+    assert not engine.has_prefix(lab.sequence("a", video=2), config)
+    engine.drain()
+    sequence = lab.sequence("a")
+    assert engine.has_prefix(sequence, config)
+    sequence.compression = engine.choose_compression(sequence, config).compression
+    engine.run(sequence)
 
 
 def test_levels_that_do_not_fit_are_left_out(lab: Lab) -> None:

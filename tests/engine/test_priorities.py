@@ -5,8 +5,8 @@ from typing import Any, cast
 import pytest
 
 from dycoke_core.config import DEFAULT_PRIORITY, Priority
-from dycoke_core.engine.precedence import MAX_OVERTAKES
 from dycoke_core.errors import InvalidRequestError
+from dycoke_core.precedence import MAX_OVERTAKES
 from dycoke_core.sequence import ChatMessage, Sequence
 from tests.engine.lab import Lab
 from tests.engine.recording import MAX_STEPS, RecordingEngine, assert_same

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dycoke_core.config import PRIORITIES, Priority
-from dycoke_core.engine.precedence import MAX_OVERTAKES
 from dycoke_core.engine.preemption import MAX_PREEMPTIONS
 from dycoke_core.engine.scheduler import Chunk, PromptWork, Schedule, Scheduler, WorkKind
+from dycoke_core.precedence import MAX_OVERTAKES
 
 
 @dataclass(eq=False)

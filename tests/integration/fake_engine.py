@@ -7,6 +7,7 @@ A question may hold words that steer it:
     raise        the step raises at the third new token
     fail         the sequence fails at the third new token
     refuse       `add` refuses the sequence
+    known        its prefix is there
 """
 
 import os
@@ -101,6 +102,11 @@ class FakeEngine:
         )
         self.sequences[sequence.sequence_id] = sequence
         self.seen.append(sequence)
+
+    def has_prefix(self, sequence: Sequence, config: AutoConfig) -> bool:
+        if "refuse" in words(sequence):
+            raise PromptTooLongError("the prompt is too long")
+        return "known" in words(sequence)
 
     def can_choose(self, config: AutoConfig) -> bool:
         return self.may_choose

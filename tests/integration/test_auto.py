@@ -117,6 +117,7 @@ async def test_a_worker_learns_what_waits_with_each_job_and_each_choice(
     for _ in range(70):
         await client.ask("why?", compression=AUTO.as_dict())
     first = await take(leases)
+    assert first.queue is not None
     assert (first.queue.num_workers, first.queue.num_arrivals) == (1, 32)
     assert len(first.queue.queued_at) == 64, "no more than a worker could look at"
     outlook = first.queue.outlook(held_at=(0.0,))
@@ -125,6 +126,7 @@ async def test_a_worker_learns_what_waits_with_each_job_and_each_choice(
     other = leases_of(redis, keys, "b")
     other._model = client.model
     second = await take(other)
+    assert second.queue is not None
     assert second.queue.num_workers == 2 and len(second.queue.outlook().waited_s) == 32
     for _ in range(10):
         await take(other)
@@ -133,6 +135,10 @@ async def test_a_worker_learns_what_waits_with_each_job_and_each_choice(
     )
     queue = await leases.choose(first, choice)
     assert queue is not None and len(queue.queued_at) == 58
+    quoted = await client.ask('{"policy":"auto"}', compression={"policy": "full"})
+    while (last := await take(other)).job_id != quoted:
+        pass
+    assert last.queue is None, "a job whose policy is named learns nothing, and costs nothing"
 
 
 async def test_choices_are_made_when_the_engine_has_little_else_to_do(
@@ -150,6 +156,10 @@ async def test_choices_are_made_when_the_engine_has_little_else_to_do(
         await wait_until(are_taken)
         await client.wait_for_token(busy, 10)
         assert not worker.engine.outlooks and len(worker.engine.seen) == 1
+        await client.cancel(jobs.pop())
+        known = await client.ask("known", max_tokens=2, compression=AUTO.as_dict())
+        assert isinstance((await client.events(known))[-1], DoneEvent), "it waits for nobody"
+        assert len(worker.engine.outlooks) == 1
         worker.engine.may_choose = True
         for job_id in jobs:
             assert isinstance((await client.events(job_id))[-1], DoneEvent)

@@ -12,7 +12,7 @@
 -- oldest of all has been passed over, it is its turn. So who has n older ones of its owner before it
 -- has at the latest the (n + 1) * (MAX_OVERTAKES + 1)-th of its owner's turns, whatever else comes;
 -- and a lower priority never brings a job forward. (An engine goes by the same rule:
--- dycoke_core/engine/precedence.py.)
+-- dycoke_core/precedence.py.)
 --
 -- The stream's entries are tickets. Each job brings one, and a worker that reads one is given the
 -- next job, whoever has brought the ticket: so workers wait for the stream and hold its entries as

@@ -322,13 +322,19 @@ local function outlook(model)
   return table.concat(words, ' ')
 end
 
--- What a worker needs to know of a job that it was given.
+-- Whether policy `auto` chooses a job's compression. `request` as pydantic writes it, in which a text
+-- that looks like this has other quotes.
+local function is_auto(request) return string.find(request, '"policy":"auto"', 1, true) end
+
+-- What a worker needs to know of a job that it was given, and where policy `auto` is to choose for it,
+-- what waits.
 local function delivery(job_id)
   local reply = redis.call('HMGET', job_key(job_id), 'attempt', 'entry_id', 'request',
     'next_index', 'queued_at', 'started_at', 'first_token_at', 'is_suspect', 'sampler_version',
-    'choice', 'was_set_aside')
+    'choice', 'was_set_aside', 'model')
+  local model, request = table.remove(reply), reply[3]
   table.insert(reply, 1, job_id)
-  reply[#reply + 1] = outlook(redis.call('HGET', job_key(job_id), 'model'))
+  reply[#reply + 1] = is_auto(request) and outlook(model) or ''
   return reply
 end
 

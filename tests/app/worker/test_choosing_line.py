@@ -8,6 +8,7 @@ import pytest
 from app.store.queue_line import QueueLine
 from app.worker.choosing_line import ChoosingLine
 from app.worker.running_jobs import RunningJob
+from dycoke_core.precedence import MAX_OVERTAKES
 from tests.app.worker.test_running_jobs import running_job
 
 
@@ -43,6 +44,30 @@ async def test_who_gives_up_is_waited_for_by_nobody(line: ChoosingLine) -> None:
         tasks[0].cancel()
         await asyncio.sleep(0)
         assert len(line.outlook().waited_s) == 1
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert order == [("b", 0)] and line.is_empty
+
+
+async def test_a_better_priority_goes_first_and_a_low_one_does_not_starve(
+    line: ChoosingLine,
+) -> None:
+    order: list[tuple[str, int]] = []
+    async with line.turn(running_job("first")):
+        jobs = [running_job("low", priority="low")]
+        jobs += [running_job(f"high {number}", priority="high") for number in range(8)]
+        tasks = [asyncio.create_task(take_turn(line, job, order)) for job in jobs]
+        await asyncio.sleep(0)
+    await asyncio.gather(*tasks)
+    names = [name for name, _ in order]
+    assert names[0] == "high 0" and names.index("low") == MAX_OVERTAKES
+
+
+async def test_who_is_dropped_as_its_turn_comes_passes_it_on(line: ChoosingLine) -> None:
+    order: list[tuple[str, int]] = []
+    async with line.turn(running_job("first")):
+        tasks = [asyncio.create_task(take_turn(line, running_job(n), order)) for n in "ab"]
+        await asyncio.sleep(0)
+    tasks[0].cancel()  # its turn has come, and it has not run yet
     await asyncio.gather(*tasks, return_exceptions=True)
     assert order == [("b", 0)] and line.is_empty
 

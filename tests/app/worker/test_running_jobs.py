@@ -8,16 +8,19 @@ from app.messages import StatusEvent, TokenEvent
 from app.store.job_leases import Delivery
 from app.worker.running_jobs import RunningJob
 from dycoke_core import sequence as core
+from dycoke_core.config import Priority
 from tests.integration.jobs import make_request
 
 
-def running_job(job_id: str = "j", *, queued_at_s: float = 0.0) -> RunningJob:
+def running_job(
+    job_id: str = "j", *, queued_at_s: float = 0.0, priority: Priority = "normal"
+) -> RunningJob:
     delivery = Delivery(
         job_id=job_id,
         entry_id="1-0",
         worker_id="w",
         attempt=1,
-        request=make_request(job_id),
+        request=make_request(job_id).model_copy(update={"priority": priority}),
         published=(),
         queued_at_s=queued_at_s,
         started_at_s=0.0,

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dycoke_core.config import PRIORITIES, Priority
-from dycoke_core.engine.precedence import MAX_OVERTAKES, Precedence, best
+from dycoke_core.precedence import MAX_OVERTAKES, Precedence, best
 
 NAMED_PRIORITIES: dict[str, Priority] = {"h": "high", "n": "normal", "l": "low"}
 
