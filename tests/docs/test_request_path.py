@@ -4,7 +4,7 @@ from tests.docs.request_path import follow
 
 # What runs by the clock beside the request makes a few more on some runs. A change that goes over
 # argues for its files and classes in its commit.
-MAX_FILES, MAX_CLASSES = 124, 190
+MAX_FILES, MAX_CLASSES = 125, 194
 
 
 def test_a_request_runs_through_no_more_than_the_budget() -> None:
