@@ -16,6 +16,7 @@ from dycoke_core.auto import Reason, is_auto
 from dycoke_core.config import DEFAULT_PRIORITY, Priority
 from dycoke_core.errors import DycokeError
 from dycoke_core.frame_size import PixelLimits
+from dycoke_core.frame_spread import DEFAULT_SPREAD, Spread
 from dycoke_core.video.types import Sampling
 
 WIRE_VERSION = 1
@@ -68,6 +69,7 @@ class FramesWanted(Message):
     start_s: float | None = None
     end_s: float | None = None
     sampling: Sampling = "uniform"  # of releases that do not say
+    spread: Spread = DEFAULT_SPREAD  # likewise
 
 
 class FramesRef(Message):
@@ -163,6 +165,7 @@ class ModelCard(Message):
     dtype: str
     image_size: int  # pixels, of square frames
     frame_limits: FrameLimits | None = None  # of frames that keep their shape
+    frame_spread: Spread = DEFAULT_SPREAD  # of releases that do not say
     tokens_per_frame: int  # N, of a unit of square ones
     frames_per_unit: int = 1  # of releases that do not say
     max_words_per_token: int | None = None  # None of releases that do not say; see `EngineCard`

@@ -71,6 +71,7 @@ def _answer(arguments: argparse.Namespace) -> None:
         num_frames=arguments.num_frames,
         image_size=engine.card.frame_size(arguments.num_frames, arguments.max_pixels),
         sampling=arguments.sampling,
+        spread=engine.card.frame_spread,
     )
     frames = read_video_frames(arguments.video, spec)
     messages = (ChatMessage("user", arguments.question),)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from dycoke_core.config import Priority
 from dycoke_core.frame_size import PixelLimits, frame_size
+from dycoke_core.frame_spread import Spread
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +18,7 @@ class EngineCard:
     architecture: str  # of the model, as its configuration names it
     image_size: int  # side of the square frames that suit the model, in pixels
     frame_limits: PixelLimits | None  # of frames that keep their shape; None: the model takes none
+    frame_spread: Spread  # which frames of a clip suit it
     tokens_per_frame: int  # N of square ones: of a unit, where that is several frames
     frames_per_unit: int  # that become one set of visual tokens
     num_layers: int

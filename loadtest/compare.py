@@ -15,6 +15,7 @@ compares policy `auto` with both instead, under a load that steps up and down: s
 """
 
 import argparse
+import signal
 import sys
 import tempfile
 import time
@@ -159,6 +160,7 @@ def _in_short(result: Result) -> str:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the service ends, too
     began_at = time.monotonic()
     exit_code = main()
     print(f"Took {time.monotonic() - began_at:.0f} s")

@@ -29,6 +29,7 @@ from app.errors import FrameStoreFullError, StoreUnavailableError
 from app.store.client import Scripts, in_our_words, milliseconds, shared_connection
 from app.store.keys import RedisKeys
 from dycoke_core.frame_size import PixelLimits
+from dycoke_core.frame_spread import DEFAULT_SPREAD, Spread
 from dycoke_core.video import FrameSpec, VideoFrames
 from dycoke_core.video.types import MAX_PIXEL_BYTES, ReaderName, Sampling
 
@@ -161,6 +162,7 @@ def frames_digest(
     start_s: float | None,
     end_s: float | None,
     sampling: Sampling,
+    spread: Spread = DEFAULT_SPREAD,
     salt: str = "",
 ) -> str:
     """Names a blob by everything that its pixels depend on.
@@ -173,6 +175,8 @@ def frames_digest(
         *(PIXELS_VERSION, video_id, num_frames, size),
         *(start_s, end_s, sampling),
     ]
+    if spread != DEFAULT_SPREAD:
+        parts.append({"spread": spread})
     if salt:
         parts.append(salt)
     return sha256(json.dumps(parts).encode()).hexdigest()

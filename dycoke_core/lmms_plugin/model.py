@@ -60,8 +60,10 @@ class Dycoke(lmms):  # type: ignore[misc]
             device=device or "auto", dtype=dtype, max_running_sequences=max(int(batch_size), 1)
         )
         self._engine = Engine.from_pretrained(pretrained, config)
-        size = self._engine.card.frame_size(max_frames_num)
-        self._videos = _VideoReader(FrameSpec(max_frames_num, size))
+        card = self._engine.card
+        size = card.frame_size(max_frames_num)
+        spec = FrameSpec(max_frames_num, size, spread=card.frame_spread)
+        self._videos = _VideoReader(spec)
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """Answers every request, in the order given."""

@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerFast
 
 from dycoke_core.compression.flops import TextGeometry, VisionGeometry
 from dycoke_core.frame_size import PixelLimits
+from dycoke_core.frame_spread import Spread
 from dycoke_core.model.attention import LayerAttention
 from dycoke_core.preprocess import Prompt
 from dycoke_core.sequence import ChatMessage, FrameTiming
@@ -207,6 +208,11 @@ class VideoLanguageModel(Protocol):
     @property
     def frame_limits(self) -> PixelLimits | None:
         """Of frames that keep their shape; None: the model takes square ones alone."""
+        ...
+
+    @property
+    def frame_spread(self) -> Spread:
+        """Which frames of a clip its processor takes."""
         ...
 
     @property

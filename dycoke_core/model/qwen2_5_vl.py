@@ -14,6 +14,7 @@ from transformers.vision_utils import (
 )
 
 from dycoke_core.compression.flops import VisionGeometry
+from dycoke_core.frame_spread import Spread
 from dycoke_core.model.adapter import Clip, PromptLayout, Text, Units
 from dycoke_core.model.qwen_vl import QwenVL
 from dycoke_core.transfer import to_device
@@ -22,6 +23,7 @@ from dycoke_core.transfer import to_device
 @dataclass(slots=True, eq=False)
 class Qwen25VL(QwenVL):
     model_class: ClassVar[type[PreTrainedModel]] = Qwen2_5_VLForConditionalGeneration
+    frame_spread: ClassVar[Spread] = "starts"
     limits_whole_video: ClassVar[bool] = False
     processor_defaults: ClassVar[dict[str, Any]] = {
         "patch_size": 14,

@@ -19,6 +19,7 @@ from transformers.vision_utils import (
 )
 
 from dycoke_core.compression.flops import VisionGeometry
+from dycoke_core.frame_spread import Spread
 from dycoke_core.model.adapter import Clip, PromptLayout, Segment, Text, Units
 from dycoke_core.model.qwen_vl import QwenVL
 from dycoke_core.model.temporal_patches import DEFAULT_FPS
@@ -28,6 +29,7 @@ from dycoke_core.transfer import to_device
 @dataclass(slots=True, eq=False)
 class Qwen3VL(QwenVL):
     model_class: ClassVar[type[PreTrainedModel]] = Qwen3VLForConditionalGeneration
+    frame_spread: ClassVar[Spread] = "nearest"
     limits_whole_video: ClassVar[bool] = True
     processor_defaults: ClassVar[dict[str, Any]] = {
         "patch_size": 16,

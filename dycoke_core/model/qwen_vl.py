@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from dycoke_core.compression.flops import TextGeometry, VisionGeometry
 from dycoke_core.frame_size import PixelLimits
+from dycoke_core.frame_spread import Spread
 from dycoke_core.model.adapter import Clip, EmbeddedPrefix, LayerSpec, PromptLayout
 from dycoke_core.model.attention import LayerAttention
 from dycoke_core.model.checkpoint import Checkpoint
@@ -47,6 +48,7 @@ class QwenVL(TransformersModel):
     model_class: ClassVar[type[PreTrainedModel]]
     # What the model's video processor takes where a checkpoint's says nothing.
     processor_defaults: ClassVar[dict[str, Any]]
+    frame_spread: ClassVar[Spread]
     limits_whole_video: ClassVar[bool]  # whether its pixel limits are of all frames together
 
     model: Any

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from dycoke_core.compression.flops import TextGeometry
 from dycoke_core.errors import InvalidRequestError
 from dycoke_core.frame_size import PixelLimits
+from dycoke_core.frame_spread import DEFAULT_SPREAD, Spread
 from dycoke_core.model.adapter import Clip, EmbeddedPrefix, PromptLayout
 from dycoke_core.model.attention import LayerAttention
 from dycoke_core.preprocess import PromptEncoder
@@ -71,6 +72,10 @@ class TransformersModel(ABC):
     @property
     def frame_limits(self) -> PixelLimits | None:
         return None
+
+    @property
+    def frame_spread(self) -> Spread:
+        return DEFAULT_SPREAD
 
     @abstractmethod
     def token_grid(self, height: int, width: int) -> tuple[int, int]: ...

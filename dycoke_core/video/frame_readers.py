@@ -216,6 +216,7 @@ class FrameReaders:
                 "start_s": spec.start_s,
                 "end_s": spec.end_s,
                 "sampling": spec.sampling,
+                "spread": spec.spread,
                 "keeps_shape": spec.keeps_shape,
             },
             lambda reply: parse_plan(

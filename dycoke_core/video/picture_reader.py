@@ -47,7 +47,7 @@ def plan(task: Task) -> dict[str, Any]:
     codec, first = _decode(task, fd, index.places[0])
     params = task.params
     clip = frames_in_clip(index.times_s, index.end_s, params["start_s"], params["end_s"])
-    indices = sample_indices(clip, params["num_frames"]) if clip else ()
+    indices = sample_indices(clip, params["num_frames"], params["spread"]) if clip else ()
     return {
         "headers": _describe(index, codec, first),
         "total_frames": len(index.places),

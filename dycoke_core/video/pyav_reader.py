@@ -47,10 +47,10 @@ def probe(task: Task) -> dict[str, Any]:
 def plan(task: Task) -> dict[str, Any]:
     """Reads the headers, lists the frames and samples from them; decodes nothing.
 
-    Takes what `probe` takes, and `num_frames`, `start_s`, `end_s`, `sampling`, `keeps_shape`,
-    `max_source_frames`. Where frames are to keep the video's shape, one of them is decoded after
-    all: only then is it known whether they are turned. Returns no indices for a clip that starts
-    beyond the end, and the file's own times of keyframes that were chosen as such.
+    Takes what `probe` takes, and `num_frames`, `start_s`, `end_s`, `sampling`, `spread`,
+    `keeps_shape`, `max_source_frames`. Where frames are to keep the video's shape, one of them is
+    decoded after all: only then is it known whether they are turned. Returns no indices for a clip
+    that starts beyond the end, and the file's own times of keyframes that were chosen as such.
     """
     container, stream = _open(task)
     headers = _describe(container, stream)
@@ -58,7 +58,9 @@ def plan(task: Task) -> dict[str, Any]:
     frames = list_frames(container, stream, params["max_source_frames"])
     clip = frames_in_clip(frames.times_s, frames.end_s, params["start_s"], params["end_s"])
     keyframes = frames.keyframes_in(clip) if params["sampling"] == "keyframe" else []
-    indices = sample_indices(keyframes or clip, params["num_frames"]) if clip else ()
+    indices = (
+        sample_indices(keyframes or clip, params["num_frames"], params["spread"]) if clip else ()
+    )
     return {
         "headers": headers,
         "total_frames": len(frames.times_s),

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dycoke_core.frame_spread import DEFAULT_SPREAD, Spread
+
 
 def frames_in_clip(
     timestamps_s: Sequence[float], end_of_video_s: float, start_s: float | None, end_s: float | None
@@ -25,10 +27,19 @@ def frames_in_clip(
     return range(first, max(stop, first + 1))
 
 
-def sample_indices(frames: Sequence[int], num_frames: int) -> tuple[int, ...]:
+def sample_indices(
+    frames: Sequence[int], num_frames: int, spread: Spread = DEFAULT_SPREAD
+) -> tuple[int, ...]:
     """Chooses `num_frames` of `frames`, spread evenly; repeats some if there are fewer.
 
-    Source: LLaVA-OneVision, `np.linspace(0, total - 1, num_frames, dtype=int)`, which rounds down.
+    Source: LLaVA-OneVision, `np.linspace(0, total - 1, num_frames, dtype=int)`, which rounds down;
+        `sample_frames` of Qwen2-VL's and of Qwen3-VL's video processor in transformers.
+    Deviation: those round `num_frames` to whole units, or refuse more than there are.
     """
-    offsets = np.linspace(0, len(frames) - 1, num_frames, dtype=int)
+    total = len(frames)
+    if spread == "starts":
+        return tuple(frames[number * total // num_frames] for number in range(num_frames))
+    offsets = np.linspace(0, total - 1, num_frames)
+    if spread == "nearest":
+        offsets = offsets.round()
     return tuple(frames[int(offset)] for offset in offsets)

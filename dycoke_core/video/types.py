@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from dycoke_core.errors import InvalidRequestError
 from dycoke_core.frame_size import PixelLimits
+from dycoke_core.frame_spread import DEFAULT_SPREAD, Spread
 
 if TYPE_CHECKING:
     import numpy as np
@@ -72,6 +73,7 @@ class FrameSpec:
     Args:
         image_size: side of square frames, in pixels, whatever the video's shape; or the limits
             within which frames keep it.
+        spread: where they stand in the clip, or among its keyframes.
 
     Raises:
         InvalidRequestError: a value outside its range.
@@ -82,6 +84,7 @@ class FrameSpec:
     start_s: float | None = None
     end_s: float | None = None
     sampling: Sampling = "uniform"
+    spread: Spread = DEFAULT_SPREAD
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_frames <= MAX_FRAMES:

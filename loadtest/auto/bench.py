@@ -1,5 +1,6 @@
 """Runs the profile by turns: every setting against a fresh service, at the same arrivals."""
 
+import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,10 +33,15 @@ class Bench:
     videos: Sequence[Video]
     judges: bool
 
-    def calibrate(self, *, num_questions: int) -> Calibration:
+    def calibrate(self, *, num_questions: int, objective_factor: float) -> Calibration:
         """Raises: RuntimeError: a question got no answer."""
         with self._loop("calibration", FULL) as loop:
-            return calibrate(loop, self.videos, num_questions=num_questions)
+            return calibrate(
+                loop,
+                self.videos,
+                num_questions=num_questions,
+                objective_factor=objective_factor,
+            )
 
     def run(
         self,
@@ -47,8 +53,16 @@ class Bench:
         objective_s: float,
         seed: int,
     ) -> list[Turn]:
-        """Each turn has arrivals of its own and begins with another setting."""
-        compressions: dict[str, Any] = {setting: setting for setting in settings}
+        """Each turn has arrivals of its own and begins with another setting.
+
+        Args:
+            settings: policies' names, or compressions as JSON.
+            objective_s: for `auto`.
+
+        Raises:
+            ValueError: phases so short that no question comes.
+        """
+        compressions = {setting: as_compression(setting) for setting in settings}
         if AUTO in compressions:
             compressions[AUTO] = {"policy": AUTO, "objective_s": objective_s}
         turns: list[Turn] = []
@@ -60,6 +74,8 @@ class Bench:
                 capacity_per_s=capacity_per_s,
                 seed=seed + number,
             )
+            if not arrivals:
+                raise ValueError(f"no question comes in phases of {phase_s:g} s")
             first = number % len(settings)
             turn: Turn = {}
             for setting in (*settings[first:], *settings[:first]):
@@ -87,6 +103,11 @@ class Bench:
         folder.mkdir()
         with running_service(folder, self.service_settings) as service:
             yield OpenLoop(service.url, self.videos, compression, judges=self.judges)
+
+
+def as_compression(setting: str) -> Any:
+    """As in a request. Raises: ValueError: neither a name nor JSON."""
+    return json.loads(setting) if setting.startswith("{") else setting
 
 
 def _in_short(result: RunResult) -> str:

@@ -12,7 +12,6 @@ from loadtest.auto.videos import Video
 
 WARM_UP_VIDEOS = 2
 IDLE_VIDEOS = 5
-OBJECTIVE_FACTOR = 3.0  # times the idle time to first token
 _SEED = "calibration"
 
 
@@ -31,11 +30,14 @@ class Calibration:
     objective_s: float
 
 
-def calibrate(loop: OpenLoop, videos: Sequence[Video], *, num_questions: int) -> Calibration:
+def calibrate(
+    loop: OpenLoop, videos: Sequence[Video], *, num_questions: int, objective_factor: float
+) -> Calibration:
     """Measures a fresh service.
 
     Args:
         num_questions: asked at once, for the capacity; the service must have room for all.
+        objective_factor: times the idle time to first token.
 
     Raises:
         RuntimeError: a question got no answer.
@@ -47,7 +49,7 @@ def calibrate(loop: OpenLoop, videos: Sequence[Video], *, num_questions: int) ->
     ends_s = [_needed(outcome.total_s, outcome) for outcome in loop.run(crowd).outcomes]
     ttfts_s = [_needed(outcome.ttft_s, outcome) for outcome in idle]
     idle_ttft_s = statistics.median(ttfts_s)
-    objective_s = round(OBJECTIVE_FACTOR * idle_ttft_s, 2)
+    objective_s = round(objective_factor * idle_ttft_s, 2)
     return Calibration(num_questions / max(ends_s), idle_ttft_s, objective_s)
 
 

@@ -1,6 +1,6 @@
 """Policy `auto` against fixed settings at the same arrivals, through the whole service.
 
-    python -m loadtest.compare --auto [--model medium] [--turns 2] [--phase 11] [--out FOLDER]
+    python -m loadtest.compare --auto [--model medium] [--turns 2] [--phase 10] [--out FOLDER]
 
 First measures what full tokens manage with the model on this machine. Then an open loop steps
 through shares of that, half to two and a half times, with a burst: each setting gets the same
@@ -10,6 +10,7 @@ that are right and whose first token came within the objective. Writes `report.m
 """
 
 import argparse
+import math
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -17,7 +18,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from loadtest.auto.bench import Bench, Turn
+from dycoke_core.auto import AutoConfig, parse_compression
+from dycoke_core.errors import InvalidRequestError
+from loadtest.auto.bench import Bench, Turn, as_compression
 from loadtest.auto.calibration import Calibration
 from loadtest.auto.figures import AUTO, FULL, Comparison
 from loadtest.auto.profile import PHASES
@@ -74,14 +77,19 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--model", default="", help="`medium`, a directory, or a hub id")
-    parser.add_argument("--settings", nargs="+", default=SETTINGS, metavar="SETTING")
-    parser.add_argument("--turns", type=int, default=2, help="of each setting, with own arrivals")
-    parser.add_argument("--phase", type=float, default=11.0, help="seconds of each phase")
-    parser.add_argument("--videos", type=int, default=48, help="different scenes")
-    parser.add_argument("--objective", type=float, help="seconds; default: 3 x the idle TTFT")
-    parser.add_argument("--capacity", type=float, help="questions per second; default: measured")
     parser.add_argument(
-        "--calibrate", type=int, default=40, help="questions to measure the capacity with"
+        "--settings", nargs="+", type=_setting, default=SETTINGS, metavar="COMPRESSION"
+    )
+    parser.add_argument("--turns", type=_count, default=2, help="of each setting: own arrivals")
+    parser.add_argument("--phase", type=_positive, default=10.0, help="seconds of each phase")
+    parser.add_argument("--videos", type=_count, default=48, help="different scenes")
+    parser.add_argument("--objective", type=_positive, help="seconds; default: by the factor")
+    parser.add_argument(
+        "--objective-factor", type=_positive, default=3.0, help="times the idle TTFT"
+    )
+    parser.add_argument("--capacity", type=_positive, help="questions/s; default: measured")
+    parser.add_argument(
+        "--calibrate", type=_count, default=40, help="questions to measure the capacity with"
     )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, help="default: loadtest/results/auto or auto-medium")
@@ -91,11 +99,36 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError("must be above 0")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return value
+
+
+def _setting(text: str) -> str:
+    """A policy's name, or a compression as JSON."""
+    try:
+        parse_compression(as_compression(text), AutoConfig())
+    except (InvalidRequestError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error}") from None
+    return text
+
+
 def _calibration(options: argparse.Namespace, bench: Bench) -> Calibration:
     """As measured, where the options do not say it."""
     if options.capacity and options.objective:
         return Calibration(options.capacity, None, options.objective)
-    found = bench.calibrate(num_questions=options.calibrate)
+    found = bench.calibrate(
+        num_questions=options.calibrate, objective_factor=options.objective_factor
+    )
     found = Calibration(
         options.capacity or found.capacity_per_s,
         found.idle_ttft_s,

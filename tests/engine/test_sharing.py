@@ -1,5 +1,7 @@
 """Read once, ask many: hits equal cold runs, work is shared, memory is bounded and given back."""
 
+import gc
+import weakref
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,20 @@ def test_a_prefix_hit_equals_a_cold_run(compression: str, lab: Lab) -> None:
     assert report.cache == CacheReport(has_features_hit=True, has_prefix_hit=True)
     assert report.timings.vision_s == 0
     assert_same(engine.recordings["second"], lab.alone(**ask).recording)
+
+
+def test_what_is_kept_of_a_video_has_no_pixels(lab: Lab) -> None:
+    """They go with the sequence that has brought them; its features serve the next one."""
+    engine = lab.engine()
+    sequence = lab.sequence("first")
+    pixels = weakref.ref(sequence.frames)
+    engine.run(sequence)
+    engine.recordings.clear()
+    del sequence
+    gc.collect()
+    assert pixels() is None
+    report = report_of(engine.run(lab.sequence("second"))["second"])
+    assert report.cache.has_features_hit
 
 
 def test_another_compression_finds_the_features_alone(lab: Lab) -> None:

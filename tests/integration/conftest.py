@@ -152,6 +152,11 @@ async def leases(redis: Redis, keys: RedisKeys) -> JobLeases:
     return leases
 
 
+@pytest.fixture
+def other_leases(redis: Redis, keys: RedisKeys) -> JobLeases:
+    return leases_of(redis, keys, "worker-b")
+
+
 # --- an API, and a worker that answers as a test says ---
 
 

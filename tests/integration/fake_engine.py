@@ -62,6 +62,7 @@ class FakeEngine:
             architecture="Fake",
             image_size=self.image_size,
             frame_limits=self.frame_limits,
+            frame_spread="floor",
             tokens_per_frame=4,
             frames_per_unit=1,
             num_layers=2,

@@ -7,9 +7,10 @@ from redis.asyncio import Redis
 
 from app.errors import JobCancelledError
 from app.messages import ErrorEvent, FramesRef, JobRequest, TokenEvent, Turn
+from app.store.event_log import EventLog
 from app.store.job_leases import Append, Delivery, JobLeases
 from app.store.job_queue import JobQueue
-from app.store.keys import RedisKeys
+from app.store.keys import GROUP, RedisKeys
 
 MODEL = "tiny"
 LEASE_S = 0.3
@@ -100,3 +101,13 @@ async def start(leases: JobLeases) -> Delivery:
 async def finish(leases: JobLeases, delivery: Delivery) -> bool:
     final = ErrorEvent(code="x", message="x", retryable=False, job_id=delivery.job_id)
     return (await leases.append([Append(delivery, [], final)]))[0].is_accepted
+
+
+async def event_types(log: EventLog, job_id: str) -> list[tuple[str, str]]:
+    return [(e.id, e.event.type) for e in await log.read(job_id)]
+
+
+async def entries(redis: Redis, keys: RedisKeys) -> tuple[int, int]:
+    """How many entries the stream has, and how many of them are pending."""
+    stream = keys.jobs(MODEL)
+    return await redis.xlen(stream), (await redis.xpending(stream, GROUP))["pending"]

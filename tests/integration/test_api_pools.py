@@ -1,7 +1,7 @@
 """Several models behind one API, each with a pool of workers of its own.
 
-The engines are real ones over small random checkpoints: a model of frames of any size, and one
-whose frames are all square.
+The engines are real ones over small random checkpoints of every family but the bundled one's: two
+of frames of any size, and one whose frames are all square.
 """
 
 import asyncio
@@ -26,11 +26,15 @@ from dycoke_core.sequence import ChatMessage, FrameTiming, SamplingParams, Seque
 from tests.integration.api import RunningApi, running_api
 from tests.integration.conftest import RedisServer
 from tests.random_gemma import build_random_gemma3
-from tests.random_qwen import build_random_qwen3_vl
+from tests.random_qwen import build_random_qwen2_5_vl, build_random_qwen3_vl
 from tests.video_clips import make_clip
 
 QUESTION = "Describe the video."
-BUILDERS = {"gemma3": build_random_gemma3, "qwen3-vl": build_random_qwen3_vl}
+BUILDERS = {
+    "gemma3": build_random_gemma3,
+    "qwen2.5-vl": build_random_qwen2_5_vl,
+    "qwen3-vl": build_random_qwen3_vl,
+}
 
 
 @pytest.fixture(scope="module")
@@ -102,13 +106,15 @@ async def test_the_field_chooses_the_pool_and_each_model_sees_its_frames(
 ) -> None:
     """Through the whole service as by the engine alone: bytes, sizes and times arrive."""
     clip = clip_of(tmp_path)
-    both = [
-        ask(api, clip, model="gemma3", num_frames=5),
-        ask(api, clip, model="qwen3-vl", num_frames=5, max_pixels=128 * 128),
-    ]
-    receipts = dict(zip(("gemma3", "qwen3-vl"), await asyncio.gather(*both), strict=True))
-    sizes = {"gemma3": (56, 56), "qwen3-vl": (96, 160)}
-    grids = {"gemma3": (5, 4, 2, 2), "qwen3-vl": (3, 15, 3, 5)}
+    pixels: dict[str, dict[str, Any]] = {
+        "gemma3": {},
+        "qwen2.5-vl": {"max_pixels": 128 * 128},
+        "qwen3-vl": {"max_pixels": 128 * 128},
+    }
+    asked = [ask(api, clip, model=name, num_frames=5, **own) for name, own in pixels.items()]
+    receipts = dict(zip(pixels, await asyncio.gather(*asked), strict=True))
+    sizes = {"gemma3": (56, 56), "qwen2.5-vl": (84, 168), "qwen3-vl": (96, 160)}
+    grids = {"gemma3": (5, 4, 2, 2), "qwen2.5-vl": (3, 18, 3, 6), "qwen3-vl": (3, 15, 3, 5)}
     for name, receipt in receipts.items():
         frames, kept = receipt["frames"], receipt["compression"]
         assert receipt["model"] == name
@@ -123,7 +129,8 @@ async def test_the_field_chooses_the_pool_and_each_model_sees_its_frames(
         expected = await asyncio.to_thread(answer_alone, checkpoints[name], blob)
         assert receipt["text"] == expected
     assert receipts["gemma3"]["compression"]["pruned_layers"] == [5]
-    assert receipts["qwen3-vl"]["compression"]["pruned_layers"] == [3]
+    for name in ("qwen2.5-vl", "qwen3-vl"):
+        assert receipts[name]["compression"]["pruned_layers"] == [3]
 
 
 def answer_alone(checkpoint: Path, blob: bytes) -> str:
@@ -147,7 +154,7 @@ def answer_alone(checkpoint: Path, blob: bytes) -> str:
 
 async def test_models_are_listed_with_their_limits(api: RunningApi) -> None:
     listed = {model["id"]: model for model in (await api.client.get("/v1/models")).json()["data"]}
-    assert set(listed) == {"gemma3", "qwen3-vl"}
+    assert set(listed) == set(BUILDERS)
     gemma, qwen = listed["gemma3"], listed["qwen3-vl"]
     assert (gemma["frame_limits"], gemma["image_size"], gemma["frames_per_unit"]) == (None, 56, 1)
     assert (gemma["tokens_per_frame"], gemma["num_layers"]) == (4, 6)
@@ -184,7 +191,7 @@ async def test_a_model_whose_last_worker_left_is_no_longer_served_and_the_other_
             if checkpoint.name == "gemma3":
                 leaving = entered
                 await leaving.__aenter__()
-            else:
+            elif checkpoint.name == "qwen3-vl":
                 await stack.enter_async_context(entered)
         api = await stack.enter_async_context(
             running_api(redis_server.url, keys, tmp_path / "data", has_real_readers=True)

@@ -85,6 +85,21 @@ async def test_receipts_do_not_tell_that_another_key_has_asked(
     assert api.readers.num_reads == 2
 
 
+async def test_workers_know_one_video_of_two_keys_by_two_names(
+    api: RunningApi, worker: ScriptedWorker
+) -> None:
+    """What they keep of it, features and prefixes, goes by these."""
+    requests = []
+    for who in (A, B, A):
+        post = asyncio.create_task(api.post(headers=who, stream=False))
+        requests.append((await worker.answer()).request)
+        assert (await post).status_code == 200
+    assert len({request.video_id for request in requests}) == 1
+    names = [(request.frames.digest, request.cached_video) for request in requests]
+    assert names[0] == names[2]
+    assert not set(names[0]) & set(names[1])
+
+
 async def test_read_under_way_is_not_shared_with_another_key(
     api: RunningApi, worker: ScriptedWorker
 ) -> None:

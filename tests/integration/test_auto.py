@@ -15,8 +15,7 @@ from tests.integration.api import RunningApi, ScriptedWorker
 from tests.integration.conftest import RedisServer
 from tests.integration.fake_engine import answer
 from tests.integration.jobs import leases_of, take
-from tests.integration.test_worker import running
-from tests.integration.workers import Client, client_of, token_ids, wait_until
+from tests.integration.workers import Client, client_of, running, token_ids, wait_until
 
 AUTO = AutoConfig(objective_s=3.0, at_least=0.1)
 

@@ -29,9 +29,10 @@ MAX_DELIVERIES = 8
 class Fleet:
     """Workers that come and go; none of them ever renews a lease."""
 
-    def __init__(self, redis: Redis, keys: RedisKeys) -> None:
+    def __init__(self, redis: Redis, keys: RedisKeys, queue: JobQueue) -> None:
         self._redis = redis
         self._keys = keys
+        self._queue = queue
         self._number = 0
 
     async def worker(self) -> JobLeases:
@@ -39,6 +40,12 @@ class Fleet:
         leases = leases_of(self._redis, self._keys, f"worker-{self._number}")
         await leases.ensure_group()
         return leases
+
+    async def start_job(self) -> tuple[JobLeases, Delivery]:
+        """A worker takes a new job, "j", and gives it to its engine."""
+        await submit(self._queue, "j")
+        leases = await self.worker()
+        return leases, await start(leases)
 
     async def fail_over(self) -> tuple[JobLeases, Delivery]:
         """A fresh worker takes over what the last one left, and gives it to its engine."""
@@ -48,10 +55,21 @@ class Fleet:
         assert await leases.enter(delivery)
         return leases, delivery
 
+    async def report(self, delivery: Delivery, fate: Fate) -> int:
+        """Says how this delivery's worker ended."""
+        lost = LostWorkers(self._redis, self._keys)
+        return await lost.report(delivery.worker_id, fate, lease_s=LEASE_S)
+
+    async def blame(self, job_id: str = "j") -> tuple[int, int, bool]:
+        """Deaths, deliveries and whether it is a suspect."""
+        names = ("deaths", "deliveries", "is_suspect")
+        deaths, deliveries, is_suspect = await self._redis.hmget(self._keys.job(job_id), *names)
+        return int(deaths or 0), int(deliveries), is_suspect == b"1"
+
 
 @pytest.fixture
-def fleet(redis: Redis, keys: RedisKeys) -> Fleet:
-    return Fleet(redis, keys)
+def fleet(redis: Redis, keys: RedisKeys, queue: JobQueue) -> Fleet:
+    return Fleet(redis, keys, queue)
 
 
 async def start(leases: JobLeases) -> Delivery:
@@ -84,8 +102,7 @@ async def wait_for_end(fleet: Fleet, queue: JobQueue, job_id: str) -> None:
 async def test_second_death_alone_ends_the_job_for_good(
     fleet: Fleet, queue: JobQueue, log: EventLog, redis: Redis, keys: RedisKeys
 ) -> None:
-    await submit(queue, "j")
-    await start(await fleet.worker())
+    await fleet.start_job()
     _, second = await fleet.fail_over()
     assert (second.attempt, second.is_suspect) == (2, True)
     await wait_for_end(fleet, queue, "j")
@@ -154,13 +171,9 @@ async def test_job_that_was_loading_is_no_suspect_of_its_neighbours_death(
     assert {d.job_id: d.is_suspect for d in taken} == {"runs": True, "loads": False}
 
 
-async def test_fenced_worker_that_comes_back_gives_the_delivery_back(
-    fleet: Fleet, queue: JobQueue
-) -> None:
+async def test_fenced_worker_that_comes_back_gives_the_delivery_back(fleet: Fleet) -> None:
     """A link to Redis that is cut, again and again: nobody died."""
-    await submit(queue, "j")
-    away = await fleet.worker()
-    delivery = await start(away)
+    away, delivery = await fleet.start_job()
     for _ in range(MAX_DELIVERIES + 2):
         back, earlier = away, delivery
         away, delivery = await fleet.fail_over()
@@ -170,11 +183,9 @@ async def test_fenced_worker_that_comes_back_gives_the_delivery_back(
 
 
 async def test_append_of_a_fenced_worker_proves_that_it_lives_too(
-    fleet: Fleet, queue: JobQueue, redis: Redis, keys: RedisKeys
+    fleet: Fleet, redis: Redis, keys: RedisKeys
 ) -> None:
-    await submit(queue, "j")
-    first = await fleet.worker()
-    delivery = await start(first)
+    first, delivery = await fleet.start_job()
     await fleet.fail_over()
     assert await redis.hget(keys.job("j"), "deaths") == b"1"
     for _ in range(2):  # the client may send it twice
@@ -184,12 +195,10 @@ async def test_append_of_a_fenced_worker_proves_that_it_lives_too(
 
 
 async def test_worker_that_comes_back_before_its_job_is_taken_is_acquitted(
-    fleet: Fleet, queue: JobQueue, redis: Redis, keys: RedisKeys
+    fleet: Fleet, redis: Redis, keys: RedisKeys
 ) -> None:
     """Judged by a worker that left the suspect to others."""
-    await submit(queue, "j")
-    first = await fleet.worker()
-    delivery = await start(first)
+    first, delivery = await fleet.start_job()
     await asyncio.sleep(LEASE_S)
     busy = await fleet.worker()
     assert await busy.take_over(lease_s=LEASE_S, may_be_suspect=False) is None
@@ -198,20 +207,17 @@ async def test_worker_that_comes_back_before_its_job_is_taken_is_acquitted(
     assert blame == [b"0", b"0", b"1", b"0"]
 
 
-async def test_own_job_is_taken_up_again_at_no_cost(fleet: Fleet, queue: JobQueue) -> None:
-    await submit(queue, "j")
-    leases = await fleet.worker()
-    await start(leases)
+async def test_own_job_is_taken_up_again_at_no_cost(fleet: Fleet) -> None:
+    leases, _ = await fleet.start_job()
     for _ in range(MAX_DELIVERIES + 2):
         delivery = await take_over(leases)
         assert not delivery.is_suspect
         assert await leases.enter(delivery)
 
 
-async def test_suspect_is_cleared_by_going_on_alone(fleet: Fleet, queue: JobQueue) -> None:
-    await submit(queue, "j")
-    leases = await fleet.worker()
-    assert await say(leases, await start(leases), *range(4))
+async def test_suspect_is_cleared_by_going_on_alone(fleet: Fleet) -> None:
+    leases, delivery = await fleet.start_job()
+    assert await say(leases, delivery, *range(4))
     leases, delivery = await fleet.fail_over()
     appended = await leases.append([Append(delivery, [token(i) for i in range(4, 8)])])
     assert appended[0].is_suspect
@@ -222,7 +228,7 @@ async def test_suspect_is_cleared_by_going_on_alone(fleet: Fleet, queue: JobQueu
 
 
 async def test_upper_bound_ends_retryable_and_frees_the_key(
-    fleet: Fleet, queue: JobQueue, log: EventLog, redis: Redis, keys: RedisKeys
+    fleet: Fleet, queue: JobQueue, log: EventLog
 ) -> None:
     key = Idempotency(key_hash="h", fingerprint="f", ttl_s=60)
 
@@ -248,107 +254,81 @@ async def test_upper_bound_ends_retryable_and_frees_the_key(
     assert await post("anew") == "anew"
 
 
-async def report(redis: Redis, keys: RedisKeys, worker_id: str, fate: Fate) -> int:
-    return await LostWorkers(redis, keys).report(worker_id, fate, lease_s=LEASE_S)
-
-
-async def blame_of(redis: Redis, keys: RedisKeys, job_id: str) -> tuple[int, int, bool]:
-    """Deaths, deliveries and whether it is a suspect."""
-    names = ("deaths", "deliveries", "is_suspect")
-    deaths, deliveries, is_suspect = await redis.hmget(keys.job(job_id), *names)
-    return int(deaths or 0), int(deliveries), is_suspect == b"1"
-
-
-async def test_worker_that_was_killed_from_outside_charges_nobody(
-    fleet: Fleet, queue: JobQueue, redis: Redis, keys: RedisKeys
-) -> None:
-    await submit(queue, "j")
-    worker = await fleet.worker()
-    delivery = await start(worker)
+async def test_worker_that_was_killed_from_outside_charges_nobody(fleet: Fleet) -> None:
+    _, delivery = await fleet.start_job()
     for number in range(2, MAX_DELIVERIES):
-        await report(redis, keys, delivery.worker_id, Fate.OUTSIDE)
-        worker, delivery = await fleet.fail_over()
+        await fleet.report(delivery, Fate.OUTSIDE)
+        _, delivery = await fleet.fail_over()
         assert (delivery.attempt, delivery.is_suspect) == (number, False)
-        assert await blame_of(redis, keys, "j") == (0, number, False)
+        assert await fleet.blame() == (0, number, False)
 
 
 async def test_jobs_of_a_worker_whose_end_was_seen_do_not_wait_for_their_leases(
-    fleet: Fleet, queue: JobQueue, redis: Redis, keys: RedisKeys
+    fleet: Fleet, queue: JobQueue
 ) -> None:
     for job_id in ("a", "b"):
         await submit(queue, job_id)
     worker = await fleet.worker()
     deliveries = [await start(worker) for _ in range(2)]
-    assert await report(redis, keys, deliveries[0].worker_id, Fate.OUTSIDE) == 2
+    assert await fleet.report(deliveries[0], Fate.OUTSIDE) == 2
     other = await fleet.worker()
     taken = [await other.take_over(lease_s=600, may_be_suspect=False) for _ in range(2)]
     assert [delivery and delivery.job_id for delivery in taken] == ["a", "b"]
 
 
 async def test_crash_charges_a_job_that_was_alone_however_far_it_had_got(
-    fleet: Fleet, queue: JobQueue, log: EventLog, redis: Redis, keys: RedisKeys
+    fleet: Fleet, queue: JobQueue, log: EventLog
 ) -> None:
-    await submit(queue, "j")
-    worker = await fleet.worker()
-    delivery = await start(worker)
+    worker, delivery = await fleet.start_job()
     assert await say(worker, delivery, *range(30))
-    await report(redis, keys, delivery.worker_id, Fate.OWN)
+    await fleet.report(delivery, Fate.OWN)
     worker, delivery = await fleet.fail_over()
-    assert await blame_of(redis, keys, "j") == (1, 2, True)
+    assert await fleet.blame() == (1, 2, True)
     assert await say(worker, delivery, *range(30, 60))
-    await report(redis, keys, delivery.worker_id, Fate.OWN)
+    await fleet.report(delivery, Fate.OWN)
     await wait_for_end(fleet, queue, "j")
     assert (await last_error(log, "j")).code == "job_failed_repeatedly"
 
 
-async def test_death_that_nobody_saw_charges_no_job_that_had_got_further(
-    fleet: Fleet, queue: JobQueue, redis: Redis, keys: RedisKeys
-) -> None:
+async def test_death_that_nobody_saw_charges_no_job_that_had_got_further(fleet: Fleet) -> None:
     """A container that went: a job that kills workers would have done so at the same place."""
-    await submit(queue, "j")
-    worker = await fleet.worker()
-    delivery = await start(worker)
+    worker, delivery = await fleet.start_job()
     for number in range(2, MAX_DELIVERIES):
         first = delivery.published[-1].next_index if delivery.published else 0
         assert await say(worker, delivery, *range(first, first + 4))
         worker, delivery = await fleet.fail_over()
-        assert await blame_of(redis, keys, "j") == (0, number, True)
+        assert await fleet.blame() == (0, number, True)
 
 
-async def test_crash_that_is_heard_of_late_is_charged_late(
-    fleet: Fleet, queue: JobQueue, redis: Redis, keys: RedisKeys
-) -> None:
-    await submit(queue, "j")
-    worker = await fleet.worker()
-    delivery = await start(worker)
+async def test_crash_that_is_heard_of_late_is_charged_late(fleet: Fleet) -> None:
+    worker, delivery = await fleet.start_job()
     assert await say(worker, delivery, *range(5))
     await fleet.fail_over()
-    assert await blame_of(redis, keys, "j") == (0, 2, True)
+    assert await fleet.blame() == (0, 2, True)
     for _ in range(2):
-        await report(redis, keys, delivery.worker_id, Fate.OWN)
-        assert await blame_of(redis, keys, "j") == (1, 2, True)
+        await fleet.report(delivery, Fate.OWN)
+        assert await fleet.blame() == (1, 2, True)
 
 
 async def test_charge_is_taken_back_when_it_turns_out_that_somebody_killed_the_worker(
-    fleet: Fleet, queue: JobQueue, redis: Redis, keys: RedisKeys
+    fleet: Fleet,
 ) -> None:
     """Its lease ran out, because it was stopped or its supervisor could not reach Redis."""
-    await submit(queue, "j")
-    delivery = await start(await fleet.worker())
+    _, delivery = await fleet.start_job()
     await fleet.fail_over()
-    assert await blame_of(redis, keys, "j") == (1, 2, True)
+    assert await fleet.blame() == (1, 2, True)
     for _ in range(2):
-        await report(redis, keys, delivery.worker_id, Fate.OUTSIDE)
-        assert await blame_of(redis, keys, "j") == (0, 2, False)
+        await fleet.report(delivery, Fate.OUTSIDE)
+        assert await fleet.blame() == (0, 2, False)
 
 
 async def test_crash_with_several_in_the_engine_makes_suspects_at_once(
-    fleet: Fleet, queue: JobQueue, redis: Redis, keys: RedisKeys
+    fleet: Fleet, queue: JobQueue
 ) -> None:
     for job_id in ("a", "b"):
         await submit(queue, job_id)
     worker = await fleet.worker()
     deliveries = [await start(worker) for _ in range(2)]
-    await report(redis, keys, deliveries[0].worker_id, Fate.OWN)
+    await fleet.report(deliveries[0], Fate.OWN)
     for job_id in ("a", "b"):
-        assert await blame_of(redis, keys, job_id) == (0, 1, True)
+        assert await fleet.blame(job_id) == (0, 1, True)

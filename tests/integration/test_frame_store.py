@@ -1,6 +1,7 @@
 """Frames by content: shared, pinned while needed, evicted under a budget."""
 
 import asyncio
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from app.store.frame_store import (
 from app.store.job_leases import JobLeases
 from app.store.job_queue import Created, ExpectedFrames, JobQueue, NeededFrames
 from app.store.keys import RedisKeys
+from dycoke_core.frame_spread import Spread
 from dycoke_core.video import SAMPLINGS, FrameSpec, VideoFrames
 from tests.integration.jobs import MODEL, cancelled, make_request
 
@@ -194,7 +196,13 @@ def test_what_is_no_blob_is_refused(broken: bytes) -> None:
 def test_digest_depends_on_everything_that_the_pixels_depend_on() -> None:
     digests = {
         frames_digest(
-            video, num_frames=frames, image_size=size, start_s=start, end_s=end, sampling=sampling
+            video,
+            num_frames=frames,
+            image_size=size,
+            start_s=start,
+            end_s=end,
+            sampling=sampling,
+            spread=spread,
         )
         for video in ("v", "w")
         for frames in (1, 2)
@@ -202,8 +210,9 @@ def test_digest_depends_on_everything_that_the_pixels_depend_on() -> None:
         for start in (None, 0.0, 1.0)
         for end in (None, 2.0)
         for sampling in SAMPLINGS
+        for spread in get_args(Spread)
     }
-    assert len(digests) == 96
+    assert len(digests) == 3 * 96
 
 
 # --- deleted videos ---

@@ -18,11 +18,13 @@ from app.store.client import connect, load_script
 from app.store.event_log import EventLog
 from app.store.job_leases import JobLeases
 from app.store.job_queue import MAX_ADOPTIONS, Idempotency, JobQueue, Orphan
-from app.store.keys import GROUP, RedisKeys
+from app.store.keys import RedisKeys
 from tests.integration.jobs import (
     LEASE_S,
     MODEL,
     cancelled,
+    entries,
+    event_types,
     finish,
     leases_of,
     make_request,
@@ -31,22 +33,6 @@ from tests.integration.jobs import (
     take,
     with_frames,
 )
-
-
-@pytest.fixture
-def other_leases(redis: Redis, keys: RedisKeys) -> JobLeases:
-    return leases_of(redis, keys, "worker-b")
-
-
-async def event_types(log: EventLog, job_id: str) -> list[tuple[str, str]]:
-    return [(e.id, e.event.type) for e in await log.read(job_id)]
-
-
-async def entries(redis: Redis, keys: RedisKeys) -> tuple[int, int]:
-    """How many entries the stream has, and how many of them are pending."""
-    stream = keys.jobs(MODEL)
-    return await redis.xlen(stream), (await redis.xpending(stream, GROUP))["pending"]
-
 
 # --- admission ---
 

@@ -28,8 +28,7 @@ from tests.integration.api import (
 )
 from tests.integration.conftest import RedisServer
 from tests.integration.jobs import cancelled, leases_of, submit, take, take_over
-from tests.integration.test_worker import running
-from tests.integration.workers import Client, client_of
+from tests.integration.workers import Client, client_of, running
 
 HISTORY_OF_TOKENS = 4
 

@@ -2,27 +2,10 @@
 
 from redis.asyncio import Redis
 
-from app.messages import ModelCard
 from app.store.keys import RedisKeys
 from app.store.worker_registry import WorkerRegistry
+from tests.cards import model_card
 from tests.integration.workers import wait_until
-
-
-def card(worker_id: str) -> ModelCard:
-    return ModelCard(
-        worker_id=worker_id,
-        model="m",
-        weights_digest="d",
-        device="cpu",
-        dtype="float32",
-        image_size=8,
-        tokens_per_frame=4,
-        num_layers=1,
-        max_model_tokens=100,
-        prefill_chunk_tokens=8,
-        max_running_jobs=1,
-        running_jobs=0,
-    )
 
 
 async def test_cards_are_of_those_who_are_alive_in_the_order_of_their_names(
@@ -31,16 +14,16 @@ async def test_cards_are_of_those_who_are_alive_in_the_order_of_their_names(
     registry = WorkerRegistry(redis, keys)
     assert await registry.cards() == []
     for name in ("b", "a"):
-        await registry.publish(card(name), ttl_s=60)
-    await registry.publish(card("a").model_copy(update={"running_jobs": 1}), ttl_s=60)
+        await registry.publish(model_card(name), ttl_s=60)
+    await registry.publish(model_card("a").model_copy(update={"running_jobs": 1}), ttl_s=60)
     assert [(c.worker_id, c.running_jobs) for c in await registry.cards()] == [("a", 1), ("b", 0)]
     await registry.withdraw("a")
-    assert await registry.cards() == [card("b")]
+    assert await registry.cards() == [model_card("b")]
 
 
 async def test_who_falls_silent_is_dropped(redis: Redis, keys: RedisKeys) -> None:
     registry = WorkerRegistry(redis, keys)
-    await registry.publish(card("silent"), ttl_s=0.01)
+    await registry.publish(model_card("silent"), ttl_s=0.01)
 
     async def is_dropped() -> bool:
         return await registry.cards() == []

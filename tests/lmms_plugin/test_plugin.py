@@ -39,7 +39,8 @@ def expected_answers(
     engine = Engine.from_pretrained(checkpoint, EngineConfig(device="cpu"))
     texts = []
     for doc in docs:
-        spec = FrameSpec(num_frames, engine.card.frame_size(num_frames))
+        card = engine.card
+        spec = FrameSpec(num_frames, card.frame_size(num_frames), spread=card.frame_spread)
         video = read_video_frames(Path(doc["video"]), spec)
         sequence = Sequence(
             sequence_id="a",

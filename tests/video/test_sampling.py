@@ -1,6 +1,15 @@
+import ast
+import math
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
-from hypothesis import given
+import torch
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dycoke_core.video.sampling import frames_in_clip, sample_indices
@@ -28,6 +37,61 @@ def test_indices_rise_through_the_whole_clip(start: int, length: int, num_frames
 
 def test_frames_of_a_shorter_clip_are_repeated() -> None:
     assert sample_indices(range(3), 7) == (0, 0, 0, 1, 1, 1, 2)
+    assert sample_indices(range(3), 7, "nearest") == (0, 0, 1, 1, 1, 2, 2)
+    assert sample_indices(range(3), 7, "starts") == (0, 0, 0, 1, 1, 2, 2)
+
+
+def sample_frames_of(family: str) -> Callable[[int, int], list[int]]:
+    """A processor's rule for a number of frames, from its source: its module needs torchvision."""
+    spec = find_spec(f"transformers.models.{family}.video_processing_{family}")
+    assert spec is not None and spec.origin is not None
+    tree = ast.parse(Path(spec.origin).read_text())
+    (rule,) = (
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef) and node.name == "sample_frames"
+    )
+    for argument in (*rule.args.args, *filter(None, [rule.args.kwarg])):
+        argument.annotation = None  # which names more classes
+    names: dict[str, Any] = {"np": np, "torch": torch, "math": math}
+    exec(compile(ast.Module([rule], []), spec.origin, "exec"), names)
+    processor = SimpleNamespace(
+        num_frames=None, fps=None, temporal_patch_size=2, min_frames=4, max_frames=768
+    )
+
+    def sample(total: int, num_frames: int) -> list[int]:
+        metadata = SimpleNamespace(total_num_frames=total, fps=25.0)
+        return [
+            int(index)
+            for index in names["sample_frames"](processor, metadata, num_frames=num_frames)
+        ]
+
+    return sample
+
+
+sample_qwen2_vl, sample_qwen3_vl = (sample_frames_of(f"qwen{n}_vl") for n in (2, 3))
+
+
+@settings(deadline=None)
+@given(total=st.integers(1, 100_000), num_frames=st.integers(1, 256))
+def test_nearest_frames_are_those_of_qwen3_vl(total: int, num_frames: int) -> None:
+    assert list(sample_indices(range(total), num_frames, "nearest")) == sample_qwen3_vl(
+        total, num_frames
+    )
+
+
+@settings(deadline=None)
+@given(num_units=st.integers(1, 128), extra=st.integers(0, 100_000))
+def test_starts_are_those_of_qwen2_vl(num_units: int, extra: int) -> None:
+    """Of whole units, to which its processor rounds. It counts in float32, where a start that is a
+    whole frame may come out as a little less."""
+    num_frames = 2 * num_units
+    total = num_frames + extra
+    ours = sample_indices(range(total), num_frames, "starts")
+    theirs = sample_qwen2_vl(total, num_frames)[:num_frames]
+    for number, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
+        is_whole = number * total % num_frames == 0
+        assert mine == other or (is_whole and mine - other == 1)
 
 
 _TIMES = [0.0, 0.5, 1.0, 1.5]

@@ -44,6 +44,7 @@ class WantedFrames:
             end_s=spec.end_s,
             salt=cache_salt,
             sampling=spec.sampling,
+            spread=spec.spread,
         )
         return cls(spec, video, digest)
 
@@ -90,6 +91,7 @@ def frame_spec(fields: ChatFields, card: ModelCard) -> FrameSpec:
         start_s=None if fields.start_s is None else _rounded(fields.start_s, math.floor),
         end_s=None if fields.end_s is None else _rounded(fields.end_s, math.ceil),
         sampling=fields.sampling,
+        spread=card.frame_spread,
     )
 
 
@@ -104,6 +106,7 @@ def wanted_spec(request: JobRequest) -> FrameSpec | None:
         start_s=wanted.start_s,
         end_s=wanted.end_s,
         sampling=wanted.sampling,
+        spread=wanted.spread,
     )
 
 
@@ -117,6 +120,7 @@ def frames_wanted(spec: FrameSpec, card: ModelCard) -> FramesWanted:
         start_s=spec.start_s,
         end_s=spec.end_s,
         sampling=spec.sampling,
+        spread=spec.spread,
     )
 
 

@@ -97,7 +97,7 @@ _saturation = Row(
     [
         graph(
             "Queue",
-            "Jobs accepted and not with a worker, and how many may be.",
+            "Jobs accepted and not with a worker, and how many one key may have.",
             "none",
             [
                 Query(f"max(dycoke_queue_depth{M})", "jobs"),
@@ -112,7 +112,8 @@ _saturation = Row(
         ),
         graph(
             "Saturation",
-            "Use of what is bounded. At 100 % of the queue, posts get 429; of answers, 503.",
+            "Use of what is bounded. Beyond 100 % of the queue, keys with their share get 429; at "
+            "200 %, all. At 100 % of answers, posts get 503.",
             "percentunit",
             [
                 Query(
@@ -130,7 +131,7 @@ _saturation = Row(
                 ),
                 Query(f"max(dycoke_kv_cache_usage_ratio{M})", "KV cache, fullest worker"),
             ],
-            top=1,
+            top=2,
         ),
     ],
 )

@@ -28,3 +28,23 @@ def test_auto_is_measured_through_the_whole_service(tmp_path: Path) -> None:
     assert {row["reason"] for row in rows} <= {"objective", "cached", "steady"}
     assert any(row["prefix"] == "hit" for row in rows)
     assert content["argv"][0] == "--auto" and content["calibration"]["capacity_per_s"] == 2
+
+
+@pytest.mark.parametrize(
+    ("option", "complaint"),
+    [
+        ("--phase 0", "above 0"),
+        ("--turns 0", "at least 1"),
+        ("--objective inf", "above 0"),
+        ("--settings full no_such", "no_such"),
+        ('--settings {"policy":"dycoke","k":2}', "k"),
+        ("--settings {", "{"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused_at_once(
+    option: str, complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as raised:
+        compare.main(["--auto", *option.split()])
+    assert raised.value.code == 2
+    assert complaint in capsys.readouterr().err.splitlines()[-1]

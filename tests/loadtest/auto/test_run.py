@@ -146,7 +146,7 @@ def test_service_that_is_not_there_is_a_failure_of_each(server: Server) -> None:
 
 def test_calibration_asks_about_new_videos_and_then_all_at_once(server: Server) -> None:
     loop = OpenLoop(server.url, VIDEOS, "full")
-    calibration = calibrate(loop, VIDEOS, num_questions=12)
+    calibration = calibrate(loop, VIDEOS, num_questions=12, objective_factor=3.0)
     assert calibration.capacity_per_s > 0 and calibration.idle_ttft_s is not None
     assert calibration.objective_s == pytest.approx(3 * calibration.idle_ttft_s, abs=0.01)
     assert len(server.clips) > 12

@@ -34,34 +34,30 @@ from dycoke_core.engine.backend import (
     SeatView,
     StepOutcome,
 )
-from dycoke_core.engine.backends.cuda.decode import DecodePass
 from dycoke_core.engine.backends.cuda.graphs import (
     CudaGraphs,
     DecodeGraphs,
     GraphKey,
     decode_keys,
 )
-from dycoke_core.engine.backends.cuda.pool import Extent, KVPool, RowShape
-from dycoke_core.engine.backends.cuda.prompts import PromptPass
+from dycoke_core.engine.backends.cuda.host_tier import first_copied_layer, move_to_host
+from dycoke_core.engine.backends.cuda.passes import Passes, take_pool
+from dycoke_core.engine.backends.cuda.pool import KVPool, RowShape
 from dycoke_core.engine.backends.cuda.seats import Prefix, Seat, SeatTables
 from dycoke_core.engine.backends.cuda.staging import (
     Download,
     ResultDownloads,
     to_device,
 )
-from dycoke_core.engine.backends.cuda.step_writer import StepWriter
-from dycoke_core.engine.backends.cuda.tiles import LARGE_TILE, SMALL_TILE
-from dycoke_core.engine.budget import gpu_kv_budget_bytes, host_budget_bytes
+from dycoke_core.engine.budget import host_budget_bytes
 from dycoke_core.engine.plan import DecodeRow, StepPlan
 from dycoke_core.engine.sight import window_of
 from dycoke_core.errors import ModelLoadError
-from dycoke_core.gpu_kernels.rows import PAGE
 from dycoke_core.model.adapter import EmbeddedPrefix, VideoLanguageModel
 from dycoke_core.model.fused import FusedDecoder
 
 logger = logging.getLogger(__name__)
 
-_INTERPRETED_KV_BYTES = 256 * 2**20
 _PASSES_PER_STEP = 2  # each has a download of its own
 EAGER_STEPS = 64  # after memory ran out, before graphs are captured again
 
@@ -114,16 +110,16 @@ class CudaBackend:
             max_rows, model.max_model_tokens, self._device, has_host_tier, self._has_windows
         )
         decoder = FusedDecoder(model.language_model, model.lm_head, geometry)
-        parts = _Parts(decoder, self._host_pool, self._tables, model)
+        passes = Passes(decoder, self._host_pool, self._tables, model)
         self._graphs: DecodeGraphs[tuple[Tensor, Tensor]] = DecodeGraphs(
             decode_keys(max_rows, geometry.num_heads // geometry.num_kv_heads),
             lambda: CudaGraphs(self._device),
         )
-        self._pool = self._take_pool(model, config, batching, parts)
+        self._pool = take_pool(passes, self._shape, config, batching, depth=self.depth)
         self.kv_budget_bytes = self._pool.usable_bytes
         self.host_budget_bytes = self._host_pool.usable_bytes if self._host_pool is not None else 0
-        self._decode = parts.decode_pass(self._pool, max_rows, self.depth)
-        self._prompts = parts.prompt_pass(self._pool)
+        self._decode = passes.decode_pass(self._pool, max_rows, self.depth)
+        self._prompts = passes.prompt_pass(self._pool)
         in_flight = _PASSES_PER_STEP * (self.depth + 1)
         self._downloads = ResultDownloads(max_rows, self._device, depth=in_flight)
         self._prefixes: dict[int, Prefix] = {}
@@ -135,27 +131,6 @@ class CudaBackend:
         if self._is_on_gpu:
             self.capture_graphs()
 
-    def _take_pool(
-        self, model: VideoLanguageModel, config: EngineConfig, batching: Batching, parts: "_Parts"
-    ) -> KVPool:
-        """All that the budget leaves once decode steps have what they take at most."""
-        page_bytes = self._shape.num_layers * PAGE * self._shape.num_bytes
-        if not self._is_on_gpu or config.kv_cache_bytes is not None:
-            num_bytes = config.kv_cache_bytes or _INTERPRETED_KV_BYTES
-            return KVPool.within(num_bytes + page_bytes, self._shape, self._device)
-        torch.cuda.reset_peak_memory_stats(self._device)
-        before = torch.cuda.memory_allocated(self._device)
-        smallest = KVPool.within(2 * page_bytes, self._shape, self._device)
-        trial = parts.decode_pass(smallest, batching.max_running_sequences, self.depth)
-        for tile_rows in (SMALL_TILE, LARGE_TILE):
-            trial.run(trial.writer.usual_shape(batching.max_running_sequences, tile_rows))
-        step_bytes = torch.cuda.max_memory_allocated(self._device) - before
-        del trial, smallest
-        torch.cuda.empty_cache()
-        budget = gpu_kv_budget_bytes(model, config, batching) - 2 * step_bytes
-        logger.info("decode steps take up to %d MiB", step_bytes // 2**20)
-        return KVPool.within(max(budget, 2 * page_bytes), self._shape, self._device)
-
     # --- memory ---
 
     def prefix_bytes(self, layout: PrefixLayout) -> int:
@@ -164,7 +139,7 @@ class CudaBackend:
     def host_bytes(self, layout: PrefixLayout) -> int:
         if self._host_pool is None or layout.first_host_layer == self._shape.num_layers:
             return 0
-        num_layers = self._shape.num_layers - _first_copied_layer(layout)
+        num_layers = self._shape.num_layers - first_copied_layer(layout)
         return self._host_pool.bytes_of(layout.num_tokens, num_layers)
 
     def moved_bytes(self, layout: PrefixLayout) -> int:
@@ -241,37 +216,9 @@ class CudaBackend:
     def finish_prefix(self, prefix: int, *, to_host: bool) -> None:
         entry = self._prefixes[prefix]
         if to_host:
-            self._move_to_host(entry)
+            assert self._host_pool is not None
+            move_to_host(entry, self._pool, self._host_pool, self._shape.num_layers)
         entry.embeds = entry.positions = entry.layer_adds = entry.write_slots = None
-
-    def _move_to_host(self, prefix: Prefix) -> None:
-        """Copies page by page; kernels that read the host's memory are queued after the copies."""
-        assert self._host_pool is not None
-        first, end = _first_copied_layer(prefix.layout), self._shape.num_layers
-        extent = self._host_pool.allocate(prefix.layout.num_tokens, first, end)
-        if extent is None:
-            raise MemoryError("the host's pool has no pages that fit")
-        try:
-            self._copy_to_host(prefix.extent, extent)
-            kept = self._pool.low_layers(prefix.extent, prefix.layout.first_host_layer)
-            if kept is None:
-                raise MemoryError("the pool has no pages for the layers that stay")
-        except Exception:
-            self._host_pool.free(extent)
-            raise
-        prefix.extent, prefix.host_extent = kept, extent
-
-    def _copy_to_host(self, source: Extent, target: Extent) -> None:
-        assert self._host_pool is not None
-        num_rows, skipped = target.rows_per_page, target.first_layer * PAGE
-        for page, host_page in zip(source.page_rows, target.page_rows, strict=True):
-            first = page + skipped
-            for pool, host in (
-                (self._pool.keys, self._host_pool.keys),
-                (self._pool.values, self._host_pool.values),
-            ):
-                rows = pool[first : first + num_rows]
-                host[host_page : host_page + num_rows].copy_(rows, non_blocking=True)
 
     def close_prefix(self, prefix: int) -> None:
         entry = self._prefixes.pop(prefix)
@@ -474,53 +421,6 @@ class CudaBackend:
             if self._graphs.is_eager:
                 self._num_eager_steps *= 8
                 self._num_steps_without_graphs = self._num_eager_steps
-
-
-@dataclass(frozen=True, slots=True)
-class _Parts:
-    """What passes are made of, over one pool or another."""
-
-    decoder: FusedDecoder
-    host_pool: KVPool | None
-    tables: SeatTables
-    model: VideoLanguageModel
-
-    def decode_pass(self, pool: KVPool, max_rows: int, depth: int) -> DecodePass:
-        writer = StepWriter(
-            pool,
-            self.tables,
-            max_rows=max_rows,
-            layers=self.model.layers,
-            num_heads=self.model.text_geometry.num_heads,
-            num_axes=self.model.num_position_axes,
-            depth=depth,
-        )
-        return DecodePass(
-            self.decoder,
-            pool,
-            self.host_pool,
-            self.tables,
-            writer,
-            max_rows=max_rows,
-            layers=self.model.layers,
-        )
-
-    def prompt_pass(self, pool: KVPool) -> PromptPass:
-        return PromptPass(
-            self.decoder,
-            pool,
-            self.host_pool,
-            self.tables,
-            layers=self.model.layers,
-            num_heads=self.model.text_geometry.num_heads,
-            num_axes=self.model.num_position_axes,
-        )
-
-
-def _first_copied_layer(layout: PrefixLayout) -> int:
-    """Of the host's copy. Layer 0, though it stays on the device, where layer 1 leaves it: for a
-    sequence that prunes layer 0 too."""
-    return layout.first_host_layer if layout.first_host_layer > 1 else 0
 
 
 def _check_device(model: VideoLanguageModel) -> None:

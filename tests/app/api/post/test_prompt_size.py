@@ -9,6 +9,7 @@ from app.messages import FrameLimits, ModelCard
 from dycoke_core.config import CompressionConfig
 from dycoke_core.errors import InvalidRequestError, PromptTooLongError
 from dycoke_core.video import VideoProbe
+from tests.cards import model_card
 
 FULL = CompressionConfig(policy="full")
 DYCOKE = CompressionConfig(k=0.5)
@@ -20,22 +21,10 @@ def card(
     max_words_per_token: int | None = 1,
     frame_limits: FrameLimits | None = None,
 ) -> ModelCard:
-    return ModelCard(
-        worker_id="w",
-        model="m",
-        weights_digest="d",
-        device="cpu",
-        dtype="float32",
-        image_size=8,
-        tokens_per_frame=10,
+    return model_card(
         frames_per_unit=frames_per_unit,
-        frame_limits=frame_limits,
         max_words_per_token=max_words_per_token,
-        num_layers=1,
-        max_model_tokens=1000,
-        prefill_chunk_tokens=64,
-        max_running_jobs=1,
-        running_jobs=0,
+        frame_limits=frame_limits,
     )
 
 

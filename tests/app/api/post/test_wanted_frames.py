@@ -11,30 +11,13 @@ from app.api.post.wanted_frames import (
     wanted_spec,
 )
 from app.api.schemas import ChatFields
-from app.messages import FrameLimits, ModelCard
+from app.messages import FrameLimits
 from app.store.frame_store import encode_frames
 from dycoke_core.video import FrameSpec, VideoFrames
+from tests.cards import model_card
 from tests.integration.jobs import make_request
 
 LIMITS = FrameLimits(multiple=28, min_pixels=28 * 28, max_pixels=280 * 280)
-
-
-def card(frame_limits: FrameLimits | None = None) -> ModelCard:
-    return ModelCard(
-        worker_id="w",
-        model="m",
-        weights_digest="d",
-        device="cpu",
-        dtype="float32",
-        image_size=8,
-        frame_limits=frame_limits,
-        tokens_per_frame=4,
-        num_layers=1,
-        max_model_tokens=100,
-        prefill_chunk_tokens=8,
-        max_running_jobs=1,
-        running_jobs=0,
-    )
 
 
 @pytest.mark.parametrize(
@@ -49,7 +32,7 @@ def card(frame_limits: FrameLimits | None = None) -> ModelCard:
 def test_a_clip_is_widened_to_whole_hundredths(
     start_s: float | None, end_s: float | None, clip: tuple[float | None, float | None]
 ) -> None:
-    spec = frame_spec(ChatFields(question="q", start_s=start_s, end_s=end_s), card())
+    spec = frame_spec(ChatFields(question="q", start_s=start_s, end_s=end_s), model_card())
     assert (spec.start_s, spec.end_s) == clip
 
 
@@ -58,9 +41,9 @@ def test_a_jobs_request_says_which_frames_it_wants_to_whoever_adopts_it(
     frame_limits: FrameLimits | None,
 ) -> None:
     fields = ChatFields(question="q", num_frames=4, start_s=1, end_s=9, sampling="keyframe")
-    spec = frame_spec(fields, card(frame_limits))
+    spec = frame_spec(fields, model_card(frame_limits=frame_limits))
     request = make_request("j").model_copy(
-        update={"frames_wanted": frames_wanted(spec, card(frame_limits))}
+        update={"frames_wanted": frames_wanted(spec, model_card(frame_limits=frame_limits))}
     )
     assert wanted_spec(type(request).model_validate_json(request.model_dump_json())) == spec
     assert wanted_spec(make_request("j")) is None

@@ -1,9 +1,7 @@
 """What a worker keeps up beside its jobs: leases, deadlines, its card, the news of what ended."""
 
 import asyncio
-from collections.abc import AsyncIterator
 
-import pytest
 from redis.asyncio import Redis
 
 from app.messages import DoneEvent, ErrorEvent
@@ -12,6 +10,7 @@ from app.store.forgotten_videos import ForgottenVideos
 from app.store.keys import RedisKeys
 from tests.integration.conftest import RedisServer
 from tests.integration.fake_engine import answer
+from tests.integration.worker.conftest import LEASE_S
 from tests.integration.workers import (
     Client,
     client_of,
@@ -19,21 +18,6 @@ from tests.integration.workers import (
     token_ids,
     wait_until,
 )
-
-LEASE_S = 0.6
-
-
-@pytest.fixture
-def settings(redis_server: RedisServer, keys: RedisKeys) -> Settings:
-    return Settings(
-        redis_url=redis_server.url, redis_prefix=keys.prefix, lease_s=LEASE_S, drain_timeout_s=20
-    )
-
-
-@pytest.fixture
-async def client(settings: Settings) -> AsyncIterator[Client]:
-    async with client_of(settings) as client:
-        yield client
 
 
 async def test_cancelled_running_job_leaves_the_engine_at_once(

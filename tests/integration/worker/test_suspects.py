@@ -1,7 +1,6 @@
 """Jobs under suspicion and those beside them: both get on, though no answer here ever ends."""
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 from redis.asyncio import Redis
@@ -12,9 +11,9 @@ from app.store.keys import RedisKeys
 from app.worker import job_taker
 from tests.integration.conftest import RedisServer
 from tests.integration.fake_engine import answer
-from tests.integration.workers import Client, RunningWorker, client_of, running, wait_until
+from tests.integration.worker.conftest import LEASE_S
+from tests.integration.workers import Client, RunningWorker, running, wait_until
 
-LEASE_S = 0.6
 ENDLESS = 100_000  # tokens
 
 
@@ -23,12 +22,6 @@ def settings(redis_server: RedisServer, keys: RedisKeys) -> Settings:
     return Settings(
         redis_url=redis_server.url, redis_prefix=keys.prefix, lease_s=LEASE_S, drain_timeout_s=0.1
     )
-
-
-@pytest.fixture
-async def client(settings: Settings) -> AsyncIterator[Client]:
-    async with client_of(settings) as client:
-        yield client
 
 
 async def suspects(

@@ -1,7 +1,6 @@
 """A worker in this process, with a fake engine on a real Redis."""
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -10,37 +9,19 @@ from redis.asyncio import Redis
 from app.messages import DoneEvent, ErrorEvent, JobEvent, JobState, StatusEvent
 from app.metrics import WorkerMetrics
 from app.settings import Settings
-from app.store.keys import RedisKeys
 from app.worker.process import CPU_RUNNING_JOBS
 from app.worker.worker import Worker
 from dycoke_core.config import PRIORITIES
 from dycoke_core.errors import ModelLoadError
-from tests.integration.conftest import RedisServer
 from tests.integration.fake_engine import FakeEngine, answer, text_of
 from tests.integration.jobs import make_request
 from tests.integration.workers import (
     Client,
     assert_gapless,
-    client_of,
     running,
     token_ids,
     wait_until,
 )
-
-LEASE_S = 0.6
-
-
-@pytest.fixture
-def settings(redis_server: RedisServer, keys: RedisKeys) -> Settings:
-    return Settings(
-        redis_url=redis_server.url, redis_prefix=keys.prefix, lease_s=LEASE_S, drain_timeout_s=20
-    )
-
-
-@pytest.fixture
-async def client(settings: Settings) -> AsyncIterator[Client]:
-    async with client_of(settings) as client:
-        yield client
 
 
 async def test_answer_streams_from_first_event_to_receipt(

@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 
 import pytest
 from redis.asyncio import Redis
@@ -15,32 +15,15 @@ from app.store.job_leases import Append, Appended, JobLeases
 from app.store.keys import GROUP, RedisKeys
 from app.worker.process import CPU_RUNNING_JOBS
 from dycoke_core.sequence import SAMPLER_VERSION, TokenEvent
-from tests.integration.conftest import RedisServer
 from tests.integration.fake_engine import answer
 from tests.integration.workers import (
     PATIENCE_S,
     Client,
-    client_of,
     running,
     token_ids,
     tokens,
     wait_until,
 )
-
-LEASE_S = 0.6
-
-
-@pytest.fixture
-def settings(redis_server: RedisServer, keys: RedisKeys) -> Settings:
-    return Settings(
-        redis_url=redis_server.url, redis_prefix=keys.prefix, lease_s=LEASE_S, drain_timeout_s=20
-    )
-
-
-@pytest.fixture
-async def client(settings: Settings) -> AsyncIterator[Client]:
-    async with client_of(settings) as client:
-        yield client
 
 
 async def test_jobs_run_side_by_side_up_to_the_limit(settings: Settings, client: Client) -> None:
