@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from app.keys.entries import ANONYMOUS
-from dycoke_core.auto import Reason, is_auto
+from dycoke_core.auto import is_auto
 from dycoke_core.config import DEFAULT_PRIORITY, Priority
 from dycoke_core.errors import DycokeError
 from dycoke_core.frame_size import PixelLimits
@@ -183,7 +183,7 @@ class CompressionChoice(Message):
 
     compression: dict[str, Any]
     level: int
-    reason: Reason
+    reason: str  # a `Reason`; another release may have more of them
     predicted_ttft_s: float
 
 
@@ -220,7 +220,7 @@ class AutoReceipt(Message):
     at_least: float
     level: int  # of the ladder: 0 is the least compression
     num_levels: int
-    reason: Reason
+    reason: str  # a `Reason`; another release may have more of them
     predicted_ttft_s: float  # `timings_s.ttft` says what came of it
 
 

@@ -1,4 +1,4 @@
-"""Policy `auto`: the least compression whose predicted time to first token meets an objective.
+"""Policy `auto`: as little compression as the objective, the queue and the load allow.
 
 What a request may say of it, and what comes of it. `dycoke_core.level_choice` has the rule,
 `dycoke_core.engine.auto_compression` what it goes by. Standard library only.
@@ -50,7 +50,7 @@ class AutoConfig:
         if not 0 <= self.at_least <= 1:
             raise InvalidRequestError("compression.at_least must be between 0 and 1")
         if not 1 <= len(self.ladder) <= MAX_LEVELS:
-            raise InvalidRequestError(f"a ladder has 1 to {MAX_LEVELS} levels")
+            raise InvalidRequestError(f"a ladder must have 1 to {MAX_LEVELS} levels")
 
     @classmethod
     def parse(cls, value: Mapping[str, Any], default: "AutoConfig") -> "AutoConfig":

@@ -1,6 +1,6 @@
 """The rule of policy `auto`: which level of a ladder a request is given.
 
-It is feedback and feed-forward control of the queue. A level is needed that is the least at which
+Feedback and feed-forward control of the queue. A request gets the weakest level at which
 
 1. the request's first token is predicted within its objective (what it has waited, the prompt work
    ahead of it, its own);
@@ -10,12 +10,12 @@ It is feedback and feed-forward control of the queue. A level is needed that is 
    the engine, the utilisation rho, stays below `MAX_UTILISATION`. A rate is an estimate, so this
    level rises only while work piles up.
 
-Where no level will do, it is the strongest that the request allows. Levels do not flap: compression
-eases one objective after a stronger level was last needed, and with load only when rho has come
-down to `EASED_UTILISATION`. So whatever the load, it eases at most once per objective.
+Where no level is enough, it gets the strongest that it allows. To avoid flapping, compression eases
+only once a stronger level has not been needed for one objective and, where load required it, rho is
+below `EASED_UTILISATION`. So whatever the load, it eases at most once per objective.
 
-A prefix that is cached costs its question alone, so it is taken at a weaker level than is needed,
-or at the next stronger one.
+A cached prefix costs only the question, so its level is used if it is weaker than needed, or the
+next stronger one.
 
 Knows no engine: the caller predicts. The clock is the caller's. Standard library only.
 """
@@ -133,8 +133,8 @@ class Chooser:
     def _note_load(
         self, levels: Mapping[int, Level], arrivals_per_s: float, *, is_quiet: bool
     ) -> None:
-        """Takes the least level that keeps up, once work has piled up; an easier one not before it
-        does so amply, unless the one in use is more than a level beyond what just keeps up.
+        """Raises the load level once work has piled up. Lowers it only when a weaker level keeps up
+        with room to spare, or when the current one is more than one level above what just keeps up.
         """
         eased = _least_below(EASED_UTILISATION, levels, arrivals_per_s)
         beyond = _least_below(1.0, levels, arrivals_per_s) + 1
@@ -143,8 +143,8 @@ class Chooser:
         self._load = max(min(needed, limit), min(self._load, eased, beyond))
 
     def _steady(self, needed: int, objective_s: float, now_s: float) -> int:
-        """The level to keep to: the one that was needed last, for one objective from then on. A
-        request with a laxer objective than that which needed it is not held to it.
+        """Holds the last needed level for one objective. A request with a laxer objective than the
+        one that set it is not held.
         """
         is_as_strict = objective_s <= self._held_for_s
         if needed < self._held and is_as_strict and now_s < self._needed_at_s + objective_s:

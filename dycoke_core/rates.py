@@ -75,7 +75,7 @@ class Rates:
         self._steps_per_patch.note(num_steps, num_patches)
 
     def note_pass(self, seconds: float, *, num_prompt_tokens: int, is_decoding: bool) -> None:
-        """Takes in a pass. What decode rows add to prompts is what decode steps took alone."""
+        """Takes in a pass. A decode step beside a prompt is assumed to cost what it costs alone."""
         if not num_prompt_tokens:
             self._step.note(seconds, 1.0)
             return
@@ -84,7 +84,7 @@ class Rates:
         self._token.note(seconds, num_prompt_tokens)
 
     def are_measured(self, work: Work) -> bool:
-        """Whether the like of the work has run; else its rates are still the seeds."""
+        """Whether this kind of work has run; until then its rates are seeds."""
         has_vision = self._patch.is_measured or not work.vision_patches
         return self._token.is_measured and has_vision
 

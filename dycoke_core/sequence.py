@@ -156,6 +156,7 @@ class Sequence:
     # Set by the engine.
     stage: Stage = Stage.WAITING
     progress: float = 0.0  # share of the stage that is done
+    is_weighed: bool = False  # policy `auto` has counted what it takes
     output_token_ids: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:

@@ -20,7 +20,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.connection.disconnect import ClientLeftError
 from app.api.rate_limits import rate_limit_headers
-from app.errors import KeyLimitError, ShuttingDownError, TryLaterError
+from app.errors import (
+    DeadlineUnreachableError,
+    KeyLimitError,
+    ShuttingDownError,
+    TryLaterError,
+)
 from app.messages import ErrorEvent
 from dycoke_core.errors import DycokeError, InvalidRequestError, VideoError
 
@@ -100,8 +105,8 @@ RETRY_AFTER_S: Mapping[str, int] = {
 
 
 def is_our_fault(code: str) -> bool:
-    """Whether HTTP would call a failure the server's."""
-    return STATUS_BY_CODE.get(code, 500) >= 500
+    """Whether a failure counts against the service: 5xx, but for the client's own deadline."""
+    return STATUS_BY_CODE.get(code, 500) >= 500 and code != DeadlineUnreachableError.code
 
 
 class FieldProblem(BaseModel):

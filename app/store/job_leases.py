@@ -310,13 +310,14 @@ class JobLeases:
         await self.ensure_group()
 
     async def _delivery(self, reply: Sequence[Any]) -> Delivery | None:
-        """Reads what was published before. A request that cannot be read ends its job."""
+        """Reads what was published before. A request or choice that cannot be read ends its job."""
         job_id = reply[0].decode()
         attempt, entry_id, request_json, next_index, *more = reply[1:]
         *times, is_suspect, version, choice, was_set_aside, waiting = more
         has_published = int(next_index) > 0
         try:
             request = JobRequest.model_validate_json(request_json)
+            chosen = CompressionChoice.model_validate_json(choice) if choice else None
         except ValidationError:
             await self._end_unreadable(job_id)
             return None
@@ -333,7 +334,7 @@ class JobLeases:
             is_suspect=is_suspect == b"1",
             was_set_aside=was_set_aside == b"1",
             sampler_version=int(version or UNNAMED_SAMPLER_VERSION) if has_published else None,
-            choice=CompressionChoice.model_validate_json(choice) if choice else None,
+            choice=chosen,
             queue=QueueLine.read(waiting) if waiting else None,
         )
 

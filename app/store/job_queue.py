@@ -159,7 +159,7 @@ class JobQueue:
     async def reserve(
         self, model: str, job_id: str, *, max_jobs: int, lease_s: float, owner: str = ANONYMOUS
     ) -> None:
-        """Takes a place in the queue for a request that is all there.
+        """Takes a place in the queue for a complete request.
 
         The place is lost unless it is renewed within `lease_s`.
 
@@ -263,7 +263,7 @@ class JobQueue:
             raise IdempotencyConflictError("the idempotency key was used for another request")
         if outcome == b"too_late":
             raise DeadlineUnreachableError(
-                "too many jobs wait to answer before the deadline",
+                "too many jobs are waiting to meet this deadline",
                 retry_after_s=_retry_after_s(found),
             )
         if outcome == b"no_room":

@@ -14,8 +14,8 @@ class QueueLine:
     """Times are seconds of the monotonic clock.
 
     Args:
-        num_workers: that hold jobs, and so share what waits.
-        num_arrivals: of late; `first_arrival_at` is the first of them.
+        num_workers: that share what waits.
+        num_arrivals: recent ones; `first_arrival_at` is the first of them.
         queued_at: when each of the oldest waiting jobs was queued, oldest first.
     """
 
@@ -26,7 +26,7 @@ class QueueLine:
 
     @classmethod
     def read(cls, words: bytes) -> Self:
-        """From what `outlook` of `lua/prelude.lua` says, just now."""
+        """From what `queue_line` of `lua/prelude.lua` says, just now."""
         now_ms, num_workers, num_arrivals, *times_ms = map(int, words.split())
         here = time.monotonic()
         first_arrival_at, *queued_at = (here - (now_ms - at_ms) / 1000 for at_ms in times_ms)
@@ -36,7 +36,7 @@ class QueueLine:
         """This worker's share of what waits, and what it holds back itself.
 
         Args:
-            held_at: when jobs that come before all others were queued.
+            held_at: when the jobs that this worker holds back were queued; they come first.
         """
         now = time.monotonic()
         share = self.queued_at[self.num_workers - 1 :: self.num_workers]

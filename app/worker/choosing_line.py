@@ -1,8 +1,8 @@
 """Jobs of policy `auto` wait here for their turn: each choice is made as late as it can be, and
 goes by what waits behind it.
 
-A wait ends with the choices of the jobs before it, each of which the engine makes when it has
-little else to do, or with the job's end: whoever drops a job cancels the task that waits.
+A job waits until those ahead of it have been chosen for, which the engine does when it has little
+else to do. Dropping a job cancels the waiting task.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from app.store.queue_line import QueueLine
 from app.worker.running_jobs import RunningJob
 from dycoke_core.level_choice import Outlook
-from dycoke_core.precedence import Precedence
+from dycoke_core.precedence import RANKS, Precedence
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -22,6 +22,10 @@ class _Waiting:
     job: RunningJob
     queued_at: float  # on the monotonic clock
     has_turn: "asyncio.Future[None]"
+
+    @property
+    def rank(self) -> int:
+        return RANKS[self.job.delivery.request.priority]
 
 
 class ChoosingLine:
@@ -33,25 +37,26 @@ class ChoosingLine:
         self._queue = QueueLine()
         self._waiting: tuple[_Waiting, ...] = ()  # oldest first; replaced, as other threads read it
         self._precedence = Precedence()
-        self._is_taken = False
+        self._holders: list[_Waiting] = []  # of a turn, at most one of each priority
 
     def note(self, queue: QueueLine) -> None:
         """Takes in what waits in Redis, as it was just now."""
         self._queue = queue
 
-    @property
-    def is_empty(self) -> bool:
-        return not self._is_taken
+    def is_empty_for(self, job: RunningJob) -> bool:
+        """Whether none of the same or a better priority is before the job."""
+        rank = RANKS[job.delivery.request.priority]
+        return all(other.rank > rank for other in (*self._holders, *self._waiting))
 
     @asynccontextmanager
     async def turn(self, job: RunningJob) -> AsyncIterator[None]:
-        """Waits for the job's turn, which lasts until the engine has its sequence: the next choice
-        goes by it.
+        """Waits for the job's turn. The turn ends when the engine has its sequence, so the next
+        choice counts it.
         """
         waited_s = max(time.time() - job.delivery.queued_at_s, 0.0)
         has_turn = asyncio.get_running_loop().create_future()
         waiting = _Waiting(job, time.monotonic() - waited_s, has_turn)
-        self._waiting += (waiting,)
+        self._waiting = tuple(sorted((*self._waiting, waiting), key=_queued_at_s))
         self._call_next()
         try:
             await has_turn
@@ -60,7 +65,7 @@ class ChoosingLine:
             if waiting in self._waiting:
                 self._leave(waiting)
             else:
-                self._is_taken = False
+                self._holders.remove(waiting)
                 self._call_next()
 
     def outlook(self) -> Outlook:
@@ -68,14 +73,20 @@ class ChoosingLine:
         return self._queue.outlook(tuple(waiting.queued_at for waiting in self._waiting))
 
     def _call_next(self) -> None:
-        if self._is_taken or not self._waiting:
+        if not self._waiting:
             return
         ordered = self._precedence.ordered(self._waiting, lambda w: w.job.delivery.request.priority)
+        if any(holder.rank <= ordered[0].rank for holder in self._holders):
+            return
         self._precedence.note(is_oldest_served=ordered[0] is self._waiting[0])
-        self._is_taken = True
+        self._holders.append(ordered[0])
         self._leave(ordered[0])
         if not ordered[0].has_turn.done():  # else it is cancelled, and will call the next
             ordered[0].has_turn.set_result(None)
 
     def _leave(self, waiting: _Waiting) -> None:
         self._waiting = tuple(other for other in self._waiting if other is not waiting)
+
+
+def _queued_at_s(waiting: _Waiting) -> float:
+    return waiting.job.delivery.queued_at_s

@@ -52,7 +52,8 @@ class Update:
 @dataclass(frozen=True, slots=True)
 class _Command:
     """Args:
-    is_due: whether to carry it out, of an engine that has work; asked again after each step.
+    is_due: whether a busy engine should run it now; asked again after every step. An idle engine
+        runs it at once.
     """
 
     run: "Callable[[Engine], Any]"
@@ -132,9 +133,11 @@ class EngineThread:
             waited_s = max(time.time() - accepted_at_s, 0.0)
             return engine.choose_compression(sequence, config, outlook(), waited_s=waited_s)
 
-        choice: Choice = await self._ask(
-            choose, lambda engine: not may_wait or engine.can_choose(config)
-        )
+        def is_due(engine: "Engine") -> bool:
+            is_late = time.time() - accepted_at_s >= config.objective_s  # others may overtake
+            return not may_wait or is_late or engine.can_choose(config, sequence.priority)
+
+        choice: Choice = await self._ask(choose, is_due)
         return choice
 
     async def predict_first_token_s(self, sequence: Sequence) -> float | None:

@@ -179,14 +179,15 @@ class JobTaker:
                 await self._add(job, sequence)
 
     async def _add_in_turn(self, job: RunningJob, sequence: Sequence) -> None:
-        """What comes later than a job that waits for its choice goes in later."""
-        if not self._choosing.is_empty:
+        """Keeps arrival order behind jobs that are waiting for a choice."""
+        if self._choosing.is_empty_for(job):
+            await self._add(job, sequence)
+        else:
             async with self._choosing.turn(job):
-                pass
-        await self._add(job, sequence)
+                await self._add(job, sequence)
 
     async def _add(self, job: RunningJob, sequence: Sequence) -> None:
-        """Raises DeadlineUnreachableError: it would take others' time for an answer of no use.
+        """Raises DeadlineUnreachableError: the answer would be late and would cost other jobs time.
 
         An engine that has nothing else to do tries in any case: predictions that were wrong are
         put right by that alone.
@@ -236,7 +237,7 @@ class JobTaker:
     async def _choose(
         self, job: RunningJob, sequence: Sequence, config: AutoConfig, *, may_wait: bool = True
     ) -> CompressionConfig:
-        """What the engine chooses, which is noted before its first token can be."""
+        """The engine's choice, stored in Redis before any token is produced."""
         chosen = await self._engine.choose_compression(
             sequence,
             config,

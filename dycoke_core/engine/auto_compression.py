@@ -1,14 +1,14 @@
 """Chooses a sequence's compression at the last moment before its video is encoded.
 
-See `dycoke_core.level_choice` for the rule. Here is what it goes by: when the first token would
-come at each level, and what the requests of late have taken of the engine.
+See `dycoke_core.level_choice` for the rule. This module supplies its inputs: the predicted first
+token at each level, and what recent requests have cost the engine.
 """
 
 import time
 from collections.abc import Callable
 
 from dycoke_core.auto import AutoConfig, Choice
-from dycoke_core.config import CompressionConfig
+from dycoke_core.config import PRIORITIES, CompressionConfig, Priority
 from dycoke_core.engine.admission import Admission
 from dycoke_core.engine.first_token import FirstTokenPredictor
 from dycoke_core.engine.state import SequenceState
@@ -17,7 +17,7 @@ from dycoke_core.level_choice import NOTHING_WAITS, Chooser, Level, Outlook
 from dycoke_core.rates import Work
 from dycoke_core.sequence import Sequence
 
-COMMITTED_SHARE = 1 / 8  # of the objective: prompt work ahead of a choice, which it cannot change
+COMMITTED_SHARE = 1 / 8  # share of the objective that prompt work ahead of a choice may take
 _NEWEST_SHARE = 1 / 20  # of the mean work of requests
 
 
@@ -33,11 +33,10 @@ class AutoCompression:
         self._predictor = predictor
         self._clock = clock
         self._chooser = Chooser()
-        self._service = _Service()
+        self._overhead = _Overhead()
         self._ladder: tuple[CompressionConfig, ...] = ()
         self._mean: list[Work] = []  # of the requests of late, at each level of the ladder
         self._prepared: tuple[Sequence, dict[int, SequenceState]] | None = None
-        self._chosen_id: str | None = None  # of the sequence that was chosen for last
 
     def has_prefix(self, sequence: Sequence, config: AutoConfig) -> bool:
         """Whether its prefix is there or on its way, at some level.
@@ -48,11 +47,11 @@ class AutoCompression:
         states = self._states(sequence, config)
         return any(map(self._predictor.has_prefix, states.values()))
 
-    def can_choose(self, config: AutoConfig) -> bool:
+    def can_choose(self, config: AutoConfig, priority: Priority = PRIORITIES[-1]) -> bool:
         """Whether the engine has so little to do that it needs the next sequence. Until then a
         choice waits: the later it is made, the more it knows.
         """
-        ahead_s = self._predictor.seconds(self._predictor.work_ahead())
+        ahead_s = self._predictor.seconds(self._predictor.work_ahead(priority))
         return ahead_s <= COMMITTED_SHARE * config.objective_s
 
     def choose(
@@ -71,31 +70,30 @@ class AutoCompression:
         """
         states, self._prepared = self._states(sequence, config), None
         now_s = self._clock()
-        self._service.note_choice(now_s, is_waited_for=bool(outlook.waited_s))
+        self._overhead.note_choice(now_s, is_waited_for=bool(outlook.waited_s))
         self._note(states, config.ladder)
-        self._chosen_id = sequence.sequence_id
-        ahead = self._predictor.work_ahead()
+        sequence.is_weighed = True
         own = {place: self._predictor.own_work(state) for place, state in states.items()}
         levels = {
             place: Level(
                 config.ladder[place],
                 retained=state.num_visual_tokens / state.num_tokens_in,
                 is_cached=self._predictor.has_prefix(state),
-                seconds=self._predictor.seconds(ahead + own[place]),
-                mean_s=self._predictor.seconds(self._mean[place]) + self._service.beside_s,
+                seconds=self._predictor.seconds(self._predictor.work_before(state) + own[place]),
+                mean_s=self._predictor.seconds(self._mean[place]) + self._overhead.overhead_s,
             )
             for place, state in states.items()
         }
         choice = self._chooser.choose(config, levels, outlook, waited_s=waited_s, now_s=now_s)
-        self._service.note_prompt(self._predictor.seconds(own[choice.level]))
+        self._overhead.note_prompt(self._predictor.seconds(own[choice.level]))
         return choice
 
     def note_added(self, state: SequenceState) -> None:
-        """Takes in what a sequence whose compression was not chosen here adds at any level, once
-        there is a ladder.
+        """Records the cost of a sequence whose compression was not chosen here. Does nothing until
+        `auto` has been used.
         """
-        if self._ladder and state.sequence.sequence_id != self._chosen_id:
-            self._service.note_prompt(self._predictor.seconds(self._predictor.own_work(state)))
+        if self._ladder and not state.sequence.is_weighed:
+            self._overhead.note_prompt(self._predictor.seconds(self._predictor.own_work(state)))
             self._note(dict.fromkeys(range(len(self._ladder)), state), self._ladder)
 
     def _states(self, sequence: Sequence, config: AutoConfig) -> dict[int, SequenceState]:
@@ -132,10 +130,9 @@ class AutoCompression:
             self._mean[place] = self._mean[place].towards(work, _NEWEST_SHARE)
 
 
-class _Service:
-    """What a request takes of the engine beside its prompt: decoding, places that are full, all
-    that rates do not cover. It shows while requests wait: then it is what choices are further apart
-    than the prompts between them explain.
+class _Overhead:
+    """What a request costs besides its prompt: decoding, full slots, whatever the rates miss. While
+    requests wait, it is the time between two choices minus the prompts run in between.
     """
 
     def __init__(self) -> None:
@@ -146,7 +143,7 @@ class _Service:
         self._prompts_s = 0.0  # that they take
 
     @property
-    def beside_s(self) -> float:
+    def overhead_s(self) -> float:
         return max(self._mean_s, 0.0)
 
     def note_choice(self, now_s: float, *, is_waited_for: bool) -> None:
@@ -154,9 +151,9 @@ class _Service:
         is_waited_for: requests wait behind this one.
         """
         if self._is_waited_for and self._num_requests:
-            beside_s = (now_s - self._chosen_at_s - self._prompts_s) / self._num_requests
+            overhead_s = (now_s - self._chosen_at_s - self._prompts_s) / self._num_requests
             share = min(self._num_requests * _NEWEST_SHARE, 1.0)
-            self._mean_s += share * (beside_s - self._mean_s)
+            self._mean_s += share * (overhead_s - self._mean_s)
         self._chosen_at_s, self._is_waited_for = now_s, is_waited_for
         self._num_requests, self._prompts_s = 0, 0.0
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from dycoke_core.auto import AutoConfig, Choice
-from dycoke_core.config import EngineConfig, Priority
+from dycoke_core.config import PRIORITIES, EngineConfig, Priority
 from dycoke_core.engine.admission import Admission
 from dycoke_core.engine.answers import Answers, Ended
 from dycoke_core.engine.auto_compression import AutoCompression
@@ -150,8 +150,8 @@ class Engine:
         self._scheduler.add(state)
 
     def predict_first_token_s(self, sequence: Sequence) -> float | None:
-        """How long the first token of a sequence would take at least, were it added now: sequences
-        of a lower priority make way. None while too little has run to tell.
+        """Seconds to the first token if the sequence were added now, assuming that lower priorities
+        give way. None until enough has run to measure.
 
         Raises:
             InvalidRequestError, PromptTooLongError: as `add`.
@@ -168,11 +168,11 @@ class Engine:
             raise InvalidRequestError("without a video there is nothing to compress")
         return self._auto.has_prefix(sequence, config)
 
-    def can_choose(self, config: AutoConfig) -> bool:
-        """Whether it is time to choose a compression: the engine has little else to do. It is in an
-        engine without work, and else after some step.
+    def can_choose(self, config: AutoConfig, priority: Priority = PRIORITIES[-1]) -> bool:
+        """Whether the engine has so little queued for a sequence of this priority that its
+        compression should be chosen now. Always true when it has no work.
         """
-        return self._auto.can_choose(config)
+        return self._auto.can_choose(config, priority)
 
     def choose_compression(
         self,

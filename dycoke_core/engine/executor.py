@@ -340,7 +340,8 @@ class Executor:
 
 
 def _pending_videos(schedule: Schedule[SequenceState]) -> dict[Video, Priority]:
-    """That wait for the tower, oldest first, each with the best priority of those that want it."""
+    """Waiting for the tower, longest admitted first, with the best priority of those that want
+    each."""
     pending: dict[Video, Priority] = {}
     for state in schedule.encode:
         video = state.held_prefix.video

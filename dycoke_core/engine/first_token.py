@@ -6,7 +6,7 @@ measured as the engine runs. What is cached or on its way, and what several shar
 Not covered: waiting for KV memory or for a place among those that run.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import torch
 
@@ -17,6 +17,7 @@ from dycoke_core.engine.backend import Backend
 from dycoke_core.engine.scheduler import Scheduler
 from dycoke_core.engine.state import SequenceState
 from dycoke_core.model.adapter import VideoLanguageModel
+from dycoke_core.precedence import RANKS
 from dycoke_core.rates import Rates, Work
 
 _SEED_ROWS = 256
@@ -43,25 +44,35 @@ class FirstTokenPredictor:
         return self._rates.seconds(work, is_decoding=is_decoding)
 
     def earliest_s(self, state: SequenceState) -> float | None:
-        """In how many seconds a sequence that is added now has its first token, if those of lower
-        priority make way; None while too little has run to tell.
+        """Seconds to the first token of a sequence that is added now, assuming that lower
+        priorities give way. None until enough has run to measure.
         """
-        work = self.work_ahead(state.priority) + self.own_work(state)
+        work = self.work_before(state) + self.own_work(state)
         return self.seconds(work) if self._rates.are_measured(work) else None
 
-    def work_ahead(self, priority: Priority = PRIORITIES[-1]) -> Work:
-        """What comes before a sequence that is added now.
+    def work_before(self, state: SequenceState) -> Work:
+        """What comes before a sequence that is added now. What it shares counts in any case."""
+        return self.work_ahead(state.priority, (state.prefix_key, state.video_key))
+
+    def work_ahead(
+        self, priority: Priority = PRIORITIES[-1], shared_keys: Collection[str] = ()
+    ) -> Work:
+        """What the engine has to do before a sequence that is added now.
 
         Args:
             priority: the lowest of what counts.
+            shared_keys: of prefixes and videos that count whoever makes them.
         """
-        best = PRIORITIES[: PRIORITIES.index(priority) + 1]
-        running = [state for state in self._scheduler.running if state.priority in best]
-        waiting = [state for state in self._scheduler.waiting if state.priority in best]
-        shared = _distinct(self._shared_work(state) for state in (*running, *waiting))
-        own = sum(max(state.num_question_tokens - state.num_own_run, 0) for state in running)
-        own += sum(state.num_question_tokens for state in waiting)
-        return shared + Work(0, own)
+        everyone = (*self._scheduler.running, *self._scheduler.waiting)
+        ahead = [state for state in everyone if RANKS[state.priority] <= RANKS[priority]]
+        shared = {
+            key: work
+            for state in (everyone if shared_keys else ahead)
+            for key, work in self._shared_work(state)
+            if key in shared_keys or RANKS[state.priority] <= RANKS[priority]
+        }
+        own = sum(max(state.num_question_tokens - state.num_own_run, 0) for state in ahead)
+        return sum(shared.values(), start=Work(0, own))
 
     def own_work(self, state: SequenceState) -> Work:
         """What a sequence adds that is not in the engine yet."""
@@ -105,11 +116,6 @@ class FirstTokenPredictor:
         if video is not None:
             num_left = len(video.distinct) - video.num_encoded
             yield state.video_key, Work(self._patches(state, num_left), 0)
-
-
-def _distinct(works: Iterable[Iterable[tuple[str, Work]]]) -> Work:
-    by_key = {key: work for of_state in works for key, work in of_state}
-    return sum(by_key.values(), start=Work(0, 0))
 
 
 def seeded_rates(model: VideoLanguageModel, backend: Backend, *, max_prompt_tokens: int) -> Rates:

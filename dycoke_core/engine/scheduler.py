@@ -10,7 +10,7 @@ nothing starves (`dycoke_core.precedence`). What is left of a step's budget goes
 whose piece fits, such as a question about a known video that waits after a long new one. Chunks are
 never cut to the budget: their boundaries depend on the prompt alone.
 
-Who finds no room may take that of sequences of low priority (`dycoke_core.engine.preemption`).
+A sequence without room may preempt low-priority ones (`dycoke_core.engine.preemption`).
 """
 
 from bisect import insort
@@ -98,7 +98,7 @@ class Schedule(Generic[State]):
     """What one step does, and for whom. `running` are all that wait for it."""
 
     running: tuple[State, ...] = ()
-    encode: tuple[State, ...] = ()  # all whose video waits for the tower, oldest first
+    encode: tuple[State, ...] = ()  # all whose video waits for the tower, longest admitted first
     prefixes: tuple[Chunk[State], ...] = ()
     questions: tuple[Chunk[State], ...] = ()
     decode: tuple[State, ...] = ()  # each gets one token
@@ -151,13 +151,13 @@ class Scheduler(Generic[State]):
         preempted: list[Preempted[State]] = []
         while self.waiting:
             state = self._admissions.ordered(self.waiting, lambda state: state.priority)[0]
-            is_oldest = state is self.waiting[0]
             is_best = all(RANKS[state.priority] <= RANKS[each.priority] for each in self.waiting)
             if not self._admit(state):
                 victims = self._make_room(state)
                 preempted += victims
                 if not victims or not self._admit(state):
                     break
+            is_oldest = not self.waiting or state.arrival < self.waiting[0].arrival
             self._admissions.note(is_oldest_served=is_oldest)
             state.has_come_in_turn = is_oldest and not is_best
         return preempted

@@ -67,7 +67,7 @@ class VisionEncoder:
         `Video.num_encoded` grows when a micro-batch is through.
 
         Args:
-            videos: oldest first, with the best priority of those that wait for each.
+            videos: longest admitted first, with the best priority of those that wait for each.
         """
         if self._layers is None:
             self._begin(videos)

@@ -1,9 +1,9 @@
 """How much of a device the vision tower takes while it encodes: what is set aside for it.
 
-Micro-batches have so many units of usual size, and fewer of larger ones, at least one; frames above
-`EngineConfig.max_frame_pixels` are refused. So the largest micro-batch is known at start. The bytes
-of a patch are estimated from the tower's sizes, for towers as transformers runs them with fused
-attention, and a little above what they are counted to be (tested).
+A micro-batch has a fixed number of units of usual size, fewer of larger ones, and at least one.
+Frames above `EngineConfig.max_frame_pixels` are refused, so the largest micro-batch is known at
+start. Bytes per patch are estimated from the tower's sizes, for towers as transformers runs them
+with fused attention, and come out slightly above the counted ones (tested).
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""DYCOKE.md in plain Python loops: what the fast implementations are compared with."""
+"""The paper's two stages in plain Python loops: what the fast implementations are compared with."""
 
 import math
 from collections.abc import Callable

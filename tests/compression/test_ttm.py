@@ -1,4 +1,4 @@
-"""Stage I against DYCOKE.md's counts and a slow loop."""
+"""Stage I against the paper's counts and a slow loop."""
 
 import pytest
 import torch

@@ -48,6 +48,17 @@ def test_it_is_predicted_at_the_sequence_s_own_compression(lab: Lab) -> None:
     assert again == pytest.approx(2 * full)
 
 
+def test_what_is_shared_with_a_lower_priority_counts(lab: Lab) -> None:
+    engine = lab.engine()
+    low = lab.sequence("low", compression="full")
+    low.priority = "low"
+    alone_s = predicted_s(engine, low)
+    engine.add(low)
+    high = lab.sequence("high", compression="full")
+    high.priority = "high"
+    assert predicted_s(engine, high) == pytest.approx(alone_s, rel=0.05)
+
+
 def test_those_of_lower_priority_make_way(lab: Lab) -> None:
     engine = lab.engine()
     alone_s = predicted_s(engine, lab.sequence(compression="full"))

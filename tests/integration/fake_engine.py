@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from dycoke_core.auto import AutoConfig, Choice, Reason
+from dycoke_core.config import DEFAULT_PRIORITY, Priority
 from dycoke_core.engine_card import EngineCard, EngineStats
 from dycoke_core.errors import EngineError, PromptTooLongError
 from dycoke_core.frame_size import PixelLimits
@@ -108,7 +109,7 @@ class FakeEngine:
             raise PromptTooLongError("the prompt is too long")
         return "known" in words(sequence)
 
-    def can_choose(self, config: AutoConfig) -> bool:
+    def can_choose(self, config: AutoConfig, priority: Priority = DEFAULT_PRIORITY) -> bool:
         return self.may_choose
 
     def choose_compression(

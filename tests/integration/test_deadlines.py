@@ -157,6 +157,18 @@ async def test_nobody_is_refused_by_a_pace_of_few_jobs_or_of_times_with_little_t
     assert await asker.is_refused(300.0)
 
 
+async def test_an_outage_says_nothing_of_the_pace(
+    queue: JobQueue, leases: JobLeases, clock: LuaClock
+) -> None:
+    asker = Asker(queue)
+    await asker.fill(40)
+    await leave(leases, clock, 4, every_s=10.0)
+    await leave(leases, clock, 1, every_s=3000.0)
+    await leave(leases, clock, 5, every_s=10.0)  # 30 are left, for 150 s at twice the pace
+    assert not await asker.is_refused(200.0)
+    assert await asker.is_refused(100.0)
+
+
 async def test_what_counts_is_who_would_go_first(
     queue: JobQueue, leases: JobLeases, clock: LuaClock
 ) -> None:

@@ -67,6 +67,6 @@ async def test_a_video_above_the_cap_is_refused_before_it_is_decoded(
         error = response.json()["error"]
         assert error["code"] == "upload_too_large" and str(CAP) in error["message"]
         assert (await api.api.jobs.queue.depth(MODEL)).waiting == 0
-    assert 0 < num_decoded <= CAP
+    assert num_decoded <= CAP  # nothing, if all of it came at once
     assert num_read <= base64_size(CAP) + MAX_READ < num_sent
     assert not [path for path in (tmp_path / "videos").rglob("*") if path.is_file()]

@@ -88,7 +88,7 @@ async def test_above_its_highest_priority_a_key_gets_that_and_is_told(
     capped: RunningApi, worker: ScriptedWorker
 ) -> None:
     for asked, had, warnings in (
-        ("high", "normal", ["priority high: normal is the highest of this key"]),
+        ("high", "normal", ["priority high lowered to normal, this key's maximum"]),
         ("normal", "normal", []),
         ("low", "low", []),
     ):

@@ -47,7 +47,7 @@ def video_fd(tmp_path: Path) -> Iterator[int]:
 _bystanders: set[int] = set()
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def note_bystanders() -> None:
     """Other tests' servers, which may live beside these tests."""
     _bystanders.update(process.pid for process in psutil.Process().children(recursive=True))

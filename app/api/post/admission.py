@@ -151,7 +151,7 @@ class Place:
 
 
 class Admitted:
-    """A request that is all there, and what it holds until its frames are being read: its video,
+    """A complete request, and what it holds until its frames are being read: its video,
     and then a place in the queue. Both are given back when the block is left, unless they have been
     handed over.
     """
@@ -171,9 +171,7 @@ class Admitted:
         self._place = place
 
     async def forsake(self) -> None:
-        """Keeps the place no longer, nor gives it up: the job has it, or there may be one on it,
-        for another API to read.
-        """
+        """Stops renewing without giving the place up: the job owns it, or may own it."""
         if self._place is not None:
             await self._place.stop_renewing()
             self._place = None

@@ -85,8 +85,8 @@ def make_job_request(
     seed = secrets.randbelow(MAX_DRAWN_SEED) if fields.seed is None else fields.seed
     priority = limits.capped(fields.priority)
     warnings = list(extras.warnings)
-    if priority != fields.priority:
-        warnings.append(f"priority {fields.priority}: {priority} is the highest of this key")
+    if priority != fields.priority and "priority" in fields.model_fields_set:
+        warnings.append(f"priority {fields.priority} lowered to {priority}, this key's maximum")
     return JobRequest(
         job_id=job_id,
         owner=owner,

@@ -72,7 +72,7 @@ def check_wanted(fields: ChatFields, wanted: WantedFrames, *, max_bytes: int) ->
     if fields.start_s is not None and end_s is not None and fields.start_s >= end_s:
         raise InvalidFieldsError.of("start_s", f"the video ends at {end_s:.3f} s")
     if wanted.max_bytes > max_bytes:
-        message = f"so many frames take more than the {max_bytes} bytes that this server has"
+        message = f"so many frames take more than the {max_bytes} bytes that this server allows"
         raise InvalidFieldsError.of("num_frames", message)
 
 

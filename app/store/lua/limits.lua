@@ -39,7 +39,7 @@ local function wait_ms(level, per_minute, amount)
   return math.max(0, math.ceil(missing * MINUTE_MS / per_minute))
 end
 
--- Drops what ended without a word, under a release that does not keep count.
+-- Drops jobs that ended under a release that does not update this set.
 local function prune_owner_jobs(owner)
   for _, job_id in ipairs(redis.call('ZRANGE', owner_jobs_key(owner), 0, -1)) do
     if not redis.call('ZSCORE', live_key(), job_id) then
@@ -113,7 +113,7 @@ local function is_refused(stands)
   return false
 end
 
--- What an owner's limits are now, for jobs that end: who ends them does not know.
+-- Remembers an owner's current limits for `settle`: whoever ends a job does not know them.
 local function note_limits(owner, limits)
   redis.call('SET', owner_limits_key(owner), limits, 'PX', DAY_MS)
 end

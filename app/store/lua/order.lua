@@ -6,13 +6,12 @@
 -- one owner's jobs are first in, first out; owners who all have jobs waiting are given equal cost,
 -- by their weights; and whoever comes back has saved up nothing and owes nothing.
 --
--- Which of its jobs an owner's turn is for goes by priority and age, of which other owners notice
--- nothing: its jobs are laid out one after the other in the share that is its own. The best priority
--- goes first, the oldest of it before the others; but after MAX_OVERTAKES times in a row that the
--- oldest of all has been passed over, it is its turn. So who has n older ones of its owner before it
--- has at the latest the (n + 1) * (MAX_OVERTAKES + 1)-th of its owner's turns, whatever else comes;
--- and a lower priority never brings a job forward. (An engine goes by the same rule:
--- dycoke_core/precedence.py.)
+-- Within an owner's share, its jobs run by priority, then age; other owners are unaffected. The
+-- best priority goes first, the oldest of it before the others; but after MAX_OVERTAKES times in a
+-- row that the oldest of all has been passed over, it is its turn. So who has n older ones of its
+-- owner before it has at the latest the (n + 1) * (MAX_OVERTAKES + 1)-th of its owner's turns,
+-- whatever else comes; and a lower priority never brings a job forward. (An engine goes by the same
+-- rule: dycoke_core/precedence.py.)
 --
 -- The stream's entries are tickets. Each job brings one, and a worker that reads one is given the
 -- next job, whoever has brought the ticket: so workers wait for the stream and hold its entries as

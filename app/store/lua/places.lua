@@ -1,5 +1,5 @@
--- Who gets a place in a model's queue: a request that is all there holds one from its reservation
--- until a worker has its job.
+-- Who gets a place in a model's queue: a complete request holds one from its reservation until a
+-- worker has its job.
 --
 -- The first max_jobs places are anybody's, so a key alone may take them all. Once they are taken
 -- there are as many again, in which nobody gets more than an equal share of what is left: an owner

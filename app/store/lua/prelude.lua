@@ -258,7 +258,7 @@ local function error_event(job_id, fault)
   return cjson.encode(event)
 end
 
--- A job waits for a worker from now on. Of a queue that was empty the pace is not known.
+-- Queues a job. A queue that was empty has no pace: it is forgotten.
 local function begin_to_wait(model, job_id, queued_at)
   if redis.call('EXISTS', queued_key(model)) == 0 then redis.call('DEL', pace_key(model)) end
   redis.call('ZADD', queued_key(model), queued_at, job_id)
@@ -305,17 +305,24 @@ local function start(job_id, worker_id, take_id)
   end
 end
 
--- What waits for the workers of a model, and how often more comes, in words: now, how many workers
--- hold jobs, how many arrivals there were since when, and since when each of the oldest jobs has
--- been queued, in ms.
-local function outlook(model)
-  local num_workers = 0
-  local pending = redis.pcall('XPENDING', jobs_key(model), GROUP)
-  for _, consumer in ipairs(not pending.err and pending[4] or {}) do
-    if consumer[1] ~= HANDED_BACK then num_workers = num_workers + 1 end
+-- How many workers serve a model, whether they hold jobs or wait for some.
+local function num_workers_of(model)
+  local number = 0
+  local consumers = redis.pcall('XINFO', 'CONSUMERS', jobs_key(model), GROUP)
+  for _, consumer in ipairs(not consumers.err and consumers or {}) do
+    local info = {}
+    for i = 1, #consumer, 2 do info[consumer[i]] = consumer[i + 1] end
+    local is_alive = info.pending > 0 or redis.call('EXISTS', worker_key(info.name)) == 1
+    if is_alive and info.name ~= HANDED_BACK then number = number + 1 end
   end
+  return number
+end
+
+-- The queue as `QueueLine.read` takes it, in words: now, the number of workers, the number of
+-- arrivals and the time of the first, and when each of the oldest jobs was queued. Times are in ms.
+local function queue_line(model)
   local arrivals = arrivals_key(model)
-  local words = {now_ms(), num_workers, redis.call('LLEN', arrivals),
+  local words = {now_ms(), num_workers_of(model), redis.call('LLEN', arrivals),
     redis.call('LINDEX', arrivals, -1) or now_ms()}
   local line = redis.call('ZRANGE', queued_key(model), 0, MAX_LINE - 1, 'WITHSCORES')
   for i = 2, #line, 2 do words[#words + 1] = line[i] end
@@ -334,7 +341,7 @@ local function delivery(job_id)
     'choice', 'was_set_aside', 'model')
   local model, request = table.remove(reply), reply[3]
   table.insert(reply, 1, job_id)
-  reply[#reply + 1] = is_auto(request) and outlook(model) or ''
+  reply[#reply + 1] = is_auto(request) and queue_line(model) or ''
   return reply
 end
 

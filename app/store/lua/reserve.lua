@@ -1,4 +1,4 @@
--- Takes a place in a model's queue, for a request that is all there.
+-- Takes a place in a model's queue, for a complete request.
 --
 -- ARGV: prefix, model, job_id, max_jobs, lease_ms, owner
 -- Returns {1, 0} or {0, retry_after_ms}, see `room`.

@@ -27,13 +27,14 @@ async def test_turns_come_in_order_and_each_sees_those_behind_it(line: ChoosingL
     order: list[tuple[str, int]] = []
     jobs = [running_job(name) for name in "abc"]
     async with line.turn(running_job("first")):
-        assert not line.is_empty
+        assert not line.is_empty_for(jobs[0])
+        assert line.is_empty_for(running_job("high", priority="high"))
         tasks = [asyncio.create_task(take_turn(line, job, order)) for job in jobs]
         await asyncio.sleep(0)
         assert len(line.outlook().waited_s) == 3
     await asyncio.gather(*tasks)
     assert order == [("a", 2), ("b", 1), ("c", 0)]
-    assert line.is_empty
+    assert line.is_empty_for(jobs[0])
 
 
 async def test_who_gives_up_is_waited_for_by_nobody(line: ChoosingLine) -> None:
@@ -45,7 +46,7 @@ async def test_who_gives_up_is_waited_for_by_nobody(line: ChoosingLine) -> None:
         await asyncio.sleep(0)
         assert len(line.outlook().waited_s) == 1
     await asyncio.gather(*tasks, return_exceptions=True)
-    assert order == [("b", 0)] and line.is_empty
+    assert order == [("b", 0)] and line.is_empty_for(running_job("next"))
 
 
 async def test_a_better_priority_goes_first_and_a_low_one_does_not_starve(
@@ -69,7 +70,7 @@ async def test_who_is_dropped_as_its_turn_comes_passes_it_on(line: ChoosingLine)
         await asyncio.sleep(0)
     tasks[0].cancel()  # its turn has come, and it has not run yet
     await asyncio.gather(*tasks, return_exceptions=True)
-    assert order == [("b", 0)] and line.is_empty
+    assert order == [("b", 0)] and line.is_empty_for(running_job("next"))
 
 
 async def test_what_waits_in_the_queue_comes_after_what_waits_here(line: ChoosingLine) -> None:
