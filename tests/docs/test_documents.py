@@ -47,6 +47,13 @@ def test_lines_of_prose_end_at_a_hundred_characters(document: Path) -> None:
     assert not too_long
 
 
+def test_lines_of_redis_scripts_end_at_a_hundred_characters() -> None:
+    for script in (ROOT / "app" / "store" / "lua").glob("*.lua"):
+        lines = script.read_text().splitlines()
+        too_long = [number for number, line in enumerate(lines, 1) if len(line) > MAX_LINE]
+        assert not too_long, script.name
+
+
 def test_make_targets_exist_and_help_names_them() -> None:
     text = (ROOT / "Makefile").read_text()
     targets = set(re.findall(r"^([a-z][\w-]*):", text, flags=re.MULTILINE))

@@ -25,7 +25,7 @@ from dycoke_core.tiny import CLIP
 from tests.video_clips import make_audio, make_clip
 
 PATIENCE_S = 120.0  # a worker takes six seconds of CPU time to start
-NUM_TOKENS = 300  # of an answer in whose middle its worker is found and killed
+NUM_TOKENS = 600  # of an answer in whose middle its worker is found and killed
 METRICS_LINE = "serving metrics"
 Event = tuple[str, dict[str, Any]]
 
@@ -65,6 +65,11 @@ class Service:
             for pid, port in ports.items()
             if pid in alive
         }
+
+    def wait_for_workers(self, number: int) -> None:
+        """Until so many serve, also after others have been killed."""
+        wait_until(lambda: len(self.worker_metrics()) == number)
+        wait_until(lambda: self.client.get("/readyz").status_code == 200)
 
     def busy_worker(self) -> int:
         """The process that runs a job."""
@@ -313,6 +318,7 @@ def test_an_answer_survives_the_death_of_its_worker(
     compression: str | dict[str, object], pair: Service
 ) -> None:
     """The other worker goes on at the next token; the answer is that of an undisturbed run."""
+    pair.wait_for_workers(2)
     video_id = pair.upload()
     fields: dict[str, Any] = {
         "compression": compression,
@@ -341,7 +347,7 @@ def test_an_answer_survives_the_death_of_its_worker(
     for field in ("refreshes", "decode_steps", "kept_per_frame", "visual_tokens_decode"):
         assert receipt["compression"][field] == expected["compression"][field]
     assert receipt["memory"]["kv_bytes"] == expected["memory"]["kv_bytes"]
-    wait_until(lambda: len(pair.children("worker")) == 2)  # the supervisor starts another
+    pair.wait_for_workers(2)  # the supervisor starts another
 
 
 def test_closing_the_connection_frees_the_engine(service: Service) -> None:

@@ -68,10 +68,8 @@ def _by_model(cards: Sequence[ModelCard]) -> dict[str, ModelCard]:
 
 
 class Place:
-    """A place in a model's queue: reserved, renewed in the background, until it is given up.
-
-    It is held from the moment at which fields and video are there until the frames are read; then
-    the job is in the queue and holds its place by itself.
+    """A place in a model's queue: reserved, and renewed in the background until it is given up, or
+    the job is in the queue and holds the place by itself.
     """
 
     def __init__(self, queue: JobQueue, model: str, job_id: str, *, lease_s: float) -> None:

@@ -9,7 +9,8 @@
 --       and for each event
 --           first_index index_behind_its_last_token event
 --       where what is unknown is empty, as are both indexes of a status. JSON has no line breaks.
--- Publishes, for readers that have all that comes before it, a line for each event that it appended:
+-- Publishes, for readers that have all that comes before it, a line for each event that it
+-- appended:
 --     job_id first_index index_behind_its_last_token event
 -- or of a status, instead of indexes, the ids of the event before it and of its own. Of a job that
 -- has caught up with more than MAX_TOLD events, or sends again what is there, only the job_id.

@@ -6,8 +6,8 @@
 -- is reason to think otherwise. What is charged is noted as lost:{attempt}, so that it can be
 -- taken back: by the worker, which was only away, or by whatever saw how it ended.
 --
--- The `fate` of a worker is what its supervisor saw: `own`, it ended itself (a crash, an exit code);
--- `outside`, somebody has killed it, and no job is to blame; `unknown`. A worker whose whole
+-- The `fate` of a worker is what its supervisor saw: `own`, it ended itself (a crash, an exit
+-- code); `outside`, somebody has killed it, and no job is to blame; `unknown`. A worker whose whole
 -- machine or container went has no witness either. Then a job alone is charged only where the
 -- delivery had brought it no further: what a job does to a worker, it does to the next one at the
 -- same place.

@@ -16,8 +16,8 @@ local function usual_gap_ms(times)
   return math.min((times[1] - times[#times]) / #gaps, gaps[math.ceil(#gaps / 2)])
 end
 
--- By how many ms the turn of a job that joined the line now would come after its deadline; nil where
--- it may be in time.
+-- By how many ms the turn of a job that joined the line now would come after its deadline; nil
+-- where it may be in time.
 --
 -- job: as `join_order` takes it
 -- left_ms: until its deadline

@@ -2,8 +2,8 @@
 --
 -- A bucket holds a minute's worth and fills evenly. A job takes out, when it is made, what it is
 -- predicted to use; when it ends, what it did use decides. A request that is larger than its bucket
--- is let in while that is full, and leaves it in debt. A bucket that is not there is full. Limits may
--- change at any time: what a job gives back at its end goes into the bucket as it is by then.
+-- is let in while that is full, and leaves it in debt. A bucket that is not there is full. Limits
+-- may change at any time: what a job gives back at its end goes into the bucket as it is by then.
 --
 -- Limits are `max_jobs max_queued_jobs tokens_per_minute frames_per_minute`, 0 for none; '' for no
 -- limits at all. What is taken is `prompt_tokens max_tokens frames`, as predicted.
@@ -67,9 +67,9 @@ local function left_of(limit, used)
   return limit > 0 and math.max(0, math.floor(limit - used)) or UNLIMITED
 end
 
--- How an owner stands to its limits, of jobs, queued jobs, tokens and frames: {{left, wait_ms}, ...},
--- left -1 where there is no limit; wait_ms, where the limit refuses the request, is when to try
--- again, and -1 where it does not.
+-- How an owner stands to its limits, of jobs, queued jobs, tokens and frames: {{left, wait_ms},
+-- ...}, left -1 where there is no limit; wait_ms, where the limit refuses the request, is when to
+-- try again, and -1 where it does not.
 --
 -- tokens, frames: what the request wants. Tokens nil: it is not known yet. Then it is refused where
 -- there is no token left, and is expected to want as many as the last one.
@@ -154,8 +154,8 @@ local function used_of(job, taken, done)
   return tokens, job.state == 'reading' and 0 or tonumber(frames)
 end
 
--- What the buckets of tokens and frames hold now: as of the owner's last request, not as of the job.
--- 0 of one that is there no longer, or that the job took nothing from because there was none.
+-- What the buckets of tokens and frames hold now: as of the owner's last request, not as of the
+-- job. 0 of one that is there no longer, or that the job took nothing from because there was none.
 local function capacities_now(job)
   local at_creation = {select(3, four_numbers(job.limits))}
   local limits = redis.call('GET', owner_limits_key(job.owner))

@@ -94,7 +94,8 @@ local function num_passed(model, owner)
   return tonumber(redis.call('HGET', tags_key(model), 'passed:' .. owner) or 0)
 end
 
--- Lays an owner's waiting jobs out in its share again, from `start` on or from the first one's turn.
+-- Lays an owner's waiting jobs out in its share again, from `start` on or from the first one's
+-- turn.
 local function lay_out(model, owner, start)
   local jobs, first = waiting_of(model, owner)
   if not first then return end
@@ -218,8 +219,8 @@ local function holder_of(model, entry_id)
   return (not turn or turn < 0) and job_id or nil
 end
 
--- Gives an entry, which a worker holds, to the job that is next. Returns the job's id; nil where none
--- waits, whereupon the entry goes.
+-- Gives an entry, which a worker holds, to the job that is next. Returns the job's id; nil where
+-- none waits, whereupon the entry goes.
 local function give_to_next(model, entry_id)
   local bringer = brought_by(model, entry_id)
   local job_id = bringer and next_in_order(model)

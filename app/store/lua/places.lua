@@ -5,9 +5,9 @@
 -- there are as many again, in which nobody gets more than an equal share of what is left: an owner
 -- with n places is let in while n x (owners with places) < (places left). So whoever has filled the
 -- queue takes nothing from the others, whoever has nothing waiting gets in as long as one place is
--- left, and no more than 2 x max_jobs are ever there. An owner alone never gets more than max_jobs.
--- The shares shrink with what is left, as thresholds of shared buffers do (Choudhury, Hahne:
--- IEEE/ACM Transactions on Networking 6(2), 1998).
+-- left, and no more than 2 x max_jobs are ever let in. An owner alone never gets more than
+-- max_jobs. The shares shrink with what is left, as thresholds of shared buffers do (Choudhury,
+-- Hahne: IEEE/ACM Transactions on Networking 6(2), 1998).
 
 note_place = function(model, job_id, owner)
   if redis.call('HSETNX', place_owners_key(model), job_id, owner) == 0 then return end

@@ -1,4 +1,5 @@
--- Prelude of every script: names of keys, the clock, and the transitions that several scripts share.
+-- Prelude of every script: names of keys, the clock, and the transitions that several scripts
+-- share.
 --
 -- ARGV[1] is the key prefix in each of them. Keys are derived from it (app/store/keys.py has the
 -- same list and says what each holds), so no script declares KEYS: Redis Cluster is not supported.
@@ -123,7 +124,8 @@ local function make_room_for_ended(job_id, ttl_ms, has_kept)
     if oldest[1] == job_id or not is_over and total <= MAX_ENDED_BYTES then return end
     redis.call('UNLINK', job_key(oldest[1]), events_key(oldest[1]), kept_key(oldest[1]))
     redis.call('ZREM', ended_jobs_key(), oldest[1])
-    total = redis.call('DECRBY', ended_bytes_key(), redis.call('HGET', ended_sizes_key(), oldest[1]))
+    local bytes_freed = redis.call('HGET', ended_sizes_key(), oldest[1])
+    total = redis.call('DECRBY', ended_bytes_key(), bytes_freed)
     redis.call('HDEL', ended_sizes_key(), oldest[1])
   end
 end
@@ -329,12 +331,12 @@ local function queue_line(model)
   return table.concat(words, ' ')
 end
 
--- Whether policy `auto` chooses a job's compression. `request` as pydantic writes it, in which a text
--- that looks like this has other quotes.
+-- Whether policy `auto` chooses a job's compression. `request` as pydantic writes it, in which a
+-- text that looks like this has other quotes.
 local function is_auto(request) return string.find(request, '"policy":"auto"', 1, true) end
 
--- What a worker needs to know of a job that it was given, and where policy `auto` is to choose for it,
--- what waits.
+-- What a worker needs to know of a job that it was given, and where policy `auto` is to choose for
+-- it, what waits.
 local function delivery(job_id)
   local reply = redis.call('HMGET', job_key(job_id), 'attempt', 'entry_id', 'request',
     'next_index', 'queued_at', 'started_at', 'first_token_at', 'is_suspect', 'sampler_version',
@@ -350,7 +352,8 @@ local function is_held(job, worker_id, attempt)
   return job.state == 'running' and job.worker == worker_id and job.attempt == attempt
 end
 
--- A live job needs this blob, stored or reserved, until its end, and none that it has needed before.
+-- A live job needs this blob, stored or reserved, until its end, and none that it has needed
+-- before.
 local function pin_frames(digest, job_id)
   if not redis.call('ZSCORE', live_key(), job_id) then return end
   local before = redis.call('HGET', job_key(job_id), 'frames_digest')
@@ -359,8 +362,8 @@ local function pin_frames(digest, job_id)
   redis.call('HSET', job_key(job_id), 'frames_digest', digest)
 end
 
--- Pins a blob of frames that is stored, for a live job, and returns what it says of them before their
--- pixels (FRAMES_LENGTH_BYTES of length, then so many of header); '' if it is not stored.
+-- Pins a blob of frames that is stored, for a live job, and returns what it says of them before
+-- their pixels (FRAMES_LENGTH_BYTES of length, then so many of header); '' if it is not stored.
 local function find_frames(digest, job_id)
   local length = redis.call('GETRANGE', frames_key(digest), 0, FRAMES_LENGTH_BYTES - 1)
   if length == '' then return '' end

@@ -1,5 +1,5 @@
--- Notes how a worker ended, revises what its jobs were charged with before that was known, and gives
--- the jobs that it still held to the first worker that claims them.
+-- Notes how a worker ended, revises what its jobs were charged with before that was known, and
+-- gives the jobs that it still held to the first worker that claims them.
 --
 -- ARGV: prefix, worker_id, fate (own, outside or unknown), lease_ms
 -- Returns how many jobs it still held.

@@ -1,5 +1,5 @@
--- queued -> running, for an entry that this worker has just read from the group: the job that is next
--- by the order of the queue.
+-- queued -> running, for an entry that this worker has just read from the group: the job that is
+-- next by the order of the queue.
 --
 -- Also meets entries that are nobody's, and, after the group was recreated, entries of jobs that
 -- were given out before. That loss is Redis', and nobody is blamed for it.

@@ -3,8 +3,8 @@
 --
 -- A running job's worker enforces the deadline itself; it is swept only grace_ms later.
 -- ARGV: prefix, ttl_ms, grace_ms, deadline_fault, max_jobs
--- Returns {ids past their deadline, model and id of each job that nobody reads any more}, of at most
--- max_jobs jobs each (of the latter, per model).
+-- Returns {ids past their deadline, model and id of each job that nobody reads any more}, of at
+-- most max_jobs jobs each (of the latter, per model).
 local ttl_ms, grace_ms = ARGV[2], tonumber(ARGV[3])
 local now = now_ms()
 local overdue, lost = {}, {}
