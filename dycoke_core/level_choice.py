@@ -4,8 +4,8 @@ Feedback and feed-forward control of the queue. A request gets the weakest level
 
 1. the request's first token is predicted within its objective (what it has waited, the prompt work
    ahead of it, its own);
-2. those that wait behind it would be in time too, were all of them given the same level (a fluid
-   model of the queue, with a fifth of the objective left for whatever is not known yet);
+2. the requests waiting behind it would be in time too, if all of them got the same level (a fluid
+   model of the queue, which keeps a fifth of the objective in reserve);
 3. the engine keeps up with the requests that come: their rate of arrival times what one takes of
    the engine, the utilisation rho, stays below `MAX_UTILISATION`. A rate is an estimate, so this
    level rises only while work piles up.
@@ -29,7 +29,7 @@ from dycoke_core.config import CompressionConfig
 MAX_UTILISATION = 0.9
 EASED_UTILISATION = 0.75
 QUIET_SHARE = 0.25  # of the objective: a line that is through by then is no sign of overload
-LINE_SHARE = 0.8  # of the objective, within which those that wait behind must be
+LINE_SHARE = 0.8  # of the objective, within which the requests behind must be in time
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class Outlook:
     """What is not in the engine yet. Where several workers serve a queue, this one's share of it.
 
     Args:
-        waited_s: by those that wait behind the request, since they were queued, oldest first.
+        waited_s: how long each request behind this one has been queued, oldest first.
         arrivals_per_s: of requests, of late; 0: not known.
     """
 
@@ -155,7 +155,7 @@ class Chooser:
 
 
 def _is_line_in_time(level: Level, outlook: Outlook, limit_s: float) -> bool:
-    """Whether all that wait behind would be, were they given this level too."""
+    """Whether all requests behind would be in time if they got this level too."""
     return all(
         waited_s + level.seconds + number * level.mean_s <= limit_s
         for number, waited_s in enumerate(outlook.waited_s, 1)

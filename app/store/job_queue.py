@@ -262,10 +262,10 @@ class JobQueue:
         if outcome == b"conflict":
             raise IdempotencyConflictError("the idempotency key was used for another request")
         if outcome == b"too_late":
-            raise DeadlineUnreachableError(
-                "too many jobs are waiting to meet this deadline",
-                retry_after_s=_retry_after_s(found),
-            )
+            message = "too many jobs are waiting to meet this deadline"
+            if not found:
+                message = "the deadline passed before the request was complete"
+            raise DeadlineUnreachableError(message, retry_after_s=_retry_after_s(found))
         if outcome == b"no_room":
             raise FrameStoreFullError
         if outcome == b"no_place":

@@ -1,5 +1,5 @@
-"""Jobs of policy `auto` wait here for their turn: each choice is made as late as it can be, and
-goes by what waits behind it.
+"""Jobs of policy `auto` wait here for their turn: each choice is made as late as possible, and
+takes the jobs behind it into account.
 
 A job waits until those ahead of it have been chosen for, which the engine does when it has little
 else to do. Dropping a job cancels the waiting task.
@@ -66,7 +66,7 @@ class ChoosingLine:
                 self._leave(waiting)
             else:
                 self._holders.remove(waiting)
-                self._call_next()
+            self._call_next()
 
     def outlook(self) -> Outlook:
         """What waits behind the job whose turn it is. May be called on any thread."""

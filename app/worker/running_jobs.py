@@ -52,7 +52,7 @@ class RunningJob:
         self.policy = self.delivery.request.policy_label
 
     def take_choice(self, choice: CompressionChoice) -> None:
-        """Answers with the compression that policy `auto` chose, and tells whoever waits."""
+        """Answers with what policy `auto` chose, and says so with the job's next events."""
         self.choice = choice
         self.statuses.append(StatusEvent(stage="encoding", auto=choice))
         self.policy = str(choice.compression["policy"])

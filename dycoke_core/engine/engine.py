@@ -188,7 +188,7 @@ class Engine:
         looked at.
 
         Args:
-            outlook: what waits behind the sequence, and how often more comes.
+            outlook: what waits behind the sequence, and how often requests arrive.
             waited_s: since the request was accepted.
 
         Raises:

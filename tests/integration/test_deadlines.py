@@ -206,7 +206,7 @@ async def test_a_refusal_names_the_video_and_says_when_to_come_back(
     problem = refused.json()
     assert (refused.status_code, problem["code"]) == (504, "deadline_unreachable")
     assert problem["retryable"] and refused.headers["retry-after"] == "1"
-    assert problem["video_id"]
+    assert problem["video_id"] and "passed before the request was complete" in problem["detail"]
     completion = await api.client.post(PATH, json={"messages": hello(), "deadline_s": 1e-6})
     assert completion.status_code == 504
     assert completion.json()["error"]["code"] == "deadline_unreachable"

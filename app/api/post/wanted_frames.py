@@ -162,6 +162,8 @@ def with_frames(
 
 
 class FoundFrames:
+    """What was stored of some frames lately; of more than `MAX_FOUND` the oldest are forgotten."""
+
     def __init__(self) -> None:
         self._headers: dict[str, bytes] = {}  # by digest, the oldest first
 

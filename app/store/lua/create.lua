@@ -10,10 +10,10 @@
 -- Returns {outcome, job_id, found, stands}: `created`; `queued` where the frames are stored and are
 -- as expected; `existing` with the job that stands for the same key and fingerprint, whereupon the
 -- place is given up; `conflict` for another fingerprint; `no_place`; `limited` where the owner has
--- reached a limit; `too_late`, with `found` the ms by which it would miss its deadline; `no_room`
--- where live jobs hold too much of the frames' budget, and nothing is reserved. Else `found` is
--- what a stored blob says of the frames, which are then pinned, or ''. `stands` is how the owner
--- stands to its limits, see `standing`; {} where that was not asked.
+-- reached a limit; `too_late`, with `found` the ms by which it would miss its deadline (0: it has
+-- passed); `no_room` where live jobs hold too much of the frames' budget, and nothing is reserved.
+-- Else `found` is what a stored blob says of the frames, which are then pinned, or ''. `stands` is
+-- how the owner stands to its limits, see `standing`; {} where that was not asked.
 --
 -- A job that was cancelled, or that ended in an error worth another try, stands for its key no
 -- longer: the retry that the key is for gets a job of its own. One that a retry has found is

@@ -49,6 +49,21 @@ async def test_who_gives_up_is_waited_for_by_nobody(line: ChoosingLine) -> None:
     assert order == [("b", 0)] and line.is_empty_for(running_job("next"))
 
 
+async def test_a_better_one_goes_on_when_the_one_before_it_gives_up(line: ChoosingLine) -> None:
+    order: list[tuple[str, int]] = []
+    async with line.turn(running_job("first", priority="low")):
+        jobs = [running_job("low", priority="low")]
+        jobs += [running_job(f"high {number}", priority="high") for number in range(6)]
+        tasks = [asyncio.create_task(take_turn(line, job, order)) for job in jobs]
+        for _ in range(20):
+            await asyncio.sleep(0)
+        served = len(order)
+        assert served == MAX_OVERTAKES, "then it is the low one's turn, behind the first"
+        tasks[0].cancel()
+        await asyncio.gather(*tasks[1:])
+        assert len(order) == 6
+
+
 async def test_a_better_priority_goes_first_and_a_low_one_does_not_starve(
     line: ChoosingLine,
 ) -> None:
