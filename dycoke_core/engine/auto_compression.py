@@ -88,6 +88,10 @@ class AutoCompression:
         self._overhead.note_prompt(self._predictor.seconds(own[choice.level]))
         return choice
 
+    def forget_prepared(self) -> None:
+        """Lets go of a sequence that was asked for a prefix and may never be chosen for."""
+        self._prepared = None
+
     def note_added(self, state: SequenceState) -> None:
         """Records the cost of a sequence whose compression was not chosen here. Does nothing until
         `auto` has been used.

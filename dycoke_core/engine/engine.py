@@ -132,6 +132,7 @@ class Engine:
 
     def forget_video(self, name: str) -> None:
         """Drops what is kept of a video; what sequences hold of it goes with the last of them."""
+        self._auto.forget_prepared()
         self.admission.forget_video(name)
 
     def add(self, sequence: Sequence) -> None:

@@ -1,6 +1,8 @@
 """What policy `auto` goes by in a real engine: its backlog, what is cached, what fits."""
 
+import gc
 import time
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -169,6 +171,20 @@ def test_a_prefix_at_any_level_is_known_before_the_choice(lab: Lab) -> None:
     assert engine.has_prefix(sequence, config)
     sequence.compression = engine.choose_compression(sequence, config).compression
     engine.run(sequence)
+
+
+def test_a_deleted_video_is_not_held_for_a_choice_that_may_never_come(lab: Lab) -> None:
+    engine = lab.engine()
+    sequence = lab.sequence("a")
+    assert sequence.frames is not None
+    sequence.frames = sequence.frames.copy()  # the lab keeps its own
+    assert not engine.has_prefix(sequence, AutoConfig())
+    held = weakref.ref(sequence.frames)
+    del sequence
+    assert held() is not None, "kept for the choice"
+    engine.forget_video("the video")
+    gc.collect()
+    assert held() is None
 
 
 def test_levels_that_do_not_fit_are_left_out(lab: Lab) -> None:
