@@ -30,11 +30,6 @@ OWNER = "key_a"
 RECEIPT_TOKENS = 20 + 3  # of the prompt, and of three tokens of an answer
 
 
-@pytest.fixture
-async def clock(redis: Redis, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch) -> LuaClock:
-    return await LuaClock.start(redis, keys, monkeypatch)
-
-
 def allowance(
     owner: str = OWNER, *, prompt: int = 0, answer: int = 0, frames: int = 0, **limits: int
 ) -> Allowance:

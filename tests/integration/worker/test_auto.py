@@ -1,36 +1,16 @@
-"""Policy `auto` through the service: what crosses Redis, what a receipt and the metrics say."""
+"""Policy `auto` in a worker: what it chooses, what crosses Redis, what the receipt says."""
 
-import asyncio
-from collections.abc import AsyncIterator
-from typing import Any
-
-import pytest
 from redis.asyncio import Redis
 
 from app.messages import CompressionChoice, DoneEvent, ErrorEvent, JobEvent, StatusEvent
 from app.settings import Settings
 from app.store.keys import RedisKeys
 from dycoke_core.auto import DEFAULT_LADDER, AutoConfig, Reason
-from tests.integration.api import RunningApi, ScriptedWorker
-from tests.integration.conftest import RedisServer
 from tests.integration.fake_engine import answer
 from tests.integration.jobs import leases_of, take
-from tests.integration.workers import Client, client_of, running, token_ids, wait_until
+from tests.integration.workers import Client, running, token_ids, wait_until
 
 AUTO = AutoConfig(objective_s=3.0, at_least=0.1)
-
-
-@pytest.fixture
-def settings(redis_server: RedisServer, keys: RedisKeys) -> Settings:
-    return Settings(
-        redis_url=redis_server.url, redis_prefix=keys.prefix, lease_s=0.6, drain_timeout_s=0.1
-    )
-
-
-@pytest.fixture
-async def client(settings: Settings) -> AsyncIterator[Client]:
-    async with client_of(settings) as client:
-        yield client
 
 
 async def test_the_worker_chooses_and_the_receipt_and_the_metrics_tell(
@@ -75,9 +55,9 @@ async def test_the_worker_chooses_and_the_receipt_and_the_metrics_tell(
 
 
 async def test_an_answer_that_moves_to_another_worker_keeps_its_compression(
-    settings: Settings, client: Client
+    settings: Settings, hasty: Settings, client: Client
 ) -> None:
-    async with running(settings) as worker:
+    async with running(hasty) as worker:
         job_id = await client.ask("sleep:0.02", max_tokens=120, compression=AUTO.as_dict())
         await client.wait_for_token(job_id, 5)
         assert await worker.stop()
@@ -95,8 +75,7 @@ async def test_an_answer_that_moves_to_another_worker_keeps_its_compression(
 async def test_a_choice_of_a_worker_that_lost_the_job_is_not_noted(
     client: Client, settings: Settings, redis: Redis, keys: RedisKeys
 ) -> None:
-    leases = leases_of(redis, keys, "a")
-    leases._model = client.model
+    leases = leases_of(redis, keys, "a", model=client.model)
     await leases.ensure_group()
     job_id = await client.ask("why?", compression=AUTO.as_dict())
     delivery = await take(leases)
@@ -111,8 +90,7 @@ async def test_a_choice_of_a_worker_that_lost_the_job_is_not_noted(
 async def test_a_worker_learns_what_waits_with_each_job_and_each_choice(
     client: Client, redis: Redis, keys: RedisKeys
 ) -> None:
-    leases = leases_of(redis, keys, "a")
-    leases._model = client.model
+    leases = leases_of(redis, keys, "a", model=client.model)
     await leases.ensure_group()
     for _ in range(70):
         await client.ask("why?", compression=AUTO.as_dict())
@@ -123,8 +101,7 @@ async def test_a_worker_learns_what_waits_with_each_job_and_each_choice(
     outlook = first.queue.outlook(held_at=(0.0,))
     assert len(outlook.waited_s) == 65 and outlook.arrivals_per_s > 0
     assert list(outlook.waited_s) == sorted(outlook.waited_s, reverse=True)
-    other = leases_of(redis, keys, "b")
-    other._model = client.model
+    other = leases_of(redis, keys, "b", model=client.model)
     second = await take(other)
     assert second.queue is not None
     assert second.queue.num_workers == 2 and len(second.queue.outlook().waited_s) == 32
@@ -172,58 +149,3 @@ async def test_a_prompt_that_fits_no_level_ends_the_job(settings: Settings, clie
         job_id = await client.ask("refuse", compression=AUTO.as_dict())
         *_, last = await client.events(job_id)
     assert isinstance(last, ErrorEvent) and last.code == "prompt_too_long"
-
-
-@pytest.mark.parametrize(
-    ("asked", "expected"),
-    [
-        ("auto", AutoConfig()),
-        ({"policy": "auto", "objective_s": 1, "at_least": 0.5}, AutoConfig(1.0, 0.5)),
-    ],
-)
-async def test_a_request_for_auto_reaches_the_worker_complete(
-    api: RunningApi, worker: ScriptedWorker, asked: Any, expected: AutoConfig
-) -> None:
-    post = asyncio.create_task(api.post(compression=asked, stream=False))
-    delivery = await worker.take()
-    assert delivery.request.compression == expected.as_dict()
-    await worker.finish(delivery, 1)
-    assert (await post).status_code == 200
-
-
-async def test_metrics_have_the_policy_that_was_chosen_beside_who_chose(
-    api: RunningApi, worker: ScriptedWorker
-) -> None:
-    post = asyncio.create_task(api.post(compression="auto", stream=True))
-    delivery = await worker.take()
-    choice = CompressionChoice(
-        compression={"policy": "full"}, level=0, reason=Reason.OBJECTIVE, predicted_ttft_s=1.0
-    )
-    await worker.status(delivery, "encoding", 0.0, choice)
-    await worker.say(delivery, 0)
-    await worker.say(delivery, 1)
-    await worker.finish(delivery, 2, choice)
-    assert (await post).status_code == 200
-    labels = 'model="tiny",policy="full",requested="auto"'
-    count = f"dycoke_inter_token_latency_seconds_count{{{labels}}} 1.0"
-    ended = 'dycoke_requests_total{model="tiny",outcome="done",policy="full",requested="auto"} 1.0'
-    text = await api.metrics()
-    assert count in text and ended in text
-    before = 'dycoke_requests_total{model="tiny",outcome="done",policy="auto",requested="auto"} 0.0'
-    assert before in text, "the counter of those that end before a choice"
-
-
-@pytest.mark.parametrize(
-    ("asked", "word"),
-    [
-        ({"policy": "auto", "objective_s": -1}, "compression.objective_s"),
-        ({"policy": "auto", "k": 0.5}, "takes no parameter 'k'"),
-        ({"policy": "auto", "ladder": ["full"]}, "takes no parameter 'ladder'"),
-    ],
-)
-async def test_auto_takes_no_other_parameter(
-    api: RunningApi, worker: ScriptedWorker, asked: Any, word: str
-) -> None:
-    response = await api.post(compression=asked)
-    assert response.status_code == 400
-    assert word in response.json()["detail"]

@@ -1,0 +1,65 @@
+"""Policy `auto` over HTTP: what a request may ask, and what the metrics of its answer name."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from app.messages import CompressionChoice
+from dycoke_core.auto import AutoConfig, Reason
+from tests.integration.api import RunningApi, ScriptedWorker
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ("auto", AutoConfig()),
+        ({"policy": "auto", "objective_s": 1, "at_least": 0.5}, AutoConfig(1.0, 0.5)),
+    ],
+)
+async def test_a_request_for_auto_reaches_the_worker_complete(
+    api: RunningApi, worker: ScriptedWorker, asked: Any, expected: AutoConfig
+) -> None:
+    post = asyncio.create_task(api.post(compression=asked, stream=False))
+    delivery = await worker.take()
+    assert delivery.request.compression == expected.as_dict()
+    await worker.finish(delivery, 1)
+    assert (await post).status_code == 200
+
+
+async def test_metrics_have_the_policy_that_was_chosen_beside_who_chose(
+    api: RunningApi, worker: ScriptedWorker
+) -> None:
+    post = asyncio.create_task(api.post(compression="auto", stream=True))
+    delivery = await worker.take()
+    choice = CompressionChoice(
+        compression={"policy": "full"}, level=0, reason=Reason.OBJECTIVE, predicted_ttft_s=1.0
+    )
+    await worker.status(delivery, "encoding", 0.0, choice)
+    await worker.say(delivery, 0)
+    await worker.say(delivery, 1)
+    await worker.finish(delivery, 2, choice)
+    assert (await post).status_code == 200
+    labels = 'model="tiny",policy="full",requested="auto"'
+    count = f"dycoke_inter_token_latency_seconds_count{{{labels}}} 1.0"
+    ended = 'dycoke_requests_total{model="tiny",outcome="done",policy="full",requested="auto"} 1.0'
+    text = await api.metrics()
+    assert count in text and ended in text
+    before = 'dycoke_requests_total{model="tiny",outcome="done",policy="auto",requested="auto"} 0.0'
+    assert before in text, "the counter of those that end before a choice"
+
+
+@pytest.mark.parametrize(
+    ("asked", "word"),
+    [
+        ({"policy": "auto", "objective_s": -1}, "compression.objective_s"),
+        ({"policy": "auto", "k": 0.5}, "takes no parameter 'k'"),
+        ({"policy": "auto", "ladder": ["full"]}, "takes no parameter 'ladder'"),
+    ],
+)
+async def test_auto_takes_no_other_parameter(
+    api: RunningApi, worker: ScriptedWorker, asked: Any, word: str
+) -> None:
+    response = await api.post(compression=asked)
+    assert response.status_code == 400
+    assert word in response.json()["detail"]
