@@ -7,7 +7,7 @@ the only one that is not durable: readers that come later skip it, and in SSE it
 
 import json
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
@@ -254,6 +254,10 @@ class FramesReceipt(Message):
     sampling: Sampling = "uniform"  # of releases that do not say
     start_s: float | None = None  # of the clip, as it was read
     end_s: float | None = None
+
+    @classmethod
+    def of(cls, frames: FramesRef) -> Self:
+        return cls.model_validate(frames.model_dump(include=set(cls.model_fields)))
 
 
 class Timings(Message):
