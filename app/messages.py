@@ -15,8 +15,7 @@ from app.keys.entries import ANONYMOUS
 from dycoke_core.auto import is_auto
 from dycoke_core.config import DEFAULT_PRIORITY, Priority
 from dycoke_core.errors import DycokeError
-from dycoke_core.frame_size import PixelLimits
-from dycoke_core.frame_spread import DEFAULT_SPREAD, Spread
+from dycoke_core.model_frames import DEFAULT_SPREAD, PixelLimits, Spread
 from dycoke_core.video.types import Sampling
 
 WIRE_VERSION = 1
@@ -49,7 +48,7 @@ class Turn(Message):
 
 
 class FrameLimits(Message):
-    """`dycoke_core.frame_size.PixelLimits`."""
+    """`dycoke_core.model_frames.PixelLimits`."""
 
     multiple: int
     min_pixels: int

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
 from dycoke_core.errors import InvalidRequestError
-from dycoke_core.frame_size import PixelLimits
-from dycoke_core.frame_spread import DEFAULT_SPREAD, Spread
+from dycoke_core.model_frames import DEFAULT_SPREAD, PixelLimits, Spread
 
 if TYPE_CHECKING:
     import numpy as np

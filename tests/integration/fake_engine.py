@@ -21,9 +21,9 @@ from dycoke_core.auto import AutoConfig, Choice, Reason
 from dycoke_core.config import DEFAULT_PRIORITY, Priority
 from dycoke_core.engine_card import EngineCard, EngineStats
 from dycoke_core.errors import EngineError, PromptTooLongError
-from dycoke_core.frame_size import PixelLimits
 from dycoke_core.kept_sets import KeptHistory, KeptRecorder
 from dycoke_core.level_choice import NOTHING_WAITS, Outlook
+from dycoke_core.model_frames import PixelLimits
 from dycoke_core.sequence import (
     SAMPLER_VERSION,
     CacheReport,
