@@ -18,7 +18,6 @@ from starlette.requests import Request
 from app.api.compressions import Compressions
 from app.api.connection.disconnect import unless_disconnected
 from app.api.connection.drain import Drain
-from app.api.post.admission import Admitted, Place, admit
 from app.api.post.cancelling import Cancellations
 from app.api.post.intake import (
     JSON,
@@ -36,6 +35,7 @@ from app.api.post.job_request import (
     make_job_request,
     predict_use,
 )
+from app.api.post.places import Admitted, Place, admit
 from app.api.post.prompt_size import check_prompt, min_visual_tokens
 from app.api.post.reading import FrameReading, Reading
 from app.api.post.uploads import Uploads

@@ -1,5 +1,5 @@
--- Blobs of frames: which live jobs have pinned them, what they take of the byte budget, and which go
--- when it is passed.
+-- Blobs of frames: which live jobs have pinned them, what they take of the byte budget, and which
+-- go when it is passed.
 local FRAMES_LENGTH_BYTES = 4 -- app/store/frame_store.py
 local MAX_FORGETTINGS = 10000 -- deleted videos that a worker may have missed
 
