@@ -134,3 +134,16 @@ class Choice:
     compression: CompressionConfig
     reason: Reason
     predicted_ttft_s: float  # from the request's acceptance
+
+
+@dataclass(frozen=True, slots=True)
+class CachedChoice:
+    """What there is to choose for a sequence that would take a cached prefix only.
+
+    Args:
+        choice: None: there is no prefix that it should take.
+        prefix_keys: of the prefixes that it may take; once one of them comes, ask again.
+    """
+
+    choice: Choice | None
+    prefix_keys: frozenset[str]

@@ -89,9 +89,8 @@ class Chooser:
         waited_s: since the request was accepted.
         now_s: of a clock that never goes back.
         """
-        allowed = {
-            place: level for place, level in levels.items() if level.retained >= config.at_least
-        } or {min(levels): levels[min(levels)]}
+        retained = {place: level.retained for place, level in levels.items()}
+        allowed = {place: levels[place] for place in allowed_places(retained, config.at_least)}
         present = levels.get(self._load, levels[min(levels)])
         quiet_s = QUIET_SHARE * config.objective_s
         is_quiet = waited_s + present.seconds <= quiet_s
@@ -152,6 +151,15 @@ class Chooser:
         if needed >= self._held or is_as_strict:
             self._held, self._held_for_s, self._needed_at_s = needed, objective_s, now_s
         return needed
+
+
+def allowed_places(retained: Mapping[int, float], at_least: float) -> list[int]:
+    """Places of the ladder that keep enough visual tokens; if none does, the first.
+
+    Args:
+        retained: share of the visual tokens, by place; at least one.
+    """
+    return [place for place in retained if retained[place] >= at_least] or [min(retained)]
 
 
 def _is_line_in_time(level: Level, outlook: Outlook, limit_s: float) -> bool:

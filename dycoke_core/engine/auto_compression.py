@@ -7,13 +7,19 @@ token at each level, and what recent requests have cost the engine.
 import time
 from collections.abc import Callable
 
-from dycoke_core.auto import AutoConfig, Choice
+from dycoke_core.auto import AutoConfig, CachedChoice, Choice
 from dycoke_core.config import PRIORITIES, CompressionConfig, Priority
 from dycoke_core.engine.admission import Admission
 from dycoke_core.engine.first_token import FirstTokenPredictor
 from dycoke_core.engine.state import SequenceState
 from dycoke_core.errors import InvalidRequestError, PromptTooLongError
-from dycoke_core.level_choice import NOTHING_WAITS, Chooser, Level, Outlook
+from dycoke_core.level_choice import (
+    NOTHING_WAITS,
+    Chooser,
+    Level,
+    Outlook,
+    allowed_places,
+)
 from dycoke_core.rates import Work
 from dycoke_core.sequence import Sequence
 
@@ -36,16 +42,6 @@ class AutoCompression:
         self._overhead = _Overhead()
         self._ladder: tuple[CompressionConfig, ...] = ()
         self._mean: list[Work] = []  # of the requests of late, at each level of the ladder
-        self._prepared: tuple[Sequence, dict[int, SequenceState]] | None = None
-
-    def has_prefix(self, sequence: Sequence, config: AutoConfig) -> bool:
-        """Whether its prefix is there or on its way, at some level.
-
-        Raises:
-            InvalidRequestError, PromptTooLongError: as `choose`.
-        """
-        states = self._states(sequence, config)
-        return any(map(self._predictor.has_prefix, states.values()))
 
     def can_choose(self, config: AutoConfig, priority: Priority = PRIORITIES[-1]) -> bool:
         """Whether the engine has so little to do that it needs the next sequence. Until then a
@@ -68,29 +64,34 @@ class AutoCompression:
         Raises:
             InvalidRequestError, PromptTooLongError: as `Engine.add`, at a level that is allowed.
         """
-        states, self._prepared = self._states(sequence, config), None
-        now_s = self._clock()
-        self._overhead.note_choice(now_s, is_waited_for=bool(outlook.waited_s))
-        self._note(states, config.ladder)
-        sequence.is_weighed = True
-        own = {place: self._predictor.own_work(state) for place, state in states.items()}
-        levels = {
-            place: Level(
-                config.ladder[place],
-                retained=state.num_visual_tokens / state.num_tokens_in,
-                is_cached=self._predictor.has_prefix(state),
-                seconds=self._predictor.seconds(self._predictor.work_before(state) + own[place]),
-                mean_s=self._predictor.seconds(self._mean[place]) + self._overhead.overhead_s,
-            )
-            for place, state in states.items()
-        }
-        choice = self._chooser.choose(config, levels, outlook, waited_s=waited_s, now_s=now_s)
-        self._overhead.note_prompt(self._predictor.seconds(own[choice.level]))
+        states = self._states(sequence, config)
+        self._note_choice(sequence, states, config, outlook)
+        choice = self._choice(states, config, outlook, waited_s)
+        self._note_chosen(sequence, states[choice.level])
         return choice
 
-    def forget_prepared(self) -> None:
-        """Lets go of a sequence that was asked for a prefix and may never be chosen for."""
-        self._prepared = None
+    def choose_cached(
+        self,
+        sequence: Sequence,
+        config: AutoConfig,
+        outlook: Outlook = NOTHING_WAITS,
+        *,
+        waited_s: float,
+    ) -> CachedChoice:
+        """As `choose`, if that would choose a level whose prefix is there or on its way."""
+        states = self._states(sequence, config)
+        retained = {place: state.retained_ratio for place, state in states.items()}
+        prefix_keys = frozenset(
+            states[place].prefix_key for place in allowed_places(retained, config.at_least)
+        )
+        if not any(map(self._predictor.has_prefix, prefix_keys)):
+            return CachedChoice(None, prefix_keys)
+        choice = self._choice(states, config, outlook, waited_s)
+        if not self._predictor.has_prefix(states[choice.level].prefix_key):
+            return CachedChoice(None, prefix_keys)
+        self._note_choice(sequence, states, config, outlook)
+        self._note_chosen(sequence, states[choice.level])
+        return CachedChoice(choice, prefix_keys)
 
     def note_added(self, state: SequenceState) -> None:
         """Records the cost of a sequence whose compression was not chosen here. Does nothing until
@@ -101,11 +102,7 @@ class AutoCompression:
             self._note(dict.fromkeys(range(len(self._ladder)), state), self._ladder)
 
     def _states(self, sequence: Sequence, config: AutoConfig) -> dict[int, SequenceState]:
-        """By place in the ladder, where the sequence fits. Kept for the next call: whoever asks for
-        a prefix chooses next.
-        """
-        if self._prepared is not None and self._prepared[0] is sequence:
-            return self._prepared[1]
+        """By place in the ladder, where the sequence fits."""
         resolved = self._admission.resolve(sequence)
         states: dict[int, SequenceState] = {}
         for place, compression in enumerate(config.ladder):
@@ -114,24 +111,72 @@ class AutoCompression:
             except (InvalidRequestError, PromptTooLongError):
                 if place + 1 == len(config.ladder) and not states:
                     raise
-        self._prepared = sequence, states
         return states
+
+    def _choice(
+        self,
+        states: dict[int, SequenceState],
+        config: AutoConfig,
+        outlook: Outlook,
+        waited_s: float,
+    ) -> Choice:
+        self._take_ladder(states, config.ladder)
+        levels = {
+            place: Level(
+                config.ladder[place],
+                retained=state.retained_ratio,
+                is_cached=self._predictor.has_prefix(state.prefix_key),
+                seconds=self._predictor.seconds(
+                    self._predictor.work_before(state) + self._predictor.own_work(state)
+                ),
+                mean_s=self._predictor.seconds(self._mean[place]) + self._overhead.overhead_s,
+            )
+            for place, state in states.items()
+        }
+        return self._chooser.choose(config, levels, outlook, waited_s=waited_s, now_s=self._clock())
+
+    def _note_choice(
+        self,
+        sequence: Sequence,
+        states: dict[int, SequenceState],
+        config: AutoConfig,
+        outlook: Outlook,
+    ) -> None:
+        """Counts a sequence once, however often it is chosen for."""
+        if not sequence.is_weighed:
+            self._overhead.note_choice(self._clock(), is_waited_for=bool(outlook.waited_s))
+            self._note(states, config.ladder)
+
+    def _note_chosen(self, sequence: Sequence, state: SequenceState) -> None:
+        if not sequence.is_weighed:
+            self._overhead.note_prompt(self._predictor.seconds(self._predictor.own_work(state)))
+            sequence.is_weighed = True
+
+    def _take_ladder(
+        self, states: dict[int, SequenceState], ladder: tuple[CompressionConfig, ...]
+    ) -> None:
+        if ladder != self._ladder:
+            works = self._works(states)
+            least = works[min(works)]
+            self._ladder = ladder
+            self._mean = [works.get(place, least) for place in range(len(ladder))]
 
     def _note(
         self, states: dict[int, SequenceState], ladder: tuple[CompressionConfig, ...]
     ) -> None:
-        """Moves the means. Were all requests given one level, a video whose prefix is there at any
-        level would be there at that one.
+        """Moves the means."""
+        self._take_ladder(states, ladder)
+        for place, work in self._works(states).items():
+            self._mean[place] = self._mean[place].towards(work, _NEWEST_SHARE)
+
+    def _works(self, states: dict[int, SequenceState]) -> dict[int, Work]:
+        """What a request takes at each level. Were all requests given one level, a video whose
+        prefix is there at any level would be there at that one.
         """
         works = {place: self._predictor.own_work(state) for place, state in states.items()}
-        if any(map(self._predictor.has_prefix, states.values())):
+        if any(self._predictor.has_prefix(state.prefix_key) for state in states.values()):
             works = dict.fromkeys(works, min(works.values(), key=lambda work: work.prompt_tokens))
-        if ladder != self._ladder:
-            self._ladder = ladder
-            least = works[min(works)]
-            self._mean = [works.get(place, least) for place in range(len(ladder))]
-        for place, work in works.items():
-            self._mean[place] = self._mean[place].towards(work, _NEWEST_SHARE)
+        return works
 
 
 class _Overhead:
