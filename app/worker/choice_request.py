@@ -20,12 +20,14 @@ class ChoiceRequest:
     Args:
         outlook: called with each choice.
         accepted_at_s: Unix time.
+        queued_at_s: Unix time; later, if reading the video took a while.
     """
 
     sequence: Sequence
     config: AutoConfig
     outlook: Callable[[], Outlook]
     accepted_at_s: float
+    queued_at_s: float
     prefix_keys: frozenset[str] = frozenset()  # that it may take, once `choose_cached` was asked
     cached: Choice | None = None  # what it chose last
     _tried: set[str] = field(default_factory=set)  # of those that were there then
@@ -34,6 +36,10 @@ class ChoiceRequest:
     def waited_s(self) -> float:
         return max(time.time() - self.accepted_at_s, 0.0)
 
+    @property
+    def queued_s(self) -> float:
+        return max(time.time() - self.queued_at_s, 0.0)
+
     def choose_cached(self, engine: "Engine") -> bool:
         """Chooses a level whose prefix is there or on its way; False: none that it should take.
 
@@ -41,7 +47,11 @@ class ChoiceRequest:
             DycokeError: the engine does not take the sequence at any level.
         """
         found = engine.choose_cached(
-            self.sequence, self.config, self.outlook(), waited_s=self.waited_s
+            self.sequence,
+            self.config,
+            self.outlook(),
+            waited_s=self.waited_s,
+            queued_s=self.queued_s,
         )
         self.prefix_keys, self.cached = found.prefix_keys, found.choice
         self._tried = self._present(engine)
@@ -60,7 +70,11 @@ class ChoiceRequest:
     def choose(self, engine: "Engine") -> Choice:
         """Raises as `choose_cached`."""
         return self.cached or engine.choose_compression(
-            self.sequence, self.config, self.outlook(), waited_s=self.waited_s
+            self.sequence,
+            self.config,
+            self.outlook(),
+            waited_s=self.waited_s,
+            queued_s=self.queued_s,
         )
 
     def _present(self, engine: "Engine") -> set[str]:

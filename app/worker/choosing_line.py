@@ -77,7 +77,7 @@ class ChoosingLine:
             prefix_keys: of the prefixes that the job may take.
             passes: asked when one of these comes; if it says so, the job leaves the line at once.
         """
-        waited_s = max(time.time() - job.delivery.queued_at_s, 0.0)
+        waited_s = max(time.time() - job.delivery.waits_since_s, 0.0)
         waiting = _Waiting(job, time.monotonic() - waited_s, prefix_keys)
         self._waiting = tuple(sorted((*self._waiting, waiting), key=_queued_at_s))
         self._call_next()

@@ -177,6 +177,7 @@ class JobTaker:
             config,
             lambda: self._choosing.outlook(job),
             accepted_at_s=job.delivery.request.accepted_at_s,
+            queued_at_s=job.delivery.waits_since_s,
         )
 
         async def passes() -> bool:

@@ -6,6 +6,7 @@ token at each level, and what recent requests have cost the engine.
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from dycoke_core.auto import AutoConfig, CachedChoice, Choice
 from dycoke_core.config import PRIORITIES, CompressionConfig, Priority
@@ -18,6 +19,7 @@ from dycoke_core.level_choice import (
     Chooser,
     Level,
     Outlook,
+    Situation,
     allowed_places,
 )
 from dycoke_core.rates import Work
@@ -25,6 +27,18 @@ from dycoke_core.sequence import Sequence
 
 COMMITTED_SHARE = 1 / 8  # share of the objective that prompt work ahead of a choice may take
 _NEWEST_SHARE = 1 / 20  # of the mean work of requests
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A sequence that is to be chosen for, with its state by place in the ladder, where it fits."""
+
+    sequence: Sequence
+    config: AutoConfig
+    states: dict[int, SequenceState]
+    outlook: Outlook
+    waited_s: float
+    queued_s: float
 
 
 class AutoCompression:
@@ -57,17 +71,19 @@ class AutoCompression:
         outlook: Outlook = NOTHING_WAITS,
         *,
         waited_s: float,
+        queued_s: float = 0.0,
     ) -> Choice:
         """Args:
         waited_s: since the request was accepted.
+        queued_s: since it was queued, which may be later.
 
         Raises:
             InvalidRequestError, PromptTooLongError: as `Engine.add`, at a level that is allowed.
         """
-        states = self._states(sequence, config)
-        self._note_choice(sequence, states, config, outlook)
-        choice = self._choice(states, config, outlook, waited_s)
-        self._note_chosen(sequence, states[choice.level])
+        asked = self._asked(sequence, config, outlook, waited_s, queued_s)
+        self._note_choice(asked)
+        choice = self._choice(asked)
+        self._note_chosen(asked, choice)
         return choice
 
     def choose_cached(
@@ -77,20 +93,21 @@ class AutoCompression:
         outlook: Outlook = NOTHING_WAITS,
         *,
         waited_s: float,
+        queued_s: float = 0.0,
     ) -> CachedChoice:
         """As `choose`, if that would choose a level whose prefix is there or on its way."""
-        states = self._states(sequence, config)
-        retained = {place: state.retained_ratio for place, state in states.items()}
+        asked = self._asked(sequence, config, outlook, waited_s, queued_s)
+        retained = {place: state.retained_ratio for place, state in asked.states.items()}
         prefix_keys = frozenset(
-            states[place].prefix_key for place in allowed_places(retained, config.at_least)
+            asked.states[place].prefix_key for place in allowed_places(retained, config.at_least)
         )
         if not any(map(self._predictor.has_prefix, prefix_keys)):
             return CachedChoice(None, prefix_keys)
-        choice = self._choice(states, config, outlook, waited_s)
-        if not self._predictor.has_prefix(states[choice.level].prefix_key):
+        choice = self._choice(asked)
+        if not self._predictor.has_prefix(asked.states[choice.level].prefix_key):
             return CachedChoice(None, prefix_keys)
-        self._note_choice(sequence, states, config, outlook)
-        self._note_chosen(sequence, states[choice.level])
+        self._note_choice(asked)
+        self._note_chosen(asked, choice)
         return CachedChoice(choice, prefix_keys)
 
     def note_added(self, state: SequenceState) -> None:
@@ -99,10 +116,16 @@ class AutoCompression:
         """
         if self._ladder and not state.sequence.is_weighed:
             self._overhead.note_prompt(self._predictor.seconds(self._predictor.own_work(state)))
-            self._note(dict.fromkeys(range(len(self._ladder)), state), self._ladder)
+            self._note(dict.fromkeys(range(len(self._ladder)), state))
 
-    def _states(self, sequence: Sequence, config: AutoConfig) -> dict[int, SequenceState]:
-        """By place in the ladder, where the sequence fits."""
+    def _asked(
+        self,
+        sequence: Sequence,
+        config: AutoConfig,
+        outlook: Outlook,
+        waited_s: float,
+        queued_s: float,
+    ) -> "_Asked":
         resolved = self._admission.resolve(sequence)
         states: dict[int, SequenceState] = {}
         for place, compression in enumerate(config.ladder):
@@ -111,46 +134,52 @@ class AutoCompression:
             except (InvalidRequestError, PromptTooLongError):
                 if place + 1 == len(config.ladder) and not states:
                     raise
-        return states
-
-    def _choice(
-        self,
-        states: dict[int, SequenceState],
-        config: AutoConfig,
-        outlook: Outlook,
-        waited_s: float,
-    ) -> Choice:
         self._take_ladder(states, config.ladder)
+        return _Asked(sequence, config, states, outlook, waited_s, queued_s)
+
+    def _choice(self, asked: "_Asked") -> Choice:
         levels = {
             place: Level(
-                config.ladder[place],
+                asked.config.ladder[place],
                 retained=state.retained_ratio,
                 is_cached=self._predictor.has_prefix(state.prefix_key),
                 seconds=self._predictor.seconds(
                     self._predictor.work_before(state) + self._predictor.own_work(state)
                 ),
-                mean_s=self._predictor.seconds(self._mean[place]) + self._overhead.overhead_s,
             )
-            for place, state in states.items()
+            for place, state in asked.states.items()
         }
-        return self._chooser.choose(config, levels, outlook, waited_s=waited_s, now_s=self._clock())
+        return self._chooser.choose(
+            asked.config,
+            levels,
+            self._situation(asked),
+            waited_s=asked.waited_s,
+            now_s=self._clock(),
+        )
 
-    def _note_choice(
-        self,
-        sequence: Sequence,
-        states: dict[int, SequenceState],
-        config: AutoConfig,
-        outlook: Outlook,
-    ) -> None:
+    def _situation(self, asked: "_Asked") -> Situation:
+        priority = asked.sequence.priority
+        return Situation(
+            prompt_s=tuple(map(self._predictor.seconds, self._mean)),
+            overhead_s=self._overhead.overhead_s,
+            ahead_s=self._predictor.seconds(self._predictor.work_ahead(priority)),
+            queued_s=asked.queued_s,
+            outlook=asked.outlook,
+            priority=priority,
+        )
+
+    def _note_choice(self, asked: "_Asked") -> None:
         """Counts a sequence once, however often it is chosen for."""
-        if not sequence.is_weighed:
-            self._overhead.note_choice(self._clock(), is_waited_for=bool(outlook.waited_s))
-            self._note(states, config.ladder)
+        if not asked.sequence.is_weighed:
+            is_waited_for = bool(asked.outlook.waited_s)
+            self._overhead.note_choice(self._clock(), is_waited_for=is_waited_for)
+            self._note(asked.states)
 
-    def _note_chosen(self, sequence: Sequence, state: SequenceState) -> None:
-        if not sequence.is_weighed:
-            self._overhead.note_prompt(self._predictor.seconds(self._predictor.own_work(state)))
-            sequence.is_weighed = True
+    def _note_chosen(self, asked: "_Asked", choice: Choice) -> None:
+        if not asked.sequence.is_weighed:
+            own = self._predictor.own_work(asked.states[choice.level])
+            self._overhead.note_prompt(self._predictor.seconds(own))
+            asked.sequence.is_weighed = True
 
     def _take_ladder(
         self, states: dict[int, SequenceState], ladder: tuple[CompressionConfig, ...]
@@ -161,11 +190,8 @@ class AutoCompression:
             self._ladder = ladder
             self._mean = [works.get(place, least) for place in range(len(ladder))]
 
-    def _note(
-        self, states: dict[int, SequenceState], ladder: tuple[CompressionConfig, ...]
-    ) -> None:
+    def _note(self, states: dict[int, SequenceState]) -> None:
         """Moves the means."""
-        self._take_ladder(states, ladder)
         for place, work in self._works(states).items():
             self._mean[place] = self._mean[place].towards(work, _NEWEST_SHARE)
 

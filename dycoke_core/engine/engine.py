@@ -187,6 +187,7 @@ class Engine:
         outlook: Outlook = NOTHING_WAITS,
         *,
         waited_s: float = 0.0,
+        queued_s: float = 0.0,
     ) -> Choice:
         """Chooses by the rule of `dycoke_core.level_choice`.
 
@@ -196,6 +197,7 @@ class Engine:
         Args:
             outlook: what waits behind the sequence, and how often requests arrive.
             waited_s: since the request was accepted.
+            queued_s: since it was queued, which may be later.
 
         Raises:
             InvalidRequestError: no video to compress, or frames and messages that the model cannot
@@ -203,7 +205,7 @@ class Engine:
             PromptTooLongError: the prompt does not fit at any level.
         """
         _check_has_video(sequence)
-        return self._auto.choose(sequence, config, outlook, waited_s=waited_s)
+        return self._auto.choose(sequence, config, outlook, waited_s=waited_s, queued_s=queued_s)
 
     def choose_cached(
         self,
@@ -212,6 +214,7 @@ class Engine:
         outlook: Outlook = NOTHING_WAITS,
         *,
         waited_s: float = 0.0,
+        queued_s: float = 0.0,
     ) -> CachedChoice:
         """Chooses as `choose_compression`, but only a level whose prefix is there or on its way.
 
@@ -222,7 +225,9 @@ class Engine:
             InvalidRequestError, PromptTooLongError: as `choose_compression`.
         """
         _check_has_video(sequence)
-        return self._auto.choose_cached(sequence, config, outlook, waited_s=waited_s)
+        return self._auto.choose_cached(
+            sequence, config, outlook, waited_s=waited_s, queued_s=queued_s
+        )
 
     def abort(self, sequence_id: str) -> bool:
         """Frees all that a sequence holds; False if the engine does not have it."""

@@ -124,6 +124,7 @@ class FakeEngine:
         outlook: Outlook = NOTHING_WAITS,
         *,
         waited_s: float = 0.0,
+        queued_s: float = 0.0,
     ) -> Choice:
         """The level that `auto_level` says."""
         assert sequence.frames is not None
@@ -141,6 +142,7 @@ class FakeEngine:
         outlook: Outlook = NOTHING_WAITS,
         *,
         waited_s: float = 0.0,
+        queued_s: float = 0.0,
     ) -> CachedChoice:
         """The weakest level whose prefix is there."""
         if "refuse" in words(sequence):

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -173,6 +174,20 @@ async def test_what_waits_in_the_queue_comes_after_what_waits_here(line: Choosin
     assert here > 59
     assert longer - shorter == pytest.approx(1.5), "every second one is the other worker's"
     assert 0 < outlook.arrivals_per_s <= 8 / 8 / 2
+
+
+async def test_a_job_of_a_lost_worker_has_not_waited_since_it_was_queued(
+    line: ChoosingLine,
+) -> None:
+    now_s = time.time()
+    job = running_job("again", queued_at_s=now_s - 3600)
+    job.delivery = replace(job.delivery, attempt=2, started_at_s=now_s)
+    async with line.turn(running_job("first")):
+        task = asyncio.create_task(take_turn(line, job, []))
+        await asyncio.sleep(0)
+        (waited_s,) = line.outlook(running_job("first")).waited_s
+        assert waited_s < 1800
+    await task
 
 
 def test_few_arrivals_have_no_rate() -> None:

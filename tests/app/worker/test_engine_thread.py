@@ -148,7 +148,10 @@ async def choose(thread: EngineThread, question: str) -> Choice:
 
 
 def request(question: str) -> ChoiceRequest:
-    return ChoiceRequest(sequence(question), AutoConfig(), Outlook, accepted_at_s=time.time())
+    now_s = time.time()
+    return ChoiceRequest(
+        sequence(question), AutoConfig(), Outlook, accepted_at_s=now_s, queued_at_s=now_s
+    )
 
 
 async def test_refusal_is_raised_where_the_sequence_was_added() -> None:
