@@ -22,7 +22,7 @@ from app.store.frame_store import (
 from app.store.job_leases import JobLeases
 from app.store.job_queue import Created, ExpectedFrames, JobQueue, NeededFrames
 from app.store.keys import RedisKeys
-from dycoke_core.frame_spread import Spread
+from dycoke_core.model_frames import Spread
 from dycoke_core.video import SAMPLINGS, FrameSpec, VideoFrames
 from tests.integration.jobs import MODEL, cancelled, make_request
 
