@@ -47,7 +47,7 @@ class FramesInHand:
     def _admit(self) -> None:
         while self._waiting:
             num_bytes, admitted = self._waiting[0]
-            if admitted.done():  # cancelled, and not yet told so
+            if admitted.done():  # cancelled, and its waiter has not run yet
                 self._waiting.popleft()
                 continue
             if self._used_bytes and self._used_bytes + num_bytes > self._max_bytes:
