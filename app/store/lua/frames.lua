@@ -1,5 +1,5 @@
--- Blobs of frames: which live jobs have pinned them, what they take of the byte budget, and which go
--- when it is passed.
+-- Blobs of frames: which live jobs have pinned them, what they take of the byte budget, and which
+-- go when it is passed.
 --
 -- A key alone may hold COMMON_SHARE of the budget by its live jobs. The rest is for whoever holds
 -- none, and beyond that shared like places in the queue (`places`): so no key's jobs keep another
