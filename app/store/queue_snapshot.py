@@ -10,7 +10,7 @@ MIN_ARRIVALS = 8  # fewer have no rate
 
 
 @dataclass(frozen=True, slots=True)
-class QueueLine:
+class QueueSnapshot:
     """Times are seconds of the monotonic clock.
 
     Args:
@@ -26,7 +26,7 @@ class QueueLine:
 
     @classmethod
     def read(cls, words: bytes) -> Self:
-        """From what `queue_line` of `lua/prelude.lua` says, just now."""
+        """From what `queue_snapshot` of `lua/prelude.lua` says, just now."""
         now_ms, num_workers, num_arrivals, *times_ms = map(int, words.split())
         here = time.monotonic()
         first_arrival_at, *queued_at = (here - (now_ms - at_ms) / 1000 for at_ms in times_ms)

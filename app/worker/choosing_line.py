@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from app.store.queue_line import QueueLine
+from app.store.queue_snapshot import QueueSnapshot
 from app.worker.running_jobs import RunningJob
 from dycoke_core.level_choice import Outlook
 from dycoke_core.precedence import RANKS, Precedence
@@ -43,12 +43,12 @@ class ChoosingLine:
     """
 
     def __init__(self) -> None:
-        self._queue = QueueLine()
+        self._queue = QueueSnapshot()
         self._waiting: tuple[_Waiting, ...] = ()  # oldest first; replaced, as other threads read it
         self._precedence = Precedence()
         self._holders: tuple[_Waiting, ...] = ()  # of a turn, at most one of each priority
 
-    def note(self, queue: QueueLine) -> None:
+    def note(self, queue: QueueSnapshot) -> None:
         """Takes in what waits in Redis, as it was just now."""
         self._queue = queue
 

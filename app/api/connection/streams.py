@@ -16,7 +16,7 @@ class StreamSlots:
     def __init__(self, max_streams: int, row: ProcessRow, metrics: ApiMetrics) -> None:
         self._max_streams = max_streams
         self._row = row
-        self._num_open = 0
+        self.num_open = 0
         self._none_open = asyncio.Event()
         self._none_open.set()
         self._metrics = metrics
@@ -33,10 +33,10 @@ class StreamSlots:
         await self._none_open.wait()
 
     def _count(self, change: int) -> None:
-        self._num_open += change
-        self._row.set_streams(self._num_open)
-        self._metrics.set_open_streams(self._num_open)
-        if self._num_open:
+        self.num_open += change
+        self._row.set_streams(self.num_open)
+        self._metrics.set_open_streams(self.num_open)
+        if self.num_open:
             self._none_open.clear()
         else:
             self._none_open.set()

@@ -247,9 +247,9 @@ local function num_workers_of(model)
   return number
 end
 
--- The queue as `QueueLine.read` takes it, in words: now, the number of workers, the number of
+-- The queue as `QueueSnapshot.read` takes it, in words: now, the number of workers, the number of
 -- arrivals and the time of the first, and when each of the oldest jobs was queued. Times are in ms.
-local function queue_line(model)
+local function queue_snapshot(model)
   local arrivals = arrivals_key(model)
   local words = {now_ms(), num_workers_of(model), redis.call('LLEN', arrivals),
     redis.call('LINDEX', arrivals, -1) or now_ms()}
@@ -270,7 +270,7 @@ local function delivery(job_id)
     'choice', 'was_set_aside', 'model')
   local model, request = table.remove(reply), reply[3]
   table.insert(reply, 1, job_id)
-  reply[#reply + 1] = is_auto(request) and queue_line(model) or ''
+  reply[#reply + 1] = is_auto(request) and queue_snapshot(model) or ''
   return reply
 end
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from app.store.queue_line import QueueLine
+from app.store.queue_snapshot import QueueSnapshot
 from app.worker.choosing_line import ChoosingLine
 from app.worker.running_jobs import RunningJob
 from dycoke_core.precedence import MAX_OVERTAKES
@@ -162,7 +162,7 @@ async def test_a_turn_that_comes_while_its_job_passes_by_goes_to_the_next(
 
 
 async def test_what_waits_in_the_queue_comes_after_what_waits_here(line: ChoosingLine) -> None:
-    line.note(QueueLine.read(b"10000 2 9 2000 7000 8000 9000 9500"))
+    line.note(QueueSnapshot.read(b"10000 2 9 2000 7000 8000 9000 9500"))
     async with line.turn(running_job("first")):
         task = asyncio.create_task(
             take_turn(line, running_job("a", queued_at_s=time.time() - 60), [])
@@ -188,8 +188,3 @@ async def test_a_job_of_a_lost_worker_has_not_waited_since_it_was_queued(
         (waited_s,) = line.outlook(running_job("first")).waited_s
         assert waited_s < 1800
     await task
-
-
-def test_few_arrivals_have_no_rate() -> None:
-    assert QueueLine.read(b"10000 1 7 2000").outlook().arrivals_per_s == 0.0
-    assert QueueLine().outlook().waited_s == ()
