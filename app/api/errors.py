@@ -203,7 +203,7 @@ def problem_response(
 def response_for(error: DycokeError, *, job_id: str | None = None) -> JSONResponse:
     headers: dict[str, str] = {}
     if isinstance(error, KeyLimitError):
-        headers |= rate_limit_headers(error.quotas)
+        headers |= rate_limit_headers(error.limit_states)
     if isinstance(error, TryLaterError):
         headers["Retry-After"] = str(error.retry_after_s)
     if job_id is not None:

@@ -3,7 +3,7 @@
 A worker takes handed-back and abandoned jobs before fresh ones. A suspect has the engine to itself
 until it is cleared, so a killer takes no other job along: nothing is taken while there is one.
 Those that were there before it are given `MAX_COMPANY_S` to end, then handed back. Idle workers are
-given some time to take suspects before busy ones do; `turns` says who is next among many.
+given some time to take suspects before busy ones do; `probation` says who is next among many.
 
 Waits: for a job, at most `poll_s` at a time; for room, likewise; for frames and for the engine,
 until the job's deadline (`app.worker.lease_keeper` ends the wait).
@@ -26,9 +26,9 @@ from app.store.frame_store import FrameStore, decode_frames
 from app.store.job_leases import Delivery, JobLeases
 from app.worker.choosing_line import ChoosingLine
 from app.worker.engine_thread import EngineThread
+from app.worker.probation import MayRun, Probation
 from app.worker.publisher import Publisher
 from app.worker.running_jobs import RunningJob, RunningJobs
-from app.worker.turns import Turn, Turns
 from dycoke_core.auto import AutoConfig, resolved_compression
 from dycoke_core.config import CompressionConfig
 from dycoke_core.errors import DycokeError, EngineError
@@ -69,7 +69,7 @@ class JobTaker:
         self._lease_s = lease_s
         self._poll_s = min(MAX_POLL_S, lease_s / 3)
         self._take_over_from = 0.0  # on the monotonic clock
-        self._turns = Turns()
+        self._probation = Probation()
         self._choosing = ChoosingLine()
         self._is_stopping = False
 
@@ -95,13 +95,13 @@ class JobTaker:
             await self._jobs.wait_for_change(self._poll_s)
             return
         delivery = await self._take_over()
-        if delivery is None and self._turns.turn(time.monotonic()) is Turn.SUSPECTS:
-            self._turns.none_waits()
+        if delivery is None and self._probation.who(time.monotonic()) is MayRun.SUSPECTS:
+            self._probation.none_waits()
             return
         if delivery is None:
             delivery = await self._leases.take(block_s=self._poll_s)
         if delivery is None and not len(self._jobs):
-            self._turns.none_waits()
+            self._probation.none_waits()
         if delivery is None:
             return
         if self._is_stopping:
@@ -111,14 +111,14 @@ class JobTaker:
 
     async def _take_over(self) -> Delivery | None:
         now = time.monotonic()
-        turn = self._turns.turn(now)
-        if now < self._take_over_from and turn is not Turn.SUSPECTS:
+        may_run = self._probation.who(now)
+        if now < self._take_over_from and may_run is not MayRun.SUSPECTS:
             return None
-        leaves_to_idle = turn is Turn.ANY and len(self._jobs) > 0
+        leaves_to_idle = may_run is MayRun.ANY and len(self._jobs) > 0
         delivery = await self._leases.take_over(
             lease_s=self._lease_s,
-            may_be_suspect=turn is not Turn.OTHERS,
-            must_be_suspect=turn is Turn.SUSPECTS,
+            may_be_suspect=may_run is not MayRun.OTHERS,
+            must_be_suspect=may_run is MayRun.SUSPECTS,
             suspect_idle_s=self._lease_s + 2 * self._poll_s if leaves_to_idle else 0.0,
         )
         if delivery is None:
@@ -266,13 +266,13 @@ class JobTaker:
         """Waits until a suspect has the engine to itself. Those that were tried before it go at
         once; they are cleared, and resume when it is their turn.
         """
-        is_next = self._turns.turn(time.monotonic()) is Turn.SUSPECTS
+        is_next = self._probation.who(time.monotonic()) is MayRun.SUSPECTS
         if not await self._jobs.wait_until_alone(0.0 if is_next else MAX_COMPANY_S):
             for job in self._jobs:
                 if job is not suspect and job.final is None:
                     await self._set_aside(job)
             await self._jobs.wait_until_alone()
-        self._turns.begin_probation(time.monotonic())
+        self._probation.begin_probation(time.monotonic())
 
     async def _set_aside(self, job: RunningJob) -> None:
         """Gives up a job that any worker may resume; it is not charged."""

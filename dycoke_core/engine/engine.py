@@ -19,8 +19,9 @@ from dycoke_core.engine.auto_compression import AutoCompression
 from dycoke_core.engine.backends import backend_name, make_backend
 from dycoke_core.engine.executor import Executor, Observer
 from dycoke_core.engine.faults import is_out_of_memory
-from dycoke_core.engine.first_token import FirstTokenPredictor, seeded_rates
+from dycoke_core.engine.first_token import FirstTokenPredictor
 from dycoke_core.engine.scheduler import Schedule, Scheduler
+from dycoke_core.engine.seeded_rates import seeded_rates
 from dycoke_core.engine.state import SequenceState
 from dycoke_core.engine.vision_encoder import VisionEncoder
 from dycoke_core.engine_card import EngineCard, EngineStats

@@ -13,7 +13,7 @@ A question may hold words that steer it:
 import os
 import time
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -21,9 +21,9 @@ from dycoke_core.auto import AutoConfig, Choice, Reason
 from dycoke_core.config import DEFAULT_PRIORITY, Priority
 from dycoke_core.engine_card import EngineCard, EngineStats
 from dycoke_core.errors import EngineError, PromptTooLongError
-from dycoke_core.frame_size import PixelLimits
 from dycoke_core.kept_sets import KeptHistory, KeptRecorder
 from dycoke_core.level_choice import NOTHING_WAITS, Outlook
+from dycoke_core.model_frames import PixelLimits
 from dycoke_core.sequence import (
     SAMPLER_VERSION,
     CacheReport,
@@ -36,6 +36,7 @@ from dycoke_core.sequence import (
     TimingReport,
     TokenEvent,
 )
+from tests.engine_stats import IDLE
 
 PROMPT_TOKENS = 20
 FATAL_TOKEN = 2  # new tokens before the steered mishaps
@@ -83,13 +84,12 @@ class FakeEngine:
 
     def stats(self) -> EngineStats:
         num_running = min(len(self.sequences), self.max_running_sequences)
-        return EngineStats(
+        return replace(
+            IDLE,
             num_waiting=len(self.sequences) - num_running,
             num_running=num_running,
             kv_bytes_in_use=10 * num_running,
-            kv_bytes_cached=0,
             kv_bytes_budget=40,
-            device_memory_bytes=0,
         )
 
     def add(self, sequence: Sequence) -> None:

@@ -74,9 +74,9 @@ class Answer:
             self._batches = self._observer.watch(self._batches)
 
     async def response(self, request: Request) -> Response:
-        """As the post asked for it; says how its key stands to its limits."""
+        """As the post asked for it, with what its key has left of its limits."""
         response = self._streamed() if self._posted.fields.stream else await self._whole(request)
-        response.headers.update(rate_limit_headers(self._posted.quotas))
+        response.headers.update(rate_limit_headers(self._posted.limit_states))
         return response
 
     def _streamed(self) -> Response:

@@ -50,7 +50,7 @@ from app.errors import (
 )
 from app.keys.access import limits_of
 from app.keys.entries import Principal, Scope, cache_salt
-from app.keys.limits import NO_LIMITS, KeyLimits, Quota
+from app.keys.limits import NO_LIMITS, KeyLimits, LimitState
 from app.messages import JobRequest, JobState, ModelCard
 from app.metrics import ApiMetrics
 from app.settings import Settings
@@ -77,7 +77,7 @@ class PostedJob:
     is_new: False: an earlier job with the same idempotency key stands for the request.
     has_key: a later request may find the job by its idempotency key.
     opening: the first event of a new job.
-    quotas: how the key stands to its limits now; of an earlier job: nothing.
+    limit_states: what the key has left of its limits now; empty for an earlier job.
     """
 
     record: JobRecord
@@ -85,7 +85,7 @@ class PostedJob:
     is_new: bool
     has_key: bool
     opening: LoggedEvent | None = None
-    quotas: tuple[Quota, ...] = ()
+    limit_states: tuple[LimitState, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +155,8 @@ class Submissions:
         try:
             return await self._take(request, principal, idempotency_key, traceparent, intake)
         except KeyLimitError as error:
-            for quota in error.violated:
-                self._metrics.count_key_refusal(principal.name, quota.name)
+            for state in error.violated:
+                self._metrics.count_key_refusal(principal.name, state.name)
             raise
 
     async def _take(
@@ -219,7 +219,7 @@ class Submissions:
             is_new=True,
             has_key=idempotency is not None,
             opening=created.opening,
-            quotas=created.quotas,
+            limit_states=created.limit_states,
         )
 
     async def wait_until_none(self) -> None:

@@ -13,7 +13,7 @@ from app.errors import ModelNotFoundError
 from app.messages import FrameLimits
 from dycoke_core.auto import AUTO, AUTO_PARAMETERS
 from dycoke_core.config import POLICY_PARAMETERS
-from dycoke_core.frame_spread import Spread
+from dycoke_core.model_frames import Spread
 
 router = APIRouter(tags=["models"], responses=OPENAI_ERRORS)
 
