@@ -19,7 +19,7 @@ from dycoke_core.sequence import ChatMessage
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A conversation as ids, cut at the place of the video; without one, behind the first id."""
+    """A conversation as ids, cut at the place of the video; without one, after the first id."""
 
     ids_before_video: tuple[int, ...]
     ids_after_video: tuple[int, ...]
