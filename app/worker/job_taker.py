@@ -24,6 +24,7 @@ from app.messages import CompressionChoice
 from app.metrics import WorkerMetrics
 from app.store.frame_store import FrameStore, decode_frames
 from app.store.job_leases import Delivery, JobLeases
+from app.worker.choice_request import ChoiceRequest
 from app.worker.choosing_line import ChoosingLine
 from app.worker.engine_thread import EngineThread
 from app.worker.probation import MayRun, Probation
@@ -154,7 +155,7 @@ class JobTaker:
             sequence = await self._make_sequence(job)
             compression = resolved_compression(job.delivery.request.compression)
             if isinstance(compression, AutoConfig):
-                await self._add_chosen(job, sequence, compression)
+                await self._add_by_choice(job, sequence, compression)
             else:
                 sequence.compression = compression
                 await self._add_in_turn(job, sequence)
@@ -164,26 +165,47 @@ class JobTaker:
             logger.exception("a job could not be prepared", extra=job.log_fields)
             self._publisher.fail(job, EngineError("the worker failed to prepare this request"))
 
-    async def _add_chosen(self, job: RunningJob, sequence: Sequence, config: AutoConfig) -> None:
+    async def _add_by_choice(self, job: RunningJob, sequence: Sequence, config: AutoConfig) -> None:
         """A prefix that is there costs its question alone: it waits for no other choice."""
         if (choice := job.delivery.choice) is not None:  # of an earlier attempt
             job.take_choice(choice)
             sequence.compression = CompressionConfig.parse(choice.compression)
             await self._add_in_turn(job, sequence)
-        elif await self._engine.has_prefix(sequence, config):
-            sequence.compression = await self._choose(job, sequence, config, may_wait=False)
-            await self._add(job, sequence)
+            return
+        request = ChoiceRequest(
+            sequence,
+            config,
+            lambda: self._choosing.outlook(job),
+            accepted_at_s=job.delivery.request.accepted_at_s,
+            queued_at_s=job.delivery.waits_since_s,
+        )
+
+        async def passes() -> bool:
+            return await self._engine.choose_cached(request)
+
+        if await passes():
+            await self._add_chosen(job, request)
         else:
-            async with self._choosing.turn(job):
-                sequence.compression = await self._choose(job, sequence, config)
-                await self._add(job, sequence)
+            async with self._choosing.turn(job, request.prefix_keys, passes):
+                await self._add_chosen(job, request)
 
     async def _add_in_turn(self, job: RunningJob, sequence: Sequence) -> None:
-        """Keeps arrival order behind jobs that are waiting for a choice."""
+        """Keeps arrival order behind jobs that are waiting for a choice, unless its prefix is
+        there.
+        """
         if self._choosing.is_empty_for(job):
             await self._add(job, sequence)
+            return
+        prefix_key = await self._engine.prefix_key(sequence)
+
+        async def passes() -> bool:
+            has_video = sequence.frames is not None  # else there is hardly a prefix to share
+            return has_video and await self._engine.has_prefix(prefix_key)
+
+        if await passes():
+            await self._add(job, sequence)
         else:
-            async with self._choosing.turn(job):
+            async with self._choosing.turn(job, frozenset({prefix_key}), passes):
                 await self._add(job, sequence)
 
     async def _add(self, job: RunningJob, sequence: Sequence) -> None:
@@ -200,7 +222,7 @@ class JobTaker:
                 raise DeadlineUnreachableError(
                     "the first token would come after the deadline", retry_after_s=1
                 )
-        await self._engine.add(sequence)
+        self._choosing.note_prefix(await self._engine.add(sequence))
 
     async def _make_sequence(self, job: RunningJob) -> Sequence:
         request, frames = job.delivery.request, job.delivery.request.frames
@@ -234,17 +256,9 @@ class JobTaker:
             priority=request.priority,
         )
 
-    async def _choose(
-        self, job: RunningJob, sequence: Sequence, config: AutoConfig, *, may_wait: bool = True
-    ) -> CompressionConfig:
-        """The engine's choice, stored in Redis before any token is produced."""
-        chosen = await self._engine.choose_compression(
-            sequence,
-            config,
-            self._choosing.outlook,
-            accepted_at_s=job.delivery.request.accepted_at_s,
-            may_wait=may_wait,
-        )
+    async def _add_chosen(self, job: RunningJob, request: ChoiceRequest) -> None:
+        """The engine's choice is stored in Redis before any token is produced."""
+        chosen = request.cached or await self._engine.choose_compression(request)
         choice = CompressionChoice(
             compression=chosen.compression.as_dict(),
             level=chosen.level,
@@ -254,7 +268,8 @@ class JobTaker:
         await self._hold(job, lambda: self._note_choice(job, choice))
         self._metrics.count_choice(choice)
         job.take_choice(choice)
-        return chosen.compression
+        request.sequence.compression = chosen.compression
+        await self._add(job, request.sequence)
 
     async def _note_choice(self, job: RunningJob, choice: CompressionChoice) -> bool:
         queue = await self._leases.choose(job.delivery, choice)

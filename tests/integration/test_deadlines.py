@@ -1,8 +1,13 @@
 """Deadlines over HTTP: from the request to the job, and what a client gets when one passes."""
 
 import asyncio
+import re
+from collections import Counter
+from pathlib import Path
 
-from tests.integration.api import EventReader, RunningApi, ScriptedWorker
+from app.store.keys import RedisKeys
+from tests.integration.api import EventReader, RunningApi, ScriptedWorker, running_api
+from tests.integration.conftest import RedisServer
 from tests.integration.openai_client import PATH, hello
 
 
@@ -46,6 +51,29 @@ async def test_a_deadline_that_passes_while_the_job_waits_ends_it(
     whole = await api.post(stream=False, deadline_s=2)
     assert (whole.status_code, whole.json()["code"]) == (504, "deadline_exceeded")
     assert (await api.api.jobs.queue.depth("tiny")).waiting == 0
+    assert await ended(api) == {"client_deadline_exceeded": 2}
+
+
+async def test_the_servers_own_deadline_counts_against_the_service(
+    redis_server: RedisServer, keys: RedisKeys, tmp_path: Path, worker: ScriptedWorker
+) -> None:
+    async with running_api(redis_server.url, keys, tmp_path, job_timeout_s=2.0) as api:
+        response = await api.post(stream=False)
+        assert (response.status_code, response.json()["code"]) == (504, "deadline_exceeded")
+        assert await ended(api) == {"deadline_exceeded": 1}
+        body = {"messages": hello(), "deadline_s": 1}
+        completion = await api.client.post(PATH, json=body)
+        assert completion.json()["error"]["code"] == "deadline_exceeded", "clients see one code"
+        assert await ended(api) == {"deadline_exceeded": 1, "client_deadline_exceeded": 1}
+
+
+async def ended(api: RunningApi) -> dict[str, int]:
+    """How many jobs came to each end, as the API counts them."""
+    pattern = r'dycoke_requests_total{.*outcome="(\w+)".*} (\d+)'
+    counts: Counter[str] = Counter()
+    for outcome, number in re.findall(pattern, await api.metrics()):
+        counts[outcome] += int(number)
+    return {outcome: number for outcome, number in counts.items() if number}
 
 
 async def test_a_refusal_names_the_video_and_says_when_to_come_back(

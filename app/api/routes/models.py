@@ -55,7 +55,7 @@ async def list_models(api: ApiDep, _: PrincipalDep) -> ModelList:
     return ModelList(
         data=await _models(api),
         compression=CompressionPolicies(
-            default=api.submissions.compressions.default.as_dict(),
+            default=api.compressions.default.as_dict(),
             policies={
                 **{name: list(taken) for name, taken in POLICY_PARAMETERS.items()},
                 AUTO: list(AUTO_PARAMETERS),

@@ -58,7 +58,7 @@ class MetricsPage:
         pages = {
             number: page for number, page in zip(numbers, fetched, strict=True) if page is not None
         }
-        about = generate_latest(_AboutProcesses(table, pages.keys()))
+        about = generate_latest(AboutProcesses(table, pages.keys()))
         return merge(pages) + about
 
     async def _page_of(self, number: int) -> bytes | None:
@@ -110,7 +110,7 @@ def _labelled(sample: bytes, label: bytes) -> bytes:
     return b"%b{%b} %b" % (name, label, value)
 
 
-class _AboutProcesses(Collector):
+class AboutProcesses(Collector):
     """What is known of the processes apart from their own pages."""
 
     def __init__(self, table: ProcessTable, answering: Iterable[int]) -> None:

@@ -11,7 +11,8 @@
 -- as expected; `existing` with the job that answers for the same key and fingerprint, whereupon the
 -- place is given up; `conflict` for another fingerprint; `no_place`; `limited` where the owner has
 -- reached a limit; `too_late`, with `found` the ms by which it would miss its deadline (0: it has
--- passed); `no_room` where live jobs hold too much of the frames' budget, and nothing is reserved.
+-- passed); `no_room` where live jobs, or the owner's, hold too much of the frames' budget, and
+-- nothing is reserved.
 -- Else `found` is what a stored blob says of the frames, which are then pinned, or ''. `states` is
 -- what the owner has left of its limits, see `limit_states`; {} where that was not asked.
 --
@@ -50,6 +51,12 @@ if ARGV[22] ~= '' then
   local job = {owner = owner, length = ARGV[20], priority = ARGV[21]}
   local late_by = late_by_ms(model, job, tonumber(ARGV[22]))
   if late_by then return {'too_late', job_id, late_by, {}} end
+end
+if digest ~= '' then
+  local num_bytes = math.max(frames_share(digest), frame_bytes)
+  if not may_hold_frames(owner, digest, num_bytes, tonumber(ARGV[17])) then
+    return {'no_room', job_id, '', {}}
+  end
 end
 local is_to_read = digest ~= '' and redis.call('EXISTS', frames_key(digest)) == 0
 if is_to_read and frames_share(digest) < frame_bytes
