@@ -28,6 +28,7 @@ from redis.asyncio import Redis
 from app.errors import FrameStoreFullError, StoreUnavailableError
 from app.store.client import Scripts, in_our_words, milliseconds, shared_connection
 from app.store.keys import RedisKeys
+from dycoke_core.frame_resizing import DEFAULT_RESIZING, Resizing
 from dycoke_core.frame_size import PixelLimits
 from dycoke_core.frame_spread import DEFAULT_SPREAD, Spread
 from dycoke_core.video import FrameSpec, VideoFrames
@@ -163,6 +164,7 @@ def frames_digest(
     end_s: float | None,
     sampling: Sampling,
     spread: Spread = DEFAULT_SPREAD,
+    resizing: Resizing = DEFAULT_RESIZING,
     salt: str = "",
 ) -> str:
     """Names a blob by everything that its pixels depend on.
@@ -177,6 +179,8 @@ def frames_digest(
     ]
     if spread != DEFAULT_SPREAD:
         parts.append({"spread": spread})
+    if resizing != DEFAULT_RESIZING:
+        parts.append({"resizing": resizing})
     if salt:
         parts.append(salt)
     return sha256(json.dumps(parts).encode()).hexdigest()

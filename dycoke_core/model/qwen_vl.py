@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from dycoke_core.compression.flops import TextGeometry, VisionGeometry
+from dycoke_core.frame_resizing import Resizing
 from dycoke_core.frame_size import PixelLimits
 from dycoke_core.frame_spread import Spread
 from dycoke_core.model.adapter import Clip, EmbeddedPrefix, LayerSpec, PromptLayout
@@ -32,7 +33,7 @@ from dycoke_core.model.mrope import (
 )
 from dycoke_core.model.temporal_patches import TemporalPatches
 from dycoke_core.model.transformers_model import TransformersModel
-from dycoke_core.preprocess import PromptEncoder
+from dycoke_core.preprocess import PromptEncoder, resizing_of_processor
 from dycoke_core.sequence import ChatMessage, FrameTiming
 from dycoke_core.transfer import to_device
 
@@ -54,6 +55,7 @@ class QwenVL(TransformersModel):
     model: Any
     prompt_encoder: PromptEncoder
     patches: TemporalPatches
+    resizing: Resizing
     eos_token_ids: frozenset[int]
     weights_digest: str
     text_geometry: TextGeometry = field(init=False)
@@ -82,6 +84,7 @@ class QwenVL(TransformersModel):
             patches=TemporalPatches.of_processor(
                 settings, limits_whole_video=cls.limits_whole_video
             ),
+            resizing=resizing_of_processor(settings, default="bicubic"),
             eos_token_ids=checkpoint.eos_token_ids,
             weights_digest=checkpoint.weights_digest,
         )
@@ -105,6 +108,10 @@ class QwenVL(TransformersModel):
     @property
     def frame_limits(self) -> PixelLimits:
         return self.patches.limits
+
+    @property
+    def frame_resizing(self) -> Resizing:
+        return self.resizing
 
     def token_grid(self, height: int, width: int) -> tuple[int, int]:
         return self.patches.token_grid(height, width)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
 from dycoke_core.errors import InvalidRequestError
+from dycoke_core.frame_resizing import DEFAULT_RESIZING, Resizing
 from dycoke_core.frame_size import PixelLimits
 from dycoke_core.frame_spread import DEFAULT_SPREAD, Spread
 
@@ -74,6 +75,7 @@ class FrameSpec:
         image_size: side of square frames, in pixels, whatever the video's shape; or the limits
             within which frames keep it.
         spread: where they stand in the clip, or among its keyframes.
+        resizing: how they come to their size.
 
     Raises:
         InvalidRequestError: a value outside its range.
@@ -85,6 +87,7 @@ class FrameSpec:
     end_s: float | None = None
     sampling: Sampling = "uniform"
     spread: Spread = DEFAULT_SPREAD
+    resizing: Resizing = DEFAULT_RESIZING
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_frames <= MAX_FRAMES:
