@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from dycoke_core.errors import InvalidRequestError, ModelLoadError
-from dycoke_core.frame_resizing import Resizing
+from dycoke_core.model_frames import Resizing
 from dycoke_core.sequence import ChatMessage
 
 _RESIZINGS: Mapping[int, Resizing] = {2: "bilinear", 3: "bicubic"}  # by Pillow's number of each

@@ -28,9 +28,7 @@ from redis.asyncio import Redis
 from app.errors import FrameStoreFullError, StoreUnavailableError
 from app.store.client import Scripts, in_our_words, milliseconds, shared_connection
 from app.store.keys import RedisKeys
-from dycoke_core.frame_resizing import DEFAULT_RESIZING, Resizing
-from dycoke_core.frame_size import PixelLimits
-from dycoke_core.frame_spread import DEFAULT_SPREAD, Spread
+from dycoke_core.model_frames import DEFAULT_RESIZING, DEFAULT_SPREAD, PixelLimits, Resizing, Spread
 from dycoke_core.video import FrameSpec, VideoFrames
 from dycoke_core.video.types import MAX_PIXEL_BYTES, ReaderName, Sampling
 

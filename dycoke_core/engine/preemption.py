@@ -8,8 +8,9 @@ path, so its answer continues as if nothing had happened.
 Whoever asks for low priority agrees to that. Others do not make room, for they may be those of
 another client, who has not been asked. Sequences with the least work to repeat go first, then the
 youngest, and no more than are needed. None goes in vain: where all that may go would not make
-enough room, nobody does. None makes room more than `MAX_PREEMPTIONS` times, nor if it was admitted
-because its turn had come while better ones waited (`dycoke_core.precedence`), so all of them end.
+enough room, in bytes (`dycoke_core.engine.room`), nobody does. None makes room more than
+`MAX_PREEMPTIONS` times, nor if it was admitted because its turn had come while better ones waited
+(`dycoke_core.precedence`), so all of them end.
 """
 
 from collections.abc import Callable, Iterable, Sequence

@@ -15,7 +15,6 @@ from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
 from dycoke_core.compression.flops import TextGeometry, VisionGeometry
 from dycoke_core.errors import ModelLoadError
-from dycoke_core.frame_resizing import Resizing
 from dycoke_core.model.adapter import (
     Clip,
     EmbeddedPrefix,
@@ -26,11 +25,12 @@ from dycoke_core.model.adapter import (
     Text,
     Units,
 )
-from dycoke_core.model.attention import LayerAttention
 from dycoke_core.model.checkpoint import Checkpoint
 from dycoke_core.model.geometry import layer_specs, text_geometry
+from dycoke_core.model.layer_attention import LayerAttention
 from dycoke_core.model.mrope import kept_places
 from dycoke_core.model.transformers_model import TransformersModel
+from dycoke_core.model_frames import Resizing
 from dycoke_core.preprocess import FrameNormalizer, PromptEncoder, resizing_of_processor
 from dycoke_core.sequence import ChatMessage, FrameTiming
 

@@ -10,11 +10,9 @@ from transformers import PreTrainedTokenizerFast
 
 from dycoke_core.compression.flops import TextGeometry
 from dycoke_core.errors import InvalidRequestError
-from dycoke_core.frame_resizing import DEFAULT_RESIZING, Resizing
-from dycoke_core.frame_size import PixelLimits
-from dycoke_core.frame_spread import DEFAULT_SPREAD, Spread
 from dycoke_core.model.adapter import Clip, EmbeddedPrefix, PromptLayout
-from dycoke_core.model.attention import LayerAttention
+from dycoke_core.model.layer_attention import LayerAttention
+from dycoke_core.model_frames import DEFAULT_RESIZING, DEFAULT_SPREAD, PixelLimits, Resizing, Spread
 from dycoke_core.preprocess import PromptEncoder
 from dycoke_core.transfer import to_device
 

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from dycoke_core.cores import num_usable_cores
 from dycoke_core.errors import InvalidRequestError, SandboxUnavailableError
-from dycoke_core.frame_resizing import DEFAULT_RESIZING
+from dycoke_core.model_frames import DEFAULT_RESIZING
 from dycoke_core.video.containers import Container
 from dycoke_core.video.fork_client import ForkServer
 from dycoke_core.video.forked_child import Confinement, TaskFailure
@@ -33,8 +33,6 @@ from dycoke_core.video.refusals import (
     as_dycoke_error,
     refuse_beyond_limits,
     unreadable_frame,
-    warnings_about,
-    warnings_of,
 )
 from dycoke_core.video.replies import (
     Headers,
@@ -233,7 +231,7 @@ class FrameReaders:
         return plan
 
     async def _read(self, reading: _Reading) -> VideoFrames:
-        warnings = warnings_about(reading.plan, reading.spec)
+        warnings = reading.plan.warnings(reading.spec)
         if reading.plan.key_pts:
             with suppress(_OtherwiseReadableError):
                 return await self._read_keyframes(reading, warnings)
@@ -298,7 +296,7 @@ class FrameReaders:
             on_progress=reading.on_progress,
         )
         pixels = map_pixels(*reading.pixels)
-        warnings = warnings + warnings_of(placed, plan)
+        warnings = warnings + placed.warnings(plan)
         return VideoFrames(pixels, placed.indices, placed.timestamps_s, "pyav", tuple(warnings))
 
     async def _run(

@@ -13,7 +13,7 @@ from av.video.frame import VideoFrame
 from av.video.plane import VideoPlane
 from PIL import Image
 
-from dycoke_core.frame_resizing import Resizing
+from dycoke_core.model_frames import Resizing
 
 Resize = Callable[[VideoFrame], npt.NDArray[np.uint8]]
 Filters = list[tuple[str, str]]  # name and options of each

@@ -20,8 +20,7 @@ import pytest
 import pytest_asyncio
 from PIL import Image, ImageOps
 
-from dycoke_core.frame_resizing import Resizing
-from dycoke_core.frame_size import PixelLimits
+from dycoke_core.model_frames import PixelLimits, Resizing
 from dycoke_core.video import FrameReaders, FrameSpec, ReadLimits, VideoFrames
 from tests.pictures import frame_list, painted, saved
 from tests.video_clips import make_clip, make_flat_clip

@@ -11,7 +11,7 @@ from contextlib import suppress
 
 class FramesInHand:
     """Who does not fit waits, first come, first served. Frames that alone are more than the budget
-    get their turn when there are no others.
+    are admitted when there are no others.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -25,18 +25,18 @@ class FramesInHand:
 
     async def take(self, num_bytes: int) -> None:
         """Waits until there is room; whoever is cancelled meanwhile holds nothing."""
-        turn = asyncio.get_running_loop().create_future()
-        place = (num_bytes, turn)
-        self._waiting.append(place)
+        admitted = asyncio.get_running_loop().create_future()
+        entry = (num_bytes, admitted)
+        self._waiting.append(entry)
         self._admit()
         try:
-            await turn
+            await admitted
         except asyncio.CancelledError:
-            if turn.cancelled():
+            if admitted.cancelled():
                 with suppress(ValueError):  # `_admit` has passed it over
-                    self._waiting.remove(place)
+                    self._waiting.remove(entry)
                 self._admit()
-            else:  # it came to its turn just then
+            else:  # it was admitted just then
                 self.give_back(num_bytes)
             raise
 
@@ -46,12 +46,12 @@ class FramesInHand:
 
     def _admit(self) -> None:
         while self._waiting:
-            num_bytes, turn = self._waiting[0]
-            if turn.done():  # cancelled, and not yet told so
+            num_bytes, admitted = self._waiting[0]
+            if admitted.done():  # cancelled, and not yet told so
                 self._waiting.popleft()
                 continue
             if self._used_bytes and self._used_bytes + num_bytes > self._max_bytes:
                 return
             self._waiting.popleft()
             self._used_bytes += num_bytes
-            turn.set_result(None)
+            admitted.set_result(None)

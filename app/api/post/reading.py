@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from app.api.errors import INTERNAL_ERROR, incident_message, log_incident
-from app.api.post.admission import Place
 from app.api.post.frames_in_hand import FramesInHand
+from app.api.post.places import Place
 from app.api.post.second_try import SecondTryReaders, fell_back_after_kill
 from app.api.post.wanted_frames import WantedFrames, with_frames
 from app.errors import JobNotFoundError, StoreUnavailableError

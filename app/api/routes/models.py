@@ -13,8 +13,7 @@ from app.errors import ModelNotFoundError
 from app.messages import FrameLimits
 from dycoke_core.auto import AUTO, AUTO_PARAMETERS
 from dycoke_core.config import POLICY_PARAMETERS
-from dycoke_core.frame_resizing import Resizing
-from dycoke_core.frame_spread import Spread
+from dycoke_core.model_frames import Resizing, Spread
 
 router = APIRouter(tags=["models"], responses=OPENAI_ERRORS)
 
@@ -57,7 +56,7 @@ async def list_models(api: ApiDep, _: PrincipalDep) -> ModelList:
     return ModelList(
         data=await _models(api),
         compression=CompressionPolicies(
-            default=api.submissions.compressions.default.as_dict(),
+            default=api.compressions.default.as_dict(),
             policies={
                 **{name: list(taken) for name, taken in POLICY_PARAMETERS.items()},
                 AUTO: list(AUTO_PARAMETERS),

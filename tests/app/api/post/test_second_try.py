@@ -8,7 +8,7 @@ from typing import cast
 import numpy as np
 import pytest
 
-from app.api.post.reader_places import ReaderPlaces
+from app.api.post.reader_slots import ReaderSlots
 from app.api.post.second_try import SecondTryReaders, fell_back_after_kill
 from app.process_table import ProcessTable
 from dycoke_core.errors import UnreadableVideoError, VideoError, VideoReaderKilledError
@@ -60,8 +60,8 @@ def inner() -> Readers:
 
 @pytest.fixture
 def readers(inner: Readers, process_table: ProcessTable) -> SecondTryReaders:
-    places = ReaderPlaces(process_table, 2)
-    return SecondTryReaders(cast(FrameReaders, inner), places)
+    slots = ReaderSlots(process_table, 2)
+    return SecondTryReaders(cast(FrameReaders, inner), slots)
 
 
 async def test_killed_reader_gets_one_more_try_alone(

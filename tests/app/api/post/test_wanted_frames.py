@@ -15,7 +15,7 @@ from app.api.post.wanted_frames import (
 from app.api.schemas import ChatFields
 from app.messages import FrameLimits
 from app.store.frame_store import encode_frames
-from dycoke_core.frame_resizing import Resizing
+from dycoke_core.model_frames import Resizing
 from dycoke_core.video import FrameSpec, VideoFrames
 from tests.cards import model_card
 from tests.integration.jobs import make_request

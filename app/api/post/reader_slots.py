@@ -1,7 +1,7 @@
 """How many frame readers run at a time, in all API processes of a machine together.
 
-Places are locks in the processes' table (`app.process_table`), so those of a process that died are
-free at once. Waits: for a place, until another reader ends, which the readers' own time limits see
+Slots are locks in the processes' table (`app.process_table`), so those of a process that died are
+free at once. Waits: for a slot, until another reader ends, which the readers' own time limits see
 to; waiters look again every `POLL_S`, since other processes' locks notify nobody.
 """
 
@@ -13,19 +13,19 @@ from app.process_table import Lock, ProcessTable
 
 POLL_S = 0.02
 
-_TURN = 0  # the number of the lock to hold while looking for places
+_LOOKING = 0  # the number of the lock to hold while looking for slots
 
 
-class ReaderPlaces:
+class ReaderSlots:
     """Args:
-    num_places: for probes, and as many for reads.
+    num_slots: for probes, and as many for reads.
     """
 
-    def __init__(self, table: ProcessTable, num_places: int) -> None:
+    def __init__(self, table: ProcessTable, num_slots: int) -> None:
         self._table = table
-        self._probes = _Places(range(1, 1 + num_places))
-        self._reads = _Places(range(1 + num_places, 1 + 2 * num_places))
-        self._turn = asyncio.Lock()  # those of this process take turns first come, first served
+        self._probes = _Slots(range(1, 1 + num_slots))
+        self._reads = _Slots(range(1 + num_slots, 1 + 2 * num_slots))
+        self._looking = asyncio.Lock()  # of this process: first come, first served
 
     @asynccontextmanager
     async def to_probe(self) -> AsyncIterator[None]:
@@ -39,33 +39,33 @@ class ReaderPlaces:
 
     @asynccontextmanager
     async def alone(self) -> AsyncIterator[None]:
-        """Holds every place, once those that have one are through; nobody gets one meanwhile."""
+        """Holds every slot, once those that have one are through; nobody gets one meanwhile."""
         with ExitStack() as held:
-            async with self._turn:
-                held.callback((await self._lock(_TURN)).release)
+            async with self._looking:
+                held.callback((await self._lock(_LOOKING)).release)
                 for number in (*self._probes.numbers, *self._reads.numbers):
                     held.callback((await self._lock(number)).release)
                 yield
 
     @asynccontextmanager
-    async def _one_of(self, places: "_Places") -> AsyncIterator[None]:
-        async with places.free:
-            place = await self._take(places.numbers)
+    async def _one_of(self, slots: "_Slots") -> AsyncIterator[None]:
+        async with slots.free:
+            slot = await self._take(slots.numbers)
             try:
                 yield
             finally:
-                place.release()
+                slot.release()
 
     async def _take(self, numbers: Sequence[int]) -> Lock:
         while True:
-            async with self._turn:
-                turn = await self._lock(_TURN)
+            async with self._looking:
+                looking = await self._lock(_LOOKING)
                 try:
-                    place = self._try(numbers)
+                    slot = self._try(numbers)
                 finally:
-                    turn.release()
-            if place is not None:
-                return place
+                    looking.release()
+            if slot is not None:
+                return slot
             await asyncio.sleep(POLL_S)
 
     async def _lock(self, number: int) -> Lock:
@@ -77,8 +77,8 @@ class ReaderPlaces:
         return next(filter(None, map(self._table.try_lock, numbers)), None)
 
 
-class _Places:
-    """One kind of places: the numbers of their locks."""
+class _Slots:
+    """One kind of slots: the numbers of their locks."""
 
     def __init__(self, numbers: Sequence[int]) -> None:
         self.numbers = numbers

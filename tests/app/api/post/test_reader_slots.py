@@ -1,4 +1,4 @@
-"""Places for frame readers: shared by processes, each played by a `ReaderPlaces` of its own."""
+"""Slots for frame readers: shared by processes, each played by a `ReaderSlots` of its own."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -6,28 +6,28 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import pytest
 
-from app.api.post.reader_places import POLL_S, ReaderPlaces
+from app.api.post.reader_slots import POLL_S, ReaderSlots
 from app.process_table import ProcessTable
 
 PATIENCE_S = 20.0
-NUM_PLACES = 2
+NUM_SLOTS = 2
 
 
 @pytest.fixture
-def both(process_table: ProcessTable) -> tuple[ReaderPlaces, ReaderPlaces]:
-    return ReaderPlaces(process_table, NUM_PLACES), ReaderPlaces(process_table, NUM_PLACES)
+def both(process_table: ProcessTable) -> tuple[ReaderSlots, ReaderSlots]:
+    return ReaderSlots(process_table, NUM_SLOTS), ReaderSlots(process_table, NUM_SLOTS)
 
 
 class Visit:
-    """A reader that stays in its place until it is told to go."""
+    """A reader that stays in its slot until it is told to go."""
 
-    def __init__(self, place: AbstractAsyncContextManager[None]) -> None:
+    def __init__(self, slot: AbstractAsyncContextManager[None]) -> None:
         self.is_in = asyncio.Event()
         self._may_go = asyncio.Event()
-        self.task = asyncio.create_task(self._run(place))
+        self.task = asyncio.create_task(self._run(slot))
 
-    async def _run(self, place: AbstractAsyncContextManager[None]) -> None:
-        async with place:
+    async def _run(self, slot: AbstractAsyncContextManager[None]) -> None:
+        async with slot:
             self.is_in.set()
             await self._may_go.wait()
 
@@ -42,8 +42,8 @@ class Visit:
 
 
 @asynccontextmanager
-async def visiting(*places: AbstractAsyncContextManager[None]) -> AsyncIterator[list[Visit]]:
-    visits = [Visit(place) for place in places]
+async def visiting(*slots: AbstractAsyncContextManager[None]) -> AsyncIterator[list[Visit]]:
+    visits = [Visit(slot) for slot in slots]
     yield visits
     for visit in visits:
         visit.task.cancel()
@@ -56,7 +56,7 @@ async def look_twice() -> None:
 
 @pytest.mark.parametrize("kind", ["to_read", "to_probe"])
 async def test_processes_share_the_places_of_each_kind(
-    both: tuple[ReaderPlaces, ReaderPlaces], kind: str
+    both: tuple[ReaderSlots, ReaderSlots], kind: str
 ) -> None:
     here: Callable[[], AbstractAsyncContextManager[None]] = getattr(both[0], kind)
     there: Callable[[], AbstractAsyncContextManager[None]] = getattr(both[1], kind)
@@ -73,17 +73,17 @@ async def test_processes_share_the_places_of_each_kind(
 
 
 async def test_probes_and_reads_have_places_of_their_own(
-    both: tuple[ReaderPlaces, ReaderPlaces],
+    both: tuple[ReaderSlots, ReaderSlots],
 ) -> None:
-    reads = [places.to_read() for places in both]
-    probes = [places.to_probe() for places in both]
+    reads = [slots.to_read() for slots in both]
+    probes = [slots.to_probe() for slots in both]
     async with visiting(*reads, *probes) as visits:
         for visit in visits:
             await visit.wait_until_in()
 
 
 async def test_who_is_alone_is_so_in_all_processes(
-    both: tuple[ReaderPlaces, ReaderPlaces],
+    both: tuple[ReaderSlots, ReaderSlots],
 ) -> None:
     here, there = both
     async with visiting(here.to_read(), there.to_probe()) as before:
@@ -105,7 +105,7 @@ async def test_who_is_alone_is_so_in_all_processes(
 
 
 async def test_two_that_want_to_be_alone_are_so_one_after_the_other(
-    both: tuple[ReaderPlaces, ReaderPlaces],
+    both: tuple[ReaderSlots, ReaderSlots],
 ) -> None:
     async with visiting(both[0].alone(), both[1].alone()) as visits:
         done, _ = await asyncio.wait(
@@ -120,7 +120,7 @@ async def test_two_that_want_to_be_alone_are_so_one_after_the_other(
 
 
 async def test_cancelled_waiting_leaves_nothing_behind(
-    both: tuple[ReaderPlaces, ReaderPlaces],
+    both: tuple[ReaderSlots, ReaderSlots],
 ) -> None:
     here, there = both
     async with visiting(here.to_read()) as (reader,):
