@@ -70,6 +70,7 @@ class FakeEngine:
             image_size=self.image_size,
             frame_limits=self.frame_limits,
             frame_spread="floor",
+            frame_resizing="decoder",
             tokens_per_frame=4,
             frames_per_unit=1,
             num_layers=2,
