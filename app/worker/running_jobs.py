@@ -52,7 +52,7 @@ class RunningJob:
         self.policy = self.delivery.request.policy_label
 
     def take_choice(self, choice: CompressionChoice) -> None:
-        """Answers with what policy `auto` chose, and says so with the job's next events."""
+        """Answers with what policy `auto` chose. `Publisher.tell_choice` says so at once."""
         self.choice = choice
         self.statuses.append(StatusEvent(stage="encoding", auto=choice))
         self.policy = str(choice.compression["policy"])

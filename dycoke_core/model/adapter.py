@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerFast
 
 from dycoke_core.compression.flops import TextGeometry, VisionGeometry
 from dycoke_core.model.layer_attention import LayerAttention
-from dycoke_core.model_frames import PixelLimits, Spread
+from dycoke_core.model_frames import PixelLimits, Resizing, Spread
 from dycoke_core.preprocess import Prompt
 from dycoke_core.sequence import ChatMessage, FrameTiming
 
@@ -212,6 +212,11 @@ class VideoLanguageModel(Protocol):
     @property
     def frame_spread(self) -> Spread:
         """Which frames of a clip its processor takes."""
+        ...
+
+    @property
+    def frame_resizing(self) -> Resizing:
+        """How they come to their size."""
         ...
 
     @property
