@@ -135,8 +135,7 @@ class JobTaker:
                 "is_suspect": delivery.is_suspect,
             },
         )
-        if delivery.queue is not None:
-            self._entrance.note(delivery.queue)
+        self._entrance.note_taken(delivery)
         job = RunningJob.of(delivery)
         self._jobs.add(job)
         job.loading = asyncio.create_task(self._load(job))
