@@ -28,6 +28,7 @@ from app.api.openai.intake import CompletionIntake
 from app.api.openapi import install_openapi
 from app.api.page.assets import docs_assets, page_assets
 from app.api.post.cancelling import Cancellations
+from app.api.post.chat_intake import ChatIntake
 from app.api.post.orphans import Orphans
 from app.api.post.reader_slots import ReaderSlots
 from app.api.post.reading import FrameReading
@@ -275,6 +276,8 @@ async def _start(
         registry=registry,
         videos=videos,
         frames=frames,
+        compressions=compressions,
+        chat_intake=ChatIntake(settings, compressions, uploads),
         completion_intake=partial(
             CompletionIntake,
             settings,

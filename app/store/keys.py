@@ -24,8 +24,8 @@
     {p}:share:{model}:{owner} zset     `job_id length` -> rank of its priority and arrival, of an
                                        owner's waiting jobs (`lua/share.lua`); TTL
     {p}:tags:{model}         hash      now -> virtual time of that order; owner:{owner} -> when the
-                                       owner's last job will have had its share; ahead:{owner} -> how
-                                       many of its jobs have their turns, where some have none;
+                                       owner's last job will have had its share; ahead:{owner} ->
+                                       how many of its jobs have their turns, where some have none;
                                        passed:{owner} -> how often in a row its oldest was passed
                                        over; has_share:{owner}; arrivals -> jobs so far; TTL
     {p}:given:{model}        hash      entry -> job_id, of entries that were given to another job

@@ -49,13 +49,15 @@ class FirstTokenPredictor:
     def work_ahead(
         self, priority: Priority = PRIORITIES[-1], shared_keys: Collection[str] = ()
     ) -> Work:
-        """What the engine has to do before a sequence that is added now.
+        """What the engine has to do before a sequence that is added now. Asked after every step for
+        each choice that waits, so sequences that only decode cost next to nothing.
 
         Args:
             priority: the lowest of what counts.
             shared_keys: of prefixes and videos that count whoever makes them.
         """
-        everyone = (*self._scheduler.running, *self._scheduler.waiting)
+        running = (state for state in self._scheduler.running if state.has_prompt_left)
+        everyone = (*running, *self._scheduler.waiting)
         ahead = [state for state in everyone if RANKS[state.priority] <= RANKS[priority]]
         shared = {
             key: work
@@ -68,17 +70,17 @@ class FirstTokenPredictor:
 
     def own_work(self, state: SequenceState) -> Work:
         """What a sequence adds that is not in the engine yet."""
-        is_cached = self.has_prefix(state)
+        is_cached = self.has_prefix(state.prefix_key)
         is_encoded = is_cached or self._is_encoded(state)
         return Work(
             vision_patches=0 if is_encoded else self._patches(state, len(state.distinct_units)),
             prompt_tokens=(0 if is_cached else state.num_prefix_tokens) + state.num_question_tokens,
         )
 
-    def has_prefix(self, state: SequenceState) -> bool:
-        """Whether its prefix is there or on its way."""
-        return self._admission.has_prefix(state.prefix_key) or any(
-            other.prefix_key == state.prefix_key for other in self._scheduler.waiting
+    def has_prefix(self, key: str) -> bool:
+        """Whether a prefix is there or on its way."""
+        return self._admission.has_prefix(key) or any(
+            other.prefix_key == key for other in self._scheduler.waiting
         )
 
     def _is_encoded(self, state: SequenceState) -> bool:

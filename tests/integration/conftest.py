@@ -16,7 +16,7 @@ from redis import Redis as SyncRedis
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from app import child
+from app import dies_with_parent
 from app.__main__ import main
 from app.embedded_redis import find_redis_server
 from app.store.client import connect
@@ -64,8 +64,8 @@ class RedisServer:
             "logfile": str(self.folder / "log"),
         }
         words = [word for name, value in options.items() for word in (f"--{name}", value)]
-        # Dies with the tests, however they end. Call this on the main thread: see `app.child`.
-        wrapper = (sys.executable, "-I", "-S", child.__file__, str(os.getpid()), "9")
+        # Dies with the tests, however they end. Call this on the main thread: it dies with that.
+        wrapper = (sys.executable, "-I", "-S", dies_with_parent.__file__, str(os.getpid()), "9")
         self._process = subprocess.Popen([*wrapper, find_redis_server(), *words])
         until = time.monotonic() + 20
         with SyncRedis(unix_socket_path=str(self.socket)) as client:

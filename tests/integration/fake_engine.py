@@ -8,6 +8,7 @@ A question may hold words that steer it:
     fail         the sequence fails at the third new token
     refuse       `add` refuses the sequence
     known        its prefix is there
+    video:NAME   others that say so have the same prefix, at the same compression
 """
 
 import os
@@ -17,8 +18,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from dycoke_core.auto import AutoConfig, Choice, Reason
-from dycoke_core.config import DEFAULT_PRIORITY, Priority
+from dycoke_core.auto import AutoConfig, CachedChoice, Choice, Reason
+from dycoke_core.config import DEFAULT_PRIORITY, CompressionConfig, Priority
 from dycoke_core.engine_card import EngineCard, EngineStats
 from dycoke_core.errors import EngineError, PromptTooLongError
 from dycoke_core.kept_sets import KeptHistory, KeptRecorder
@@ -50,12 +51,14 @@ class FakeEngine:
     auto_level: int = 1
     first_token_s: float | None = None  # as it predicts
     may_choose: bool = True  # while it has work
+    num_asked_to_choose: int = 0
     outlooks: list[Outlook] = field(default_factory=list)  # of each choice
     waited_s: list[float] = field(default_factory=list)  # of each choice
     sequences: dict[str, Sequence] = field(default_factory=dict)
     aborted: list[str] = field(default_factory=list)
     seen: list[Sequence] = field(default_factory=list)  # all that were added
     forgotten: list[str] = field(default_factory=list)
+    prefixes: set[str] = field(default_factory=set)  # of all that were added
 
     @property
     def card(self) -> EngineCard:
@@ -67,6 +70,7 @@ class FakeEngine:
             image_size=self.image_size,
             frame_limits=self.frame_limits,
             frame_spread="floor",
+            frame_resizing="decoder",
             tokens_per_frame=4,
             frames_per_unit=1,
             num_layers=2,
@@ -92,7 +96,7 @@ class FakeEngine:
             kv_bytes_budget=40,
         )
 
-    def add(self, sequence: Sequence) -> None:
+    def add(self, sequence: Sequence) -> str:
         if "refuse" in words(sequence):
             raise PromptTooLongError("the prompt is too long")
         size = self.image_size
@@ -103,13 +107,17 @@ class FakeEngine:
         )
         self.sequences[sequence.sequence_id] = sequence
         self.seen.append(sequence)
+        self.prefixes.add(self.prefix_key(sequence))
+        return self.prefix_key(sequence)
 
-    def has_prefix(self, sequence: Sequence, config: AutoConfig) -> bool:
-        if "refuse" in words(sequence):
-            raise PromptTooLongError("the prompt is too long")
-        return "known" in words(sequence)
+    def prefix_key(self, sequence: Sequence) -> str:
+        return prefix_key(sequence, sequence.compression)
+
+    def has_prefix(self, key: str) -> bool:
+        return key in self.prefixes
 
     def can_choose(self, config: AutoConfig, priority: Priority = DEFAULT_PRIORITY) -> bool:
+        self.num_asked_to_choose += 1
         return self.may_choose
 
     def choose_compression(
@@ -119,6 +127,7 @@ class FakeEngine:
         outlook: Outlook = NOTHING_WAITS,
         *,
         waited_s: float = 0.0,
+        queued_s: float = 0.0,
     ) -> Choice:
         """The level that `auto_level` says."""
         assert sequence.frames is not None
@@ -128,6 +137,28 @@ class FakeEngine:
             raise PromptTooLongError("the prompt is too long")
         level = config.ladder[self.auto_level]
         return Choice(self.auto_level, level, Reason.OBJECTIVE, waited_s + 0.5)
+
+    def choose_cached(
+        self,
+        sequence: Sequence,
+        config: AutoConfig,
+        outlook: Outlook = NOTHING_WAITS,
+        *,
+        waited_s: float = 0.0,
+        queued_s: float = 0.0,
+    ) -> CachedChoice:
+        """The weakest level whose prefix is there."""
+        if "refuse" in words(sequence):
+            raise PromptTooLongError("the prompt is too long")
+        keys = [prefix_key(sequence, level) for level in config.ladder]
+        hits = [place for place, key in enumerate(keys) if key in self.prefixes]
+        if "known" in words(sequence):
+            hits = [self.auto_level]
+        if not hits:
+            return CachedChoice(None, frozenset(keys))
+        self.outlooks.append(outlook)
+        choice = Choice(hits[0], config.ladder[hits[0]], Reason.CACHED, waited_s + 0.5)
+        return CachedChoice(choice, frozenset(keys))
 
     def predict_first_token_s(self, sequence: Sequence) -> float | None:
         return self.first_token_s
@@ -198,6 +229,12 @@ def question(sequence: Sequence) -> str:
 
 def words(sequence: Sequence) -> list[str]:
     return question(sequence).split()
+
+
+def prefix_key(sequence: Sequence, compression: CompressionConfig) -> str:
+    """By the question's words "video:NAME", so that tests say who shares one."""
+    videos = [word for word in words(sequence) if word.startswith("video:")]
+    return f"{videos[0] if videos else sequence.sequence_id} {compression}"
 
 
 def step_time_s(sequence: Sequence) -> float:

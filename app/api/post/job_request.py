@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 
 from app.api.compressions import Compressions
 from app.api.errors import InvalidFieldsError
-from app.api.post.admission import choose_model
+from app.api.post.places import choose_model
 from app.api.post.prompt_size import check_prompt
 from app.api.post.wanted_frames import WantedFrames, frame_spec, frames_wanted
 from app.api.schemas import ChatFields
@@ -34,7 +34,7 @@ class Extras:
     Args:
         video_turn: index of the user turn that the video belongs to; None: the first one.
         warnings: what it asks and does not get, for the receipt.
-        tells_prompt_tokens: with the first token, so that usage can be told with each.
+        tells_prompt_tokens: with the first token, so that each can carry the usage so far.
     """
 
     video_turn: int | None = None

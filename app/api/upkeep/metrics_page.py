@@ -58,7 +58,7 @@ class MetricsPage:
         pages = {
             number: page for number, page in zip(numbers, fetched, strict=True) if page is not None
         }
-        about = generate_latest(_AboutProcesses(table, pages.keys()))
+        about = generate_latest(AboutProcesses(table, pages.keys()))
         return merge(pages) + about
 
     async def _page_of(self, number: int) -> bytes | None:
@@ -80,7 +80,7 @@ class MetricsPage:
 def merge(pages: Mapping[int, bytes]) -> bytes:
     """One page of several in Prometheus' text format, each sample with its process' number.
 
-    A family's samples stand together, under the one description that the format allows it.
+    A family's samples are together, under the one description that the format allows it.
     """
     families: dict[bytes, tuple[list[bytes], list[bytes]]] = {}  # name: description, samples
     for number, page in pages.items():
@@ -110,7 +110,7 @@ def _labelled(sample: bytes, label: bytes) -> bytes:
     return b"%b{%b} %b" % (name, label, value)
 
 
-class _AboutProcesses(Collector):
+class AboutProcesses(Collector):
     """What is known of the processes apart from their own pages."""
 
     def __init__(self, table: ProcessTable, answering: Iterable[int]) -> None:

@@ -1,12 +1,15 @@
 """Policy `auto` in a worker: what it chooses, what crosses Redis, what the receipt says."""
 
+from typing import Any
+
+import pytest
 from redis.asyncio import Redis
 
 from app.messages import CompressionChoice, DoneEvent, ErrorEvent, JobEvent, StatusEvent
 from app.settings import Settings
 from app.store.keys import RedisKeys
 from dycoke_core.auto import DEFAULT_LADDER, AutoConfig, Reason
-from tests.integration.fake_engine import answer
+from tests.integration.fake_engine import answer, question
 from tests.integration.jobs import leases_of, take
 from tests.integration.workers import Client, running, token_ids, wait_until
 
@@ -110,8 +113,11 @@ async def test_a_worker_learns_what_waits_with_each_job_and_each_choice(
     choice = CompressionChoice(
         compression={"policy": "full"}, level=0, reason=Reason.OBJECTIVE, predicted_ttft_s=1.0
     )
-    queue = await leases.choose(first, choice)
-    assert queue is not None and len(queue.queued_at) == 58
+    noted = await leases.choose(first, choice)
+    assert noted is not None and noted.choice == choice and len(noted.queue.queued_at) == 58
+    later = choice.model_copy(update={"level": 3})
+    again = await leases.choose(first, later)
+    assert again is not None and again.choice == choice, "the first one that is stored holds"
     quoted = await client.ask('{"policy":"auto"}', compression={"policy": "full"})
     while (last := await take(other)).job_id != quoted:
         pass
@@ -142,6 +148,42 @@ async def test_choices_are_made_when_the_engine_has_little_else_to_do(
             assert isinstance((await client.events(job_id))[-1], DoneEvent)
         await client.cancel(busy)
     assert len(worker.engine.outlooks) == 3
+
+
+@pytest.mark.parametrize("waiting", [AUTO.as_dict(), DEFAULT_LADDER[2].as_dict()])
+async def test_who_waits_for_a_choice_passes_when_its_prefix_is_on_its_way(
+    settings: Settings, client: Client, waiting: dict[str, Any]
+) -> None:
+    async with running(settings) as worker:
+        worker.engine.may_choose = False
+        busy = await client.ask("sleep:0.01", max_tokens=10_000)
+        await client.wait_for_token(busy, 2)
+        head = await client.ask("why?", max_tokens=2, compression=AUTO.as_dict())
+
+        async def has_turn() -> bool:
+            return worker.engine.num_asked_to_choose > 0
+
+        await wait_until(has_turn)
+        job_id = await client.ask("video:a why?", max_tokens=2, compression=waiting)
+
+        async def are_taken() -> bool:
+            return not await client.redis.zcard(client.keys.queued(client.model))
+
+        await wait_until(are_taken)
+        await client.wait_for_token(busy, 10)
+        assert len(worker.engine.seen) == 1
+        await client.ask(
+            "video:a when?",
+            priority="high",
+            max_tokens=2,
+            compression=DEFAULT_LADDER[2].as_dict(),
+        )
+        assert isinstance((await client.events(job_id))[-1], DoneEvent)
+        assert worker.engine.seen[-1].compression == DEFAULT_LADDER[2]
+        assert all(question(sequence) != "why?" for sequence in worker.engine.seen)
+        worker.engine.may_choose = True
+        assert isinstance((await client.events(head))[-1], DoneEvent)
+        await client.cancel(busy)
 
 
 async def test_a_prompt_that_fits_no_level_ends_the_job(settings: Settings, client: Client) -> None:
