@@ -2,13 +2,15 @@
 
 Slots are locks in the processes' table (`app.process_table`), so those of a process that died are
 free at once. Waits: for a slot, until another reader ends, which the readers' own time limits see
-to; waiters look again every `POLL_S`, since other processes' locks notify nobody.
+to; waiters look again every `POLL_S`, since other processes' locks notify nobody. Those of a
+process wait by owner, in turn: see `FairBudget`.
 """
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 
+from app.api.post.fair_budget import FairBudget
 from app.process_table import Lock, ProcessTable
 
 POLL_S = 0.02
@@ -28,13 +30,13 @@ class ReaderSlots:
         self._looking = asyncio.Lock()  # of this process: first come, first served
 
     @asynccontextmanager
-    async def to_probe(self) -> AsyncIterator[None]:
-        async with self._one_of(self._probes):
+    async def to_probe(self, owner: str) -> AsyncIterator[None]:
+        async with self._one_of(self._probes, owner):
             yield
 
     @asynccontextmanager
-    async def to_read(self) -> AsyncIterator[None]:
-        async with self._one_of(self._reads):
+    async def to_read(self, owner: str) -> AsyncIterator[None]:
+        async with self._one_of(self._reads, owner):
             yield
 
     @asynccontextmanager
@@ -48,8 +50,8 @@ class ReaderSlots:
                 yield
 
     @asynccontextmanager
-    async def _one_of(self, slots: "_Slots") -> AsyncIterator[None]:
-        async with slots.free:
+    async def _one_of(self, slots: "_Slots", owner: str) -> AsyncIterator[None]:
+        async with slots.free.taken(1, owner):
             slot = await self._take(slots.numbers)
             try:
                 yield
@@ -82,4 +84,4 @@ class _Slots:
 
     def __init__(self, numbers: Sequence[int]) -> None:
         self.numbers = numbers
-        self.free = asyncio.Semaphore(len(numbers))  # as far as this process knows
+        self.free = FairBudget(len(numbers))  # as far as this process knows

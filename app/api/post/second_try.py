@@ -27,13 +27,13 @@ class SecondTryReaders:
         self._readers = readers
         self._slots = slots
 
-    async def probe(self, path: Path) -> tuple[VideoProbe, float]:
+    async def probe(self, path: Path, owner: str) -> tuple[VideoProbe, float]:
         """Returns also the seconds that it took, without the wait for a slot.
 
         Raises: VideoError, ReadersUnavailableError.
         """
         try:
-            async with self._slots.to_probe():
+            async with self._slots.to_probe(owner):
                 return await self._timed_probe(path)
         except VideoReaderKilledError:
             async with self._slots.alone():
@@ -49,11 +49,13 @@ class SecondTryReaders:
         path: Path,
         spec: FrameSpec,
         *,
+        owner: str,
         on_progress: Callable[[float], None] | None = None,
         timeout_s: float,
     ) -> VideoFrames:
         """
         Args:
+            owner: whose turn it is to have a slot.
             timeout_s: for both tries together, without the wait between them.
 
         Raises:
@@ -64,7 +66,7 @@ class SecondTryReaders:
         began_at = time.monotonic()
         frames = None
         try:
-            async with self._slots.to_read():
+            async with self._slots.to_read(owner):
                 began_at = time.monotonic()
                 frames = await self._readers.read(
                     path, spec, on_progress=on_progress, timeout_s=timeout_s
@@ -76,7 +78,7 @@ class SecondTryReaders:
             loss = "killed"
         left_s = max(timeout_s - (time.monotonic() - began_at), MIN_TIMEOUT_S)
         # A crash is mostly the video's doing; neighbours have no part in it.
-        slot = self._slots.to_read() if loss == "crash" else self._slots.alone()
+        slot = self._slots.to_read(owner) if loss == "crash" else self._slots.alone()
         try:
             async with slot:
                 return await self._readers.read(

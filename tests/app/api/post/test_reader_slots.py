@@ -11,6 +11,7 @@ from app.process_table import ProcessTable
 
 PATIENCE_S = 20.0
 NUM_SLOTS = 2
+OWNER, OTHER = "owner", "other"
 
 
 @pytest.fixture
@@ -58,12 +59,12 @@ async def look_twice() -> None:
 async def test_processes_share_the_places_of_each_kind(
     both: tuple[ReaderSlots, ReaderSlots], kind: str
 ) -> None:
-    here: Callable[[], AbstractAsyncContextManager[None]] = getattr(both[0], kind)
-    there: Callable[[], AbstractAsyncContextManager[None]] = getattr(both[1], kind)
-    async with visiting(here(), there()) as (first, second):
+    here: Callable[[str], AbstractAsyncContextManager[None]] = getattr(both[0], kind)
+    there: Callable[[str], AbstractAsyncContextManager[None]] = getattr(both[1], kind)
+    async with visiting(here(OWNER), there(OWNER)) as (first, second):
         await first.wait_until_in()
         await second.wait_until_in()
-        async with visiting(here(), there()) as waiting:
+        async with visiting(here(OWNER), there(OWNER)) as waiting:
             await look_twice()
             assert not any(visit.is_in.is_set() for visit in waiting)
             await first.leave()
@@ -75,23 +76,40 @@ async def test_processes_share_the_places_of_each_kind(
 async def test_probes_and_reads_have_places_of_their_own(
     both: tuple[ReaderSlots, ReaderSlots],
 ) -> None:
-    reads = [slots.to_read() for slots in both]
-    probes = [slots.to_probe() for slots in both]
+    reads = [slots.to_read(OWNER) for slots in both]
+    probes = [slots.to_probe(OWNER) for slots in both]
     async with visiting(*reads, *probes) as visits:
         for visit in visits:
             await visit.wait_until_in()
+
+
+@pytest.mark.parametrize("kind", ["to_read", "to_probe"])
+async def test_owners_wait_for_one_of_anothers_and_not_for_all(
+    process_table: ProcessTable, kind: str
+) -> None:
+    enter: Callable[[str], AbstractAsyncContextManager[None]] = getattr(
+        ReaderSlots(process_table, 1), kind
+    )
+    async with visiting(*(enter(OWNER) for _ in range(4)), enter(OTHER)) as visits:
+        first, second, third, _, other = visits
+        await (await first.wait_until_in()).leave()
+        await (await second.wait_until_in()).leave()
+        await other.wait_until_in()
+        assert not third.is_in.is_set()
 
 
 async def test_who_is_alone_is_so_in_all_processes(
     both: tuple[ReaderSlots, ReaderSlots],
 ) -> None:
     here, there = both
-    async with visiting(here.to_read(), there.to_probe()) as before:
+    async with visiting(here.to_read(OWNER), there.to_probe(OWNER)) as before:
         for visit in before:
             await visit.wait_until_in()
         async with visiting(here.alone()) as (alone,):
             await look_twice()
-            async with visiting(here.to_read(), there.to_read(), there.to_probe()) as after:
+            async with visiting(
+                here.to_read(OWNER), there.to_read(OWNER), there.to_probe(OWNER)
+            ) as after:
                 await look_twice()
                 assert not any(v.is_in.is_set() for v in (alone, *after)), "it goes first"
                 for visit in before:
@@ -123,9 +141,9 @@ async def test_cancelled_waiting_leaves_nothing_behind(
     both: tuple[ReaderSlots, ReaderSlots],
 ) -> None:
     here, there = both
-    async with visiting(here.to_read()) as (reader,):
+    async with visiting(here.to_read(OWNER)) as (reader,):
         await reader.wait_until_in()
-        async with visiting(there.alone(), here.to_read(), here.to_read()):
+        async with visiting(there.alone(), here.to_read(OWNER), here.to_read(OWNER)):
             await look_twice()
     async with visiting(here.alone()) as (alone,):
         await alone.wait_until_in()
