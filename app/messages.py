@@ -141,12 +141,12 @@ class JobRequest(Message):
 
     @property
     def policy_label(self) -> str:
-        """The policy, as metrics tell jobs apart."""
+        """The policy, for the labels of metrics."""
         return NO_POLICY if self.video_id is None else str(self.compression["policy"])
 
     @property
     def requested_label(self) -> str:
-        """Who chooses the policy, as metrics tell jobs apart."""
+        """Who chooses the policy, for the labels of metrics."""
         return REQUESTED_AUTO if is_auto(self.compression) else REQUESTED_FIXED
 
 
@@ -362,12 +362,12 @@ class DoneEvent(Message):
 
     @property
     def policy_label(self) -> str:
-        """The policy, as metrics tell jobs apart."""
+        """The policy, for the labels of metrics."""
         return NO_POLICY if self.video_id is None else self.compression.policy
 
     @property
     def requested_label(self) -> str:
-        """Who chose the policy, as metrics tell jobs apart."""
+        """Who chose the policy, for the labels of metrics."""
         return REQUESTED_FIXED if self.compression.auto is None else REQUESTED_AUTO
 
 

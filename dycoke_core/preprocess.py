@@ -22,7 +22,7 @@ _RESIZINGS: Mapping[int, Resizing] = {2: "bilinear", 3: "bicubic"}  # by Pillow'
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A conversation as ids, cut at the place of the video; without one, behind the first id."""
+    """A conversation as ids, cut at the place of the video; without one, after the first id."""
 
     ids_before_video: tuple[int, ...]
     ids_after_video: tuple[int, ...]

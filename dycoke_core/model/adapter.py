@@ -1,4 +1,4 @@
-"""What the engine asks of a video language model: the seam behind which a family of models joins.
+"""What the engine asks of a video language model: the seam at which a family of models joins.
 
 A model reads a video in *units*: a frame, or a temporal patch of several. Each unit becomes N
 visual tokens, and N may depend on the frames' size. A prompt is a list of segments: text, and units
@@ -99,7 +99,7 @@ class PromptLayout:
 
     @classmethod
     def without_video(cls, prompt: Prompt) -> "PromptLayout":
-        """Args: prompt: cut behind its first id."""
+        """Args: prompt: cut after its first id."""
         prefix = (Text(prompt.ids_before_video),)
         return cls(None, prefix, prompt.ids_after_video, num_units=0, tokens_per_unit=0)
 
@@ -326,7 +326,7 @@ class VideoLanguageModel(Protocol):
         Args:
             embeds: [q, D]; positions: int64 [axes, q].
             attention: stores the new keys and values and attends, layer by layer.
-            layer_adds: [layers, rows, D], added to the first rows behind each of the first layers.
+            layer_adds: [layers, rows, D], added to the first rows after each of the first layers.
 
         Returns:
             [q, D] after the final norm.

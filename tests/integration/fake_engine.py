@@ -51,6 +51,7 @@ class FakeEngine:
     auto_level: int = 1
     first_token_s: float | None = None  # as it predicts
     may_choose: bool = True  # while it has work
+    num_asked_to_choose: int = 0
     outlooks: list[Outlook] = field(default_factory=list)  # of each choice
     waited_s: list[float] = field(default_factory=list)  # of each choice
     sequences: dict[str, Sequence] = field(default_factory=dict)
@@ -116,6 +117,7 @@ class FakeEngine:
         return key in self.prefixes
 
     def can_choose(self, config: AutoConfig, priority: Priority = DEFAULT_PRIORITY) -> bool:
+        self.num_asked_to_choose += 1
         return self.may_choose
 
     def choose_compression(
