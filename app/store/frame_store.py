@@ -121,6 +121,8 @@ class FrameStore:
     async def get(self, digest: str) -> bytes | None:
         with in_our_words:
             blob: bytes | None = await self._large.call("GET", self._keys.frames(digest))
+            # The client keeps the buffer of a reply, as large as the blob, until the next one.
+            await self._large.call("PING")
         return blob
 
     async def frame(self, digest: str, index: int) -> tuple[FramesHeader, bytes] | None:

@@ -10,7 +10,9 @@ nothing starves (`dycoke_core.precedence`). What is left of a step's budget goes
 whose piece fits, such as a question about a known video that waits after a long new one. Chunks are
 never cut to the budget: their boundaries depend on the prompt alone.
 
-A sequence without room may preempt low-priority ones (`dycoke_core.engine.preemption`).
+A sequence without room may preempt low-priority ones (`dycoke_core.engine.preemption`). One that
+was preempted may find, when there is room for it, that its video has to be encoded again and that
+its frames are gone: it stands aside until they come, and holds up nobody meanwhile.
 """
 
 from bisect import insort
@@ -67,6 +69,10 @@ class Admits(Protocol[State]):
         """False: not now, it keeps its place."""
         ...
 
+    def lacks_frames(self, state: State) -> bool:
+        """Whether there is nothing to run it from until its frames have come again."""
+        ...
+
     def has_room_without(self, state: State, leaving: Sequence[State]) -> bool:
         """Whether the bytes that a sequence needs would be there if others left. They may still
         not be in pieces that fit."""
@@ -112,6 +118,7 @@ class Scheduler(Generic[State]):
     admission: Admits[State]
     # Bounded by the caller, which adds no more than it takes from its own queue.
     waiting: list[State] = field(default_factory=list)  # oldest first
+    waiting_for_frames: list[State] = field(default_factory=list)  # a step does nothing for them
     running: list[State] = field(default_factory=list)
     _admissions: Precedence = field(default_factory=Precedence)
     _prompts: Precedence = field(default_factory=Precedence)
@@ -128,10 +135,14 @@ class Scheduler(Generic[State]):
 
     def remove(self, state: State) -> None:
         """Takes a sequence out, wherever it is."""
-        if state in self.running:
-            self.running.remove(state)
-        else:
-            self.waiting.remove(state)
+        for states in (self.running, self.waiting, self.waiting_for_frames):
+            if state in states:
+                states.remove(state)
+
+    def resume(self, state: State) -> None:
+        """Its frames have come: it waits in the place of its age again."""
+        self.waiting_for_frames.remove(state)
+        self._wait(state)
 
     def schedule(self) -> Schedule[State]:
         preempted = self._admit_waiting()
@@ -152,6 +163,10 @@ class Scheduler(Generic[State]):
         while self.waiting:
             state = self._admissions.ordered(self.waiting, lambda state: state.priority)[0]
             is_best = all(RANKS[state.priority] <= RANKS[each.priority] for each in self.waiting)
+            if self._has_room(state, ()) and self.admission.lacks_frames(state):
+                self.waiting.remove(state)
+                self.waiting_for_frames.append(state)
+                continue
             if not self._admit(state):
                 victims = self._make_room(state)
                 preempted += victims
@@ -183,8 +198,11 @@ class Scheduler(Generic[State]):
     def _preempt(self, state: State) -> State:
         self.running.remove(state)
         resumed = self.admission.preempt(state)
-        insort(self.waiting, resumed, key=lambda waiting: waiting.arrival)
+        self._wait(resumed)
         return resumed
+
+    def _wait(self, state: State) -> None:
+        insort(self.waiting, state, key=lambda waiting: waiting.arrival)
 
     def _choose_chunks(
         self, works: list[tuple[State, PromptWork]]
