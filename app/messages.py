@@ -7,7 +7,7 @@ the only one that is not durable: readers that come later skip it, and in SSE it
 
 import json
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
@@ -15,8 +15,7 @@ from app.keys.entries import ANONYMOUS
 from dycoke_core.auto import is_auto
 from dycoke_core.config import DEFAULT_PRIORITY, Priority
 from dycoke_core.errors import DycokeError
-from dycoke_core.frame_size import PixelLimits
-from dycoke_core.frame_spread import DEFAULT_SPREAD, Spread
+from dycoke_core.model_frames import DEFAULT_SPREAD, PixelLimits, Spread
 from dycoke_core.video.types import Sampling
 
 WIRE_VERSION = 1
@@ -49,7 +48,7 @@ class Turn(Message):
 
 
 class FrameLimits(Message):
-    """`dycoke_core.frame_size.PixelLimits`."""
+    """`dycoke_core.model_frames.PixelLimits`."""
 
     multiple: int
     min_pixels: int
@@ -254,6 +253,10 @@ class FramesReceipt(Message):
     sampling: Sampling = "uniform"  # of releases that do not say
     start_s: float | None = None  # of the clip, as it was read
     end_s: float | None = None
+
+    @classmethod
+    def of(cls, frames: FramesRef) -> Self:
+        return cls.model_validate(frames.model_dump(include=set(cls.model_fields)))
 
 
 class Timings(Message):

@@ -1,6 +1,6 @@
 """What the API processes of one machine know of each other: numbers in shared memory, and locks.
 
-A table with a row for each process, by its slot: 0 to `num_processes` - 1. A process that is
+A table with a row for each process, by its number: 0 to `num_processes` - 1. A process that is
 started in place of a dead one takes over its row. Only a row's own process writes to it (after its
 death, the supervisor), so numbers need no lock and nobody waits for a process that is stuck; those
 of different rows are not read at one instant.
@@ -72,24 +72,24 @@ class ProcessTable:
         """Gives up the descriptor: no more locks. For the process that created the table."""
         os.close(self.fd)
 
-    def take_row(self, slot: int) -> "ProcessRow":
+    def take_row(self, number: int) -> "ProcessRow":
         """The row of the process that calls this, without what an earlier one left there."""
-        self._clear(slot)
-        return ProcessRow(self, slot)
+        self._clear(number)
+        return ProcessRow(self, number)
 
-    def note_death(self, slot: int) -> None:
+    def note_death(self, number: int) -> None:
         """Says that a process is gone, and with it what it had open. For its supervisor."""
-        self._set(slot, _Word.DEATHS, self.deaths(slot) + 1)
-        self._clear(slot)
+        self._set(number, _Word.DEATHS, self.deaths(number) + 1)
+        self._clear(number)
 
-    def is_alive(self, slot: int) -> bool:
+    def is_alive(self, number: int) -> bool:
         """Whether a process runs and its event loop has turned of late."""
-        beat_ns = self._get(slot, _Word.HEARTBEAT_NS)
+        beat_ns = self._get(number, _Word.HEARTBEAT_NS)
         return time.monotonic_ns() - beat_ns < HEARTBEAT_TIMEOUT_S * 1e9 if beat_ns else False
 
-    def deaths(self, slot: int) -> int:
-        """How often the processes of a slot have ended unexpectedly."""
-        return self._get(slot, _Word.DEATHS)
+    def deaths(self, number: int) -> int:
+        """How often processes of this number have ended unexpectedly."""
+        return self._get(number, _Word.DEATHS)
 
     def num_streams(self) -> int:
         """Of all processes."""
@@ -107,15 +107,15 @@ class ProcessTable:
         """Of uploads under way, in all processes that are alive."""
         return self._sum(_Word.INCOMING_BYTES)
 
-    def has_other_open(self, slot: int) -> bool:
+    def has_other_open(self, number: int) -> bool:
         """Whether another process is alive and takes requests."""
-        others = (other for other in range(self.num_processes) if other != slot)
+        others = (other for other in range(self.num_processes) if other != number)
         return any(self.is_alive(o) and not self._get(o, _Word.IS_DRAINING) for o in others)
 
     def fewest_connections(self) -> int | None:
         """Of the processes that are alive; None if there is none."""
-        slots = filter(self.is_alive, range(self.num_processes))
-        return min((self._get(slot, _Word.CONNECTIONS) for slot in slots), default=None)
+        numbers = filter(self.is_alive, range(self.num_processes))
+        return min((self._get(number, _Word.CONNECTIONS) for number in numbers), default=None)
 
     def try_lock(self, number: int) -> "Lock | None":
         """Takes one of any number of locks; None if somebody has it, in this process or another.
@@ -134,18 +134,18 @@ class ProcessTable:
             raise
         return Lock(fd)
 
-    def _get(self, slot: int, word: _Word) -> int:
-        return self._words[(1 + slot) * _ROW_WORDS + word]
+    def _get(self, number: int, word: _Word) -> int:
+        return self._words[(1 + number) * _ROW_WORDS + word]
 
-    def _set(self, slot: int, word: _Word, value: int) -> None:
-        self._words[(1 + slot) * _ROW_WORDS + word] = value
+    def _set(self, number: int, word: _Word, value: int) -> None:
+        self._words[(1 + number) * _ROW_WORDS + word] = value
 
-    def _clear(self, slot: int) -> None:
+    def _clear(self, number: int) -> None:
         for word in _OF_THE_LIVING:
-            self._set(slot, word, 0)
+            self._set(number, word, 0)
 
     def _sum(self, word: _Word) -> int:
-        return sum(self._get(slot, word) for slot in range(self.num_processes))
+        return sum(self._get(number, word) for number in range(self.num_processes))
 
 
 class ProcessRow:
@@ -153,28 +153,28 @@ class ProcessRow:
     on the same number.
     """
 
-    def __init__(self, table: ProcessTable, slot: int) -> None:
-        assert 0 <= slot < table.num_processes
+    def __init__(self, table: ProcessTable, number: int) -> None:
+        assert 0 <= number < table.num_processes
         self.table = table
-        self.slot = slot
+        self.number = number
 
     def beat(self) -> None:
         """Says that the event loop turns; to be called well within `HEARTBEAT_TIMEOUT_S`."""
-        self.table._set(self.slot, _Word.HEARTBEAT_NS, time.monotonic_ns())
+        self.table._set(self.number, _Word.HEARTBEAT_NS, time.monotonic_ns())
 
     def begin_drain(self) -> None:
         """Says that the process takes no more posts."""
-        self.table._set(self.slot, _Word.IS_DRAINING, 1)
+        self.table._set(self.number, _Word.IS_DRAINING, 1)
 
     def leave(self) -> None:
         """Says that the process ends."""
-        self.table._clear(self.slot)
+        self.table._clear(self.number)
 
     def set_connections(self, count: int) -> None:
-        self.table._set(self.slot, _Word.CONNECTIONS, count)
+        self.table._set(self.number, _Word.CONNECTIONS, count)
 
     def set_streams(self, count: int) -> None:
-        self.table._set(self.slot, _Word.STREAMS, count)
+        self.table._set(self.number, _Word.STREAMS, count)
 
     def add_stored(self, num_bytes: int, num_videos: int) -> None:
         self._add(_Word.STORED_BYTES, num_bytes)
@@ -183,8 +183,8 @@ class ProcessRow:
     def add_incoming_bytes(self, num_bytes: int) -> None:
         self._add(_Word.INCOMING_BYTES, num_bytes)
 
-    def _add(self, word: _Word, number: int) -> None:
-        self.table._set(self.slot, word, self.table._get(self.slot, word) + number)
+    def _add(self, word: _Word, change: int) -> None:
+        self.table._set(self.number, word, self.table._get(self.number, word) + change)
 
 
 class Lock:

@@ -123,7 +123,7 @@ class Reason(StrEnum):
     OBJECTIVE = "objective"  # the least that meets it
     QUEUE = "queue"  # the least at which those that wait behind would meet it too
     LOAD = "load"  # the least that keeps up with the requests that come
-    STEADY = "steady"  # a stronger one was needed just now
+    STEADY = "steady"  # requests like those of late need a stronger one, or did just now
     CACHED = "cached"  # its prefix is there, at a weaker level or at the next stronger one
     NONE_MEETS = "none_meets"  # the strongest that is allowed, or one whose prefix is there
 
@@ -134,3 +134,16 @@ class Choice:
     compression: CompressionConfig
     reason: Reason
     predicted_ttft_s: float  # from the request's acceptance
+
+
+@dataclass(frozen=True, slots=True)
+class CachedChoice:
+    """What there is to choose for a sequence that would take a cached prefix only.
+
+    Args:
+        choice: None: there is no prefix that it should take.
+        prefix_keys: of the prefixes that it may take; once one of them comes, ask again.
+    """
+
+    choice: Choice | None
+    prefix_keys: frozenset[str]

@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from dycoke_core.config import Priority
-from dycoke_core.frame_size import PixelLimits, frame_size
-from dycoke_core.frame_spread import Spread
+from dycoke_core.model_frames import PixelLimits, Spread, frame_size
 
 
 @dataclass(frozen=True, slots=True)

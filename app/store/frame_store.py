@@ -15,6 +15,9 @@ How often pixels are copied on their way, each time whole (14 MB for 32 frames o
                               engine reads where it lies                 (`decode_frames`)
     tensor                    one copy of a micro-batch's distinct frames (`Backend.stage_frames`);
                               on a GPU the transfer, too
+
+The worker drops its blob once the last micro-batch is through. A sequence that was preempted may
+have it fetched again (`app.worker.frame_loader`): its job is live, so it is still stored.
 """
 
 import json
@@ -28,8 +31,7 @@ from redis.asyncio import Redis
 from app.errors import FrameStoreFullError, StoreUnavailableError
 from app.store.client import Scripts, in_our_words, milliseconds, shared_connection
 from app.store.keys import RedisKeys
-from dycoke_core.frame_size import PixelLimits
-from dycoke_core.frame_spread import DEFAULT_SPREAD, Spread
+from dycoke_core.model_frames import DEFAULT_SPREAD, PixelLimits, Spread
 from dycoke_core.video import FrameSpec, VideoFrames
 from dycoke_core.video.types import MAX_PIXEL_BYTES, ReaderName, Sampling
 

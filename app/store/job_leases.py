@@ -75,6 +75,12 @@ class Delivery:
     queue: QueueLine | None = None  # what waits, as it was then; where policy `auto` is to choose
 
     @property
+    def waits_since_s(self) -> float:
+        """Unix time since when it waits for an engine: a job that another worker has had was not
+        waiting all the time."""
+        return self.queued_at_s if self.attempt == 1 else self.started_at_s
+
+    @property
     def published_token_ids(self) -> tuple[int, ...]:
         return tuple(token_id for event in self.published for token_id in event.token_ids)
 

@@ -32,12 +32,12 @@ from app.errors import (
     StoreUnavailableError,
 )
 from app.keys.entries import ANONYMOUS
-from app.keys.limits import NO_LIMITS, KeyLimits, Quota
+from app.keys.limits import NO_LIMITS, KeyLimits, LimitState
 from app.messages import ErrorEvent, JobEvent, JobRequest, JobState, ModelCard, StatusEvent
 from app.store.client import Scripts, milliseconds, seconds, store_call
 from app.store.event_log import OPENING_EVENT, LoggedEvent
 from app.store.keys import RedisKeys
-from app.store.owner_limits import Allowance, check_quotas, parse_quotas
+from app.store.owner_limits import Allowance, parse_limit_states, refuse_over_limits
 from dycoke_core.errors import DycokeError
 
 MAX_RETRY_AFTER_S = 60
@@ -132,14 +132,14 @@ class Created:
     is_queued: nothing is left to do; else its frames are to be read, or are `found`.
     found: what the stored blob says of the frames, which are pinned; empty where there is none.
     opening: the first of its events, as the log has it; None of an earlier job.
-    quotas: how its owner stands to its limits.
+    limit_states: what its owner has left of its limits.
     """
 
     job_id: str
     is_queued: bool
     found: bytes
     opening: LoggedEvent | None
-    quotas: tuple[Quota, ...] = ()
+    limit_states: tuple[LimitState, ...] = ()
 
 
 class JobQueue:
@@ -184,10 +184,10 @@ class JobQueue:
             KeyLimitError
         """
         allowance = Allowance(owner, limits)
-        cards, has_room, retry_after_ms, stands = await self._scripts.run(
+        cards, has_room, retry_after_ms, states = await self._scripts.run(
             "admit", max_jobs, owner, allowance.limit_words
         )
-        check_quotas(parse_quotas(limits, stands))
+        refuse_over_limits(parse_limit_states(limits, states))
         if not has_room:
             raise _queue_full(retry_after_ms)
         return [_parse_card(card) for card in cards]
@@ -234,7 +234,7 @@ class JobQueue:
             compression=request.compression,
         ).model_dump_json()
         allowance = allowance or Allowance(request.owner)
-        outcome, job_id, found, stands = await self._scripts.run(
+        outcome, job_id, found, states = await self._scripts.run(
             "create",
             request.model,
             request.job_id,
@@ -258,7 +258,7 @@ class JobQueue:
             request.priority,
             _left_ms(request),
         )
-        quotas = parse_quotas(allowance.limits, stands)
+        limit_states = parse_limit_states(allowance.limits, states)
         if outcome == b"conflict":
             raise IdempotencyConflictError("the idempotency key was used for another request")
         if outcome == b"too_late":
@@ -270,7 +270,7 @@ class JobQueue:
             raise FrameStoreFullError
         if outcome == b"no_place":
             raise StoreUnavailableError("the request's place in the queue was lost")
-        check_quotas(quotas)
+        refuse_over_limits(limit_states)
         return Created(
             job_id.decode(),
             is_queued=outcome == b"queued",
@@ -278,7 +278,7 @@ class JobQueue:
             opening=(
                 None if outcome == b"existing" else LoggedEvent(OPENING_EVENT, opening.encode())
             ),
-            quotas=quotas,
+            limit_states=limit_states,
         )
 
     async def append_status(self, job_id: str, event: StatusEvent) -> bool:

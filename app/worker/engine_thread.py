@@ -19,10 +19,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dycoke_core.auto import AutoConfig, Choice
+from app.worker.choice_request import ChoiceRequest
+from dycoke_core.auto import Choice
 from dycoke_core.engine_card import EngineCard, EngineStats
 from dycoke_core.errors import DycokeError, EngineError
-from dycoke_core.level_choice import Outlook
 from dycoke_core.sequence import Sequence, Stage, TokenEvent
 
 if TYPE_CHECKING:
@@ -101,9 +101,13 @@ class EngineThread:
         """Returns never; raises what ended the engine."""
         await asyncio.shield(self._failure)
 
-    async def add(self, sequence: Sequence) -> None:
-        """Raises DycokeError: the engine does not take the sequence."""
-        await self._ask(lambda engine: self._add(engine, sequence))
+    async def add(self, sequence: Sequence) -> str:
+        """Returns the key of its prefix, see `Engine.add`.
+
+        Raises DycokeError: the engine does not take the sequence.
+        """
+        prefix_key: str = await self._ask(lambda engine: self._add(engine, sequence))
+        return prefix_key
 
     async def give_frames(self, sequence_id: str, frames: "npt.NDArray[np.uint8]") -> None:
         """See `Engine.give_frames`. One that waits again is in a later update's `wants_frames`.
@@ -113,44 +117,28 @@ class EngineThread:
         """
         await self._ask(lambda engine: self._give_frames(engine, sequence_id, frames))
 
-    async def has_prefix(self, sequence: Sequence, config: AutoConfig) -> bool:
-        """Whether a prefix that policy `auto` may take is there or on its way.
+    async def prefix_key(self, sequence: Sequence) -> str:
+        """See `Engine.prefix_key`."""
+        prefix_key: str = await self._ask(lambda engine: engine.prefix_key(sequence))
+        return prefix_key
 
-        Raises:
-            DycokeError: the engine does not take the sequence at any level.
-        """
-        has_prefix: bool = await self._ask(lambda engine: engine.has_prefix(sequence, config))
+    async def has_prefix(self, key: str) -> bool:
+        """See `Engine.has_prefix`."""
+        has_prefix: bool = await self._ask(lambda engine: engine.has_prefix(key))
         return has_prefix
 
-    async def choose_compression(
-        self,
-        sequence: Sequence,
-        config: AutoConfig,
-        outlook: Callable[[], Outlook],
-        *,
-        accepted_at_s: float,
-        may_wait: bool = True,
-    ) -> Choice:
-        """Chooses as soon as the engine has little else to do.
+    async def choose_cached(self, request: ChoiceRequest) -> bool:
+        """See `ChoiceRequest.choose_cached`."""
+        has_choice: bool = await self._ask(request.choose_cached)
+        return has_choice
 
-        Args:
-            outlook: called then, on the thread.
-            may_wait: False: chooses at once.
-            accepted_at_s: Unix time.
+    async def choose_compression(self, request: ChoiceRequest) -> Choice:
+        """Chooses once the request is due, or the engine has nothing to do.
 
         Raises:
             DycokeError: the engine does not take the sequence at any level.
         """
-
-        def choose(engine: "Engine") -> Choice:
-            waited_s = max(time.time() - accepted_at_s, 0.0)
-            return engine.choose_compression(sequence, config, outlook(), waited_s=waited_s)
-
-        def is_due(engine: "Engine") -> bool:
-            is_late = time.time() - accepted_at_s >= config.objective_s  # others may overtake
-            return not may_wait or is_late or engine.can_choose(config, sequence.priority)
-
-        choice: Choice = await self._ask(choose, is_due)
+        choice: Choice = await self._ask(request.choose, request.is_due)
         return choice
 
     async def predict_first_token_s(self, sequence: Sequence) -> float | None:
@@ -239,9 +227,10 @@ class EngineThread:
             self._post(_resolve, command.reply, result)
         return True
 
-    def _add(self, engine: "Engine", sequence: Sequence) -> None:
-        engine.add(sequence)
+    def _add(self, engine: "Engine", sequence: Sequence) -> str:
+        prefix_key = engine.add(sequence)
         self._stages.watch(sequence)
+        return prefix_key
 
     def _give_frames(
         self, engine: "Engine", sequence_id: str, frames: "npt.NDArray[np.uint8]"

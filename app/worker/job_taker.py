@@ -3,7 +3,7 @@
 A worker takes handed-back and abandoned jobs before fresh ones. A suspect has the engine to itself
 until it is cleared, so a killer takes no other job along: nothing is taken while there is one.
 Those that were there before it are given `MAX_COMPANY_S` to end, then handed back. Idle workers are
-given some time to take suspects before busy ones do; `turns` says who is next among many.
+given some time to take suspects before busy ones do; `probation` says who is next among many.
 
 Waits: for a job, at most `poll_s` at a time; for room, likewise; for frames and for the engine,
 until the job's deadline (`app.worker.lease_keeper` ends the wait).
@@ -23,12 +23,13 @@ from app.errors import (
 from app.messages import CompressionChoice
 from app.metrics import WorkerMetrics
 from app.store.job_leases import Delivery, JobLeases
+from app.worker.choice_request import ChoiceRequest
 from app.worker.choosing_line import ChoosingLine
 from app.worker.engine_thread import EngineThread
 from app.worker.frame_loader import FrameLoader
+from app.worker.probation import MayRun, Probation
 from app.worker.publisher import Publisher
 from app.worker.running_jobs import RunningJob, RunningJobs
-from app.worker.turns import Turn, Turns
 from dycoke_core.auto import AutoConfig, resolved_compression
 from dycoke_core.config import CompressionConfig
 from dycoke_core.errors import DycokeError, EngineError
@@ -69,7 +70,7 @@ class JobTaker:
         self._lease_s = lease_s
         self._poll_s = min(MAX_POLL_S, lease_s / 3)
         self._take_over_from = 0.0  # on the monotonic clock
-        self._turns = Turns()
+        self._probation = Probation()
         self._choosing = ChoosingLine()
         self._is_stopping = False
 
@@ -95,13 +96,13 @@ class JobTaker:
             await self._jobs.wait_for_change(self._poll_s)
             return
         delivery = await self._take_over()
-        if delivery is None and self._turns.turn(time.monotonic()) is Turn.SUSPECTS:
-            self._turns.none_waits()
+        if delivery is None and self._probation.who(time.monotonic()) is MayRun.SUSPECTS:
+            self._probation.none_waits()
             return
         if delivery is None:
             delivery = await self._leases.take(block_s=self._poll_s)
         if delivery is None and not len(self._jobs):
-            self._turns.none_waits()
+            self._probation.none_waits()
         if delivery is None:
             return
         if self._is_stopping:
@@ -111,14 +112,14 @@ class JobTaker:
 
     async def _take_over(self) -> Delivery | None:
         now = time.monotonic()
-        turn = self._turns.turn(now)
-        if now < self._take_over_from and turn is not Turn.SUSPECTS:
+        may_run = self._probation.who(now)
+        if now < self._take_over_from and may_run is not MayRun.SUSPECTS:
             return None
-        leaves_to_idle = turn is Turn.ANY and len(self._jobs) > 0
+        leaves_to_idle = may_run is MayRun.ANY and len(self._jobs) > 0
         delivery = await self._leases.take_over(
             lease_s=self._lease_s,
-            may_be_suspect=turn is not Turn.OTHERS,
-            must_be_suspect=turn is Turn.SUSPECTS,
+            may_be_suspect=may_run is not MayRun.OTHERS,
+            must_be_suspect=may_run is MayRun.SUSPECTS,
             suspect_idle_s=self._lease_s + 2 * self._poll_s if leaves_to_idle else 0.0,
         )
         if delivery is None:
@@ -154,7 +155,7 @@ class JobTaker:
             sequence = await self._make_sequence(job)
             compression = resolved_compression(job.delivery.request.compression)
             if isinstance(compression, AutoConfig):
-                await self._add_chosen(job, sequence, compression)
+                await self._add_by_choice(job, sequence, compression)
             else:
                 sequence.compression = compression
                 await self._add_in_turn(job, sequence)
@@ -164,26 +165,47 @@ class JobTaker:
             logger.exception("a job could not be prepared", extra=job.log_fields)
             self._publisher.fail(job, EngineError("the worker failed to prepare this request"))
 
-    async def _add_chosen(self, job: RunningJob, sequence: Sequence, config: AutoConfig) -> None:
+    async def _add_by_choice(self, job: RunningJob, sequence: Sequence, config: AutoConfig) -> None:
         """A prefix that is there costs its question alone: it waits for no other choice."""
         if (choice := job.delivery.choice) is not None:  # of an earlier attempt
             job.take_choice(choice)
             sequence.compression = CompressionConfig.parse(choice.compression)
             await self._add_in_turn(job, sequence)
-        elif await self._engine.has_prefix(sequence, config):
-            sequence.compression = await self._choose(job, sequence, config, may_wait=False)
-            await self._add(job, sequence)
+            return
+        request = ChoiceRequest(
+            sequence,
+            config,
+            lambda: self._choosing.outlook(job),
+            accepted_at_s=job.delivery.request.accepted_at_s,
+            queued_at_s=job.delivery.waits_since_s,
+        )
+
+        async def passes() -> bool:
+            return await self._engine.choose_cached(request)
+
+        if await passes():
+            await self._add_chosen(job, request)
         else:
-            async with self._choosing.turn(job):
-                sequence.compression = await self._choose(job, sequence, config)
-                await self._add(job, sequence)
+            async with self._choosing.turn(job, request.prefix_keys, passes):
+                await self._add_chosen(job, request)
 
     async def _add_in_turn(self, job: RunningJob, sequence: Sequence) -> None:
-        """Keeps arrival order behind jobs that are waiting for a choice."""
+        """Keeps arrival order behind jobs that are waiting for a choice, unless its prefix is
+        there.
+        """
         if self._choosing.is_empty_for(job):
             await self._add(job, sequence)
+            return
+        prefix_key = await self._engine.prefix_key(sequence)
+
+        async def passes() -> bool:
+            has_video = sequence.frames is not None  # else there is hardly a prefix to share
+            return has_video and await self._engine.has_prefix(prefix_key)
+
+        if await passes():
+            await self._add(job, sequence)
         else:
-            async with self._choosing.turn(job):
+            async with self._choosing.turn(job, frozenset({prefix_key}), passes):
                 await self._add(job, sequence)
 
     async def _add(self, job: RunningJob, sequence: Sequence) -> None:
@@ -200,7 +222,7 @@ class JobTaker:
                 raise DeadlineUnreachableError(
                     "the first token would come after the deadline", retry_after_s=1
                 )
-        await self._engine.add(sequence)
+        self._choosing.note_prefix(await self._engine.add(sequence))
 
     async def _make_sequence(self, job: RunningJob) -> Sequence:
         request, frames = job.delivery.request, job.delivery.request.frames
@@ -234,17 +256,9 @@ class JobTaker:
             can_reload_frames=video is not None,
         )
 
-    async def _choose(
-        self, job: RunningJob, sequence: Sequence, config: AutoConfig, *, may_wait: bool = True
-    ) -> CompressionConfig:
-        """The engine's choice, stored in Redis before any token is produced."""
-        chosen = await self._engine.choose_compression(
-            sequence,
-            config,
-            self._choosing.outlook,
-            accepted_at_s=job.delivery.request.accepted_at_s,
-            may_wait=may_wait,
-        )
+    async def _add_chosen(self, job: RunningJob, request: ChoiceRequest) -> None:
+        """The engine's choice is stored in Redis before any token is produced."""
+        chosen = request.cached or await self._engine.choose_compression(request)
         choice = CompressionChoice(
             compression=chosen.compression.as_dict(),
             level=chosen.level,
@@ -254,7 +268,8 @@ class JobTaker:
         await self._hold(job, lambda: self._note_choice(job, choice))
         self._metrics.count_choice(choice)
         job.take_choice(choice)
-        return chosen.compression
+        request.sequence.compression = chosen.compression
+        await self._add(job, request.sequence)
 
     async def _note_choice(self, job: RunningJob, choice: CompressionChoice) -> bool:
         queue = await self._leases.choose(job.delivery, choice)
@@ -266,13 +281,13 @@ class JobTaker:
         """Waits until a suspect has the engine to itself. Those that were tried before it go at
         once; they are cleared, and resume when it is their turn.
         """
-        is_next = self._turns.turn(time.monotonic()) is Turn.SUSPECTS
+        is_next = self._probation.who(time.monotonic()) is MayRun.SUSPECTS
         if not await self._jobs.wait_until_alone(0.0 if is_next else MAX_COMPANY_S):
             for job in self._jobs:
                 if job is not suspect and job.final is None:
                     await self._set_aside(job)
             await self._jobs.wait_until_alone()
-        self._turns.begin_probation(time.monotonic())
+        self._probation.begin_probation(time.monotonic())
 
     async def _set_aside(self, job: RunningJob) -> None:
         """Gives up a job that any worker may resume; it is not charged."""

@@ -6,8 +6,8 @@ of memory; what does not fit yet waits, and what can never fit is refused at onc
 """
 
 import logging
-from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +28,7 @@ from dycoke_core.engine.prefix_cache import (
     distinct_units,
     frames_digest,
 )
+from dycoke_core.engine.room import Room
 from dycoke_core.engine.state import SequenceState
 from dycoke_core.engine.vision_memory import max_frame_pixels
 from dycoke_core.errors import InvalidRequestError, PromptTooLongError
@@ -70,6 +71,7 @@ class Admission:
             self.host_budget,
             on_drop=lambda prefix: backend.close_prefix(prefix.number),
         )
+        self._room = Room(backend, self._prefixes, self._videos, self._video_bytes)
 
     @property
     def num_prefixes(self) -> int:
@@ -191,8 +193,10 @@ class Admission:
         self._prefixes.make_room(seat_bytes)
         seat = self._opened(lambda: self._backend.open_seat(prefix.number, state.layout))
         if seat is None:
+            is_alone = self.kv_budget.used_bytes == prefix.num_bytes  # all that was idle has gone
             self._let_go(prefix)
-            self._prefixes.evict_one()  # it may be what lies in the way, if nobody else holds it
+            if is_alone:
+                self._prefixes.evict_one()  # its own prefix, which lies in the way
             return False
         self.kv_budget.used_bytes += seat_bytes
         state.reserved_bytes = seat_bytes
@@ -203,22 +207,23 @@ class Admission:
         state.clock.note_start()
         return True
 
-    def has_room_without(self, state: SequenceState, leaving: Collection[SequenceState]) -> bool:
-        """Whether `admit` would find the bytes that it needs if others left. They may still not be
-        in pieces that fit."""
-        leaving_holders = Counter(other.held_prefix for other in leaving)
-        abandoned = [prefix for prefix, num in leaving_holders.items() if prefix.holders == num]
-        room = self.kv_budget.free_bytes + self._prefixes.idle_bytes
-        room += sum(other.reserved_bytes for other in leaving)
-        room += sum(prefix.num_bytes for prefix in abandoned)
-        needed = self._backend.seat_bytes(state.layout)
-        prefix = self._prefixes.get(state.prefix_key)
-        if prefix is None or (prefix in abandoned and not prefix.outlives_holders):
-            needed += self._backend.prefix_bytes(state.layout.prefix)
-            return needed <= room and self._has_room_for_video(state)
-        if prefix.holders == 0 or prefix in abandoned:  # its bytes are in the room, and stay
-            needed += prefix.num_bytes
-        return needed <= room
+    def fits(self, states: Collection[SequenceState]) -> bool:
+        """Whether `admit` would find the bytes for all of them if nobody else ran. They may still
+        not be in pieces that fit."""
+        return self._room.fits(tuple(states))
+
+    @contextmanager
+    def keeping(self, state: SequenceState) -> Iterator[None]:
+        """Holds what a sequence will share, ready or under way, while others make room for it."""
+        prefix = self._prefixes.hold(state.prefix_key)
+        video = self._videos.hold(state.video_key) if prefix is None else None
+        try:
+            yield
+        finally:
+            if prefix is not None:
+                self._let_go(prefix)
+            if video is not None:
+                self._videos.release(video)
 
     def preempt(self, state: SequenceState) -> SequenceState:
         """Gives back all that a sequence reserved and holds; returns what waits in its place."""
@@ -346,10 +351,6 @@ class Admission:
         )
         self._prefixes.add(prefix)
         return prefix
-
-    def _has_room_for_video(self, state: SequenceState) -> bool:
-        is_there = not state.has_video or state.video_key in self._videos
-        return is_there or self._videos.can_make_room(self._video_bytes(state))
 
     def _video_bytes(self, state: SequenceState) -> int:
         return len(state.distinct_units) * self._unit_feature_bytes(state)

@@ -103,6 +103,11 @@ class SequenceState:
         return self.layout.prefix.num_visual
 
     @property
+    def retained_ratio(self) -> float:
+        """V / (F * N): the share of a video's tokens that the language model sees."""
+        return self.num_visual_tokens / self.num_tokens_in
+
+    @property
     def num_prefix_tokens(self) -> int:
         """The prompt up to the question: what every question about the video shares. Without a
         video, one token: there is nothing worth sharing."""

@@ -21,9 +21,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from dycoke_core.compression.flops import TextGeometry, VisionGeometry
-from dycoke_core.frame_size import PixelLimits
-from dycoke_core.frame_spread import Spread
-from dycoke_core.model.attention import LayerAttention
+from dycoke_core.model.layer_attention import LayerAttention
+from dycoke_core.model_frames import PixelLimits, Spread
 from dycoke_core.preprocess import Prompt
 from dycoke_core.sequence import ChatMessage, FrameTiming
 

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from dycoke_core.errors import ModelLoadError
-from dycoke_core.model.attention import ATTENTION_NAME
+from dycoke_core.model.layer_attention import ATTENTION_NAME
 from dycoke_core.model.packing import can_pack, pack_weights
 
 logger = logging.getLogger(__name__)

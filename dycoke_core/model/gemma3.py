@@ -25,9 +25,9 @@ from dycoke_core.model.adapter import (
     Text,
     Units,
 )
-from dycoke_core.model.attention import LayerAttention
 from dycoke_core.model.checkpoint import Checkpoint
 from dycoke_core.model.geometry import layer_specs, text_geometry
+from dycoke_core.model.layer_attention import LayerAttention
 from dycoke_core.model.mrope import kept_places
 from dycoke_core.model.transformers_model import TransformersModel
 from dycoke_core.preprocess import FrameNormalizer, PromptEncoder

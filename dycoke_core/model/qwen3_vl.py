@@ -19,10 +19,10 @@ from transformers.vision_utils import (
 )
 
 from dycoke_core.compression.flops import VisionGeometry
-from dycoke_core.frame_spread import Spread
 from dycoke_core.model.adapter import Clip, PromptLayout, Segment, Text, Units
 from dycoke_core.model.qwen_vl import QwenVL
 from dycoke_core.model.temporal_patches import DEFAULT_FPS
+from dycoke_core.model_frames import Spread
 from dycoke_core.transfer import to_device
 
 

@@ -16,12 +16,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from dycoke_core.compression.flops import TextGeometry, VisionGeometry
-from dycoke_core.frame_size import PixelLimits
-from dycoke_core.frame_spread import Spread
 from dycoke_core.model.adapter import Clip, EmbeddedPrefix, LayerSpec, PromptLayout
-from dycoke_core.model.attention import LayerAttention
 from dycoke_core.model.checkpoint import Checkpoint
 from dycoke_core.model.geometry import layer_specs, text_geometry
+from dycoke_core.model.layer_attention import LayerAttention
 from dycoke_core.model.mrope import (
     NUM_AXES,
     PositionsOfRun,
@@ -32,6 +30,7 @@ from dycoke_core.model.mrope import (
 )
 from dycoke_core.model.temporal_patches import TemporalPatches
 from dycoke_core.model.transformers_model import TransformersModel
+from dycoke_core.model_frames import PixelLimits, Spread
 from dycoke_core.preprocess import PromptEncoder
 from dycoke_core.sequence import ChatMessage, FrameTiming
 from dycoke_core.transfer import to_device

@@ -10,10 +10,9 @@ from transformers import PreTrainedTokenizerFast
 
 from dycoke_core.compression.flops import TextGeometry
 from dycoke_core.errors import InvalidRequestError
-from dycoke_core.frame_size import PixelLimits
-from dycoke_core.frame_spread import DEFAULT_SPREAD, Spread
 from dycoke_core.model.adapter import Clip, EmbeddedPrefix, PromptLayout
-from dycoke_core.model.attention import LayerAttention
+from dycoke_core.model.layer_attention import LayerAttention
+from dycoke_core.model_frames import DEFAULT_SPREAD, PixelLimits, Spread
 from dycoke_core.preprocess import PromptEncoder
 from dycoke_core.transfer import to_device
 

@@ -30,8 +30,6 @@ from dycoke_core.video.refusals import (
     as_dycoke_error,
     refuse_beyond_limits,
     unreadable_frame,
-    warnings_about,
-    warnings_of,
 )
 from dycoke_core.video.replies import (
     Headers,
@@ -230,7 +228,7 @@ class FrameReaders:
         return plan
 
     async def _read(self, reading: _Reading) -> VideoFrames:
-        warnings = warnings_about(reading.plan, reading.spec)
+        warnings = reading.plan.warnings(reading.spec)
         if reading.plan.key_pts:
             with suppress(_OtherwiseReadableError):
                 return await self._read_keyframes(reading, warnings)
@@ -295,7 +293,7 @@ class FrameReaders:
             on_progress=reading.on_progress,
         )
         pixels = map_pixels(*reading.pixels)
-        warnings = warnings + warnings_of(placed, plan)
+        warnings = warnings + placed.warnings(plan)
         return VideoFrames(pixels, placed.indices, placed.timestamps_s, "pyav", tuple(warnings))
 
     async def _run(

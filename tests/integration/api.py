@@ -343,19 +343,7 @@ def receipt(
             refreshes=0,
             flops=FlopsByFormula(paper=flops, exact=flops),
         ),
-        frames=FramesReceipt(
-            indices=frames.indices,
-            timestamps_s=frames.timestamps_s,
-            height=frames.height,
-            width=frames.width,
-            reader=frames.reader,
-            warnings=frames.warnings,
-            sampling=frames.sampling,
-            start_s=frames.start_s,
-            end_s=frames.end_s,
-        )
-        if frames
-        else None,
+        frames=FramesReceipt.of(frames) if frames else None,
         timings_s=Timings(
             upload=request.upload_s,
             read_frames=request.read_frames_s,

@@ -8,24 +8,25 @@ A question may hold words that steer it:
     fail         the sequence fails at the third new token
     refuse       `add` refuses the sequence
     known        its prefix is there
+    video:NAME   others that say so have the same prefix, at the same compression
     evicted      the sequence waits for its frames at the third new token, once
 """
 
 import os
 import time
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from dycoke_core.auto import AutoConfig, Choice, Reason
-from dycoke_core.config import DEFAULT_PRIORITY, Priority
+from dycoke_core.auto import AutoConfig, CachedChoice, Choice, Reason
+from dycoke_core.config import DEFAULT_PRIORITY, CompressionConfig, Priority
 from dycoke_core.engine_card import EngineCard, EngineStats
 from dycoke_core.errors import EngineError, PromptTooLongError
-from dycoke_core.frame_size import PixelLimits
 from dycoke_core.kept_sets import KeptHistory, KeptRecorder
 from dycoke_core.level_choice import NOTHING_WAITS, Outlook
+from dycoke_core.model_frames import PixelLimits
 from dycoke_core.sequence import (
     SAMPLER_VERSION,
     CacheReport,
@@ -38,6 +39,7 @@ from dycoke_core.sequence import (
     TimingReport,
     TokenEvent,
 )
+from tests.engine_stats import IDLE
 
 PROMPT_TOKENS = 20
 FATAL_TOKEN = 2  # new tokens before the steered mishaps
@@ -59,6 +61,7 @@ class FakeEngine:
     aborted: list[str] = field(default_factory=list)
     seen: list[Sequence] = field(default_factory=list)  # all that were added
     forgotten: list[str] = field(default_factory=list)
+    prefixes: set[str] = field(default_factory=set)  # of all that were added
 
     @property
     def card(self) -> EngineCard:
@@ -91,16 +94,15 @@ class FakeEngine:
 
     def stats(self) -> EngineStats:
         num_running = min(len(self.sequences), self.max_running_sequences)
-        return EngineStats(
+        return replace(
+            IDLE,
             num_waiting=len(self.sequences) - num_running + len(self.without_frames),
             num_running=num_running,
             kv_bytes_in_use=10 * num_running,
-            kv_bytes_cached=0,
             kv_bytes_budget=40,
-            device_memory_bytes=0,
         )
 
-    def add(self, sequence: Sequence) -> None:
+    def add(self, sequence: Sequence) -> str:
         if "refuse" in words(sequence):
             raise PromptTooLongError("the prompt is too long")
         size = self.image_size
@@ -111,6 +113,8 @@ class FakeEngine:
         )
         self.sequences[sequence.sequence_id] = sequence
         self.seen.append(sequence)
+        self.prefixes.add(self.prefix_key(sequence))
+        return self.prefix_key(sequence)
 
     def give_frames(self, sequence_id: str, frames: npt.NDArray[np.uint8]) -> bool:
         sequence = self.without_frames.pop(sequence_id, None)
@@ -120,10 +124,11 @@ class FakeEngine:
         self.sequences[sequence_id] = sequence
         return True
 
-    def has_prefix(self, sequence: Sequence, config: AutoConfig) -> bool:
-        if "refuse" in words(sequence):
-            raise PromptTooLongError("the prompt is too long")
-        return "known" in words(sequence)
+    def prefix_key(self, sequence: Sequence) -> str:
+        return prefix_key(sequence, sequence.compression)
+
+    def has_prefix(self, key: str) -> bool:
+        return key in self.prefixes
 
     def can_choose(self, config: AutoConfig, priority: Priority = DEFAULT_PRIORITY) -> bool:
         return self.may_choose
@@ -135,6 +140,7 @@ class FakeEngine:
         outlook: Outlook = NOTHING_WAITS,
         *,
         waited_s: float = 0.0,
+        queued_s: float = 0.0,
     ) -> Choice:
         """The level that `auto_level` says."""
         assert sequence.frames is not None
@@ -144,6 +150,28 @@ class FakeEngine:
             raise PromptTooLongError("the prompt is too long")
         level = config.ladder[self.auto_level]
         return Choice(self.auto_level, level, Reason.OBJECTIVE, waited_s + 0.5)
+
+    def choose_cached(
+        self,
+        sequence: Sequence,
+        config: AutoConfig,
+        outlook: Outlook = NOTHING_WAITS,
+        *,
+        waited_s: float = 0.0,
+        queued_s: float = 0.0,
+    ) -> CachedChoice:
+        """The weakest level whose prefix is there."""
+        if "refuse" in words(sequence):
+            raise PromptTooLongError("the prompt is too long")
+        keys = [prefix_key(sequence, level) for level in config.ladder]
+        hits = [place for place, key in enumerate(keys) if key in self.prefixes]
+        if "known" in words(sequence):
+            hits = [self.auto_level]
+        if not hits:
+            return CachedChoice(None, frozenset(keys))
+        self.outlooks.append(outlook)
+        choice = Choice(hits[0], config.ladder[hits[0]], Reason.CACHED, waited_s + 0.5)
+        return CachedChoice(choice, frozenset(keys))
 
     def predict_first_token_s(self, sequence: Sequence) -> float | None:
         return self.first_token_s
@@ -228,6 +256,12 @@ def question(sequence: Sequence) -> str:
 
 def words(sequence: Sequence) -> list[str]:
     return question(sequence).split()
+
+
+def prefix_key(sequence: Sequence, compression: CompressionConfig) -> str:
+    """By the question's words "video:NAME", so that tests say who shares one."""
+    videos = [word for word in words(sequence) if word.startswith("video:")]
+    return f"{videos[0] if videos else sequence.sequence_id} {compression}"
 
 
 def step_time_s(sequence: Sequence) -> float:

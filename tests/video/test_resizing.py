@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from dycoke_core.frame_size import PixelLimits
+from dycoke_core.model_frames import PixelLimits
 from dycoke_core.video import FrameSpec, read_video_frames
 
 HEIGHT, WIDTH = 720, 1280

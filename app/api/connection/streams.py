@@ -9,7 +9,7 @@ from app.process_table import ProcessRow
 
 class StreamSlots:
     """Args:
-    max_streams: of all processes together. Two that are asked for the last place at the same
+    max_streams: of all processes together. Two that are asked for the last slot at the same
         instant may both refuse; never are there more.
     """
 

@@ -1,4 +1,4 @@
-"""A chat completion's body: read, checked, its video found. See `submissions.Intake`."""
+"""A chat completion's body: read, checked, its video found. See `chat_intake.Intake`."""
 
 import time
 from contextlib import AsyncExitStack, aclosing
@@ -22,10 +22,10 @@ from app.api.openai.sampling import (
     with_aliases,
 )
 from app.api.openai.streamed_json import StreamedJson, base64_size
-from app.api.post.intake import parse_object, read_body
+from app.api.post.chat_intake import TakenIn
+from app.api.post.intake import JSON, parse_object, read_body
 from app.api.post.job_request import Extras, check_fields
 from app.api.post.multipart import MAX_TEXT_BYTES
-from app.api.post.submissions import TakenIn
 from app.api.post.uploads import Uploads
 from app.api.schemas import ChatFields
 from app.errors import VideoNotFoundError
@@ -46,6 +46,8 @@ class CompletionIntake:
         fetcher: gets those that a URL names.
         aliases: names of those that came before.
     """
+
+    content_types: tuple[str, ...] = (JSON,)
 
     def __init__(
         self,

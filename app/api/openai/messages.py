@@ -23,10 +23,10 @@ _ROLES: Mapping[str, Any] = {
 }
 _MESSAGE_FIELDS = ("role", "content", "name", "refusal", "audio", "tool_calls", "function_call")
 _COUNTS = ("num_frames", "max_frames", "max_pixels")
-_SAMPLING_FIELDS = ("fps", *_COUNTS, "sampling", "start_s", "end_s")
-_PART_FIELDS = ("type", "text", "video_url", "video", "file", "uuid", *_SAMPLING_FIELDS)
+SAMPLING_FIELDS = ("fps", *_COUNTS, "sampling", "start_s", "end_s")
+_PART_FIELDS = ("type", "text", "video_url", "video", "file", "uuid", *SAMPLING_FIELDS)
 _FILE_FIELDS = ("file_id", "file_data", "filename", "format")  # LiteLLM's name of a type
-_VIDEO_FIELDS = ("url", "uuid", *_SAMPLING_FIELDS)
+_VIDEO_FIELDS = ("url", "uuid", *SAMPLING_FIELDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +173,7 @@ def _uuid(options: dict[str, Any], where: str) -> str | None:
 
 def _said(options: dict[str, Any], where: str) -> dict[str, Any]:
     """What an object says of the sampling, checked."""
-    said = {n: options[n] for n in _SAMPLING_FIELDS if options.get(n) is not None}
+    said = {n: options[n] for n in SAMPLING_FIELDS if options.get(n) is not None}
     for name, value in said.items():
         if name == "sampling":
             is_right, message = value in get_args(Sampling), "must be 'uniform' or 'keyframe'"

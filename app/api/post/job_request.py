@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 
 from app.api.compressions import Compressions
 from app.api.errors import InvalidFieldsError
-from app.api.post.admission import choose_model
+from app.api.post.places import choose_model
 from app.api.post.prompt_size import check_prompt
 from app.api.post.wanted_frames import WantedFrames, frame_spec, frames_wanted
 from app.api.schemas import ChatFields

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from app.api.post.reader_places import ReaderPlaces
+from app.api.post.reader_slots import ReaderSlots
 from dycoke_core.errors import ReadersUnavailableError, VideoError, VideoReaderKilledError
 from dycoke_core.video import FrameReaders, FrameSpec, VideoFrames, VideoProbe
 
@@ -21,22 +21,22 @@ _NO_SECOND_TRY = "a second try with decord did not come to its end"
 
 
 class SecondTryReaders:
-    """As `FrameReaders`, within the places that all API processes share."""
+    """As `FrameReaders`, within the slots that all API processes share."""
 
-    def __init__(self, readers: FrameReaders, places: ReaderPlaces) -> None:
+    def __init__(self, readers: FrameReaders, slots: ReaderSlots) -> None:
         self._readers = readers
-        self._places = places
+        self._slots = slots
 
-    async def probe(self, path: Path) -> tuple[VideoProbe, float]:
-        """Returns also the seconds that it took, without the wait for a place.
+    async def probe(self, path: Path, owner: str) -> tuple[VideoProbe, float]:
+        """Returns also the seconds that it took, without the wait for a slot.
 
         Raises: VideoError, ReadersUnavailableError.
         """
         try:
-            async with self._places.to_probe():
+            async with self._slots.to_probe(owner):
                 return await self._timed_probe(path)
         except VideoReaderKilledError:
-            async with self._places.alone():
+            async with self._slots.alone():
                 return await self._timed_probe(path)
 
     async def _timed_probe(self, path: Path) -> tuple[VideoProbe, float]:
@@ -49,11 +49,13 @@ class SecondTryReaders:
         path: Path,
         spec: FrameSpec,
         *,
+        owner: str,
         on_progress: Callable[[float], None] | None = None,
         timeout_s: float,
     ) -> VideoFrames:
         """
         Args:
+            owner: whose turn it is to have a slot.
             timeout_s: for both tries together, without the wait between them.
 
         Raises:
@@ -64,7 +66,7 @@ class SecondTryReaders:
         began_at = time.monotonic()
         frames = None
         try:
-            async with self._places.to_read():
+            async with self._slots.to_read(owner):
                 began_at = time.monotonic()
                 frames = await self._readers.read(
                     path, spec, on_progress=on_progress, timeout_s=timeout_s
@@ -76,9 +78,9 @@ class SecondTryReaders:
             loss = "killed"
         left_s = max(timeout_s - (time.monotonic() - began_at), MIN_TIMEOUT_S)
         # A crash is mostly the video's doing; neighbours have no part in it.
-        place = self._places.to_read() if loss == "crash" else self._places.alone()
+        slot = self._slots.to_read(owner) if loss == "crash" else self._slots.alone()
         try:
-            async with place:
+            async with slot:
                 return await self._readers.read(
                     path, spec, on_progress=on_progress, timeout_s=left_s
                 )

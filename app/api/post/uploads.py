@@ -87,7 +87,7 @@ class Uploads:
         video_id = await upload.finish()
         with suppress(VideoNotFoundError):
             return await self._videos.retain(video_id, owner, retention), 0.0
-        probe, probe_s = await self._readers.probe(upload.path)
+        probe, probe_s = await self._readers.probe(upload.path, owner)
         quota = self._quota_of(principal)
         lease = await self._videos.commit(upload, video_id, probe, owner, retention, quota)
         with suppress(StoreUnavailableError):  # then nothing of it is kept for a day

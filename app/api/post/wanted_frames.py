@@ -15,7 +15,7 @@ from app.messages import FrameLimits, FramesRef, FramesWanted, JobRequest, Model
 from app.store.frame_store import FramesHeader, frames_digest, max_blob_bytes, parse_header
 from app.store.job_queue import ExpectedFrames
 from app.video_store import VideoLease
-from dycoke_core.frame_size import PixelLimits, frame_size
+from dycoke_core.model_frames import PixelLimits, frame_size
 from dycoke_core.video import FrameSpec
 
 CLIP_TIMES_PER_S = 100

@@ -13,7 +13,7 @@ from app.errors import ModelNotFoundError
 from app.messages import FrameLimits
 from dycoke_core.auto import AUTO, AUTO_PARAMETERS
 from dycoke_core.config import POLICY_PARAMETERS
-from dycoke_core.frame_spread import Spread
+from dycoke_core.model_frames import Spread
 
 router = APIRouter(tags=["models"], responses=OPENAI_ERRORS)
 
@@ -55,7 +55,7 @@ async def list_models(api: ApiDep, _: PrincipalDep) -> ModelList:
     return ModelList(
         data=await _models(api),
         compression=CompressionPolicies(
-            default=api.submissions.compressions.default.as_dict(),
+            default=api.compressions.default.as_dict(),
             policies={
                 **{name: list(taken) for name, taken in POLICY_PARAMETERS.items()},
                 AUTO: list(AUTO_PARAMETERS),

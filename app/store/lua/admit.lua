@@ -2,14 +2,14 @@
 -- theirs: which one a post is for is known once its body is there, and `reserve` decides then.
 --
 -- ARGV: prefix, max_jobs, owner, limits of the owner (see `limits`)
--- Returns {cards, 1 or 0 for no room, retry_after_ms, stands}. Drops workers whose card is gone.
--- Stands is how the owner stands to its limits, see `standing`; {} where it has none.
+-- Returns {cards, 1 or 0 for no room, retry_after_ms, states}. Drops workers whose card is gone.
+-- `states` is what the owner has left of its limits, see `limit_states`; {} where it has none.
 -- Of frames nothing is asked: the request may be about none.
 local cards, models = {}, {}
-local stands = {}
+local states = {}
 if ARGV[4] ~= '' then
   note_limits(ARGV[3], ARGV[4])
-  stands = standing(ARGV[3], ARGV[4], nil, 0)
+  states = limit_states(ARGV[3], ARGV[4], nil, 0)
 end
 for _, worker_id in ipairs(redis.call('SMEMBERS', workers_key())) do
   local card = redis.call('GET', worker_key(worker_id))
@@ -23,8 +23,8 @@ end
 local retry_after_ms = nil
 for model in pairs(models) do
   local reply = room(model, ARGV[3], tonumber(ARGV[2]))
-  if reply[1] == 1 then return {cards, 1, 0, stands} end
+  if reply[1] == 1 then return {cards, 1, 0, states} end
   retry_after_ms = math.min(retry_after_ms or reply[2], reply[2])
 end
-if retry_after_ms then return {cards, 0, retry_after_ms, stands} end
-return {cards, 1, 0, stands}
+if retry_after_ms then return {cards, 0, retry_after_ms, states} end
+return {cards, 1, 0, states}

@@ -8,8 +8,9 @@ from contextlib import asynccontextmanager
 import numpy as np
 import pytest
 
+from app.worker.choice_request import ChoiceRequest
 from app.worker.engine_thread import EngineThread, Update
-from dycoke_core.auto import AutoConfig, Choice
+from dycoke_core.auto import DEFAULT_LADDER, AutoConfig, Choice
 from dycoke_core.errors import EngineError, PromptTooLongError
 from dycoke_core.level_choice import Outlook
 from dycoke_core.sequence import ChatMessage, SamplingParams, Sequence, Stage
@@ -102,6 +103,24 @@ async def test_a_choice_is_made_once_there_is_no_work() -> None:
             await choosing
 
 
+async def test_a_choice_is_due_when_a_prefix_of_its_comes() -> None:
+    async with running() as engine:
+        engine.engine.may_choose = False
+        await engine.thread.add(sequence("sleep:0.001", max_tokens=10_000))
+        asked = request("video:a why?")
+        assert not await engine.thread.choose_cached(asked) and len(asked.prefix_keys) == 4
+        choosing = asyncio.create_task(engine.thread.choose_compression(asked))
+        count = len(engine.token_ids("sleep:0.001"))
+        await engine.wait_for_tokens("sleep:0.001", count + 3)
+        assert not choosing.done()
+        other = sequence("video:a when?")
+        other.compression = DEFAULT_LADDER[2]
+        assert await engine.thread.add(other) in asked.prefix_keys
+        async with asyncio.timeout(30):
+            assert (await choosing).level == 2
+        await engine.thread.abort("sleep:0.001")
+
+
 async def test_a_choice_that_nobody_waits_for_is_forgotten() -> None:
     async with running() as engine:
         engine.engine.may_choose = False
@@ -125,8 +144,13 @@ async def test_a_failing_engine_fails_the_choice_that_waits() -> None:
 
 
 async def choose(thread: EngineThread, question: str) -> Choice:
-    return await thread.choose_compression(
-        sequence(question), AutoConfig(), Outlook, accepted_at_s=time.time()
+    return await thread.choose_compression(request(question))
+
+
+def request(question: str) -> ChoiceRequest:
+    now_s = time.time()
+    return ChoiceRequest(
+        sequence(question), AutoConfig(), Outlook, accepted_at_s=now_s, queued_at_s=now_s
     )
 
 

@@ -17,19 +17,10 @@ from app.worker.engine_thread import Update
 from app.worker.publisher import Publisher
 from app.worker.running_jobs import RunningJob, RunningJobs
 from dycoke_core import sequence as core
-from dycoke_core.engine_card import EngineStats
+from tests.engine_stats import ONE_RUNNING
 from tests.integration.api import until
 from tests.integration.fake_engine import make_report
 from tests.integration.jobs import make_request, with_frames
-
-STATS = EngineStats(
-    num_waiting=0,
-    num_running=1,
-    kv_bytes_in_use=0,
-    kv_bytes_cached=0,
-    kv_bytes_budget=1,
-    device_memory_bytes=0,
-)
 
 
 class FakeLeases:
@@ -105,7 +96,7 @@ class Running:
             )
             for job in self.jobs
         ]
-        self.publisher.publish(Update(events, [], STATS))
+        self.publisher.publish(Update(events, [], ONE_RUNNING))
 
     def token_ids(self, job_id: str) -> list[int]:
         events = self.leases.log.get(job_id, [])

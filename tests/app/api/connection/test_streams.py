@@ -9,12 +9,12 @@ from app.metrics import ApiMetrics
 from app.process_table import ProcessTable
 
 
-def slots_of(table: ProcessTable, slot: int, max_streams: int) -> StreamSlots:
-    return StreamSlots(max_streams, table.take_row(slot), ApiMetrics(CollectorRegistry()))
+def slots_of(table: ProcessTable, number: int, max_streams: int) -> StreamSlots:
+    return StreamSlots(max_streams, table.take_row(number), ApiMetrics(CollectorRegistry()))
 
 
 def test_limit_holds_for_all_processes_together(process_table: ProcessTable) -> None:
-    here, there = (slots_of(process_table, slot, 3) for slot in range(2))
+    here, there = (slots_of(process_table, number, 3) for number in range(2))
     taken = [here.take(), here.take(), there.take()]
     for slots in (here, there):
         with pytest.raises(TooManyStreamsError):
@@ -28,7 +28,7 @@ def test_limit_holds_for_all_processes_together(process_table: ProcessTable) -> 
 
 
 def test_streams_of_a_dead_process_make_room(process_table: ProcessTable) -> None:
-    here, there = (slots_of(process_table, slot, 2) for slot in range(2))
+    here, there = (slots_of(process_table, number, 2) for number in range(2))
     there.take()
     there.take()
     with pytest.raises(TooManyStreamsError):

@@ -1,4 +1,4 @@
-"""Places for frame readers: shared by processes, each played by a `ReaderPlaces` of its own."""
+"""Slots for frame readers: shared by processes, each played by a `ReaderSlots` of its own."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -6,28 +6,29 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import pytest
 
-from app.api.post.reader_places import POLL_S, ReaderPlaces
+from app.api.post.reader_slots import POLL_S, ReaderSlots
 from app.process_table import ProcessTable
 
 PATIENCE_S = 20.0
-NUM_PLACES = 2
+NUM_SLOTS = 2
+OWNER, OTHER = "owner", "other"
 
 
 @pytest.fixture
-def both(process_table: ProcessTable) -> tuple[ReaderPlaces, ReaderPlaces]:
-    return ReaderPlaces(process_table, NUM_PLACES), ReaderPlaces(process_table, NUM_PLACES)
+def both(process_table: ProcessTable) -> tuple[ReaderSlots, ReaderSlots]:
+    return ReaderSlots(process_table, NUM_SLOTS), ReaderSlots(process_table, NUM_SLOTS)
 
 
 class Visit:
-    """A reader that stays in its place until it is told to go."""
+    """A reader that stays in its slot until it is told to go."""
 
-    def __init__(self, place: AbstractAsyncContextManager[None]) -> None:
+    def __init__(self, slot: AbstractAsyncContextManager[None]) -> None:
         self.is_in = asyncio.Event()
         self._may_go = asyncio.Event()
-        self.task = asyncio.create_task(self._run(place))
+        self.task = asyncio.create_task(self._run(slot))
 
-    async def _run(self, place: AbstractAsyncContextManager[None]) -> None:
-        async with place:
+    async def _run(self, slot: AbstractAsyncContextManager[None]) -> None:
+        async with slot:
             self.is_in.set()
             await self._may_go.wait()
 
@@ -42,8 +43,8 @@ class Visit:
 
 
 @asynccontextmanager
-async def visiting(*places: AbstractAsyncContextManager[None]) -> AsyncIterator[list[Visit]]:
-    visits = [Visit(place) for place in places]
+async def visiting(*slots: AbstractAsyncContextManager[None]) -> AsyncIterator[list[Visit]]:
+    visits = [Visit(slot) for slot in slots]
     yield visits
     for visit in visits:
         visit.task.cancel()
@@ -56,14 +57,14 @@ async def look_twice() -> None:
 
 @pytest.mark.parametrize("kind", ["to_read", "to_probe"])
 async def test_processes_share_the_places_of_each_kind(
-    both: tuple[ReaderPlaces, ReaderPlaces], kind: str
+    both: tuple[ReaderSlots, ReaderSlots], kind: str
 ) -> None:
-    here: Callable[[], AbstractAsyncContextManager[None]] = getattr(both[0], kind)
-    there: Callable[[], AbstractAsyncContextManager[None]] = getattr(both[1], kind)
-    async with visiting(here(), there()) as (first, second):
+    here: Callable[[str], AbstractAsyncContextManager[None]] = getattr(both[0], kind)
+    there: Callable[[str], AbstractAsyncContextManager[None]] = getattr(both[1], kind)
+    async with visiting(here(OWNER), there(OWNER)) as (first, second):
         await first.wait_until_in()
         await second.wait_until_in()
-        async with visiting(here(), there()) as waiting:
+        async with visiting(here(OWNER), there(OWNER)) as waiting:
             await look_twice()
             assert not any(visit.is_in.is_set() for visit in waiting)
             await first.leave()
@@ -73,25 +74,42 @@ async def test_processes_share_the_places_of_each_kind(
 
 
 async def test_probes_and_reads_have_places_of_their_own(
-    both: tuple[ReaderPlaces, ReaderPlaces],
+    both: tuple[ReaderSlots, ReaderSlots],
 ) -> None:
-    reads = [places.to_read() for places in both]
-    probes = [places.to_probe() for places in both]
+    reads = [slots.to_read(OWNER) for slots in both]
+    probes = [slots.to_probe(OWNER) for slots in both]
     async with visiting(*reads, *probes) as visits:
         for visit in visits:
             await visit.wait_until_in()
 
 
+@pytest.mark.parametrize("kind", ["to_read", "to_probe"])
+async def test_owners_wait_for_one_of_anothers_and_not_for_all(
+    process_table: ProcessTable, kind: str
+) -> None:
+    enter: Callable[[str], AbstractAsyncContextManager[None]] = getattr(
+        ReaderSlots(process_table, 1), kind
+    )
+    async with visiting(*(enter(OWNER) for _ in range(4)), enter(OTHER)) as visits:
+        first, second, third, _, other = visits
+        await (await first.wait_until_in()).leave()
+        await (await second.wait_until_in()).leave()
+        await other.wait_until_in()
+        assert not third.is_in.is_set()
+
+
 async def test_who_is_alone_is_so_in_all_processes(
-    both: tuple[ReaderPlaces, ReaderPlaces],
+    both: tuple[ReaderSlots, ReaderSlots],
 ) -> None:
     here, there = both
-    async with visiting(here.to_read(), there.to_probe()) as before:
+    async with visiting(here.to_read(OWNER), there.to_probe(OWNER)) as before:
         for visit in before:
             await visit.wait_until_in()
         async with visiting(here.alone()) as (alone,):
             await look_twice()
-            async with visiting(here.to_read(), there.to_read(), there.to_probe()) as after:
+            async with visiting(
+                here.to_read(OWNER), there.to_read(OWNER), there.to_probe(OWNER)
+            ) as after:
                 await look_twice()
                 assert not any(v.is_in.is_set() for v in (alone, *after)), "it goes first"
                 for visit in before:
@@ -105,7 +123,7 @@ async def test_who_is_alone_is_so_in_all_processes(
 
 
 async def test_two_that_want_to_be_alone_are_so_one_after_the_other(
-    both: tuple[ReaderPlaces, ReaderPlaces],
+    both: tuple[ReaderSlots, ReaderSlots],
 ) -> None:
     async with visiting(both[0].alone(), both[1].alone()) as visits:
         done, _ = await asyncio.wait(
@@ -120,12 +138,12 @@ async def test_two_that_want_to_be_alone_are_so_one_after_the_other(
 
 
 async def test_cancelled_waiting_leaves_nothing_behind(
-    both: tuple[ReaderPlaces, ReaderPlaces],
+    both: tuple[ReaderSlots, ReaderSlots],
 ) -> None:
     here, there = both
-    async with visiting(here.to_read()) as (reader,):
+    async with visiting(here.to_read(OWNER)) as (reader,):
         await reader.wait_until_in()
-        async with visiting(there.alone(), here.to_read(), here.to_read()):
+        async with visiting(there.alone(), here.to_read(OWNER), here.to_read(OWNER)):
             await look_twice()
     async with visiting(here.alone()) as (alone,):
         await alone.wait_until_in()

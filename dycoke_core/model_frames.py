@@ -1,12 +1,21 @@
-"""The size at which frames go into a model that takes more than one. Standard library only."""
+"""The frames that a model takes: which of a clip, and at what size. Standard library only."""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from dycoke_core.errors import InvalidRequestError
 
 MAX_ASPECT_RATIO = 200
+
+# Which frames of a clip, as the model's own processor chooses them.
+# floor: the first, the last and others evenly between, rounded down (LLaVA-OneVision; models that
+#   know images alone);
+# nearest: the same, rounded to the nearest frame (Qwen3-VL);
+# starts: the first frame of each of so many equal parts (Qwen2.5-VL).
+Spread = Literal["floor", "nearest", "starts"]
+DEFAULT_SPREAD: Spread = "floor"
 
 
 @dataclass(frozen=True, slots=True)
