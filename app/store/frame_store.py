@@ -31,7 +31,7 @@ from redis.asyncio import Redis
 from app.errors import FrameStoreFullError, StoreUnavailableError
 from app.store.client import Scripts, in_our_words, milliseconds, shared_connection
 from app.store.keys import RedisKeys
-from dycoke_core.model_frames import DEFAULT_SPREAD, PixelLimits, Spread
+from dycoke_core.model_frames import DEFAULT_RESIZING, DEFAULT_SPREAD, PixelLimits, Resizing, Spread
 from dycoke_core.video import FrameSpec, VideoFrames
 from dycoke_core.video.types import MAX_PIXEL_BYTES, ReaderName, Sampling
 
@@ -167,6 +167,7 @@ def frames_digest(
     end_s: float | None,
     sampling: Sampling,
     spread: Spread = DEFAULT_SPREAD,
+    resizing: Resizing = DEFAULT_RESIZING,
     salt: str = "",
 ) -> str:
     """Names a blob by everything that its pixels depend on.
@@ -181,6 +182,8 @@ def frames_digest(
     ]
     if spread != DEFAULT_SPREAD:
         parts.append({"spread": spread})
+    if resizing != DEFAULT_RESIZING:
+        parts.append({"resizing": resizing})
     if salt:
         parts.append(salt)
     return sha256(json.dumps(parts).encode()).hexdigest()

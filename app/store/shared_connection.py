@@ -1,7 +1,7 @@
 """One connection to Redis for all of a process's short calls.
 
 A pool lends each call a connection of its own, which costs several times what the call does. Here
-calls go out in the order in which they come, those of one turn of the event loop together, and
+calls go out in the order in which they come, those of one round of the event loop together, and
 replies come back in that order; nobody waits for another's reply before sending. What blocks or is
 large belongs on a connection of the pool, or every other call would wait for it.
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from dycoke_core.engine import Engine
 
 PROGRESS_STEP = 0.1  # a status event at most every tenth of a stage
+_STAGES = (Stage.ENCODING, Stage.PREFILLING)  # in their order
 
 logger = logging.getLogger(__name__)
 
@@ -279,11 +280,15 @@ class EngineThread:
 
 
 class _StageWatch:
-    """Progress of sequences before their first token; reports significant changes."""
+    """Progress of sequences before their first token; reports significant changes.
+
+    Progress never goes back: of one that was preempted nothing is told until it has got further
+    than it was.
+    """
 
     def __init__(self) -> None:
         self._sequences: dict[str, Sequence] = {}
-        self._told: dict[str, tuple[Stage, int]] = {}
+        self._told: dict[str, tuple[int, int]] = {}
 
     def watch(self, sequence: Sequence) -> None:
         self._sequences[sequence.sequence_id] = sequence
@@ -300,8 +305,8 @@ class _StageWatch:
             if stage in (Stage.DECODING, Stage.FINISHED):
                 self.forget([sequence_id])
             elif stage is not Stage.WAITING:
-                here = (stage, int(progress / PROGRESS_STEP))
-                if self._told.get(sequence_id) != here:
+                here = (_STAGES.index(stage), int(progress / PROGRESS_STEP))
+                if here > self._told.get(sequence_id, (-1, 0)):
                     self._told[sequence_id] = here
                     changes.append(StageChange(sequence_id, stage, progress))
         return changes

@@ -23,7 +23,7 @@ class RunningJob:
     fresh: list[core.TokenEvent] = field(default_factory=list)  # what the engine made since
     statuses: list[StatusEvent] = field(default_factory=list)  # not in the log yet
     final: DoneEvent | ErrorEvent | None = None  # set once; nothing comes after it
-    kept: bytes | None = None  # a `KeptHistory` that is to be stored before the end is told
+    kept: bytes | None = None  # a `KeptHistory` that is to be stored before the end is published
     is_suspect: bool = False  # must have the engine to itself; cleared by the publisher
     is_in_engine: bool = False  # has, or may have, been given to it; set by the taker
     choice: CompressionChoice | None = None  # of policy `auto`
@@ -53,7 +53,7 @@ class RunningJob:
         self.policy = self.delivery.request.policy_label
 
     def take_choice(self, choice: CompressionChoice) -> None:
-        """Answers with what policy `auto` chose, and says so with the job's next events."""
+        """Answers with what policy `auto` chose. `Publisher.tell_choice` says so at once."""
         self.choice = choice
         self.statuses.append(StatusEvent(stage="encoding", auto=choice))
         self.policy = str(choice.compression["policy"])

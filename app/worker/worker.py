@@ -206,6 +206,7 @@ class Worker:
             image_size=card.image_size,
             frame_limits=_frame_limits(card),
             frame_spread=card.frame_spread,
+            frame_resizing=card.frame_resizing,
             tokens_per_frame=card.tokens_per_frame,
             frames_per_unit=card.frames_per_unit,
             max_words_per_token=card.max_words_per_token,

@@ -53,6 +53,7 @@ class FakeEngine:
     auto_level: int = 1
     first_token_s: float | None = None  # as it predicts
     may_choose: bool = True  # while it has work
+    num_asked_to_choose: int = 0
     outlooks: list[Outlook] = field(default_factory=list)  # of each choice
     waited_s: list[float] = field(default_factory=list)  # of each choice
     sequences: dict[str, Sequence] = field(default_factory=dict)
@@ -73,6 +74,7 @@ class FakeEngine:
             image_size=self.image_size,
             frame_limits=self.frame_limits,
             frame_spread="floor",
+            frame_resizing="decoder",
             tokens_per_frame=4,
             frames_per_unit=1,
             num_layers=2,
@@ -131,6 +133,7 @@ class FakeEngine:
         return key in self.prefixes
 
     def can_choose(self, config: AutoConfig, priority: Priority = DEFAULT_PRIORITY) -> bool:
+        self.num_asked_to_choose += 1
         return self.may_choose
 
     def choose_compression(

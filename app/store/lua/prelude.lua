@@ -15,7 +15,7 @@ local MAX_HELD = 10000 -- more than a worker ever has pending
 local PROBATION_TOKENS = 16 -- that a suspect makes alone before others may join it
 local DAY_MS = 24 * 3600 * 1000
 local MAX_ARRIVALS = 32 -- of which the rate of arrivals is the mean
-local MAX_LINE = 64 -- waiting jobs that a worker is told of
+local MAX_LINE = 64 -- waiting jobs that a worker hears of
 local USAGE_DAYS = 92 -- that usage is kept
 local FINAL = {done = true, error = true, cancelled = true}
 
@@ -91,7 +91,7 @@ local function forget_entry_if_read(model, entry_id)
   if not pending.err and #pending > 0 then forget_entry(model, entry_id) end
 end
 
--- Ids in the event log say where in the answer an event stands, so they are the same after a
+-- Ids in the event log say where in the answer an event belongs, so they are the same after a
 -- restart that lost the last writes: the event that brings the answer to n tokens is `n-0`, the
 -- k-th event after it that adds none is `n-k`, the terminal one is `(n+1)-0`.
 --
