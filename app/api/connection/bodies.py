@@ -25,6 +25,7 @@ IDLE_S = 30.0  # that a body may fall behind its minimum rate; FIRST_BYTE_S when
 MIN_BYTES_S = 8192.0  # on average, while nearly all slots are free
 BUSY_MIN_BYTES_S = 262_144.0  # when none is
 METHODS = frozenset({"POST", "PUT", "PATCH"})
+BODY = "dycoke.body"  # of a scope: its slot
 
 
 class BodySlots:
@@ -76,6 +77,21 @@ class BodySlot:
         self._began_at = self._last_at = 0.0  # when somebody began to read, and last came to
         self._num_bytes = 0
         self._limit: asyncio.Timeout | None = None
+        self._is_read = False
+        self._on_read: Callable[[], None] | None = None
+
+    def when_read(self, callback: Callable[[], None]) -> None:
+        """Calls back once the body is there; what that raises is for whoever reads its end."""
+        if self._is_read:
+            callback()
+        self._on_read = callback
+
+    def finish(self) -> None:
+        """Says that the body is there. Raises what the callback does."""
+        self._is_read = True
+        self.release()
+        if self._on_read is not None:
+            self._on_read()
 
     def release(self) -> None:
         self._slots.give_back(self)
@@ -154,15 +170,32 @@ class BodyGuard:
             if is_read:
                 return await receive()
             message = await slot.next(receive)
-            if message["type"] == "http.disconnect" or not message.get("more_body", False):
+            if message["type"] == "http.disconnect":
                 is_read = True
                 slot.release()
+            elif not message.get("more_body", False):
+                is_read = True
+                slot.finish()
             return message
 
+        scope[BODY] = slot
         try:
             await self._app(scope, paced_receive, send)
         finally:
             slot.release()
+
+
+def body_of(scope: Scope) -> BodySlot | None:
+    """Of a request whose body is to come; None: it has none."""
+    body: BodySlot | None = scope.get(BODY)
+    return body
+
+
+def client_of(scope: Scope, owner: str) -> str:
+    """Whose share of the service a request takes: its key's, or where there are none its
+    address's.
+    """
+    return next(iter(_clients(scope, owner)), ANONYMOUS)
 
 
 def _clients(scope: Scope, owner: str) -> list[str]:
