@@ -2,8 +2,8 @@
 
 A slot is taken at the headers, by key and by the client's address, and given back with the body's
 last byte: a client that sends nothing holds nothing else, and not for long. The first byte must
-come within `FIRST_BYTE_S`; after that a body keeps up with a rate that rises with the share of
-slots that are taken, so that slow clients make room when others need it.
+come within `FIRST_BYTE_S`; after that a body keeps up, all the time, with a rate that rises with
+the share of slots that are taken, so that slow clients make room when others need it.
 
 Of bodies under way, not of what becomes of them. Slots are a process's own.
 """
@@ -16,13 +16,14 @@ from collections.abc import Callable
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.api.connection.pace import Pace
 from app.api.errors import response_for
 from app.errors import TooManyUploadsError, UploadTimeoutError
 from app.keys.entries import ANONYMOUS
 
 FIRST_BYTE_S = 5.0
 IDLE_S = 30.0  # that a body may fall behind its minimum rate; FIRST_BYTE_S when no slot is free
-MIN_BYTES_S = 8192.0  # on average, while nearly all slots are free
+MIN_BYTES_S = 8192.0  # while nearly all slots are free
 BUSY_MIN_BYTES_S = 262_144.0  # when none is
 METHODS = frozenset({"POST", "PUT", "PATCH"})
 BODY = "dycoke.body"  # of a scope: its slot
@@ -74,8 +75,9 @@ class BodySlot:
         self.clients = clients
         self._slots = slots
         self._now = asyncio.get_running_loop().time
-        self._began_at = self._last_at = 0.0  # when somebody began to read, and last came to
-        self._num_bytes = 0
+        self._pace = Pace()
+        self._waits_since = 0.0  # whoever reads
+        self._has_begun = False  # to come
         self._limit: asyncio.Timeout | None = None
         self._is_read = False
         self._on_read: Callable[[], None] | None = None
@@ -102,7 +104,7 @@ class BodySlot:
         Raises:
             UploadTimeoutError: it does not come, or comes too slowly.
         """
-        self._began_at = self._began_at or self._now()
+        self._waits_since = self._now()
         try:
             async with asyncio.timeout_at(self._deadline()) as limit:
                 self._limit = limit
@@ -113,8 +115,10 @@ class BodySlot:
             raise UploadTimeoutError("the body came to a halt, or comes too slowly") from None
         finally:
             self._limit = None
-        self._last_at = self._now()
-        self._num_bytes += len(message.get("body", b""))
+            self._pace.wait(self._now() - self._waits_since)
+        body = message.get("body", b"")
+        self._has_begun = self._has_begun or bool(body)
+        self._pace.take(len(body), self._min_bytes_s())
         return message
 
     def reschedule(self) -> None:
@@ -122,12 +126,12 @@ class BodySlot:
             self._limit.reschedule(self._deadline())
 
     def _deadline(self) -> float:
-        if not self._num_bytes:
-            return self._began_at + FIRST_BYTE_S
         load = self._slots.load
-        patience_s = IDLE_S + (FIRST_BYTE_S - IDLE_S) * load
-        bytes_s = float(MIN_BYTES_S * (BUSY_MIN_BYTES_S / MIN_BYTES_S) ** load)
-        return min(self._last_at, self._began_at + self._num_bytes / bytes_s) + patience_s
+        patience_s = IDLE_S + (FIRST_BYTE_S - IDLE_S) * load if self._has_begun else FIRST_BYTE_S
+        return self._waits_since + patience_s - self._pace.behind_s
+
+    def _min_bytes_s(self) -> float:
+        return float(MIN_BYTES_S * (BUSY_MIN_BYTES_S / MIN_BYTES_S) ** self._slots.load)
 
 
 class BodyGuard:

@@ -24,6 +24,7 @@ import httpx
 
 from app.api.connection.bodies import IDLE_S, MIN_BYTES_S
 from app.api.connection.hosts import is_allowed
+from app.api.connection.pace import Pace
 from app.api.openai.dialling import CheckedBackend, Dial, Resolve, Resolver, dial_address
 from app.api.openai.fields import wrong
 from app.errors import UploadTooLargeError
@@ -177,13 +178,15 @@ class MediaFetcher:
         if announced.isdecimal() and int(announced[:20]) > self._max_bytes:
             raise self._too_large()
         now = asyncio.get_running_loop().time
-        started_at, num_bytes = now(), 0
+        pace, waits_since = Pace(), now()
         async with aclosing(response.aiter_stream()) as chunks:  # type: ignore[type-var]
             async for chunk in chunks:
-                num_bytes += len(chunk)
-                if now() > started_at + num_bytes / MIN_BYTES_S + IDLE_S:
+                pace.wait(now() - waits_since)
+                pace.take(len(chunk), MIN_BYTES_S)
+                if pace.behind_s > IDLE_S:
                     _fail(param)  # it comes too slowly
                 await write(chunk)
+                waits_since = now()
 
     # --- files ---
 
