@@ -42,7 +42,7 @@ def test_the_best_of_several_priorities() -> None:
 
 
 def test_the_queues_script_goes_by_the_same_rule() -> None:
-    script = (Path(app.store.__file__).parent / "lua" / "order.lua").read_text()
+    script = (Path(app.store.__file__).parent / "lua" / "share.lua").read_text()
     (ranks,) = re.findall(r"^local RANKS = \{(.*)\}", script, re.MULTILINE)
     expected = ", ".join(f"{priority} = {rank + 1}" for priority, rank in RANKS.items())
     assert ranks == expected, "from 1 on, as Lua counts"

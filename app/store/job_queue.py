@@ -318,7 +318,7 @@ class JobQueue:
     async def _position(self, record: Mapping[str, bytes], job_id: str) -> int | None:
         """How many jobs would be taken before it, as things are."""
         model, owner = record["model"].decode(), record.get("owner", b"").decode()
-        position: Any = await self._redis.zrank(self._keys.order(model), f"{owner} {job_id}")
+        position: Any = await self._scripts.run("position", model, owner, job_id)
         if position is None:  # the previous release has queued it
             position = await self._redis.zrank(self._keys.queued(model), job_id)
         return None if position is None else int(position)

@@ -30,6 +30,7 @@ local function owner_places_key(model) return PREFIX .. ':owner_places:' .. mode
 local function queued_key(model) return PREFIX .. ':queued:' .. model end
 local function order_key(model) return PREFIX .. ':order:' .. model end
 local function tags_key(model) return PREFIX .. ':tags:' .. model end
+local function share_key(model_and_owner) return PREFIX .. ':share:' .. model_and_owner end
 local function given_key(model) return PREFIX .. ':given:' .. model end
 local function starts_key(model) return PREFIX .. ':starts:' .. model end
 local function pace_key(model) return PREFIX .. ':pace:' .. model end
@@ -204,7 +205,7 @@ local function enqueue(model, job_id, request)
   redis.call('LPUSH', arrivals_key(model), now)
   redis.call('LTRIM', arrivals_key(model), 0, MAX_ARRIVALS - 1)
   redis.call('PEXPIRE', arrivals_key(model), 3600000)
-  local job = job_fields(job_id, 'owner', 'length', 'priority', 'queued_at')
+  local job = job_fields(job_id, 'owner', 'length', 'priority')
   if job.owner then join_order(model, job_id, job) end
 end
 
@@ -212,7 +213,7 @@ end
 -- job before is refused from here on.
 local function start(job_id, worker_id, take_id)
   local key = job_key(job_id)
-  local job = job_fields(job_id, 'model', 'next_index', 'owner', 'priority', 'queued_at')
+  local job = job_fields(job_id, 'model', 'next_index', 'owner', 'length')
   local model = job.model
   local now = now_ms()
   redis.call('HINCRBY', key, 'attempt', 1)
