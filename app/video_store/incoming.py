@@ -74,7 +74,7 @@ class Upload:
         """Waits for what is being written: nobody may close the descriptor under it."""
         if self._writing is not None:
             await outlast(self._writing)
-            self._writing.exception()  # whoever wrote more, or finished, was told
+            self._writing.exception()  # whoever wrote more, or finished, has had the error
 
     def hand_over(self) -> int:
         """Gives up the locked descriptor to whoever holds the video from now on."""

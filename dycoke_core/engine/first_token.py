@@ -49,13 +49,15 @@ class FirstTokenPredictor:
     def work_ahead(
         self, priority: Priority = PRIORITIES[-1], shared_keys: Collection[str] = ()
     ) -> Work:
-        """What the engine has to do before a sequence that is added now.
+        """What the engine has to do before a sequence that is added now. Asked after every step for
+        each choice that waits, so sequences that only decode cost next to nothing.
 
         Args:
             priority: the lowest of what counts.
             shared_keys: of prefixes and videos that count whoever makes them.
         """
-        everyone = (*self._scheduler.running, *self._scheduler.waiting)
+        running = (state for state in self._scheduler.running if state.has_prompt_left)
+        everyone = (*running, *self._scheduler.waiting)
         ahead = [state for state in everyone if RANKS[state.priority] <= RANKS[priority]]
         shared = {
             key: work

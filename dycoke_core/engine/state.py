@@ -174,6 +174,11 @@ class SequenceState:
         return PromptWork(WorkKind.QUESTION, self.sequence.sequence_id, size)
 
     @property
+    def has_prompt_left(self) -> bool:
+        """False: all of its prompt has been launched, what it shares included."""
+        return self.num_own_run < self.num_question_tokens
+
+    @property
     def can_decode(self) -> bool:
         """Whether a token is there, or on its way, that another may follow."""
         return 0 < self.num_chosen < self.sequence.sampling.max_tokens

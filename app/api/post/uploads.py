@@ -75,7 +75,7 @@ class Uploads:
         """Stores an upload that the readers can read, unless its owner has its content already.
         Nothing is displaced for one that they cannot read.
 
-        Another owner's does not spare the probe: its time would tell that somebody has the video.
+        Another owner's does not spare the probe: its time would reveal that somebody has the video.
 
         Returns:
             The video, and the seconds that the probe took.

@@ -21,7 +21,7 @@ from dycoke_core.kept_sets import KeptHistory
 router = APIRouter(tags=["jobs"], responses=PROBLEMS)
 
 
-@router.get("/v1/jobs/{job_id}", summary="How a job stands, and its answer once it has ended")
+@router.get("/v1/jobs/{job_id}", summary="A job's state, and its answer once it has ended")
 async def get_job(job_id: str, api: ApiDep, principal: AskerDep) -> JobResource:
     return await _resource(api, await api.jobs.find(job_id, principal.owner))
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from app.store.job_leases import Delivery
 from app.store.queue_line import QueueLine
 from app.worker.choosing_line import ChoosingLine
 from app.worker.running_jobs import RunningJob
@@ -174,6 +175,36 @@ async def test_what_waits_in_the_queue_comes_after_what_waits_here(line: Choosin
     assert here > 59
     assert longer - shorter == pytest.approx(1.5), "every second one is the other worker's"
     assert 0 < outlook.arrivals_per_s <= 8 / 8 / 2
+
+
+def taken(queued_ms: int, started_ms: int, queue: QueueLine | None = None) -> Delivery:
+    delivery = running_job("taken", queued_at_s=queued_ms / 1000).delivery
+    return replace(delivery, started_at_s=started_ms / 1000, queue=queue)
+
+
+def num_waiting(line: ChoosingLine) -> int:
+    return len(line.outlook(running_job("next")).waited_s)
+
+
+def test_a_job_that_was_taken_waits_in_redis_no_more(line: ChoosingLine) -> None:
+    line.note(QueueLine.read(b"10000 1 9 2000 7000 8000 9000"))
+    assert num_waiting(line) == 3
+    line.note_taken(taken(7000, 10_100))  # of a policy that is fixed: it brings no news
+    assert num_waiting(line) == 2
+    line.note(QueueLine.read(b"10050 1 9 2000 7000 8000 9000 10040"))
+    assert num_waiting(line) == 3, "that reply is of before it was taken"
+    newest = QueueLine.read(b"10300 1 9 2000 9000")
+    line.note_taken(taken(8000, 10_300, newest))
+    line.note(QueueLine.read(b"10200 1 9 2000 8000 9000"))
+    assert num_waiting(line) == 1, "a reply that is overtaken says nothing new"
+    line.note(QueueLine.read(b"10400 1 9 2000 7000 9000"))
+    assert num_waiting(line) == 2, "another one that was queued in the same millisecond"
+
+
+def test_a_clock_that_was_set_back_is_believed(line: ChoosingLine) -> None:
+    line.note(QueueLine.read(b"100000 1 9 2000 7000 8000"))
+    line.note(QueueLine.read(b"50000 1 9 2000 49000"))
+    assert num_waiting(line) == 1
 
 
 async def test_a_job_of_a_lost_worker_has_not_waited_since_it_was_queued(

@@ -100,7 +100,7 @@ async def test_a_worker_learns_what_waits_with_each_job_and_each_choice(
     first = await take(leases)
     assert first.queue is not None
     assert (first.queue.num_workers, first.queue.num_arrivals) == (1, 32)
-    assert len(first.queue.queued_at) == 64, "no more than a worker could look at"
+    assert len(first.queue.queued_ms) == 64, "no more than a worker could look at"
     outlook = first.queue.outlook(held_at=(0.0,))
     assert len(outlook.waited_s) == 65 and outlook.arrivals_per_s > 0
     assert list(outlook.waited_s) == sorted(outlook.waited_s, reverse=True)
@@ -113,8 +113,11 @@ async def test_a_worker_learns_what_waits_with_each_job_and_each_choice(
     choice = CompressionChoice(
         compression={"policy": "full"}, level=0, reason=Reason.OBJECTIVE, predicted_ttft_s=1.0
     )
-    queue = await leases.choose(first, choice)
-    assert queue is not None and len(queue.queued_at) == 58
+    noted = await leases.choose(first, choice)
+    assert noted is not None and noted.choice == choice and len(noted.queue.queued_ms) == 58
+    later = choice.model_copy(update={"level": 3})
+    again = await leases.choose(first, later)
+    assert again is not None and again.choice == choice, "the first one that is stored holds"
     quoted = await client.ask('{"policy":"auto"}', compression={"policy": "full"})
     while (last := await take(other)).job_id != quoted:
         pass
@@ -156,6 +159,11 @@ async def test_who_waits_for_a_choice_passes_when_its_prefix_is_on_its_way(
         busy = await client.ask("sleep:0.01", max_tokens=10_000)
         await client.wait_for_token(busy, 2)
         head = await client.ask("why?", max_tokens=2, compression=AUTO.as_dict())
+
+        async def has_turn() -> bool:
+            return worker.engine.num_asked_to_choose > 0
+
+        await wait_until(has_turn)
         job_id = await client.ask("video:a why?", max_tokens=2, compression=waiting)
 
         async def are_taken() -> bool:
