@@ -163,7 +163,7 @@ async def test_a_turn_that_comes_while_its_job_passes_by_goes_to_the_next(
 
 
 async def test_what_waits_in_the_queue_comes_after_what_waits_here(line: ChoosingLine) -> None:
-    line.note(QueueSnapshot.read(b"10000 2 9 2000 7000 8000 9000 9500"))
+    line.note(QueueSnapshot.read(b"10000 2 9 2000 2000 7000 8000 9000 9500"))
     async with line.turn(running_job("first")):
         task = asyncio.create_task(
             take_turn(line, running_job("a", queued_at_s=time.time() - 60), [])
@@ -187,23 +187,23 @@ def num_waiting(line: ChoosingLine) -> int:
 
 
 def test_a_job_that_was_taken_waits_in_redis_no_more(line: ChoosingLine) -> None:
-    line.note(QueueSnapshot.read(b"10000 1 9 2000 7000 8000 9000"))
+    line.note(QueueSnapshot.read(b"10000 1 9 2000 2000 7000 8000 9000"))
     assert num_waiting(line) == 3
     line.note_taken(taken(7000, 10_100))  # of a policy that is fixed: it brings no news
     assert num_waiting(line) == 2
-    line.note(QueueSnapshot.read(b"10050 1 9 2000 7000 8000 9000 10040"))
+    line.note(QueueSnapshot.read(b"10050 1 9 2000 2000 7000 8000 9000 10040"))
     assert num_waiting(line) == 3, "that reply is of before it was taken"
-    newest = QueueSnapshot.read(b"10300 1 9 2000 9000")
+    newest = QueueSnapshot.read(b"10300 1 9 2000 2000 9000")
     line.note_taken(taken(8000, 10_300, newest))
-    line.note(QueueSnapshot.read(b"10200 1 9 2000 8000 9000"))
+    line.note(QueueSnapshot.read(b"10200 1 9 2000 2000 8000 9000"))
     assert num_waiting(line) == 1, "a reply that is overtaken says nothing new"
-    line.note(QueueSnapshot.read(b"10400 1 9 2000 7000 9000"))
+    line.note(QueueSnapshot.read(b"10400 1 9 2000 2000 7000 9000"))
     assert num_waiting(line) == 2, "another one that was queued in the same millisecond"
 
 
 def test_a_clock_that_was_set_back_is_believed(line: ChoosingLine) -> None:
-    line.note(QueueSnapshot.read(b"100000 1 9 2000 7000 8000"))
-    line.note(QueueSnapshot.read(b"50000 1 9 2000 49000"))
+    line.note(QueueSnapshot.read(b"100000 1 9 2000 2000 7000 8000"))
+    line.note(QueueSnapshot.read(b"50000 1 9 2000 2000 49000"))
     assert num_waiting(line) == 1
 
 
