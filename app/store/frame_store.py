@@ -15,6 +15,9 @@ How often pixels are copied on their way, each time whole (14 MB for 32 frames o
                               engine reads where it lies                 (`decode_frames`)
     tensor                    one copy of a micro-batch's distinct frames (`Backend.stage_frames`);
                               on a GPU the transfer, too
+
+The worker drops its blob once the last micro-batch is through. A sequence that was preempted may
+have it fetched again (`app.worker.frame_loader`): its job is live, so it is still stored.
 """
 
 import json
@@ -120,6 +123,8 @@ class FrameStore:
     async def get(self, digest: str) -> bytes | None:
         with in_our_words:
             blob: bytes | None = await self._large.call("GET", self._keys.frames(digest))
+            # The client keeps the buffer of a reply, as large as the blob, until the next one.
+            await self._large.call("PING")
         return blob
 
     async def frame(self, digest: str, index: int) -> tuple[FramesHeader, bytes] | None:

@@ -11,11 +11,16 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
+from app.store.job_leases import Delivery
 from app.store.queue_line import QueueLine
 from app.worker.running_jobs import RunningJob
 from dycoke_core.level_choice import Outlook
 from dycoke_core.precedence import RANKS, Precedence
+
+MAX_OVERTAKEN_MS = 10_000  # by which a reply may be late; more is a clock that was set back
+MAX_TAKEN = 64  # jobs that are remembered until the queue is known as it was after them
 
 Passes = Callable[[], Awaitable[bool]]
 
@@ -33,6 +38,13 @@ class _Waiting:
         return RANKS[self.job.delivery.request.priority]
 
 
+class _Taken(NamedTuple):
+    """When a job was queued and when a worker was given it, by Redis's clock."""
+
+    queued_ms: int
+    started_ms: int
+
+
 async def _passes_nobody() -> bool:
     return False
 
@@ -45,12 +57,28 @@ class ChoosingLine:
     def __init__(self) -> None:
         self._queue = QueueLine()
         self._waiting: tuple[_Waiting, ...] = ()  # oldest first; replaced, as other threads read it
+        self._taken: list[_Taken] = []  # since the queue was as it is known, the last ones
         self._precedence = Precedence()
         self._holders: tuple[_Waiting, ...] = ()  # of a turn, at most one of each priority
 
     def note(self, queue: QueueLine) -> None:
-        """Takes in what waits in Redis, as it was just now."""
+        """Takes in what waits in Redis, as it was just now. Replies may overtake each other: what
+        an older one says, or one from before a job was taken, is not counted again.
+        """
+        if 0 < self._queue.now_ms - queue.now_ms < MAX_OVERTAKEN_MS:
+            return
+        self._taken = [taken for taken in self._taken if taken.started_ms >= queue.now_ms]
+        for taken in self._taken:
+            queue = queue.without(taken.queued_ms)
         self._queue = queue
+
+    def note_taken(self, delivery: Delivery) -> None:
+        """Takes in that a job waits in Redis no more."""
+        taken = _Taken(round(delivery.queued_at_s * 1000), round(delivery.started_at_s * 1000))
+        self._taken = [*self._taken[-MAX_TAKEN:], taken]
+        self._queue = self._queue.without(taken.queued_ms)
+        if delivery.queue is not None:
+            self.note(delivery.queue)
 
     def note_prefix(self, key: str) -> None:
         """Calls those that may take a prefix, which is in the engine or on its way since now."""

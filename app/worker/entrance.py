@@ -11,8 +11,7 @@ import time
 from app.errors import DeadlineUnreachableError, StoreUnavailableError
 from app.messages import CompressionChoice
 from app.metrics import WorkerMetrics
-from app.store.job_leases import JobLeases
-from app.store.queue_line import QueueLine
+from app.store.job_leases import Delivery, JobLeases
 from app.worker.choice_request import ChoiceRequest
 from app.worker.choosing_line import ChoosingLine
 from app.worker.engine_thread import EngineThread
@@ -42,9 +41,9 @@ class Entrance:
         self._metrics = metrics
         self._line = ChoosingLine()
 
-    def note(self, queue: QueueLine) -> None:
-        """Takes in what waits in Redis, as it was just now."""
-        self._line.note(queue)
+    def note_taken(self, delivery: Delivery) -> None:
+        """Takes in that a job waits in Redis no more, and what it says of those that do."""
+        self._line.note_taken(delivery)
 
     async def add(self, job: RunningJob, sequence: Sequence) -> None:
         """Raises DycokeError: the engine does not take the sequence, or not in time."""

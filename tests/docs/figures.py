@@ -54,4 +54,5 @@ def figures_without_data(text: str, said: Iterable[str]) -> list[str]:
     for phrase in sorted(said, key=len, reverse=True):
         assert phrase in text, f"the data say: {phrase}"
         text = text.replace(phrase, " ")
-    return re.findall(r"(?<![\w./=-])-?\d*\.?\d+(?![\w/])", re.sub(r"`[^`]*`", "", text))
+    text = re.sub(r"`[^`]*`|\[[^]]*\]\([^)]*\)", "", text)
+    return re.findall(r"(?<![\w./-])-?(?:\d{1,3}(?:,\d{3})+|\d*\.?\d+)(?![\w/])", text)

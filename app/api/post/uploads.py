@@ -62,8 +62,8 @@ class Uploads:
                 raise
             raise DeadlineExceededError("the request took too long to come in") from None
 
-    def receive(self) -> AbstractAsyncContextManager[Upload]:
-        return self._videos.receive()
+    def receive(self, principal: Principal) -> AbstractAsyncContextManager[Upload]:
+        return self._videos.receive(principal.owner)
 
     async def find(self, video_id: str, owner: str) -> VideoLease:
         """Raises: VideoNotFoundError."""

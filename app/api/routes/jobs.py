@@ -3,7 +3,7 @@
 import asyncio
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query
+from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import Response
 
 from app.api.answer.sse import Ending, EventStream
@@ -66,6 +66,7 @@ async def get_kept(
 )
 async def get_events(
     job_id: str,
+    request: Request,
     api: ApiDep,
     principal: AskerDep,
     last_event_id: Annotated[
@@ -80,7 +81,7 @@ async def get_events(
         if await api.jobs.is_read_to_its_end(record, after=after):
             return Response(status_code=204)  # makes an EventSource stop reconnecting
     feed = api.jobs.feed(record, after=after)
-    slot = api.streams.take()
+    slot = api.streams.take(request, principal.owner)
 
     def on_end(_: Ending) -> None:
         slot.release()

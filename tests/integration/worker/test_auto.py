@@ -100,7 +100,7 @@ async def test_a_worker_learns_what_waits_with_each_job_and_each_choice(
     first = await take(leases)
     assert first.queue is not None
     assert (first.queue.num_workers, first.queue.num_arrivals) == (1, 32)
-    assert len(first.queue.queued_at) == 64, "no more than a worker could look at"
+    assert len(first.queue.queued_ms) == 64, "no more than a worker could look at"
     outlook = first.queue.outlook(held_at=(0.0,))
     assert len(outlook.waited_s) == 65 and outlook.arrivals_per_s > 0
     assert list(outlook.waited_s) == sorted(outlook.waited_s, reverse=True)
@@ -114,7 +114,7 @@ async def test_a_worker_learns_what_waits_with_each_job_and_each_choice(
         compression={"policy": "full"}, level=0, reason=Reason.OBJECTIVE, predicted_ttft_s=1.0
     )
     noted = await leases.choose(first, choice)
-    assert noted is not None and noted.choice == choice and len(noted.queue.queued_at) == 58
+    assert noted is not None and noted.choice == choice and len(noted.queue.queued_ms) == 58
     later = choice.model_copy(update={"level": 3})
     again = await leases.choose(first, later)
     assert again is not None and again.choice == choice, "the first one that is stored holds"
