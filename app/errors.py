@@ -116,7 +116,7 @@ class IdempotencyConflictError(ServiceError):
 
 
 class TooManyStreamsError(ServiceError):
-    """The API serves as many open answers as it may."""
+    """This client, or all clients together, have as many open answers as they may."""
 
     code = "too_many_streams"
     retryable = True

@@ -15,7 +15,7 @@ from app.keys.entries import ANONYMOUS
 from dycoke_core.auto import is_auto
 from dycoke_core.config import DEFAULT_PRIORITY, Priority
 from dycoke_core.errors import DycokeError
-from dycoke_core.model_frames import DEFAULT_SPREAD, PixelLimits, Spread
+from dycoke_core.model_frames import DEFAULT_RESIZING, DEFAULT_SPREAD, PixelLimits, Resizing, Spread
 from dycoke_core.video.types import Sampling
 
 WIRE_VERSION = 1
@@ -69,6 +69,7 @@ class FramesWanted(Message):
     end_s: float | None = None
     sampling: Sampling = "uniform"  # of releases that do not say
     spread: Spread = DEFAULT_SPREAD  # likewise
+    resizing: Resizing = DEFAULT_RESIZING  # likewise
 
 
 class FramesRef(Message):
@@ -140,12 +141,12 @@ class JobRequest(Message):
 
     @property
     def policy_label(self) -> str:
-        """The policy, as metrics tell jobs apart."""
+        """The policy, for the labels of metrics."""
         return NO_POLICY if self.video_id is None else str(self.compression["policy"])
 
     @property
     def requested_label(self) -> str:
-        """Who chooses the policy, as metrics tell jobs apart."""
+        """Who chooses the policy, for the labels of metrics."""
         return REQUESTED_AUTO if is_auto(self.compression) else REQUESTED_FIXED
 
 
@@ -166,6 +167,7 @@ class ModelCard(Message):
     image_size: int  # pixels, of square frames
     frame_limits: FrameLimits | None = None  # of frames that keep their shape
     frame_spread: Spread = DEFAULT_SPREAD  # of releases that do not say
+    frame_resizing: Resizing = DEFAULT_RESIZING  # likewise
     tokens_per_frame: int  # N, of a unit of square ones
     frames_per_unit: int = 1  # of releases that do not say
     max_words_per_token: int | None = None  # None of releases that do not say; see `EngineCard`
@@ -360,12 +362,12 @@ class DoneEvent(Message):
 
     @property
     def policy_label(self) -> str:
-        """The policy, as metrics tell jobs apart."""
+        """The policy, for the labels of metrics."""
         return NO_POLICY if self.video_id is None else self.compression.policy
 
     @property
     def requested_label(self) -> str:
-        """Who chose the policy, as metrics tell jobs apart."""
+        """Who chose the policy, for the labels of metrics."""
         return REQUESTED_FIXED if self.compression.auto is None else REQUESTED_AUTO
 
 

@@ -53,7 +53,7 @@ Metric = TypeVar("Metric", Counter, Gauge, Histogram, Summary)
 
 
 class RequestLabels(NamedTuple):
-    """What requests are told apart by.
+    """The labels of a request's metrics.
 
     Args:
         policy: that answers it; `auto` until there is a choice.

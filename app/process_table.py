@@ -5,12 +5,18 @@ started in place of a dead one takes over its row. Only a row's own process writ
 death, the supervisor), so numbers need no lock and nobody waits for a process that is stuck; those
 of different rows are not read at one instant.
 
+Streams and incoming bytes are counted by client too, in a count-min sketch for each row (Cormode,
+Muthukrishnan: Journal of Algorithms 55(1), 2005): in two counters by the client's digest, of which
+the smaller one stands. It is too large only where others share both; the digest is keyed, so that
+nobody can see to that.
+
 The memory is an anonymous file that processes inherit by its descriptor, and so are the locks:
 both are gone with the last process, however it ends. Knows nothing of what the locks are for.
 Linux only.
 """
 
 import fcntl
+import hashlib
 import mmap
 import os
 import secrets
@@ -21,10 +27,12 @@ from enum import IntEnum
 HEARTBEAT_TIMEOUT_S = 2.0  # after which a process is taken to be stuck
 
 _HEADER = struct.Struct("=qq16s")  # version, rows, token
-_VERSION = 1
+_VERSION = 2
 _WORD_BYTES = 8
 _ROW_WORDS = 8  # a cache line
 _HEADER_BYTES = _ROW_WORDS * _WORD_BYTES
+_SKETCH_WIDTH = 4096  # counters
+_SKETCH_DEPTH = 2  # of them for each client
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock: type, whence, start, length, pid
 
 
@@ -41,6 +49,10 @@ class _Word(IntEnum):
     INCOMING_BYTES = 7
 
 
+_BY_CLIENT = (_Word.STREAMS, _Word.INCOMING_BYTES)  # counted by client too
+_SKETCH_WORDS = _SKETCH_WIDTH * _SKETCH_DEPTH
+_CLIENT_WORDS = _SKETCH_WORDS * len(_BY_CLIENT)  # of a row
+
 _OF_THE_LIVING = (
     *(_Word.HEARTBEAT_NS, _Word.CONNECTIONS, _Word.STREAMS, _Word.IS_DRAINING),
     _Word.INCOMING_BYTES,
@@ -52,6 +64,8 @@ class ProcessTable:
     fd: of a table that `create` has made; it must stay open as long as the table is used.
     """
 
+    num_processes: int
+
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self._memory = mmap.mmap(fd, 0)
@@ -59,12 +73,14 @@ class ProcessTable:
         assert version == _VERSION
         self.token: str = token.hex()
         self._words = memoryview(self._memory).cast("q")
+        self._digest_key = token
 
     @classmethod
     def create(cls, num_processes: int) -> "ProcessTable":
         """Makes a table for so many processes, all of which are yet to start."""
         fd = os.memfd_create("api-processes", os.MFD_CLOEXEC)
-        os.ftruncate(fd, _HEADER_BYTES * (1 + num_processes))
+        by_client_bytes = _CLIENT_WORDS * _WORD_BYTES * num_processes
+        os.ftruncate(fd, _HEADER_BYTES * (1 + num_processes) + by_client_bytes)
         os.pwrite(fd, _HEADER.pack(_VERSION, num_processes, secrets.token_bytes(16)), 0)
         return cls(fd)
 
@@ -91,9 +107,9 @@ class ProcessTable:
         """How often processes of this number have ended unexpectedly."""
         return self._get(number, _Word.DEATHS)
 
-    def num_streams(self) -> int:
-        """Of all processes."""
-        return self._sum(_Word.STREAMS)
+    def num_streams(self, client: str | None = None) -> int:
+        """Of all processes; of one client, where one is named."""
+        return self._sum(_Word.STREAMS, client)
 
     def stored_bytes(self) -> int:
         """What all processes, dead ones included, have stored less what they have removed."""
@@ -103,9 +119,11 @@ class ProcessTable:
         """How many videos those are."""
         return self._sum(_Word.STORED_VIDEOS)
 
-    def incoming_bytes(self) -> int:
-        """Of uploads under way, in all processes that are alive."""
-        return self._sum(_Word.INCOMING_BYTES)
+    def incoming_bytes(self, client: str | None = None) -> int:
+        """Of uploads under way, in all processes that are alive; of one client's, where one is
+        named.
+        """
+        return self._sum(_Word.INCOMING_BYTES, client)
 
     def has_other_open(self, number: int) -> bool:
         """Whether another process is alive and takes requests."""
@@ -143,9 +161,36 @@ class ProcessTable:
     def _clear(self, number: int) -> None:
         for word in _OF_THE_LIVING:
             self._set(number, word, 0)
+        begin = self._sketch(number)
+        zeros = memoryview(bytes(_CLIENT_WORDS * _WORD_BYTES)).cast("q")
+        self._words[begin : begin + _CLIENT_WORDS] = zeros
 
-    def _sum(self, word: _Word) -> int:
-        return sum(self._get(number, word) for number in range(self.num_processes))
+    def _sum(self, word: _Word, client: str | None = None) -> int:
+        rows = range(self.num_processes)
+        if client is None:
+            return sum(self._get(row, word) for row in rows)
+        counters = self._counters(word, client)
+        sums = (sum(self._words[self._sketch(row) + at] for row in rows) for at in counters)
+        return min(sums)
+
+    def _add(self, number: int, word: _Word, change: int, client: str | None = None) -> None:
+        self._set(number, word, self._get(number, word) + change)
+        if client is not None:
+            for at in self._counters(word, client):
+                self._words[self._sketch(number) + at] += change
+
+    def _sketch(self, number: int) -> int:
+        """Where a row's counters by client begin."""
+        return (1 + self.num_processes) * _ROW_WORDS + number * _CLIENT_WORDS
+
+    def _counters(self, word: _Word, client: str) -> list[int]:
+        """Where a client's are among those."""
+        digest = hashlib.blake2b(client.encode(), key=self._digest_key, digest_size=8).digest()
+        begin = _BY_CLIENT.index(word) * _SKETCH_WORDS
+        return [
+            begin + row * _SKETCH_WIDTH + int.from_bytes(part) % _SKETCH_WIDTH
+            for row, part in enumerate((digest[:4], digest[4:]))
+        ]
 
 
 class ProcessRow:
@@ -173,18 +218,15 @@ class ProcessRow:
     def set_connections(self, count: int) -> None:
         self.table._set(self.number, _Word.CONNECTIONS, count)
 
-    def set_streams(self, count: int) -> None:
-        self.table._set(self.number, _Word.STREAMS, count)
+    def add_stream(self, client: str, change: int) -> None:
+        self.table._add(self.number, _Word.STREAMS, change, client)
 
     def add_stored(self, num_bytes: int, num_videos: int) -> None:
-        self._add(_Word.STORED_BYTES, num_bytes)
-        self._add(_Word.STORED_VIDEOS, num_videos)
+        self.table._add(self.number, _Word.STORED_BYTES, num_bytes)
+        self.table._add(self.number, _Word.STORED_VIDEOS, num_videos)
 
-    def add_incoming_bytes(self, num_bytes: int) -> None:
-        self._add(_Word.INCOMING_BYTES, num_bytes)
-
-    def _add(self, word: _Word, change: int) -> None:
-        self.table._set(self.number, word, self.table._get(self.number, word) + change)
+    def add_incoming_bytes(self, client: str, num_bytes: int) -> None:
+        self.table._add(self.number, _Word.INCOMING_BYTES, num_bytes, client)
 
 
 class Lock:

@@ -130,7 +130,7 @@ class PostSpan:
             self._span.set_attributes(_request_attributes(request))
 
     def end(self, outcome: str, *, is_error: bool) -> None:
-        """The first end stands.
+        """The first end counts.
 
         Args:
             outcome: `done`, or the code that the client got.

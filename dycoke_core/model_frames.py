@@ -1,4 +1,6 @@
-"""The frames that a model takes: which of a clip, and at what size. Standard library only."""
+"""The frames that a model takes: which of a clip, at what size, and how they come to it. Standard
+library only.
+"""
 
 import math
 from collections.abc import Callable
@@ -16,6 +18,14 @@ MAX_ASPECT_RATIO = 200
 # starts: the first frame of each of so many equal parts (Qwen2.5-VL).
 Spread = Literal["floor", "nearest", "starts"]
 DEFAULT_SPREAD: Spread = "floor"
+
+# How they come to their size.
+# decoder: while they are decoded, by FFmpeg's bicubic filter, colours at the resolution that the
+#   video has them in, mostly half (LLaVA-OneVision);
+# bicubic, bilinear: decoded whole, turned into RGB, then by Pillow's filter of that name, as the
+#   processors of Qwen's models and of Gemma 3 do it.
+Resizing = Literal["decoder", "bicubic", "bilinear"]
+DEFAULT_RESIZING: Resizing = "decoder"
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,7 +47,7 @@ MAX_SWEPT_JOBS = 100  # at a time; the rest comes with the next sweep
 
 @dataclass(frozen=True, slots=True)
 class Idempotency:
-    """A client's key, and what the request it stands for looked like."""
+    """A client's key, and what the request it came with looked like."""
 
     key_hash: str
     fingerprint: str
@@ -56,7 +56,7 @@ class Idempotency:
 
 @dataclass(frozen=True, slots=True)
 class JobRecord:
-    """A job as it stands. Times are Unix seconds."""
+    """A job as it is now. Times are Unix seconds."""
 
     job_id: str
     model: str
@@ -126,7 +126,7 @@ class ExpectedFrames:
 @dataclass(frozen=True, slots=True)
 class Created:
     """Args:
-    job_id: of the job that stands for the request: its own, or that of an earlier one with the
+    job_id: of the job that answers the request: its own, or that of an earlier one with the
         same idempotency key and fingerprint. Then nothing was created, the place is given up,
         and that job is adopted (see `JobQueue.end`).
     is_queued: nothing is left to do; else its frames are to be read, or are `found`.
@@ -221,7 +221,7 @@ class JobQueue:
             allowance: what it may take of its owner's limits; None: there are none.
 
         Raises:
-            IdempotencyConflictError: the key stands for another request. The place is given up.
+            IdempotencyConflictError: the key belongs to another request. The place is given up.
             KeyLimitError
             DeadlineUnreachableError: the deadline that the client has set passes while others wait.
             FrameStoreFullError: the frames of live jobs leave no room for this one's.
@@ -318,7 +318,7 @@ class JobQueue:
     async def _position(self, record: Mapping[str, bytes], job_id: str) -> int | None:
         """How many jobs would be taken before it, as things are."""
         model, owner = record["model"].decode(), record.get("owner", b"").decode()
-        position: Any = await self._redis.zrank(self._keys.order(model), f"{owner} {job_id}")
+        position: Any = await self._scripts.run("position", model, owner, job_id)
         if position is None:  # the previous release has queued it
             position = await self._redis.zrank(self._keys.queued(model), job_id)
         return None if position is None else int(position)
@@ -404,7 +404,7 @@ class JobQueue:
 
     async def prune(self, owners: Sequence[str]) -> None:
         """Forgets what is counted of these owners' jobs, and of places, and is there no longer; any
-        API, every minute. A release that does not keep count leaves such behind.
+        API, every minute. A release that does not keep count leaves some over.
         """
         await self._scripts.run("prune", *owners)
 

@@ -35,7 +35,7 @@ class Allowance:
 
     @property
     def length(self) -> float:
-        """What its turn costs its owner in the order of the queue: see `order.lua`."""
+        """What it costs its owner in the order of the queue: see `order.lua`."""
         return (1 + FRAME_COST * self.frames + self.max_tokens) / (self.limits.weight or 1.0)
 
     @property

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from app.errors import UploadTooLargeError, VideoNotFoundError, VideoStoreFullError
+from app.keys.entries import ANONYMOUS
 from app.process_table import ProcessRow
 from app.threads import in_thread
 from app.video_store.disk import DirectoryLock, full_disk_told, is_old, remove_unlocked, scan
@@ -55,6 +56,7 @@ class VideoStore:
             row,
             max_bytes=max_bytes,
             max_videos=max_videos,
+            max_upload_bytes=max_upload_bytes,
             max_incoming_bytes=max_incoming_bytes,
         )
         self._lock = DirectoryLock(directory / ".lock")
@@ -68,10 +70,14 @@ class VideoStore:
         await asyncio.to_thread(self._tidy)
 
     @asynccontextmanager
-    async def receive(self) -> AsyncIterator[Upload]:
-        """An upload; what was not committed when the block ends is gone."""
+    async def receive(self, owner: str = ANONYMOUS) -> AsyncIterator[Upload]:
+        """An upload; what was not committed when the block ends is gone.
+
+        Args:
+            owner: who has a share of what may come in at a time; everybody together has all of it.
+        """
         upload = await in_thread(
-            lambda: Upload.begin(self._room, self._incoming, self._max_upload_bytes),
+            lambda: Upload.begin(self._room, self._incoming, self._max_upload_bytes, owner),
             undo=Upload.discard,
         )
         try:

@@ -22,13 +22,17 @@ from typing import TYPE_CHECKING, Any
 from app.worker.choice_request import ChoiceRequest
 from dycoke_core.auto import Choice
 from dycoke_core.engine_card import EngineCard, EngineStats
-from dycoke_core.errors import EngineError
+from dycoke_core.errors import DycokeError, EngineError
 from dycoke_core.sequence import Sequence, Stage, TokenEvent
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from dycoke_core.engine import Engine
 
 PROGRESS_STEP = 0.1  # a status event at most every tenth of a stage
+_STAGES = (Stage.ENCODING, Stage.PREFILLING)  # in their order
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +51,7 @@ class Update:
     tokens: list[TokenEvent]
     stages: list[StageChange]
     stats: EngineStats
+    wants_frames: tuple[str, ...] = ()  # sequences that wait for theirs since the last update
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +80,7 @@ class EngineThread:
         for future in (self._card, self._failure):
             future.add_done_callback(_consume)
         self._not_due: list[_Command] = []  # the thread's own, while it runs
+        self._waiting_for_frames: tuple[str, ...] = ()  # as it was said; the thread's own
         self._step_began_at: float | None = None
         self._stages = _StageWatch()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -103,6 +109,14 @@ class EngineThread:
         """
         prefix_key: str = await self._ask(lambda engine: self._add(engine, sequence))
         return prefix_key
+
+    async def give_frames(self, sequence_id: str, frames: "npt.NDArray[np.uint8]") -> None:
+        """See `Engine.give_frames`. One that waits again is in a later update's `wants_frames`.
+
+        Raises:
+            DycokeError: the engine does not take the frames.
+        """
+        await self._ask(lambda engine: self._give_frames(engine, sequence_id, frames))
 
     async def prefix_key(self, sequence: Sequence) -> str:
         """See `Engine.prefix_key`."""
@@ -188,11 +202,16 @@ class EngineThread:
                 self._stages.forget(event.sequence_id for event in tokens)
                 self._report(engine, tokens)
                 continue
-            command = self._inbox.get()
-            if command is None:
+            if not self._take_command(engine):
                 return
-            if not self._carry_out(engine, command):
-                self._not_due.append(command)
+
+    def _take_command(self, engine: "Engine") -> bool:
+        """Waits for one, and keeps no hold of it: it may have frames. False: the thread is to
+        end."""
+        command = self._inbox.get()
+        if command is not None and not self._carry_out(engine, command):
+            self._not_due.append(command)
+        return command is not None
 
     def _carry_out(self, engine: "Engine", command: _Command) -> bool:
         """False: its time has not come."""
@@ -200,6 +219,9 @@ class EngineThread:
             if engine.has_work and not command.is_due(engine):
                 return command.reply.cancelled()
             result = command.run(engine)
+        except DycokeError as error:
+            # Its traceback would hold the sequence, and its frames, until garbage is looked for.
+            self._post(_reject, command.reply, error.with_traceback(None))
         except Exception as error:
             self._post(_reject, command.reply, error)
         else:
@@ -211,6 +233,12 @@ class EngineThread:
         self._stages.watch(sequence)
         return prefix_key
 
+    def _give_frames(
+        self, engine: "Engine", sequence_id: str, frames: "npt.NDArray[np.uint8]"
+    ) -> None:
+        engine.give_frames(sequence_id, frames)
+        self._waiting_for_frames = engine.waiting_for_frames
+
     def _abort(self, engine: "Engine", sequence_id: str) -> bool:
         self._stages.forget([sequence_id])
         had_it = engine.abort(sequence_id)
@@ -218,7 +246,10 @@ class EngineThread:
         return had_it
 
     def _report(self, engine: "Engine", tokens: list[TokenEvent]) -> None:
-        self._post(self._hand_over, Update(tokens, self._stages.changes(), engine.stats()))
+        before, self._waiting_for_frames = self._waiting_for_frames, engine.waiting_for_frames
+        wants_frames = tuple(name for name in self._waiting_for_frames if name not in before)
+        update = Update(tokens, self._stages.changes(), engine.stats(), wants_frames)
+        self._post(self._hand_over, update)
 
     def _post(self, call: Callable[..., None], *args: object) -> None:
         with suppress(RuntimeError):  # the loop is closed: the process is ending
@@ -249,11 +280,15 @@ class EngineThread:
 
 
 class _StageWatch:
-    """Progress of sequences before their first token; reports significant changes."""
+    """Progress of sequences before their first token; reports significant changes.
+
+    Progress never goes back: of one that was preempted nothing is told until it has got further
+    than it was.
+    """
 
     def __init__(self) -> None:
         self._sequences: dict[str, Sequence] = {}
-        self._told: dict[str, tuple[Stage, int]] = {}
+        self._told: dict[str, tuple[int, int]] = {}
 
     def watch(self, sequence: Sequence) -> None:
         self._sequences[sequence.sequence_id] = sequence
@@ -270,8 +305,8 @@ class _StageWatch:
             if stage in (Stage.DECODING, Stage.FINISHED):
                 self.forget([sequence_id])
             elif stage is not Stage.WAITING:
-                here = (stage, int(progress / PROGRESS_STEP))
-                if self._told.get(sequence_id) != here:
+                here = (_STAGES.index(stage), int(progress / PROGRESS_STEP))
+                if here > self._told.get(sequence_id, (-1, 0)):
                     self._told[sequence_id] = here
                     changes.append(StageChange(sequence_id, stage, progress))
         return changes

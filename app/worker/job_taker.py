@@ -20,10 +20,10 @@ from app.errors import (
     StoreUnavailableError,
 )
 from app.metrics import WorkerMetrics
-from app.store.frame_store import FrameStore, decode_frames
 from app.store.job_leases import Delivery, JobLeases
 from app.worker.engine_thread import EngineThread
 from app.worker.entrance import Entrance
+from app.worker.frame_loader import FrameLoader
 from app.worker.probation import MayRun, Probation
 from app.worker.publisher import Publisher
 from app.worker.running_jobs import RunningJob, RunningJobs
@@ -47,7 +47,7 @@ class JobTaker:
     def __init__(
         self,
         leases: JobLeases,
-        frames: FrameStore,
+        frames: FrameLoader,
         engine: EngineThread,
         publisher: Publisher,
         jobs: RunningJobs,
@@ -158,11 +158,10 @@ class JobTaker:
         if frames is None and request.video_id is not None:
             raise EngineError("the request has no frames")
         _check_sampler(job.delivery)
-        blob = None if frames is None else await self._fetch(frames.digest)
+        video = None if frames is None else await self._frames.load(frames.digest)
         if job.is_suspect:
             await self._make_room_for(job)
         await self._enter(job)
-        video = None if blob is None else decode_frames(blob)
         return Sequence(
             sequence_id=job.sequence_id,
             messages=tuple(ChatMessage(turn.role, turn.content) for turn in request.messages),
@@ -183,6 +182,7 @@ class JobTaker:
             video_name=request.cached_video,
             wants_kept_sets=request.kept_mask,
             priority=request.priority,
+            can_reload_frames=video is not None,
         )
 
     async def _make_room_for(self, suspect: RunningJob) -> None:
@@ -224,17 +224,6 @@ class JobTaker:
                 self._jobs.drop(job)  # cancels this task
                 await asyncio.sleep(0)
             return
-
-    async def _fetch(self, digest: str) -> bytes:
-        while True:
-            try:
-                blob = await self._frames.get(digest)
-            except StoreUnavailableError:
-                await asyncio.sleep(RETRY_AFTER_S)
-                continue
-            if blob is None:
-                raise StoreUnavailableError("the frames of this request are no longer stored")
-            return blob
 
 
 def _check_sampler(delivery: Delivery) -> None:

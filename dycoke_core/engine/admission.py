@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from dycoke_core.compression.policies import Policy, make_policy
 from dycoke_core.config import Batching, CompressionConfig, EngineConfig
@@ -98,6 +99,8 @@ class Admission:
         frames, clip, video_key = sequence.frames, None, ""
         distinct: tuple[int, ...] = ()
         sources: tuple[int, ...] = ()
+        if frames is None and sequence.can_reload_frames:
+            raise InvalidRequestError("the frames are missing")  # an earlier run let them go
         if frames is not None:
             clip = self._model.clip(frames.shape, sequence.timing)
             self._check_frame_size(clip)
@@ -125,7 +128,7 @@ class Admission:
             policy=policy,
             prompt=prompt,
             layout=layout,
-            video_key=content_key(video_key, None if frames is None else frames.shape),
+            video_key=_video_key(video_key, frames),
             prefix_key=content_key(
                 video_key,
                 prompt.clip,  # its size and times decide positions
@@ -151,10 +154,30 @@ class Admission:
         """Whether a video's features are there, or being made."""
         return key in self._videos
 
+    def lacks_frames(self, state: SequenceState) -> bool:
+        """Whether it let its frames go and has to encode its video again."""
+        has_frames = not state.has_video or state.sequence.frames is not None
+        return not (
+            has_frames or self.has_prefix(state.prefix_key) or self.has_video(state.video_key)
+        )
+
+    def take_frames(self, state: SequenceState, frames: npt.NDArray[np.uint8]) -> None:
+        """Gives a sequence its frames again.
+
+        Raises:
+            InvalidRequestError: they are others than it had.
+        """
+        sequence = state.sequence
+        key = _video_key(sequence.video_key or frames_digest(frames), frames)
+        if frames.dtype != np.uint8 or key != state.video_key:
+            raise InvalidRequestError("these are not the frames that the sequence had")
+        sequence.frames = frames
+
     def admit(self, state: SequenceState) -> bool:
         """Reserves a seat and holds its prefix; False: there is no room now.
 
-        Nothing is evicted for a sequence whose bytes are not free or idle.
+        Nothing is evicted for a sequence whose bytes are not free or idle. From here on its video
+        holds its frames, for those who share it, until it is encoded.
         """
         seat_bytes = self._backend.seat_bytes(state.layout)
         prefix = self._prefixes.hold(state.prefix_key)
@@ -178,6 +201,8 @@ class Admission:
         self.kv_budget.used_bytes += seat_bytes
         state.reserved_bytes = seat_bytes
         state.prefix, state.seat = prefix, seat
+        if state.sequence.can_reload_frames:
+            state.sequence.frames = None
         state.has_video_hit = state.has_video_hit or state.has_prefix_hit
         state.clock.note_start()
         return True
@@ -203,8 +228,10 @@ class Admission:
     def preempt(self, state: SequenceState) -> SequenceState:
         """Gives back all that a sequence reserved and holds; returns what waits in its place."""
         state.is_finished = True  # what is on its way for it is dropped
+        sequence, prompt, video = state.sequence, state.prompt, state.held_prefix.video
+        if sequence.can_reload_frames and video is not None:
+            sequence.frames = video.frames  # None once it is encoded
         self.release(state)
-        sequence, prompt = state.sequence, state.prompt
         recording = self._kept_recording(sequence, prompt)
         return state.resumed(self._detokenizer(sequence), recording)
 
@@ -330,7 +357,7 @@ class Admission:
 
     def _add_video(self, state: SequenceState) -> Video | None:
         num_bytes = self._video_bytes(state)
-        if not self._videos.can_make_room(num_bytes):
+        if state.sequence.frames is None or not self._videos.can_make_room(num_bytes):
             return None
         self._videos.make_room(num_bytes)
         video = Video(
@@ -402,3 +429,7 @@ class Admission:
             max_own_tokens=len(prompt.question_ids) + sequence.sampling.max_tokens,
             stage_two=stage_two,
         )
+
+
+def _video_key(name: str, frames: npt.NDArray[np.uint8] | None) -> str:
+    return content_key(name, None if frames is None else frames.shape)

@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from dycoke_core.auto import AutoConfig, CachedChoice, Choice
@@ -95,6 +97,7 @@ class Engine:
             image_size=image_size,
             frame_limits=self.model.frame_limits,
             frame_spread=self.model.frame_spread,
+            frame_resizing=self.model.frame_resizing,
             tokens_per_frame=self.model.tokens_per_unit(image_size, image_size),
             frames_per_unit=self.model.frames_per_unit,
             num_layers=self.model.text_geometry.num_layers,
@@ -113,12 +116,13 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
+        """Whether a step has anything to do. For what waits for its frames, it has not."""
         return self._scheduler.has_work or self._executor.has_outstanding
 
     def stats(self) -> EngineStats:
         budget, cached_bytes = self.admission.kv_budget, self.admission.idle_prefix_bytes
         return EngineStats(
-            num_waiting=len(self._scheduler.waiting),
+            num_waiting=len(self._scheduler.waiting) + len(self._scheduler.waiting_for_frames),
             num_running=len(self._scheduler.running),
             kv_bytes_in_use=budget.used_bytes - cached_bytes,
             kv_bytes_cached=cached_bytes,
@@ -153,6 +157,27 @@ class Engine:
         self._states[sequence.sequence_id] = state
         self._scheduler.add(state)
         return state.prefix_key
+
+    @property
+    def waiting_for_frames(self) -> tuple[str, ...]:
+        """Sequences that stand still until `give_frames`, or `abort`: they were preempted, what was
+        made of their videos is gone, and so are their frames (`Sequence.can_reload_frames`).
+        """
+        waiting = self._scheduler.waiting_for_frames
+        return tuple(state.sequence.sequence_id for state in waiting)
+
+    def give_frames(self, sequence_id: str, frames: npt.NDArray[np.uint8]) -> bool:
+        """Brings frames that a sequence waits for; False: it does not, or is not there any more.
+
+        Raises:
+            InvalidRequestError: they are not those that it had. It keeps waiting.
+        """
+        if sequence_id not in self.waiting_for_frames:
+            return False
+        state = self._states[sequence_id]
+        self.admission.take_frames(state, frames)
+        self._scheduler.resume(state)
+        return True
 
     def predict_first_token_s(self, sequence: Sequence) -> float | None:
         """Seconds to the first token if the sequence were added now, assuming that lower priorities
@@ -260,7 +285,7 @@ class Engine:
             self._states[preempted.state.sequence.sequence_id] = preempted.state
             self._num_preemptions[preempted.made_room_for] += 1
         if schedule.preempted:
-            self._vision.drop_orphaned_batch()
+            self._vision.drop_orphans()
 
     def _free_ended(self, ended: list[Ended]) -> None:
         for end in ended:
@@ -279,7 +304,7 @@ class Engine:
         del self._states[state.sequence.sequence_id]
         self._scheduler.remove(state)
         self.admission.release(state)
-        self._vision.drop_orphaned_batch()
+        self._vision.drop_orphans()
         state.sequence.stage = Stage.FINISHED
 
     def _check_idle(self) -> None:

@@ -15,6 +15,9 @@ waits, at most until all that run have ended, and nobody of its priority or a wo
 One of worse priority, whose turn has come, is passed by better ones that fit beside it: they take
 nothing that it will need once those that ran before have ended. Only what does not fit beside it is
 held up, for no longer than that and its own answer.
+
+One that was preempted may find, when there is room for it, that its video has to be encoded again
+and that its frames are gone: it stands aside until they come, and everybody passes it.
 """
 
 from bisect import insort
@@ -72,6 +75,10 @@ class Admits(Protocol[State]):
         """False: not now, it keeps its place."""
         ...
 
+    def lacks_frames(self, state: State) -> bool:
+        """Whether there is nothing to run it from until its frames have come again."""
+        ...
+
     def fits(self, states: Sequence[State]) -> bool:
         """Whether the bytes for all of them would be there if nobody else ran. They may still not
         be in pieces that fit."""
@@ -121,6 +128,7 @@ class Scheduler(Generic[State]):
     admission: Admits[State]
     # Bounded by the caller, which adds no more than it takes from its own queue.
     waiting: list[State] = field(default_factory=list)  # oldest first
+    waiting_for_frames: list[State] = field(default_factory=list)  # a step does nothing for them
     running: list[State] = field(default_factory=list)
     _admissions: Precedence = field(default_factory=Precedence)
     _prompts: Precedence = field(default_factory=Precedence)
@@ -139,10 +147,14 @@ class Scheduler(Generic[State]):
 
     def remove(self, state: State) -> None:
         """Takes a sequence out, wherever it is."""
-        if state in self.running:
-            self.running.remove(state)
-        else:
-            self.waiting.remove(state)
+        for states in (self.running, self.waiting, self.waiting_for_frames):
+            if state in states:
+                states.remove(state)
+
+    def resume(self, state: State) -> None:
+        """Its frames have come: it waits in the place of its age again."""
+        self.waiting_for_frames.remove(state)
+        self._wait(state)
 
     def schedule(self) -> Schedule[State]:
         preempted = self._admit_waiting()
@@ -162,6 +174,10 @@ class Scheduler(Generic[State]):
         preempted: list[Preempted[State]] = []
         while self.waiting:
             state = self._admissions.ordered(self.waiting, lambda state: state.priority)[0]
+            if self.admission.lacks_frames(state) and self._has_room(state, ()):
+                self.waiting.remove(state)
+                self.waiting_for_frames.append(state)
+                continue
             is_best = not self._better_than(state)
             if not self._admit(state):
                 victims = self._choose_victims(state)
@@ -214,8 +230,11 @@ class Scheduler(Generic[State]):
     def _preempt(self, state: State, made_room_for: Priority) -> Preempted[State]:
         self.running.remove(state)
         resumed = self.admission.preempt(state)
-        insort(self.waiting, resumed, key=lambda waiting: waiting.arrival)
+        self._wait(resumed)
         return Preempted(resumed, made_room_for)
+
+    def _wait(self, state: State) -> None:
+        insort(self.waiting, state, key=lambda waiting: waiting.arrival)
 
     def _choose_chunks(
         self, works: list[tuple[State, PromptWork]]

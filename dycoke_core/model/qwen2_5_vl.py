@@ -1,4 +1,4 @@
-"""Qwen2.5-VL: one run of visual tokens, whose positions tell the time; windows in the tower."""
+"""Qwen2.5-VL: one run of visual tokens, whose positions carry the time; windows in the tower."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

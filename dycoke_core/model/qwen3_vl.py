@@ -1,4 +1,4 @@
-"""Qwen3-VL: a run of visual tokens per unit behind its time in words; features for several layers.
+"""Qwen3-VL: a run of visual tokens per unit after its time in words; features for several layers.
 
 The tower hands over features of some of its layers beside the last one's (DeepStack): each is added
 to the visual tokens' rows after one of the language model's first layers. Those rows are chosen by

@@ -30,8 +30,8 @@ from dycoke_core.model.mrope import (
 )
 from dycoke_core.model.temporal_patches import TemporalPatches
 from dycoke_core.model.transformers_model import TransformersModel
-from dycoke_core.model_frames import PixelLimits, Spread
-from dycoke_core.preprocess import PromptEncoder
+from dycoke_core.model_frames import PixelLimits, Resizing, Spread
+from dycoke_core.preprocess import PromptEncoder, resizing_of_processor
 from dycoke_core.sequence import ChatMessage, FrameTiming
 from dycoke_core.transfer import to_device
 
@@ -53,6 +53,7 @@ class QwenVL(TransformersModel):
     model: Any
     prompt_encoder: PromptEncoder
     patches: TemporalPatches
+    resizing: Resizing
     eos_token_ids: frozenset[int]
     weights_digest: str
     text_geometry: TextGeometry = field(init=False)
@@ -81,6 +82,7 @@ class QwenVL(TransformersModel):
             patches=TemporalPatches.of_processor(
                 settings, limits_whole_video=cls.limits_whole_video
             ),
+            resizing=resizing_of_processor(settings, default="bicubic"),
             eos_token_ids=checkpoint.eos_token_ids,
             weights_digest=checkpoint.weights_digest,
         )
@@ -104,6 +106,10 @@ class QwenVL(TransformersModel):
     @property
     def frame_limits(self) -> PixelLimits:
         return self.patches.limits
+
+    @property
+    def frame_resizing(self) -> Resizing:
+        return self.resizing
 
     def token_grid(self, height: int, width: int) -> tuple[int, int]:
         return self.patches.token_grid(height, width)

@@ -12,7 +12,7 @@ from dycoke_core.compression.flops import TextGeometry
 from dycoke_core.errors import InvalidRequestError
 from dycoke_core.model.adapter import Clip, EmbeddedPrefix, PromptLayout
 from dycoke_core.model.layer_attention import LayerAttention
-from dycoke_core.model_frames import DEFAULT_SPREAD, PixelLimits, Spread
+from dycoke_core.model_frames import DEFAULT_RESIZING, DEFAULT_SPREAD, PixelLimits, Resizing, Spread
 from dycoke_core.preprocess import PromptEncoder
 from dycoke_core.transfer import to_device
 
@@ -75,6 +75,10 @@ class TransformersModel(ABC):
     @property
     def frame_spread(self) -> Spread:
         return DEFAULT_SPREAD
+
+    @property
+    def frame_resizing(self) -> Resizing:
+        return DEFAULT_RESIZING
 
     @abstractmethod
     def token_grid(self, height: int, width: int) -> tuple[int, int]: ...

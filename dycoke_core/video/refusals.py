@@ -80,7 +80,7 @@ def as_dycoke_error(failure: TaskFailure, limits: ReadLimits, timeout_s: float) 
     if failure.code == "timeout":
         return VideoReadTimeoutError(f"the video could not be read within {timeout_s:.1f} s")
     if failure.code in _LOST:
-        return VideoReaderKilledError(_LOST[failure.code])
+        return VideoReaderKilledError(_LOST[failure.code], failure.code)
     return UnreadableVideoError("the video cannot be decoded")
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
 from dycoke_core.errors import InvalidRequestError
-from dycoke_core.model_frames import DEFAULT_SPREAD, PixelLimits, Spread
+from dycoke_core.model_frames import DEFAULT_RESIZING, DEFAULT_SPREAD, PixelLimits, Resizing, Spread
 
 if TYPE_CHECKING:
     import numpy as np
@@ -73,6 +73,7 @@ class FrameSpec:
         image_size: side of square frames, in pixels, whatever the video's shape; or the limits
             within which frames keep it.
         spread: where they stand in the clip, or among its keyframes.
+        resizing: how they come to their size.
 
     Raises:
         InvalidRequestError: a value outside its range.
@@ -84,6 +85,7 @@ class FrameSpec:
     end_s: float | None = None
     sampling: Sampling = "uniform"
     spread: Spread = DEFAULT_SPREAD
+    resizing: Resizing = DEFAULT_RESIZING
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_frames <= MAX_FRAMES:

@@ -39,13 +39,18 @@ class Door:
     names: set[str] | None = None
     room: int = 10**9
     inside: list[Item] = field(default_factory=list)
+    lacking: set[str] = field(default_factory=set)  # names of those without frames
 
     def admit(self, state: Item) -> bool:
         may_enter = self.names is None or state.name in self.names
         if not may_enter or not self.fits([*self.inside, state]):
             return False
+        assert state.name not in self.lacking
         self.inside.append(state)
         return True
+
+    def lacks_frames(self, state: Item) -> bool:
+        return state.name in self.lacking
 
     def fits(self, states: Sequence[Item]) -> bool:
         return sum(item.size for item in states) <= self.room
@@ -469,3 +474,39 @@ def test_room_that_lies_in_pieces_costs_nobody_his() -> None:
     scheduler.add(prioritized("h"))
     step = scheduler.schedule()
     assert names(step.running) == "l" and not step.preempted
+
+
+def test_who_lacks_frames_stands_aside_and_comes_back_to_the_place_of_its_age() -> None:
+    door = Door(lacking={"a"})
+    scheduler: Scheduler[Item] = Scheduler(1, 1000, door)
+    for name in "abc":
+        scheduler.add(Item(name, chunk(name, 1)))
+    assert names(scheduler.schedule().running) == "b", "nobody waits for the frames"
+    assert (names(scheduler.waiting_for_frames), names(scheduler.waiting)) == ("a", "c")
+    (lacking,) = scheduler.waiting_for_frames
+    door.lacking.clear()
+    scheduler.resume(lacking)
+    assert (names(scheduler.waiting_for_frames), names(scheduler.waiting)) == ("", "ac")
+    scheduler.remove(scheduler.running[0])
+    assert names(scheduler.schedule().running) == "a"
+
+
+def test_frames_are_asked_for_when_there_is_room() -> None:
+    door = Door(room=1, lacking={"b"})
+    scheduler: Scheduler[Item] = Scheduler(8, 1000, door)
+    for name in "ab":
+        scheduler.add(Item(name, chunk(name, 1), size=1))
+    scheduler.schedule()
+    assert names(scheduler.waiting) == "b" and not scheduler.waiting_for_frames
+    door.inside.clear()
+    scheduler.remove(scheduler.running[0])
+    scheduler.schedule()
+    assert names(scheduler.waiting_for_frames) == "b" and not scheduler.waiting
+
+
+def test_who_waits_for_frames_is_no_work_and_can_be_removed() -> None:
+    scheduler: Scheduler[Item] = Scheduler(8, 1000, Door(lacking={"a"}))
+    scheduler.add(Item("a", chunk("a", 1)))
+    assert not scheduler.schedule().running and not scheduler.has_work
+    scheduler.remove(scheduler.waiting_for_frames[0])
+    assert not scheduler.waiting_for_frames

@@ -459,3 +459,15 @@ async def raw_request(port: int, head: str, body: bytes = b"") -> bytes:
         writer.close()
         with suppress(ConnectionError):
             await writer.wait_closed()
+
+
+async def only_job(api: RunningApi) -> str:
+    keys = RedisKeys(api.settings.redis_prefix)
+    redis = connect(api.settings.redis_url or "")
+    (job_id,) = await redis.zrange(keys.live, 0, -1)
+    await redis.aclose()
+    return str(job_id.decode())
+
+
+def num_workers(api: RunningApi) -> float | None:
+    return api.api.metrics.registry.get_sample_value("dycoke_workers_alive", {"model": "tiny"})

@@ -9,6 +9,7 @@ A question may hold words that steer it:
     refuse       `add` refuses the sequence
     known        its prefix is there
     video:NAME   others that say so have the same prefix, at the same compression
+    evicted      the sequence waits for its frames at the third new token, once
 """
 
 import os
@@ -17,6 +18,7 @@ import zlib
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from dycoke_core.auto import AutoConfig, CachedChoice, Choice, Reason
 from dycoke_core.config import DEFAULT_PRIORITY, CompressionConfig, Priority
@@ -55,6 +57,8 @@ class FakeEngine:
     outlooks: list[Outlook] = field(default_factory=list)  # of each choice
     waited_s: list[float] = field(default_factory=list)  # of each choice
     sequences: dict[str, Sequence] = field(default_factory=dict)
+    without_frames: dict[str, Sequence] = field(default_factory=dict)  # they wait for theirs
+    evicted: set[str] = field(default_factory=set)  # those that have waited, or do
     aborted: list[str] = field(default_factory=list)
     seen: list[Sequence] = field(default_factory=list)  # all that were added
     forgotten: list[str] = field(default_factory=list)
@@ -70,6 +74,7 @@ class FakeEngine:
             image_size=self.image_size,
             frame_limits=self.frame_limits,
             frame_spread="floor",
+            frame_resizing="decoder",
             tokens_per_frame=4,
             frames_per_unit=1,
             num_layers=2,
@@ -85,11 +90,15 @@ class FakeEngine:
     def has_work(self) -> bool:
         return bool(self.sequences)
 
+    @property
+    def waiting_for_frames(self) -> tuple[str, ...]:
+        return tuple(self.without_frames)
+
     def stats(self) -> EngineStats:
         num_running = min(len(self.sequences), self.max_running_sequences)
         return replace(
             IDLE,
-            num_waiting=len(self.sequences) - num_running,
+            num_waiting=len(self.sequences) - num_running + len(self.without_frames),
             num_running=num_running,
             kv_bytes_in_use=10 * num_running,
             kv_bytes_budget=40,
@@ -108,6 +117,14 @@ class FakeEngine:
         self.seen.append(sequence)
         self.prefixes.add(self.prefix_key(sequence))
         return self.prefix_key(sequence)
+
+    def give_frames(self, sequence_id: str, frames: npt.NDArray[np.uint8]) -> bool:
+        sequence = self.without_frames.pop(sequence_id, None)
+        if sequence is None:
+            return False
+        sequence.frames = frames
+        self.sequences[sequence_id] = sequence
+        return True
 
     def prefix_key(self, sequence: Sequence) -> str:
         return prefix_key(sequence, sequence.compression)
@@ -167,10 +184,14 @@ class FakeEngine:
 
     def abort(self, sequence_id: str) -> bool:
         self.aborted.append(sequence_id)
-        return self.sequences.pop(sequence_id, None) is not None
+        waiting = self.without_frames.pop(sequence_id, None)
+        return (self.sequences.pop(sequence_id, None) or waiting) is not None
 
     def step(self) -> list[TokenEvent]:
         running = list(self.sequences.values())[: self.max_running_sequences]
+        for sequence in running:
+            if sequence.can_reload_frames and sequence.stage is not Stage.WAITING:
+                sequence.frames = None
         time.sleep(max(step_time_s(sequence) for sequence in running))
         events = [event for sequence in running if (event := self._advance(sequence))]
         for event in events:
@@ -192,6 +213,8 @@ class FakeEngine:
         is_fatal = len(output) - len(sequence.forced_token_ids) == FATAL_TOKEN
         if is_fatal and (mishap := self._mishap(sequence)):
             return mishap
+        if is_fatal and self._is_evicted(sequence):
+            return None
         index, token_id = len(output), next_token_id(question(sequence), output)
         output.append(token_id)
         is_last = len(output) == sequence.sampling.max_tokens
@@ -204,6 +227,14 @@ class FakeEngine:
             finish_reason=FinishReason.LENGTH if is_last else None,
             report=make_report(output, kept_history(sequence)) if is_last else None,
         )
+
+    def _is_evicted(self, sequence: Sequence) -> bool:
+        name = sequence.sequence_id
+        if "evicted" not in words(sequence) or name in self.evicted:
+            return False
+        self.evicted.add(name)
+        self.without_frames[name] = self.sequences.pop(name)
+        return True
 
     def _mishap(self, sequence: Sequence) -> TokenEvent | None:
         if "poison" in words(sequence):
@@ -259,7 +290,7 @@ def answer(text: str, num_tokens: int) -> list[int]:
 
 def kept_history(sequence: Sequence) -> KeptHistory | None:
     """Of 2 x 2 tokens the first, second and fourth go in; each step keeps two of them."""
-    if not sequence.wants_kept_sets or sequence.frames is None:
+    if not sequence.wants_kept_sets or sequence.video_key is None:
         return None
     recorder = KeptRecorder(units=1, rows=2, columns=2, kept=np.array([0, 1, 3]))
     for token in range(1, len(sequence.output_token_ids)):

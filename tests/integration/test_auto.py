@@ -54,7 +54,9 @@ async def test_metrics_have_the_policy_that_was_chosen_beside_who_chose(
     [
         ({"policy": "auto", "objective_s": -1}, "compression.objective_s"),
         ({"policy": "auto", "k": 0.5}, "takes no parameter 'k'"),
-        ({"policy": "auto", "ladder": ["full"]}, "takes no parameter 'ladder'"),
+        ({"policy": "auto", "ladder": ["full"]}, "takes no parameter 'ladder'; it takes: at_least"),
+        ({"policy": "fastest"}, "compression.policy must be one of: auto, dycoke"),
+        ({"policy": ["full"]}, "compression.policy must be one of: auto, dycoke"),
     ],
 )
 async def test_auto_takes_no_other_parameter(

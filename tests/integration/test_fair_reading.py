@@ -16,11 +16,8 @@ from tests.integration.api import (
     running_api,
     until,
 )
+from tests.integration.api_keys import KEYS, A, B
 from tests.integration.conftest import RedisServer
-
-SECRETS = {name: f"key-of-{name}-" + "x" * 32 for name in "ab"}
-A, B = ({"Authorization": f"Bearer {secret}"} for secret in SECRETS.values())
-API_KEYS = ",".join(f"{name}:{secret}" for name, secret in SECRETS.items())
 
 
 async def upload(api: RunningApi, who: dict[str, str]) -> str:
@@ -56,7 +53,7 @@ async def test_a_key_waits_for_one_read_of_anothers_and_not_for_all_of_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async with (
-        running_api(redis_server.url, keys, tmp_path, api_keys=API_KEYS, **settings) as api,
+        running_api(redis_server.url, keys, tmp_path, api_keys=KEYS, **settings) as api,
         AsyncExitStack() as stack,
     ):
         videos = [await upload(api, who) for who in (A, B)]

@@ -23,7 +23,7 @@ from app.store.frame_store import (
 from app.store.job_leases import JobLeases
 from app.store.job_queue import Created, ExpectedFrames, JobQueue, NeededFrames
 from app.store.keys import RedisKeys
-from dycoke_core.model_frames import Spread
+from dycoke_core.model_frames import Resizing, Spread
 from dycoke_core.video import SAMPLINGS, FrameSpec, VideoFrames
 from tests.integration.jobs import MODEL, cancelled, make_request
 
@@ -204,6 +204,7 @@ def test_digest_depends_on_everything_that_the_pixels_depend_on() -> None:
             end_s=end,
             sampling=sampling,
             spread=spread,
+            resizing=resizing,
         )
         for video in ("v", "w")
         for frames in (1, 2)
@@ -212,8 +213,9 @@ def test_digest_depends_on_everything_that_the_pixels_depend_on() -> None:
         for end in (None, 2.0)
         for sampling in SAMPLINGS
         for spread in get_args(Spread)
+        for resizing in get_args(Resizing)
     }
-    assert len(digests) == 3 * 96
+    assert len(digests) == 3 * 3 * 96
 
 
 # --- deleted videos ---

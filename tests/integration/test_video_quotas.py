@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from app.keys.entries import EVERYBODY
 from app.store.keys import RedisKeys
 from dycoke_core.errors import UnreadableVideoError
 from tests.integration.api import CLIP, RunningApi, running_api
@@ -69,7 +70,7 @@ async def test_key_over_its_quota_displaces_its_own_videos(api: RunningApi) -> N
 
 
 async def test_uploads_under_way_have_a_budget(api: RunningApi) -> None:
-    async with api.api.uploads.receive() as first:
+    async with api.api.uploads.receive(EVERYBODY) as first:
         await first.write(bytes(16 * KIB))
         await first.finish()
         refused = await upload(api, clip(0, 12 * KIB))

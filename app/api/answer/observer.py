@@ -65,7 +65,7 @@ class JobObserver:
     def _see_end(self, event: Event) -> None:
         if isinstance(event, DoneEvent):
             if event.policy_label != self._labels.policy:
-                self._label(event.policy_label)  # the choice was told while nobody listened
+                self._label(event.policy_label)  # the choice was published while nobody listened
             self._metrics.observe_done(event)
             self.close(DONE)
         elif isinstance(event, ErrorEvent):
@@ -78,7 +78,7 @@ class JobObserver:
         return event.code
 
     def close(self, outcome: str) -> None:
-        """Counts the job; the first outcome stands."""
+        """Counts the job; the first outcome counts."""
         if not self._is_closed:
             self._is_closed = True
             self._metrics.count_request(self._labels, outcome)

@@ -177,7 +177,7 @@ class CompletionIntake:
         return chat
 
     def _max_tokens(self, fields: CompletionFields) -> int | None:
-        """The newer name stands where both are given."""
+        """The newer name counts where both are given."""
         name = "max_tokens" if fields.max_completion_tokens is None else "max_completion_tokens"
         value: int | None = getattr(fields, name)
         if value is not None and value > self._settings.max_tokens:

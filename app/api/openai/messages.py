@@ -36,7 +36,7 @@ class VideoPart:
     Args:
         source: an id or a URL; empty: what `uuid` names, or a list of frames.
         frames: of a list, each a URL.
-        param: where it stands in the body, for errors about it.
+        param: its place in the body, for errors about it.
         uuid: the client's own name of it.
         fps, num_frames, max_frames: as the part says; the first of them has been checked to be
             finite and above 0, the others to be at least 1, as has `max_pixels`.

@@ -65,7 +65,7 @@ class ChatIntake:
         if content_type(request) == JSON:
             fields = await read_json_fields(request)
             return await self._find_video(fields, self._check(fields, models), owner)
-        async with self._uploads.receive() as upload:
+        async with self._uploads.receive(principal) as upload:
             fields, has_video = await read_form_fields(
                 request, upload, on_file=lambda: principal.require(Scope.UPLOAD)
             )

@@ -34,7 +34,7 @@ class Extras:
     Args:
         video_turn: index of the user turn that the video belongs to; None: the first one.
         warnings: what it asks and does not get, for the receipt.
-        tells_prompt_tokens: with the first token, so that usage can be told with each.
+        tells_prompt_tokens: with the first token, so that each can carry the usage so far.
     """
 
     video_turn: int | None = None

@@ -53,10 +53,10 @@ def choose_model(models: dict[str, ModelCard], name: str | None) -> ModelCard:
     """
     if name is not None:
         if name not in models:
-            raise ModelNotFoundError("no worker serves this model")
+            raise ModelNotFoundError(f"no worker serves this model; served: {', '.join(models)}")
         return models[name]
     if len(models) > 1:
-        raise InvalidRequestError("several models are served; name one in 'model'")
+        raise InvalidRequestError(f"name one of the models in 'model': {', '.join(models)}")
     return next(iter(models.values()))
 
 

@@ -7,6 +7,7 @@ process wait by owner, in turn: see `FairBudget`.
 """
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 
@@ -16,6 +17,7 @@ from app.process_table import Lock, ProcessTable
 POLL_S = 0.02
 
 _LOOKING = 0  # the number of the lock to hold while looking for slots
+_ALONE = 2**40  # of an owner's lock on being alone: from here on, by the owner's digest
 
 
 class ReaderSlots:
@@ -40,14 +42,31 @@ class ReaderSlots:
             yield
 
     @asynccontextmanager
-    async def alone(self) -> AsyncIterator[None]:
-        """Holds every slot, once those that have one are through; nobody gets one meanwhile."""
-        with ExitStack() as held:
-            async with self._looking:
-                held.callback((await self._lock(_LOOKING)).release)
-                for number in (*self._probes.numbers, *self._reads.numbers):
-                    held.callback((await self._lock(number)).release)
-                yield
+    async def alone(self, owner: str) -> AsyncIterator[bool]:
+        """Holds every slot, once those that have one are through; nobody gets one meanwhile.
+
+        Says False, and holds nothing, where the same owner is alone, is about to be, or was until
+        just now: it must leave the others as much time as it took.
+        """
+        turn = self._table.try_lock(_number_of(owner))
+        if turn is None:
+            yield False
+            return
+        now = asyncio.get_running_loop().time
+        took_s = 0.0
+        try:
+            with ExitStack() as held:
+                async with self._looking:
+                    held.callback((await self._lock(_LOOKING)).release)
+                    began_at = now()
+                    try:
+                        for number in (*self._probes.numbers, *self._reads.numbers):
+                            held.callback((await self._lock(number)).release)
+                        yield True
+                    finally:
+                        took_s = now() - began_at
+        finally:
+            asyncio.get_running_loop().call_later(took_s, turn.release)
 
     @asynccontextmanager
     async def _one_of(self, slots: "_Slots", owner: str) -> AsyncIterator[None]:
@@ -85,3 +104,8 @@ class _Slots:
     def __init__(self, numbers: Sequence[int]) -> None:
         self.numbers = numbers
         self.free = FairBudget(len(numbers))  # as far as this process knows
+
+
+def _number_of(owner: str) -> int:
+    digest = hashlib.sha256(owner.encode()).digest()
+    return _ALONE + int.from_bytes(digest[:4], "big")

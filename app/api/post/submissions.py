@@ -57,7 +57,7 @@ _NO_COMPRESSION = CompressionConfig(policy="full")  # of a job without a video
 @dataclass(frozen=True, slots=True)
 class PostedJob:
     """Args:
-    is_new: False: an earlier job with the same idempotency key stands for the request.
+    is_new: False: an earlier job with the same idempotency key answers the request.
     has_key: a later request may find the job by its idempotency key.
     opening: the first event of a new job.
     limit_states: what the key has left of its limits now; empty for an earlier job.

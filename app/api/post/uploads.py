@@ -62,8 +62,8 @@ class Uploads:
                 raise
             raise DeadlineExceededError("the request took too long to come in") from None
 
-    def receive(self) -> AbstractAsyncContextManager[Upload]:
-        return self._videos.receive()
+    def receive(self, principal: Principal) -> AbstractAsyncContextManager[Upload]:
+        return self._videos.receive(principal.owner)
 
     async def find(self, video_id: str, owner: str) -> VideoLease:
         """Raises: VideoNotFoundError."""
@@ -75,7 +75,7 @@ class Uploads:
         """Stores an upload that the readers can read, unless its owner has its content already.
         Nothing is displaced for one that they cannot read.
 
-        Another owner's does not spare the probe: its time would tell that somebody has the video.
+        Another owner's does not spare the probe: its time would reveal that somebody has the video.
 
         Returns:
             The video, and the seconds that the probe took.

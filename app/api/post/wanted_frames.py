@@ -45,6 +45,7 @@ class WantedFrames:
             salt=cache_salt,
             sampling=spec.sampling,
             spread=spec.spread,
+            resizing=spec.resizing,
         )
         return cls(spec, video, digest)
 
@@ -92,6 +93,7 @@ def frame_spec(fields: ChatFields, card: ModelCard) -> FrameSpec:
         end_s=None if fields.end_s is None else _rounded(fields.end_s, math.ceil),
         sampling=fields.sampling,
         spread=card.frame_spread,
+        resizing=card.frame_resizing,
     )
 
 
@@ -107,6 +109,7 @@ def wanted_spec(request: JobRequest) -> FrameSpec | None:
         end_s=wanted.end_s,
         sampling=wanted.sampling,
         spread=wanted.spread,
+        resizing=wanted.resizing,
     )
 
 
@@ -121,6 +124,7 @@ def frames_wanted(spec: FrameSpec, card: ModelCard) -> FramesWanted:
         end_s=spec.end_s,
         sampling=spec.sampling,
         spread=spec.spread,
+        resizing=spec.resizing,
     )
 
 

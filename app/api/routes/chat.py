@@ -56,7 +56,7 @@ async def answer(
         path: of the route, for the trace.
         rendering_of: how the surface that was asked writes a job's events.
     """
-    slot = api.streams.take()
+    slot = api.streams.take(request, principal.owner)
     span = api.tracing.start_post(request.headers.get("traceparent"), path)
     try:
         posted = await api.submissions.take(

@@ -121,8 +121,10 @@ async def get_file(file_id: str, api: ApiDep, principal: PrincipalDep) -> FileRe
 @router.get(
     "/{file_id}/content", summary="A file's bytes, whole or by Range", response_class=Response
 )
-async def get_file_content(file_id: str, api: ApiDep, principal: PrincipalDep) -> Response:
-    return await get_content(file_id, api, principal)
+async def get_file_content(
+    file_id: str, request: Request, api: ApiDep, principal: PrincipalDep
+) -> Response:
+    return await get_content(file_id, request, api, principal)
 
 
 @router.delete("/{file_id}", summary="Delete a file")

@@ -13,7 +13,7 @@ from app.errors import ModelNotFoundError
 from app.messages import FrameLimits
 from dycoke_core.auto import AUTO, AUTO_PARAMETERS
 from dycoke_core.config import POLICY_PARAMETERS
-from dycoke_core.model_frames import Spread
+from dycoke_core.model_frames import Resizing, Spread
 
 router = APIRouter(tags=["models"], responses=OPENAI_ERRORS)
 
@@ -31,6 +31,7 @@ class ModelResource(BaseModel):
     image_size: int  # pixels, of square frames
     frame_limits: FrameLimits | None  # of frames that keep their shape; null: all are square
     frame_spread: Spread  # which frames of a clip are read
+    frame_resizing: Resizing  # how they come to their size
     tokens_per_frame: int  # of square ones: of `frames_per_unit` of them together
     frames_per_unit: int
     num_layers: int
@@ -86,6 +87,7 @@ async def _models(api: Api) -> list[ModelResource]:
             image_size=card.image_size,
             frame_limits=card.frame_limits,
             frame_spread=card.frame_spread,
+            frame_resizing=card.frame_resizing,
             tokens_per_frame=card.tokens_per_frame,
             frames_per_unit=card.frames_per_unit,
             num_layers=card.num_layers,

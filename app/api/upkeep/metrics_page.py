@@ -80,7 +80,7 @@ class MetricsPage:
 def merge(pages: Mapping[int, bytes]) -> bytes:
     """One page of several in Prometheus' text format, each sample with its process' number.
 
-    A family's samples stand together, under the one description that the format allows it.
+    A family's samples are together, under the one description that the format allows it.
     """
     families: dict[bytes, tuple[list[bytes], list[bytes]]] = {}  # name: description, samples
     for number, page in pages.items():

@@ -16,7 +16,7 @@ local PROBATION_TOKENS = 16 -- that a suspect makes alone before others may join
 local DAY_MS = 24 * 3600 * 1000
 local MAX_ARRIVALS = 32 -- of which the rate of arrivals is the mean
 local LAST_ARRIVALS = 8 -- that show a burst first; `app/store/queue_line.py` has it too
-local MAX_LINE = 64 -- waiting jobs that a worker is told of
+local MAX_LINE = 64 -- waiting jobs that a worker hears of
 local USAGE_DAYS = 92 -- that usage is kept
 local FINAL = {done = true, error = true, cancelled = true}
 
@@ -31,6 +31,7 @@ local function owner_places_key(model) return PREFIX .. ':owner_places:' .. mode
 local function queued_key(model) return PREFIX .. ':queued:' .. model end
 local function order_key(model) return PREFIX .. ':order:' .. model end
 local function tags_key(model) return PREFIX .. ':tags:' .. model end
+local function share_key(model_and_owner) return PREFIX .. ':share:' .. model_and_owner end
 local function given_key(model) return PREFIX .. ':given:' .. model end
 local function starts_key(model) return PREFIX .. ':starts:' .. model end
 local function pace_key(model) return PREFIX .. ':pace:' .. model end
@@ -92,7 +93,7 @@ local function forget_entry_if_read(model, entry_id)
   if not pending.err and #pending > 0 then forget_entry(model, entry_id) end
 end
 
--- Ids in the event log say where in the answer an event stands, so they are the same after a
+-- Ids in the event log say where in the answer an event belongs, so they are the same after a
 -- restart that lost the last writes: the event that brings the answer to n tokens is `n-0`, the
 -- k-th event after it that adds none is `n-k`, the terminal one is `(n+1)-0`.
 --
@@ -205,7 +206,7 @@ local function enqueue(model, job_id, request)
   redis.call('LPUSH', arrivals_key(model), now)
   redis.call('LTRIM', arrivals_key(model), 0, MAX_ARRIVALS - 1)
   redis.call('PEXPIRE', arrivals_key(model), 3600000)
-  local job = job_fields(job_id, 'owner', 'length', 'priority', 'queued_at')
+  local job = job_fields(job_id, 'owner', 'length', 'priority')
   if job.owner then join_order(model, job_id, job) end
 end
 
@@ -213,7 +214,7 @@ end
 -- job before is refused from here on.
 local function start(job_id, worker_id, take_id)
   local key = job_key(job_id)
-  local job = job_fields(job_id, 'model', 'next_index', 'owner', 'priority', 'queued_at')
+  local job = job_fields(job_id, 'model', 'next_index', 'owner', 'length')
   local model = job.model
   local now = now_ms()
   redis.call('HINCRBY', key, 'attempt', 1)

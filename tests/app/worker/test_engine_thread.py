@@ -13,7 +13,7 @@ from app.worker.engine_thread import EngineThread, Update
 from dycoke_core.auto import DEFAULT_LADDER, AutoConfig, Choice
 from dycoke_core.errors import EngineError, PromptTooLongError
 from dycoke_core.level_choice import Outlook
-from dycoke_core.sequence import ChatMessage, SamplingParams, Sequence, Stage
+from dycoke_core.sequence import ChatMessage, SamplingParams, Sequence, Stage, TokenEvent
 from tests.integration.fake_engine import FakeEngine, answer
 
 
@@ -29,8 +29,12 @@ def sequence(question: str, max_tokens: int = 5) -> Sequence:
 class Running:
     """A thread and all that its engine did."""
 
-    def __init__(self, on_update: Callable[[Update], None] | None = None) -> None:
-        self.engine = FakeEngine()
+    def __init__(
+        self,
+        on_update: Callable[[Update], None] | None = None,
+        make_engine: Callable[[], FakeEngine] = FakeEngine,
+    ) -> None:
+        self.engine = make_engine()
         self.updates: list[Update] = []
         self.thread = EngineThread(lambda: self.engine)
         self.thread.start(on_update or self.updates.append)
@@ -46,8 +50,11 @@ class Running:
 
 
 @asynccontextmanager
-async def running(on_update: Callable[[Update], None] | None = None) -> AsyncIterator[Running]:
-    running = Running(on_update)
+async def running(
+    on_update: Callable[[Update], None] | None = None,
+    make_engine: Callable[[], FakeEngine] = FakeEngine,
+) -> AsyncIterator[Running]:
+    running = Running(on_update, make_engine)
     yield running
     assert await asyncio.to_thread(running.thread.stop, timeout_s=30)
 
@@ -64,6 +71,44 @@ async def test_events_come_in_order_with_stages_before_tokens() -> None:
     assert engine.token_ids("why?") == answer("why?", 5)
     stages = [change.stage for update in engine.updates for change in update.stages]
     assert stages == [Stage.ENCODING, Stage.PREFILLING]
+
+
+class PreemptedEngine(FakeEngine):
+    """Its sequences come to these stages, one after another, before their first tokens."""
+
+    STAGES = (
+        (Stage.ENCODING, 0.5),
+        (Stage.PREFILLING, 0.2),
+        (Stage.WAITING, 0.0),
+        (Stage.ENCODING, 0.0),
+        (Stage.PREFILLING, 0.1),
+        (Stage.PREFILLING, 0.7),
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._stages = list(self.STAGES)
+        self._sequence: Sequence | None = None
+
+    def add(self, sequence: Sequence) -> None:
+        self._sequence = sequence
+        super().add(sequence)
+
+    def step(self) -> list[TokenEvent]:
+        if not self._stages:
+            return super().step()
+        assert self._sequence is not None
+        self._sequence.stage, self._sequence.progress = self._stages.pop(0)
+        return []
+
+
+async def test_progress_of_who_made_room_never_goes_back() -> None:
+    async with running(make_engine=PreemptedEngine) as engine:
+        await engine.thread.add(sequence("why?"))
+        await engine.wait_for_tokens("why?", 5)
+    changes = [change for update in engine.updates for change in update.stages]
+    told = [(change.stage, change.progress) for change in changes]
+    assert told[:3] == [(Stage.ENCODING, 0.5), (Stage.PREFILLING, 0.2), (Stage.PREFILLING, 0.7)]
 
 
 async def test_no_event_comes_after_an_abort() -> None:

@@ -22,12 +22,12 @@ def both(process_table: ProcessTable) -> tuple[ReaderSlots, ReaderSlots]:
 class Visit:
     """A reader that stays in its slot until it is told to go."""
 
-    def __init__(self, slot: AbstractAsyncContextManager[None]) -> None:
+    def __init__(self, slot: AbstractAsyncContextManager[object]) -> None:
         self.is_in = asyncio.Event()
         self._may_go = asyncio.Event()
         self.task = asyncio.create_task(self._run(slot))
 
-    async def _run(self, slot: AbstractAsyncContextManager[None]) -> None:
+    async def _run(self, slot: AbstractAsyncContextManager[object]) -> None:
         async with slot:
             self.is_in.set()
             await self._may_go.wait()
@@ -43,7 +43,7 @@ class Visit:
 
 
 @asynccontextmanager
-async def visiting(*slots: AbstractAsyncContextManager[None]) -> AsyncIterator[list[Visit]]:
+async def visiting(*slots: AbstractAsyncContextManager[object]) -> AsyncIterator[list[Visit]]:
     visits = [Visit(slot) for slot in slots]
     yield visits
     for visit in visits:
@@ -105,7 +105,7 @@ async def test_who_is_alone_is_so_in_all_processes(
     async with visiting(here.to_read(OWNER), there.to_probe(OWNER)) as before:
         for visit in before:
             await visit.wait_until_in()
-        async with visiting(here.alone()) as (alone,):
+        async with visiting(here.alone(OWNER)) as (alone,):
             await look_twice()
             async with visiting(
                 here.to_read(OWNER), there.to_read(OWNER), there.to_probe(OWNER)
@@ -125,7 +125,7 @@ async def test_who_is_alone_is_so_in_all_processes(
 async def test_two_that_want_to_be_alone_are_so_one_after_the_other(
     both: tuple[ReaderSlots, ReaderSlots],
 ) -> None:
-    async with visiting(both[0].alone(), both[1].alone()) as visits:
+    async with visiting(both[0].alone(OWNER), both[1].alone(OTHER)) as visits:
         done, _ = await asyncio.wait(
             [asyncio.ensure_future(visit.is_in.wait()) for visit in visits],
             timeout=PATIENCE_S,
@@ -143,7 +143,27 @@ async def test_cancelled_waiting_leaves_nothing_behind(
     here, there = both
     async with visiting(here.to_read(OWNER)) as (reader,):
         await reader.wait_until_in()
-        async with visiting(there.alone(), here.to_read(OWNER), here.to_read(OWNER)):
+        async with visiting(there.alone(OWNER), here.to_read(OWNER), here.to_read(OWNER)):
             await look_twice()
-    async with visiting(here.alone()) as (alone,):
+    async with visiting(here.alone(OWNER)) as (alone,):
         await alone.wait_until_in()
+
+
+async def test_an_owner_is_alone_once_at_a_time_and_leaves_others_as_much_time(
+    both: tuple[ReaderSlots, ReaderSlots],
+) -> None:
+    here, there = both
+    async with here.alone(OWNER) as is_alone:
+        assert is_alone
+        async with there.alone(OWNER) as is_alone:
+            assert not is_alone
+    async with there.alone(OWNER) as is_alone:
+        assert not is_alone, "it was so until just now"
+    async with there.alone(OTHER) as is_alone:
+        assert is_alone
+    is_alone_now = False
+    async with asyncio.timeout(PATIENCE_S):
+        while not is_alone_now:
+            await asyncio.sleep(POLL_S)
+            async with there.alone(OWNER) as is_alone_now:
+                pass

@@ -11,7 +11,12 @@ import pytest
 from app.api.post.reader_slots import ReaderSlots
 from app.api.post.second_try import SecondTryReaders, fell_back_after_kill
 from app.process_table import ProcessTable
-from dycoke_core.errors import UnreadableVideoError, VideoError, VideoReaderKilledError
+from dycoke_core.errors import (
+    ReadersUnavailableError,
+    UnreadableVideoError,
+    VideoError,
+    VideoReaderKilledError,
+)
 from dycoke_core.video import FrameReaders, FrameSpec, VideoFrames
 from dycoke_core.video.types import FailureCode, ReaderName
 
@@ -34,6 +39,7 @@ class Readers:
         self.inside: list[str] = []
         self.beside: list[tuple[str, ...]] = []  # who was read when a read began
         self.timeouts_s: list[float] = []
+        self.may_end: dict[str, asyncio.Event] = {}  # of those that wait for it
 
     async def read(
         self,
@@ -47,6 +53,8 @@ class Readers:
         self.beside.append(tuple(self.inside))
         self.timeouts_s.append(timeout_s)
         await asyncio.sleep(0.02)
+        if path.name in self.may_end:
+            await self.may_end[path.name].wait()
         self.inside.remove(path.name)
         outcome = self.outcomes[path.name].pop(0)
         if isinstance(outcome, VideoError):
@@ -87,6 +95,42 @@ async def test_video_that_kills_twice_is_to_blame(
     inner.outcomes = {"a": [VideoReaderKilledError("1"), VideoReaderKilledError("2")]}
     with pytest.raises(VideoReaderKilledError, match="2"):
         await readers.read(Path("a"), SPEC, owner=OWNER, timeout_s=30)
+
+
+async def test_used_up_cpu_time_is_not_spent_twice(
+    inner: Readers, readers: SecondTryReaders
+) -> None:
+    inner.outcomes = {"a": [VideoReaderKilledError("1", "cpu")]}
+    with pytest.raises(VideoReaderKilledError, match="1"):
+        await readers.read(Path("a"), SPEC, owner=OWNER, timeout_s=30)
+    assert len(inner.beside) == 1
+
+
+@pytest.mark.parametrize("cause", ["memory", "crash"])
+async def test_own_limits_and_crashes_hold_nobody_up(
+    inner: Readers, readers: SecondTryReaders, cause: str
+) -> None:
+    """The second try begins beside a read that does not end before it."""
+    lost = VideoReaderKilledError("1", cause)
+    inner.outcomes = {"a": [lost, frames()], "b": [frames()]}
+    inner.may_end["b"] = asyncio.Event()
+    other = asyncio.create_task(readers.read(Path("b"), SPEC, owner="other", timeout_s=30))
+    async with asyncio.timeout(20):
+        read = await readers.read(Path("a"), SPEC, owner=OWNER, timeout_s=30)
+    assert read.reader == "decord"
+    inner.may_end["b"].set()
+    await other
+
+
+async def test_one_video_of_a_key_is_tried_alone_at_a_time(
+    inner: Readers, readers: SecondTryReaders
+) -> None:
+    """Of another that is killed twice meanwhile nobody knows by what: it may come again."""
+    killed = VideoReaderKilledError("killed")
+    inner.outcomes = {"a": [killed, killed], "b": [killed, killed]}
+    reads = [readers.read(Path(name), SPEC, owner=OWNER, timeout_s=30) for name in "ab"]
+    ends = await asyncio.gather(*reads, return_exceptions=True)
+    assert {type(end) for end in ends} == {ReadersUnavailableError, VideoReaderKilledError}
 
 
 async def test_other_errors_are_final(inner: Readers, readers: SecondTryReaders) -> None:
