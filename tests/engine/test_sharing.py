@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from dycoke_core.engine.plan import StepPlan
-from dycoke_core.engine.prefix_cache import ByteBudget, Prefix, SharedPool
 from dycoke_core.errors import PromptTooLongError
 from dycoke_core.frame_content import distinct_units
 from dycoke_core.model.adapter import EmbeddedPrefix
