@@ -8,6 +8,7 @@ from app.api.auth import MAX_STALE_S
 from app.api.signed_links import LINK_LIFE_S
 from app.keys.entries import MIN_KEY_CHARS
 from app.store.owner_limits import FRAME_COST
+from app.store.queue_line import LAST_ARRIVALS
 from app.store.usage import USAGE_DAYS
 from dycoke_core.engine.auto_compression import COMMITTED_SHARE
 from dycoke_core.kept_sets import MAX_HISTORY_BYTES
@@ -54,7 +55,7 @@ SENTENCES = {
         f"about {run('scrape.json')['rows'][-1]['page_bytes'] / 1000:.0f} KB before",
     ],
     "docs/compression.md": [
-        f"the last {lua('MAX_ARRIVALS')} arrivals",
+        f"the last {lua('MAX_ARRIVALS')} arrivals, or of the last {LAST_ARRIVALS}",
         f"reaches {MAX_UTILISATION:g}",
         f"is below {EASED_UTILISATION:g}",
         f"at most {SHARES[COMMITTED_SHARE]} of the objective",
