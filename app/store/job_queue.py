@@ -174,10 +174,18 @@ class JobQueue:
             raise _queue_full(retry_after_ms)
 
     async def admit(
-        self, *, max_jobs: int, owner: str = ANONYMOUS, limits: KeyLimits = NO_LIMITS
+        self,
+        *,
+        max_jobs: int,
+        owner: str = ANONYMOUS,
+        limits: KeyLimits = NO_LIMITS,
+        key_hash: str = "",
     ) -> list[ModelCard]:
         """Asks who works, and whether there is room in the queue of any of their models, and within
         the limits of whoever asks, while nothing is known of the request.
+
+        Args:
+            key_hash: of its idempotency key; where a job is known by it the limits do not matter.
 
         Raises:
             QueueFullError
@@ -185,7 +193,7 @@ class JobQueue:
         """
         allowance = Allowance(owner, limits)
         cards, has_room, retry_after_ms, states = await self._scripts.run(
-            "admit", max_jobs, owner, allowance.limit_words
+            "admit", max_jobs, owner, allowance.limit_words, key_hash
         )
         refuse_over_limits(parse_limit_states(limits, states))
         if not has_room:

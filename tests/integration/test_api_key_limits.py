@@ -111,6 +111,22 @@ async def test_a_key_at_its_limit_is_refused_at_the_headers(
     assert [(await posted).status_code for posted in posts] == [200, 200]
 
 
+async def test_only_a_retry_that_may_find_its_job_is_let_in_over_the_limit(
+    api: RunningApi, worker: ScriptedWorker
+) -> None:
+    little = {"max_tokens": 8, "num_frames": 2}
+    known, new = (A | {"Idempotency-Key": key} for key in ("known", "new"))
+    async with api.posting(headers=known, **little), api.posting(headers=A, **little):
+        refused = await post_nothing(api, new)
+        assert (refused.status_code, refused.json()["code"]) == (429, "key_limit_exceeded")
+        assert (await post_nothing(api, known)).status_code == 400, "its body is read"
+        others = await post_nothing(api, B | {"Idempotency-Key": "known"})
+        assert others.status_code == 400, "another key is not at its limit"
+    async with asyncio.timeout(20):
+        while (await post_nothing(api, A)).status_code == 429:
+            await asyncio.sleep(0.02)
+
+
 async def test_client_that_leaves_gives_its_place_back(
     api: RunningApi, worker: ScriptedWorker
 ) -> None:

@@ -135,6 +135,11 @@ def predict_use(request: JobRequest, card: ModelCard, limits: KeyLimits) -> Allo
     )
 
 
+def idempotency_hash(owner: str, key: str) -> str:
+    """What an idempotency key is known by; two owners' never meet."""
+    return _digest(f"{owner}\0{key}")
+
+
 def make_idempotency(
     key: str,
     owner: str,
@@ -161,7 +166,7 @@ def make_idempotency(
     if fields.deadline_s is None:
         del said["deadline_s"]
     return Idempotency(
-        key_hash=_digest(f"{owner}\0{key}"),
+        key_hash=idempotency_hash(owner, key),
         fingerprint=_digest(json.dumps(said, sort_keys=True)),
         ttl_s=ttl_s,
     )

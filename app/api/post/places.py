@@ -30,7 +30,7 @@ async def served_models(registry: WorkerRegistry) -> dict[str, ModelCard]:
 
 
 async def admit(
-    queue: JobQueue, *, max_jobs: int, owner: str, limits: KeyLimits
+    queue: JobQueue, *, max_jobs: int, owner: str, limits: KeyLimits, key_hash: str
 ) -> dict[str, ModelCard]:
     """What is served, as `served_models` says, where there is room just now, in the queue and
     within the owner's limits.
@@ -40,7 +40,7 @@ async def admit(
         QueueFullError
         KeyLimitError
     """
-    cards = await queue.admit(max_jobs=max_jobs, owner=owner, limits=limits)
+    cards = await queue.admit(max_jobs=max_jobs, owner=owner, limits=limits, key_hash=key_hash)
     return _by_model(sorted(cards, key=lambda card: card.worker_id))
 
 

@@ -18,7 +18,12 @@ from app.api.connection.drain import Drain
 from app.api.post.cancelling import Cancellations
 from app.api.post.chat_intake import Intake, TakenIn
 from app.api.post.intake import check_content_type, check_idempotency_key
-from app.api.post.job_request import make_idempotency, make_job_request, predict_use
+from app.api.post.job_request import (
+    idempotency_hash,
+    make_idempotency,
+    make_job_request,
+    predict_use,
+)
 from app.api.post.places import Admitted, Place, admit
 from app.api.post.prompt_size import check_prompt, min_visual_tokens
 from app.api.post.reading import FrameReading, Reading
@@ -34,7 +39,7 @@ from app.errors import (
 )
 from app.keys.access import limits_of
 from app.keys.entries import Principal, cache_salt
-from app.keys.limits import NO_LIMITS, KeyLimits, LimitState
+from app.keys.limits import KeyLimits, LimitState
 from app.messages import JobRequest, JobState, ModelCard
 from app.metrics import ApiMetrics
 from app.settings import Settings
@@ -133,9 +138,7 @@ class Submissions:
         check_idempotency_key(idempotency_key)
         check_content_type(request, *intake.content_types)
         limits = limits_of(principal, self._settings)
-        # A retry finds its job, whatever its key has under way: `create` decides then.
-        at_headers = limits if idempotency_key is None else NO_LIMITS
-        models = await self._enter(principal.owner, at_headers)
+        models = await self._enter(principal.owner, limits, idempotency_key)
         async with Admitted() as admitted:
             async with self._uploads.limited():
                 taken = await intake(request, models, principal)
@@ -186,7 +189,9 @@ class Submissions:
         """Waits until no job's frames are being read."""
         await self._reading.wait_until_none()
 
-    async def _enter(self, owner: str, limits: KeyLimits) -> dict[str, ModelCard]:
+    async def _enter(
+        self, owner: str, limits: KeyLimits, idempotency_key: str | None
+    ) -> dict[str, ModelCard]:
         """Refuses at the headers where there is no worker or no room."""
         self._drain.check()
         try:
@@ -196,6 +201,7 @@ class Submissions:
                     max_jobs=self._settings.max_queued_jobs,
                     owner=owner,
                     limits=limits,
+                    key_hash=idempotency_hash(owner, idempotency_key) if idempotency_key else "",
                 )
         except TimeoutError:
             raise StoreUnavailableError("the job store does not answer") from None

@@ -1,13 +1,16 @@
 -- What the live workers serve, and whether there is room for an owner in the queue of any model of
 -- theirs: which one a post is for is known once its body is there, and `reserve` decides then.
 --
--- ARGV: prefix, max_jobs, owner, limits of the owner (see `limits`)
+-- ARGV: prefix, max_jobs, owner, limits of the owner (see `limits`), idempotency_hash ('' for none)
 -- Returns {cards, 1 or 0 for no room, retry_after_ms, states}. Drops workers whose card is gone.
--- `states` is what the owner has left of its limits, see `limit_states`; {} where it has none.
+-- `states` is what the owner has left of its limits, see `limit_states`; {} where it has none, and
+-- for a key that a job is known by: `create` decides then, since a retry that finds its job takes
+-- nothing.
 -- Of frames nothing is asked: the request may be about none.
 local cards, models = {}, {}
 local states = {}
-if ARGV[4] ~= '' then
+local is_known = ARGV[5] ~= '' and redis.call('EXISTS', idempotency_key(ARGV[5])) == 1
+if ARGV[4] ~= '' and not is_known then
   note_limits(ARGV[3], ARGV[4])
   states = limit_states(ARGV[3], ARGV[4], nil, 0)
 end
