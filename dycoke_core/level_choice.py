@@ -32,6 +32,7 @@ from dycoke_core.config import DEFAULT_PRIORITY, CompressionConfig, Priority
 
 MAX_UTILISATION = 0.9
 EASED_UTILISATION = 0.75
+RATE_SHARE = 0.5  # of the objective, over which arrivals have a rate
 QUIET_SHARE = 0.25  # of the objective: a line that is through by then is no sign of overload
 MAX_COURSES = 32  # objectives and priorities whose past is remembered
 LINE_SHARE = 0.8  # of the objective, within which the requests behind must be in time
@@ -60,10 +61,20 @@ class Outlook:
     Args:
         waited_s: how long each request behind this one has been queued, oldest first.
         arrivals_per_s: of requests, of late; 0: not known.
+        last_arrivals_per_s: of the last few, which came within `last_s`.
     """
 
     waited_s: tuple[float, ...] = ()
     arrivals_per_s: float = 0.0
+    last_arrivals_per_s: float = 0.0
+    last_s: float = 0.0
+
+    def rate(self, objective_s: float) -> float:
+        """Of arrivals per second: that of the last few, where it is higher, as a burst shows in it
+        first. Few that come within a short time are chance; as a burst, they are seen waiting.
+        """
+        is_long = self.last_s >= RATE_SHARE * objective_s
+        return max(self.arrivals_per_s, self.last_arrivals_per_s if is_long else 0.0)
 
 
 NOTHING_WAITS = Outlook()
@@ -108,8 +119,8 @@ class Situation:
             for number, waited_s in enumerate(self.outlook.waited_s, 1)
         )
 
-    def least_below(self, utilisation: float) -> int:
-        rate = self.outlook.arrivals_per_s
+    def least_below(self, utilisation: float, rate: float) -> int:
+        """The weakest level at which so many arrivals per second use less of the engine."""
         below = (place for place in self.places if rate * self.cost_s(place) < utilisation)
         return next(below, self.places[-1])
 
@@ -169,7 +180,7 @@ class _Course:
 
     def level(self, situation: Situation, objective_s: float, now_s: float) -> int:
         """What a request of late needs, or needed within one objective."""
-        self._note_load(situation, QUIET_SHARE * objective_s)
+        self._note_load(situation, objective_s)
         needed = self._needed(situation, objective_s)
         if needed >= self._held or now_s >= self._needed_at_s + objective_s:
             self._held, self._needed_at_s = needed, now_s
@@ -185,17 +196,18 @@ class _Course:
         )
         return next(enough, situation.places[-1])
 
-    def _note_load(self, situation: Situation, quiet_s: float) -> None:
+    def _note_load(self, situation: Situation, objective_s: float) -> None:
         """Raises the load level once work has piled up. Lowers it only when a weaker level keeps up
         with room to spare, or when the current one is more than one level above what just keeps up.
         """
+        quiet_s, rate = QUIET_SHARE * objective_s, situation.outlook.rate(objective_s)
         place = min(self.load, situation.places[-1])
         seconds = situation.seconds(place)
         is_quiet = situation.queued_s + seconds <= quiet_s
         is_quiet = is_quiet and situation.is_line_in_time(seconds, place, quiet_s)
-        eased = situation.least_below(EASED_UTILISATION)
-        beyond = situation.least_below(1.0) + 1
-        needed = situation.least_below(MAX_UTILISATION)
+        eased = situation.least_below(EASED_UTILISATION, rate)
+        beyond = situation.least_below(1.0, rate) + 1
+        needed = situation.least_below(MAX_UTILISATION, rate)
         limit = self.load if is_quiet else needed
         self.load = max(min(needed, limit), min(self.load, eased, beyond))
 

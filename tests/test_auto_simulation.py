@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.store.queue_line import MIN_ARRIVALS
+from app.store.queue_line import LAST_ARRIVALS, outlook
 from dycoke_core.auto import DEFAULT_LADDER, AutoConfig, Choice, Reason
 from dycoke_core.engine.auto_compression import COMMITTED_SHARE
 from dycoke_core.level_choice import Chooser, Level, Outlook, Situation
@@ -59,7 +59,7 @@ class Moment:
     now_s: float
     ahead_s: float
     arrivals_s: Sequence[float]
-    arrivals_per_s: float
+    outlook: Outlook
     full_s: float  # of a request of late
     odd: "Odd"
 
@@ -100,13 +100,12 @@ def auto() -> Rule:
             )
             for place, cost in enumerate(costs)
         }
-        first, *behind = moment.arrivals_s
-        waited_s = tuple(moment.now_s - at_s for at_s in behind)
+        first = moment.arrivals_s[0]
         situation = Situation(
             tuple(costs),
             ahead_s=moment.ahead_s,
             queued_s=moment.now_s - first,
-            outlook=Outlook(waited_s, moment.arrivals_per_s),
+            outlook=moment.outlook,
         )
         choice = chooser.choose(
             CONFIG,
@@ -138,7 +137,12 @@ def serve(
         known = [other for other in arrivals_s if other <= now_s]
         own = odd.get(place, LIKE_OTHERS)
         moment = Moment(
-            now_s, max(free_at_s - now_s, 0.0), known[place:], rate_of(known, now_s), full_s, own
+            now_s,
+            max(free_at_s - now_s, 0.0),
+            known[place:],
+            outlook_of(now_s, known[place + 1 :], known),
+            full_s,
+            own,
         )
         level, choice = rule(moment)
         free_at_s = max(free_at_s, now_s) + cost_s(full_s, level) * own.size * next(noises)
@@ -146,11 +150,12 @@ def serve(
     return served
 
 
-def rate_of(arrivals_s: Sequence[float], now_s: float) -> float:
+def outlook_of(now_s: float, behind_s: Sequence[float], arrivals_s: Sequence[float]) -> Outlook:
+    """As a worker has it."""
     latest = arrivals_s[-NUM_KNOWN_ARRIVALS:]
-    if len(latest) < MIN_ARRIVALS:
-        return 0.0
-    return (len(latest) - 1) / max(now_s - latest[0], 1e-3)
+    last = latest[-LAST_ARRIVALS:]
+    waited_s = tuple(now_s - at_s for at_s in behind_s)
+    return outlook(waited_s, len(latest), now_s - latest[0], now_s - last[0])
 
 
 def steady(gap_s: float, number: int) -> list[float]:

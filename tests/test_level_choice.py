@@ -113,6 +113,19 @@ def test_a_level_that_cannot_keep_up_is_not_chosen(
     assert (choice.level, choice.reason) == (place, reason)
 
 
+@pytest.mark.parametrize(
+    ("last_s", "rate"),
+    [(0.9, 0.5), (1.0, 3.0)],  # half the objective is long enough to have a rate
+)
+def test_the_last_arrivals_count_where_they_come_faster(last_s: float, rate: float) -> None:
+    seen = Outlook(arrivals_per_s=0.5, last_arrivals_per_s=3.0, last_s=last_s)
+    assert seen.rate(OBJECTIVE_S) == rate
+    calm = Outlook(arrivals_per_s=0.5, last_arrivals_per_s=0.1, last_s=9.0)
+    assert calm.rate(OBJECTIVE_S) == 0.5
+    choice = Chooser().choose(DEFAULT, levels(*COSTS_S), situation(seen), now_s=0.0)
+    assert choice.level == (3 if rate > 0.5 else 0)
+
+
 def test_load_is_not_looked_at_while_nothing_piles_up() -> None:
     lax = AutoConfig(objective_s=4 * COSTS_S[0])
     chooser, often = Chooser(), 1.5

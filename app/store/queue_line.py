@@ -6,7 +6,7 @@ from typing import Self
 
 from dycoke_core.level_choice import Outlook
 
-MIN_ARRIVALS = 8  # fewer have no rate
+LAST_ARRIVALS = 8  # fewer have no rate; `lua/prelude.lua` has it too
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +16,8 @@ class QueueLine:
     Args:
         now_ms: when it was so; `read_at`: on the monotonic clock.
         num_workers: that share what waits.
-        num_arrivals: recent ones; `first_arrival_ms` is the first of them.
+        num_arrivals: recent ones; `first_arrival_ms` is the first of them, `last_arrival_ms` the
+            first of the last `LAST_ARRIVALS`.
         queued_ms: when each of the oldest waiting jobs was queued, oldest first.
     """
 
@@ -24,14 +25,16 @@ class QueueLine:
     num_workers: int = 1
     num_arrivals: int = 0
     first_arrival_ms: int = 0
+    last_arrival_ms: int = 0
     queued_ms: tuple[int, ...] = ()
     read_at: float = field(default_factory=time.monotonic)
 
     @classmethod
     def read(cls, words: bytes) -> Self:
         """From what `queue_line` of `lua/prelude.lua` says, just now."""
-        now_ms, num_workers, num_arrivals, first_arrival_ms, *queued_ms = map(int, words.split())
-        return cls(now_ms, max(num_workers, 1), num_arrivals, first_arrival_ms, tuple(queued_ms))
+        now_ms, num_workers, num_arrivals, first_ms, last_ms, *queued_ms = map(int, words.split())
+        num_workers = max(num_workers, 1)
+        return cls(now_ms, num_workers, num_arrivals, first_ms, last_ms, tuple(queued_ms))
 
     def without(self, queued_ms: int) -> Self:
         """Without a job that was queued then, if it has one."""
@@ -49,12 +52,33 @@ class QueueLine:
         """
         now = time.monotonic()
         share = self.queued_ms[self.num_workers - 1 :: self.num_workers]
-        arrivals_per_s = 0.0
-        if self.num_arrivals >= MIN_ARRIVALS:
-            seconds = max(self._age_s(self.first_arrival_ms, now), 1e-3)
-            arrivals_per_s = (self.num_arrivals - 1) / seconds / self.num_workers
         held_s = (now - at for at in held_at)
-        return Outlook((*held_s, *(self._age_s(at_ms, now) for at_ms in share)), arrivals_per_s)
+        waited_s = (*held_s, *(self._age_s(at_ms, now) for at_ms in share))
+        all_s, last_s = (
+            self._age_s(at_ms, now) for at_ms in (self.first_arrival_ms, self.last_arrival_ms)
+        )
+        return outlook(waited_s, self.num_arrivals, all_s, last_s, num_workers=self.num_workers)
 
     def _age_s(self, at_ms: int, now: float) -> float:
         return now - self.read_at + (self.now_ms - at_ms) / 1000
+
+
+def outlook(
+    waited_s: tuple[float, ...],
+    num_arrivals: int,
+    all_s: float,
+    last_s: float,
+    *,
+    num_workers: int = 1,
+) -> Outlook:
+    """One worker's share of what comes, and what waits for it.
+
+    Args:
+        all_s: since the first of the arrivals.
+        last_s: since the first of the last `LAST_ARRIVALS`.
+    """
+    if num_arrivals < LAST_ARRIVALS:
+        return Outlook(waited_s)
+    all_per_s = (num_arrivals - 1) / max(all_s, 1e-3) / num_workers
+    last_per_s = (LAST_ARRIVALS - 1) / max(last_s, 1e-3) / num_workers
+    return Outlook(waited_s, all_per_s, last_per_s, last_s)

@@ -15,6 +15,7 @@ local MAX_HELD = 10000 -- more than a worker ever has pending
 local PROBATION_TOKENS = 16 -- that a suspect makes alone before others may join it
 local DAY_MS = 24 * 3600 * 1000
 local MAX_ARRIVALS = 32 -- of which the rate of arrivals is the mean
+local LAST_ARRIVALS = 8 -- that show a burst first; `app/store/queue_line.py` has it too
 local MAX_LINE = 64 -- waiting jobs that a worker hears of
 local USAGE_DAYS = 92 -- that usage is kept
 local FINAL = {done = true, error = true, cancelled = true}
@@ -249,11 +250,13 @@ local function num_workers_of(model)
 end
 
 -- The queue as `QueueLine.read` takes it, in words: now, the number of workers, the number of
--- arrivals and the time of the first, and when each of the oldest jobs was queued. Times are in ms.
+-- arrivals, the times of the first and of the first of the last ones, and when each of the oldest
+-- jobs was queued. Times are in ms.
 local function queue_line(model)
   local arrivals = arrivals_key(model)
   local words = {now_ms(), num_workers_of(model), redis.call('LLEN', arrivals),
-    redis.call('LINDEX', arrivals, -1) or now_ms()}
+    redis.call('LINDEX', arrivals, -1) or now_ms(),
+    redis.call('LINDEX', arrivals, LAST_ARRIVALS - 1) or now_ms()}
   local line = redis.call('ZRANGE', queued_key(model), 0, MAX_LINE - 1, 'WITHSCORES')
   for i = 2, #line, 2 do words[#words + 1] = line[i] end
   return table.concat(words, ' ')
