@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from dycoke_core.auto import AutoConfig, Choice
 from dycoke_core.engine_card import EngineCard, EngineStats
-from dycoke_core.errors import EngineError
+from dycoke_core.errors import EngineError, ModelLoadError
 from dycoke_core.level_choice import Outlook
 from dycoke_core.sequence import Sequence, Stage, TokenEvent
 
@@ -186,6 +186,8 @@ class EngineThread:
             engine = self._make_engine()
             self._post(_resolve, self._card, engine.card)
             self._serve(engine)
+        except ModelLoadError as error:  # which says all; the process tells it
+            self._post(self._fail, error)
         except Exception as error:
             logger.exception("the engine stopped")
             self._post(self._fail, error)
