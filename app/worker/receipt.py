@@ -163,6 +163,7 @@ def _frames(request: JobRequest) -> FramesReceipt | None:
         sampling=frames.sampling,
         start_s=frames.start_s,
         end_s=frames.end_s,
+        fps=frames.fps,
     )
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from dycoke_core.compression.flops import TextGeometry, VisionGeometry
+from dycoke_core.frame_rate import RateRule
 from dycoke_core.frame_size import PixelLimits
 from dycoke_core.frame_spread import Spread
 from dycoke_core.model.attention import LayerAttention
@@ -213,6 +214,11 @@ class VideoLanguageModel(Protocol):
     @property
     def frame_spread(self) -> Spread:
         """Which frames of a clip its processor takes."""
+        ...
+
+    @property
+    def frame_rate(self) -> RateRule | None:
+        """How many frames of a clip a rate makes; None: its length times the rate, rounded down."""
         ...
 
     @property

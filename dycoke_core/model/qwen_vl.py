@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from dycoke_core.compression.flops import TextGeometry, VisionGeometry
+from dycoke_core.frame_rate import PROCESSORS_MAX_FRAMES, PROCESSORS_MIN_FRAMES, RateRule
 from dycoke_core.frame_size import PixelLimits
 from dycoke_core.frame_spread import Spread
 from dycoke_core.model.adapter import Clip, EmbeddedPrefix, LayerSpec, PromptLayout
@@ -50,10 +51,12 @@ class QwenVL(TransformersModel):
     processor_defaults: ClassVar[dict[str, Any]]
     frame_spread: ClassVar[Spread]
     limits_whole_video: ClassVar[bool]  # whether its pixel limits are of all frames together
+    takes_whole_units: ClassVar[bool]  # of frames by a rate
 
     model: Any
     prompt_encoder: PromptEncoder
     patches: TemporalPatches
+    rate: RateRule
     eos_token_ids: frozenset[int]
     weights_digest: str
     text_geometry: TextGeometry = field(init=False)
@@ -82,6 +85,11 @@ class QwenVL(TransformersModel):
             patches=TemporalPatches.of_processor(
                 settings, limits_whole_video=cls.limits_whole_video
             ),
+            rate=RateRule(
+                min_frames=settings.get("min_frames") or PROCESSORS_MIN_FRAMES,
+                max_frames=settings.get("max_frames") or PROCESSORS_MAX_FRAMES,
+                multiple=settings["temporal_patch_size"] if cls.takes_whole_units else 1,
+            ),
             eos_token_ids=checkpoint.eos_token_ids,
             weights_digest=checkpoint.weights_digest,
         )
@@ -105,6 +113,10 @@ class QwenVL(TransformersModel):
     @property
     def frame_limits(self) -> PixelLimits:
         return self.patches.limits
+
+    @property
+    def frame_rate(self) -> RateRule:
+        return self.rate
 
     def token_grid(self, height: int, width: int) -> tuple[int, int]:
         return self.patches.token_grid(height, width)

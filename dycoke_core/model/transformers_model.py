@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from dycoke_core.compression.flops import TextGeometry
 from dycoke_core.errors import InvalidRequestError
+from dycoke_core.frame_rate import RateRule
 from dycoke_core.frame_size import PixelLimits
 from dycoke_core.frame_spread import DEFAULT_SPREAD, Spread
 from dycoke_core.model.adapter import Clip, EmbeddedPrefix, PromptLayout
@@ -76,6 +77,10 @@ class TransformersModel(ABC):
     @property
     def frame_spread(self) -> Spread:
         return DEFAULT_SPREAD
+
+    @property
+    def frame_rate(self) -> RateRule | None:
+        return None
 
     @abstractmethod
     def token_grid(self, height: int, width: int) -> tuple[int, int]: ...

@@ -65,6 +65,7 @@ class FakeEngine:
             architecture="Fake",
             image_size=self.image_size,
             frame_limits=self.frame_limits,
+            frame_rate=None,
             frame_spread="floor",
             tokens_per_frame=4,
             frames_per_unit=1,
