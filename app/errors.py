@@ -12,7 +12,7 @@
         ├── IdempotencyConflictError
         ├── TryLaterError                carries retry_after_s, video_id
         │   ├── QueueFullError
-        │   ├── KeyLimitError            and quotas
+        │   ├── KeyLimitError            with what it has left
         │   ├── DeadlineUnreachableError
         │   └── FrameStoreFullError
         ├── TooManyStreamsError, VideoStoreFullError
@@ -25,7 +25,7 @@
 Which HTTP status a code gets is known to `app.api.errors` alone.
 """
 
-from app.keys.limits import Quota
+from app.keys.limits import LimitState
 from dycoke_core.errors import DycokeError
 
 
@@ -116,7 +116,7 @@ class IdempotencyConflictError(ServiceError):
 
 
 class TooManyStreamsError(ServiceError):
-    """The API serves as many open answers as it may."""
+    """This client, or all clients together, have as many open answers as they may."""
 
     code = "too_many_streams"
     retryable = True
@@ -154,16 +154,18 @@ class KeyLimitError(TryLaterError):
 
     code = "key_limit_exceeded"
 
-    def __init__(self, message: str, *, retry_after_s: int, quotas: tuple[Quota, ...]) -> None:
+    def __init__(
+        self, message: str, *, retry_after_s: int, limit_states: tuple[LimitState, ...]
+    ) -> None:
         """Args:
-        quotas: how the key stands to all its limits.
+        limit_states: what the key has left of all its limits.
         """
         super().__init__(message, retry_after_s=retry_after_s)
-        self.quotas = quotas
+        self.limit_states = limit_states
 
     @property
-    def violated(self) -> tuple[Quota, ...]:
-        return tuple(quota for quota in self.quotas if quota.wait_s is not None)
+    def violated(self) -> tuple[LimitState, ...]:
+        return tuple(state for state in self.limit_states if state.wait_s is not None)
 
 
 class FrameStoreFullError(TryLaterError):

@@ -7,7 +7,7 @@ the only one that is not durable: readers that come later skip it, and in SSE it
 
 import json
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
@@ -16,8 +16,7 @@ from dycoke_core.auto import is_auto
 from dycoke_core.config import DEFAULT_PRIORITY, Priority
 from dycoke_core.errors import DycokeError
 from dycoke_core.frame_rate import RateRule
-from dycoke_core.frame_size import PixelLimits
-from dycoke_core.frame_spread import DEFAULT_SPREAD, Spread
+from dycoke_core.model_frames import DEFAULT_RESIZING, DEFAULT_SPREAD, PixelLimits, Resizing, Spread
 from dycoke_core.video.types import Sampling
 
 WIRE_VERSION = 1
@@ -50,7 +49,7 @@ class Turn(Message):
 
 
 class FrameLimits(Message):
-    """`dycoke_core.frame_size.PixelLimits`."""
+    """`dycoke_core.model_frames.PixelLimits`."""
 
     multiple: int
     min_pixels: int
@@ -83,6 +82,7 @@ class FramesWanted(Message):
     sampling: Sampling = "uniform"  # of releases that do not say
     spread: Spread = DEFAULT_SPREAD  # likewise
     fps: float | None = None  # by which `num_frames` was counted; None: it was not
+    resizing: Resizing = DEFAULT_RESIZING  # likewise
 
 
 class FramesRef(Message):
@@ -155,12 +155,12 @@ class JobRequest(Message):
 
     @property
     def policy_label(self) -> str:
-        """The policy, as metrics tell jobs apart."""
+        """The policy, for the labels of metrics."""
         return NO_POLICY if self.video_id is None else str(self.compression["policy"])
 
     @property
     def requested_label(self) -> str:
-        """Who chooses the policy, as metrics tell jobs apart."""
+        """Who chooses the policy, for the labels of metrics."""
         return REQUESTED_AUTO if is_auto(self.compression) else REQUESTED_FIXED
 
 
@@ -182,6 +182,7 @@ class ModelCard(Message):
     frame_limits: FrameLimits | None = None  # of frames that keep their shape
     frame_spread: Spread = DEFAULT_SPREAD  # of releases that do not say
     frame_rate: FrameRate | None = None  # None: length times rate, rounded down
+    frame_resizing: Resizing = DEFAULT_RESIZING  # likewise
     tokens_per_frame: int  # N, of a unit of square ones
     frames_per_unit: int = 1  # of releases that do not say
     max_words_per_token: int | None = None  # None of releases that do not say; see `EngineCard`
@@ -270,6 +271,10 @@ class FramesReceipt(Message):
     start_s: float | None = None  # of the clip, as it was read
     end_s: float | None = None
     fps: float | None = None  # that was asked for; None: a number of frames was, or nothing
+
+    @classmethod
+    def of(cls, frames: FramesRef) -> Self:
+        return cls.model_validate(frames.model_dump(include=set(cls.model_fields)))
 
 
 class Timings(Message):
@@ -373,12 +378,12 @@ class DoneEvent(Message):
 
     @property
     def policy_label(self) -> str:
-        """The policy, as metrics tell jobs apart."""
+        """The policy, for the labels of metrics."""
         return NO_POLICY if self.video_id is None else self.compression.policy
 
     @property
     def requested_label(self) -> str:
-        """Who chose the policy, as metrics tell jobs apart."""
+        """Who chose the policy, for the labels of metrics."""
         return REQUESTED_FIXED if self.compression.auto is None else REQUESTED_AUTO
 
 

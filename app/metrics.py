@@ -42,6 +42,7 @@ LAG_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5
 
 # How a job ends, besides by an error's code.
 DONE = "done"
+CLIENT_DEADLINE_EXCEEDED = "client_deadline_exceeded"  # `deadline_exceeded`, of the request's own
 ANY_KEY = "any"  # where names of keys are not for everybody who reads the metrics
 INTERRUPTED = "interrupted"  # this process was shut down before the job's end
 STAGES = ("upload", "read_frames", "queue", "vision", "compress", "prefill", "decode")
@@ -52,7 +53,7 @@ Metric = TypeVar("Metric", Counter, Gauge, Histogram, Summary)
 
 
 class RequestLabels(NamedTuple):
-    """What requests are told apart by.
+    """The labels of a request's metrics.
 
     Args:
         policy: that answers it; `auto` until there is a choice.
@@ -277,7 +278,8 @@ class ApiMetrics:
         )
         self._requests = counter(
             "requests",
-            "Jobs by how they ended: done, interrupted (by this process' shutdown), or a code.",
+            "Jobs by how they ended: done, interrupted (by this process' shutdown), "
+            "client_deadline_exceeded (past the `deadline_s` of the request), or a code.",
             *RequestLabels._fields,
             "outcome",
         )
@@ -323,7 +325,7 @@ class ApiMetrics:
             registry=registry,
         )
         # A counter that appears with its first event loses that event to rate() and increase().
-        self._outcomes = (DONE, INTERRUPTED, *error_codes())
+        self._outcomes = (DONE, INTERRUPTED, CLIENT_DEADLINE_EXCEEDED, *error_codes())
         self._known_requests: set[RequestLabels] = set()
         for reason in error_codes():
             self._rejections.labels(reason)

@@ -1,9 +1,14 @@
 """What the API processes of one machine know of each other: numbers in shared memory, and locks.
 
-A table with a row for each process, by its slot: 0 to `num_processes` - 1. A process that is
+A table with a row for each process, by its number: 0 to `num_processes` - 1. A process that is
 started in place of a dead one takes over its row. Only a row's own process writes to it (after its
 death, the supervisor), so numbers need no lock and nobody waits for a process that is stuck; those
 of different rows are not read at one instant.
+
+Streams and incoming bytes are counted by client too, in a count-min sketch for each row (Cormode,
+Muthukrishnan: Journal of Algorithms 55(1), 2005): in two counters by the client's digest, of which
+the smaller one stands. It is too large only where others share both; the digest is keyed, so that
+nobody can see to that.
 
 The memory is an anonymous file that processes inherit by its descriptor, and so are the locks:
 both are gone with the last process, however it ends. Knows nothing of what the locks are for.
@@ -11,6 +16,7 @@ Linux only.
 """
 
 import fcntl
+import hashlib
 import mmap
 import os
 import secrets
@@ -21,10 +27,12 @@ from enum import IntEnum
 HEARTBEAT_TIMEOUT_S = 2.0  # after which a process is taken to be stuck
 
 _HEADER = struct.Struct("=qq16s")  # version, rows, token
-_VERSION = 1
+_VERSION = 2
 _WORD_BYTES = 8
 _ROW_WORDS = 8  # a cache line
 _HEADER_BYTES = _ROW_WORDS * _WORD_BYTES
+_SKETCH_WIDTH = 4096  # counters
+_SKETCH_DEPTH = 2  # of them for each client
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock: type, whence, start, length, pid
 
 
@@ -41,6 +49,10 @@ class _Word(IntEnum):
     INCOMING_BYTES = 7
 
 
+_BY_CLIENT = (_Word.STREAMS, _Word.INCOMING_BYTES)  # counted by client too
+_SKETCH_WORDS = _SKETCH_WIDTH * _SKETCH_DEPTH
+_CLIENT_WORDS = _SKETCH_WORDS * len(_BY_CLIENT)  # of a row
+
 _OF_THE_LIVING = (
     *(_Word.HEARTBEAT_NS, _Word.CONNECTIONS, _Word.STREAMS, _Word.IS_DRAINING),
     _Word.INCOMING_BYTES,
@@ -52,6 +64,8 @@ class ProcessTable:
     fd: of a table that `create` has made; it must stay open as long as the table is used.
     """
 
+    num_processes: int
+
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self._memory = mmap.mmap(fd, 0)
@@ -59,12 +73,14 @@ class ProcessTable:
         assert version == _VERSION
         self.token: str = token.hex()
         self._words = memoryview(self._memory).cast("q")
+        self._digest_key = token
 
     @classmethod
     def create(cls, num_processes: int) -> "ProcessTable":
         """Makes a table for so many processes, all of which are yet to start."""
         fd = os.memfd_create("api-processes", os.MFD_CLOEXEC)
-        os.ftruncate(fd, _HEADER_BYTES * (1 + num_processes))
+        by_client_bytes = _CLIENT_WORDS * _WORD_BYTES * num_processes
+        os.ftruncate(fd, _HEADER_BYTES * (1 + num_processes) + by_client_bytes)
         os.pwrite(fd, _HEADER.pack(_VERSION, num_processes, secrets.token_bytes(16)), 0)
         return cls(fd)
 
@@ -72,28 +88,28 @@ class ProcessTable:
         """Gives up the descriptor: no more locks. For the process that created the table."""
         os.close(self.fd)
 
-    def take_row(self, slot: int) -> "ProcessRow":
+    def take_row(self, number: int) -> "ProcessRow":
         """The row of the process that calls this, without what an earlier one left there."""
-        self._clear(slot)
-        return ProcessRow(self, slot)
+        self._clear(number)
+        return ProcessRow(self, number)
 
-    def note_death(self, slot: int) -> None:
+    def note_death(self, number: int) -> None:
         """Says that a process is gone, and with it what it had open. For its supervisor."""
-        self._set(slot, _Word.DEATHS, self.deaths(slot) + 1)
-        self._clear(slot)
+        self._set(number, _Word.DEATHS, self.deaths(number) + 1)
+        self._clear(number)
 
-    def is_alive(self, slot: int) -> bool:
+    def is_alive(self, number: int) -> bool:
         """Whether a process runs and its event loop has turned of late."""
-        beat_ns = self._get(slot, _Word.HEARTBEAT_NS)
+        beat_ns = self._get(number, _Word.HEARTBEAT_NS)
         return time.monotonic_ns() - beat_ns < HEARTBEAT_TIMEOUT_S * 1e9 if beat_ns else False
 
-    def deaths(self, slot: int) -> int:
-        """How often the processes of a slot have ended unexpectedly."""
-        return self._get(slot, _Word.DEATHS)
+    def deaths(self, number: int) -> int:
+        """How often processes of this number have ended unexpectedly."""
+        return self._get(number, _Word.DEATHS)
 
-    def num_streams(self) -> int:
-        """Of all processes."""
-        return self._sum(_Word.STREAMS)
+    def num_streams(self, client: str | None = None) -> int:
+        """Of all processes; of one client, where one is named."""
+        return self._sum(_Word.STREAMS, client)
 
     def stored_bytes(self) -> int:
         """What all processes, dead ones included, have stored less what they have removed."""
@@ -103,19 +119,21 @@ class ProcessTable:
         """How many videos those are."""
         return self._sum(_Word.STORED_VIDEOS)
 
-    def incoming_bytes(self) -> int:
-        """Of uploads under way, in all processes that are alive."""
-        return self._sum(_Word.INCOMING_BYTES)
+    def incoming_bytes(self, client: str | None = None) -> int:
+        """Of uploads under way, in all processes that are alive; of one client's, where one is
+        named.
+        """
+        return self._sum(_Word.INCOMING_BYTES, client)
 
-    def has_other_open(self, slot: int) -> bool:
+    def has_other_open(self, number: int) -> bool:
         """Whether another process is alive and takes requests."""
-        others = (other for other in range(self.num_processes) if other != slot)
+        others = (other for other in range(self.num_processes) if other != number)
         return any(self.is_alive(o) and not self._get(o, _Word.IS_DRAINING) for o in others)
 
     def fewest_connections(self) -> int | None:
         """Of the processes that are alive; None if there is none."""
-        slots = filter(self.is_alive, range(self.num_processes))
-        return min((self._get(slot, _Word.CONNECTIONS) for slot in slots), default=None)
+        numbers = filter(self.is_alive, range(self.num_processes))
+        return min((self._get(number, _Word.CONNECTIONS) for number in numbers), default=None)
 
     def try_lock(self, number: int) -> "Lock | None":
         """Takes one of any number of locks; None if somebody has it, in this process or another.
@@ -134,18 +152,45 @@ class ProcessTable:
             raise
         return Lock(fd)
 
-    def _get(self, slot: int, word: _Word) -> int:
-        return self._words[(1 + slot) * _ROW_WORDS + word]
+    def _get(self, number: int, word: _Word) -> int:
+        return self._words[(1 + number) * _ROW_WORDS + word]
 
-    def _set(self, slot: int, word: _Word, value: int) -> None:
-        self._words[(1 + slot) * _ROW_WORDS + word] = value
+    def _set(self, number: int, word: _Word, value: int) -> None:
+        self._words[(1 + number) * _ROW_WORDS + word] = value
 
-    def _clear(self, slot: int) -> None:
+    def _clear(self, number: int) -> None:
         for word in _OF_THE_LIVING:
-            self._set(slot, word, 0)
+            self._set(number, word, 0)
+        begin = self._sketch(number)
+        zeros = memoryview(bytes(_CLIENT_WORDS * _WORD_BYTES)).cast("q")
+        self._words[begin : begin + _CLIENT_WORDS] = zeros
 
-    def _sum(self, word: _Word) -> int:
-        return sum(self._get(slot, word) for slot in range(self.num_processes))
+    def _sum(self, word: _Word, client: str | None = None) -> int:
+        rows = range(self.num_processes)
+        if client is None:
+            return sum(self._get(row, word) for row in rows)
+        counters = self._counters(word, client)
+        sums = (sum(self._words[self._sketch(row) + at] for row in rows) for at in counters)
+        return min(sums)
+
+    def _add(self, number: int, word: _Word, change: int, client: str | None = None) -> None:
+        self._set(number, word, self._get(number, word) + change)
+        if client is not None:
+            for at in self._counters(word, client):
+                self._words[self._sketch(number) + at] += change
+
+    def _sketch(self, number: int) -> int:
+        """Where a row's counters by client begin."""
+        return (1 + self.num_processes) * _ROW_WORDS + number * _CLIENT_WORDS
+
+    def _counters(self, word: _Word, client: str) -> list[int]:
+        """Where a client's are among those."""
+        digest = hashlib.blake2b(client.encode(), key=self._digest_key, digest_size=8).digest()
+        begin = _BY_CLIENT.index(word) * _SKETCH_WORDS
+        return [
+            begin + row * _SKETCH_WIDTH + int.from_bytes(part) % _SKETCH_WIDTH
+            for row, part in enumerate((digest[:4], digest[4:]))
+        ]
 
 
 class ProcessRow:
@@ -153,38 +198,35 @@ class ProcessRow:
     on the same number.
     """
 
-    def __init__(self, table: ProcessTable, slot: int) -> None:
-        assert 0 <= slot < table.num_processes
+    def __init__(self, table: ProcessTable, number: int) -> None:
+        assert 0 <= number < table.num_processes
         self.table = table
-        self.slot = slot
+        self.number = number
 
     def beat(self) -> None:
         """Says that the event loop turns; to be called well within `HEARTBEAT_TIMEOUT_S`."""
-        self.table._set(self.slot, _Word.HEARTBEAT_NS, time.monotonic_ns())
+        self.table._set(self.number, _Word.HEARTBEAT_NS, time.monotonic_ns())
 
     def begin_drain(self) -> None:
         """Says that the process takes no more posts."""
-        self.table._set(self.slot, _Word.IS_DRAINING, 1)
+        self.table._set(self.number, _Word.IS_DRAINING, 1)
 
     def leave(self) -> None:
         """Says that the process ends."""
-        self.table._clear(self.slot)
+        self.table._clear(self.number)
 
     def set_connections(self, count: int) -> None:
-        self.table._set(self.slot, _Word.CONNECTIONS, count)
+        self.table._set(self.number, _Word.CONNECTIONS, count)
 
-    def set_streams(self, count: int) -> None:
-        self.table._set(self.slot, _Word.STREAMS, count)
+    def add_stream(self, client: str, change: int) -> None:
+        self.table._add(self.number, _Word.STREAMS, change, client)
 
     def add_stored(self, num_bytes: int, num_videos: int) -> None:
-        self._add(_Word.STORED_BYTES, num_bytes)
-        self._add(_Word.STORED_VIDEOS, num_videos)
+        self.table._add(self.number, _Word.STORED_BYTES, num_bytes)
+        self.table._add(self.number, _Word.STORED_VIDEOS, num_videos)
 
-    def add_incoming_bytes(self, num_bytes: int) -> None:
-        self._add(_Word.INCOMING_BYTES, num_bytes)
-
-    def _add(self, word: _Word, number: int) -> None:
-        self.table._set(self.slot, word, self.table._get(self.slot, word) + number)
+    def add_incoming_bytes(self, client: str, num_bytes: int) -> None:
+        self.table._add(self.number, _Word.INCOMING_BYTES, num_bytes, client)
 
 
 class Lock:

@@ -104,7 +104,7 @@ class Settings(BaseSettings):
     key_max_stored_videos: int | None = Field(None, ge=0, le=MAX_LIMIT)
     key_max_priority: Priority = PRIORITIES[0]  # the highest that its jobs may have
     limit_anonymous: bool = False  # true: whoever has no key shares these limits with all others
-    share_caches: bool = False  # between keys: answers are quicker, and tell who asked before
+    share_caches: bool = False  # between keys: answers are quicker, and reveal who asked before
 
     # The model.
     model: str = str(BUNDLED_MODEL)

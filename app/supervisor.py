@@ -2,9 +2,9 @@
 
 A child's death is logged and answered with a restart, after a wait that grows while it keeps
 dying. One whose first process exits with `EXIT_BAD_SETTINGS` would never run: everything stops. The
-supervisor's own death, even by SIGKILL, ends the children (`app.child`). They run in sessions of
-their own, so a Ctrl-C in the terminal reaches the supervisor alone, which stops them in order. A
-second signal hurries this up, a third kills what is left.
+supervisor's own death, even by SIGKILL, ends the children (`app.dies_with_parent`). They run in
+sessions of their own, so a Ctrl-C in the terminal reaches the supervisor alone, which stops them in
+order. A second signal hurries this up, a third kills what is left.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ KILL_TIMEOUT_S = 10.0  # for a killed process to be reaped
 TELL_TIMEOUT_S = 5.0  # for `on_end`, once everything is to stop
 LIFE_VARIABLE = "SUPERVISOR_CHILD_LIFE"  # for `this_life`
 
-_CHILD_PROGRAM = str(Path(__file__).parent / "child.py")
+_WRAPPER = str(Path(__file__).parent / "dies_with_parent.py")
 
 logger = logging.getLogger(__name__)
 
@@ -230,7 +230,7 @@ class _Child:
         inherited = {n: value for n, value in os.environ.items() if n not in spec.drop_env}
         try:
             self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-I", "-S", _CHILD_PROGRAM),
+                *(sys.executable, "-I", "-S", _WRAPPER),
                 *(str(os.getpid()), str(int(spec.parent_death_signal))),
                 *spec.argv,
                 env={**inherited, **spec.env, LIFE_VARIABLE: f"{os.getpid()}:{life}"},

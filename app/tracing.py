@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 FLUSH_TIMEOUT_S = 3.0
-ROUTE = "/v1/video/chat"
 STAGES = ("vision", "compress", "prefill", "decode")
 
 _TRACEPARENT = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
@@ -54,7 +53,7 @@ class Tracing:
         self._provider = provider
         self._tracer: Tracer | None = provider.get_tracer("dycoke") if provider else None
 
-    def start_post(self, traceparent: str | None, route: str = ROUTE) -> "PostSpan":
+    def start_post(self, traceparent: str | None, route: str) -> "PostSpan":
         """Begins a request's span, under the one that its client names, if that is well-formed."""
         parent = traceparent if traceparent and _TRACEPARENT.fullmatch(traceparent) else None
         if self._tracer is None:
@@ -131,7 +130,7 @@ class PostSpan:
             self._span.set_attributes(_request_attributes(request))
 
     def end(self, outcome: str, *, is_error: bool) -> None:
-        """The first end stands.
+        """The first end counts.
 
         Args:
             outcome: `done`, or the code that the client got.

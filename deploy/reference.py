@@ -4,15 +4,16 @@ A test fails if it is not up to date.
 """
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric
 from pydantic import BaseModel
 
 from app.api.errors import INTERNAL_ERROR, STATUS_BY_CODE
+from app.api.upkeep.metrics_page import AboutProcesses
 from app.messages import (
     DoneEvent,
     ErrorEvent,
@@ -21,6 +22,7 @@ from app.messages import (
     TokenEvent,
 )
 from app.metrics import ApiMetrics, WorkerMetrics
+from app.process_table import ProcessTable
 from dycoke_core.errors import DycokeError
 
 OUTPUT = Path(__file__).parent.parent / "docs" / "reference.md"
@@ -45,7 +47,7 @@ EVENTS: tuple[tuple[type[BaseModel], str], ...] = (
 
 
 def reference() -> str:
-    parts = (HEAD, _errors(), _events(), _metrics())
+    parts = (HEAD, _errors(), _events(), _objects(), _metrics())
     return "\n".join(parts)
 
 
@@ -87,19 +89,55 @@ def _fields(model: type[BaseModel]) -> str:
     return ", ".join(f"`{name}`" for name in model.model_fields if name != "type")
 
 
+def _objects() -> str:
+    """The fields that are objects, with theirs."""
+    rows = ((f"`{path}`", _fields(model)) for event, _ in EVENTS for path, model in nested(event))
+    return _section("Objects in events", ("object", "fields"), rows)
+
+
+def nested(event: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
+    """Each object within the event, by its path; the first word is the event's type."""
+    (name,) = get_args(event.model_fields["type"].annotation)
+    yield from _within(name, event)
+
+
+def _within(path: str, model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
+    for name, field in model.model_fields.items():
+        for inner in _models(field.annotation):
+            yield f"{path}.{name}", inner
+            yield from _within(f"{path}.{name}", inner)
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Those in an annotation such as `Model | None` or `list[Model]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models(argument)
+
+
+def metric_names() -> set[str]:
+    """Of everything that the service's pages show."""
+    return {_name(metric) for _, registry in _registries() for metric in _sorted(registry)}
+
+
 def _metrics() -> str:
-    of_api, of_worker = CollectorRegistry(), CollectorRegistry()
-    ApiMetrics(of_api)
-    WorkerMetrics(of_worker, model="any")
-    sections = (("Metrics of the API", of_api), ("Metrics of a worker", of_worker))
     return "\n".join(
         _section(
             title,
             ("metric", "type", "meaning"),
             ((f"`{_name(metric)}`", metric.type, metric.documentation) for metric in _sorted(of)),
         )
-        for title, of in sections
+        for title, of in _registries()
     )
+
+
+def _registries() -> tuple[tuple[str, CollectorRegistry], ...]:
+    of_api, of_worker = CollectorRegistry(), CollectorRegistry()
+    ApiMetrics(of_api).watch_readers(kills=dict, num_exceptions=lambda: 0)
+    of_api.register(AboutProcesses(ProcessTable.create(1), ()))
+    WorkerMetrics(of_worker, model="any")
+    return (("Metrics of the API", of_api), ("Metrics of a worker", of_worker))
 
 
 def _sorted(registry: CollectorRegistry) -> list[Metric]:

@@ -72,6 +72,7 @@ def _answer(arguments: argparse.Namespace) -> None:
         image_size=engine.card.frame_size(arguments.num_frames, arguments.max_pixels),
         sampling=arguments.sampling,
         spread=engine.card.frame_spread,
+        resizing=engine.card.frame_resizing,
     )
     frames = read_video_frames(arguments.video, spec)
     messages = (ChatMessage("user", arguments.question),)

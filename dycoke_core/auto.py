@@ -9,7 +9,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from dycoke_core.config import CompressionConfig
+from dycoke_core.config import (
+    DEFAULT_POLICY,
+    POLICY_PARAMETERS,
+    CompressionConfig,
+    no_such_parameter,
+)
 from dycoke_core.errors import InvalidRequestError
 
 AUTO = "auto"
@@ -60,7 +65,7 @@ class AutoConfig:
             InvalidRequestError: another parameter, or a value outside its range.
         """
         if unknown := sorted(set(value) - {"policy", *AUTO_PARAMETERS}):
-            raise InvalidRequestError(f"policy 'auto' takes no parameter '{unknown[0]}'")
+            raise InvalidRequestError(no_such_parameter(AUTO, unknown[0], AUTO_PARAMETERS))
         return cls(
             _number("objective_s", value.get("objective_s", default.objective_s)),
             _number("at_least", value.get("at_least", default.at_least)),
@@ -89,9 +94,13 @@ def parse_compression(value: str | Mapping[str, Any], auto: AutoConfig) -> Compr
     Raises:
         InvalidRequestError: no such policy, or a parameter outside its range.
     """
-    if not is_auto(value):
-        return CompressionConfig.parse(value)
-    return auto if isinstance(value, str) else AutoConfig.parse(value, auto)
+    if is_auto(value):
+        return auto if isinstance(value, str) else AutoConfig.parse(value, auto)
+    policy = value if isinstance(value, str) else value.get("policy", DEFAULT_POLICY)
+    if not isinstance(policy, str) or policy not in POLICY_PARAMETERS:
+        known = ", ".join(sorted((AUTO, *POLICY_PARAMETERS)))
+        raise InvalidRequestError(f"compression.policy must be one of: {known}")
+    return CompressionConfig.parse(value)
 
 
 def resolved_compression(value: Mapping[str, Any]) -> Compression:
@@ -123,7 +132,7 @@ class Reason(StrEnum):
     OBJECTIVE = "objective"  # the least that meets it
     QUEUE = "queue"  # the least at which those that wait behind would meet it too
     LOAD = "load"  # the least that keeps up with the requests that come
-    STEADY = "steady"  # a stronger one was needed just now
+    STEADY = "steady"  # requests like those of late need a stronger one, or did just now
     CACHED = "cached"  # its prefix is there, at a weaker level or at the next stronger one
     NONE_MEETS = "none_meets"  # the strongest that is allowed, or one whose prefix is there
 
@@ -134,3 +143,16 @@ class Choice:
     compression: CompressionConfig
     reason: Reason
     predicted_ttft_s: float  # from the request's acceptance
+
+
+@dataclass(frozen=True, slots=True)
+class CachedChoice:
+    """What there is to choose for a sequence that would take a cached prefix only.
+
+    Args:
+        choice: None: there is no prefix that it should take.
+        prefix_keys: of the prefixes that it may take; once one of them comes, ask again.
+    """
+
+    choice: Choice | None
+    prefix_keys: frozenset[str]

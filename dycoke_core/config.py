@@ -5,7 +5,7 @@ pruning rate.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
@@ -94,7 +94,9 @@ class CompressionConfig:
             return cls(policy=str(policy))  # raises with the list of policies
         for name, number in given.items():
             if name != "policy" and name not in POLICY_PARAMETERS[policy]:
-                raise InvalidRequestError(f"policy '{policy}' takes no parameter '{name}'")
+                raise InvalidRequestError(
+                    no_such_parameter(policy, name, POLICY_PARAMETERS[policy])
+                )
             given[name] = _checked(name, number)
         return cls(**given)
 
@@ -124,13 +126,23 @@ class CompressionConfig:
 def _checked(name: str, value: Any) -> Any:
     """Returns `value` in the field's type; a bool is no number, and 3.5 is no layer."""
     kind = {field.name: field.type for field in fields(CompressionConfig)}[name]
-    if kind in (float, "float") and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    if kind in (int, "int") and isinstance(value, int) and not isinstance(value, bool):
-        return value
-    if kind not in (float, "float", int, "int") and isinstance(value, str):
-        return value
-    raise InvalidRequestError(f"compression.{name} has the wrong type")
+    accepted, wanted = _ACCEPTED.get(kind, (str, "a string"))
+    if not isinstance(value, accepted) or isinstance(value, bool):
+        raise InvalidRequestError(f"compression.{name} must be {wanted}")
+    return float(value) if kind is float else value
+
+
+# What a parameter of a type may be given as, and what to say of it; others are strings.
+_ACCEPTED: dict[Any, tuple[Any, str]] = {
+    float: (int | float, "a number"),
+    int: (int, "a whole number"),
+}
+
+
+def no_such_parameter(policy: str, name: str, taken: Iterable[str]) -> str:
+    """What is wrong with a parameter that a policy does not take."""
+    known = ", ".join(sorted(taken))
+    return f"policy '{policy}' takes no parameter '{name}'" + (known and f"; it takes: {known}")
 
 
 _QUESTION_TOKENS = 512  # of a pass, for questions about known videos, next to a chunk of a new one

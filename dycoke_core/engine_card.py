@@ -5,8 +5,7 @@ from dataclasses import dataclass, field
 
 from dycoke_core.config import Priority
 from dycoke_core.frame_rate import RateRule
-from dycoke_core.frame_size import PixelLimits, frame_size
-from dycoke_core.frame_spread import Spread
+from dycoke_core.model_frames import PixelLimits, Resizing, Spread, frame_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +20,7 @@ class EngineCard:
     frame_limits: PixelLimits | None  # of frames that keep their shape; None: the model takes none
     frame_spread: Spread  # which frames of a clip suit it
     frame_rate: RateRule | None  # how many a rate makes; None: length times rate, rounded down
+    frame_resizing: Resizing  # how they come to their size
     tokens_per_frame: int  # N of square ones: of a unit, where that is several frames
     frames_per_unit: int  # that become one set of visual tokens
     num_layers: int

@@ -13,7 +13,7 @@
     │   ├── VideoReadTimeoutError    the readers' time for one upload ran out
     │   ├── VideoReaderKilledError   the reader ran out of memory or CPU time, crashed, was killed
     │   └── VideoReaderFailedError   the reader ended in an exception: a bug, of ours or a library's
-    ├── ReadersUnavailableError      no process could be started to read a video
+    ├── ReadersUnavailableError      no process could be started to read a video, or kept alive
     ├── SandboxUnavailableError      this system cannot confine the reader
     ├── ModelLoadError
     └── EngineError                  the engine failed one sequence
@@ -104,9 +104,14 @@ class VideoReadTimeoutError(VideoError):
 
 
 class VideoReaderKilledError(VideoError):
-    """The video's reader was killed twice, the second time alone."""
+    """The video's reader ran out of CPU time, or ended twice by memory, a crash or a kill."""
 
     code = "video_reader_killed"
+
+    def __init__(self, message: str, cause: str = "killed") -> None:
+        """Args: cause: `memory`, `cpu`, `crash`; `killed`: from outside, as far as is known."""
+        super().__init__(message)
+        self.cause = cause
 
 
 class VideoReaderFailedError(VideoError):
@@ -116,7 +121,7 @@ class VideoReaderFailedError(VideoError):
 
 
 class ReadersUnavailableError(DycokeError):
-    """No process could be started to read the video."""
+    """No process could be started to read the video, or its readers were killed among others."""
 
     code = "readers_unavailable"
     retryable = True

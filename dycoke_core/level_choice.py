@@ -12,7 +12,10 @@ Feedback and feed-forward control of the queue. A request gets the weakest level
 
 Where no level is enough, it gets the strongest that it allows. To avoid flapping, compression eases
 only once a stronger level has not been needed for one objective and, where load required it, rho is
-below `EASED_UTILISATION`. So whatever the load, it eases at most once per objective.
+below `EASED_UTILISATION`. So whatever the load, it eases at most once per objective. What counts
+here is what the requests of late need: a large one, or one that has waited before it was queued,
+gets the level that it needs itself, and holds no other at it. Nor does one of another objective or
+priority.
 
 A cached prefix costs only the question, so its level is used if it is weaker than needed, or the
 next stronger one.
@@ -20,15 +23,18 @@ next stronger one.
 Knows no engine: the caller predicts. The clock is the caller's. Standard library only.
 """
 
+from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dycoke_core.auto import AutoConfig, Choice, Reason
-from dycoke_core.config import CompressionConfig
+from dycoke_core.config import DEFAULT_PRIORITY, CompressionConfig, Priority
 
 MAX_UTILISATION = 0.9
 EASED_UTILISATION = 0.75
+RATE_SHARE = 0.5  # of the objective, over which arrivals have a rate
 QUIET_SHARE = 0.25  # of the objective: a line that is through by then is no sign of overload
+MAX_COURSES = 32  # objectives and priorities whose past is remembered
 LINE_SHARE = 0.8  # of the objective, within which the requests behind must be in time
 
 
@@ -40,14 +46,12 @@ class Level:
         retained: share of the visual tokens that the language model sees, V / (F * N).
         is_cached: its prefix is there, or being prefilled.
         seconds: from now to the first token.
-        mean_s: that a request of late takes of the engine at this level.
     """
 
     compression: CompressionConfig
     retained: float
     is_cached: bool
     seconds: float
-    mean_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,29 +61,82 @@ class Outlook:
     Args:
         waited_s: how long each request behind this one has been queued, oldest first.
         arrivals_per_s: of requests, of late; 0: not known.
+        last_arrivals_per_s: of the last few, which came within `last_s`.
     """
 
     waited_s: tuple[float, ...] = ()
     arrivals_per_s: float = 0.0
+    last_arrivals_per_s: float = 0.0
+    last_s: float = 0.0
+
+    def rate(self, objective_s: float) -> float:
+        """Of arrivals per second: that of the last few, where it is higher, as a burst shows in it
+        first. Few that come within a short time are chance; as a burst, they are seen waiting.
+        """
+        is_long = self.last_s >= RATE_SHARE * objective_s
+        return max(self.arrivals_per_s, self.last_arrivals_per_s if is_long else 0.0)
 
 
 NOTHING_WAITS = Outlook()
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """What a choice meets, whatever the request is.
+
+    Args:
+        prompt_s: that the prompt of a request of late takes, at each level of the ladder.
+        overhead_s: that a request takes of the engine beside its prompt.
+        ahead_s: of prompt work in the engine.
+        queued_s: how long this request has been queued, as others beside it.
+    """
+
+    prompt_s: tuple[float, ...]
+    overhead_s: float = 0.0
+    ahead_s: float = 0.0
+    queued_s: float = 0.0
+    outlook: Outlook = NOTHING_WAITS
+    priority: Priority = DEFAULT_PRIORITY
+
+    @property
+    def places(self) -> range:
+        return range(len(self.prompt_s))
+
+    def cost_s(self, place: int) -> float:
+        """What a request of late takes of the engine."""
+        return self.prompt_s[place] + self.overhead_s
+
+    def seconds(self, place: int) -> float:
+        """To its first token, from now."""
+        return self.ahead_s + self.prompt_s[place]
+
+    def is_line_in_time(self, seconds: float, place: int, limit_s: float) -> bool:
+        """Whether all requests behind one that takes so long to its first token would be in time,
+        if they got this level.
+        """
+        return all(
+            waited_s + seconds + number * self.cost_s(place) <= limit_s
+            for number, waited_s in enumerate(self.outlook.waited_s, 1)
+        )
+
+    def least_below(self, utilisation: float, rate: float) -> int:
+        """The weakest level at which so many arrivals per second use less of the engine."""
+        below = (place for place in self.places if rate * self.cost_s(place) < utilisation)
+        return next(below, self.places[-1])
 
 
 @dataclass(slots=True)
 class Chooser:
     """Chooses levels for one engine. It remembers what was needed, so that levels do not flap."""
 
-    _load: int = 0  # the level that load needs
-    _held: int = 0  # the level that was needed last, until compression may ease
-    _held_for_s: float = 0.0  # the objective that needed it
-    _needed_at_s: float = 0.0
+    # Of requests of one objective and priority, used last ones last.
+    _courses: "OrderedDict[tuple[float, Priority], _Course]" = field(default_factory=OrderedDict)
 
     def choose(
         self,
         config: AutoConfig,
         levels: Mapping[int, Level],
-        outlook: Outlook = NOTHING_WAITS,
+        situation: Situation,
         *,
         waited_s: float = 0.0,
         now_s: float,
@@ -89,17 +146,12 @@ class Chooser:
         waited_s: since the request was accepted.
         now_s: of a clock that never goes back.
         """
-        allowed = {
-            place: level for place, level in levels.items() if level.retained >= config.at_least
-        } or {min(levels): levels[min(levels)]}
-        present = levels.get(self._load, levels[min(levels)])
-        quiet_s = QUIET_SHARE * config.objective_s
-        is_quiet = waited_s + present.seconds <= quiet_s
-        is_quiet = is_quiet and _is_line_in_time(present, outlook, quiet_s)
-        self._note_load(levels, outlook.arrivals_per_s, is_quiet=is_quiet)
-        needed, reason = self._needed(config.objective_s - waited_s, config, allowed, outlook)
-        held = min(self._steady(needed, config.objective_s, now_s), max(allowed))
-        place = min(place for place in allowed if place >= held)
+        retained = {place: level.retained for place, level in levels.items()}
+        allowed = {place: levels[place] for place in allowed_places(retained, config.at_least)}
+        course = self._course(config.objective_s, situation.priority)
+        held = course.level(situation, config.objective_s, now_s)
+        needed, reason = _own_need(config, allowed, situation, course.load, waited_s)
+        place = min((p for p in allowed if p >= max(needed, held)), default=max(allowed))
         hits = [hit for hit in allowed if allowed[hit].is_cached and hit <= place + 1]
         if reason is not Reason.NONE_MEETS:
             if place > needed:
@@ -110,58 +162,82 @@ class Chooser:
         chosen = allowed[place]
         return Choice(place, chosen.compression, reason, waited_s + chosen.seconds)
 
-    def _needed(
-        self, left_s: float, config: AutoConfig, allowed: Mapping[int, Level], outlook: Outlook
-    ) -> tuple[int, Reason]:
-        """Args:
-        left_s: of the objective.
-        """
-        meeting = sorted(place for place, level in allowed.items() if level.seconds <= left_s)
-        if not meeting:
-            return max(allowed), Reason.NONE_MEETS
-        limit_s = LINE_SHARE * config.objective_s
-        queue = (p for p in meeting if _is_line_in_time(allowed[p], outlook, limit_s))
-        load = min((p for p in allowed if p >= self._load), default=max(allowed))
-        needs = {
-            Reason.OBJECTIVE: meeting[0],
-            Reason.QUEUE: next(queue, max(allowed)),
-            Reason.LOAD: load,
-        }
-        reason = max(needs, key=lambda reason: needs[reason])  # of equal ones the first
-        return needs[reason], reason
+    def _course(self, objective_s: float, priority: Priority) -> "_Course":
+        course = self._courses.setdefault((objective_s, priority), _Course())
+        self._courses.move_to_end((objective_s, priority))
+        if len(self._courses) > MAX_COURSES:
+            self._courses.popitem(last=False)
+        return course
 
-    def _note_load(
-        self, levels: Mapping[int, Level], arrivals_per_s: float, *, is_quiet: bool
-    ) -> None:
+
+@dataclass(slots=True)
+class _Course:
+    """What requests of one objective and priority have needed, as the situation changed."""
+
+    load: int = 0  # the level that load needs
+    _held: int = 0  # the level that was needed last, until compression may ease
+    _needed_at_s: float = 0.0
+
+    def level(self, situation: Situation, objective_s: float, now_s: float) -> int:
+        """What a request of late needs, or needed within one objective."""
+        self._note_load(situation, objective_s)
+        needed = self._needed(situation, objective_s)
+        if needed >= self._held or now_s >= self._needed_at_s + objective_s:
+            self._held, self._needed_at_s = needed, now_s
+        return self._held
+
+    def _needed(self, situation: Situation, objective_s: float) -> int:
+        limit_s = LINE_SHARE * objective_s
+        enough = (
+            place
+            for place in situation.places[self.load :]
+            if situation.queued_s + situation.seconds(place) <= objective_s
+            and situation.is_line_in_time(situation.seconds(place), place, limit_s)
+        )
+        return next(enough, situation.places[-1])
+
+    def _note_load(self, situation: Situation, objective_s: float) -> None:
         """Raises the load level once work has piled up. Lowers it only when a weaker level keeps up
         with room to spare, or when the current one is more than one level above what just keeps up.
         """
-        eased = _least_below(EASED_UTILISATION, levels, arrivals_per_s)
-        beyond = _least_below(1.0, levels, arrivals_per_s) + 1
-        needed = _least_below(MAX_UTILISATION, levels, arrivals_per_s)
-        limit = self._load if is_quiet else needed
-        self._load = max(min(needed, limit), min(self._load, eased, beyond))
-
-    def _steady(self, needed: int, objective_s: float, now_s: float) -> int:
-        """Holds the last needed level for one objective. A request with a laxer objective than the
-        one that set it is not held.
-        """
-        is_as_strict = objective_s <= self._held_for_s
-        if needed < self._held and is_as_strict and now_s < self._needed_at_s + objective_s:
-            return self._held
-        if needed >= self._held or is_as_strict:
-            self._held, self._held_for_s, self._needed_at_s = needed, objective_s, now_s
-        return needed
+        quiet_s, rate = QUIET_SHARE * objective_s, situation.outlook.rate(objective_s)
+        place = min(self.load, situation.places[-1])
+        seconds = situation.seconds(place)
+        is_quiet = situation.queued_s + seconds <= quiet_s
+        is_quiet = is_quiet and situation.is_line_in_time(seconds, place, quiet_s)
+        eased = situation.least_below(EASED_UTILISATION, rate)
+        beyond = situation.least_below(1.0, rate) + 1
+        needed = situation.least_below(MAX_UTILISATION, rate)
+        limit = self.load if is_quiet else needed
+        self.load = max(min(needed, limit), min(self.load, eased, beyond))
 
 
-def _is_line_in_time(level: Level, outlook: Outlook, limit_s: float) -> bool:
-    """Whether all requests behind would be in time if they got this level too."""
-    return all(
-        waited_s + level.seconds + number * level.mean_s <= limit_s
-        for number, waited_s in enumerate(outlook.waited_s, 1)
-    )
+def _own_need(
+    config: AutoConfig,
+    allowed: Mapping[int, Level],
+    situation: Situation,
+    load: int,
+    waited_s: float,
+) -> tuple[int, Reason]:
+    left_s = config.objective_s - waited_s
+    meeting = sorted(place for place, level in allowed.items() if level.seconds <= left_s)
+    if not meeting:
+        return max(allowed), Reason.NONE_MEETS
+    limit_s = LINE_SHARE * config.objective_s
+    queue = (p for p in meeting if situation.is_line_in_time(allowed[p].seconds, p, limit_s))
+    needs = {
+        Reason.OBJECTIVE: meeting[0],
+        Reason.QUEUE: next(queue, max(allowed)),
+        Reason.LOAD: min((p for p in allowed if p >= load), default=max(allowed)),
+    }
+    reason = max(needs, key=lambda reason: needs[reason])  # of equal ones the first
+    return needs[reason], reason
 
 
-def _least_below(utilisation: float, levels: Mapping[int, Level], arrivals_per_s: float) -> int:
-    below = (p for p, level in levels.items() if arrivals_per_s * level.mean_s < utilisation)
-    return min(below, default=max(levels))
+def allowed_places(retained: Mapping[int, float], at_least: float) -> list[int]:
+    """Places of the ladder that keep enough visual tokens; if none does, the first.
+
+    Args:
+        retained: share of the visual tokens, by place; at least one.
+    """
+    return [place for place in retained if retained[place] >= at_least] or [min(retained)]

@@ -14,12 +14,15 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from dycoke_core.errors import InvalidRequestError, ModelLoadError
+from dycoke_core.model_frames import Resizing
 from dycoke_core.sequence import ChatMessage
+
+_RESIZINGS: Mapping[int, Resizing] = {2: "bilinear", 3: "bicubic"}  # by Pillow's number of each
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A conversation as ids, cut at the place of the video; without one, behind the first id."""
+    """A conversation as ids, cut at the place of the video; without one, after the first id."""
 
     ids_before_video: tuple[int, ...]
     ids_after_video: tuple[int, ...]
@@ -58,6 +61,25 @@ class FrameNormalizer:
         mean, std = constants or self.constants(frames.device)
         pixels = (frames.float() * self.rescale_factor - mean) / std
         return pixels.permute(0, 3, 1, 2).to(dtype)
+
+
+def resizing_of_processor(settings: Mapping[str, Any], *, default: Resizing) -> Resizing:
+    """How a processor resizes frames.
+
+    Args:
+        settings: as those of `FrameNormalizer.of_processor`.
+        default: what it does where they do not say.
+
+    Raises:
+        ModelLoadError: by a filter that frame readers do not have.
+    """
+    number = settings.get("resample")
+    if number is None:
+        return default
+    resizing = _RESIZINGS.get(number) if isinstance(number, int) else None
+    if resizing is None:
+        raise ModelLoadError(f"the processor resizes by a filter that is not supported: {number}")
+    return resizing
 
 
 class PromptEncoder:

@@ -141,6 +141,9 @@ class Sequence:
         video_name: of the video, however many keys it has, for `Engine.forget_video`.
         wants_kept_sets: the report says which visual tokens were kept at each token.
         priority: sequences of a better one go first, see `dycoke_core.precedence`.
+        can_reload_frames: whoever adds it will bring its frames again if the engine asks for them
+            (`Engine.waiting_for_frames`). The engine then sets `frames` to None when the sequence
+            is admitted: from there on they are held until the video is encoded, and no longer.
 
     Raises:
         InvalidRequestError: no such priority.
@@ -158,6 +161,7 @@ class Sequence:
     video_name: str | None = None
     wants_kept_sets: bool = False
     priority: Priority = "normal"
+    can_reload_frames: bool = False
     # Set by the engine.
     stage: Stage = Stage.WAITING
     progress: float = 0.0  # share of the stage that is done

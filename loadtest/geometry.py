@@ -13,7 +13,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from dycoke_core.model.attention import ATTENTION_NAME
+from dycoke_core.model.layer_attention import ATTENTION_NAME
 from dycoke_core.model.llava_onevision import LlavaOnevision
 from dycoke_core.model.packing import can_pack, pack_weights
 from dycoke_core.tiny import CHECKPOINT

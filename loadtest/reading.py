@@ -1,6 +1,6 @@
 """Frame reading compared with plain decord: clips of 10 s, 60 s and 10 min, on one core and all.
 
-    python -m loadtest.reading [--turns 5] [--clips 10 60 600] [--json]
+    python -m loadtest.reading [--turns 5] [--clips 10 60 600] [--only whole ...] [--json]
 
 Makes clips of 1280x720 pixels at 25 frames per second (H.264, three B-frames, a keyframe at least
 every ten seconds), then reads 32 frames of 384x384 pixels of each, by turns, in a new process each
@@ -11,6 +11,7 @@ time, on as many cores as the column says:
 - `reader`: what the service does: sniff, plan, read in sandboxed children, decord first.
 - `pyav`: the same for a video that decord cannot read.
 - `keyframe`: the same as `reader` with `sampling: keyframe`.
+- `whole`: the same as `reader` for models whose frames are decoded whole, then resized by Pillow.
 
 Prints medians of wall and CPU seconds, children included, and the medians of their ratios to
 `decord` in the same turn, and how often PyAV had to read what decord gave up. Costs before reading
@@ -26,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ from loadtest import machine
 WIDTH, HEIGHT, FPS = 1280, 720, 25
 NUM_FRAMES, IMAGE_SIZE = 32, 384
 UNIT_S = 10  # seconds of video that are encoded; longer clips repeat them
-CONTENDERS = ("decord", "reader", "pyav", "keyframe")
+CONTENDERS = ("decord", "reader", "pyav", "keyframe", "whole")
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,12 +147,16 @@ def _read_with_plain_decord(clip: Path, num_threads: int) -> Cost:
 
 
 async def _read_as_the_service_does(contender: str, clip: Path) -> Cost:
+    from dycoke_core.model_frames import DEFAULT_RESIZING
     from dycoke_core.video import FrameReaders, FrameSpec, ReadLimits, frame_readers
 
     if contender == "pyav":
         frame_readers._FOR_DECORD = frozenset()  # as for a container that it cannot read
     spec = FrameSpec(
-        NUM_FRAMES, IMAGE_SIZE, sampling="keyframe" if contender == "keyframe" else "uniform"
+        NUM_FRAMES,
+        IMAGE_SIZE,
+        sampling="keyframe" if contender == "keyframe" else "uniform",
+        resizing="bicubic" if contender == "whole" else DEFAULT_RESIZING,
     )
     readers = FrameReaders(ReadLimits(timeout_s=300.0, cpu_s=300), max_readers=1)
     try:
@@ -175,13 +180,16 @@ def _cpu_of_the_family_s() -> float:
 # --- by turns ---
 
 
-def measure(clips: dict[int, Path], turns: int) -> list[dict[str, Any]]:
+def measure(
+    clips: dict[int, Path], turns: int, contenders: Sequence[str] = CONTENDERS
+) -> list[dict[str, Any]]:
+    """Args: contenders: `decord` among them."""
     rows = []
     for duration_s, clip in clips.items():
         for num_cores in sorted({1, len(os.sched_getaffinity(0))}):
-            seen: dict[str, list[Cost]] = {name: [] for name in CONTENDERS}
+            seen: dict[str, list[Cost]] = {name: [] for name in contenders}
             for turn in range(turns):
-                order = CONTENDERS if turn % 2 else CONTENDERS[::-1]
+                order = contenders if turn % 2 else contenders[::-1]
                 for name in order:
                     seen[name].append(_in_a_process(name, clip, num_cores))
                 print(
@@ -189,7 +197,7 @@ def measure(clips: dict[int, Path], turns: int) -> list[dict[str, Any]]:
                     file=sys.stderr,
                     flush=True,
                 )
-            rows += [_row(duration_s, num_cores, name, seen) for name in CONTENDERS]
+            rows += [_row(duration_s, num_cores, name, seen) for name in contenders]
     return rows
 
 
@@ -238,6 +246,9 @@ def main() -> None:
     )
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--clips", type=int, nargs="+", default=[10, 60, 600], metavar="SECONDS")
+    parser.add_argument(
+        "--only", nargs="+", choices=CONTENDERS, default=CONTENDERS, help="beside decord"
+    )
     parser.add_argument("--json", action="store_true", help="one line of JSON last")
     parser.add_argument("--child", nargs=3, metavar=("CONTENDER", "CORES", "CLIP"))
     arguments = parser.parse_args()
@@ -250,7 +261,8 @@ def main() -> None:
         parser.error(f"--clips must be multiples of {UNIT_S}")
     before = machine.describe()
     with tempfile.TemporaryDirectory(prefix="dycoke-reading-") as folder:
-        rows = measure(make_clips(Path(folder), arguments.clips), arguments.turns)
+        contenders = [name for name in CONTENDERS if name in {"decord", *arguments.only}]
+        rows = measure(make_clips(Path(folder), arguments.clips), arguments.turns, contenders)
     print(table(rows))
     if arguments.json:
         after = os.getloadavg()[0]

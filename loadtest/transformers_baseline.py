@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from dycoke_core.model.attention import ATTENTION_NAME
+from dycoke_core.model.layer_attention import ATTENTION_NAME
 from dycoke_core.model.llava_onevision import LlavaOnevision
 from dycoke_core.sequence import ChatMessage
 from loadtest.bench import NUM_STEPS, NUM_WARM_STEPS, QUESTION

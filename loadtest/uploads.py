@@ -2,12 +2,12 @@
 
     python -m loadtest.uploads [--megabytes 300] [--turns 5] [--before CHECKOUT] [--json]
 
-The load of a shared machine shows in the rates, so the API's CPU seconds per gigabyte are told too.
+The load of a shared machine shows in the rates, so the API's CPU seconds per gigabyte are too.
 
 By turns: `cp` to the same disk followed by a flush, as the store does; `sha256sum`; and a POST to
 /v1/videos of a real API, from the first byte sent to the answer, which hashes, stores, flushes and
 probes it; with `--before`, of another checkout's API as well. Each upload is a new video: the
-bundled clip, which a reader probes, with random bytes behind it in a box that readers skip. The
+bundled clip, which a reader probes, with random bytes after it in a box that readers skip. The
 client shares the machine's cores. Prints a table for people, and with --json one JSON object last.
 """
 

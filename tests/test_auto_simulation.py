@@ -9,18 +9,19 @@ alone could more be kept: the strongest level from the start leaves room for any
 """
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, repeat
+from types import MappingProxyType
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.store.queue_line import MIN_ARRIVALS
+from app.store.queue_line import LAST_ARRIVALS, outlook
 from dycoke_core.auto import DEFAULT_LADDER, AutoConfig, Choice, Reason
 from dycoke_core.engine.auto_compression import COMMITTED_SHARE
-from dycoke_core.level_choice import Chooser, Level, Outlook
+from dycoke_core.level_choice import Chooser, Level, Outlook, Situation
 
 RETAINED = (1.0, 0.62, 0.47, 0.32)  # of DEFAULT_LADDER at 32 frames
 VISION_SHARE = 0.3  # of what a request takes with full tokens
@@ -36,14 +37,31 @@ def cost_s(full_s: float, place: int) -> float:
 
 
 @dataclass(frozen=True)
+class Odd:
+    """How one request differs from the others.
+
+    Args:
+        upload_s: that it has waited before it was queued.
+        size: its work, per that of the others.
+    """
+
+    upload_s: float = 0.0
+    size: float = 1.0
+
+
+LIKE_OTHERS = Odd()
+
+
+@dataclass(frozen=True)
 class Moment:
     """What a choice goes by, for the first of those that wait."""
 
     now_s: float
     ahead_s: float
     arrivals_s: Sequence[float]
-    arrivals_per_s: float
-    full_s: float
+    outlook: Outlook
+    full_s: float  # of a request of late
+    odd: "Odd"
 
     def in_time(self, place: int) -> bool:
         """Whether all that wait are, given this level."""
@@ -74,16 +92,26 @@ def auto() -> Rule:
     def choose(moment: Moment) -> tuple[int, Choice]:
         costs = [cost_s(moment.full_s, place) for place in range(len(RETAINED))]
         levels = {
-            place: Level(DEFAULT_LADDER[place], RETAINED[place], False, moment.ahead_s + cost, cost)
+            place: Level(
+                DEFAULT_LADDER[place],
+                RETAINED[place],
+                False,
+                moment.ahead_s + cost * moment.odd.size,
+            )
             for place, cost in enumerate(costs)
         }
-        first, *behind = moment.arrivals_s
-        waited_s = tuple(moment.now_s - at_s for at_s in behind)
+        first = moment.arrivals_s[0]
+        situation = Situation(
+            tuple(costs),
+            ahead_s=moment.ahead_s,
+            queued_s=moment.now_s - first,
+            outlook=moment.outlook,
+        )
         choice = chooser.choose(
             CONFIG,
             levels,
-            Outlook(waited_s, moment.arrivals_per_s),
-            waited_s=moment.now_s - first,
+            situation,
+            waited_s=moment.now_s - first + moment.odd.upload_s,
             now_s=moment.now_s,
         )
         return choice.level, choice
@@ -92,30 +120,42 @@ def auto() -> Rule:
 
 
 def serve(
-    arrivals_s: Sequence[float], full_s: float, rule: Rule, noises: Iterator[float] | None = None
+    arrivals_s: Sequence[float],
+    full_s: float,
+    rule: Rule,
+    noises: Iterator[float] | None = None,
+    odd: Mapping[int, Odd] = MappingProxyType({}),
 ) -> list[Served]:
     """Args:
     noises: what work takes, per what was predicted.
+    odd: requests that differ, by their place among the arrivals.
     """
     noises = repeat(1.0) if noises is None else noises
     served, free_at_s = [], 0.0
     for place, at_s in enumerate(arrivals_s):
         now_s = max(at_s, free_at_s - COMMITTED_SHARE * OBJECTIVE_S)
         known = [other for other in arrivals_s if other <= now_s]
+        own = odd.get(place, LIKE_OTHERS)
         moment = Moment(
-            now_s, max(free_at_s - now_s, 0.0), known[place:], rate_of(known, now_s), full_s
+            now_s,
+            max(free_at_s - now_s, 0.0),
+            known[place:],
+            outlook_of(now_s, known[place + 1 :], known),
+            full_s,
+            own,
         )
         level, choice = rule(moment)
-        free_at_s = max(free_at_s, now_s) + cost_s(full_s, level) * next(noises)
-        served.append(Served(moment, choice, level, free_at_s - at_s))
+        free_at_s = max(free_at_s, now_s) + cost_s(full_s, level) * own.size * next(noises)
+        served.append(Served(moment, choice, level, free_at_s - at_s + own.upload_s))
     return served
 
 
-def rate_of(arrivals_s: Sequence[float], now_s: float) -> float:
+def outlook_of(now_s: float, behind_s: Sequence[float], arrivals_s: Sequence[float]) -> Outlook:
+    """As a worker has it."""
     latest = arrivals_s[-NUM_KNOWN_ARRIVALS:]
-    if len(latest) < MIN_ARRIVALS:
-        return 0.0
-    return (len(latest) - 1) / max(now_s - latest[0], 1e-3)
+    last = latest[-LAST_ARRIVALS:]
+    waited_s = tuple(now_s - at_s for at_s in behind_s)
+    return outlook(waited_s, len(latest), now_s - latest[0], now_s - last[0])
 
 
 def steady(gap_s: float, number: int) -> list[float]:
@@ -202,6 +242,30 @@ def test_levels_do_not_flap_under_a_constant_load_however_random(
     assert num_changes(served) <= (len(RETAINED) - 1) * 2 * (last_s / OBJECTIVE_S + 1)
     eased_s = [other.moment.now_s for one, other in pairwise(served) if other.level < one.level]
     assert all(later - earlier >= OBJECTIVE_S - 1e-9 for earlier, later in pairwise(eased_s))
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    full_s=st.floats(0.05, 1.5),
+    load=st.floats(0.05, 0.85),
+    upload_s=st.floats(0.0, 5.0),
+    size=st.floats(1.0, 20.0),
+)
+def test_what_one_request_needs_alone_is_not_given_to_the_others(
+    full_s: float, load: float, upload_s: float, size: float
+) -> None:
+    """Every seventh has a slow upload and is large; none of them makes the next one wait."""
+    gap_s = max(full_s / load, full_s * size)
+    odd = {place: Odd(upload_s, size) for place in range(0, 60, 7)}
+    served = serve(steady(gap_s, 60), full_s, auto(), odd=odd)
+    assert {one.level for place, one in enumerate(served) if place not in odd} == {0}
+    for place in odd:
+        in_time = [
+            level
+            for level in range(STRONGEST + 1)
+            if cost_s(full_s, level) * size <= OBJECTIVE_S - upload_s
+        ]
+        assert served[place].level == min(in_time, default=STRONGEST)
 
 
 LOADS = (0.3, 0.7, 1.0, 1.6, 0.5)  # per what full tokens can take; the strongest takes 1.9

@@ -1,5 +1,6 @@
 """What `python -m build` makes installs, and runs the demo away from the checkout."""
 
+import ast
 import re
 import shutil
 import subprocess
@@ -8,9 +9,13 @@ import sysconfig
 import tarfile
 import venv
 import zipfile
+from email import message_from_bytes
+from importlib.metadata import PackageNotFoundError, distribution, packages_distributions
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 SOURCES = ("app", "dycoke_core", "pyproject.toml", "README.md", "LICENSE")
@@ -78,3 +83,54 @@ def test_types_are_published(installed: Path) -> None:
     where = "import app, dycoke_core; print(app.__path__[0], dycoke_core.__path__[0])"
     folders = subprocess.check_output([installed, "-c", where], text=True, cwd="/").split()
     assert all((Path(folder) / "py.typed").exists() for folder in folders)
+
+
+def test_every_import_is_of_a_package_that_the_wheel_asks_for(built: Path) -> None:
+    """Directly, or through one of those: the environment here has the tests' packages too."""
+    (wheel,) = built.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        metadata = message_from_bytes(archive.read(name))
+    assert "Framework :: FastAPI" in metadata.get_all("Classifier", [])
+    asked_for = [Requirement(text) for text in metadata.get_all("Requires-Dist", [])]
+    extras = {"worker", "embedded", "kernels", "tracing", "loadtest"}
+    known: set[tuple[str, frozenset[str]]] = set()
+    for requirement in asked_for:
+        marker = requirement.marker
+        if marker is None or any(marker.evaluate({"extra": extra}) for extra in extras):
+            _add_with_its_own(requirement, known)
+    distributions = packages_distributions()
+    names = {name for name, _ in known}
+    for module in _third_party_imports():
+        owners = {canonicalize_name(owner) for owner in distributions.get(module, ())}
+        # lmms-eval is the host of the plugin: it is what imports it.
+        assert owners & names or module == "lmms_eval", f"{module} is of {owners}"
+
+
+def _add_with_its_own(requirement: Requirement, known: set[tuple[str, frozenset[str]]]) -> None:
+    """Adds the package and what it asks for in turn, with the extras that are asked for."""
+    key = canonicalize_name(requirement.name), frozenset(requirement.extras)
+    if key in known:
+        return
+    known.add(key)
+    try:
+        asked_for = distribution(requirement.name).requires or ()
+    except PackageNotFoundError:
+        return  # an extra that this environment has not
+    for text in asked_for:
+        inner = Requirement(text)
+        extras = ("", *requirement.extras)
+        if not inner.marker or any(inner.marker.evaluate({"extra": extra}) for extra in extras):
+            _add_with_its_own(inner, known)
+
+
+def _third_party_imports() -> set[str]:
+    """The top-level packages that the sources import, anywhere in a module."""
+    found = set()
+    for source in (*ROOT.glob("app/**/*.py"), *ROOT.glob("dycoke_core/**/*.py")):
+        for node in ast.walk(ast.parse(source.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                found.add(node.module.partition(".")[0])
+    return found - set(sys.stdlib_module_names) - {"app", "dycoke_core"}

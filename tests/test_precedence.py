@@ -1,12 +1,15 @@
 """Who goes first: by priority, then by age; the oldest at the latest after so many others."""
 
+import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+import app.store
 from dycoke_core.config import PRIORITIES, Priority
-from dycoke_core.precedence import MAX_OVERTAKES, Precedence, best
+from dycoke_core.precedence import MAX_OVERTAKES, RANKS, Precedence, best
 
 NAMED_PRIORITIES: dict[str, Priority] = {"h": "high", "n": "normal", "l": "low"}
 
@@ -36,6 +39,14 @@ def test_the_oldest_has_its_turn_when_enough_others_have_overtaken_it() -> None:
 def test_the_best_of_several_priorities() -> None:
     assert best("low", "normal") == "normal"
     assert best("normal", "high", "low") == "high"
+
+
+def test_the_queues_script_goes_by_the_same_rule() -> None:
+    script = (Path(app.store.__file__).parent / "lua" / "share.lua").read_text()
+    (ranks,) = re.findall(r"^local RANKS = \{(.*)\}", script, re.MULTILINE)
+    expected = ", ".join(f"{priority} = {rank + 1}" for priority, rank in RANKS.items())
+    assert ranks == expected, "from 1 on, as Lua counts"
+    assert re.findall(r"^local MAX_OVERTAKES = (\d+)", script, re.MULTILINE) == [str(MAX_OVERTAKES)]
 
 
 @dataclass

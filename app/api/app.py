@@ -28,8 +28,9 @@ from app.api.openai.intake import CompletionIntake
 from app.api.openapi import install_openapi
 from app.api.page.assets import docs_assets, page_assets
 from app.api.post.cancelling import Cancellations
+from app.api.post.chat_intake import ChatIntake
 from app.api.post.orphans import Orphans
-from app.api.post.reader_places import ReaderPlaces
+from app.api.post.reader_slots import ReaderSlots
 from app.api.post.reading import FrameReading
 from app.api.post.second_try import SecondTryReaders
 from app.api.post.submissions import Submissions
@@ -210,8 +211,8 @@ async def _start(
     stack.push_async_callback(_stop, asyncio.create_task(reader.run()))
 
     stack.push_async_callback(readers.aclose)
-    places = ReaderPlaces(row.table, settings.max_frame_readers)
-    second_try = SecondTryReaders(readers, places)
+    slots = ReaderSlots(row.table, settings.max_frame_readers)
+    second_try = SecondTryReaders(readers, slots)
     videos = VideoStore(
         settings.data_dir / "videos",
         max_bytes=settings.max_video_store_bytes,
@@ -275,6 +276,8 @@ async def _start(
         registry=registry,
         videos=videos,
         frames=frames,
+        compressions=compressions,
+        chat_intake=ChatIntake(settings, compressions, uploads),
         completion_intake=partial(
             CompletionIntake,
             settings,

@@ -2,7 +2,7 @@
 
 The file is looked at every `REFRESH_S`, so a new key is good, and a revoked one is good no longer,
 that soon (on a network file system: plus what it takes to show a change made elsewhere). While it
-cannot be read what was read last stands for `MAX_STALE_S`; then the keys that are not the
+cannot be read what was read last counts for `MAX_STALE_S`; then the keys that are not the
 environment's are refused with a 503, for nobody can tell which of them are revoked. A file that
 disappears is one that cannot be read. Where there never was a key, everybody is one principal.
 """
@@ -83,7 +83,7 @@ class ApiKeys:
 
         Raises:
             UnauthorizedError: it has none that is good.
-            KeysUnavailableError: whether it has cannot be told.
+            KeysUnavailableError: whether it has is not known now.
         """
         for digest, principal in self._configured.items():
             if principal.owner == owner:

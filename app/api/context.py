@@ -12,10 +12,12 @@ from fastapi.security import HTTPBearer
 from app.api.answer.answers import Answers
 from app.api.answer.jobs import Jobs
 from app.api.auth import ApiKeys
+from app.api.compressions import Compressions
 from app.api.connection.drain import Drain
 from app.api.connection.streams import StreamSlots
 from app.api.openai.intake import CompletionIntake
 from app.api.post.cancelling import Cancellations
+from app.api.post.chat_intake import ChatIntake
 from app.api.post.submissions import Submissions
 from app.api.post.uploads import Uploads
 from app.api.signed_links import SIGNATURE, SignedLinks
@@ -43,6 +45,8 @@ class Api:
     registry: WorkerRegistry
     videos: VideoStore
     frames: FrameStore
+    compressions: Compressions
+    chat_intake: ChatIntake
     completion_intake: Callable[[], CompletionIntake]
     uploads: Uploads
     submissions: Submissions

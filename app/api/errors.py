@@ -27,6 +27,7 @@ from app.errors import (
     TryLaterError,
 )
 from app.messages import ErrorEvent
+from app.metrics import CLIENT_DEADLINE_EXCEEDED
 from dycoke_core.errors import DycokeError, InvalidRequestError, VideoError
 
 logger = logging.getLogger(__name__)
@@ -104,9 +105,16 @@ RETRY_AFTER_S: Mapping[str, int] = {
 }
 
 
-def is_our_fault(code: str) -> bool:
-    """Whether a failure counts against the service: 5xx, but for the client's own deadline."""
-    return STATUS_BY_CODE.get(code, 500) >= 500 and code != DeadlineUnreachableError.code
+_OF_CLIENTS_DEADLINES = (DeadlineUnreachableError.code, CLIENT_DEADLINE_EXCEEDED)
+
+
+def is_our_fault(outcome: str) -> bool:
+    """Whether a failure counts against the service: 5xx, but for the client's own deadline.
+
+    Args:
+        outcome: an error's code, or what a job that ends by it is counted as.
+    """
+    return STATUS_BY_CODE.get(outcome, 500) >= 500 and outcome not in _OF_CLIENTS_DEADLINES
 
 
 class FieldProblem(BaseModel):
@@ -195,7 +203,7 @@ def problem_response(
 def response_for(error: DycokeError, *, job_id: str | None = None) -> JSONResponse:
     headers: dict[str, str] = {}
     if isinstance(error, KeyLimitError):
-        headers |= rate_limit_headers(error.quotas)
+        headers |= rate_limit_headers(error.limit_states)
     if isinstance(error, TryLaterError):
         headers["Retry-After"] = str(error.retry_after_s)
     if job_id is not None:

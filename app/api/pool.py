@@ -1,4 +1,4 @@
-"""Which API processes this machine runs: several on one port, each with its slot in one table.
+"""Which API processes this machine runs: several on one port, each with its number in one table.
 
 They inherit one listening socket, which the supervisor keeps open. A connection that has not been
 accepted belongs to none of them: the death of one loses none, and those that are left take all.
@@ -26,14 +26,14 @@ HURRY_TIMEOUT_S = 5.0
 class Inherited:
     """What a process gets from its supervisor, as arguments of its command."""
 
-    slot: int
+    number: int
     listener_fd: int
     table_fd: int
 
     @property
     def argv(self) -> tuple[str, ...]:
         return (
-            *("--child", str(self.slot)),
+            *("--child", str(self.number)),
             *("--listener", str(self.listener_fd)),
             *("--table", str(self.table_fd)),
         )
@@ -60,17 +60,17 @@ def api_specs(
     """
     return [
         ChildSpec(
-            name=f"api-{slot}",
+            name=f"api-{number}",
             argv=(
                 *(sys.executable, "-m", "app", "api"),
-                *Inherited(slot, listener.fileno(), table.fd).argv,
+                *Inherited(number, listener.fileno(), table.fd).argv,
             ),
             env=env,
             stop_order=stop_order,
             stop_timeout_s=settings.drain_timeout_s + STOP_MARGIN_S,
             hurry_timeout_s=HURRY_TIMEOUT_S,
             pass_fds=(listener.fileno(), table.fd),
-            on_death=partial(table.note_death, slot),
+            on_death=partial(table.note_death, number),
         )
-        for slot in range(table.num_processes)
+        for number in range(table.num_processes)
     ]

@@ -1,4 +1,4 @@
-"""How a key stands to its limits, in headers.
+"""What a key has left of its limits, in headers.
 
 As of draft-ietf-httpapi-ratelimit-headers-11, "RateLimit header fields for HTTP" (structured
 fields, RFC 9651): `RateLimit-Policy` lists the limits, with `q` the quota, `qu` its unit and `w`
@@ -10,24 +10,24 @@ Deviation: the units `tokens` and `frames` are not in the draft's registry, whic
 
 from collections.abc import Sequence
 
-from app.keys.limits import Quota
+from app.keys.limits import LimitState
 
 
-def rate_limit_headers(quotas: Sequence[Quota]) -> dict[str, str]:
+def rate_limit_headers(limit_states: Sequence[LimitState]) -> dict[str, str]:
     """None where there are no limits."""
-    if not quotas:
+    if not limit_states:
         return {}
     return {
-        "RateLimit-Policy": ", ".join(map(_policy, quotas)),
-        "RateLimit": ", ".join(map(_left, quotas)),
+        "RateLimit-Policy": ", ".join(map(_policy, limit_states)),
+        "RateLimit": ", ".join(map(_left, limit_states)),
     }
 
 
-def _policy(quota: Quota) -> str:
-    window = "" if quota.window_s is None else f";w={quota.window_s}"
-    return f'"{quota.name}";q={quota.limit};qu="{quota.unit}"{window}'
+def _policy(state: LimitState) -> str:
+    window = "" if state.window_s is None else f";w={state.window_s}"
+    return f'"{state.name}";q={state.limit};qu="{state.unit}"{window}'
 
 
-def _left(quota: Quota) -> str:
-    more_in = "" if quota.more_in_s is None else f";t={quota.more_in_s}"
-    return f'"{quota.name}";r={quota.left}{more_in}'
+def _left(state: LimitState) -> str:
+    more_in = "" if state.more_in_s is None else f";t={state.more_in_s}"
+    return f'"{state.name}";r={state.left}{more_in}'

@@ -15,7 +15,7 @@ from pydantic import (
 from app.api.compression_schema import compression_schema
 from app.api.errors import FieldProblem, InvalidFieldsError
 from app.messages import DoneEvent, ErrorEvent, JobState, Turn
-from app.settings import Settings
+from app.settings import ENV_PREFIX, Settings
 from app.video_store import StoredVideo
 from dycoke_core.config import DEFAULT_PRIORITY, Priority
 from dycoke_core.kept_sets import KeptHistory
@@ -145,17 +145,20 @@ class ChatFields(Strict):
     def check_limits(self, settings: Settings) -> None:
         """Raises InvalidFieldsError for what this server's settings do not allow."""
         limits = {
-            "num_frames": settings.max_frames,
-            "max_pixels": settings.max_frame_pixels,
-            "max_tokens": settings.max_tokens,
-            "deadline_s": settings.job_timeout_s,
+            "num_frames": "max_frames",
+            "max_pixels": "max_frame_pixels",
+            "max_tokens": "max_tokens",
+            "deadline_s": "job_timeout_s",
         }
-        problems = [
-            FieldProblem(field=name, message=f"Input should be less than or equal to {limit:.12g}")
-            for name, limit in limits.items()
-            if (getattr(self, name) or 0) > limit
-            and not (name == "num_frames" and self.fps is not None and self.most_frames is None)
-        ]
+        problems = []
+        for name, setting in limits.items():
+            limit = getattr(settings, setting)
+            if name == "num_frames" and self.fps is not None and self.most_frames is None:
+                continue  # it is counted when the video is there
+            if (getattr(self, name) or 0) > limit:
+                message = f"Input should be less than or equal to {limit:.12g}"
+                variable = f"{ENV_PREFIX}{setting.upper()}"
+                problems.append(FieldProblem(field=name, message=f"{message} ({variable})"))
         if problems:
             raise InvalidFieldsError(problems)
 

@@ -51,7 +51,7 @@ def run(settings: Settings, inherited: Inherited | None = None) -> int:
             listener = bind(settings.host, settings.port)
         else:
             table = ProcessTable(inherited.table_fd)
-            app = create_app(settings, row=table.take_row(inherited.slot))
+            app = create_app(settings, row=table.take_row(inherited.number))
             listener = socket.socket(fileno=inherited.listener_fd)
     except ReadersDoNotStartError as error:
         logger.error("%s", error)

@@ -141,6 +141,6 @@ def _parse(number: int, entry: str) -> ConfiguredKey:
 
 
 def cache_salt(owner: str, *, are_caches_shared: bool) -> str:
-    """What keeps an owner's frames and features from the others, whom a hit would tell that
+    """What keeps an owner's frames and features from the others, to whom a hit would reveal that
     somebody has asked about the same video."""
     return "" if owner == ANONYMOUS or are_caches_shared else owner

@@ -52,7 +52,7 @@ NO_LIMITS = KeyLimits()
 
 
 @dataclass(frozen=True, slots=True)
-class Quota:
+class LimitState:
     """Args:
     window_s: in which the limit is refilled; None: it bounds what is under way.
     more_in_s: when there will be more; None: not known, or nothing is missing.

@@ -40,7 +40,7 @@ _SERVER_CONDITIONS = (
 )  # fmt: skip
 
 # What every script begins with.
-PRELUDE = ("prelude", "places", "limits", "order", "lateness", "blame")
+PRELUDE = ("prelude", "frames", "places", "limits", "share", "order", "lateness", "blame")
 ScriptArg = str | bytes | int | float
 
 

@@ -2,7 +2,7 @@
 
 Events are appended by the scripts of `app.store.job_queue` and `app.store.job_leases`, each as the
 JSON that clients get, which is validated where it is made and passed on as it is. The id of an
-event says where in the answer it stands (`app/store/lua/prelude.lua`), so an id that a client has
+event says where in the answer it belongs (`app/store/lua/prelude.lua`), so an id that a client has
 seen stays good for resuming, whatever happened since.
 
 Whoever waits for events of many jobs uses `app.store.event_reader`.

@@ -144,7 +144,7 @@ class EventReader:
                 _fail(alone, its_error)
 
     def _take_due(self) -> dict[str, list["Watch"]]:
-        """Watches by job. Those of one job stand at the same place; others are left for later."""
+        """Watches by job. Those of one job have the same position; others are left for later."""
         batch: dict[str, list[Watch]] = {}
         for watch in list(self._due):
             others = batch.get(watch.job_id)
@@ -286,7 +286,7 @@ class Watch:
         """Takes what a reading has brought."""
         self._is_being_read = False
         if self._waiter is None or self._waiter.done() or self.after != self._reads_from:
-            self.tell()  # the reading was for somebody who has gone on
+            self.tell()  # the reading was for somebody who has moved on
             return
         self._is_looked_at = True
         if len(events) == MAX_EVENTS_PER_READ:

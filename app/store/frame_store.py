@@ -15,6 +15,9 @@ How often pixels are copied on their way, each time whole (14 MB for 32 frames o
                               engine reads where it lies                 (`decode_frames`)
     tensor                    one copy of a micro-batch's distinct frames (`Backend.stage_frames`);
                               on a GPU the transfer, too
+
+The worker drops its blob once the last micro-batch is through. A sequence that was preempted may
+have it fetched again (`app.worker.frame_loader`): its job is live, so it is still stored.
 """
 
 import json
@@ -28,8 +31,7 @@ from redis.asyncio import Redis
 from app.errors import FrameStoreFullError, StoreUnavailableError
 from app.store.client import Scripts, in_our_words, milliseconds, shared_connection
 from app.store.keys import RedisKeys
-from dycoke_core.frame_size import PixelLimits
-from dycoke_core.frame_spread import DEFAULT_SPREAD, Spread
+from dycoke_core.model_frames import DEFAULT_RESIZING, DEFAULT_SPREAD, PixelLimits, Resizing, Spread
 from dycoke_core.video import FrameSpec, VideoFrames
 from dycoke_core.video.types import MAX_PIXEL_BYTES, ReaderName, Sampling
 
@@ -122,6 +124,8 @@ class FrameStore:
     async def get(self, digest: str) -> bytes | None:
         with in_our_words:
             blob: bytes | None = await self._large.call("GET", self._keys.frames(digest))
+            # The client keeps the buffer of a reply, as large as the blob, until the next one.
+            await self._large.call("PING")
         return blob
 
     async def frame(self, digest: str, index: int) -> tuple[FramesHeader, bytes] | None:
@@ -164,6 +168,7 @@ def frames_digest(
     end_s: float | None,
     sampling: Sampling,
     spread: Spread = DEFAULT_SPREAD,
+    resizing: Resizing = DEFAULT_RESIZING,
     salt: str = "",
 ) -> str:
     """Names a blob by everything that its pixels depend on.
@@ -178,6 +183,8 @@ def frames_digest(
     ]
     if spread != DEFAULT_SPREAD:
         parts.append({"spread": spread})
+    if resizing != DEFAULT_RESIZING:
+        parts.append({"resizing": resizing})
     if salt:
         parts.append(salt)
     return sha256(json.dumps(parts).encode()).hexdigest()

@@ -75,6 +75,12 @@ class Delivery:
     queue: QueueLine | None = None  # what waits, as it was then; where policy `auto` is to choose
 
     @property
+    def waits_since_s(self) -> float:
+        """Unix time since when it waits for an engine: a job that another worker has had was not
+        waiting all the time."""
+        return self.queued_at_s if self.attempt == 1 else self.started_at_s
+
+    @property
     def published_token_ids(self) -> tuple[int, ...]:
         return tuple(token_id for event in self.published for token_id in event.token_ids)
 
@@ -105,6 +111,16 @@ class Appended(NamedTuple):
     next_index: int
     is_suspect: bool = False
     error: str | None = None
+
+
+class NotedChoice(NamedTuple):
+    """Args:
+    choice: that is noted, which may be an earlier call's whose reply was lost.
+    queue: what waits now.
+    """
+
+    choice: CompressionChoice
+    queue: QueueLine
 
 
 class JobLeases:
@@ -220,15 +236,18 @@ class JobLeases:
         """
         return bool(await self._scripts.run("enter", *self._fence(delivery)[1:]))
 
-    async def choose(self, delivery: Delivery, choice: CompressionChoice) -> QueueLine | None:
-        """Notes what policy `auto` chose, for later attempts.
+    async def choose(self, delivery: Delivery, choice: CompressionChoice) -> NotedChoice | None:
+        """Notes what policy `auto` chose, for later attempts, unless an earlier call has.
 
         Returns:
-            What waits now; None if the job is no longer this worker's.
+            What holds; None if the job is no longer this worker's.
         """
         fence = self._fence(delivery)[1:]
         reply = await self._scripts.run("choose", *fence, choice.model_dump_json())
-        return QueueLine.read(reply) if reply else None
+        if not reply:
+            return None
+        noted, queue = reply
+        return NotedChoice(CompressionChoice.model_validate_json(noted), QueueLine.read(queue))
 
     async def append(self, appends: Sequence[Append]) -> list[Appended]:
         """Appends an engine step's events of many jobs in one call; ends those that ended.

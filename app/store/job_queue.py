@@ -32,12 +32,12 @@ from app.errors import (
     StoreUnavailableError,
 )
 from app.keys.entries import ANONYMOUS
-from app.keys.limits import NO_LIMITS, KeyLimits, Quota
+from app.keys.limits import NO_LIMITS, KeyLimits, LimitState
 from app.messages import ErrorEvent, JobEvent, JobRequest, JobState, ModelCard, StatusEvent
 from app.store.client import Scripts, milliseconds, seconds, store_call
 from app.store.event_log import OPENING_EVENT, LoggedEvent
 from app.store.keys import RedisKeys
-from app.store.owner_limits import Allowance, check_quotas, parse_quotas
+from app.store.owner_limits import Allowance, parse_limit_states, refuse_over_limits
 from dycoke_core.errors import DycokeError
 
 MAX_RETRY_AFTER_S = 60
@@ -47,7 +47,7 @@ MAX_SWEPT_JOBS = 100  # at a time; the rest comes with the next sweep
 
 @dataclass(frozen=True, slots=True)
 class Idempotency:
-    """A client's key, and what the request it stands for looked like."""
+    """A client's key, and what the request it came with looked like."""
 
     key_hash: str
     fingerprint: str
@@ -56,7 +56,7 @@ class Idempotency:
 
 @dataclass(frozen=True, slots=True)
 class JobRecord:
-    """A job as it stands. Times are Unix seconds."""
+    """A job as it is now. Times are Unix seconds."""
 
     job_id: str
     model: str
@@ -126,20 +126,20 @@ class ExpectedFrames:
 @dataclass(frozen=True, slots=True)
 class Created:
     """Args:
-    job_id: of the job that stands for the request: its own, or that of an earlier one with the
+    job_id: of the job that answers the request: its own, or that of an earlier one with the
         same idempotency key and fingerprint. Then nothing was created, the place is given up,
         and that job is adopted (see `JobQueue.end`).
     is_queued: nothing is left to do; else its frames are to be read, or are `found`.
     found: what the stored blob says of the frames, which are pinned; empty where there is none.
     opening: the first of its events, as the log has it; None of an earlier job.
-    quotas: how its owner stands to its limits.
+    limit_states: what its owner has left of its limits.
     """
 
     job_id: str
     is_queued: bool
     found: bytes
     opening: LoggedEvent | None
-    quotas: tuple[Quota, ...] = ()
+    limit_states: tuple[LimitState, ...] = ()
 
 
 class JobQueue:
@@ -174,20 +174,28 @@ class JobQueue:
             raise _queue_full(retry_after_ms)
 
     async def admit(
-        self, *, max_jobs: int, owner: str = ANONYMOUS, limits: KeyLimits = NO_LIMITS
+        self,
+        *,
+        max_jobs: int,
+        owner: str = ANONYMOUS,
+        limits: KeyLimits = NO_LIMITS,
+        key_hash: str = "",
     ) -> list[ModelCard]:
         """Asks who works, and whether there is room in the queue of any of their models, and within
         the limits of whoever asks, while nothing is known of the request.
+
+        Args:
+            key_hash: of its idempotency key; where a job is known by it the limits do not matter.
 
         Raises:
             QueueFullError
             KeyLimitError
         """
         allowance = Allowance(owner, limits)
-        cards, has_room, retry_after_ms, stands = await self._scripts.run(
-            "admit", max_jobs, owner, allowance.limit_words
+        cards, has_room, retry_after_ms, states = await self._scripts.run(
+            "admit", max_jobs, owner, allowance.limit_words, key_hash
         )
-        check_quotas(parse_quotas(limits, stands))
+        refuse_over_limits(parse_limit_states(limits, states))
         if not has_room:
             raise _queue_full(retry_after_ms)
         return [_parse_card(card) for card in cards]
@@ -221,7 +229,7 @@ class JobQueue:
             allowance: what it may take of its owner's limits; None: there are none.
 
         Raises:
-            IdempotencyConflictError: the key stands for another request. The place is given up.
+            IdempotencyConflictError: the key belongs to another request. The place is given up.
             KeyLimitError
             DeadlineUnreachableError: the deadline that the client has set passes while others wait.
             FrameStoreFullError: the frames of live jobs leave no room for this one's.
@@ -234,7 +242,7 @@ class JobQueue:
             compression=request.compression,
         ).model_dump_json()
         allowance = allowance or Allowance(request.owner)
-        outcome, job_id, found, stands = await self._scripts.run(
+        outcome, job_id, found, states = await self._scripts.run(
             "create",
             request.model,
             request.job_id,
@@ -258,7 +266,7 @@ class JobQueue:
             request.priority,
             _left_ms(request),
         )
-        quotas = parse_quotas(allowance.limits, stands)
+        limit_states = parse_limit_states(allowance.limits, states)
         if outcome == b"conflict":
             raise IdempotencyConflictError("the idempotency key was used for another request")
         if outcome == b"too_late":
@@ -270,7 +278,7 @@ class JobQueue:
             raise FrameStoreFullError
         if outcome == b"no_place":
             raise StoreUnavailableError("the request's place in the queue was lost")
-        check_quotas(quotas)
+        refuse_over_limits(limit_states)
         return Created(
             job_id.decode(),
             is_queued=outcome == b"queued",
@@ -278,7 +286,7 @@ class JobQueue:
             opening=(
                 None if outcome == b"existing" else LoggedEvent(OPENING_EVENT, opening.encode())
             ),
-            quotas=quotas,
+            limit_states=limit_states,
         )
 
     async def append_status(self, job_id: str, event: StatusEvent) -> bool:
@@ -318,7 +326,7 @@ class JobQueue:
     async def _position(self, record: Mapping[str, bytes], job_id: str) -> int | None:
         """How many jobs would be taken before it, as things are."""
         model, owner = record["model"].decode(), record.get("owner", b"").decode()
-        position: Any = await self._redis.zrank(self._keys.order(model), f"{owner} {job_id}")
+        position: Any = await self._scripts.run("position", model, owner, job_id)
         if position is None:  # the previous release has queued it
             position = await self._redis.zrank(self._keys.queued(model), job_id)
         return None if position is None else int(position)
@@ -404,7 +412,7 @@ class JobQueue:
 
     async def prune(self, owners: Sequence[str]) -> None:
         """Forgets what is counted of these owners' jobs, and of places, and is there no longer; any
-        API, every minute. A release that does not keep count leaves such behind.
+        API, every minute. A release that does not keep count leaves some over.
         """
         await self._scripts.run("prune", *owners)
 

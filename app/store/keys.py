@@ -19,11 +19,15 @@
     {p}:owner_places:{model} zset      owner -> how many of those are the owner's; TTL
     {p}:queued:{model}       zset      job_id -> time of queueing (ms), waiting for a worker
     {p}:order:{model}        zset      `owner job_id` -> when its turn is, of those that wait; below
-                                       0 if it was handed back (`lua/order.lua`)
+                                       0 if it was handed back, above 2^46 if it stands behind those
+                                       of its owner that have their turns (`lua/order.lua`)
+    {p}:share:{model}:{owner} zset     `job_id length` -> rank of its priority and arrival, of an
+                                       owner's waiting jobs (`lua/share.lua`); TTL
     {p}:tags:{model}         hash      now -> virtual time of that order; owner:{owner} -> when the
-                                       owner's last job will have had its share; priority:{owner}
-                                       -> that of all its waiting jobs, or `mixed`; passed:{owner}
-                                       -> how often in a row its oldest was passed over; TTL
+                                       owner's last job will have had its share; ahead:{owner} ->
+                                       how many of its jobs have their turns, where some have none;
+                                       passed:{owner} -> how often in a row its oldest was passed
+                                       over; has_share:{owner}; arrivals -> jobs so far; TTL
     {p}:given:{model}        hash      entry -> job_id, of entries that were given to another job
                                        than the one which brought them; TTL
     {p}:arrivals:{model}     list      times (ms) at which the last jobs were queued; TTL
@@ -110,6 +114,9 @@ class RedisKeys:
 
     def tags(self, model: str) -> str:
         return f"{self.prefix}:tags:{model}"
+
+    def share(self, model_and_owner: str) -> str:
+        return f"{self.prefix}:share:{model_and_owner}"
 
     def given(self, model: str) -> str:
         return f"{self.prefix}:given:{model}"

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from app.errors import KeyLimitError
-from app.keys.limits import NO_LIMITS, KeyLimits, Quota, Unit
+from app.keys.limits import NO_LIMITS, KeyLimits, LimitState, Unit
 
 WINDOW_S = 60
 FRAME_COST = 16  # in tokens of an answer: what seeing a frame takes an engine, about
@@ -35,7 +35,7 @@ class Allowance:
 
     @property
     def length(self) -> float:
-        """What its turn costs its owner in the order of the queue: see `order.lua`."""
+        """What it costs its owner in the order of the queue: see `order.lua`."""
         return (1 + FRAME_COST * self.frames + self.max_tokens) / (self.limits.weight or 1.0)
 
     @property
@@ -43,34 +43,38 @@ class Allowance:
         return f"{self.prompt_tokens} {self.max_tokens} {self.frames}"
 
 
-def check_quotas(quotas: Sequence[Quota]) -> None:
+def refuse_over_limits(limit_states: Sequence[LimitState]) -> None:
     """Raises: KeyLimitError."""
-    waits_s = [quota.wait_s for quota in quotas if quota.wait_s is not None]
+    waits_s = [state.wait_s for state in limit_states if state.wait_s is not None]
     if waits_s:
-        reached = (quota for quota in quotas if quota.wait_s is not None)
-        limits = ", ".join(f"{quota.limit} {_WORDS[quota.name]}" for quota in reached)
+        reached = (state for state in limit_states if state.wait_s is not None)
+        limits = ", ".join(f"{state.limit} {_WORDS[state.name]}" for state in reached)
         raise KeyLimitError(
-            f"this key may have {limits}", retry_after_s=max(waits_s), quotas=tuple(quotas)
+            f"this key may have {limits}",
+            retry_after_s=max(waits_s),
+            limit_states=tuple(limit_states),
         )
 
 
-def parse_quotas(limits: KeyLimits, stands: Sequence[Sequence[int]]) -> tuple[Quota, ...]:
-    """What `standing` in `limits.lua` says, without the limits that are none."""
-    rows = zip(_KINDS, _values(limits), stands, strict=False)  # it may say nothing
+def parse_limit_states(
+    limits: KeyLimits, states: Sequence[Sequence[int]]
+) -> tuple[LimitState, ...]:
+    """What `limit_states` in `limits.lua` says, without the limits that are none."""
+    rows = zip(_KINDS, _values(limits), states, strict=False)  # it may say nothing
     return tuple(
-        _quota(name, unit, limit, left, wait_ms)
+        _limit_state(name, unit, limit, left, wait_ms)
         for (name, unit), limit, (left, wait_ms) in rows
         if limit
     )
 
 
-def _quota(name: str, unit: Unit, limit: int, left: int, wait_ms: int) -> Quota:
+def _limit_state(name: str, unit: Unit, limit: int, left: int, wait_ms: int) -> LimitState:
     wait_s = None if wait_ms < 0 else max(1, math.ceil(wait_ms / 1000))
     if unit == "concurrent-requests":
         guess_s = None if wait_s is None else min(wait_s, MAX_GUESS_S)
-        return Quota(name, unit, limit, left, more_in_s=guess_s, wait_s=guess_s)
+        return LimitState(name, unit, limit, left, more_in_s=guess_s, wait_s=guess_s)
     one_in_s = None if left >= limit else math.ceil(WINDOW_S / limit)
-    return Quota(name, unit, limit, left, WINDOW_S, wait_s or one_in_s, wait_s)
+    return LimitState(name, unit, limit, left, WINDOW_S, wait_s or one_in_s, wait_s)
 
 
 _KINDS: tuple[tuple[str, Unit], ...] = (

@@ -1,7 +1,7 @@
 """One connection to Redis for all of a process's short calls.
 
 A pool lends each call a connection of its own, which costs several times what the call does. Here
-calls go out in the order in which they come, those of one turn of the event loop together, and
+calls go out in the order in which they come, those of one round of the event loop together, and
 replies come back in that order; nobody waits for another's reply before sending. What blocks or is
 large belongs on a connection of the pool, or every other call would wait for it.
 
@@ -120,15 +120,18 @@ class SharedConnection:
         while True:
             await self._has_unsent.wait()
             self._has_unsent.clear()
-            commands: list[bytes] = []
-            while self._unsent:
-                call = self._unsent.popleft()
-                if call.reply.done():  # whoever asked has gone
-                    call.timer.cancel()
-                else:
-                    self._unanswered.append(call)
-                    commands += call.command
-            await self._connection.send_packed_command(commands, check_health=False)
+            await self._connection.send_packed_command(self._take_unsent(), check_health=False)
+
+    def _take_unsent(self) -> list[bytes]:
+        commands: list[bytes] = []
+        while self._unsent:
+            call = self._unsent.popleft()
+            if call.reply.done():  # whoever asked has gone
+                call.timer.cancel()
+            else:
+                self._unanswered.append(call)
+                commands += call.command
+        return commands
 
     async def _read(self) -> None:
         while True:
@@ -138,6 +141,7 @@ class SharedConnection:
                 self._next_unanswered().fail(error)
             else:
                 self._next_unanswered().answer(reply)
+                del reply  # it may be large, and the next may be long in coming
 
     def _next_unanswered(self) -> _Call:
         if not self._unanswered:

@@ -1,7 +1,8 @@
 """Uploaded videos on disk, by content, each there for whoever has uploaded it.
 
     {directory}/vid_<sha256>                        a video; its modification time is its last use
-    {directory}/owners/<owner>/vid_<sha256>.json    a reference: what this owner may know of it
+    {directory}/owners/<owner>/vid_<sha256>.json    a reference: what this owner may know of it; its
+                                                    modification time is this owner's last use
     {directory}/vid_<sha256>.json                   the same where there are no keys
     {directory}/incoming/<random>                   uploads under way
     {directory}/.lock                               held while one is stored or removed

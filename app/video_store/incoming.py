@@ -21,11 +21,12 @@ class Upload:
     while the next ones come in: at most two buffers of `FLUSH_BYTES` are held.
     """
 
-    def __init__(self, room: Room, path: Path, fd: int, max_bytes: int) -> None:
+    def __init__(self, room: Room, path: Path, fd: int, max_bytes: int, owner: str) -> None:
         self.path = path
         self.max_bytes = max_bytes
         self.num_bytes = 0
         self._room = room
+        self._owner = owner
         self._fd: int | None = fd
         self._hash = hashlib.sha256()
         self._buffer = bytearray()
@@ -34,13 +35,13 @@ class Upload:
         self._room_bytes = 0  # that count as coming in
 
     @classmethod
-    def begin(cls, room: Room, directory: Path, max_bytes: int) -> "Upload":
+    def begin(cls, room: Room, directory: Path, max_bytes: int, owner: str) -> "Upload":
         """Makes its file. Blocks. Raises: VideoStoreFullError."""
         path = directory / uuid.uuid4().hex
         with full_disk_told():
             fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
         fcntl.flock(fd, fcntl.LOCK_SH)
-        return cls(room, path, fd, max_bytes)
+        return cls(room, path, fd, max_bytes, owner)
 
     @property
     def head(self) -> bytes:
@@ -52,7 +53,7 @@ class Upload:
 
         Raises:
             UploadTooLargeError: as soon as the cap is passed.
-            TooManyUploadsError: all uploads under way have no room for it.
+            TooManyUploadsError: all uploads under way, or the owner's, have no room for it.
             VideoStoreFullError: the disk is full.
         """
         self.num_bytes += len(chunk)
@@ -73,7 +74,7 @@ class Upload:
         """Waits for what is being written: nobody may close the descriptor under it."""
         if self._writing is not None:
             await outlast(self._writing)
-            self._writing.exception()  # whoever wrote more, or finished, was told
+            self._writing.exception()  # whoever wrote more, or finished, has had the error
 
     def hand_over(self) -> int:
         """Gives up the locked descriptor to whoever holds the video from now on."""
@@ -102,7 +103,7 @@ class Upload:
 
     def _write(self, data: bytearray, is_last: bool) -> None:
         assert self._fd is not None
-        self._room.take_incoming(len(data))
+        self._room.take_incoming(self._owner, len(data))
         self._room_bytes += len(data)
         with full_disk_told():
             view = memoryview(data)
@@ -113,5 +114,5 @@ class Upload:
         self._hash.update(data)
 
     def _leave_room(self) -> None:
-        self._room.give_back_incoming(self._room_bytes)
+        self._room.give_back_incoming(self._owner, self._room_bytes)
         self._room_bytes = 0

@@ -21,12 +21,25 @@ from dycoke_core.video import VideoProbe
 
 
 @dataclass(frozen=True, slots=True)
+class Entry:
+    """A reference without what its video's headers say.
+
+    Args:
+        created_at_s: as of `StoredVideo`.
+    """
+
+    video_id: str
+    created_at_s: float
+    retention: Retention
+
+
+@dataclass(frozen=True, slots=True)
 class _Read:
-    """What a file said of its video's end when it was that file."""
+    """What a file said when it was that file."""
 
     inode: int
-    written_at_ns: int
-    retention: Retention
+    changed_at_ns: int
+    entry: Entry
 
 
 class References:
@@ -39,7 +52,7 @@ class References:
         self._directory = directory
         self._owners = directory / "owners"
         self._incoming = incoming
-        self._ends: dict[Path, _Read] = {}  # so that a file is read once, not every time
+        self._read: dict[Path, _Read] = {}  # so that a file is read once, not every time
 
     def open(self) -> None:
         self._owners.mkdir(exist_ok=True, mode=0o700)
@@ -91,11 +104,27 @@ class References:
     def remove(self, video_id: str, owner: str) -> None:
         self.path(video_id, owner).unlink(missing_ok=True)
 
-    def ids_of(self, owner: str) -> list[str]:
-        """Of all videos that an owner has a reference to."""
+    def touch(self, video_id: str, owner: str) -> None:
+        """Notes that the owner uses the video now: nobody else's business, unlike the video's own
+        last use."""
         with suppress(FileNotFoundError):
-            return [path.stem for path, _ in self._in(self._folder(owner))]
+            os.utime(self.path(video_id, owner))
+
+    def uses_of(self, owner: str) -> list[tuple[int, str]]:
+        """When the owner has last used each of its videos, in ns of Unix time, and which it is."""
+        with suppress(FileNotFoundError):
+            return [(status.st_mtime_ns, path.stem) for path, status in self._of(owner)]
         return []
+
+    def entries_of(self, owner: str) -> list[Entry]:
+        """All of an owner's references whose time is not over, in no order."""
+        entries = []
+        with suppress(FileNotFoundError):
+            for path, status in self._of(owner):
+                with suppress(FileNotFoundError):
+                    self._read[path] = self._look_up(path, status)
+                    entries.append(self._read[path].entry)
+        return [entry for entry in entries if not entry.retention.is_over]
 
     def compare(self, video_ids: set[str]) -> tuple[list[Path], set[str]]:
         """Holds all references against the videos that there are.
@@ -114,15 +143,15 @@ class References:
 
     def expired(self) -> list[tuple[str, str]]:
         """Videos whose time is over, with their owners."""
-        ends: dict[Path, _Read] = {}
+        read: dict[Path, _Read] = {}
         found = []
         for folder, owner in self._folders():
             for path, status in self._in(folder):
                 with suppress(FileNotFoundError):
-                    ends[path] = self._end(path, status)
-                    if ends[path].retention.is_over:
+                    read[path] = self._look_up(path, status)
+                    if read[path].entry.retention.is_over:
                         found.append((path.stem, owner))
-        self._ends = ends
+        self._read = read
         return found
 
     def is_over(self, video_id: str, owner: str) -> bool:
@@ -132,12 +161,13 @@ class References:
         except FileNotFoundError:
             return False
 
-    def _end(self, path: Path, status: os.stat_result) -> _Read:
-        known = self._ends.get(path)
-        if known and (known.inode, known.written_at_ns) == (status.st_ino, status.st_mtime_ns):
+    def _look_up(self, path: Path, status: os.stat_result) -> _Read:
+        known = self._read.get(path)
+        if known and (known.inode, known.changed_at_ns) == (status.st_ino, status.st_mtime_ns):
             return known
-        retention = _retention(json.loads(path.read_bytes()))
-        return _Read(status.st_ino, status.st_mtime_ns, retention)
+        record = json.loads(path.read_bytes())
+        entry = Entry(path.stem, record["created_at_s"], _retention(record))
+        return _Read(status.st_ino, status.st_mtime_ns, entry)
 
     def _folder(self, owner: str) -> Path:
         return self._directory if owner == ANONYMOUS else self._owners / owner
@@ -147,6 +177,9 @@ class References:
         yield self._directory, ANONYMOUS
         for folder in folders(self._owners):
             yield folder, folder.name
+
+    def _of(self, owner: str) -> Iterator[tuple[Path, os.stat_result]]:
+        return self._in(self._folder(owner))
 
     def _in(self, folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
         for path, status in scan(folder):

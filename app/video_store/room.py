@@ -7,6 +7,7 @@ machines store in the directory is known from scans, up to a minute old.
 import threading
 
 from app.errors import TooManyUploadsError
+from app.keys.entries import ANONYMOUS
 from app.process_table import ProcessRow
 
 
@@ -15,15 +16,23 @@ class Room:
     Args:
         row: of this process, among those that may use the directory at the same time.
         max_bytes, max_videos: stored.
+        max_upload_bytes: of one upload.
         max_incoming_bytes: of uploads under way, all together.
     """
 
     def __init__(
-        self, row: ProcessRow, *, max_bytes: int, max_videos: int, max_incoming_bytes: int
+        self,
+        row: ProcessRow,
+        *,
+        max_bytes: int,
+        max_videos: int,
+        max_upload_bytes: int,
+        max_incoming_bytes: int,
     ) -> None:
         self._row = row
         self.max_bytes = max_bytes
         self._max_videos = max_videos
+        self._max_upload_bytes = max_upload_bytes
         self._max_incoming_bytes = max_incoming_bytes
         self._scanned_bytes = 0  # beyond what the processes' table counts
         self._scanned_videos = 0  # likewise
@@ -41,21 +50,28 @@ class Room:
     def is_over(self) -> bool:
         return self.used_bytes > self.max_bytes or self.num_videos > self._max_videos
 
-    def take_incoming(self, num_bytes: int) -> None:
+    def take_incoming(self, owner: str, num_bytes: int) -> None:
         """Counts bytes of an upload, before they are written.
 
+        An owner may have as many as are left when it has them, and one whole upload in any case: so
+        one alone leaves half of the room to others, two leave a third.
+
         Raises:
-            TooManyUploadsError: all uploads together have no room for them.
+            TooManyUploadsError: all uploads together, or the owner's, have no room for them.
         """
         with self._guard:
-            self._row.add_incoming_bytes(num_bytes)
-        if self._row.table.incoming_bytes() > self._max_incoming_bytes:
-            self.give_back_incoming(num_bytes)
+            self._row.add_incoming_bytes(owner, num_bytes)
+        table = self._row.table
+        left_bytes = self._max_incoming_bytes - table.incoming_bytes()
+        share_bytes = max(self._max_upload_bytes, left_bytes)
+        is_over_share = owner != ANONYMOUS and table.incoming_bytes(owner) > share_bytes
+        if left_bytes < 0 or is_over_share:
+            self.give_back_incoming(owner, num_bytes)
             raise TooManyUploadsError("the uploads under way take all the room there is for them")
 
-    def give_back_incoming(self, num_bytes: int) -> None:
+    def give_back_incoming(self, owner: str, num_bytes: int) -> None:
         with self._guard:
-            self._row.add_incoming_bytes(-num_bytes)
+            self._row.add_incoming_bytes(owner, -num_bytes)
 
     def add_video(self, num_bytes: int) -> None:
         with self._guard:

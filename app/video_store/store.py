@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from app.errors import UploadTooLargeError, VideoNotFoundError, VideoStoreFullError
+from app.keys.entries import ANONYMOUS
 from app.process_table import ProcessRow
 from app.threads import in_thread
 from app.video_store.disk import DirectoryLock, full_disk_told, is_old, remove_unlocked, scan
@@ -55,9 +56,11 @@ class VideoStore:
             row,
             max_bytes=max_bytes,
             max_videos=max_videos,
+            max_upload_bytes=max_upload_bytes,
             max_incoming_bytes=max_incoming_bytes,
         )
         self._lock = DirectoryLock(directory / ".lock")
+        self._listing = asyncio.Semaphore(1)
 
     async def open(self) -> None:
         await asyncio.to_thread(self._open)
@@ -67,10 +70,14 @@ class VideoStore:
         await asyncio.to_thread(self._tidy)
 
     @asynccontextmanager
-    async def receive(self) -> AsyncIterator[Upload]:
-        """An upload; what was not committed when the block ends is gone."""
+    async def receive(self, owner: str = ANONYMOUS) -> AsyncIterator[Upload]:
+        """An upload; what was not committed when the block ends is gone.
+
+        Args:
+            owner: who has a share of what may come in at a time; everybody together has all of it.
+        """
         upload = await in_thread(
-            lambda: Upload.begin(self._room, self._incoming, self._max_upload_bytes),
+            lambda: Upload.begin(self._room, self._incoming, self._max_upload_bytes, owner),
             undo=Upload.discard,
         )
         try:
@@ -113,9 +120,28 @@ class VideoStore:
             lambda: self._retain(video_id, owner, retention), undo=VideoLease.release
         )
 
-    async def owned_by(self, owner: str) -> list[StoredVideo]:
-        """All of an owner's, in no order."""
-        return await asyncio.to_thread(self._owned_by, owner)
+    async def page(
+        self,
+        owner: str,
+        *,
+        limit: int,
+        purpose: str | None = None,
+        after: str | None = None,
+        newest_first: bool = True,
+    ) -> tuple[list[StoredVideo], bool]:
+        """Some of an owner's videos in the order of their uploads, and whether there are more.
+
+        Waits: for others who list theirs, so that they leave threads to everybody else.
+
+        Args:
+            purpose: of these alone.
+            after: the last one of the page before.
+
+        Raises:
+            VideoNotFoundError: `after` is none of them.
+        """
+        async with self._listing:
+            return await asyncio.to_thread(self._page, owner, limit, purpose, after, newest_first)
 
     async def expired(self) -> list[tuple[str, str]]:
         """Videos whose time is over, with their owners."""
@@ -192,12 +218,24 @@ class VideoStore:
             self._references.write(lease.video, owner)
         return lease
 
-    def _owned_by(self, owner: str) -> list[StoredVideo]:
+    def _page(
+        self, owner: str, limit: int, purpose: str | None, after: str | None, newest_first: bool
+    ) -> tuple[list[StoredVideo], bool]:
+        uploads = sorted(
+            (entry.created_at_s, entry.video_id)
+            for entry in self._references.entries_of(owner)
+            if purpose in (None, entry.retention.purpose)
+        )
+        ids = [video_id for _, video_id in (reversed(uploads) if newest_first else uploads)]
+        if after is not None:
+            if after not in ids:
+                raise VideoNotFoundError("no such video")
+            ids = ids[ids.index(after) + 1 :]
         videos = []
-        for video_id in self._references.ids_of(owner):
+        for video_id in ids[:limit]:
             with suppress(VideoNotFoundError):
                 videos.append(self._find(video_id, owner))
-        return videos
+        return videos, len(ids) > limit
 
     def _find(self, video_id: str, owner: str) -> StoredVideo:
         video = self._references.read(video_id, owner)
@@ -235,7 +273,9 @@ class VideoStore:
 
     def _lease(self, video_id: str, owner: str) -> VideoLease:
         video = self._references.read(video_id, owner)
-        return VideoLease(video, self._path(video_id), self._lock_file(video_id))
+        lease = VideoLease(video, self._path(video_id), self._lock_file(video_id))
+        self._references.touch(video_id, owner)
+        return lease
 
     def _lock_file(self, video_id: str) -> int:
         """The descriptor of a video that nobody removes until it is closed."""
@@ -314,12 +354,11 @@ class VideoStore:
             total_bytes -= size
         return displaced
 
-    def _uses_of(self, owner: str) -> Iterator[tuple[float, str, int]]:
-        """Last use, id and bytes of each of an owner's videos."""
-        for video_id in self._references.ids_of(owner):
+    def _uses_of(self, owner: str) -> Iterator[tuple[int, str, int]]:
+        """The owner's last use, id and bytes of each of its videos."""
+        for used_at_ns, video_id in self._references.uses_of(owner):
             with suppress(FileNotFoundError):
-                status = self._path(video_id).stat()
-                yield status.st_mtime, video_id, status.st_size
+                yield used_at_ns, video_id, self._path(video_id).stat().st_size
 
     def _make_room(self, num_bytes: int) -> None:
         """Counts one more video, for which others are removed where it takes that."""

@@ -39,7 +39,7 @@ class Retention:
         return self.expires_at_s is not None and self.expires_at_s <= time.time()
 
     def joined(self, other: "Retention") -> "Retention":
-        """Of a video that is uploaded again: the later end stands, and the later purpose."""
+        """Of a video that is uploaded again: the later end counts, and the later purpose."""
         ends = (self.expires_at_s, other.expires_at_s)
         return Retention(None if None in ends else max(e for e in ends if e), other.purpose)
 

@@ -2,30 +2,51 @@
 takes the jobs behind it into account.
 
 A job waits until those ahead of it have been chosen for, which the engine does when it has little
-else to do. Dropping a job cancels the waiting task.
+else to do. One whose prefix comes meanwhile costs the engine its question alone: it is called out
+of turn. Dropping a job cancels the waiting task.
 """
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
+from app.store.job_leases import Delivery
 from app.store.queue_line import QueueLine
 from app.worker.running_jobs import RunningJob
 from dycoke_core.level_choice import Outlook
 from dycoke_core.precedence import RANKS, Precedence
 
+MAX_OVERTAKEN_MS = 10_000  # by which a reply may be late; more is a clock that was set back
+MAX_TAKEN = 64  # jobs that are remembered until the queue is known as it was after them
 
-@dataclass(frozen=True, slots=True, eq=False)
+Passes = Callable[[], Awaitable[bool]]
+
+
+@dataclass(slots=True, eq=False)
 class _Waiting:
     job: RunningJob
     queued_at: float  # on the monotonic clock
-    has_turn: "asyncio.Future[None]"
+    prefix_keys: frozenset[str]
+    has_turn: bool = False
+    is_called: asyncio.Event = field(default_factory=asyncio.Event)  # it has, or a prefix has come
 
     @property
     def rank(self) -> int:
         return RANKS[self.job.delivery.request.priority]
+
+
+class _Taken(NamedTuple):
+    """When a job was queued and when a worker was given it, by Redis's clock."""
+
+    queued_ms: int
+    started_ms: int
+
+
+async def _passes_nobody() -> bool:
+    return False
 
 
 class ChoosingLine:
@@ -36,12 +57,34 @@ class ChoosingLine:
     def __init__(self) -> None:
         self._queue = QueueLine()
         self._waiting: tuple[_Waiting, ...] = ()  # oldest first; replaced, as other threads read it
+        self._taken: list[_Taken] = []  # since the queue was as it is known, the last ones
         self._precedence = Precedence()
-        self._holders: list[_Waiting] = []  # of a turn, at most one of each priority
+        self._holders: tuple[_Waiting, ...] = ()  # of a turn, at most one of each priority
 
     def note(self, queue: QueueLine) -> None:
-        """Takes in what waits in Redis, as it was just now."""
+        """Takes in what waits in Redis, as it was just now. Replies may overtake each other: what
+        an older one says, or one from before a job was taken, is not counted again.
+        """
+        if 0 < self._queue.now_ms - queue.now_ms < MAX_OVERTAKEN_MS:
+            return
+        self._taken = [taken for taken in self._taken if taken.started_ms >= queue.now_ms]
+        for taken in self._taken:
+            queue = queue.without(taken.queued_ms)
         self._queue = queue
+
+    def note_taken(self, delivery: Delivery) -> None:
+        """Takes in that a job waits in Redis no more."""
+        taken = _Taken(round(delivery.queued_at_s * 1000), round(delivery.started_at_s * 1000))
+        self._taken = [*self._taken[-MAX_TAKEN:], taken]
+        self._queue = self._queue.without(taken.queued_ms)
+        if delivery.queue is not None:
+            self.note(delivery.queue)
+
+    def note_prefix(self, key: str) -> None:
+        """Calls those that may take a prefix, which is in the engine or on its way since now."""
+        for waiting in self._waiting:
+            if key in waiting.prefix_keys:
+                waiting.is_called.set()
 
     def is_empty_for(self, job: RunningJob) -> bool:
         """Whether none of the same or a better priority is before the job."""
@@ -49,28 +92,34 @@ class ChoosingLine:
         return all(other.rank > rank for other in (*self._holders, *self._waiting))
 
     @asynccontextmanager
-    async def turn(self, job: RunningJob) -> AsyncIterator[None]:
+    async def turn(
+        self,
+        job: RunningJob,
+        prefix_keys: frozenset[str] = frozenset(),
+        passes: Passes = _passes_nobody,
+    ) -> AsyncIterator[None]:
         """Waits for the job's turn. The turn ends when the engine has its sequence, so the next
         choice counts it.
+
+        Args:
+            prefix_keys: of the prefixes that the job may take.
+            passes: asked when one of these comes; if it says so, the job leaves the line at once.
         """
-        waited_s = max(time.time() - job.delivery.queued_at_s, 0.0)
-        has_turn = asyncio.get_running_loop().create_future()
-        waiting = _Waiting(job, time.monotonic() - waited_s, has_turn)
+        waited_s = max(time.time() - job.delivery.waits_since_s, 0.0)
+        waiting = _Waiting(job, time.monotonic() - waited_s, prefix_keys)
         self._waiting = tuple(sorted((*self._waiting, waiting), key=_queued_at_s))
         self._call_next()
         try:
-            await has_turn
+            if await _passes_by(waiting, passes):
+                self._let_go(waiting)
             yield
         finally:
-            if waiting in self._waiting:
-                self._leave(waiting)
-            else:
-                self._holders.remove(waiting)
-            self._call_next()
+            self._let_go(waiting)
 
-    def outlook(self) -> Outlook:
-        """What waits behind the job whose turn it is. May be called on any thread."""
-        return self._queue.outlook(tuple(waiting.queued_at for waiting in self._waiting))
+    def outlook(self, job: RunningJob) -> Outlook:
+        """What waits beside a job that is chosen for. May be called on any thread."""
+        others = (waiting for waiting in self._waiting if waiting.job is not job)
+        return self._queue.outlook(tuple(waiting.queued_at for waiting in others))
 
     def _call_next(self) -> None:
         if not self._waiting:
@@ -79,13 +128,30 @@ class ChoosingLine:
         if any(holder.rank <= ordered[0].rank for holder in self._holders):
             return
         self._precedence.note(is_oldest_served=ordered[0] is self._waiting[0])
-        self._holders.append(ordered[0])
-        self._leave(ordered[0])
-        if not ordered[0].has_turn.done():  # else it is cancelled, and will call the next
-            ordered[0].has_turn.set_result(None)
+        self._waiting = _without(ordered[0], self._waiting)
+        self._holders = (*self._holders, ordered[0])
+        ordered[0].has_turn = True
+        ordered[0].is_called.set()
 
-    def _leave(self, waiting: _Waiting) -> None:
-        self._waiting = tuple(other for other in self._waiting if other is not waiting)
+    def _let_go(self, waiting: _Waiting) -> None:
+        self._waiting = _without(waiting, self._waiting)
+        self._holders = _without(waiting, self._holders)
+        self._call_next()
+
+
+async def _passes_by(waiting: _Waiting, passes: Passes) -> bool:
+    """Returns once it has its turn, or passes by without one."""
+    while True:
+        await waiting.is_called.wait()
+        waiting.is_called.clear()
+        if waiting.has_turn:
+            return False
+        if await passes():
+            return True
+
+
+def _without(waiting: _Waiting, line: tuple[_Waiting, ...]) -> tuple[_Waiting, ...]:
+    return tuple(other for other in line if other is not waiting)
 
 
 def _queued_at_s(waiting: _Waiting) -> float:

@@ -19,16 +19,20 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dycoke_core.auto import AutoConfig, Choice
+from app.worker.choice_request import ChoiceRequest
+from dycoke_core.auto import Choice
 from dycoke_core.engine_card import EngineCard, EngineStats
-from dycoke_core.errors import EngineError, ModelLoadError
-from dycoke_core.level_choice import Outlook
+from dycoke_core.errors import DycokeError, EngineError, ModelLoadError
 from dycoke_core.sequence import Sequence, Stage, TokenEvent
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from dycoke_core.engine import Engine
 
 PROGRESS_STEP = 0.1  # a status event at most every tenth of a stage
+_STAGES = (Stage.ENCODING, Stage.PREFILLING)  # in their order
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +51,7 @@ class Update:
     tokens: list[TokenEvent]
     stages: list[StageChange]
     stats: EngineStats
+    wants_frames: tuple[str, ...] = ()  # sequences that wait for theirs since the last update
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +80,7 @@ class EngineThread:
         for future in (self._card, self._failure):
             future.add_done_callback(_consume)
         self._not_due: list[_Command] = []  # the thread's own, while it runs
+        self._waiting_for_frames: tuple[str, ...] = ()  # as it was said; the thread's own
         self._step_began_at: float | None = None
         self._stages = _StageWatch()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -96,48 +102,44 @@ class EngineThread:
         """Returns never; raises what ended the engine."""
         await asyncio.shield(self._failure)
 
-    async def add(self, sequence: Sequence) -> None:
-        """Raises DycokeError: the engine does not take the sequence."""
-        await self._ask(lambda engine: self._add(engine, sequence))
+    async def add(self, sequence: Sequence) -> str:
+        """Returns the key of its prefix, see `Engine.add`.
 
-    async def has_prefix(self, sequence: Sequence, config: AutoConfig) -> bool:
-        """Whether a prefix that policy `auto` may take is there or on its way.
+        Raises DycokeError: the engine does not take the sequence.
+        """
+        prefix_key: str = await self._ask(lambda engine: self._add(engine, sequence))
+        return prefix_key
+
+    async def give_frames(self, sequence_id: str, frames: "npt.NDArray[np.uint8]") -> None:
+        """See `Engine.give_frames`. One that waits again is in a later update's `wants_frames`.
 
         Raises:
-            DycokeError: the engine does not take the sequence at any level.
+            DycokeError: the engine does not take the frames.
         """
-        has_prefix: bool = await self._ask(lambda engine: engine.has_prefix(sequence, config))
+        await self._ask(lambda engine: self._give_frames(engine, sequence_id, frames))
+
+    async def prefix_key(self, sequence: Sequence) -> str:
+        """See `Engine.prefix_key`."""
+        prefix_key: str = await self._ask(lambda engine: engine.prefix_key(sequence))
+        return prefix_key
+
+    async def has_prefix(self, key: str) -> bool:
+        """See `Engine.has_prefix`."""
+        has_prefix: bool = await self._ask(lambda engine: engine.has_prefix(key))
         return has_prefix
 
-    async def choose_compression(
-        self,
-        sequence: Sequence,
-        config: AutoConfig,
-        outlook: Callable[[], Outlook],
-        *,
-        accepted_at_s: float,
-        may_wait: bool = True,
-    ) -> Choice:
-        """Chooses as soon as the engine has little else to do.
+    async def choose_cached(self, request: ChoiceRequest) -> bool:
+        """See `ChoiceRequest.choose_cached`."""
+        has_choice: bool = await self._ask(request.choose_cached)
+        return has_choice
 
-        Args:
-            outlook: called then, on the thread.
-            may_wait: False: chooses at once.
-            accepted_at_s: Unix time.
+    async def choose_compression(self, request: ChoiceRequest) -> Choice:
+        """Chooses once the request is due, or the engine has nothing to do.
 
         Raises:
             DycokeError: the engine does not take the sequence at any level.
         """
-
-        def choose(engine: "Engine") -> Choice:
-            waited_s = max(time.time() - accepted_at_s, 0.0)
-            return engine.choose_compression(sequence, config, outlook(), waited_s=waited_s)
-
-        def is_due(engine: "Engine") -> bool:
-            is_late = time.time() - accepted_at_s >= config.objective_s  # others may overtake
-            return not may_wait or is_late or engine.can_choose(config, sequence.priority)
-
-        choice: Choice = await self._ask(choose, is_due)
+        choice: Choice = await self._ask(request.choose, request.is_due)
         return choice
 
     async def predict_first_token_s(self, sequence: Sequence) -> float | None:
@@ -202,11 +204,16 @@ class EngineThread:
                 self._stages.forget(event.sequence_id for event in tokens)
                 self._report(engine, tokens)
                 continue
-            command = self._inbox.get()
-            if command is None:
+            if not self._take_command(engine):
                 return
-            if not self._carry_out(engine, command):
-                self._not_due.append(command)
+
+    def _take_command(self, engine: "Engine") -> bool:
+        """Waits for one, and keeps no hold of it: it may have frames. False: the thread is to
+        end."""
+        command = self._inbox.get()
+        if command is not None and not self._carry_out(engine, command):
+            self._not_due.append(command)
+        return command is not None
 
     def _carry_out(self, engine: "Engine", command: _Command) -> bool:
         """False: its time has not come."""
@@ -214,15 +221,25 @@ class EngineThread:
             if engine.has_work and not command.is_due(engine):
                 return command.reply.cancelled()
             result = command.run(engine)
+        except DycokeError as error:
+            # Its traceback would hold the sequence, and its frames, until garbage is looked for.
+            self._post(_reject, command.reply, error.with_traceback(None))
         except Exception as error:
             self._post(_reject, command.reply, error)
         else:
             self._post(_resolve, command.reply, result)
         return True
 
-    def _add(self, engine: "Engine", sequence: Sequence) -> None:
-        engine.add(sequence)
+    def _add(self, engine: "Engine", sequence: Sequence) -> str:
+        prefix_key = engine.add(sequence)
         self._stages.watch(sequence)
+        return prefix_key
+
+    def _give_frames(
+        self, engine: "Engine", sequence_id: str, frames: "npt.NDArray[np.uint8]"
+    ) -> None:
+        engine.give_frames(sequence_id, frames)
+        self._waiting_for_frames = engine.waiting_for_frames
 
     def _abort(self, engine: "Engine", sequence_id: str) -> bool:
         self._stages.forget([sequence_id])
@@ -231,7 +248,10 @@ class EngineThread:
         return had_it
 
     def _report(self, engine: "Engine", tokens: list[TokenEvent]) -> None:
-        self._post(self._hand_over, Update(tokens, self._stages.changes(), engine.stats()))
+        before, self._waiting_for_frames = self._waiting_for_frames, engine.waiting_for_frames
+        wants_frames = tuple(name for name in self._waiting_for_frames if name not in before)
+        update = Update(tokens, self._stages.changes(), engine.stats(), wants_frames)
+        self._post(self._hand_over, update)
 
     def _post(self, call: Callable[..., None], *args: object) -> None:
         with suppress(RuntimeError):  # the loop is closed: the process is ending
@@ -262,11 +282,15 @@ class EngineThread:
 
 
 class _StageWatch:
-    """Progress of sequences before their first token; reports significant changes."""
+    """Progress of sequences before their first token; reports significant changes.
+
+    Progress never goes back: of one that was preempted nothing is told until it has got further
+    than it was.
+    """
 
     def __init__(self) -> None:
         self._sequences: dict[str, Sequence] = {}
-        self._told: dict[str, tuple[Stage, int]] = {}
+        self._told: dict[str, tuple[int, int]] = {}
 
     def watch(self, sequence: Sequence) -> None:
         self._sequences[sequence.sequence_id] = sequence
@@ -283,8 +307,8 @@ class _StageWatch:
             if stage in (Stage.DECODING, Stage.FINISHED):
                 self.forget([sequence_id])
             elif stage is not Stage.WAITING:
-                here = (stage, int(progress / PROGRESS_STEP))
-                if self._told.get(sequence_id) != here:
+                here = (_STAGES.index(stage), int(progress / PROGRESS_STEP))
+                if here > self._told.get(sequence_id, (-1, 0)):
                     self._told[sequence_id] = here
                     changes.append(StageChange(sequence_id, stage, progress))
         return changes

@@ -1,12 +1,12 @@
-"""Takes jobs while there is room and brings them to the engine.
+"""Takes jobs while there is room and prepares them for the engine.
 
 A worker takes handed-back and abandoned jobs before fresh ones. A suspect has the engine to itself
 until it is cleared, so a killer takes no other job along: nothing is taken while there is one.
 Those that were there before it are given `MAX_COMPANY_S` to end, then handed back. Idle workers are
-given some time to take suspects before busy ones do; `turns` says who is next among many.
+given some time to take suspects before busy ones do; `probation` says who is next among many.
 
-Waits: for a job, at most `poll_s` at a time; for room, likewise; for frames and for the engine,
-until the job's deadline (`app.worker.lease_keeper` ends the wait).
+Waits: for a job, at most `poll_s` at a time; for room, likewise; for frames, until the job's
+deadline (`app.worker.lease_keeper` ends the wait).
 """
 
 import asyncio
@@ -16,21 +16,17 @@ from collections.abc import Awaitable, Callable
 
 from app.errors import (
     DeadlineExceededError,
-    DeadlineUnreachableError,
     SamplerChangedError,
     StoreUnavailableError,
 )
-from app.messages import CompressionChoice
 from app.metrics import WorkerMetrics
-from app.store.frame_store import FrameStore, decode_frames
 from app.store.job_leases import Delivery, JobLeases
-from app.worker.choosing_line import ChoosingLine
 from app.worker.engine_thread import EngineThread
+from app.worker.entrance import Entrance
+from app.worker.frame_loader import FrameLoader
+from app.worker.probation import MayRun, Probation
 from app.worker.publisher import Publisher
 from app.worker.running_jobs import RunningJob, RunningJobs
-from app.worker.turns import Turn, Turns
-from dycoke_core.auto import AutoConfig, resolved_compression
-from dycoke_core.config import CompressionConfig
 from dycoke_core.errors import DycokeError, EngineError
 from dycoke_core.sequence import (
     SAMPLER_VERSION,
@@ -43,7 +39,6 @@ from dycoke_core.sequence import (
 RETRY_AFTER_S = 0.2
 MAX_POLL_S = 1.0
 MAX_COMPANY_S = 5.0  # that a suspect waits for the other jobs to end
-DEADLINE_MARGIN = 2.0  # how much faster than predicted a first token may come
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +47,7 @@ class JobTaker:
     def __init__(
         self,
         leases: JobLeases,
-        frames: FrameStore,
+        frames: FrameLoader,
         engine: EngineThread,
         publisher: Publisher,
         jobs: RunningJobs,
@@ -69,8 +64,8 @@ class JobTaker:
         self._lease_s = lease_s
         self._poll_s = min(MAX_POLL_S, lease_s / 3)
         self._take_over_from = 0.0  # on the monotonic clock
-        self._turns = Turns()
-        self._choosing = ChoosingLine()
+        self._probation = Probation()
+        self._entrance = Entrance(leases, engine, publisher, jobs, metrics)
         self._is_stopping = False
 
     def stop(self) -> None:
@@ -95,13 +90,13 @@ class JobTaker:
             await self._jobs.wait_for_change(self._poll_s)
             return
         delivery = await self._take_over()
-        if delivery is None and self._turns.turn(time.monotonic()) is Turn.SUSPECTS:
-            self._turns.none_waits()
+        if delivery is None and self._probation.who(time.monotonic()) is MayRun.SUSPECTS:
+            self._probation.none_waits()
             return
         if delivery is None:
             delivery = await self._leases.take(block_s=self._poll_s)
         if delivery is None and not len(self._jobs):
-            self._turns.none_waits()
+            self._probation.none_waits()
         if delivery is None:
             return
         if self._is_stopping:
@@ -111,14 +106,14 @@ class JobTaker:
 
     async def _take_over(self) -> Delivery | None:
         now = time.monotonic()
-        turn = self._turns.turn(now)
-        if now < self._take_over_from and turn is not Turn.SUSPECTS:
+        may_run = self._probation.who(now)
+        if now < self._take_over_from and may_run is not MayRun.SUSPECTS:
             return None
-        leaves_to_idle = turn is Turn.ANY and len(self._jobs) > 0
+        leaves_to_idle = may_run is MayRun.ANY and len(self._jobs) > 0
         delivery = await self._leases.take_over(
             lease_s=self._lease_s,
-            may_be_suspect=turn is not Turn.OTHERS,
-            must_be_suspect=turn is Turn.SUSPECTS,
+            may_be_suspect=may_run is not MayRun.OTHERS,
+            must_be_suspect=may_run is MayRun.SUSPECTS,
             suspect_idle_s=self._lease_s + 2 * self._poll_s if leaves_to_idle else 0.0,
         )
         if delivery is None:
@@ -140,8 +135,7 @@ class JobTaker:
                 "is_suspect": delivery.is_suspect,
             },
         )
-        if delivery.queue is not None:
-            self._choosing.note(delivery.queue)
+        self._entrance.note_taken(delivery)
         job = RunningJob.of(delivery)
         self._jobs.add(job)
         job.loading = asyncio.create_task(self._load(job))
@@ -152,66 +146,22 @@ class JobTaker:
             if time.time() > job.deadline_at_s:
                 raise DeadlineExceededError
             sequence = await self._make_sequence(job)
-            compression = resolved_compression(job.delivery.request.compression)
-            if isinstance(compression, AutoConfig):
-                await self._add_chosen(job, sequence, compression)
-            else:
-                sequence.compression = compression
-                await self._add_in_turn(job, sequence)
+            await self._entrance.add(job, sequence)
         except DycokeError as error:
             self._publisher.fail(job, error)
         except Exception:
             logger.exception("a job could not be prepared", extra=job.log_fields)
             self._publisher.fail(job, EngineError("the worker failed to prepare this request"))
 
-    async def _add_chosen(self, job: RunningJob, sequence: Sequence, config: AutoConfig) -> None:
-        """A prefix that is there costs its question alone: it waits for no other choice."""
-        if (choice := job.delivery.choice) is not None:  # of an earlier attempt
-            job.take_choice(choice)
-            sequence.compression = CompressionConfig.parse(choice.compression)
-            await self._add_in_turn(job, sequence)
-        elif await self._engine.has_prefix(sequence, config):
-            sequence.compression = await self._choose(job, sequence, config, may_wait=False)
-            await self._add(job, sequence)
-        else:
-            async with self._choosing.turn(job):
-                sequence.compression = await self._choose(job, sequence, config)
-                await self._add(job, sequence)
-
-    async def _add_in_turn(self, job: RunningJob, sequence: Sequence) -> None:
-        """Keeps arrival order behind jobs that are waiting for a choice."""
-        if self._choosing.is_empty_for(job):
-            await self._add(job, sequence)
-        else:
-            async with self._choosing.turn(job):
-                await self._add(job, sequence)
-
-    async def _add(self, job: RunningJob, sequence: Sequence) -> None:
-        """Raises DeadlineUnreachableError: the answer would be late and would cost other jobs time.
-
-        An engine that has nothing else to do tries in any case: predictions that were wrong are
-        put right by that alone.
-        """
-        has_others = len(self._jobs) > 1
-        if has_others and job.has_own_deadline and job.first_token_at_s is None:
-            predicted_s = await self._engine.predict_first_token_s(sequence)
-            left_s = job.deadline_at_s - time.time()
-            if predicted_s is not None and predicted_s / DEADLINE_MARGIN > left_s:
-                raise DeadlineUnreachableError(
-                    "the first token would come after the deadline", retry_after_s=1
-                )
-        await self._engine.add(sequence)
-
     async def _make_sequence(self, job: RunningJob) -> Sequence:
         request, frames = job.delivery.request, job.delivery.request.frames
         if frames is None and request.video_id is not None:
             raise EngineError("the request has no frames")
         _check_sampler(job.delivery)
-        blob = None if frames is None else await self._fetch(frames.digest)
+        video = None if frames is None else await self._frames.load(frames.digest)
         if job.is_suspect:
             await self._make_room_for(job)
         await self._enter(job)
-        video = None if blob is None else decode_frames(blob)
         return Sequence(
             sequence_id=job.sequence_id,
             messages=tuple(ChatMessage(turn.role, turn.content) for turn in request.messages),
@@ -234,47 +184,20 @@ class JobTaker:
             video_name=request.cached_video,
             wants_kept_sets=request.kept_mask,
             priority=request.priority,
+            can_reload_frames=video is not None,
         )
-
-    async def _choose(
-        self, job: RunningJob, sequence: Sequence, config: AutoConfig, *, may_wait: bool = True
-    ) -> CompressionConfig:
-        """The engine's choice, stored in Redis before any token is produced."""
-        chosen = await self._engine.choose_compression(
-            sequence,
-            config,
-            self._choosing.outlook,
-            accepted_at_s=job.delivery.request.accepted_at_s,
-            may_wait=may_wait,
-        )
-        choice = CompressionChoice(
-            compression=chosen.compression.as_dict(),
-            level=chosen.level,
-            reason=chosen.reason,
-            predicted_ttft_s=chosen.predicted_ttft_s,
-        )
-        await self._hold(job, lambda: self._note_choice(job, choice))
-        self._metrics.count_choice(choice)
-        job.take_choice(choice)
-        return chosen.compression
-
-    async def _note_choice(self, job: RunningJob, choice: CompressionChoice) -> bool:
-        queue = await self._leases.choose(job.delivery, choice)
-        if queue is not None:
-            self._choosing.note(queue)
-        return queue is not None
 
     async def _make_room_for(self, suspect: RunningJob) -> None:
         """Waits until a suspect has the engine to itself. Those that were tried before it go at
         once; they are cleared, and resume when it is their turn.
         """
-        is_next = self._turns.turn(time.monotonic()) is Turn.SUSPECTS
+        is_next = self._probation.who(time.monotonic()) is MayRun.SUSPECTS
         if not await self._jobs.wait_until_alone(0.0 if is_next else MAX_COMPANY_S):
             for job in self._jobs:
                 if job is not suspect and job.final is None:
                     await self._set_aside(job)
             await self._jobs.wait_until_alone()
-        self._turns.begin_probation(time.monotonic())
+        self._probation.begin_probation(time.monotonic())
 
     async def _set_aside(self, job: RunningJob) -> None:
         """Gives up a job that any worker may resume; it is not charged."""
@@ -303,17 +226,6 @@ class JobTaker:
                 self._jobs.drop(job)  # cancels this task
                 await asyncio.sleep(0)
             return
-
-    async def _fetch(self, digest: str) -> bytes:
-        while True:
-            try:
-                blob = await self._frames.get(digest)
-            except StoreUnavailableError:
-                await asyncio.sleep(RETRY_AFTER_S)
-                continue
-            if blob is None:
-                raise StoreUnavailableError("the frames of this request are no longer stored")
-            return blob
 
 
 def _check_sampler(delivery: Delivery) -> None:

@@ -65,6 +65,11 @@ class Publisher:
         self._metrics.set_engine(update.stats)
         self._has_news.set()
 
+    def tell_choice(self, job: RunningJob, choice: CompressionChoice) -> None:
+        """Answers with what policy `auto` chose, and says so at once."""
+        job.take_choice(choice)
+        self._has_news.set()
+
     def fail(self, job: RunningJob, error: DycokeError) -> None:
         """Ends a job with an error event after everything it has published."""
         if job.final is None:

@@ -52,7 +52,7 @@ def make_done_event(
             completion_tokens=report.completion_tokens,
         ),
         compression=_compression(request, choice, compression),
-        frames=_frames(request),
+        frames=FramesReceipt.of(request.frames) if request.frames else None,
         timings_s=_timings(delivery, report, first_token_at_s, ended_at_s),
         memory=Memory(
             kv_bytes=report.memory.kv_bytes,
@@ -146,24 +146,6 @@ def _cache(request: JobRequest, report: SequenceReport) -> CacheUse | None:
         frames="hit" if request.frames.is_cached else "miss",
         features="hit" if report.cache.has_features_hit else "miss",
         prefix="hit" if report.cache.has_prefix_hit else "miss",
-    )
-
-
-def _frames(request: JobRequest) -> FramesReceipt | None:
-    frames = request.frames
-    if frames is None:
-        return None
-    return FramesReceipt(
-        indices=frames.indices,
-        timestamps_s=frames.timestamps_s,
-        height=frames.height,
-        width=frames.width,
-        reader=frames.reader,
-        warnings=frames.warnings,
-        sampling=frames.sampling,
-        start_s=frames.start_s,
-        end_s=frames.end_s,
-        fps=frames.fps,
     )
 
 

@@ -23,11 +23,12 @@ class RunningJob:
     fresh: list[core.TokenEvent] = field(default_factory=list)  # what the engine made since
     statuses: list[StatusEvent] = field(default_factory=list)  # not in the log yet
     final: DoneEvent | ErrorEvent | None = None  # set once; nothing comes after it
-    kept: bytes | None = None  # a `KeptHistory` that is to be stored before the end is told
+    kept: bytes | None = None  # a `KeptHistory` that is to be stored before the end is published
     is_suspect: bool = False  # must have the engine to itself; cleared by the publisher
     is_in_engine: bool = False  # has, or may have, been given to it; set by the taker
     choice: CompressionChoice | None = None  # of policy `auto`
-    loading: "asyncio.Task[None] | None" = None  # brings it to the engine; set by the taker
+    # Brings it, or later its frames again, to the engine; set by the taker and the frame loader.
+    loading: "asyncio.Task[None] | None" = None
     # The engine's name for this attempt; what is left of an earlier attempt has another name.
     sequence_id: str = field(init=False)
     policy: str = field(init=False)
@@ -52,7 +53,7 @@ class RunningJob:
         self.policy = self.delivery.request.policy_label
 
     def take_choice(self, choice: CompressionChoice) -> None:
-        """Answers with what policy `auto` chose, and says so with the job's next events."""
+        """Answers with what policy `auto` chose. `Publisher.tell_choice` says so at once."""
         self.choice = choice
         self.statuses.append(StatusEvent(stage="encoding", auto=choice))
         self.policy = str(choice.compression["policy"])
@@ -168,7 +169,8 @@ class RunningJobs:
         self.stop(job)
 
     def stop(self, job: RunningJob) -> None:
-        """Keeps a job from the engine, or has the engine abort it; its place stays taken."""
+        """Keeps a job, and its frames, from the engine, or has the engine abort it; its place stays
+        taken."""
         if job.loading is not None:
             job.loading.cancel()
         self._abort(job.sequence_id)

@@ -25,7 +25,8 @@ from app.store.kept_sets import KeptSets
 from app.store.keys import RedisKeys
 from app.store.worker_registry import WorkerRegistry
 from app.tracing import Tracing
-from app.worker.engine_thread import EngineThread
+from app.worker.engine_thread import EngineThread, Update
+from app.worker.frame_loader import FrameLoader
 from app.worker.job_taker import JobTaker
 from app.worker.lease_keeper import LeaseKeeper
 from app.worker.publisher import Publisher
@@ -79,10 +80,16 @@ class Worker:
         self._publisher = Publisher(
             self._leases, self._jobs, metrics, tracing or Tracing(), KeptSets(redis, keys)
         )
-        self._engine.start(self._publisher.publish)
+        self._frames = FrameLoader(
+            FrameStore(redis, keys, max_bytes=settings.max_frame_store_bytes),
+            self._engine,
+            self._publisher,
+            self._jobs,
+        )
+        self._engine.start(self._take_update)
         self._job_taker = JobTaker(
             self._leases,
-            FrameStore(redis, keys, max_bytes=settings.max_frame_store_bytes),
+            self._frames,
             self._engine,
             self._publisher,
             self._jobs,
@@ -107,6 +114,10 @@ class Worker:
             if not card.done():
                 return True
             return await self._serve(self._model_card(card.result()), is_stopped, tasks)
+
+    def _take_update(self, update: Update) -> None:
+        self._publisher.publish(update)
+        self._frames.load_again(update.wants_frames)
 
     def close(self) -> bool:
         """Ends the engine's thread. False if it hangs: then only the process's end ends it."""
@@ -196,6 +207,7 @@ class Worker:
             frame_limits=_frame_limits(card),
             frame_spread=card.frame_spread,
             frame_rate=_frame_rate(card),
+            frame_resizing=card.frame_resizing,
             tokens_per_frame=card.tokens_per_frame,
             frames_per_unit=card.frames_per_unit,
             max_words_per_token=card.max_words_per_token,

@@ -1,5 +1,5 @@
 """How many visual tokens stay, and of which frames, before any is known. Standard library only, so
-that processes without torch can tell what fits.
+that processes without torch can see what fits.
 """
 
 import math

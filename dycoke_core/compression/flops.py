@@ -50,7 +50,7 @@ class VisionGeometry:
     num_attended: float  # patches that a patch attends to, on average over the layers
     patch_inputs: int  # channels * values of a patch in each
     projector_products: float  # multiply-adds per patch
-    projector_values: float  # per patch, that the projector and what is behind it hold at once
+    projector_values: float  # per patch, that the projector and what follows it hold at once
     is_rotary: bool = False  # whether queries and keys are rotated by position
 
 

@@ -112,7 +112,7 @@ class StageTwo:
 
         A window holds few visual tokens and says little of the others, so such layers neither score
         nor are pruned. The last other layer below L scores; where there is none the first one does,
-        and those behind it are pruned.
+        and those after it are pruned.
         """
         if len(full_layers) == num_layers:
             return self

@@ -6,11 +6,12 @@ of memory; what does not fit yet waits, and what can never fit is refused at onc
 """
 
 import logging
-from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from dycoke_core.compression.policies import Policy, make_policy
 from dycoke_core.config import Batching, CompressionConfig, EngineConfig
@@ -27,6 +28,7 @@ from dycoke_core.engine.prefix_cache import (
     distinct_units,
     frames_digest,
 )
+from dycoke_core.engine.room import Room
 from dycoke_core.engine.state import SequenceState
 from dycoke_core.engine.vision_memory import max_frame_pixels
 from dycoke_core.errors import InvalidRequestError, PromptTooLongError
@@ -69,6 +71,7 @@ class Admission:
             self.host_budget,
             on_drop=lambda prefix: backend.close_prefix(prefix.number),
         )
+        self._room = Room(backend, self._prefixes, self._videos, self._video_bytes)
 
     @property
     def num_prefixes(self) -> int:
@@ -96,6 +99,8 @@ class Admission:
         frames, clip, video_key = sequence.frames, None, ""
         distinct: tuple[int, ...] = ()
         sources: tuple[int, ...] = ()
+        if frames is None and sequence.can_reload_frames:
+            raise InvalidRequestError("the frames are missing")  # an earlier run let them go
         if frames is not None:
             clip = self._model.clip(frames.shape, sequence.timing)
             self._check_frame_size(clip)
@@ -123,7 +128,7 @@ class Admission:
             policy=policy,
             prompt=prompt,
             layout=layout,
-            video_key=content_key(video_key, None if frames is None else frames.shape),
+            video_key=_video_key(video_key, frames),
             prefix_key=content_key(
                 video_key,
                 prompt.clip,  # its size and times decide positions
@@ -149,10 +154,30 @@ class Admission:
         """Whether a video's features are there, or being made."""
         return key in self._videos
 
+    def lacks_frames(self, state: SequenceState) -> bool:
+        """Whether it let its frames go and has to encode its video again."""
+        has_frames = not state.has_video or state.sequence.frames is not None
+        return not (
+            has_frames or self.has_prefix(state.prefix_key) or self.has_video(state.video_key)
+        )
+
+    def take_frames(self, state: SequenceState, frames: npt.NDArray[np.uint8]) -> None:
+        """Gives a sequence its frames again.
+
+        Raises:
+            InvalidRequestError: they are others than it had.
+        """
+        sequence = state.sequence
+        key = _video_key(sequence.video_key or frames_digest(frames), frames)
+        if frames.dtype != np.uint8 or key != state.video_key:
+            raise InvalidRequestError("these are not the frames that the sequence had")
+        sequence.frames = frames
+
     def admit(self, state: SequenceState) -> bool:
         """Reserves a seat and holds its prefix; False: there is no room now.
 
-        Nothing is evicted for a sequence whose bytes are not free or idle.
+        Nothing is evicted for a sequence whose bytes are not free or idle. From here on its video
+        holds its frames, for those who share it, until it is encoded.
         """
         seat_bytes = self._backend.seat_bytes(state.layout)
         prefix = self._prefixes.hold(state.prefix_key)
@@ -168,38 +193,45 @@ class Admission:
         self._prefixes.make_room(seat_bytes)
         seat = self._opened(lambda: self._backend.open_seat(prefix.number, state.layout))
         if seat is None:
+            is_alone = self.kv_budget.used_bytes == prefix.num_bytes  # all that was idle has gone
             self._let_go(prefix)
-            self._prefixes.evict_one()  # it may be what lies in the way, if nobody else holds it
+            if is_alone:
+                self._prefixes.evict_one()  # its own prefix, which lies in the way
             return False
         self.kv_budget.used_bytes += seat_bytes
         state.reserved_bytes = seat_bytes
         state.prefix, state.seat = prefix, seat
+        if state.sequence.can_reload_frames:
+            state.sequence.frames = None
         state.has_video_hit = state.has_video_hit or state.has_prefix_hit
         state.clock.note_start()
         return True
 
-    def has_room_without(self, state: SequenceState, leaving: Collection[SequenceState]) -> bool:
-        """Whether `admit` would find the bytes that it needs if others left. They may still not be
-        in pieces that fit."""
-        leaving_holders = Counter(other.held_prefix for other in leaving)
-        abandoned = [prefix for prefix, num in leaving_holders.items() if prefix.holders == num]
-        room = self.kv_budget.free_bytes + self._prefixes.idle_bytes
-        room += sum(other.reserved_bytes for other in leaving)
-        room += sum(prefix.num_bytes for prefix in abandoned)
-        needed = self._backend.seat_bytes(state.layout)
-        prefix = self._prefixes.get(state.prefix_key)
-        if prefix is None or (prefix in abandoned and not prefix.outlives_holders):
-            needed += self._backend.prefix_bytes(state.layout.prefix)
-            return needed <= room and self._has_room_for_video(state)
-        if prefix.holders == 0 or prefix in abandoned:  # its bytes are in the room, and stay
-            needed += prefix.num_bytes
-        return needed <= room
+    def fits(self, states: Collection[SequenceState]) -> bool:
+        """Whether `admit` would find the bytes for all of them if nobody else ran. They may still
+        not be in pieces that fit."""
+        return self._room.fits(tuple(states))
+
+    @contextmanager
+    def keeping(self, state: SequenceState) -> Iterator[None]:
+        """Holds what a sequence will share, ready or under way, while others make room for it."""
+        prefix = self._prefixes.hold(state.prefix_key)
+        video = self._videos.hold(state.video_key) if prefix is None else None
+        try:
+            yield
+        finally:
+            if prefix is not None:
+                self._let_go(prefix)
+            if video is not None:
+                self._videos.release(video)
 
     def preempt(self, state: SequenceState) -> SequenceState:
         """Gives back all that a sequence reserved and holds; returns what waits in its place."""
         state.is_finished = True  # what is on its way for it is dropped
+        sequence, prompt, video = state.sequence, state.prompt, state.held_prefix.video
+        if sequence.can_reload_frames and video is not None:
+            sequence.frames = video.frames  # None once it is encoded
         self.release(state)
-        sequence, prompt = state.sequence, state.prompt
         recording = self._kept_recording(sequence, prompt)
         return state.resumed(self._detokenizer(sequence), recording)
 
@@ -320,16 +352,12 @@ class Admission:
         self._prefixes.add(prefix)
         return prefix
 
-    def _has_room_for_video(self, state: SequenceState) -> bool:
-        is_there = not state.has_video or state.video_key in self._videos
-        return is_there or self._videos.can_make_room(self._video_bytes(state))
-
     def _video_bytes(self, state: SequenceState) -> int:
         return len(state.distinct_units) * self._unit_feature_bytes(state)
 
     def _add_video(self, state: SequenceState) -> Video | None:
         num_bytes = self._video_bytes(state)
-        if not self._videos.can_make_room(num_bytes):
+        if state.sequence.frames is None or not self._videos.can_make_room(num_bytes):
             return None
         self._videos.make_room(num_bytes)
         video = Video(
@@ -401,3 +429,7 @@ class Admission:
             max_own_tokens=len(prompt.question_ids) + sequence.sampling.max_tokens,
             stage_two=stage_two,
         )
+
+
+def _video_key(name: str, frames: npt.NDArray[np.uint8] | None) -> str:
+    return content_key(name, None if frames is None else frames.shape)

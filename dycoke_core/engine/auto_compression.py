@@ -6,19 +6,39 @@ token at each level, and what recent requests have cost the engine.
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
-from dycoke_core.auto import AutoConfig, Choice
+from dycoke_core.auto import AutoConfig, CachedChoice, Choice
 from dycoke_core.config import PRIORITIES, CompressionConfig, Priority
 from dycoke_core.engine.admission import Admission
 from dycoke_core.engine.first_token import FirstTokenPredictor
 from dycoke_core.engine.state import SequenceState
 from dycoke_core.errors import InvalidRequestError, PromptTooLongError
-from dycoke_core.level_choice import NOTHING_WAITS, Chooser, Level, Outlook
+from dycoke_core.level_choice import (
+    NOTHING_WAITS,
+    Chooser,
+    Level,
+    Outlook,
+    Situation,
+    allowed_places,
+)
 from dycoke_core.rates import Work
 from dycoke_core.sequence import Sequence
 
 COMMITTED_SHARE = 1 / 8  # share of the objective that prompt work ahead of a choice may take
 _NEWEST_SHARE = 1 / 20  # of the mean work of requests
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A sequence that is to be chosen for, with its state by place in the ladder, where it fits."""
+
+    sequence: Sequence
+    config: AutoConfig
+    states: dict[int, SequenceState]
+    outlook: Outlook
+    waited_s: float
+    queued_s: float
 
 
 class AutoCompression:
@@ -36,16 +56,6 @@ class AutoCompression:
         self._overhead = _Overhead()
         self._ladder: tuple[CompressionConfig, ...] = ()
         self._mean: list[Work] = []  # of the requests of late, at each level of the ladder
-        self._prepared: tuple[Sequence, dict[int, SequenceState]] | None = None
-
-    def has_prefix(self, sequence: Sequence, config: AutoConfig) -> bool:
-        """Whether its prefix is there or on its way, at some level.
-
-        Raises:
-            InvalidRequestError, PromptTooLongError: as `choose`.
-        """
-        states = self._states(sequence, config)
-        return any(map(self._predictor.has_prefix, states.values()))
 
     def can_choose(self, config: AutoConfig, priority: Priority = PRIORITIES[-1]) -> bool:
         """Whether the engine has so little to do that it needs the next sequence. Until then a
@@ -61,36 +71,44 @@ class AutoCompression:
         outlook: Outlook = NOTHING_WAITS,
         *,
         waited_s: float,
+        queued_s: float = 0.0,
     ) -> Choice:
         """Args:
         waited_s: since the request was accepted.
+        queued_s: since it was queued, which may be later.
 
         Raises:
             InvalidRequestError, PromptTooLongError: as `Engine.add`, at a level that is allowed.
         """
-        states, self._prepared = self._states(sequence, config), None
-        now_s = self._clock()
-        self._overhead.note_choice(now_s, is_waited_for=bool(outlook.waited_s))
-        self._note(states, config.ladder)
-        sequence.is_weighed = True
-        own = {place: self._predictor.own_work(state) for place, state in states.items()}
-        levels = {
-            place: Level(
-                config.ladder[place],
-                retained=state.num_visual_tokens / state.num_tokens_in,
-                is_cached=self._predictor.has_prefix(state),
-                seconds=self._predictor.seconds(self._predictor.work_before(state) + own[place]),
-                mean_s=self._predictor.seconds(self._mean[place]) + self._overhead.overhead_s,
-            )
-            for place, state in states.items()
-        }
-        choice = self._chooser.choose(config, levels, outlook, waited_s=waited_s, now_s=now_s)
-        self._overhead.note_prompt(self._predictor.seconds(own[choice.level]))
+        asked = self._asked(sequence, config, outlook, waited_s, queued_s)
+        self._note_choice(asked)
+        choice = self._choice(asked)
+        self._note_chosen(asked, choice)
         return choice
 
-    def forget_prepared(self) -> None:
-        """Lets go of a sequence that was asked for a prefix and may never be chosen for."""
-        self._prepared = None
+    def choose_cached(
+        self,
+        sequence: Sequence,
+        config: AutoConfig,
+        outlook: Outlook = NOTHING_WAITS,
+        *,
+        waited_s: float,
+        queued_s: float = 0.0,
+    ) -> CachedChoice:
+        """As `choose`, if that would choose a level whose prefix is there or on its way."""
+        asked = self._asked(sequence, config, outlook, waited_s, queued_s)
+        retained = {place: state.retained_ratio for place, state in asked.states.items()}
+        prefix_keys = frozenset(
+            asked.states[place].prefix_key for place in allowed_places(retained, config.at_least)
+        )
+        if not any(map(self._predictor.has_prefix, prefix_keys)):
+            return CachedChoice(None, prefix_keys)
+        choice = self._choice(asked)
+        if not self._predictor.has_prefix(asked.states[choice.level].prefix_key):
+            return CachedChoice(None, prefix_keys)
+        self._note_choice(asked)
+        self._note_chosen(asked, choice)
+        return CachedChoice(choice, prefix_keys)
 
     def note_added(self, state: SequenceState) -> None:
         """Records the cost of a sequence whose compression was not chosen here. Does nothing until
@@ -98,14 +116,16 @@ class AutoCompression:
         """
         if self._ladder and not state.sequence.is_weighed:
             self._overhead.note_prompt(self._predictor.seconds(self._predictor.own_work(state)))
-            self._note(dict.fromkeys(range(len(self._ladder)), state), self._ladder)
+            self._note(dict.fromkeys(range(len(self._ladder)), state))
 
-    def _states(self, sequence: Sequence, config: AutoConfig) -> dict[int, SequenceState]:
-        """By place in the ladder, where the sequence fits. Kept for the next call: whoever asks for
-        a prefix chooses next.
-        """
-        if self._prepared is not None and self._prepared[0] is sequence:
-            return self._prepared[1]
+    def _asked(
+        self,
+        sequence: Sequence,
+        config: AutoConfig,
+        outlook: Outlook,
+        waited_s: float,
+        queued_s: float,
+    ) -> "_Asked":
         resolved = self._admission.resolve(sequence)
         states: dict[int, SequenceState] = {}
         for place, compression in enumerate(config.ladder):
@@ -114,24 +134,75 @@ class AutoCompression:
             except (InvalidRequestError, PromptTooLongError):
                 if place + 1 == len(config.ladder) and not states:
                     raise
-        self._prepared = sequence, states
-        return states
+        self._take_ladder(states, config.ladder)
+        return _Asked(sequence, config, states, outlook, waited_s, queued_s)
 
-    def _note(
+    def _choice(self, asked: "_Asked") -> Choice:
+        levels = {
+            place: Level(
+                asked.config.ladder[place],
+                retained=state.retained_ratio,
+                is_cached=self._predictor.has_prefix(state.prefix_key),
+                seconds=self._predictor.seconds(
+                    self._predictor.work_before(state) + self._predictor.own_work(state)
+                ),
+            )
+            for place, state in asked.states.items()
+        }
+        return self._chooser.choose(
+            asked.config,
+            levels,
+            self._situation(asked),
+            waited_s=asked.waited_s,
+            now_s=self._clock(),
+        )
+
+    def _situation(self, asked: "_Asked") -> Situation:
+        priority = asked.sequence.priority
+        return Situation(
+            prompt_s=tuple(map(self._predictor.seconds, self._mean)),
+            overhead_s=self._overhead.overhead_s,
+            ahead_s=self._predictor.seconds(self._predictor.work_ahead(priority)),
+            queued_s=asked.queued_s,
+            outlook=asked.outlook,
+            priority=priority,
+        )
+
+    def _note_choice(self, asked: "_Asked") -> None:
+        """Counts a sequence once, however often it is chosen for."""
+        if not asked.sequence.is_weighed:
+            is_waited_for = bool(asked.outlook.waited_s)
+            self._overhead.note_choice(self._clock(), is_waited_for=is_waited_for)
+            self._note(asked.states)
+
+    def _note_chosen(self, asked: "_Asked", choice: Choice) -> None:
+        if not asked.sequence.is_weighed:
+            own = self._predictor.own_work(asked.states[choice.level])
+            self._overhead.note_prompt(self._predictor.seconds(own))
+            asked.sequence.is_weighed = True
+
+    def _take_ladder(
         self, states: dict[int, SequenceState], ladder: tuple[CompressionConfig, ...]
     ) -> None:
-        """Moves the means. Were all requests given one level, a video whose prefix is there at any
-        level would be there at that one.
+        if ladder != self._ladder:
+            works = self._works(states)
+            least = works[min(works)]
+            self._ladder = ladder
+            self._mean = [works.get(place, least) for place in range(len(ladder))]
+
+    def _note(self, states: dict[int, SequenceState]) -> None:
+        """Moves the means."""
+        for place, work in self._works(states).items():
+            self._mean[place] = self._mean[place].towards(work, _NEWEST_SHARE)
+
+    def _works(self, states: dict[int, SequenceState]) -> dict[int, Work]:
+        """What a request takes at each level. Were all requests given one level, a video whose
+        prefix is there at any level would be there at that one.
         """
         works = {place: self._predictor.own_work(state) for place, state in states.items()}
-        if any(map(self._predictor.has_prefix, states.values())):
+        if any(self._predictor.has_prefix(state.prefix_key) for state in states.values()):
             works = dict.fromkeys(works, min(works.values(), key=lambda work: work.prompt_tokens))
-        if ladder != self._ladder:
-            self._ladder = ladder
-            least = works[min(works)]
-            self._mean = [works.get(place, least) for place in range(len(ladder))]
-        for place, work in works.items():
-            self._mean[place] = self._mean[place].towards(work, _NEWEST_SHARE)
+        return works
 
 
 class _Overhead:

@@ -9,9 +9,11 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
-from dycoke_core.auto import AutoConfig, Choice
+from dycoke_core.auto import AutoConfig, CachedChoice, Choice
 from dycoke_core.config import PRIORITIES, EngineConfig, Priority
 from dycoke_core.engine.admission import Admission
 from dycoke_core.engine.answers import Answers, Ended
@@ -19,8 +21,9 @@ from dycoke_core.engine.auto_compression import AutoCompression
 from dycoke_core.engine.backends import backend_name, make_backend
 from dycoke_core.engine.executor import Executor, Observer
 from dycoke_core.engine.faults import is_out_of_memory
-from dycoke_core.engine.first_token import FirstTokenPredictor, seeded_rates
+from dycoke_core.engine.first_token import FirstTokenPredictor
 from dycoke_core.engine.scheduler import Schedule, Scheduler
+from dycoke_core.engine.seeded_rates import seeded_rates
 from dycoke_core.engine.state import SequenceState
 from dycoke_core.engine.vision_encoder import VisionEncoder
 from dycoke_core.engine_card import EngineCard, EngineStats
@@ -95,6 +98,7 @@ class Engine:
             frame_limits=self.model.frame_limits,
             frame_spread=self.model.frame_spread,
             frame_rate=self.model.frame_rate,
+            frame_resizing=self.model.frame_resizing,
             tokens_per_frame=self.model.tokens_per_unit(image_size, image_size),
             frames_per_unit=self.model.frames_per_unit,
             num_layers=self.model.text_geometry.num_layers,
@@ -113,12 +117,13 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
+        """Whether a step has anything to do. For what waits for its frames, it has not."""
         return self._scheduler.has_work or self._executor.has_outstanding
 
     def stats(self) -> EngineStats:
         budget, cached_bytes = self.admission.kv_budget, self.admission.idle_prefix_bytes
         return EngineStats(
-            num_waiting=len(self._scheduler.waiting),
+            num_waiting=len(self._scheduler.waiting) + len(self._scheduler.waiting_for_frames),
             num_running=len(self._scheduler.running),
             kv_bytes_in_use=budget.used_bytes - cached_bytes,
             kv_bytes_cached=cached_bytes,
@@ -133,11 +138,13 @@ class Engine:
 
     def forget_video(self, name: str) -> None:
         """Drops what is kept of a video; what sequences hold of it goes with the last of them."""
-        self._auto.forget_prepared()
         self.admission.forget_video(name)
 
-    def add(self, sequence: Sequence) -> None:
+    def add(self, sequence: Sequence) -> str:
         """Takes a sequence in; `step` starts it when its turn comes.
+
+        Returns:
+            The key of its prefix, which is there from now on, or on its way.
 
         Raises:
             InvalidRequestError: frames, messages or compression that the model cannot take.
@@ -150,6 +157,28 @@ class Engine:
         self._auto.note_added(state)
         self._states[sequence.sequence_id] = state
         self._scheduler.add(state)
+        return state.prefix_key
+
+    @property
+    def waiting_for_frames(self) -> tuple[str, ...]:
+        """Sequences that stand still until `give_frames`, or `abort`: they were preempted, what was
+        made of their videos is gone, and so are their frames (`Sequence.can_reload_frames`).
+        """
+        waiting = self._scheduler.waiting_for_frames
+        return tuple(state.sequence.sequence_id for state in waiting)
+
+    def give_frames(self, sequence_id: str, frames: npt.NDArray[np.uint8]) -> bool:
+        """Brings frames that a sequence waits for; False: it does not, or is not there any more.
+
+        Raises:
+            InvalidRequestError: they are not those that it had. It keeps waiting.
+        """
+        if sequence_id not in self.waiting_for_frames:
+            return False
+        state = self._states[sequence_id]
+        self.admission.take_frames(state, frames)
+        self._scheduler.resume(state)
+        return True
 
     def predict_first_token_s(self, sequence: Sequence) -> float | None:
         """Seconds to the first token if the sequence were added now, assuming that lower priorities
@@ -160,15 +189,17 @@ class Engine:
         """
         return self._predictor.earliest_s(self.admission.prepare(sequence))
 
-    def has_prefix(self, sequence: Sequence, config: AutoConfig) -> bool:
-        """Whether its prefix is there or on its way at some level: a choice need not be made late.
+    def has_prefix(self, key: str) -> bool:
+        """Whether a prefix is there or on its way."""
+        return self._predictor.has_prefix(key)
+
+    def prefix_key(self, sequence: Sequence) -> str:
+        """The key of a sequence's prefix, which others about the same video may share.
 
         Raises:
-            InvalidRequestError, PromptTooLongError: as `choose_compression`.
+            InvalidRequestError, PromptTooLongError: as `add`.
         """
-        if sequence.frames is None:
-            raise InvalidRequestError("without a video there is nothing to compress")
-        return self._auto.has_prefix(sequence, config)
+        return self.admission.prepare(sequence).prefix_key
 
     def can_choose(self, config: AutoConfig, priority: Priority = PRIORITIES[-1]) -> bool:
         """Whether the engine has so little queued for a sequence of this priority that its
@@ -183,6 +214,7 @@ class Engine:
         outlook: Outlook = NOTHING_WAITS,
         *,
         waited_s: float = 0.0,
+        queued_s: float = 0.0,
     ) -> Choice:
         """Chooses by the rule of `dycoke_core.level_choice`.
 
@@ -192,15 +224,37 @@ class Engine:
         Args:
             outlook: what waits behind the sequence, and how often requests arrive.
             waited_s: since the request was accepted.
+            queued_s: since it was queued, which may be later.
 
         Raises:
             InvalidRequestError: no video to compress, or frames and messages that the model cannot
                 take.
             PromptTooLongError: the prompt does not fit at any level.
         """
-        if sequence.frames is None:
-            raise InvalidRequestError("without a video there is nothing to compress")
-        return self._auto.choose(sequence, config, outlook, waited_s=waited_s)
+        _check_has_video(sequence)
+        return self._auto.choose(sequence, config, outlook, waited_s=waited_s, queued_s=queued_s)
+
+    def choose_cached(
+        self,
+        sequence: Sequence,
+        config: AutoConfig,
+        outlook: Outlook = NOTHING_WAITS,
+        *,
+        waited_s: float = 0.0,
+        queued_s: float = 0.0,
+    ) -> CachedChoice:
+        """Chooses as `choose_compression`, but only a level whose prefix is there or on its way.
+
+        Only `add` makes a prefix come: until it has returned one of the keys, there is no need to
+        ask again.
+
+        Raises:
+            InvalidRequestError, PromptTooLongError: as `choose_compression`.
+        """
+        _check_has_video(sequence)
+        return self._auto.choose_cached(
+            sequence, config, outlook, waited_s=waited_s, queued_s=queued_s
+        )
 
     def abort(self, sequence_id: str) -> bool:
         """Frees all that a sequence holds; False if the engine does not have it."""
@@ -232,7 +286,7 @@ class Engine:
             self._states[preempted.state.sequence.sequence_id] = preempted.state
             self._num_preemptions[preempted.made_room_for] += 1
         if schedule.preempted:
-            self._vision.drop_orphaned_batch()
+            self._vision.drop_orphans()
 
     def _free_ended(self, ended: list[Ended]) -> None:
         for end in ended:
@@ -251,7 +305,7 @@ class Engine:
         del self._states[state.sequence.sequence_id]
         self._scheduler.remove(state)
         self.admission.release(state)
-        self._vision.drop_orphaned_batch()
+        self._vision.drop_orphans()
         state.sequence.stage = Stage.FINISHED
 
     def _check_idle(self) -> None:
@@ -262,3 +316,8 @@ class Engine:
             self.backend.check(num_prefixes=self.admission.num_prefixes)
         except AssertionError as error:
             logger.error("the KV cache is not whole: %s", error)
+
+
+def _check_has_video(sequence: Sequence) -> None:
+    if sequence.frames is None:
+        raise InvalidRequestError("without a video there is nothing to compress")

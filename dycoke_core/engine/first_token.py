@@ -3,26 +3,18 @@
 From what the engine still has to do before it, what the sequence itself adds, and rates that are
 measured as the engine runs. What is cached or on its way, and what several share, counts once.
 
-Not covered: waiting for KV memory or for a place among those that run.
+Not covered: waiting for KV memory or for a seat.
 """
 
 from collections.abc import Collection, Iterable
 
-import torch
-
-from dycoke_core.compression.flops import prefill_flops, vision_flops
 from dycoke_core.config import PRIORITIES, Priority
 from dycoke_core.engine.admission import Admission
-from dycoke_core.engine.backend import Backend
 from dycoke_core.engine.scheduler import Scheduler
 from dycoke_core.engine.state import SequenceState
 from dycoke_core.model.adapter import VideoLanguageModel
 from dycoke_core.precedence import RANKS
 from dycoke_core.rates import Rates, Work
-
-_SEED_ROWS = 256
-_SEED_SLACK = 2.0  # of what matrix products alone would take
-_SEED_STEP_TOKENS = 8  # prompt tokens that a decode step takes as long as
 
 
 class FirstTokenPredictor:
@@ -57,13 +49,15 @@ class FirstTokenPredictor:
     def work_ahead(
         self, priority: Priority = PRIORITIES[-1], shared_keys: Collection[str] = ()
     ) -> Work:
-        """What the engine has to do before a sequence that is added now.
+        """What the engine has to do before a sequence that is added now. Asked after every step for
+        each choice that waits, so sequences that only decode cost next to nothing.
 
         Args:
             priority: the lowest of what counts.
             shared_keys: of prefixes and videos that count whoever makes them.
         """
-        everyone = (*self._scheduler.running, *self._scheduler.waiting)
+        running = (state for state in self._scheduler.running if state.has_prompt_left)
+        everyone = (*running, *self._scheduler.waiting)
         ahead = [state for state in everyone if RANKS[state.priority] <= RANKS[priority]]
         shared = {
             key: work
@@ -76,17 +70,17 @@ class FirstTokenPredictor:
 
     def own_work(self, state: SequenceState) -> Work:
         """What a sequence adds that is not in the engine yet."""
-        is_cached = self.has_prefix(state)
+        is_cached = self.has_prefix(state.prefix_key)
         is_encoded = is_cached or self._is_encoded(state)
         return Work(
             vision_patches=0 if is_encoded else self._patches(state, len(state.distinct_units)),
             prompt_tokens=(0 if is_cached else state.num_prefix_tokens) + state.num_question_tokens,
         )
 
-    def has_prefix(self, state: SequenceState) -> bool:
-        """Whether its prefix is there or on its way."""
-        return self._admission.has_prefix(state.prefix_key) or any(
-            other.prefix_key == state.prefix_key for other in self._scheduler.waiting
+    def has_prefix(self, key: str) -> bool:
+        """Whether a prefix is there or on its way."""
+        return self._admission.has_prefix(key) or any(
+            other.prefix_key == key for other in self._scheduler.waiting
         )
 
     def _is_encoded(self, state: SequenceState) -> bool:
@@ -116,32 +110,3 @@ class FirstTokenPredictor:
         if video is not None:
             num_left = len(video.distinct) - video.num_encoded
             yield state.video_key, Work(self._patches(state, num_left), 0)
-
-
-def seeded_rates(model: VideoLanguageModel, backend: Backend, *, max_prompt_tokens: int) -> Rates:
-    """Rates before anything has run, from the speed of one matrix product of the model's shape."""
-    text, size = model.text_geometry, model.image_size
-    flops_per_s = _product_flops_per_s(model, backend) / _SEED_SLACK
-    token_s = prefill_flops(text, _SEED_ROWS) / _SEED_ROWS / flops_per_s
-    vision = model.vision_geometry(size, size)
-    return Rates(
-        patch_s=vision_flops(vision, 1) / vision.num_patches / flops_per_s,
-        token_s=token_s,
-        step_s=_SEED_STEP_TOKENS * token_s,
-        max_prompt_tokens=max_prompt_tokens,
-    )
-
-
-@torch.inference_mode()
-def _product_flops_per_s(model: VideoLanguageModel, backend: Backend) -> float:
-    text = model.text_geometry
-    one = torch.ones((), device=model.device, dtype=model.dtype)
-    rows = one.expand(_SEED_ROWS, text.hidden_size).contiguous()
-    weights = one.expand(text.hidden_size, text.intermediate_size).contiguous()
-    seconds = []
-    for _ in range(3):
-        began = backend.mark()
-        rows @ weights
-        seconds.append(backend.seconds(began, backend.mark()))
-    num_flops = 2.0 * _SEED_ROWS * weights.numel()
-    return num_flops / max(*seconds[1:], 1e-9)  # the first one warms up

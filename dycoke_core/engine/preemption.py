@@ -3,13 +3,16 @@
 A sequence that is preempted gives back its seat and lets go of its prefix, which stays or is
 evicted as the cache decides, and waits in the place of its age. When it is admitted again it is
 replayed: its prompt is prefilled and the tokens that it had are run through the ordinary decode
-path, so its answer continues as if nothing had happened.
+path, so its answer continues as if nothing had happened. Its video's features are not kept for
+that, as memory is what is short; its frames may have to come again
+(`Sequence.can_reload_frames`).
 
 Whoever asks for low priority agrees to that. Others do not make room, for they may be those of
 another client, who has not been asked. Sequences with the least work to repeat go first, then the
 youngest, and no more than are needed. None goes in vain: where all that may go would not make
-enough room, nobody does. None makes room more than `MAX_PREEMPTIONS` times, nor if it was admitted
-because its turn had come while better ones waited (`dycoke_core.precedence`), so all of them end.
+enough room, in bytes (`dycoke_core.engine.room`), nobody does. None makes room more than
+`MAX_PREEMPTIONS` times, nor if it was admitted because its turn had come while better ones waited
+(`dycoke_core.precedence`), so all of them end.
 """
 
 from collections.abc import Callable, Iterable, Sequence

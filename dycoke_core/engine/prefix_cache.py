@@ -24,7 +24,8 @@ class Video:
     """The features of one video's units. Each distinct unit is encoded once.
 
     Args:
-        frames: uint8 [F, height, width, 3], dropped when encoded.
+        frames: uint8 [F, height, width, 3], those of the sequence that came first; dropped when
+            encoded.
     """
 
     key: str

@@ -10,11 +10,19 @@ nothing starves (`dycoke_core.precedence`). What is left of a step's budget goes
 whose piece fits, such as a question about a known video that waits after a long new one. Chunks are
 never cut to the budget: their boundaries depend on the prompt alone.
 
-A sequence without room may preempt low-priority ones (`dycoke_core.engine.preemption`).
+A sequence without room may preempt low-priority ones (`dycoke_core.engine.preemption`). Else it
+waits, at most until all that run have ended, and nobody of its priority or a worse one passes it.
+One of worse priority, whose turn has come, is passed by better ones that fit beside it: they take
+nothing that it will need once those that ran before have ended. Only what does not fit beside it is
+held up, for no longer than that and its own answer.
+
+One that was preempted may find, when there is room for it, that its video has to be encoded again
+and that its frames are gone: it stands aside until they come, and everybody passes it.
 """
 
 from bisect import insort
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Generic, Protocol, TypeVar
@@ -67,9 +75,17 @@ class Admits(Protocol[State]):
         """False: not now, it keeps its place."""
         ...
 
-    def has_room_without(self, state: State, leaving: Sequence[State]) -> bool:
-        """Whether the bytes that a sequence needs would be there if others left. They may still
-        not be in pieces that fit."""
+    def lacks_frames(self, state: State) -> bool:
+        """Whether there is nothing to run it from until its frames have come again."""
+        ...
+
+    def fits(self, states: Sequence[State]) -> bool:
+        """Whether the bytes for all of them would be there if nobody else ran. They may still not
+        be in pieces that fit."""
+        ...
+
+    def keeping(self, state: State) -> AbstractContextManager[None]:
+        """Keeps what a sequence will share from being dropped while others make room for it."""
         ...
 
     def preempt(self, state: State) -> State:
@@ -112,9 +128,12 @@ class Scheduler(Generic[State]):
     admission: Admits[State]
     # Bounded by the caller, which adds no more than it takes from its own queue.
     waiting: list[State] = field(default_factory=list)  # oldest first
+    waiting_for_frames: list[State] = field(default_factory=list)  # a step does nothing for them
     running: list[State] = field(default_factory=list)
     _admissions: Precedence = field(default_factory=Precedence)
     _prompts: Precedence = field(default_factory=Precedence)
+    _passed: int = 0  # arrival of the last one that better ones were let past
+    _passing: list[int] = field(default_factory=list)  # arrivals of these
     _num_arrived: int = 0
 
     @property
@@ -128,10 +147,14 @@ class Scheduler(Generic[State]):
 
     def remove(self, state: State) -> None:
         """Takes a sequence out, wherever it is."""
-        if state in self.running:
-            self.running.remove(state)
-        else:
-            self.waiting.remove(state)
+        for states in (self.running, self.waiting, self.waiting_for_frames):
+            if state in states:
+                states.remove(state)
+
+    def resume(self, state: State) -> None:
+        """Its frames have come: it waits in the place of its age again."""
+        self.waiting_for_frames.remove(state)
+        self._wait(state)
 
     def schedule(self) -> Schedule[State]:
         preempted = self._admit_waiting()
@@ -151,16 +174,42 @@ class Scheduler(Generic[State]):
         preempted: list[Preempted[State]] = []
         while self.waiting:
             state = self._admissions.ordered(self.waiting, lambda state: state.priority)[0]
-            is_best = all(RANKS[state.priority] <= RANKS[each.priority] for each in self.waiting)
+            if self.admission.lacks_frames(state) and self._has_room(state, ()):
+                self.waiting.remove(state)
+                self.waiting_for_frames.append(state)
+                continue
+            is_best = not self._better_than(state)
             if not self._admit(state):
-                victims = self._make_room(state)
-                preempted += victims
-                if not victims or not self._admit(state):
+                victims = self._choose_victims(state)
+                with self.admission.keeping(state):
+                    preempted += [self._preempt(each, state.priority) for each in victims]
+                    has_entered = bool(victims) and self._admit(state)
+                if not has_entered:
+                    self._let_pass(state)
                     break
             is_oldest = not self.waiting or state.arrival < self.waiting[0].arrival
             self._admissions.note(is_oldest_served=is_oldest)
             state.has_come_in_turn = is_oldest and not is_best
         return preempted
+
+    def _better_than(self, state: State) -> list[State]:
+        """Those that wait with a better priority, in the order of their own."""
+        rank = RANKS[state.priority]
+        better = [each for each in self.waiting if RANKS[each.priority] < rank]
+        return sorted(better, key=lambda each: RANKS[each.priority])
+
+    def _let_pass(self, head: State) -> None:
+        """Admits those of better priority that fit beside the one whose turn has come: what it
+        waits for is the end of others, whether they pass it or not."""
+        if self._passed != head.arrival:
+            self._passed, self._passing = head.arrival, []
+        beside = [state for state in self.running if state.arrival in self._passing]
+        for state in self._better_than(head):
+            beside.append(state)
+            has_place = len(beside) < self.max_running
+            if not has_place or not self.admission.fits([head, *beside]) or not self._admit(state):
+                return
+            self._passing.append(state.arrival)
 
     def _admit(self, state: State) -> bool:
         if len(self.running) >= self.max_running or not self.admission.admit(state):
@@ -169,22 +218,23 @@ class Scheduler(Generic[State]):
         self.running.append(state)
         return True
 
-    def _make_room(self, state: State) -> list[Preempted[State]]:
-        """Preempts whom it takes; returns what waits in their place."""
-        victims = choose_victims(
+    def _choose_victims(self, state: State) -> list[State]:
+        return choose_victims(
             state.priority, self.running, lambda leaving: self._has_room(state, leaving)
         )
-        return [Preempted(self._preempt(victim), state.priority) for victim in victims]
 
     def _has_room(self, state: State, leaving: Sequence[State]) -> bool:
-        has_place = len(self.running) - len(leaving) < self.max_running
-        return has_place and self.admission.has_room_without(state, leaving)
+        staying = [each for each in self.running if each not in leaving]
+        return len(staying) < self.max_running and self.admission.fits([*staying, state])
 
-    def _preempt(self, state: State) -> State:
+    def _preempt(self, state: State, made_room_for: Priority) -> Preempted[State]:
         self.running.remove(state)
         resumed = self.admission.preempt(state)
-        insort(self.waiting, resumed, key=lambda waiting: waiting.arrival)
-        return resumed
+        self._wait(resumed)
+        return Preempted(resumed, made_room_for)
+
+    def _wait(self, state: State) -> None:
+        insort(self.waiting, state, key=lambda waiting: waiting.arrival)
 
     def _choose_chunks(
         self, works: list[tuple[State, PromptWork]]

@@ -3,7 +3,7 @@ themselves as a whole.
 
 A window reaches back by positions, not by places: tokens that stage I dropped take room in it, so
 what is left of a video is seen from as far as in the whole one. A prefix's positions ascend, and so
-do a question's behind it: what a token sees is a range of places. Knows no device.
+do a question's after it: what a token sees is a range of places. Knows no device.
 """
 
 from collections.abc import Sequence
@@ -59,7 +59,7 @@ def end_seen(start: int, size: int, runs: Sequence[range]) -> Integers:
 
 def chunk_end(start: int, end: int, runs: Sequence[range]) -> int:
     """Where a prefix's chunk ends that is to end at `end` and may part no run: before the run, or
-    behind it where nothing else is left of the chunk."""
+    after it where nothing else is left of the chunk."""
     for run in runs:
         if run.start < end < run.stop:
             return run.start if run.start > start else run.stop

@@ -103,6 +103,11 @@ class SequenceState:
         return self.layout.prefix.num_visual
 
     @property
+    def retained_ratio(self) -> float:
+        """V / (F * N): the share of a video's tokens that the language model sees."""
+        return self.num_visual_tokens / self.num_tokens_in
+
+    @property
     def num_prefix_tokens(self) -> int:
         """The prompt up to the question: what every question about the video shares. Without a
         video, one token: there is nothing worth sharing."""
@@ -167,6 +172,11 @@ class SequenceState:
             return None
         size = min(self.max_chunk_tokens, num_left)
         return PromptWork(WorkKind.QUESTION, self.sequence.sequence_id, size)
+
+    @property
+    def has_prompt_left(self) -> bool:
+        """False: all of its prompt has been launched, what it shares included."""
+        return self.num_own_run < self.num_question_tokens
 
     @property
     def can_decode(self) -> bool:

@@ -94,11 +94,12 @@ class VisionEncoder:
         self._drop_batch()
         if len(owners) == 1:
             return owners
-        self._suspects += owners
+        self._suspects += [video for video in owners if video.holders]
         return []
 
-    def drop_orphaned_batch(self) -> None:
-        """Forgets a micro-batch whose videos nobody waits for any more."""
+    def drop_orphans(self) -> None:
+        """Forgets videos that nobody waits for any more, unless others share their micro-batch."""
+        self._suspects = [video for video in self._suspects if video.holders]
         if self._batch and all(video.holders == 0 for video in self._batch):
             self._drop_batch()
 
@@ -127,7 +128,6 @@ class VisionEncoder:
     def _begin(self, waiting: Mapping[Video, Priority]) -> None:
         oldest = next(iter(waiting))
         videos = self._precedence.ordered(waiting, waiting.__getitem__)
-        self._suspects = [video for video in self._suspects if video.holders]
         if videos[0] in self._suspects:
             videos = videos[:1]
         else:

@@ -21,7 +21,7 @@ def compression_of(*, dycoke: bool, policy: str | None, **settings: Any) -> Comp
     Args:
         dycoke: the released code's switch; off: full tokens.
         policy: any of the service's by name, instead of the switch.
-        settings: `dycoke_k`, `dycoke_l`, ...: a parameter of the policy behind the prefix.
+        settings: `dycoke_k`, `dycoke_l`, ...: a parameter of the policy after the prefix.
 
     Raises:
         InvalidRequestError: unknown names, or values outside their ranges.

@@ -62,7 +62,9 @@ class Dycoke(lmms):  # type: ignore[misc]
         self._engine = Engine.from_pretrained(pretrained, config)
         card = self._engine.card
         size = card.frame_size(max_frames_num)
-        spec = FrameSpec(max_frames_num, size, spread=card.frame_spread)
+        spec = FrameSpec(
+            max_frames_num, size, spread=card.frame_spread, resizing=card.frame_resizing
+        )
         self._videos = _VideoReader(spec)
 
     def generate_until(self, requests: list[Instance]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What the engine asks of a video language model: the seam behind which a family of models joins.
+"""What the engine asks of a video language model: the seam at which a family of models joins.
 
 A model reads a video in *units*: a frame, or a temporal patch of several. Each unit becomes N
 visual tokens, and N may depend on the frames' size. A prompt is a list of segments: text, and units
@@ -22,9 +22,8 @@ from transformers import PreTrainedTokenizerFast
 
 from dycoke_core.compression.flops import TextGeometry, VisionGeometry
 from dycoke_core.frame_rate import RateRule
-from dycoke_core.frame_size import PixelLimits
-from dycoke_core.frame_spread import Spread
-from dycoke_core.model.attention import LayerAttention
+from dycoke_core.model.layer_attention import LayerAttention
+from dycoke_core.model_frames import PixelLimits, Resizing, Spread
 from dycoke_core.preprocess import Prompt
 from dycoke_core.sequence import ChatMessage, FrameTiming
 
@@ -101,7 +100,7 @@ class PromptLayout:
 
     @classmethod
     def without_video(cls, prompt: Prompt) -> "PromptLayout":
-        """Args: prompt: cut behind its first id."""
+        """Args: prompt: cut after its first id."""
         prefix = (Text(prompt.ids_before_video),)
         return cls(None, prefix, prompt.ids_after_video, num_units=0, tokens_per_unit=0)
 
@@ -222,6 +221,11 @@ class VideoLanguageModel(Protocol):
         ...
 
     @property
+    def frame_resizing(self) -> Resizing:
+        """How they come to their size."""
+        ...
+
+    @property
     def feature_size(self) -> int:
         """Values of a visual token's features: the D that it is embedded as, then those that the
         first layers add."""
@@ -328,7 +332,7 @@ class VideoLanguageModel(Protocol):
         Args:
             embeds: [q, D]; positions: int64 [axes, q].
             attention: stores the new keys and values and attends, layer by layer.
-            layer_adds: [layers, rows, D], added to the first rows behind each of the first layers.
+            layer_adds: [layers, rows, D], added to the first rows after each of the first layers.
 
         Returns:
             [q, D] after the final norm.

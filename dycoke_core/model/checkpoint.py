@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from dycoke_core.errors import ModelLoadError
-from dycoke_core.model.attention import ATTENTION_NAME
+from dycoke_core.model.layer_attention import ATTENTION_NAME
 from dycoke_core.model.packing import can_pack, pack_weights
 from dycoke_core.model_config import read_json
 

@@ -151,7 +151,7 @@ class FusedDecoder:
             write_slots: int32 [n], where the tokens' keys and values go in the pool.
             keys, values: the pool, [R, G, E] each.
             attend: called once per layer.
-            layer_adds: [layers, rows, D], added to the first rows behind each of the first layers.
+            layer_adds: [layers, rows, D], added to the first rows after each of the first layers.
 
         Returns:
             [n, D] after the final norm.

@@ -25,12 +25,13 @@ from dycoke_core.model.adapter import (
     Text,
     Units,
 )
-from dycoke_core.model.attention import LayerAttention
 from dycoke_core.model.checkpoint import Checkpoint
 from dycoke_core.model.geometry import layer_specs, text_geometry
+from dycoke_core.model.layer_attention import LayerAttention
 from dycoke_core.model.mrope import kept_places
 from dycoke_core.model.transformers_model import TransformersModel
-from dycoke_core.preprocess import FrameNormalizer, PromptEncoder
+from dycoke_core.model_frames import Resizing
+from dycoke_core.preprocess import FrameNormalizer, PromptEncoder, resizing_of_processor
 from dycoke_core.sequence import ChatMessage, FrameTiming
 
 
@@ -41,6 +42,7 @@ class Gemma3(TransformersModel):
     model: Gemma3ForConditionalGeneration
     prompt_encoder: PromptEncoder
     normalizer: FrameNormalizer
+    resizing: Resizing
     eos_token_ids: frozenset[int]
     weights_digest: str
     text_geometry: TextGeometry = field(init=False)
@@ -70,10 +72,12 @@ class Gemma3(TransformersModel):
             unit_token_id=config.image_token_index,
             content_type="image",
         )
+        settings = checkpoint.video_processor
         return cls(
             model=checkpoint.load_weights(Gemma3ForConditionalGeneration),
             prompt_encoder=prompt_encoder,
-            normalizer=FrameNormalizer.of_processor(checkpoint.video_processor),
+            normalizer=FrameNormalizer.of_processor(settings),
+            resizing=resizing_of_processor(settings, default="bilinear"),
             eos_token_ids=checkpoint.eos_token_ids,
             weights_digest=checkpoint.weights_digest,
         )
@@ -87,6 +91,10 @@ class Gemma3(TransformersModel):
     @property
     def frames_per_unit(self) -> int:
         return 1
+
+    @property
+    def frame_resizing(self) -> Resizing:
+        return self.resizing
 
     def token_grid(self, height: int, width: int) -> tuple[int, int]:
         side = int(self.model.config.mm_tokens_per_image**0.5)

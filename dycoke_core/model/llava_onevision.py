@@ -2,7 +2,7 @@
 
 A unit is a frame. Frames are square, of one size; their visual tokens stand together, a learned
 newline ends them, and positions count along what is kept. The layers are transformers' own;
-attention and cache come with each forward call (`dycoke_core.model.attention`).
+attention and cache come with each forward call (`dycoke_core.model.layer_attention`).
 """
 
 import math
@@ -28,9 +28,9 @@ from dycoke_core.model.adapter import (
     Text,
     Units,
 )
-from dycoke_core.model.attention import LayerAttention
 from dycoke_core.model.checkpoint import Checkpoint
 from dycoke_core.model.geometry import layer_specs, text_geometry
+from dycoke_core.model.layer_attention import LayerAttention
 from dycoke_core.model.transformers_model import TransformersModel
 from dycoke_core.preprocess import FrameNormalizer, PromptEncoder
 from dycoke_core.sequence import ChatMessage, FrameTiming

@@ -1,4 +1,4 @@
-"""Qwen2.5-VL: one run of visual tokens, whose positions tell the time; windows in the tower."""
+"""Qwen2.5-VL: one run of visual tokens, whose positions carry the time; windows in the tower."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ from transformers.vision_utils import (
 )
 
 from dycoke_core.compression.flops import VisionGeometry
-from dycoke_core.frame_spread import Spread
 from dycoke_core.model.adapter import Clip, PromptLayout, Text, Units
 from dycoke_core.model.qwen_vl import QwenVL
+from dycoke_core.model_frames import Spread
 from dycoke_core.transfer import to_device
 
 

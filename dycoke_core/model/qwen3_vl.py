@@ -1,4 +1,4 @@
-"""Qwen3-VL: a run of visual tokens per unit behind its time in words; features for several layers.
+"""Qwen3-VL: a run of visual tokens per unit after its time in words; features for several layers.
 
 The tower hands over features of some of its layers beside the last one's (DeepStack): each is added
 to the visual tokens' rows after one of the language model's first layers. Those rows are chosen by
@@ -19,10 +19,10 @@ from transformers.vision_utils import (
 )
 
 from dycoke_core.compression.flops import VisionGeometry
-from dycoke_core.frame_spread import Spread
 from dycoke_core.model.adapter import Clip, PromptLayout, Segment, Text, Units
 from dycoke_core.model.qwen_vl import QwenVL
 from dycoke_core.model.temporal_patches import DEFAULT_FPS
+from dycoke_core.model_frames import Spread
 from dycoke_core.transfer import to_device
 
 

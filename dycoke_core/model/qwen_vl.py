@@ -17,12 +17,10 @@ from transformers import PreTrainedModel
 
 from dycoke_core.compression.flops import TextGeometry, VisionGeometry
 from dycoke_core.frame_rate import PROCESSORS_MAX_FRAMES, PROCESSORS_MIN_FRAMES, RateRule
-from dycoke_core.frame_size import PixelLimits
-from dycoke_core.frame_spread import Spread
 from dycoke_core.model.adapter import Clip, EmbeddedPrefix, LayerSpec, PromptLayout
-from dycoke_core.model.attention import LayerAttention
 from dycoke_core.model.checkpoint import Checkpoint
 from dycoke_core.model.geometry import layer_specs, text_geometry
+from dycoke_core.model.layer_attention import LayerAttention
 from dycoke_core.model.mrope import (
     NUM_AXES,
     PositionsOfRun,
@@ -33,7 +31,8 @@ from dycoke_core.model.mrope import (
 )
 from dycoke_core.model.temporal_patches import TemporalPatches
 from dycoke_core.model.transformers_model import TransformersModel
-from dycoke_core.preprocess import PromptEncoder
+from dycoke_core.model_frames import PixelLimits, Resizing, Spread
+from dycoke_core.preprocess import PromptEncoder, resizing_of_processor
 from dycoke_core.sequence import ChatMessage, FrameTiming
 from dycoke_core.transfer import to_device
 
@@ -57,6 +56,7 @@ class QwenVL(TransformersModel):
     prompt_encoder: PromptEncoder
     patches: TemporalPatches
     rate: RateRule
+    resizing: Resizing
     eos_token_ids: frozenset[int]
     weights_digest: str
     text_geometry: TextGeometry = field(init=False)
@@ -90,6 +90,7 @@ class QwenVL(TransformersModel):
                 max_frames=settings.get("max_frames") or PROCESSORS_MAX_FRAMES,
                 multiple=settings["temporal_patch_size"] if cls.takes_whole_units else 1,
             ),
+            resizing=resizing_of_processor(settings, default="bicubic"),
             eos_token_ids=checkpoint.eos_token_ids,
             weights_digest=checkpoint.weights_digest,
         )
@@ -117,6 +118,10 @@ class QwenVL(TransformersModel):
     @property
     def frame_rate(self) -> RateRule:
         return self.rate
+
+    @property
+    def frame_resizing(self) -> Resizing:
+        return self.resizing
 
     def token_grid(self, height: int, width: int) -> tuple[int, int]:
         return self.patches.token_grid(height, width)

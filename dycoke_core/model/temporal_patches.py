@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from dycoke_core.errors import InvalidRequestError
-from dycoke_core.frame_size import PixelLimits
 from dycoke_core.model.adapter import Clip
+from dycoke_core.model_frames import PixelLimits
 from dycoke_core.sequence import FrameTiming
 
 DEFAULT_FPS = 24.0

@@ -11,10 +11,9 @@ from transformers import PreTrainedTokenizerFast
 from dycoke_core.compression.flops import TextGeometry
 from dycoke_core.errors import InvalidRequestError
 from dycoke_core.frame_rate import RateRule
-from dycoke_core.frame_size import PixelLimits
-from dycoke_core.frame_spread import DEFAULT_SPREAD, Spread
 from dycoke_core.model.adapter import Clip, EmbeddedPrefix, PromptLayout
-from dycoke_core.model.attention import LayerAttention
+from dycoke_core.model.layer_attention import LayerAttention
+from dycoke_core.model_frames import DEFAULT_RESIZING, DEFAULT_SPREAD, PixelLimits, Resizing, Spread
 from dycoke_core.preprocess import PromptEncoder
 from dycoke_core.transfer import to_device
 
@@ -81,6 +80,10 @@ class TransformersModel(ABC):
     @property
     def frame_rate(self) -> RateRule | None:
         return None
+
+    @property
+    def frame_resizing(self) -> Resizing:
+        return DEFAULT_RESIZING
 
     @abstractmethod
     def token_grid(self, height: int, width: int) -> tuple[int, int]: ...

@@ -1,6 +1,6 @@
 """decord in the child: the first reader. Imported by children only.
 
-Frames are scaled while they are decoded: with whole frames decord's queue takes gigabytes within
+Frames are resized while they are decoded: with whole frames decord's queue takes gigabytes within
 seconds. It applies rotation metadata on its own.
 
 What a decoder puts in the place of lost data depends on its number of threads. So that frames never

@@ -4,7 +4,9 @@ An upload goes sniff → plan → decord → PyAV, each step but the first in a 
 own, all of them together within one time limit. decord is the first reader, as in the models' own
 code. PyAV reads what decord cannot, or cannot in time, and all of MPEG-TS and AVI: without an index
 or presentation times decord returns other frames than those asked for, or hangs. decord takes no
-list of codecs, so PyAV also reads files with a stream of any codec that is not on ours.
+list of codecs, so PyAV also reads files with a stream of any codec that is not on ours; and it
+reads all frames that are resized once they are decoded, for decord's queue of whole frames takes
+gigabytes.
 """
 
 import asyncio
@@ -19,6 +21,7 @@ from typing import Any, TypeVar
 
 from dycoke_core.cores import num_usable_cores
 from dycoke_core.errors import InvalidRequestError, SandboxUnavailableError
+from dycoke_core.model_frames import DEFAULT_RESIZING
 from dycoke_core.video.containers import Container
 from dycoke_core.video.fork_client import ForkServer
 from dycoke_core.video.forked_child import Confinement, TaskFailure
@@ -30,8 +33,6 @@ from dycoke_core.video.refusals import (
     as_dycoke_error,
     refuse_beyond_limits,
     unreadable_frame,
-    warnings_about,
-    warnings_of,
 )
 from dycoke_core.video.replies import (
     Headers,
@@ -230,7 +231,7 @@ class FrameReaders:
         return plan
 
     async def _read(self, reading: _Reading) -> VideoFrames:
-        warnings = warnings_about(reading.plan, reading.spec)
+        warnings = reading.plan.warnings(reading.spec)
         if reading.plan.key_pts:
             with suppress(_OtherwiseReadableError):
                 return await self._read_keyframes(reading, warnings)
@@ -251,7 +252,7 @@ class FrameReaders:
                 self._pyav,
                 "read_keyframes",
                 reading.video,
-                {"key_pts": plan.key_pts},
+                {"key_pts": plan.key_pts, "resizing": reading.spec.resizing},
                 lambda reply: None,
                 timeout_s=reading.ends_at - time.monotonic(),
                 pixels=reading.pixels,
@@ -301,7 +302,7 @@ class FrameReaders:
             self._pyav,
             "read",
             reading.video,
-            {"indices": plan.indices},
+            {"indices": plan.indices, "resizing": reading.spec.resizing},
             lambda reply: parse_placement(reply, plan),
             timeout_s=reading.ends_at - time.monotonic(),
             num_threads=reading.num_threads,
@@ -309,7 +310,7 @@ class FrameReaders:
             on_progress=reading.on_progress,
         )
         pixels = map_pixels(*reading.pixels)
-        warnings = warnings + warnings_of(placed, plan)
+        warnings = warnings + placed.warnings(plan)
         return VideoFrames(
             pixels,
             placed.indices,
@@ -376,7 +377,12 @@ def _parse_probe(reply: Any, container: Container) -> Headers:
 def _is_for_decord(reading: _Reading) -> bool:
     plan = reading.plan
     has_only_known_codecs = plan.headers.codecs <= DECORD_CODECS
-    return plan.has_times and has_only_known_codecs and reading.video.container in _FOR_DECORD
+    return (
+        reading.spec.resizing == DEFAULT_RESIZING
+        and reading.video.container in _FOR_DECORD
+        and plan.has_times
+        and has_only_known_codecs
+    )
 
 
 class _OtherwiseReadableError(Exception):

@@ -1,26 +1,22 @@
 """Lists of pictures in the child, through PyAV's decoders. Imported by children only.
 
 A picture is decoded by the decoder of what it was recognised as, whole, from memory: no demuxer
-sees it, and no decoder takes more pixels than the limit. Pictures of several sizes are scaled like
-the frames of a video, each to the whole of the model's frame; where frames keep a video's shape, it
-is that of the first picture.
+sees it, and no decoder takes more pixels than the limit. Pictures of several sizes are resized
+like the frames of a video, each to the whole of the model's frame; where frames keep a video's
+shape, it is that of the first picture.
 """
 
 import os
-from collections.abc import Callable
 from typing import Any
 
 import av
-import numpy as np
-import numpy.typing as npt
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 
 from dycoke_core.video.child import Task, TaskError
 from dycoke_core.video.frame_list import FrameListIndex, read_index, sniff_picture
+from dycoke_core.video.frame_resizers import Resize
 from dycoke_core.video.sampling import frames_in_clip, sample_indices, shown_s
-
-Scale = Callable[[VideoFrame], npt.NDArray[np.uint8]]
 
 
 def probe(task: Task) -> dict[str, Any]:
@@ -62,7 +58,7 @@ def plan(task: Task) -> dict[str, Any]:
     }
 
 
-def read(task: Task, scale: Scale) -> dict[str, Any]:
+def read(task: Task, resize: Resize) -> dict[str, Any]:
     """Decodes the pictures `indices`, ascending, into the pixels; returns what a video's read
     does."""
     assert task.pixels is not None
@@ -72,7 +68,7 @@ def read(task: Task, scale: Scale) -> dict[str, Any]:
         if row and wanted[row - 1] == number:
             task.pixels[row] = task.pixels[row - 1]
         else:
-            task.pixels[row] = scale(_decode(task, fd, index.places[number])[1])
+            task.pixels[row] = resize(_decode(task, fd, index.places[number])[1])
         task.report_progress((row + 1) / len(wanted))
     times_s = index.times_s
     return {

@@ -2,8 +2,6 @@
 
 The demuxer is forced to what the file was recognised as, decoders outside the allow-list are not
 opened even for a look at the headers, and no decoder takes frames above the pixel limit.
-
-Rotation: display matrices of 90, 180 and 270 degrees are applied, as decord does; others are not.
 """
 
 import importlib
@@ -12,16 +10,13 @@ from contextlib import suppress
 from typing import Any
 
 import av
-import numpy as np
-import numpy.typing as npt
 from av.container import InputContainer
-from av.filter import Graph
 from av.stream import Disposition, Stream
-from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from dycoke_core.video import picture_reader
 from dycoke_core.video.child import Task, TaskError, Tasks
+from dycoke_core.video.frame_resizers import Resize, frame_resizer
 from dycoke_core.video.pyav_frames import FrameSource, list_frames, read_keyframe
 from dycoke_core.video.sampling import frames_in_clip, sample_indices, shown_s
 
@@ -35,8 +30,6 @@ av.logging.restore_default_callback()
 av.logging.set_libav_level(av.logging.ERROR)
 
 _DECODERS = "h264,hevc,vp8,vp9,libdav1d,libvpx,libvpx-vp9,mpeg4,mpeg2video,mjpeg"
-# The transpose filters that bring a frame upright: 1 turns it clockwise, 2 the other way.
-_TURNS = {90: ("2",), 180: ("1", "1"), 270: ("1",)}
 
 
 def probe(task: Task) -> dict[str, Any]:
@@ -76,14 +69,15 @@ def plan(task: Task) -> dict[str, Any]:
 
 
 def read_keyframes(task: Task) -> dict[str, Any]:
-    """Decodes the keyframes at `key_pts`, ascending, into the pixels, and nothing else.
+    """Decodes the keyframes at `key_pts`, ascending, into the pixels, and nothing else. Takes
+    `resizing`, too.
 
     Raises:
         TaskError: one of them does not decode by itself.
     """
     assert task.pixels is not None
     container, stream = _open(task)
-    scale = _Scaler(*task.pixels.shape[1:3])
+    resize = _resizer(task)
     wanted = task.params["key_pts"]
     for row, key_pts in enumerate(wanted):
         if row and wanted[row - 1] == key_pts:
@@ -92,13 +86,14 @@ def read_keyframes(task: Task) -> dict[str, Any]:
             frame = read_keyframe(container, stream, key_pts)
             if frame is None:
                 raise TaskError("unreadable", "a keyframe does not decode by itself")
-            task.pixels[row] = scale(frame)
+            task.pixels[row] = resize(frame)
         task.report_progress((row + 1) / len(wanted))
     return {}
 
 
 def read(task: Task) -> dict[str, Any]:
-    """Decodes the frames `indices`, ascending, into the pixels. Takes what `plan` takes, too.
+    """Decodes the frames `indices`, ascending, into the pixels. Takes `resizing` and what `plan`
+    takes, too.
 
     Returns the indices and times of the frames that stand in each place, which are not those asked
     for where a frame does not decode.
@@ -116,7 +111,7 @@ def _read(task: Task, num_threads: int) -> tuple[dict[str, Any], bool]:
     frames = list_frames(*_open(task), task.params["max_source_frames"])
     wanted = task.params["indices"]
     source = FrameSource(lambda: _open(task, num_threads), frames, wanted)
-    scale = _Scaler(*task.pixels.shape[1:3])
+    resize = _resizer(task)
     numbers: list[int] = []
     num_damaged = 0
     for row, target in enumerate(wanted):
@@ -125,7 +120,7 @@ def _read(task: Task, num_threads: int) -> tuple[dict[str, Any], bool]:
         if numbers and numbers[-1] == number:
             task.pixels[row] = task.pixels[row - 1]
         else:
-            task.pixels[row] = scale(frame)
+            task.pixels[row] = resize(frame)
         numbers.append(number)
         task.report_progress((row + 1) / len(wanted))
     source.close()
@@ -139,8 +134,7 @@ def _read(task: Task, num_threads: int) -> tuple[dict[str, Any], bool]:
 
 def read_pictures(task: Task) -> dict[str, Any]:
     """As `read`, of a list of pictures."""
-    assert task.pixels is not None
-    return picture_reader.read(task, _Scaler(*task.pixels.shape[1:3]))
+    return picture_reader.read(task, _resizer(task, of_pictures=True))
 
 
 TASKS: Tasks = {
@@ -152,6 +146,12 @@ TASKS: Tasks = {
     "plan_pictures": picture_reader.plan,
     "read_pictures": read_pictures,
 }
+
+
+def _resizer(task: Task, *, of_pictures: bool = False) -> Resize:
+    assert task.pixels is not None
+    height, width = task.pixels.shape[1:3]
+    return frame_resizer(task.params["resizing"], height, width, of_pictures=of_pictures)
 
 
 def _open(task: Task, num_threads: int = 1) -> tuple[InputContainer, VideoStream]:
@@ -222,39 +222,3 @@ def _upright_size(task: Task) -> tuple[int, int]:
     if not all(_stored_size(stream)):
         raise TaskError("unreadable", "no frame says how large it is")
     return _stored_size(stream)
-
-
-class _Scaler:
-    """Turns a frame upright and resizes it, without crop or border.
-
-    Through the very filters that decord uses, so that both readers give the same pixels, by the
-    matrix and the range of colours that the frame names.
-    """
-
-    def __init__(self, height: int, width: int) -> None:
-        self._height, self._width = height, width
-        self._kind: tuple[object, ...] | None = None
-        self._graph = Graph()
-
-    def __call__(self, frame: VideoFrame) -> npt.NDArray[np.uint8]:
-        kind = (frame.width, frame.height, frame.format.name, frame.rotation)
-        if kind != self._kind:
-            self._kind, self._graph = kind, self._build(frame)
-        self._graph.vpush(frame)
-        return np.asarray(self._graph.vpull().to_ndarray(), dtype=np.uint8)
-
-    def _build(self, frame: VideoFrame) -> Graph:
-        graph = Graph()
-        graph.threads = 1
-        source = (
-            f"video_size={frame.width}x{frame.height}:pix_fmt={frame.format.name}"
-            ":time_base=1/1000:pixel_aspect=1/1"
-        )
-        graph.link_nodes(
-            graph.add("buffer", source),
-            *(graph.add("transpose", turn) for turn in _TURNS.get(frame.rotation % 360, ())),
-            graph.add("scale", f"{self._width}:{self._height}"),
-            graph.add("format", "rgb24"),
-            graph.add("buffersink"),
-        ).configure()
-        return graph

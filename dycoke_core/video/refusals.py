@@ -1,5 +1,4 @@
-"""What clients are told of videos: why one is refused (limits, codecs, what a failed child means),
-and what a receipt warns of where one is not as it should be.
+"""Why a video is refused: limits, codecs, and what a failed child means.
 
 The words are ours, with numbers and names that were checked; nothing of a child's reaches a client.
 """
@@ -21,8 +20,8 @@ from dycoke_core.errors import (
 from dycoke_core.video.containers import Container
 from dycoke_core.video.forked_child import TaskFailure
 from dycoke_core.video.frame_list import PictureCodec
-from dycoke_core.video.replies import Headers, Placement, Plan
-from dycoke_core.video.types import FailureCode, FrameSpec, ReadLimits
+from dycoke_core.video.replies import Headers
+from dycoke_core.video.types import FailureCode, ReadLimits
 
 PICTURE_CODECS = get_args(PictureCodec)
 # `pyav_reader` names their decoders.
@@ -30,10 +29,6 @@ CODECS = ("h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "mpeg2video", "mjpeg")
 # decord opens the decoders of all streams, if only to look at them: of these and no others.
 DECORD_CODECS = frozenset({*CODECS, "aac", "mp3", "opus", "vorbis"})
 KILL_REASONS: tuple[FailureCode, ...] = ("timeout", "memory", "cpu", "crash", "killed")
-
-# How much sooner than the headers say frames may end without a warning: sound often lasts longer.
-_TOLERATED_GAP_S = 1.0
-_TOLERATED_GAP_SHARE = 0.05
 
 _LOST: dict[FailureCode, str] = {
     "memory": "reading the video takes more memory than a reader may have",
@@ -85,7 +80,7 @@ def as_dycoke_error(failure: TaskFailure, limits: ReadLimits, timeout_s: float) 
     if failure.code == "timeout":
         return VideoReadTimeoutError(f"the video could not be read within {timeout_s:.1f} s")
     if failure.code in _LOST:
-        return VideoReaderKilledError(_LOST[failure.code])
+        return VideoReaderKilledError(_LOST[failure.code], failure.code)
     return UnreadableVideoError("the video cannot be decoded")
 
 
@@ -94,30 +89,6 @@ def unreadable_frame(number: int) -> UnreadableFrameError:
     return UnreadableFrameError(
         f"frame {number} of the list cannot be decoded, or has too many pixels", number
     )
-
-
-def warnings_about(plan: Plan, spec: FrameSpec) -> list[str]:
-    """What the list of frames shows, before any is decoded."""
-    warnings = []
-    duration_s = plan.headers.probe.duration_s or 0.0
-    if duration_s - plan.end_s > max(_TOLERATED_GAP_S, _TOLERATED_GAP_SHARE * duration_s):
-        warnings.append(f"the frames end at {plan.end_s:.2f} s, the file at {duration_s:.2f} s")
-    if spec.sampling == "keyframe" and not plan.num_keyframes:
-        warnings.append("no keyframes are known of the clip; all its frames were sampled")
-    elif spec.sampling == "keyframe" and plan.num_keyframes < spec.num_frames:
-        warnings.append(f"the clip has {plan.num_keyframes} keyframes, which are repeated")
-    return warnings
-
-
-def warnings_of(placed: Placement, plan: Plan) -> list[str]:
-    num_frames = len(plan.indices)
-    num_moved = sum(a != b for a, b in zip(plan.indices, placed.indices, strict=True))
-    warnings = []
-    if num_moved:
-        warnings.append(f"{num_moved} of {num_frames} frames do not decode; neighbours stand in")
-    if placed.num_damaged:
-        warnings.append(f"{placed.num_damaged} of {num_frames} frames are damaged")
-    return warnings
 
 
 def _too_many_frames(limit: int) -> VideoLimitError:

@@ -1,6 +1,7 @@
-"""Checks what children send, which is untrusted: types, ranges, counts.
+"""Checks what children send, which is untrusted: types, ranges, counts; and what a receipt warns of
+where it shows a video that is not as it should be.
 
-Knows no policy (limits, codecs); that is `frame_readers`'.
+Knows no limits and no codecs; those are `refusals`'.
 """
 
 import re
@@ -11,11 +12,15 @@ from typing import Any
 
 from dycoke_core.video.containers import Container
 from dycoke_core.video.frame_list import MAX_PICTURES
-from dycoke_core.video.types import VideoProbe
+from dycoke_core.video.types import FrameSpec, VideoProbe
 
 _CODEC_NAME = re.compile(r"[a-z0-9_.-]{1,32}")
 _MAX_INT = 2**53
 _MAX_PTS = 2**62  # in ticks of any length, from any start
+
+# How much sooner than the headers say frames may end without a warning: sound often lasts longer.
+_TOLERATED_GAP_S = 1.0
+_TOLERATED_GAP_SHARE = 0.05
 
 
 class MalformedReplyError(Exception):
@@ -44,6 +49,18 @@ class Plan:
     key_pts: tuple[int, ...]  # the file's own times of the indices; empty if not so sampled
     upright_size: tuple[int, int]  # height and width as shown; as stored where nobody asked
 
+    def warnings(self, spec: FrameSpec) -> list[str]:
+        """What the list of frames shows, before any is decoded."""
+        warnings = []
+        duration_s = self.headers.probe.duration_s or 0.0
+        if duration_s - self.end_s > max(_TOLERATED_GAP_S, _TOLERATED_GAP_SHARE * duration_s):
+            warnings.append(f"the frames end at {self.end_s:.2f} s, the file at {duration_s:.2f} s")
+        if spec.sampling == "keyframe" and not self.num_keyframes:
+            warnings.append("no keyframes are known of the clip; all its frames were sampled")
+        elif spec.sampling == "keyframe" and self.num_keyframes < spec.num_frames:
+            warnings.append(f"the clip has {self.num_keyframes} keyframes, which are repeated")
+        return warnings
+
 
 @dataclass(frozen=True, slots=True)
 class Placement:
@@ -52,6 +69,18 @@ class Placement:
     indices: tuple[int, ...]
     timestamps_s: tuple[float, ...]
     num_damaged: int
+
+    def warnings(self, plan: Plan) -> list[str]:
+        num_frames = len(plan.indices)
+        num_moved = sum(a != b for a, b in zip(plan.indices, self.indices, strict=True))
+        warnings = []
+        if num_moved:
+            warnings.append(
+                f"{num_moved} of {num_frames} frames do not decode; neighbours stand in"
+            )
+        if self.num_damaged:
+            warnings.append(f"{self.num_damaged} of {num_frames} frames are damaged")
+        return warnings
 
 
 def parse_bad_picture(reply: Any) -> int | None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dycoke_core.frame_spread import DEFAULT_SPREAD, Spread
+from dycoke_core.model_frames import DEFAULT_SPREAD, Spread
 
 
 def frames_in_clip(

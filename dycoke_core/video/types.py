@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
 from dycoke_core.errors import InvalidRequestError
-from dycoke_core.frame_size import PixelLimits
-from dycoke_core.frame_spread import DEFAULT_SPREAD, Spread
+from dycoke_core.model_frames import DEFAULT_RESIZING, DEFAULT_SPREAD, PixelLimits, Resizing, Spread
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,7 +53,7 @@ class ReadLimits:
     max_duration_s: float = 2 * 3600.0
     max_source_frames: int = 500_000  # a little over two hours at 60 frames per second
     max_extradata_bytes: int = 2**20  # parameter sets; a few hundred bytes in real files
-    timeout_s: float = 30.0  # for all children of one upload, without the wait for a place
+    timeout_s: float = 30.0  # for all children of one upload, without the wait for a slot
     probe_timeout_s: float = 10.0
     decord_share: float = 0.6  # of the time left, before PyAV gets its turn
     cpu_s: int = 20  # per child and decoding thread
@@ -74,6 +73,7 @@ class FrameSpec:
         image_size: side of square frames, in pixels, whatever the video's shape; or the limits
             within which frames keep it.
         spread: where they stand in the clip, or among its keyframes.
+        resizing: how they come to their size.
 
     Raises:
         InvalidRequestError: a value outside its range.
@@ -85,6 +85,7 @@ class FrameSpec:
     end_s: float | None = None
     sampling: Sampling = "uniform"
     spread: Spread = DEFAULT_SPREAD
+    resizing: Resizing = DEFAULT_RESIZING
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_frames <= MAX_FRAMES:

@@ -20,6 +20,7 @@ from pathlib import Path
 import matplotlib
 from tqdm import tqdm
 
+from dycoke_core.engine import Engine
 from dycoke_core.errors import DycokeError
 from dycoke_core.model.adapter import VideoLanguageModel
 from dycoke_core.model.llava_onevision import LlavaOnevision
@@ -30,6 +31,7 @@ from dycoke_core.tiny.testset import FIRST_SEED
 from loadtest import machine
 from loadtest.accuracy.charts import draw_charts
 from loadtest.accuracy.clips import QuestionSet, load_questions
+from loadtest.accuracy.evaluation import open_engine
 from loadtest.accuracy.markdown import to_markdown
 from loadtest.accuracy.pictures import draw_attention, draw_kept_tokens
 from loadtest.accuracy.processes import ModelSource, evaluate
@@ -67,9 +69,15 @@ def _run(arguments: argparse.Namespace) -> None:
     assert settings[0].name == FULL
     num_cores = os.cpu_count() or 1
     num_processes = arguments.processes or (num_cores if model.device.type == "cpu" else 1)
+    engine = open_engine(model) if num_processes == 1 else None
     with tqdm(total=len(questions.clips), unit="video", disable=arguments.quiet) as bar:
         outcomes = evaluate(
-            source, questions, settings, num_processes=num_processes, on_clips=bar.update
+            source,
+            questions,
+            settings,
+            engine=engine,
+            num_processes=num_processes,
+            on_clips=bar.update,
         )
     measured_with["processes"] = num_processes
     report = make_report(model, questions, tables, outcomes, measured_with, left_out)
@@ -78,7 +86,7 @@ def _run(arguments: argparse.Namespace) -> None:
     text = to_markdown(report)
     (arguments.output / "accuracy.md").write_text(text)
     draw_charts(report, arguments.output)
-    _draw_one_answer(model, questions, arguments.output)
+    _draw_one_answer(engine or open_engine(model), questions, arguments.output)
     print(text)
 
 
@@ -98,16 +106,17 @@ def _tables(
     return policies, [] if has_baselines else unwanted
 
 
-def _draw_one_answer(model: VideoLanguageModel, questions: QuestionSet, directory: Path) -> None:
+def _draw_one_answer(engine: Engine, questions: QuestionSet, directory: Path) -> None:
     """Draws an answer about the first video in which something flashes, if there is one."""
+    model = engine.model
     clip = next((c for c in questions.clips if c.scene.event == "flash"), questions.clips[0])
     frames, question = clip.frames(model.image_size), PHRASINGS[DESCRIBE][0]
     if isinstance(model, LlavaOnevision):
         draw_attention(model, frames, question, directory / "attention.png")
     draw_kept_tokens(
-        model,
+        engine,
         frames,
-        clip.timing(len(frames)),
+        clip.timing(len(frames), model.frame_spread),
         question,
         directory / "kept.png",
         first_frame=_window_of_flash(clip.scene),

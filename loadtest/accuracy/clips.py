@@ -7,12 +7,14 @@ import numpy.typing as npt
 import torch
 from torch.nn.functional import interpolate
 
+from dycoke_core.model_frames import Spread
 from dycoke_core.sequence import ChatMessage, FrameTiming
 from dycoke_core.tiny.clip import FPS
 from dycoke_core.tiny.questions import DESCRIBE, FAMILIES, SHORT_FAMILIES, Question
 from dycoke_core.tiny.render import render
 from dycoke_core.tiny.scenes import SIZE, Scene
 from dycoke_core.tiny.testset import FIRST_SEED, MAX_TOKENS, test_set
+from dycoke_core.video.sampling import sample_indices
 
 # Places in FAMILIES.
 SHORT = tuple(range(len(SHORT_FAMILIES)))
@@ -42,10 +44,10 @@ class Clip:
     scene: Scene
     questions: tuple[AskedQuestion, ...]
 
-    def timing(self, num_frames: int) -> FrameTiming:
-        """Of as many frames as `sample_frames` takes."""
+    def timing(self, num_frames: int, spread: Spread) -> FrameTiming:
+        """Of the frames that `sample_frames` takes."""
         total = self.scene.num_frames
-        times = tuple(place / FPS for place in sample_places(total, num_frames).tolist())
+        times = tuple(place / FPS for place in sample_indices(range(total), num_frames, spread))
         return FrameTiming(times, duration_s=total / FPS)
 
     def frames(self, image_size: int) -> npt.NDArray[np.uint8]:
@@ -86,10 +88,10 @@ def _resized(frames: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
     return resized.round().clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous().numpy()
 
 
-def sample_frames(frames: npt.NDArray[np.uint8], number: int) -> npt.NDArray[np.uint8]:
-    """Fewer frames of a video, spread evenly, rounded down as in LLaVA; may miss brief events."""
-    return frames if number == len(frames) else frames[sample_places(len(frames), number)]
-
-
-def sample_places(total: int, number: int) -> npt.NDArray[np.int64]:
-    return np.linspace(0, total - 1, number, dtype=np.int64)
+def sample_frames(
+    frames: npt.NDArray[np.uint8], number: int, spread: Spread
+) -> npt.NDArray[np.uint8]:
+    """Fewer frames of a video, as readers would choose them; may miss brief events."""
+    if number == len(frames):
+        return frames
+    return frames[list(sample_indices(range(len(frames)), number, spread))]

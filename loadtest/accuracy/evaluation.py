@@ -16,8 +16,8 @@ from dycoke_core.config import EngineConfig
 from dycoke_core.engine import Engine, SamplingParams
 from dycoke_core.model.adapter import VideoLanguageModel
 from dycoke_core.model.llava_onevision import LlavaOnevision
+from dycoke_core.sequence import FrameTiming, SequenceReport
 from dycoke_core.sequence import Sequence as EngineSequence
-from dycoke_core.sequence import SequenceReport
 from dycoke_core.tiny.testset import score
 from loadtest.accuracy.clips import AskedQuestion, Clip, sample_frames
 from loadtest.accuracy.settings import FASTV_RATIO, PRUMERGE_RATIO, Setting
@@ -53,17 +53,22 @@ class Outcome:
 Outcomes = dict[str, Outcome]  # by the settings' names
 
 
+def open_engine(model: VideoLanguageModel) -> Engine:
+    """One for all that a process asks the model: on a GPU it takes most of the free memory."""
+    return Engine(model, EngineConfig(device=str(model.device), max_running_sequences=256))
+
+
 class Laboratory:
     """
     Args:
+        engine: idle; its caches are cleared after each examination.
         settings: all of them policies, unless the model is a LLaVA-OneVision.
     """
 
-    def __init__(self, model: VideoLanguageModel, settings: Sequence[Setting]) -> None:
-        self._model = model
+    def __init__(self, engine: Engine, settings: Sequence[Setting]) -> None:
+        self._model = engine.model
         self._settings = settings
-        config = EngineConfig(device=str(model.device), max_running_sequences=256)
-        self._engine = Engine(model, config)
+        self._engine = engine
 
     def examine(self, clips: Sequence[Clip]) -> Outcomes:
         """Asks all questions about some videos under all settings."""
@@ -89,11 +94,13 @@ class Laboratory:
         asked: dict[str, tuple[Setting, AskedQuestion]] = {}
         for setting in settings:
             for clip, pixels in videos:
-                frames = sample_frames(pixels, setting.num_frames)
+                spread = self._model.frame_spread
+                frames = sample_frames(pixels, setting.num_frames, spread)
+                timing = clip.timing(setting.num_frames, spread)
                 for question in clip.questions:
                     name = f"{setting.name}/{question.index}"
                     asked[name] = (setting, question)
-                    self._engine.add(_sequence(name, setting, clip, question, frames))
+                    self._engine.add(_sequence(name, setting, clip, question, frames, timing))
         return asked
 
     def _run_baseline(self, setting: Setting, clip: Clip, frames: torch.Tensor) -> dict[int, float]:
@@ -167,6 +174,7 @@ def _sequence(
     clip: Clip,
     question: AskedQuestion,
     frames: npt.NDArray[np.uint8],
+    timing: FrameTiming,
 ) -> EngineSequence:
     return EngineSequence(
         sequence_id=name,
@@ -174,7 +182,7 @@ def _sequence(
         frames=frames,
         sampling=SamplingParams(max_tokens=question.max_tokens),
         compression=setting.for_video(clip.scene.seed),
-        timing=clip.timing(setting.num_frames),
+        timing=timing,
         video_key=f"{clip.index}",
     )
 

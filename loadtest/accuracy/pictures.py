@@ -12,10 +12,8 @@ from matplotlib import pyplot
 from torch import Tensor
 
 from dycoke_core.compression import ttm
-from dycoke_core.config import EngineConfig
 from dycoke_core.engine import Engine, SamplingParams, Sequence
 from dycoke_core.kept_sets import KeptHistory
-from dycoke_core.model.adapter import VideoLanguageModel
 from dycoke_core.model.llava_onevision import LlavaOnevision
 from dycoke_core.sequence import ChatMessage, FrameTiming
 from loadtest.baselines.cached_attention import (
@@ -111,7 +109,7 @@ def draw_attention(
 
 
 def draw_kept_tokens(
-    model: VideoLanguageModel,
+    engine: Engine,
     frames: npt.NDArray[np.uint8],
     timing: FrameTiming,
     question: str,
@@ -121,7 +119,8 @@ def draw_kept_tokens(
 ) -> None:
     """Some units, what stage I keeps of them, and what the first and last decode steps attend to
     in the pruned layers. Of a unit its first frame is shown."""
-    text, kept = _kept_of_answer(model, frames, timing, question)
+    model = engine.model
+    text, kept = _kept_of_answer(engine, frames, timing, question)
     size = (kept.units, kept.rows, kept.columns)
     rows = {"frames": np.ones(size, np.bool_), "stage I": _mask(kept.stage_one, size)}
     if kept.last is not None:
@@ -155,10 +154,9 @@ def draw_kept_tokens(
 
 
 def _kept_of_answer(
-    model: VideoLanguageModel, frames: npt.NDArray[np.uint8], timing: FrameTiming, question: str
+    engine: Engine, frames: npt.NDArray[np.uint8], timing: FrameTiming, question: str
 ) -> tuple[str, KeptHistory]:
-    """An answer with the default compression, and what was kept for it."""
-    engine = Engine(model, EngineConfig(device=str(model.device), max_running_sequences=1))
+    """An idle engine's answer with the default compression, and what was kept for it."""
     sequence = Sequence(
         "shown",
         (ChatMessage("user", question),),

@@ -90,5 +90,44 @@ def mcnemar(ours: Floats, theirs: Floats) -> McNemar:
     return McNemar(b, c, min(1.0, 2 * tail) if n else 1.0)
 
 
+def exact_difference(ours: Floats, theirs: Floats) -> Estimate:
+    """The difference of two shares of right answers to the same questions, scores of 0 and 1, with
+    an interval that holds 95 % of the time or more, however few questions differ. (Resampling says
+    0 to 0 where none does.)
+
+    Source: Clopper and Pearson's exact limits (Biometrika 26, 1934) for the share of questions that
+        only ours has right, less those for the share that only theirs has; 1.25 % each.
+    """
+    n = len(ours)
+    only_ours, only_theirs = int((ours > theirs).sum()), int((theirs > ours).sum())
+    tail = 0.0125
+    low = _lower_limit(only_ours, n, tail) - _upper_limit(only_theirs, n, tail)
+    high = _upper_limit(only_ours, n, tail) - _lower_limit(only_theirs, n, tail)
+    return Estimate((only_ours - only_theirs) / n, low, high)
+
+
+def _upper_limit(successes: int, n: int, tail: float) -> float:
+    """The largest probability of success at which so few are not rarer than `tail`."""
+    low, high = successes / n, 1.0
+    while high - low > 1e-9:
+        middle = (low + high) / 2
+        is_too_rare = _binomial_cdf(successes, n, middle) < tail
+        low, high = (low, middle) if is_too_rare else (middle, high)
+    return high
+
+
+def _lower_limit(successes: int, n: int, tail: float) -> float:
+    return 1.0 - _upper_limit(n - successes, n, tail)
+
+
+def _binomial_cdf(k: int, n: int, p: float) -> float:
+    if k >= n or p <= 0.0:
+        return 1.0
+    if p >= 1.0:
+        return 0.0
+    logs = (_log_choose(n, i) + i * math.log(p) + (n - i) * math.log1p(-p) for i in range(k + 1))
+    return math.fsum(map(math.exp, logs))
+
+
 def _log_choose(n: int, k: int) -> float:
     return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)

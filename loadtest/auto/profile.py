@@ -15,6 +15,7 @@ from loadtest.auto.videos import Video
 
 NEW_SHARE = 1 / 3  # of questions are about a new video, the others about one of the latest
 NUM_LATEST = 8
+LOW_SHARE = 0.5
 BURST_S = 1.0  # within which a burst arrives
 
 
@@ -28,6 +29,12 @@ class Phase:
     name: str
     share: float
     burst_s: float = 0.0
+
+    @property
+    def is_low(self) -> bool:
+        """Whether full tokens would manage it with time to spare, if nothing were left over from
+        before."""
+        return self.share <= LOW_SHARE and not self.burst_s
 
 
 PHASES = (

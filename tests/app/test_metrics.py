@@ -6,18 +6,9 @@ from dataclasses import replace
 from prometheus_client import CollectorRegistry
 
 from app.metrics import WorkerMetrics
-from dycoke_core.engine_card import EngineStats
+from tests.engine_stats import ONE_RUNNING
 
 LEASE_S = 0.6
-
-STATS = EngineStats(
-    num_waiting=0,
-    num_running=1,
-    kv_bytes_in_use=0,
-    kv_bytes_cached=0,
-    kv_bytes_budget=1,
-    device_memory_bytes=0,
-)
 
 
 def check_names(make: Callable[[CollectorRegistry], object]) -> set[str]:
@@ -62,8 +53,8 @@ def test_preemptions_are_counted_once_each_by_the_priority_of_who_came() -> None
         return registry.get_sample_value("dycoke_preemptions_total", labels)
 
     assert (count("high"), count("normal")) == (0, 0), "there before the first one"
-    metrics.set_engine(STATS)
+    metrics.set_engine(ONE_RUNNING)
     for _ in range(2):
-        metrics.set_engine(replace(STATS, num_preemptions={"high": 2}))
-    metrics.set_engine(replace(STATS, num_preemptions={"high": 3, "normal": 1}))
+        metrics.set_engine(replace(ONE_RUNNING, num_preemptions={"high": 2}))
+    metrics.set_engine(replace(ONE_RUNNING, num_preemptions={"high": 3, "normal": 1}))
     assert (count("high"), count("normal")) == (3, 1)

@@ -15,9 +15,9 @@ from app.process_table import ProcessTable
 table = ProcessTable(int(sys.argv[1]))
 row = table.take_row(1)
 row.beat()
-row.set_streams(3)
+row.add_stream("a", 3)
 row.add_stored(1000, 3)
-row.add_incoming_bytes(50)
+row.add_incoming_bytes("a", 50)
 assert table.try_lock(7)
 print("holding", flush=True)
 time.sleep(600)
@@ -28,7 +28,8 @@ def test_numbers_of_another_process_are_seen_and_cleared_at_its_death(
     process_table: ProcessTable,
 ) -> None:
     row = process_table.take_row(0)
-    row.set_streams(2)
+    row.add_stream("a", 1)
+    row.add_stream("b", 1)
     row.add_stored(-200, -1)
     with subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(process_table.fd)],
@@ -38,6 +39,8 @@ def test_numbers_of_another_process_are_seen_and_cleared_at_its_death(
         try:
             assert holder.stdout is not None and holder.stdout.readline() == b"holding\n"
             assert process_table.num_streams() == 5
+            assert [process_table.num_streams(client) for client in "abc"] == [4, 1, 0]
+            assert process_table.incoming_bytes("a") == 50
             assert (process_table.stored_bytes(), process_table.stored_videos()) == (800, 2)
             assert process_table.incoming_bytes() == 50
             assert process_table.is_alive(1) and not process_table.is_alive(0)
@@ -49,11 +52,25 @@ def test_numbers_of_another_process_are_seen_and_cleared_at_its_death(
     assert lock is not None, "it has gone with its process"
     process_table.note_death(1)
     assert process_table.num_streams() == 2
+    assert [process_table.num_streams(client) for client in "abc"] == [1, 1, 0]
     assert process_table.deaths(1) == 1 and process_table.deaths(0) == 0
     assert not process_table.is_alive(1)
     assert process_table.stored_bytes() == 800, "what is stored stays"
     assert process_table.stored_videos() == 2
     assert process_table.incoming_bytes() == 0, "and nothing comes in"
+
+
+def test_clients_that_share_a_counter_are_told_apart_by_the_other(
+    process_table: ProcessTable,
+) -> None:
+    """Of 200 clients in 4,096 counters some ten pairs share one; both, hardly ever."""
+    row = process_table.take_row(0)
+    for number in range(200):
+        row.add_stream(f"client {number}", number)
+    held = [process_table.num_streams(f"client {number}") for number in range(200)]
+    assert all(found >= number for number, found in enumerate(held)), "never too few"
+    assert sum(found > number for number, found in enumerate(held)) <= 5
+    assert process_table.num_streams() == sum(range(200))
 
 
 def test_lock_is_exclusive_within_a_process_too(process_table: ProcessTable) -> None:
@@ -68,11 +85,11 @@ def test_lock_is_exclusive_within_a_process_too(process_table: ProcessTable) -> 
 
 def test_process_that_starts_anew_finds_its_row_cleared(process_table: ProcessTable) -> None:
     row = process_table.take_row(1)
-    row.set_streams(4)
+    row.add_stream("a", 4)
     row.set_connections(9)
     row.begin_drain()
     process_table.take_row(1).beat()
-    assert process_table.num_streams() == 0
+    assert process_table.num_streams() == process_table.num_streams("a") == 0
     assert process_table.fewest_connections() == 0
     assert process_table.has_other_open(0)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 import psutil
 
-from app import child
+from app import dies_with_parent
 from tests.chaos.proxy import Link
 from tests.integration.conftest import RedisServer
 from tests.integration.workers import ROOT, is_alive
@@ -41,8 +41,8 @@ class Part:
     _process: "subprocess.Popen[bytes] | None" = None
 
     def start(self) -> None:
-        # Dies with the run, however that ends. Called on the main thread: see `app.child`.
-        wrapper = (sys.executable, "-I", "-S", child.__file__, str(os.getpid()), "9")
+        # Dies with the run, however that ends. Called on the main thread: children die with it.
+        wrapper = (sys.executable, "-I", "-S", dies_with_parent.__file__, str(os.getpid()), "9")
         with self.log.open("ab") as output:
             self._process = subprocess.Popen(
                 [*wrapper, *self.argv],

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
-from app import child
+from app import dies_with_parent
 
 DEPLOY = Path(__file__).parent.parent.parent / "deploy"
 CONFIG = DEPLOY / "prometheus" / "prometheus.yml"
@@ -72,7 +72,7 @@ def running_prometheus(
     config = folder / "prometheus.yml"
     config.write_text(yaml.safe_dump(_config(targets, scrape_interval)))
     argv = (
-        *(sys.executable, "-I", "-S", child.__file__, str(os.getpid()), "9"),
+        *(sys.executable, "-I", "-S", dies_with_parent.__file__, str(os.getpid()), "9"),
         *(tool("prometheus"), f"--config.file={config}", f"--storage.tsdb.path={folder / 'tsdb'}"),
         *(f"--web.listen-address={address}", "--log.level=warn"),
     )

@@ -16,7 +16,7 @@ import pytest
 from redis import Redis
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 
-from app import child
+from app import dies_with_parent
 from app.embedded_redis import find_redis_server
 from app.store.keys import RedisKeys
 from tests.deploy.prometheus import DEPLOY
@@ -49,7 +49,7 @@ def start(folder: Path, **variables: str) -> subprocess.Popen[bytes]:
         with_name.symlink_to(find_redis_server())
     command = ["sh", str(folder / "start.sh"), "--port", "0", "--dir", str(folder)]
     command += ["--unixsocket", str(folder / "socket"), "--save", "", "--loglevel", "warning"]
-    wrapper = (sys.executable, "-I", "-S", child.__file__, str(os.getpid()), "9")
+    wrapper = (sys.executable, "-I", "-S", dies_with_parent.__file__, str(os.getpid()), "9")
     environment = {"PATH": f"{binaries}:{os.environ['PATH']}", "ACL_FILE": str(folder / "acl")}
     return subprocess.Popen([*wrapper, *command], env=environment | variables)
 

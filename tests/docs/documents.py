@@ -45,22 +45,3 @@ def prose_lines(document: Path) -> Iterator[tuple[int, str]]:
             is_fenced = not is_fenced
         elif not is_fenced and not line.startswith("|"):
             yield number, line
-
-
-def all_commands() -> list[str]:
-    """In fenced blocks behind a prompt, and within the prose where they begin as ours do."""
-    fenced = [
-        command
-        for document in DOCUMENTS
-        for block in blocks(document)
-        if block.language == "console"
-        for command in block.commands
-    ]
-    inline = [
-        " ".join(command.split())
-        for document in DOCUMENTS
-        for command in re.findall(
-            r"`((?:make|(?:\.venv/bin/)?python -m)\s[^`]+)`", document.read_text()
-        )
-    ]
-    return fenced + [command.rstrip("=") for command in inline if "<" not in command]

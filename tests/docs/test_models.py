@@ -6,11 +6,11 @@ import pytest
 
 from dycoke_core.compression.policies import make_policy
 from dycoke_core.config import CompressionConfig
-from dycoke_core.frame_size import frame_size
 from dycoke_core.model.qwen2_5_vl import Qwen25VL
 from dycoke_core.model.qwen3_vl import Qwen3VL
 from dycoke_core.model.qwen_vl import QwenVL
 from dycoke_core.model.temporal_patches import TemporalPatches
+from dycoke_core.model_frames import frame_size
 from dycoke_core.video import FrameSpec
 from tests.docs.documents import ROOT
 

@@ -94,9 +94,10 @@ class RecordingEngine(Engine):
         del recording.logits[num_sampled:], recording.kept[num_steps:]
         del recording.refreshes[num_steps:]
 
-    def add(self, sequence: Sequence) -> None:
-        super().add(sequence)
+    def add(self, sequence: Sequence) -> str:
+        prefix_key = super().add(sequence)
         self._num_forced[sequence.sequence_id] = len(sequence.forced_token_ids)
+        return prefix_key
 
 
 def report_of(events: list[TokenEvent]) -> SequenceReport:

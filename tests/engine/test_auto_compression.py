@@ -17,6 +17,7 @@ from dycoke_core.level_choice import NOTHING_WAITS, Outlook
 from dycoke_core.rates import Rates
 from dycoke_core.sequence import Sequence
 from tests.engine.lab import Lab
+from tests.engine.recording import report_of
 
 PATCH_S, TOKEN_S = 0.0001, 0.001
 NUM_FRAMES = 8
@@ -159,32 +160,61 @@ def test_a_choice_waits_until_little_is_left_ahead_of_it(lab: Lab) -> None:
     assert auto.can_choose(AutoConfig(1e-9))
 
 
-def test_a_prefix_at_any_level_is_known_before_the_choice(lab: Lab) -> None:
+def test_a_cached_level_is_chosen_before_the_turn_and_only_if_the_rule_takes_it(lab: Lab) -> None:
     engine = lab.engine()
-    config = AutoConfig()
-    assert not engine.has_prefix(lab.sequence("a"), config)
-    engine.add(lab.sequence("b", compression=DEFAULT_LADDER[2].as_dict()))
-    assert engine.has_prefix(lab.sequence("a"), config), "it is on its way"
-    assert not engine.has_prefix(lab.sequence("a", video=2), config)
+    config = AutoConfig(objective_s=3600.0)
+    unknown = engine.choose_cached(lab.sequence("a"), config)
+    assert unknown.choice is None and len(unknown.prefix_keys) == 4
+    key = engine.add(lab.sequence("b", compression=DEFAULT_LADDER[1].as_dict()))
+    assert key in unknown.prefix_keys and engine.has_prefix(key), "it is on its way"
+    known = engine.choose_cached(lab.sequence("a"), config)
+    assert known.choice is not None
+    assert (known.choice.level, known.choice.reason) == (1, Reason.CACHED)
+    assert engine.choose_cached(lab.sequence("a", video=2), config).choice is None
     engine.drain()
     sequence = lab.sequence("a")
-    assert engine.has_prefix(sequence, config)
-    sequence.compression = engine.choose_compression(sequence, config).compression
-    engine.run(sequence)
+    choice = engine.choose_cached(sequence, config).choice
+    assert choice is not None and choice.level == 1
+    sequence.compression = choice.compression
+    assert engine.prefix_key(sequence) == key
+    assert report_of(engine.run(sequence)["a"]).cache.has_prefix_hit
+    kept_all = engine.choose_cached(lab.sequence("c"), AutoConfig(3600.0, at_least=0.9))
+    assert (
+        kept_all.choice is None
+        and len(kept_all.prefix_keys) == 1
+        and key not in (kept_all.prefix_keys)
+    )
 
 
-def test_a_deleted_video_is_not_held_for_a_choice_that_may_never_come(lab: Lab) -> None:
+def test_an_engine_that_was_asked_for_a_prefix_holds_no_pixels(lab: Lab) -> None:
     engine = lab.engine()
     sequence = lab.sequence("a")
     assert sequence.frames is not None
     sequence.frames = sequence.frames.copy()  # the lab keeps its own
-    assert not engine.has_prefix(sequence, AutoConfig())
     held = weakref.ref(sequence.frames)
+    engine.add(lab.sequence("b", compression="full"))
+    assert engine.choose_cached(sequence, AutoConfig(objective_s=3600.0)).choice is not None
+    engine.prefix_key(sequence)
     del sequence
-    assert held() is not None, "kept for the choice"
-    engine.forget_video("the video")
     gc.collect()
     assert held() is None
+    engine.drain()
+
+
+def test_a_sequence_that_is_chosen_for_again_counts_once(lab: Lab) -> None:
+    engine = lab.engine()
+    auto = auto_of(engine)
+    alone_s = predicted_s(lab, 0)
+    config = AutoConfig(3 * alone_s)
+    engine.run(lab.sequence("known", compression="full"))
+    for number in range(60):
+        auto.choose(lab.sequence(str(number), video=2), config, waited_s=0.0)
+    sequence = lab.sequence("a")
+    for _ in range(60):  # whose prefix is there: it would make requests look cheap
+        auto.choose(sequence, config, waited_s=0.0)
+    often = Outlook(arrivals_per_s=1.0 / alone_s)
+    laxer = AutoConfig(3.1 * alone_s)
+    assert auto.choose(lab.sequence("b", video=2), laxer, often, waited_s=0.0).reason is Reason.LOAD
 
 
 def test_levels_that_do_not_fit_are_left_out(lab: Lab) -> None:

@@ -341,3 +341,4 @@ def test_the_card_says_how_frames_become_tokens(bench: Bench[Gemma3]) -> None:
     assert card.architecture == "Gemma3ForConditionalGeneration"
     assert (card.image_size, card.tokens_per_frame, card.frames_per_unit) == (IMAGE_SIZE, 4, 1)
     assert card.frame_limits is None
+    assert card.frame_resizing == "bilinear"

@@ -26,7 +26,14 @@ from tests.engine.mixes import (
     mixes_are_random,
     mixes_of_priorities,
 )
-from tests.engine.recording import MAX_STEPS, assert_same, counts, report_of, steps_until_tokens
+from tests.engine.recording import (
+    MAX_STEPS,
+    RecordingEngine,
+    assert_same,
+    counts,
+    report_of,
+    steps_until_tokens,
+)
 
 POLICIES: dict[str, dict[str, Any]] = {
     "full": {"compression": "full"},
@@ -172,6 +179,76 @@ def test_a_place_is_room_too(lab: Lab) -> None:
     )
     assert report_of(events["low"]).preemptions == 1
     assert tokens_of(events["low"]) == lab.alone(**LOW).token_ids
+
+
+def one_video_engine(lab: Lab, **config: Any) -> RecordingEngine:
+    """With room for the features of one video of eight frames."""
+    model = lab.model
+    num_values = 8 * lab.tokens_per_frame * model.feature_size
+    settings = {"feature_cache_bytes": num_values * model.dtype.itemsize, "vision_batch_frames": 1}
+    return lab.engine(**settings, **config)
+
+
+def test_features_are_room_too(lab: Lab) -> None:
+    engine = one_video_engine(lab)
+    engine.add(prioritized(lab, "low", "low", **LOW))
+    engine.step()
+    engine.add(prioritized(lab, "high", "high", **HIGH))
+    engine.step()
+    assert engine.states["high"].seat is not None and engine.states["low"].seat is None
+    events = engine.drain()
+    assert tokens_of(events["low"]) == lab.alone(**LOW).token_ids
+    assert tokens_of(events["high"]) == lab.alone(**HIGH).token_ids
+
+
+@pytest.mark.parametrize("shares_video", [True, False])
+def test_of_two_only_those_go_whose_features_are_in_the_way(shares_video: bool, lab: Lab) -> None:
+    engine = one_video_engine(lab)
+    engine.add(prioritized(lab, "low 0", "low", **LOW))
+    if not shares_video:
+        steps_until_tokens(engine, "low 0", 2)
+    second = LOW | {"question": "How?", "video": 1 if shares_video else 3}
+    engine.add(prioritized(lab, "low 1", "low", **second))
+    engine.step()
+    engine.add(prioritized(lab, "high", "high", **HIGH))
+    engine.step()
+    have_gone = [engine.states[f"low {number}"].seat is None for number in range(2)]
+    assert have_gone == [shares_video, True]
+    engine.drain()
+
+
+def test_what_is_under_way_for_both_is_kept_when_one_makes_room(lab: Lab) -> None:
+    engine = lab.engine(max_running_sequences=1, vision_batch_frames=1)
+    engine.add(prioritized(lab, "low", "low", **LOW))
+    engine.step()
+    prefix = engine.states["low"].held_prefix
+    assert prefix.video is not None and not prefix.video.is_ready
+    engine.add(prioritized(lab, "high", "high", **LOW | {"question": "How?"}))
+    engine.step()
+    assert engine.states["high"].prefix is prefix
+    events = engine.drain()
+    assert report_of(events["high"]).cache == CacheReport(True, True)
+    assert tokens_of(events["low"]) == lab.alone(**LOW).token_ids
+
+
+@pytest.mark.parametrize("is_alone", [True, False])
+def test_a_prefix_goes_for_the_one_that_needs_it_only_if_nobody_else_is_in_the_way(
+    is_alone: bool, lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When what is free is not in pieces that fit its seat."""
+    engine = lab.engine()
+    engine.run(prioritized(lab, "before", "low", **LOW))
+    if not is_alone:
+        engine.add(prioritized(lab, "other", "normal", **HIGH | {"max_tokens": 12}))
+        steps_until_tokens(engine, "other", 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(engine.backend, "open_seat", lambda prefix, layout: None)
+        engine.add(prioritized(lab, "high", "high", **LOW))
+        engine.step()
+        assert engine.states["high"].seat is None
+    events = engine.drain()
+    assert report_of(events["high"]).cache.has_prefix_hit != is_alone
+    assert tokens_of(events["high"]) == lab.alone(**LOW).token_ids
 
 
 def test_who_made_room_can_be_aborted_while_it_waits(lab: Lab) -> None:

@@ -15,6 +15,7 @@ class Item:
     name: str
     priority: Priority = "low"
     size: int = 1
+    num_features: int = 0
     num_tokens_at_stake: int = 0
     arrival: int = 0
     num_preemptions: int = 0
@@ -73,12 +74,14 @@ def test_who_has_made_room_often_enough_or_came_in_its_turn_or_is_ending_stays()
 @given(
     priority=st.sampled_from(PRIORITIES),
     size=st.integers(0, 30),
+    num_features=st.integers(0, 30),
     running=st.lists(
         st.builds(
             Item,
             name=st.just(""),
             priority=st.sampled_from(PRIORITIES),
             size=st.integers(1, 9),
+            num_features=st.integers(0, 9),
             num_tokens_at_stake=st.integers(0, 5),
             arrival=st.integers(0, 99),
             num_preemptions=st.integers(0, MAX_PREEMPTIONS),
@@ -88,13 +91,19 @@ def test_who_has_made_room_often_enough_or_came_in_its_turn_or_is_ending_stays()
     ),
 )
 def test_victims_are_low_suffice_and_are_all_needed(
-    priority: Priority, size: int, running: list[Item]
+    priority: Priority, size: int, num_features: int, running: list[Item]
 ) -> None:
-    chosen = choose_victims(priority, running, needs(size))
+    """Where what one needs is of two kinds, such as keys and values and a video's features."""
+
+    def is_enough(leaving: Sequence[Item]) -> bool:
+        has_features = sum(item.num_features for item in leaving) >= num_features
+        return has_features and needs(size)(leaving)
+
+    chosen = choose_victims(priority, running, is_enough)
     if not chosen:
         return
-    assert needs(size)(chosen)
+    assert is_enough(chosen)
     for item in chosen:
         assert item.priority == "low" != priority
         assert item.num_preemptions < MAX_PREEMPTIONS and not item.has_come_in_turn
-        assert not needs(size)([other for other in chosen if other is not item])
+        assert not is_enough([other for other in chosen if other is not item])

@@ -427,3 +427,4 @@ def test_the_card_says_how_frames_become_tokens(bench: Bench[QwenVL]) -> None:
     multiple = bench.model.patches.limits.multiple
     assert (card.image_size, card.tokens_per_frame) == (14 * multiple, 196)
     assert card.frames_per_unit == 2
+    assert card.frame_resizing == "bicubic"

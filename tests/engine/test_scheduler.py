@@ -1,6 +1,7 @@
 """The scheduler on its own: order, bounds and fairness."""
 
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
 from hypothesis import given
@@ -38,18 +39,24 @@ class Door:
     names: set[str] | None = None
     room: int = 10**9
     inside: list[Item] = field(default_factory=list)
+    lacking: set[str] = field(default_factory=set)  # names of those without frames
 
     def admit(self, state: Item) -> bool:
         may_enter = self.names is None or state.name in self.names
-        if not may_enter or not self.has_room_without(state, []):
+        if not may_enter or not self.fits([*self.inside, state]):
             return False
+        assert state.name not in self.lacking
         self.inside.append(state)
         return True
 
-    def has_room_without(self, state: Item, leaving: Sequence[Item]) -> bool:
-        return (
-            state.size + sum(item.size for item in self.inside if item not in leaving) <= self.room
-        )
+    def lacks_frames(self, state: Item) -> bool:
+        return state.name in self.lacking
+
+    def fits(self, states: Sequence[Item]) -> bool:
+        return sum(item.size for item in states) <= self.room
+
+    def keeping(self, state: Item) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def preempt(self, state: Item) -> Item:
         self.inside.remove(state)
@@ -200,8 +207,64 @@ def test_work_that_is_shared_has_the_best_of_its_priorities_and_serves_all() -> 
         assert names(scheduler.schedule().prefixes) == "h", "the oldest is served by the best"
 
 
+def test_better_ones_that_fit_beside_it_pass_the_one_whose_turn_has_come() -> None:
+    door = Door(room=LARGEST)
+    scheduler: Scheduler[Item] = Scheduler(8, 1000, door)
+    low = prioritized("low")
+    low.size = LARGEST - 2
+    scheduler.add(low)
+
+    def come(*names: str) -> list[str]:
+        for name in names:
+            item = prioritized(name)
+            item.size = 1
+            scheduler.add(item)
+        return [item.name for item in scheduler.schedule().running]
+
+    before = [f"h{number}" for number in range(MAX_OVERTAKES)]
+    assert come(*before) == before
+    assert come("n1", "h4", "h5", "h6") == [*before, "h4", "h5"], "there is room for two beside it"
+    for item in list(scheduler.running[:MAX_OVERTAKES]):
+        door.inside.remove(item)
+        scheduler.remove(item)
+    assert come("h7") == ["h4", "h5", "low"]
+    assert low.has_come_in_turn
+
+
+def test_nobody_of_its_priority_passes_the_one_whose_turn_has_come() -> None:
+    scheduler: Scheduler[Item] = Scheduler(8, 1000, Door(room=LARGEST))
+    for name, size in (("n", LARGEST), *((f"h{number}", 1) for number in range(MAX_OVERTAKES))):
+        item = prioritized(name)
+        item.size = size
+        scheduler.add(item)
+    before = [item.name for item in scheduler.schedule().running]
+    scheduler.add(prioritized("n2", 0))
+    scheduler.add(prioritized("l", 0))
+    assert [item.name for item in scheduler.schedule().running] == before
+
+
 EACH = MAX_OVERTAKES + 1  # times in which the oldest is served once
 LARGEST = 9  # size of a sequence, and the room for all of them together
+
+
+class Turns:
+    """Counts overtakes as `Precedence` does, and tells those that were let past the oldest apart:
+    it is the oldest's turn already, and they take no room that it waits for."""
+
+    def __init__(self) -> None:
+        self._num_overtakes = 0
+
+    @property
+    def has_oldest_its_turn(self) -> bool:
+        return self._num_overtakes >= MAX_OVERTAKES
+
+    def passes(self, item: Item, still_waiting: Iterable[Item]) -> bool:
+        """Of one that was admitted while the others still waited."""
+        is_oldest = all(item.arrival < other.arrival for other in still_waiting)
+        if self.has_oldest_its_turn and not is_oldest:
+            return True
+        self._num_overtakes = 0 if is_oldest else self._num_overtakes + 1
+        return False
 
 
 class Load:
@@ -300,6 +363,7 @@ def test_nobody_waits_longer_than_its_bound_whatever_comes_with_better_priority(
     scheduler = load.scheduler
     admissions_left: dict[str, int] = {}
     steps_left: dict[str, int] = {}
+    turns = Turns()
     while load.arriving or scheduler.has_work:
         if load.arriving and (not scheduler.has_work or data.draw(st.booleans())):
             load.arrive()
@@ -312,8 +376,10 @@ def test_nobody_waits_longer_than_its_bound_whatever_comes_with_better_priority(
         for place, item in enumerate(step.running):
             if item.name in before:
                 continue
-            assert admissions_left.pop(item.name) > 0
-            admissions_left = {name: left - 1 for name, left in admissions_left.items()}
+            left = admissions_left.pop(item.name)
+            if not turns.passes(item, [*scheduler.waiting, *step.running[place + 1 :]]):
+                assert left > 0
+                admissions_left = {name: left - 1 for name, left in admissions_left.items()}
             num_pieces = sum(pieces[older.name] for older in step.running[: place + 1])
             steps_left[item.name] = num_pieces * EACH
         for preempted in step.preempted:
@@ -329,6 +395,41 @@ def test_nobody_waits_longer_than_its_bound_whatever_comes_with_better_priority(
         for name in [name for name in steps_left if load.pieces[name] == 0]:
             assert steps_left.pop(name) >= 0
     assert not admissions_left and not steps_left
+    assert len(load.ended) == num
+
+
+@given(
+    max_running=st.integers(2, 8),
+    plans=st.lists(st.tuples(st.just(1), st.integers(0, 9)), min_size=8, max_size=24),
+    data=st.data(),
+)
+def test_whose_turn_has_come_waits_only_for_those_that_ran_before(
+    max_running: int, plans: list[tuple[int, int]], data: st.DataObject
+) -> None:
+    """However many of better priority are let past it."""
+    num = len(plans)
+    priorities: list[Priority] = [data.draw(st.sampled_from(PRIORITIES[:2]))]
+    priorities += ["high"] * (num - 1)
+    sizes = [data.draw(st.integers(1, LARGEST)), *[data.draw(st.integers(1, 3))] * (num - 1)]
+    load = Load(max_running, plans, priorities, sizes)
+    scheduler, turns = load.scheduler, Turns()
+    waits_for: dict[int, set[str]] = {}  # by arrival of whose turn it was
+    while load.arriving or scheduler.has_work:
+        for _ in range(data.draw(st.integers(1, 5))):
+            if load.arriving:
+                load.arrive()
+        before = {item.name for item in scheduler.running}
+        step = load.step()
+        passing = {
+            item.name
+            for place, item in enumerate(step.running)
+            if item.name not in before
+            and turns.passes(item, [*scheduler.waiting, *step.running[place + 1 :]])
+        }
+        running = {item.name for item in step.running}
+        if scheduler.waiting and turns.has_oldest_its_turn:
+            ahead = waits_for.setdefault(scheduler.waiting[0].arrival, running - passing)
+            assert ahead & running, "nobody whom it waits for runs any more"
     assert len(load.ended) == num
 
 
@@ -373,3 +474,39 @@ def test_room_that_lies_in_pieces_costs_nobody_his() -> None:
     scheduler.add(prioritized("h"))
     step = scheduler.schedule()
     assert names(step.running) == "l" and not step.preempted
+
+
+def test_who_lacks_frames_stands_aside_and_comes_back_to_the_place_of_its_age() -> None:
+    door = Door(lacking={"a"})
+    scheduler: Scheduler[Item] = Scheduler(1, 1000, door)
+    for name in "abc":
+        scheduler.add(Item(name, chunk(name, 1)))
+    assert names(scheduler.schedule().running) == "b", "nobody waits for the frames"
+    assert (names(scheduler.waiting_for_frames), names(scheduler.waiting)) == ("a", "c")
+    (lacking,) = scheduler.waiting_for_frames
+    door.lacking.clear()
+    scheduler.resume(lacking)
+    assert (names(scheduler.waiting_for_frames), names(scheduler.waiting)) == ("", "ac")
+    scheduler.remove(scheduler.running[0])
+    assert names(scheduler.schedule().running) == "a"
+
+
+def test_frames_are_asked_for_when_there_is_room() -> None:
+    door = Door(room=1, lacking={"b"})
+    scheduler: Scheduler[Item] = Scheduler(8, 1000, door)
+    for name in "ab":
+        scheduler.add(Item(name, chunk(name, 1), size=1))
+    scheduler.schedule()
+    assert names(scheduler.waiting) == "b" and not scheduler.waiting_for_frames
+    door.inside.clear()
+    scheduler.remove(scheduler.running[0])
+    scheduler.schedule()
+    assert names(scheduler.waiting_for_frames) == "b" and not scheduler.waiting
+
+
+def test_who_waits_for_frames_is_no_work_and_can_be_removed() -> None:
+    scheduler: Scheduler[Item] = Scheduler(8, 1000, Door(lacking={"a"}))
+    scheduler.add(Item("a", chunk("a", 1)))
+    assert not scheduler.schedule().running and not scheduler.has_work
+    scheduler.remove(scheduler.waiting_for_frames[0])
+    assert not scheduler.waiting_for_frames

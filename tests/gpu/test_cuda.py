@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dycoke_core.config import EngineConfig
 from dycoke_core.engine import Engine
-from dycoke_core.engine.attention import (
+from dycoke_core.engine.partial_attention import (
     attend,
     attend_causally,
     merge,

@@ -343,19 +343,7 @@ def receipt(
             refreshes=0,
             flops=FlopsByFormula(paper=flops, exact=flops),
         ),
-        frames=FramesReceipt(
-            indices=frames.indices,
-            timestamps_s=frames.timestamps_s,
-            height=frames.height,
-            width=frames.width,
-            reader=frames.reader,
-            warnings=frames.warnings,
-            sampling=frames.sampling,
-            start_s=frames.start_s,
-            end_s=frames.end_s,
-        )
-        if frames
-        else None,
+        frames=FramesReceipt.of(frames) if frames else None,
         timings_s=Timings(
             upload=request.upload_s,
             read_frames=request.read_frames_s,
@@ -471,3 +459,15 @@ async def raw_request(port: int, head: str, body: bytes = b"") -> bytes:
         writer.close()
         with suppress(ConnectionError):
             await writer.wait_closed()
+
+
+async def only_job(api: RunningApi) -> str:
+    keys = RedisKeys(api.settings.redis_prefix)
+    redis = connect(api.settings.redis_url or "")
+    (job_id,) = await redis.zrange(keys.live, 0, -1)
+    await redis.aclose()
+    return str(job_id.decode())
+
+
+def num_workers(api: RunningApi) -> float | None:
+    return api.api.metrics.registry.get_sample_value("dycoke_workers_alive", {"model": "tiny"})

@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,15 +16,19 @@ from redis import Redis as SyncRedis
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from app import child
+from app import dies_with_parent
+from app.__main__ import main
 from app.embedded_redis import find_redis_server
 from app.store.client import connect
 from app.store.event_log import EventLog
 from app.store.job_leases import JobLeases
 from app.store.job_queue import JobQueue
+from app.store.kept_sets import KeptSets
 from app.store.keys import RedisKeys
 from tests.integration.api import RunningApi, ScriptedWorker, running_api, scripted_worker
+from tests.integration.api_keys import bearer
 from tests.integration.jobs import leases_of
+from tests.integration.lua_clock import LuaClock
 from tests.integration.openai_client import client_of
 
 
@@ -60,8 +64,8 @@ class RedisServer:
             "logfile": str(self.folder / "log"),
         }
         words = [word for name, value in options.items() for word in (f"--{name}", value)]
-        # Dies with the tests, however they end. Call this on the main thread: see `app.child`.
-        wrapper = (sys.executable, "-I", "-S", child.__file__, str(os.getpid()), "9")
+        # Dies with the tests, however they end. Call this on the main thread: it dies with that.
+        wrapper = (sys.executable, "-I", "-S", dies_with_parent.__file__, str(os.getpid()), "9")
         self._process = subprocess.Popen([*wrapper, find_redis_server(), *words])
         until = time.monotonic() + 20
         with SyncRedis(unix_socket_path=str(self.socket)) as client:
@@ -157,6 +161,17 @@ def other_leases(redis: Redis, keys: RedisKeys) -> JobLeases:
     return leases_of(redis, keys, "worker-b")
 
 
+@pytest.fixture
+def sets(redis: Redis, keys: RedisKeys) -> KeptSets:
+    return KeptSets(redis, keys)
+
+
+@pytest.fixture
+async def clock(redis: Redis, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch) -> LuaClock:
+    """The store's scripts go by it."""
+    return await LuaClock.start(redis, keys, monkeypatch)
+
+
 # --- an API, and a worker that answers as a test says ---
 
 
@@ -178,3 +193,20 @@ async def worker(redis_server: RedisServer, keys: RedisKeys) -> AsyncIterator[Sc
 async def client(api: RunningApi) -> AsyncIterator[AsyncOpenAI]:
     async with client_of(api) as client:
         yield client
+
+
+AddKey = Callable[..., dict[str, str]]
+
+
+@pytest.fixture
+def add_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> AddKey:
+    """Stores a key as `python -m app keys add` does; returns the header that carries it."""
+    monkeypatch.setenv("DYCOKE_DATA_DIR", str(tmp_path))
+
+    def add(*words: str) -> dict[str, str]:
+        assert main(["keys", "add", *words]) == 0
+        return bearer(capsys.readouterr().out.strip())
+
+    return add

@@ -8,22 +8,25 @@ A question may hold words that steer it:
     fail         the sequence fails at the third new token
     refuse       `add` refuses the sequence
     known        its prefix is there
+    video:NAME   others that say so have the same prefix, at the same compression
+    evicted      the sequence waits for its frames at the third new token, once
 """
 
 import os
 import time
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+import numpy.typing as npt
 
-from dycoke_core.auto import AutoConfig, Choice, Reason
-from dycoke_core.config import DEFAULT_PRIORITY, Priority
+from dycoke_core.auto import AutoConfig, CachedChoice, Choice, Reason
+from dycoke_core.config import DEFAULT_PRIORITY, CompressionConfig, Priority
 from dycoke_core.engine_card import EngineCard, EngineStats
 from dycoke_core.errors import EngineError, PromptTooLongError
-from dycoke_core.frame_size import PixelLimits
 from dycoke_core.kept_sets import KeptHistory, KeptRecorder
 from dycoke_core.level_choice import NOTHING_WAITS, Outlook
+from dycoke_core.model_frames import PixelLimits
 from dycoke_core.sequence import (
     SAMPLER_VERSION,
     CacheReport,
@@ -36,6 +39,7 @@ from dycoke_core.sequence import (
     TimingReport,
     TokenEvent,
 )
+from tests.engine_stats import IDLE
 
 PROMPT_TOKENS = 20
 FATAL_TOKEN = 2  # new tokens before the steered mishaps
@@ -49,12 +53,16 @@ class FakeEngine:
     auto_level: int = 1
     first_token_s: float | None = None  # as it predicts
     may_choose: bool = True  # while it has work
+    num_asked_to_choose: int = 0
     outlooks: list[Outlook] = field(default_factory=list)  # of each choice
     waited_s: list[float] = field(default_factory=list)  # of each choice
     sequences: dict[str, Sequence] = field(default_factory=dict)
+    without_frames: dict[str, Sequence] = field(default_factory=dict)  # they wait for theirs
+    evicted: set[str] = field(default_factory=set)  # those that have waited, or do
     aborted: list[str] = field(default_factory=list)
     seen: list[Sequence] = field(default_factory=list)  # all that were added
     forgotten: list[str] = field(default_factory=list)
+    prefixes: set[str] = field(default_factory=set)  # of all that were added
 
     @property
     def card(self) -> EngineCard:
@@ -67,6 +75,7 @@ class FakeEngine:
             frame_limits=self.frame_limits,
             frame_rate=None,
             frame_spread="floor",
+            frame_resizing="decoder",
             tokens_per_frame=4,
             frames_per_unit=1,
             num_layers=2,
@@ -82,18 +91,21 @@ class FakeEngine:
     def has_work(self) -> bool:
         return bool(self.sequences)
 
+    @property
+    def waiting_for_frames(self) -> tuple[str, ...]:
+        return tuple(self.without_frames)
+
     def stats(self) -> EngineStats:
         num_running = min(len(self.sequences), self.max_running_sequences)
-        return EngineStats(
-            num_waiting=len(self.sequences) - num_running,
+        return replace(
+            IDLE,
+            num_waiting=len(self.sequences) - num_running + len(self.without_frames),
             num_running=num_running,
             kv_bytes_in_use=10 * num_running,
-            kv_bytes_cached=0,
             kv_bytes_budget=40,
-            device_memory_bytes=0,
         )
 
-    def add(self, sequence: Sequence) -> None:
+    def add(self, sequence: Sequence) -> str:
         if "refuse" in words(sequence):
             raise PromptTooLongError("the prompt is too long")
         size = self.image_size
@@ -104,13 +116,25 @@ class FakeEngine:
         )
         self.sequences[sequence.sequence_id] = sequence
         self.seen.append(sequence)
+        self.prefixes.add(self.prefix_key(sequence))
+        return self.prefix_key(sequence)
 
-    def has_prefix(self, sequence: Sequence, config: AutoConfig) -> bool:
-        if "refuse" in words(sequence):
-            raise PromptTooLongError("the prompt is too long")
-        return "known" in words(sequence)
+    def give_frames(self, sequence_id: str, frames: npt.NDArray[np.uint8]) -> bool:
+        sequence = self.without_frames.pop(sequence_id, None)
+        if sequence is None:
+            return False
+        sequence.frames = frames
+        self.sequences[sequence_id] = sequence
+        return True
+
+    def prefix_key(self, sequence: Sequence) -> str:
+        return prefix_key(sequence, sequence.compression)
+
+    def has_prefix(self, key: str) -> bool:
+        return key in self.prefixes
 
     def can_choose(self, config: AutoConfig, priority: Priority = DEFAULT_PRIORITY) -> bool:
+        self.num_asked_to_choose += 1
         return self.may_choose
 
     def choose_compression(
@@ -120,6 +144,7 @@ class FakeEngine:
         outlook: Outlook = NOTHING_WAITS,
         *,
         waited_s: float = 0.0,
+        queued_s: float = 0.0,
     ) -> Choice:
         """The level that `auto_level` says."""
         assert sequence.frames is not None
@@ -130,6 +155,28 @@ class FakeEngine:
         level = config.ladder[self.auto_level]
         return Choice(self.auto_level, level, Reason.OBJECTIVE, waited_s + 0.5)
 
+    def choose_cached(
+        self,
+        sequence: Sequence,
+        config: AutoConfig,
+        outlook: Outlook = NOTHING_WAITS,
+        *,
+        waited_s: float = 0.0,
+        queued_s: float = 0.0,
+    ) -> CachedChoice:
+        """The weakest level whose prefix is there."""
+        if "refuse" in words(sequence):
+            raise PromptTooLongError("the prompt is too long")
+        keys = [prefix_key(sequence, level) for level in config.ladder]
+        hits = [place for place, key in enumerate(keys) if key in self.prefixes]
+        if "known" in words(sequence):
+            hits = [self.auto_level]
+        if not hits:
+            return CachedChoice(None, frozenset(keys))
+        self.outlooks.append(outlook)
+        choice = Choice(hits[0], config.ladder[hits[0]], Reason.CACHED, waited_s + 0.5)
+        return CachedChoice(choice, frozenset(keys))
+
     def predict_first_token_s(self, sequence: Sequence) -> float | None:
         return self.first_token_s
 
@@ -138,10 +185,14 @@ class FakeEngine:
 
     def abort(self, sequence_id: str) -> bool:
         self.aborted.append(sequence_id)
-        return self.sequences.pop(sequence_id, None) is not None
+        waiting = self.without_frames.pop(sequence_id, None)
+        return (self.sequences.pop(sequence_id, None) or waiting) is not None
 
     def step(self) -> list[TokenEvent]:
         running = list(self.sequences.values())[: self.max_running_sequences]
+        for sequence in running:
+            if sequence.can_reload_frames and sequence.stage is not Stage.WAITING:
+                sequence.frames = None
         time.sleep(max(step_time_s(sequence) for sequence in running))
         events = [event for sequence in running if (event := self._advance(sequence))]
         for event in events:
@@ -163,6 +214,8 @@ class FakeEngine:
         is_fatal = len(output) - len(sequence.forced_token_ids) == FATAL_TOKEN
         if is_fatal and (mishap := self._mishap(sequence)):
             return mishap
+        if is_fatal and self._is_evicted(sequence):
+            return None
         index, token_id = len(output), next_token_id(question(sequence), output)
         output.append(token_id)
         is_last = len(output) == sequence.sampling.max_tokens
@@ -175,6 +228,14 @@ class FakeEngine:
             finish_reason=FinishReason.LENGTH if is_last else None,
             report=make_report(output, kept_history(sequence)) if is_last else None,
         )
+
+    def _is_evicted(self, sequence: Sequence) -> bool:
+        name = sequence.sequence_id
+        if "evicted" not in words(sequence) or name in self.evicted:
+            return False
+        self.evicted.add(name)
+        self.without_frames[name] = self.sequences.pop(name)
+        return True
 
     def _mishap(self, sequence: Sequence) -> TokenEvent | None:
         if "poison" in words(sequence):
@@ -201,6 +262,12 @@ def words(sequence: Sequence) -> list[str]:
     return question(sequence).split()
 
 
+def prefix_key(sequence: Sequence, compression: CompressionConfig) -> str:
+    """By the question's words "video:NAME", so that tests say who shares one."""
+    videos = [word for word in words(sequence) if word.startswith("video:")]
+    return f"{videos[0] if videos else sequence.sequence_id} {compression}"
+
+
 def step_time_s(sequence: Sequence) -> float:
     times = [float(word[6:]) for word in words(sequence) if word.startswith("sleep:")]
     return times[0] if times else 0.0
@@ -224,7 +291,7 @@ def answer(text: str, num_tokens: int) -> list[int]:
 
 def kept_history(sequence: Sequence) -> KeptHistory | None:
     """Of 2 x 2 tokens the first, second and fourth go in; each step keeps two of them."""
-    if not sequence.wants_kept_sets or sequence.frames is None:
+    if not sequence.wants_kept_sets or sequence.video_key is None:
         return None
     recorder = KeptRecorder(units=1, rows=2, columns=2, kept=np.array([0, 1, 3]))
     for token in range(1, len(sequence.output_token_ids)):

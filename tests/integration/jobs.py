@@ -54,8 +54,8 @@ def token(index: int) -> TokenEvent:
     return TokenEvent(index=index, text=f"t{index} ", token_ids=[100 + index])
 
 
-def leases_of(redis: Redis, keys: RedisKeys, worker_id: str) -> JobLeases:
-    return JobLeases(redis, keys, model=MODEL, worker_id=worker_id, result_ttl_s=60)
+def leases_of(redis: Redis, keys: RedisKeys, worker_id: str, *, model: str = MODEL) -> JobLeases:
+    return JobLeases(redis, keys, model=model, worker_id=worker_id, result_ttl_s=60)
 
 
 async def submit(queue: JobQueue, job_id: str, *, timeout_s: float = 60.0) -> JobRequest:

@@ -13,18 +13,13 @@ from app.api import auth
 from app.api.upkeep import janitor
 from app.store.keys import RedisKeys
 from tests.integration.api import RunningApi, ScriptedWorker, running_api, until
-from tests.integration.conftest import RedisServer
+from tests.integration.api_keys import KEYS, A, B
+from tests.integration.conftest import AddKey, RedisServer
 from tests.integration.lua_clock import LuaClock
 
-SECRETS = {name: f"key-of-{name}-" + "x" * 32 for name in "ab"}
-A, B = ({"Authorization": f"Bearer {secret}"} for secret in SECRETS.values())
-KEYS = ",".join(f"{name}:{secret}" for name, secret in SECRETS.items())
+pytestmark = pytest.mark.usefixtures("clock")
+
 TOKENS_OF_A_POST = 2 * 4 + len("What happens?") // 4 + 90
-
-
-@pytest.fixture(autouse=True)
-async def clock(redis: Redis, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch) -> LuaClock:
-    return await LuaClock.start(redis, keys, monkeypatch)
 
 
 @pytest.fixture
@@ -116,6 +111,22 @@ async def test_a_key_at_its_limit_is_refused_at_the_headers(
     assert [(await posted).status_code for posted in posts] == [200, 200]
 
 
+async def test_only_a_retry_that_may_find_its_job_is_let_in_over_the_limit(
+    api: RunningApi, worker: ScriptedWorker
+) -> None:
+    little = {"max_tokens": 8, "num_frames": 2}
+    known, new = (A | {"Idempotency-Key": key} for key in ("known", "new"))
+    async with api.posting(headers=known, **little), api.posting(headers=A, **little):
+        refused = await post_nothing(api, new)
+        assert (refused.status_code, refused.json()["code"]) == (429, "key_limit_exceeded")
+        assert (await post_nothing(api, known)).status_code == 400, "its body is read"
+        others = await post_nothing(api, B | {"Idempotency-Key": "known"})
+        assert others.status_code == 400, "another key is not at its limit"
+    async with asyncio.timeout(20):
+        while (await post_nothing(api, A)).status_code == 429:
+            await asyncio.sleep(0.02)
+
+
 async def test_client_that_leaves_gives_its_place_back(
     api: RunningApi, worker: ScriptedWorker
 ) -> None:
@@ -168,13 +179,11 @@ async def test_stored_key_has_limits_of_its_own_and_they_change_without_a_restar
     worker: ScriptedWorker,
     clock: LuaClock,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    add_key: AddKey,
 ) -> None:
-    monkeypatch.setenv("DYCOKE_DATA_DIR", str(tmp_path))
     monkeypatch.setattr(auth, "REFRESH_S", 0.05)
     words = ["--scopes", "ask,upload,metrics", "--max-jobs", "0", "--frames-per-minute", "9"]
-    assert main(["keys", "add", "carol", *words]) == 0
-    carol = {"Authorization": f"Bearer {capsys.readouterr().out.strip()}"}
+    carol = add_key("carol", *words)
     async with running_api(
         redis_server.url, keys, tmp_path, key_max_jobs=1, public_metrics=False
     ) as api:

@@ -16,7 +16,8 @@ from tests.integration.api import (
     ScriptedWorker,
     running_api,
 )
-from tests.integration.conftest import RedisServer
+from tests.integration.api_keys import bearer
+from tests.integration.conftest import AddKey, RedisServer
 
 FIRST, SECOND = "first-" + "1" * 32, "second-" + "2" * 32
 ROUTES = (
@@ -31,10 +32,6 @@ ROUTES = (
     ("GET", "/openapi.json"),
     ("GET", "/docs"),
 )
-
-
-def bearer(secret: str) -> dict[str, str]:
-    return {"Authorization": f"Bearer {secret}"}
 
 
 def code_of(response: httpx.Response) -> str:
@@ -125,12 +122,9 @@ async def test_scopes_say_what_a_key_may_do(
     keys: RedisKeys,
     data_dir: Path,
     worker: ScriptedWorker,
-    capsys: pytest.CaptureFixture[str],
+    add_key: AddKey,
 ) -> None:
-    secrets = {}
-    for scope in ("ask", "upload", "metrics"):
-        assert main(["keys", "add", scope, "--scopes", scope]) == 0
-        secrets[scope] = bearer(capsys.readouterr().out.strip())
+    secrets = {scope: add_key(scope, "--scopes", scope) for scope in ("ask", "upload", "metrics")}
     async with running_api(redis_server.url, keys, data_dir, public_metrics=False) as api:
 
         async def upload(scope: str) -> int:

@@ -174,9 +174,11 @@ async def test_a_model_must_be_named_and_served(api: RunningApi, tmp_path: Path)
     clip = clip_of(tmp_path)
     unnamed = await api.post(clip=clip)
     assert (unnamed.status_code, unnamed.json()["code"]) == (400, "invalid_request")
-    assert "name one in 'model'" in unnamed.json()["detail"]
+    detail = unnamed.json()["detail"]
+    assert detail.startswith("name one of the models in 'model': ") and "gemma3" in detail
     unknown = await api.post(clip=clip, model="llama")
     assert (unknown.status_code, unknown.json()["code"]) == (404, "model_not_found")
+    assert "gemma3" in unknown.json()["detail"], "what would be right"
     body = {"model": "llama", "messages": [{"role": "user", "content": QUESTION}]}
     completion = await api.client.post("/v1/chat/completions", json=body)
     assert (completion.status_code, completion.json()["error"]["code"]) == (404, "model_not_found")

@@ -51,8 +51,8 @@ class Processes:
     def url(self) -> str:
         return re.findall(r"listening on (\S+)\"", self._log.read_text())[-1]
 
-    def pid_of(self, slot: int) -> int:
-        name = f"api-{slot}"
+    def pid_of(self, number: int) -> int:
+        name = f"api-{number}"
         started = [e for e in self.entries if e.get("child") == name and "child_pid" in e]
         return int(str(started[-1]["child_pid"]))
 

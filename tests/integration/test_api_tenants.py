@@ -7,15 +7,11 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from app.__main__ import main
 from app.store.forgotten_videos import ForgottenVideos
 from app.store.keys import RedisKeys
 from tests.integration.api import CLIP, RunningApi, ScriptedWorker, running_api
-from tests.integration.conftest import RedisServer
-
-SECRETS = {name: f"key-of-{name}-" + "x" * 32 for name in "ab"}
-A, B = ({"Authorization": f"Bearer {secret}"} for secret in SECRETS.values())
-KEYS = ",".join(f"{name}:{secret}" for name, secret in SECRETS.items())
+from tests.integration.api_keys import KEYS, A, B
+from tests.integration.conftest import AddKey, RedisServer
 
 
 @pytest.fixture
@@ -207,12 +203,9 @@ async def test_administrators_see_the_usage_of_every_key(
     keys: RedisKeys,
     tmp_path: Path,
     worker: ScriptedWorker,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    add_key: AddKey,
 ) -> None:
-    monkeypatch.setenv("DYCOKE_DATA_DIR", str(tmp_path))
-    assert main(["keys", "add", "root", "--scopes", "admin"]) == 0
-    root = {"Authorization": f"Bearer {capsys.readouterr().out.strip()}"}
+    root = add_key("root", "--scopes", "admin")
     async with running_api(redis_server.url, keys, tmp_path, api_keys=KEYS) as api:
         await ask(api, worker, A)
         usage = (await api.client.get("/v1/usage/keys", headers=root)).json()["data"]

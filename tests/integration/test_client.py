@@ -15,7 +15,7 @@ from tests.integration.conftest import RedisServer
 
 LUA = files("app.store") / "lua"
 BUILT_IN = {
-    *("and", "function", "if", "ipairs", "not", "or", "pairs", "pcall", "return", "select"),
+    *("and", "function", "if", "ipairs", "next", "not", "or", "pairs", "pcall", "return", "select"),
     *("tonumber", "tostring", "type", "unpack"),
 }
 SCRIPTS = sorted({f.name.removesuffix(".lua") for f in LUA.iterdir()} - set(PRELUDE))

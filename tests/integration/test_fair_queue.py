@@ -86,8 +86,9 @@ async def assert_empty(redis: Redis, keys: RedisKeys, leases: JobLeases) -> None
     counts = (keys.place_owners(MODEL), keys.owner_places(MODEL))
     for key in (keys.order(MODEL), keys.queued(MODEL), keys.given(MODEL), keys.live, *counts):
         assert not await redis.exists(key), key
-    async for key in redis.scan_iter(f"{keys.prefix}:owner_jobs:*"):
-        raise AssertionError(key)
+    for kind in ("owner_jobs", "share"):
+        async for key in redis.scan_iter(f"{keys.prefix}:{kind}:*"):
+            raise AssertionError(key)
     assert await redis.pttl(keys.tags(MODEL)) != -1
 
 

@@ -8,6 +8,7 @@ import pytest
 from redis.asyncio import Redis
 
 from app.errors import FrameStoreFullError, JobNotFoundError
+from app.keys.entries import ANONYMOUS
 from app.messages import JobState
 from app.store.forgotten_videos import ForgottenVideos
 from app.store.frame_store import (
@@ -22,7 +23,7 @@ from app.store.frame_store import (
 from app.store.job_leases import JobLeases
 from app.store.job_queue import Created, ExpectedFrames, JobQueue, NeededFrames
 from app.store.keys import RedisKeys
-from dycoke_core.frame_spread import Spread
+from dycoke_core.model_frames import Resizing, Spread
 from dycoke_core.video import SAMPLINGS, FrameSpec, VideoFrames
 from tests.integration.jobs import MODEL, cancelled, make_request
 
@@ -203,6 +204,7 @@ def test_digest_depends_on_everything_that_the_pixels_depend_on() -> None:
             end_s=end,
             sampling=sampling,
             spread=spread,
+            resizing=resizing,
         )
         for video in ("v", "w")
         for frames in (1, 2)
@@ -211,8 +213,9 @@ def test_digest_depends_on_everything_that_the_pixels_depend_on() -> None:
         for end in (None, 2.0)
         for sampling in SAMPLINGS
         for spread in get_args(Spread)
+        for resizing in get_args(Resizing)
     }
-    assert len(digests) == 3 * 96
+    assert len(digests) == 3 * 3 * 96
 
 
 # --- deleted videos ---
@@ -357,6 +360,60 @@ async def test_job_whose_frames_have_no_room_is_not_created(
     assert await reserved(redis, keys) == 0
     for left in (keys.frame_sizes, keys.frame_videos, keys.frame_uses, keys.video_frames(VIDEO)):
         assert not await redis.exists(left)
+
+
+# --- shares of the budget: what each key's live jobs hold ---
+
+SHARED_BYTES = 8 * BLOB_BYTES  # of which six are anybody's
+
+
+async def create_for(queue: JobQueue, owner: str, job_id: str, digest: str) -> None:
+    await queue.reserve(MODEL, job_id, max_jobs=100, lease_s=30, owner=owner)
+    frames = NeededFrames(digest, BLOB_BYTES, max_bytes=SHARED_BYTES)
+    request = make_request(job_id).model_copy(update={"owner": owner})
+    await queue.create(request, frames=frames)
+
+
+async def test_key_that_fills_the_budget_leaves_room_for_the_others(
+    queue: JobQueue, redis: Redis, keys: RedisKeys
+) -> None:
+    for number in range(6):
+        await create_for(queue, "alice", f"a{number}", f"alice-{number}")
+    with pytest.raises(FrameStoreFullError):
+        await create_for(queue, "alice", "a6", "alice-6")
+    await create_for(queue, "alice", "again", "alice-0")  # which is hers already
+    await create_for(queue, "bob", "b0", "bob-0")
+    with pytest.raises(FrameStoreFullError):
+        await create_for(queue, "bob", "b1", "bob-1")  # the last place is for a third
+    await create_for(queue, "carol", "c0", "carol-0")
+    assert await reserved(redis, keys) == SHARED_BYTES
+    with pytest.raises(FrameStoreFullError):
+        await create_for(queue, "dave", "d0", "dave-0")
+    for number in range(4):
+        await cancel(queue, f"a{number}")
+    assert await reserved(redis, keys) == 5 * BLOB_BYTES, "another job waits for the first one"
+    await create_for(queue, "bob", "b2", "bob-2")
+
+
+async def test_frames_that_are_stored_count_for_the_key_that_needs_them(
+    queue: JobQueue, redis: Redis, keys: RedisKeys
+) -> None:
+    store = FrameStore(redis, keys, max_bytes=SHARED_BYTES)
+    for letter in "abcdefgh":
+        await put(store, letter)
+    for letter in "abcdef":
+        await create_for(queue, "alice", f"a-{letter}", letter)
+    with pytest.raises(FrameStoreFullError):
+        await create_for(queue, "alice", "a-g", "g")
+    await create_for(queue, "bob", "b-new", "new")  # for which one that nobody needs goes
+    assert await reserved(redis, keys) == SHARED_BYTES
+
+
+async def test_without_keys_the_whole_budget_is_everybodys(queue: JobQueue) -> None:
+    for number in range(8):
+        await create_for(queue, ANONYMOUS, f"j{number}", str(number))
+    with pytest.raises(FrameStoreFullError):
+        await create_for(queue, ANONYMOUS, "j8", "8")
 
 
 async def test_reservation_becomes_what_is_stored(

@@ -62,6 +62,16 @@ async def test_files_are_listed_page_by_page(api: RunningApi, client: AsyncOpenA
     assert unknown.value.param == "after"
 
 
+async def test_a_long_list_comes_in_parts_whatever_is_asked_for(
+    api: RunningApi, client: AsyncOpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.api.routes.files.MAX_PAGE", 2)
+    ids = [(await create(client, CLIP + bytes([number]))).id for number in range(5)]
+    first = await client.files.list(order="asc", limit=10_000)
+    assert [file.id for file in first.data] == ids[:2] and first.has_more
+    assert [f.id async for f in client.files.list(order="asc", limit=10_000)] == ids
+
+
 @pytest.mark.parametrize("path", ["/v1/files/{}/content", "/v1/videos/{}/content"])
 async def test_content_comes_by_range(path: str, api: RunningApi, client: AsyncOpenAI) -> None:
     url = path.format((await create(client)).id)

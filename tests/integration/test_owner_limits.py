@@ -6,7 +6,7 @@ import pytest
 from redis.asyncio import Redis
 
 from app.errors import KeyLimitError
-from app.keys.limits import KeyLimits, Quota
+from app.keys.limits import KeyLimits, LimitState
 from app.messages import ErrorEvent, JobState
 from app.store.job_leases import Append, JobLeases
 from app.store.job_queue import Idempotency, JobQueue, Orphan
@@ -30,11 +30,6 @@ OWNER = "key_a"
 RECEIPT_TOKENS = 20 + 3  # of the prompt, and of three tokens of an answer
 
 
-@pytest.fixture
-async def clock(redis: Redis, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch) -> LuaClock:
-    return await LuaClock.start(redis, keys, monkeypatch)
-
-
 def allowance(
     owner: str = OWNER, *, prompt: int = 0, answer: int = 0, frames: int = 0, **limits: int
 ) -> Allowance:
@@ -43,8 +38,8 @@ def allowance(
 
 async def post(
     queue: JobQueue, job_id: str, allowance: Allowance, *, is_read: bool = True
-) -> tuple[Quota, ...]:
-    """Makes a job; returns how its owner stands then."""
+) -> tuple[LimitState, ...]:
+    """Makes a job; returns what its owner has left of its limits then."""
     request = make_request(job_id).model_copy(update={"owner": allowance.owner})
     await queue.reserve(MODEL, job_id, max_jobs=100, lease_s=30, owner=allowance.owner)
     try:
@@ -54,7 +49,7 @@ async def post(
         raise
     if is_read:
         assert await queue.enqueue(with_frames(request))
-    return created.quotas
+    return created.limit_states
 
 
 async def refusal(queue: JobQueue, allowance: Allowance) -> KeyLimitError:
@@ -78,8 +73,8 @@ async def test_a_key_has_so_many_jobs_at_a_time(queue: JobQueue, leases: JobLeas
     assert [q.left for q in await post(queue, "b", two, is_read=False)] == [0]
     error = await refusal(queue, two)
     assert error.retry_after_s >= 1 and error.retryable
-    (quota,) = error.quotas
-    assert (quota.name, quota.limit, quota.left, quota.window_s) == ("jobs", 2, 0, None)
+    (state,) = error.limit_states
+    assert (state.name, state.limit, state.left, state.window_s) == ("jobs", 2, 0, None)
     await take(leases)
     await refusal(queue, two)
     await post(queue, "other", allowance("key_b", max_jobs=2))
@@ -89,7 +84,7 @@ async def test_a_key_has_so_many_jobs_at_a_time(queue: JobQueue, leases: JobLeas
 async def test_a_key_has_so_many_waiting_jobs(queue: JobQueue, leases: JobLeases) -> None:
     one = allowance(max_queued_jobs=1)
     await post(queue, "a", one, is_read=False)
-    assert [q.name for q in (await refusal(queue, one)).quotas] == ["queued-jobs"]
+    assert [state.name for state in (await refusal(queue, one)).limit_states] == ["queued-jobs"]
     await queue.enqueue(with_frames(make_request("a")))
     await refusal(queue, one)
     delivery = await take(leases)
@@ -166,8 +161,10 @@ async def test_job_whose_readers_are_lost_lets_the_next_one_in(queue: JobQueue) 
         while (await queue.get("a")).state is JobState.READING:
             await queue.renew_place(MODEL, "a", lease_s=0)
             await queue.adopt(orphan, lease_s=30)
-    quotas = await post(queue, "b", one, is_read=False)
-    assert {q.name: q.left for q in quotas} == {"jobs": 0, "frames": 30}, "none was read"
+    limit_states = await post(queue, "b", one, is_read=False)
+    assert {state.name: state.left for state in limit_states} == {"jobs": 0, "frames": 30}, (
+        "none was read"
+    )
 
 
 async def test_job_that_ended_unnoticed_is_not_counted(
@@ -188,12 +185,12 @@ async def test_after_retry_after_a_request_is_let_in_and_no_sooner(
     kind: str, queue: JobQueue, redis: Redis, keys: RedisKeys, clock: LuaClock
 ) -> None:
     half = allowance(prompt=100, answer=200, frames=300, **{f"{kind}_per_minute": 600})
-    quotas = [await post(queue, job_id, half) for job_id in "ab"]
-    assert [quota.left for (quota,) in quotas] == [300, 0]
+    limit_states = [await post(queue, job_id, half) for job_id in "ab"]
+    assert [state.left for (state,) in limit_states] == [300, 0]
     error = await refusal(queue, half)
     assert error.retry_after_s == 30, "half a bucket fills in half a minute"
-    (quota,) = error.quotas
-    assert quota == Quota(kind, kind, 600, 0, 60, 30, 30)  # type: ignore[arg-type]
+    (state,) = error.limit_states
+    assert state == LimitState(kind, kind, 600, 0, 60, 30, 30)  # type: ignore[arg-type]
     assert 0 < await redis.pttl(keys.bucket(f"{OWNER}:{kind}")) <= 60_001
     await clock.advance(29)
     assert (await refusal(queue, half)).retry_after_s == 1

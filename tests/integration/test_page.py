@@ -10,6 +10,7 @@ from redis.asyncio import Redis
 from app.store.keys import RedisKeys
 from app.store.link_secret import LinkSecret
 from tests.integration.api import CLIP, RunningApi, ScriptedWorker, running_api
+from tests.integration.api_keys import bearer
 from tests.integration.conftest import RedisServer
 
 ALICE, BOB = "a" * 32, "b" * 32
@@ -19,10 +20,6 @@ PAGE_CSP = (
     "media-src 'self' blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
 )
-
-
-def bearer(secret: str) -> dict[str, str]:
-    return {"Authorization": f"Bearer {secret}"}
 
 
 async def test_page_goes_out_with_its_policy(api: RunningApi) -> None:

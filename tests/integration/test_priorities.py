@@ -11,11 +11,12 @@ import pytest
 from app.__main__ import main
 from app.store.keys import RedisKeys
 from tests.integration.api import CLIP, RunningApi, ScriptedWorker, running_api
-from tests.integration.conftest import RedisServer
+from tests.integration.api_keys import bearer
+from tests.integration.conftest import AddKey, RedisServer
 from tests.integration.openai_client import PATH, hello
 
 SECRET = "key-of-alice-" + "x" * 32
-ALICE = {"Authorization": f"Bearer {SECRET}"}
+ALICE = bearer(SECRET)
 
 
 @pytest.fixture
@@ -104,29 +105,22 @@ async def test_a_stored_keys_own_highest_priority_goes_before_the_settings(
     keys: RedisKeys,
     tmp_path: Path,
     worker: ScriptedWorker,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    add_key: AddKey,
 ) -> None:
-    monkeypatch.setenv("DYCOKE_DATA_DIR", str(tmp_path))
-    headers = {}
-    for name, words in (("bob", ["--max-priority", "high"]), ("eve", ["--max-priority", "low"])):
-        assert main(["keys", "add", name, *words]) == 0
-        headers[name] = {"Authorization": f"Bearer {capsys.readouterr().out.strip()}"}
+    bob = add_key("bob", "--max-priority", "high")
+    eve = add_key("eve", "--max-priority", "low")
     async with running_api(redis_server.url, keys, tmp_path, key_max_priority="normal") as api:
-        for name, had in (("bob", "high"), ("eve", "low")):
-            posting = asyncio.create_task(
-                api.post(headers=headers[name], stream=False, priority="high")
-            )
+        for key, had in ((bob, "high"), (eve, "low")):
+            posting = asyncio.create_task(api.post(headers=key, stream=False, priority="high"))
             assert (await worker.answer()).request.priority == had
             assert (await posting).status_code == 200
 
 
 def test_the_previous_release_reads_a_file_of_keys_without_a_highest_priority(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, add_key: AddKey
 ) -> None:
     """It refuses fields that it does not know."""
-    monkeypatch.setenv("DYCOKE_DATA_DIR", str(tmp_path))
-    assert main(["keys", "add", "bob"]) == 0
+    add_key("bob")
     (key,) = json.loads((tmp_path / "keys.json").read_text())["keys"]
     assert "max_priority" not in key and "max_priority" not in key["limits"]
     key["max_priority"] = 3  # as that release writes it

@@ -1,6 +1,7 @@
 """The connection that a process's short calls share: order, losses, silence, cancellation."""
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator
 
 import pytest
@@ -11,6 +12,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from app.store.client import connect, shared_connection
 from app.store.shared_connection import SharedConnection
+from tests.garbage import collection_paused
 from tests.integration.conftest import RedisServer
 
 PATIENCE_S = 30.0
@@ -44,6 +46,17 @@ async def test_each_of_many_calls_gets_its_own_reply(shared: SharedConnection) -
 
 async def test_calls_share_one_connection(shared: SharedConnection) -> None:
     assert len(set(await asyncio.gather(*(client_id(shared) for _ in range(20))))) == 1
+
+
+async def test_nothing_that_was_sent_or_received_is_kept(shared: SharedConnection) -> None:
+    """A clip's frames may be: the next call that takes their place may be long in coming."""
+    sent = bytes(100_000)
+    with collection_paused():
+        received = await shared.call("ECHO", sent)
+        await asyncio.sleep(0)  # what woke us has the reply too
+        references = sys.getrefcount(sent), sys.getrefcount(received)
+    assert sent == received
+    assert references == (2, 2), "a name and an argument each"
 
 
 async def test_error_in_a_reply_is_that_calls_alone(shared: SharedConnection) -> None:

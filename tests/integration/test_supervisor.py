@@ -322,7 +322,7 @@ async def test_killed_supervisor_leaves_no_orphans(log: Path) -> None:
 
 
 def test_child_whose_parent_is_gone_already_does_not_run() -> None:
-    program = str(ROOT / "app" / "child.py")
+    program = str(ROOT / "app" / "dies_with_parent.py")
     result = subprocess.run(
         [sys.executable, "-I", "-S", program, "1", "9", sys.executable, "-c", "print('ran')"],
         capture_output=True,

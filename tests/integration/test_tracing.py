@@ -198,11 +198,11 @@ def test_tracing_is_off_unless_a_collector_is_named(monkeypatch: pytest.MonkeyPa
     monkeypatch.delenv("OTEL_EXPORTER_OTLP_ENDPOINT", raising=False)
     monkeypatch.delenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", raising=False)
     tracing = tracing_from_environment("api")
-    span = tracing.start_post(TRACEPARENT)
+    span = tracing.start_post(TRACEPARENT, "/v1/video/chat")
     assert span.traceparent == TRACEPARENT, "the client's trace id reaches the log all the same"
     span.end("done", is_error=False)
     tracing.close()
-    assert tracing.start_post(None).traceparent is None
+    assert tracing.start_post(None, "/v1/video/chat").traceparent is None
 
 
 @pytest.mark.parametrize(
@@ -217,11 +217,11 @@ def test_tracing_is_off_unless_a_collector_is_named(monkeypatch: pytest.MonkeyPa
     ],
 )
 def test_malformed_context_begins_a_trace_of_its_own(header: str) -> None:
-    assert Tracing().start_post(header).traceparent is None
+    assert Tracing().start_post(header, "/v1/video/chat").traceparent is None
     exporter = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    span = Tracing(provider).start_post(header)
+    span = Tracing(provider).start_post(header, "/v1/video/chat")
     assert span.traceparent is not None and TRACE_ID not in span.traceparent
     span.end("no_worker", is_error=True)
     span.end("done", is_error=False)
@@ -260,7 +260,7 @@ def test_collector_that_does_not_answer_does_not_hold_up_the_end(
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(collector))
     tracing = Tracing(provider)
-    tracing.start_post(None).end("done", is_error=False)
+    tracing.start_post(None, "/v1/video/chat").end("done", is_error=False)
     tracing.close()
     assert not collector.has_answered
     assert collector.is_asked.wait(PATIENCE_S), "it was given the chance"

@@ -9,16 +9,14 @@ from typing import Any
 import httpx
 import pytest
 
-from app.__main__ import main
+from app.keys.entries import EVERYBODY
 from app.store.keys import RedisKeys
 from dycoke_core.errors import UnreadableVideoError
 from tests.integration.api import CLIP, RunningApi, running_api
-from tests.integration.conftest import RedisServer
+from tests.integration.api_keys import KEYS, A, B
+from tests.integration.conftest import AddKey, RedisServer
 
 KIB = 1024
-SECRETS = {name: f"key-of-{name}-" + "x" * 32 for name in "ab"}
-A, B = ({"Authorization": f"Bearer {secret}"} for secret in SECRETS.values())
-KEYS = ",".join(f"{name}:{secret}" for name, secret in SECRETS.items())
 
 
 @pytest.fixture
@@ -72,7 +70,7 @@ async def test_key_over_its_quota_displaces_its_own_videos(api: RunningApi) -> N
 
 
 async def test_uploads_under_way_have_a_budget(api: RunningApi) -> None:
-    async with api.api.uploads.receive() as first:
+    async with api.api.uploads.receive(EVERYBODY) as first:
         await first.write(bytes(16 * KIB))
         await first.finish()
         refused = await upload(api, clip(0, 12 * KIB))
@@ -81,14 +79,10 @@ async def test_uploads_under_way_have_a_budget(api: RunningApi) -> None:
     assert (await upload(api, clip(0, 12 * KIB))).status_code == 201
 
 
-async def test_keys_own_limits_go_before_the_settings(
-    api: RunningApi, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("DYCOKE_DATA_DIR", str(api.settings.data_dir))
+async def test_keys_own_limits_go_before_the_settings(api: RunningApi, add_key: AddKey) -> None:
     limits = ["--max-stored-videos", "1", "--max-stored-bytes", str(5 * KIB)]
-    assert main(["keys", "add", "small", *limits]) == 0
+    small = add_key("small", *limits)
     api.api.keys.refresh()
-    small = {"Authorization": f"Bearer {capsys.readouterr().out.strip()}"}
     ids = await upload_all(api, range(2), small)
     assert await found(api, ids, small) == [False, True]
     large = await upload(api, clip(7, 6 * KIB), small)

@@ -28,6 +28,7 @@ from app.store.worker_registry import WorkerRegistry
 from app.worker.process import CPU_RUNNING_JOBS
 from app.worker.worker import Worker
 from dycoke_core.config import Priority
+from dycoke_core.engine import Engine
 from dycoke_core.video import VideoFrames
 from tests.integration.fake_engine import FakeEngine
 from tests.integration.jobs import cancelled, make_request, with_frames
@@ -72,6 +73,7 @@ class Client:
         priority: Priority = "normal",
         deadline_s: float | None = None,
         compression: Mapping[str, object] = MappingProxyType({"policy": "full"}),
+        frames: VideoFrames = FRAMES,
     ) -> str:
         job_id = uuid.uuid4().hex
         request = make_request(job_id, timeout_s=timeout_s, model=self.model).model_copy(
@@ -90,7 +92,7 @@ class Client:
         request = with_frames(request)
         assert request.frames
         await self.frames.put_and_pin(
-            request.frames.digest, encode_frames(FRAMES), job_id, request.cached_video
+            request.frames.digest, encode_frames(frames), job_id, request.cached_video
         )
         assert await self.queue.enqueue(request)
         return job_id
@@ -234,13 +236,15 @@ def token_ids(events: list[Event]) -> list[int]:
 class RunningWorker:
     """A worker and what a test may look at: its engine, its metrics, its result."""
 
-    def __init__(self, settings: Settings, redis: Redis, name: str) -> None:
+    def __init__(
+        self, settings: Settings, redis: Redis, name: str, engine: Engine | None = None
+    ) -> None:
         self.engine = FakeEngine(settings.max_running_jobs or CPU_RUNNING_JOBS)
         self.registry = CollectorRegistry()
         self.worker = Worker(
             settings,
             redis,
-            lambda: self.engine,
+            lambda: engine or self.engine,
             WorkerMetrics(self.registry, model=settings.model_name),
             worker_id=name,
         )
@@ -257,10 +261,15 @@ class RunningWorker:
 
 
 @asynccontextmanager
-async def running(settings: Settings, name: str = "worker-a") -> AsyncIterator[RunningWorker]:
+async def running(
+    settings: Settings, name: str = "worker-a", engine: Engine | None = None
+) -> AsyncIterator[RunningWorker]:
+    """Args:
+    engine: a real one; None: a fake one.
+    """
     assert settings.redis_url
     redis = connect(settings.redis_url)
-    running = RunningWorker(settings, redis, name)
+    running = RunningWorker(settings, redis, name, engine)
     try:
         yield running
     finally:

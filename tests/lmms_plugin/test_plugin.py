@@ -40,7 +40,12 @@ def expected_answers(
     texts = []
     for doc in docs:
         card = engine.card
-        spec = FrameSpec(num_frames, card.frame_size(num_frames), spread=card.frame_spread)
+        spec = FrameSpec(
+            num_frames,
+            card.frame_size(num_frames),
+            spread=card.frame_spread,
+            resizing=card.frame_resizing,
+        )
         video = read_video_frames(Path(doc["video"]), spec)
         sequence = Sequence(
             sequence_id="a",

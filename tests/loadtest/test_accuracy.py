@@ -4,6 +4,7 @@ import hashlib
 import json
 import sys
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,12 +13,14 @@ import loadtest
 from dycoke_core.config import CompressionConfig, EngineConfig
 from dycoke_core.model.llava_onevision import LlavaOnevision
 from dycoke_core.model.loader import load_model
+from dycoke_core.model_frames import Spread
 from dycoke_core.sequence import SamplingParams, Sequence
 from dycoke_core.tiny import CHECKPOINT
+from dycoke_core.tiny.clip import FPS
 from dycoke_core.tiny.questions import FAMILIES, Question
 from loadtest.accuracy import __main__ as program
 from loadtest.accuracy.clips import QuestionSet, load_questions, sample_frames
-from loadtest.accuracy.evaluation import Laboratory, Outcome
+from loadtest.accuracy.evaluation import Laboratory, Outcome, open_engine
 from loadtest.accuracy.pictures import watch
 from loadtest.accuracy.processes import CLIPS_AT_ONCE, ModelSource, evaluate
 from loadtest.accuracy.settings import Setting
@@ -52,11 +55,21 @@ def test_frames_come_at_the_size_that_a_model_takes() -> None:
     assert abs(small.mean(axis=(1, 2)) - large.mean(axis=(1, 2))).max() < 1
 
 
-def test_fewer_frames_are_spread_over_the_video() -> None:
-    frames = moving_square(1, 32)
-    assert sample_frames(frames, 32) is frames
-    expected = frames[[0, 4, 8, 13, 17, 22, 26, 31]]
-    assert np.array_equal(sample_frames(frames, 8), expected)
+PLACES: dict[Spread, list[int]] = {
+    "floor": [0, 4, 8, 13, 17, 22, 26, 31],
+    "nearest": [0, 4, 9, 13, 18, 22, 27, 31],
+    "starts": [0, 4, 8, 12, 16, 20, 24, 28],
+}
+
+
+@pytest.mark.parametrize("spread", get_args(Spread))
+def test_fewer_frames_are_those_that_readers_would_choose_for_the_model(spread: Spread) -> None:
+    frames, clip = moving_square(1, 32), load_questions(1).clips[0]
+    assert clip.scene.num_frames == 32
+    assert sample_frames(frames, 32, spread) is frames
+    assert np.array_equal(sample_frames(frames, 8, spread), frames[PLACES[spread]])
+    times_s = clip.timing(8, spread).timestamps_s
+    assert times_s == tuple(place / FPS for place in PLACES[spread])
 
 
 def test_many_at_once_score_as_one_by_one(
@@ -69,14 +82,14 @@ def test_many_at_once_score_as_one_by_one(
         Setting("random", compression=CompressionConfig(policy="random_kv"), num_frames=8),
     ]
     questions = first_clip_of(load_questions(1))
-    outcomes = Laboratory(tiny_model, settings).examine(questions.clips)
+    outcomes = Laboratory(open_engine(tiny_model), settings).examine(questions.clips)
     (clip,) = questions.clips
     for setting in settings:
         asked = clip.questions[-1]
         sequence = Sequence(
             sequence_id="a",
             messages=asked.messages,
-            frames=sample_frames(clip.frames(224), setting.num_frames),
+            frames=sample_frames(clip.frames(224), setting.num_frames, "floor"),
             sampling=SamplingParams(max_tokens=asked.max_tokens),
             compression=setting.for_video(clip.scene.seed),
         )
@@ -95,7 +108,7 @@ def test_baselines_answer_every_question_of_a_video(
     # Of a scene about which a model with random weights does not always say the same.
     questions = first_clip_of(load_questions(1, first_seed=0))
     settings = [Setting("full"), Setting("F", "fastv", layer=3), Setting("P", "prumerge")]
-    outcomes = Laboratory(tiny_model, settings).examine(questions.clips)
+    outcomes = Laboratory(open_engine(tiny_model), settings).examine(questions.clips)
     full, fastv, prumerge = (outcomes[setting.name].in_order() for setting in settings)
     assert len(full) == len(questions.clips[0].questions) > 2
     assert (full != fastv).any() and (full != prumerge).any(), "they do something"
@@ -115,7 +128,7 @@ def test_processes_share_the_videos_and_find_what_one_finds(random_checkpoint: P
     source = ModelSource(str(random_checkpoint), "cpu", "float32")
     seen: list[int] = []
     apart = evaluate(source, questions, settings, num_processes=2, on_clips=seen.append)
-    here = evaluate(source, questions, settings)
+    here = evaluate(source, questions, settings, engine=open_engine(source.load()))
     assert apart == here
     assert sum(seen) == len(questions.clips)
     assert len(here["few"].in_order()) == len(questions.families)

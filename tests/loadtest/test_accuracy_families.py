@@ -4,11 +4,13 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from dycoke_core.config import CompressionConfig, EngineConfig
+from dycoke_core.engine import Engine
 from dycoke_core.model.adapter import VideoLanguageModel
 from dycoke_core.model.loader import load_model
 from dycoke_core.sequence import SamplingParams, Sequence
@@ -86,10 +88,10 @@ def test_costs_are_what_the_engines_receipts_say(
     sequence = Sequence(
         "a",
         clip.questions[0].messages,
-        sample_frames(clip.frames(model.image_size), num_frames),
+        sample_frames(clip.frames(model.image_size), num_frames, model.frame_spread),
         SamplingParams(max_tokens=3),
         setting.compression,
-        timing=clip.timing(num_frames),
+        timing=clip.timing(num_frames, model.frame_spread),
     )
     report = report_of(RecordingEngine(model, EngineConfig()).run(sequence)["a"]).compression
     assert (
@@ -109,6 +111,15 @@ def test_any_family_is_asked_the_whole_test_set(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """By one engine, whose answer is drawn, too: on a GPU another finds no memory beside it."""
+    opened: list[Engine] = []
+    initialize = Engine.__init__
+
+    def note(engine: Engine, *args: Any, **kwargs: Any) -> None:
+        opened.append(engine)
+        initialize(engine, *args, **kwargs)
+
+    monkeypatch.setattr(Engine, "__init__", note)
     monkeypatch.setattr("loadtest.accuracy.clips.MAX_TOKENS", dict.fromkeys(QUESTION_FAMILIES, 3))
     arguments = ["--policies", "dycoke", "vidcom2", "--n", "1", "--output", str(tmp_path)]
     assert run_program(monkeypatch, checkpoint, *arguments) == 0, capsys.readouterr().err
@@ -118,6 +129,7 @@ def test_any_family_is_asked_the_whole_test_set(
     assert policies == ["full", "dycoke", "vidcom2"]
     assert set(report["test_set"]["questions"].values()) == {1}
     assert [path.name for path in tmp_path.glob("*.png")] == ["kept.png"]
+    assert len(opened) == 1
     assert ARCHITECTURES[family] in (tmp_path / "accuracy.md").read_text()
 
 

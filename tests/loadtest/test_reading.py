@@ -27,6 +27,11 @@ def test_clips_are_as_long_as_they_are_called_and_repeat_their_unit(
     assert (frames.pixels[0] != frames.pixels[5]).any()
 
 
+def test_whole_frames_are_read_as_well(tmp_path: Path, small: None) -> None:
+    cost = reading._in_a_process("whole", reading.make_clips(tmp_path, [1])[1], num_cores=1)
+    assert cost.cpu_s > 0
+
+
 def test_ratios_are_of_the_same_turn() -> None:
     seen = {name: [Cost(1.0, 2.0), Cost(4.0, 2.0), Cost(10.0, 2.0)] for name in CONTENDERS}
     seen["reader"] = [Cost(0.5, 1.0), Cost(8.0, 1.0), Cost(5.0, 1.0)]

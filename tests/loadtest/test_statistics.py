@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from loadtest.accuracy.claims import verdict_on
-from loadtest.accuracy.statistics import Estimate, Paired, mcnemar
+from loadtest.accuracy.statistics import Estimate, Paired, exact_difference, mcnemar
 
 
 def test_mcnemar_is_the_exact_binomial_test() -> None:
@@ -90,3 +90,16 @@ def test_a_claim_holds_only_where_its_interval_says_so(
     interval: tuple[float, float, float], margin: float, verdict: str
 ) -> None:
     assert verdict_on(Estimate(*interval), margin) == verdict
+
+
+def test_exact_interval_is_clopper_and_pearsons() -> None:
+    """Of 100 questions that none or some of which only one setting gets right."""
+    equal, better = np.ones(100), np.concatenate([np.ones(90), np.zeros(10)])
+    same = exact_difference(equal, equal)
+    assert (same.value, same.high) == (0.0, -same.low)
+    assert same.high == pytest.approx(1 - 0.0125 ** (1 / 100), abs=1e-6)
+    worse = exact_difference(better, equal)
+    assert worse.value == pytest.approx(-0.1)
+    # Quantiles of beta(10, 91) at 0.0125 and beta(11, 90) at 0.9875, by numerical integration.
+    assert worse.low == pytest.approx(-0.18777, abs=1e-5)
+    assert worse.high == pytest.approx(same.high - 0.04384, abs=1e-5)

@@ -12,7 +12,7 @@ from dycoke_core.errors import (
     VideoError,
     VideoLimitError,
 )
-from dycoke_core.frame_size import PixelLimits
+from dycoke_core.model_frames import PixelLimits
 from dycoke_core.video import FrameReaders, FrameSpec, ReadLimits
 from dycoke_core.video.frame_list import MAGIC, encode_index, sniff_picture
 from tests.pictures import Color, frame_list, picture

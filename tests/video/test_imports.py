@@ -5,8 +5,8 @@ import sys
 def test_a_process_that_has_videos_read_loads_no_decoder_and_no_torch() -> None:
     program = (
         "import sys, dycoke_core.video;"
-        "sys.exit(str({'av', 'decord', 'torch'} & set(sys.modules)) if "
-        "{'av', 'decord', 'torch'} & set(sys.modules) else 0)"
+        "loaded = {'av', 'decord', 'torch', 'PIL'} & set(sys.modules);"
+        "sys.exit(str(loaded) if loaded else 0)"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 

@@ -1,4 +1,4 @@
-"""What is refused and what is warned of, in which words."""
+"""What is refused, in which words."""
 
 from dataclasses import replace
 
@@ -15,17 +15,15 @@ from dycoke_core.errors import (
     VideoReaderKilledError,
     VideoReadTimeoutError,
 )
-from dycoke_core.video import FrameSpec, ReadLimits, VideoProbe
+from dycoke_core.video import ReadLimits, VideoProbe
 from dycoke_core.video.forked_child import TaskFailure
 from dycoke_core.video.refusals import (
     CODECS,
     KILL_REASONS,
     as_dycoke_error,
     refuse_beyond_limits,
-    warnings_about,
-    warnings_of,
 )
-from dycoke_core.video.replies import Headers, Placement, Plan
+from dycoke_core.video.replies import Headers
 from dycoke_core.video.types import FailureCode
 
 LIMITS = ReadLimits(max_pixels=320 * 240, max_duration_s=60, max_source_frames=1500)
@@ -34,11 +32,6 @@ PROBE = VideoProbe("mp4", "h264", 320, 240, 60.0, 1500, 25.0)
 
 def headers(extradata_bytes: int = 40, **probe: object) -> Headers:
     return Headers(replace(PROBE, **probe), extradata_bytes, frozenset({"h264"}))  # type: ignore[arg-type]
-
-
-def plan(**fields: object) -> Plan:
-    usual = Plan(headers(), 1500, True, 60.0, (0, 700, 1499), (0.0, 28.0, 59.96), 0, (), (240, 320))
-    return replace(usual, **fields)  # type: ignore[arg-type]
 
 
 def test_a_video_at_every_limit_is_taken() -> None:
@@ -85,28 +78,3 @@ def test_a_failed_child_is_told_in_our_words(code: FailureCode, error: type[Exce
     told = as_dycoke_error(TaskFailure(code, "/secret/path"), LIMITS, timeout_s=2.5)
     assert type(told) is error
     assert "secret" not in told.message
-
-
-def test_frames_that_end_long_before_the_file_are_warned_of() -> None:
-    spec = FrameSpec(num_frames=3, image_size=112)
-    assert warnings_about(plan(end_s=57.0), spec) == []  # sound may last a twentieth longer
-    (warning,) = warnings_about(plan(end_s=56.9), spec)
-    assert warning == "the frames end at 56.90 s, the file at 60.00 s"
-    assert warnings_about(plan(headers=headers(duration_s=None)), spec) == []
-
-
-@pytest.mark.parametrize(("num_keyframes", "words"), [(0, "no keyframes"), (2, "2 keyframes")])
-def test_too_few_keyframes_are_warned_of(num_keyframes: int, words: str) -> None:
-    spec = FrameSpec(num_frames=3, image_size=112, sampling="keyframe")
-    (warning,) = warnings_about(plan(num_keyframes=num_keyframes), spec)
-    assert words in warning
-    assert warnings_about(plan(num_keyframes=3), spec) == []
-
-
-def test_neighbours_that_stand_in_and_damaged_frames_are_counted() -> None:
-    times = (0.0, 28.0, 59.96)
-    assert warnings_of(Placement((0, 700, 1499), times, 0), plan()) == []
-    assert warnings_of(Placement((0, 701, 1498), times, 1), plan()) == [
-        "2 of 3 frames do not decode; neighbours stand in",
-        "1 of 3 frames are damaged",
-    ]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
-from dycoke_core.frame_size import PixelLimits
+from dycoke_core.model_frames import PixelLimits
 from dycoke_core.video import Container, FrameReaders, FrameSpec, ReadLimits, VideoFrames
 from tests.video_clips import frame_numbers, make_clip
 

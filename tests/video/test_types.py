@@ -3,7 +3,7 @@ import math
 import pytest
 
 from dycoke_core.errors import InvalidRequestError
-from dycoke_core.frame_size import PixelLimits
+from dycoke_core.model_frames import PixelLimits
 from dycoke_core.video import FrameSpec
 
 

@@ -6,7 +6,7 @@ from starlette.requests import Request
 from app.api.answer.feed import final_event
 from app.api.answer.jobs import Jobs
 from app.api.answer.observer import Followers, JobObserver
-from app.api.answer.sse import Ending, EventStream, JobEvents, Rendering
+from app.api.answer.sse import Ending, EventStream, Rendering
 from app.api.connection.disconnect import ClientLeftError, unless_disconnected
 from app.api.connection.drain import Drain
 from app.api.connection.streams import StreamSlot
@@ -40,14 +40,14 @@ class Answers:
         posted: PostedJob,
         slot: StreamSlot,
         span: PostSpan,
-        rendering: Rendering | None = None,
+        rendering: Rendering,
     ) -> "Answer":
         """Takes over the slot and the span.
 
         Args:
-            rendering: of the surface that was asked; None: of `/v1/video/chat`.
+            rendering: of the surface that was asked.
         """
-        return Answer(self, posted, slot, span, rendering or JobEvents())
+        return Answer(self, posted, slot, span, rendering)
 
 
 class Answer:
@@ -74,9 +74,9 @@ class Answer:
             self._batches = self._observer.watch(self._batches)
 
     async def response(self, request: Request) -> Response:
-        """As the post asked for it; says how its key stands to its limits."""
+        """As the post asked for it, with what its key has left of its limits."""
         response = self._streamed() if self._posted.fields.stream else await self._whole(request)
-        response.headers.update(rate_limit_headers(self._posted.quotas))
+        response.headers.update(rate_limit_headers(self._posted.limit_states))
         return response
 
     def _streamed(self) -> Response:

@@ -12,8 +12,9 @@ from contextlib import aclosing
 
 from app.api.answer.feed import FINAL_TYPES, FeedItem, JobFeed
 from app.api.errors import is_our_fault
+from app.errors import DeadlineExceededError
 from app.messages import DoneEvent, ErrorEvent, Event, JobRequest, StatusEvent, num_tokens
-from app.metrics import DONE, ApiMetrics, RequestLabels
+from app.metrics import CLIENT_DEADLINE_EXCEEDED, DONE, ApiMetrics, RequestLabels
 from app.tracing import PostSpan
 from dycoke_core.auto import AUTO
 
@@ -64,14 +65,20 @@ class JobObserver:
     def _see_end(self, event: Event) -> None:
         if isinstance(event, DoneEvent):
             if event.policy_label != self._labels.policy:
-                self._label(event.policy_label)  # the choice was told while nobody listened
+                self._label(event.policy_label)  # the choice was published while nobody listened
             self._metrics.observe_done(event)
             self.close(DONE)
         elif isinstance(event, ErrorEvent):
-            self.close(event.code)
+            self.close(self._outcome_of(event))
+
+    def _outcome_of(self, event: ErrorEvent) -> str:
+        has_own_deadline = self._request.deadline_s is not None
+        if event.code == DeadlineExceededError.code and has_own_deadline:
+            return CLIENT_DEADLINE_EXCEEDED
+        return event.code
 
     def close(self, outcome: str) -> None:
-        """Counts the job; the first outcome stands."""
+        """Counts the job; the first outcome counts."""
         if not self._is_closed:
             self._is_closed = True
             self._metrics.count_request(self._labels, outcome)

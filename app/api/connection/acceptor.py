@@ -57,7 +57,7 @@ class Acceptor:
         self._row.set_connections(self._num_connections())
         if self._is_closed or self._pause is not None:
             return
-        if self._is_draining and self._row.table.has_other_open(self._row.slot):
+        if self._is_draining and self._row.table.has_other_open(self._row.number):
             self._stop_listening()
         else:
             self._listen()

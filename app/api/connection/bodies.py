@@ -2,8 +2,8 @@
 
 A slot is taken at the headers, by key and by the client's address, and given back with the body's
 last byte: a client that sends nothing holds nothing else, and not for long. The first byte must
-come within `FIRST_BYTE_S`; after that a body keeps up with a rate that rises with the share of
-slots that are taken, so that slow clients make room when others need it.
+come within `FIRST_BYTE_S`; after that a body keeps up, all the time, with a rate that rises with
+the share of slots that are taken, so that slow clients make room when others need it.
 
 Of bodies under way, not of what becomes of them. Slots are a process's own.
 """
@@ -16,15 +16,17 @@ from collections.abc import Callable
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.api.connection.pace import Pace
 from app.api.errors import response_for
 from app.errors import TooManyUploadsError, UploadTimeoutError
 from app.keys.entries import ANONYMOUS
 
 FIRST_BYTE_S = 5.0
 IDLE_S = 30.0  # that a body may fall behind its minimum rate; FIRST_BYTE_S when no slot is free
-MIN_BYTES_S = 8192.0  # on average, while nearly all slots are free
+MIN_BYTES_S = 8192.0  # while nearly all slots are free
 BUSY_MIN_BYTES_S = 262_144.0  # when none is
 METHODS = frozenset({"POST", "PUT", "PATCH"})
+BODY = "dycoke.body"  # of a scope: its slot
 
 
 class BodySlots:
@@ -73,9 +75,25 @@ class BodySlot:
         self.clients = clients
         self._slots = slots
         self._now = asyncio.get_running_loop().time
-        self._began_at = self._last_at = 0.0  # when somebody began to read, and last came to
-        self._num_bytes = 0
+        self._pace = Pace()
+        self._waits_since = 0.0  # whoever reads
+        self._has_begun = False  # to come
         self._limit: asyncio.Timeout | None = None
+        self._is_read = False
+        self._on_read: Callable[[], None] | None = None
+
+    def when_read(self, callback: Callable[[], None]) -> None:
+        """Calls back once the body is there; what that raises is for whoever reads its end."""
+        if self._is_read:
+            callback()
+        self._on_read = callback
+
+    def finish(self) -> None:
+        """Says that the body is there. Raises what the callback does."""
+        self._is_read = True
+        self.release()
+        if self._on_read is not None:
+            self._on_read()
 
     def release(self) -> None:
         self._slots.give_back(self)
@@ -86,7 +104,7 @@ class BodySlot:
         Raises:
             UploadTimeoutError: it does not come, or comes too slowly.
         """
-        self._began_at = self._began_at or self._now()
+        self._waits_since = self._now()
         try:
             async with asyncio.timeout_at(self._deadline()) as limit:
                 self._limit = limit
@@ -97,8 +115,10 @@ class BodySlot:
             raise UploadTimeoutError("the body came to a halt, or comes too slowly") from None
         finally:
             self._limit = None
-        self._last_at = self._now()
-        self._num_bytes += len(message.get("body", b""))
+            self._pace.wait(self._now() - self._waits_since)
+        body = message.get("body", b"")
+        self._has_begun = self._has_begun or bool(body)
+        self._pace.take(len(body), self._min_bytes_s())
         return message
 
     def reschedule(self) -> None:
@@ -106,12 +126,12 @@ class BodySlot:
             self._limit.reschedule(self._deadline())
 
     def _deadline(self) -> float:
-        if not self._num_bytes:
-            return self._began_at + FIRST_BYTE_S
         load = self._slots.load
-        patience_s = IDLE_S + (FIRST_BYTE_S - IDLE_S) * load
-        bytes_s = float(MIN_BYTES_S * (BUSY_MIN_BYTES_S / MIN_BYTES_S) ** load)
-        return min(self._last_at, self._began_at + self._num_bytes / bytes_s) + patience_s
+        patience_s = IDLE_S + (FIRST_BYTE_S - IDLE_S) * load if self._has_begun else FIRST_BYTE_S
+        return self._waits_since + patience_s - self._pace.behind_s
+
+    def _min_bytes_s(self) -> float:
+        return float(MIN_BYTES_S * (BUSY_MIN_BYTES_S / MIN_BYTES_S) ** self._slots.load)
 
 
 class BodyGuard:
@@ -154,15 +174,32 @@ class BodyGuard:
             if is_read:
                 return await receive()
             message = await slot.next(receive)
-            if message["type"] == "http.disconnect" or not message.get("more_body", False):
+            if message["type"] == "http.disconnect":
                 is_read = True
                 slot.release()
+            elif not message.get("more_body", False):
+                is_read = True
+                slot.finish()
             return message
 
+        scope[BODY] = slot
         try:
             await self._app(scope, paced_receive, send)
         finally:
             slot.release()
+
+
+def body_of(scope: Scope) -> BodySlot | None:
+    """Of a request whose body is to come; None: it has none."""
+    body: BodySlot | None = scope.get(BODY)
+    return body
+
+
+def client_of(scope: Scope, owner: str) -> str:
+    """Whose share of the service a request takes: its key's, or where there are none its
+    address's.
+    """
+    return next(iter(_clients(scope, owner)), ANONYMOUS)
 
 
 def _clients(scope: Scope, owner: str) -> list[str]:

@@ -32,7 +32,7 @@ async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, T]) ->
     is_over = False
 
     def leave(_: object) -> None:
-        if not is_over:  # both may end in one turn of the loop
+        if not is_over:  # both may end in one round of the loop
             limit.reschedule(loop.time())
 
     watcher = loop.create_task(_wait_for_disconnect(receive))

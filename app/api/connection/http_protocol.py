@@ -28,7 +28,7 @@ class _Connection(Protocol):
 
 
 class HeadWithBody:
-    """A transport that holds a response's head until the body begins, for a turn of the event loop
+    """A transport that holds a response's head until the body begins, for a round of the event loop
     at most.
     """
 

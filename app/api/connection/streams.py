@@ -2,53 +2,107 @@
 
 import asyncio
 
+from starlette.requests import Request
+
+from app.api.connection.bodies import body_of, client_of
 from app.errors import TooManyStreamsError
 from app.metrics import ApiMetrics
 from app.process_table import ProcessRow
 
 
 class StreamSlots:
-    """Args:
-    max_streams: of all processes together. Two that are asked for the last place at the same
-        instant may both refuse; never are there more.
+    """The first `max_streams` are anybody's, so a client alone may take them all. Once they are
+    taken there are as many again, for whoever has fewer than are left: who has taken all of the
+    first keeps nobody out, and no client ever has more than `max_streams`.
+
+    Args:
+        max_streams: of all processes together. Two that are asked for the last slot at the same
+            instant may both refuse; never are there more.
     """
 
     def __init__(self, max_streams: int, row: ProcessRow, metrics: ApiMetrics) -> None:
         self._max_streams = max_streams
         self._row = row
+        self._taken: set[StreamSlot] = set()
+        self._none_taken = asyncio.Event()
+        self._none_taken.set()
         self._num_open = 0
-        self._none_open = asyncio.Event()
-        self._none_open.set()
         self._metrics = metrics
 
-    def take(self) -> "StreamSlot":
-        """Raises TooManyStreamsError."""
-        self._count(1)  # first, so that the others see it
-        if self._row.table.num_streams() > self._max_streams:
-            self._count(-1)
-            raise TooManyStreamsError("this server has too many open answers")
-        return StreamSlot(self)
+    def take(self, request: Request, owner: str) -> "StreamSlot":
+        """For the answer to a request. As long as its body is to come it counts for nobody: where
+        there is no room it is refused unread, and else it counts from its body's end, whose reader
+        may be refused instead.
+
+        Raises: TooManyStreamsError.
+        """
+        slot = StreamSlot(self, client_of(request.scope, owner))
+        self._taken.add(slot)
+        self._none_taken.clear()
+        try:
+            if (body := body_of(request.scope)) is None:
+                self.open(slot)
+            else:
+                self._check_room(slot.client)
+                body.when_read(slot.open)
+        except TooManyStreamsError:
+            self.give_back(slot)
+            raise
+        return slot
+
+    def open(self, slot: "StreamSlot") -> None:
+        """Counts it, unless it has been given back. Raises: TooManyStreamsError."""
+        if slot not in self._taken:
+            return
+        self._count(slot.client, 1)  # first, so that the others see it
+        try:
+            self._check_room(slot.client, counted=1)
+        except TooManyStreamsError:
+            self._count(slot.client, -1)
+            raise
+        slot.is_open = True
+
+    def give_back(self, slot: "StreamSlot") -> None:
+        """May be called more than once."""
+        if slot not in self._taken:
+            return
+        self._taken.remove(slot)
+        if slot.is_open:
+            self._count(slot.client, -1)
+        if not self._taken:
+            self._none_taken.set()
 
     async def wait_until_none(self) -> None:
-        await self._none_open.wait()
+        """Waits until no answer is open, and no request for one is coming in."""
+        await self._none_taken.wait()
 
-    def _count(self, change: int) -> None:
+    def _check_room(self, client: str, *, counted: int = 0) -> None:
+        """Args: counted: 1: the client's new one is among those that are open."""
+        num_open = self._row.table.num_streams() - counted
+        if num_open < self._max_streams:
+            return
+        num_held = self._row.table.num_streams(client) - counted
+        if num_held >= 2 * self._max_streams - num_open:
+            raise TooManyStreamsError("this client, or this server, has too many open answers")
+
+    def _count(self, client: str, change: int) -> None:
         self._num_open += change
-        self._row.set_streams(self._num_open)
+        self._row.add_stream(client, change)
         self._metrics.set_open_streams(self._num_open)
-        if self._num_open:
-            self._none_open.clear()
-        else:
-            self._none_open.set()
 
 
 class StreamSlot:
-    """One open answer. `release` may be called more than once."""
+    """Of one answer: taken at the headers, open once the body is there."""
 
-    def __init__(self, slots: StreamSlots) -> None:
-        self._slots: StreamSlots | None = slots
+    def __init__(self, slots: StreamSlots, client: str) -> None:
+        self.client = client
+        self.is_open = False
+        self._slots = slots
+
+    def open(self) -> None:
+        """Raises: TooManyStreamsError."""
+        self._slots.open(self)
 
     def release(self) -> None:
-        if self._slots is not None:
-            self._slots._count(-1)
-            self._slots = None
+        """May be called more than once."""
+        self._slots.give_back(self)

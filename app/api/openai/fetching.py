@@ -4,7 +4,9 @@ What is dialled is what was checked: see `dialling`. Redirects are followed by h
 like the first URL. There are no proxies, credentials or cookies, and an error names
 neither an address nor what has answered.
 
-What arrives is untrusted: the caller sniffs it and hands it to the sandbox like any upload.
+What arrives is untrusted: the caller sniffs it and hands it to the sandbox like any upload, and its
+bytes count as its key's incoming ones. A small post may name much, so a key has few fetches at a
+time in a process; its others wait for them, for as long as a body may take to come in.
 """
 
 import asyncio
@@ -24,14 +26,18 @@ import httpx
 
 from app.api.connection.bodies import IDLE_S, MIN_BYTES_S
 from app.api.connection.hosts import is_allowed
+from app.api.connection.pace import Pace
 from app.api.openai.dialling import CheckedBackend, Dial, Resolve, Resolver, dial_address
 from app.api.openai.fields import wrong
+from app.api.post.fair_budget import FairBudget
 from app.errors import UploadTooLargeError
 from app.threads import in_thread
 
 MAX_REDIRECTS = 3
 MAX_FETCH_S = 120.0
 CONNECT_S = 10.0
+MAX_FETCHES = 32  # at a time
+MAX_FETCHES_OF_A_KEY = 4  # of those
 READ_BYTES = 1 << 20  # of a file at a time
 _PORTS = {"http": 80, "https": 443}
 _HOST = re.compile(r"[\w.:\[\]-]+", re.ASCII)  # a name has nothing to be unescaped
@@ -67,6 +73,7 @@ class MediaFetcher:
         self._tls = ssl.create_default_context() if self._domains else None
         self._resolve_for = Resolver().of if resolve is None else lambda _: resolve
         self._dial = dial or dial_address
+        self._under_way = FairBudget(MAX_FETCHES, max_of_one=MAX_FETCHES_OF_A_KEY)
 
     async def fetch(self, url: str, param: str, write: Write, *, owner: str) -> None:
         """Writes the video that a URL names, for a key's holder.
@@ -75,7 +82,10 @@ class MediaFetcher:
             InvalidFieldsError: it may not be fetched, or cannot; names `param`.
             UploadTooLargeError
         """
-        write = self._capped(write)
+        async with self._under_way.taken(1, owner):
+            await self._fetch_any(url, param, self._capped(write), owner)
+
+    async def _fetch_any(self, url: str, param: str, write: Write, owner: str) -> None:
         if url[:5].lower() == "file:":
             await self._read_file(url, param, write)
             return
@@ -177,13 +187,15 @@ class MediaFetcher:
         if announced.isdecimal() and int(announced[:20]) > self._max_bytes:
             raise self._too_large()
         now = asyncio.get_running_loop().time
-        started_at, num_bytes = now(), 0
+        pace, waits_since = Pace(), now()
         async with aclosing(response.aiter_stream()) as chunks:  # type: ignore[type-var]
             async for chunk in chunks:
-                num_bytes += len(chunk)
-                if now() > started_at + num_bytes / MIN_BYTES_S + IDLE_S:
+                pace.wait(now() - waits_since)
+                pace.take(len(chunk), MIN_BYTES_S)
+                if pace.behind_s > IDLE_S:
                     _fail(param)  # it comes too slowly
                 await write(chunk)
+                waits_since = now()
 
     # --- files ---
 

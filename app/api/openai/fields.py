@@ -16,7 +16,7 @@ from dycoke_core.config import Priority
 
 MAX_WARNINGS = 16
 
-_WITHOUT_EFFECT = ("user", "metadata", "store", "service_tier", "parallel_tool_calls")
+WITHOUT_EFFECT = ("user", "metadata", "store", "service_tier", "parallel_tool_calls")
 _IS_NOT_SUPPORTED = "is not supported"
 
 
@@ -53,7 +53,7 @@ class CompletionFields(_Lenient):
 
 
 @dataclass(frozen=True, slots=True)
-class _Refusal:
+class Refusal:
     """A field that is taken with harmless values alone."""
 
     is_harmless: Callable[[Any, Mapping[str, Any]], bool]
@@ -64,31 +64,31 @@ def _unless(*values: Any) -> Callable[[Any, Mapping[str, Any]], bool]:
     return lambda value, _: any(value == harmless for harmless in values)
 
 
-_REFUSED: Mapping[str, _Refusal] = {
-    "n": _Refusal(_unless(1), "must be 1: a request has one answer"),
-    "logprobs": _Refusal(_unless(False)),
-    "top_logprobs": _Refusal(_unless(0)),
-    "logit_bias": _Refusal(_unless({})),
-    "presence_penalty": _Refusal(_unless(0), "must be 0: penalties are not supported"),
-    "frequency_penalty": _Refusal(_unless(0), "must be 0: penalties are not supported"),
-    "response_format": _Refusal(
+REFUSED: Mapping[str, Refusal] = {
+    "n": Refusal(_unless(1), "must be 1: a request has one answer"),
+    "logprobs": Refusal(_unless(False)),
+    "top_logprobs": Refusal(_unless(0)),
+    "logit_bias": Refusal(_unless({})),
+    "presence_penalty": Refusal(_unless(0), "must be 0: penalties are not supported"),
+    "frequency_penalty": Refusal(_unless(0), "must be 0: penalties are not supported"),
+    "response_format": Refusal(
         lambda value, _: isinstance(value, dict) and value.get("type") == "text",
         "must be of type 'text'",
     ),
-    "tools": _Refusal(
+    "tools": Refusal(
         lambda value, data: value == [] or data.get("tool_choice") == "none",
         "are not supported, unless 'tool_choice' is 'none'",
     ),
-    "tool_choice": _Refusal(
+    "tool_choice": Refusal(
         lambda value, data: value in ("none", "auto"), "must be 'none': tools are not supported"
     ),
-    "functions": _Refusal(_unless([])),
-    "function_call": _Refusal(_unless("none")),
-    "modalities": _Refusal(_unless(["text"]), "must be ['text']"),
-    "audio": _Refusal(_unless()),
+    "functions": Refusal(_unless([])),
+    "function_call": Refusal(_unless("none")),
+    "modalities": Refusal(_unless(["text"]), "must be ['text']"),
+    "audio": Refusal(_unless()),
     # A template, a regular expression, a grammar or code of the client's would run in the server.
     **{
-        name: _Refusal(_unless({}))
+        name: Refusal(_unless({}))
         for name in (
             "chat_template",
             "chat_template_kwargs",
@@ -122,7 +122,7 @@ def parse_fields(data: dict[str, Any]) -> tuple[CompletionFields, list[str]]:
     data = {name: value for name, value in data.items() if value is not None}
     problems = [
         FieldProblem(field=name, message=refusal.message)
-        for name, refusal in _REFUSED.items()
+        for name, refusal in REFUSED.items()
         if name in data and not refusal.is_harmless(data[name], data)
     ]
     if problems:
@@ -135,7 +135,7 @@ def parse_fields(data: dict[str, Any]) -> tuple[CompletionFields, list[str]]:
         ) from None
     if fields.stream_options is not None and not fields.stream:
         raise wrong("stream_options", "is only allowed with 'stream'")
-    known = {*_WITHOUT_EFFECT, *_REFUSED}
+    known = {*WITHOUT_EFFECT, *REFUSED}
     warnings = [unknown(name) for name in fields.model_extra or {} if name not in known]
     if fields.stream_options is not None:
         extra = fields.stream_options.model_extra or {}

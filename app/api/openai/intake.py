@@ -1,4 +1,4 @@
-"""A chat completion's body: read, checked, its video found. See `submissions.Intake`."""
+"""A chat completion's body: read, checked, its video found. See `chat_intake.Intake`."""
 
 import time
 from contextlib import AsyncExitStack, aclosing
@@ -21,11 +21,11 @@ from app.api.openai.sampling import (
     with_aliases,
 )
 from app.api.openai.streamed_json import StreamedJson, base64_size
+from app.api.post.chat_intake import TakenIn
 from app.api.post.frames_by_rate import DEFAULT_FRAMES
-from app.api.post.intake import parse_object, read_body
+from app.api.post.intake import JSON, parse_object, read_body
 from app.api.post.job_request import Extras, check_fields
 from app.api.post.multipart import MAX_TEXT_BYTES
-from app.api.post.submissions import TakenIn
 from app.api.post.uploads import Uploads
 from app.api.schemas import ChatFields
 from app.errors import VideoNotFoundError
@@ -46,6 +46,8 @@ class CompletionIntake:
         fetcher: gets those that a URL names.
         aliases: names of those that came before.
     """
+
+    content_types: tuple[str, ...] = (JSON,)
 
     def __init__(
         self,
@@ -175,7 +177,7 @@ class CompletionIntake:
         return chat
 
     def _max_tokens(self, fields: CompletionFields) -> int | None:
-        """The newer name stands where both are given."""
+        """The newer name counts where both are given."""
         name = "max_tokens" if fields.max_completion_tokens is None else "max_completion_tokens"
         value: int | None = getattr(fields, name)
         if value is not None and value > self._settings.max_tokens:

@@ -61,13 +61,15 @@ class BodyMedia:
             return await PictureSink.open(await self.open_list())
         if kind in TYPES_OF_LISTS:
             return await PicturesSink.open(await self.open_list())
-        self.upload = upload = await self.stack.enter_async_context(self.uploads.receive())
+        self.upload = upload = await self.stack.enter_async_context(
+            self.uploads.receive(self.principal)
+        )
         return Base64Sink(partial(write_recognisable, upload), max_bytes=upload.max_bytes)
 
     async def open_list(self) -> FrameList:
         """The list of frames, a new one where none has begun."""
         if self.frames is None:
-            upload = await self.stack.enter_async_context(self.uploads.receive())
+            upload = await self.stack.enter_async_context(self.uploads.receive(self.principal))
             self.frames = FrameList(upload, max_frames=self.max_frames)
         return self.frames
 
@@ -113,7 +115,7 @@ class MediaFinder:
 
     async def _fetch(self, part: VideoPart, principal: Principal) -> tuple[VideoLease, float]:
         principal.require(Scope.UPLOAD)
-        async with self._uploads.receive() as upload:
+        async with self._uploads.receive(principal) as upload:
             write = partial(write_recognisable, upload)
             await self._fetcher.fetch(part.source, part.param, write, owner=principal.owner)
             check_container(upload.head)

@@ -23,10 +23,10 @@ _ROLES: Mapping[str, Any] = {
 }
 _MESSAGE_FIELDS = ("role", "content", "name", "refusal", "audio", "tool_calls", "function_call")
 _COUNTS = ("num_frames", "max_frames", "max_pixels")
-_SAMPLING_FIELDS = ("fps", *_COUNTS, "sampling", "start_s", "end_s")
-_PART_FIELDS = ("type", "text", "video_url", "video", "file", "uuid", *_SAMPLING_FIELDS)
+SAMPLING_FIELDS = ("fps", *_COUNTS, "sampling", "start_s", "end_s")
+_PART_FIELDS = ("type", "text", "video_url", "video", "file", "uuid", *SAMPLING_FIELDS)
 _FILE_FIELDS = ("file_id", "file_data", "filename", "format")  # LiteLLM's name of a type
-_VIDEO_FIELDS = ("url", "uuid", *_SAMPLING_FIELDS)
+_VIDEO_FIELDS = ("url", "uuid", *SAMPLING_FIELDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class VideoPart:
     Args:
         source: an id or a URL; empty: what `uuid` names, or a list of frames.
         frames: of a list, each a URL.
-        param: where it stands in the body, for errors about it.
+        param: its place in the body, for errors about it.
         uuid: the client's own name of it.
         fps, num_frames, max_frames: as the part says; the first of them has been checked to be
             finite and above 0, the others to be at least 1, as has `max_pixels`.
@@ -173,7 +173,7 @@ def _uuid(options: dict[str, Any], where: str) -> str | None:
 
 def _said(options: dict[str, Any], where: str) -> dict[str, Any]:
     """What an object says of the sampling, checked."""
-    said = {n: options[n] for n in _SAMPLING_FIELDS if options.get(n) is not None}
+    said = {n: options[n] for n in SAMPLING_FIELDS if options.get(n) is not None}
     for name, value in said.items():
         if name == "sampling":
             is_right, message = value in get_args(Sampling), "must be 'uniform' or 'keyframe'"

@@ -7,7 +7,7 @@ with the first token and `finish_reason` with the last, because benchmarks count
 choices as a token. `[DONE]` ends the stream; one that is interrupted ends without it.
 
 All chunks between the first and the last are alike but for their text, which is put between what
-stands before and after it: no event is parsed and no JSON is made.
+comes before and after it: no event is parsed and no JSON is made.
 """
 
 import json
@@ -29,7 +29,7 @@ class StreamOptions:
     """
     Args:
         include_usage: in a chunk of its own, the last one.
-        continuous_usage: on every other chunk too, as it stands then.
+        continuous_usage: on every other chunk too, as it is then.
     """
 
     include_usage: bool = False

@@ -18,7 +18,7 @@ from app.api.errors import InvalidFieldsError
 from app.api.openai.fields import wrong
 from app.errors import UploadTooLargeError
 
-MEDIUM = "data:#{}"  # what stands in the text; no value of a client's under these keys begins so
+MEDIUM = "data:#{}"  # what replaces it in the text; no value of a client's begins so
 KEYS = frozenset({b"url", b"video_url", b"video", b"file_data"})
 
 _SCHEME = b"data:"

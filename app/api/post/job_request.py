@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 
 from app.api.compressions import Compressions
 from app.api.errors import InvalidFieldsError
-from app.api.post.admission import choose_model
+from app.api.post.places import choose_model
 from app.api.post.prompt_size import check_prompt
 from app.api.post.wanted_frames import WantedFrames, frame_spec, frames_wanted
 from app.api.schemas import ChatFields
@@ -34,7 +34,7 @@ class Extras:
     Args:
         video_turn: index of the user turn that the video belongs to; None: the first one.
         warnings: what it asks and does not get, for the receipt.
-        tells_prompt_tokens: with the first token, so that usage can be told with each.
+        tells_prompt_tokens: with the first token, so that each can carry the usage so far.
     """
 
     video_turn: int | None = None
@@ -135,6 +135,11 @@ def predict_use(request: JobRequest, card: ModelCard, limits: KeyLimits) -> Allo
     )
 
 
+def idempotency_hash(owner: str, key: str) -> str:
+    """What an idempotency key is known by; two owners' never meet."""
+    return _digest(f"{owner}\0{key}")
+
+
 def make_idempotency(
     key: str,
     owner: str,
@@ -163,7 +168,7 @@ def make_idempotency(
     if fields.deadline_s is None:
         del said["deadline_s"]
     return Idempotency(
-        key_hash=_digest(f"{owner}\0{key}"),
+        key_hash=idempotency_hash(owner, key),
         fingerprint=_digest(json.dumps(said, sort_keys=True)),
         ttl_s=ttl_s,
     )

@@ -15,7 +15,7 @@ from dycoke_core.errors import InvalidRequestError
 
 MAX_PARTS = 48
 MAX_TEXT_BYTES = 1 << 20  # of all text parts together
-SLICE_BYTES = 1 << 16  # parsed between two turns of the event loop
+SLICE_BYTES = 1 << 16  # parsed between two rounds of the event loop
 
 MALFORMED = "the multipart body is malformed"
 

@@ -6,7 +6,7 @@ import logging
 from contextlib import suppress
 
 from app.api.connection.drain import Drain
-from app.api.post.admission import Place
+from app.api.post.places import Place
 from app.api.post.reading import FrameReading, Reading
 from app.api.post.wanted_frames import WantedFrames, wanted_spec
 from app.errors import JobNotFoundError, ReaderLostError, VideoNotFoundError

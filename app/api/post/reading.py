@@ -4,7 +4,8 @@ A reading belongs to the process, not to the connection that posted the job. Job
 frames share one read, if their cache salt is the same too. What ends a reading early: `cancel`, the
 job's end by anybody (another API's DELETE, its deadline), the loss of its place. Bounded by the
 queue: each reading holds a place, and room in Redis for its frames before they are read. Pixels are
-held from the reader until they are stored, `FramesInHand` says of how many at a time.
+held from the reader until they are stored, so many at a time. Keys take turns, both for that and
+for a reader.
 """
 
 import asyncio
@@ -16,8 +17,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from app.api.errors import INTERNAL_ERROR, incident_message, log_incident
-from app.api.post.admission import Place
-from app.api.post.frames_in_hand import FramesInHand
+from app.api.post.fair_budget import FairBudget
+from app.api.post.places import Place
 from app.api.post.second_try import SecondTryReaders, fell_back_after_kill
 from app.api.post.wanted_frames import WantedFrames, with_frames
 from app.errors import JobNotFoundError, StoreUnavailableError
@@ -67,8 +68,11 @@ class _ReadFrames:
 
 @dataclass(slots=True, eq=False)
 class _SharedRead:
-    """One read of some frames, for as long as somebody waits for it."""
+    """One read of some frames, for as long as somebody waits for it, in the turn of whoever came
+    first.
+    """
 
+    owner: str
     task: asyncio.Task[_ReadFrames] | None = None
     num_waiting: int = 0
     progress: float = 0.0
@@ -99,7 +103,7 @@ class FrameReading:
         self._metrics = metrics
         self._tracing = tracing
         self._patience_s = patience_s
-        self._in_hand = FramesInHand(max_held_bytes)
+        self._in_hand = FairBudget(max_held_bytes)
         self._tasks: dict[str, asyncio.Task[None]] = {}  # by job id
         self._readings: dict[str, Reading] = {}  # likewise
         self._reads: dict[str, _SharedRead] = {}  # by frames digest
@@ -206,7 +210,7 @@ class FrameReading:
         """
         job_id = reading.request.job_id
         shared_digest = digest
-        read = self._reads.setdefault(digest, _SharedRead())
+        read = self._reads.setdefault(digest, _SharedRead(reading.request.owner))
         if read.task is None:
             read.task = asyncio.create_task(
                 self._read_video(wanted, read, timeout_s=reading.read_timeout_s)
@@ -231,7 +235,7 @@ class FrameReading:
                 read.task.cancel()
                 if self._reads.get(shared_digest) is read:
                     del self._reads[shared_digest]
-                self._in_hand.give_back(read.held_bytes)
+                self._in_hand.give_back(read.held_bytes, read.owner)
 
     async def _read_video(
         self, wanted: WantedFrames, read: _SharedRead, *, timeout_s: float
@@ -240,11 +244,12 @@ class FrameReading:
             read.progress = progress
 
         num_bytes = wanted.max_bytes
-        await self._in_hand.take(num_bytes)
+        await self._in_hand.take(num_bytes, read.owner)
         read.held_bytes = num_bytes
         frames = await self._readers.read(
             wanted.video.path,
             wanted.spec,
+            owner=read.owner,
             on_progress=on_progress,
             timeout_s=timeout_s,
         )

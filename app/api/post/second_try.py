@@ -1,16 +1,24 @@
-"""Frame readers that give a video one more try, alone, when its reader was killed.
+"""Frame readers that give a video one more try when its reader was lost.
 
-A reader that dies silently may have been killed by the video, or from outside: by the
-kernel's out-of-memory killer, an operator, the end of the server that all readers are forked from.
-Only a video that loses its reader twice, the second time with no other reader running, is to blame.
+A reader that is killed from outside was so by the video's memory, or by somebody else's: by the
+kernel, an operator, the end of the server that all readers are forked from. Its second try is
+alone, so that only a video that loses its reader twice, the second time with no other reader
+running, is to blame. That holds up everybody, so an owner gets it once at a time: others of its
+videos are tried again beside the rest, and what is killed there may come again later.
+
+A crash, or an end for want of memory within the child's own limit, is mostly the video's doing, and
+neighbours have no part in it: the second try is one like any other. CPU time that was used up is
+the video's for certain, and is not spent twice.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
-from app.api.post.reader_places import ReaderPlaces
+from app.api.post.reader_slots import ReaderSlots
 from dycoke_core.errors import ReadersUnavailableError, VideoError, VideoReaderKilledError
 from dycoke_core.video import FrameReaders, FrameSpec, VideoFrames, VideoProbe
 
@@ -19,25 +27,31 @@ MIN_TIMEOUT_S = 1.0  # left for the second try
 # A warning, where the second try would have said whether a loss comes twice.
 _NO_SECOND_TRY = "a second try with decord did not come to its end"
 
+T = TypeVar("T")
+
 
 class SecondTryReaders:
-    """As `FrameReaders`, within the places that all API processes share."""
+    """As `FrameReaders`, within the slots that all API processes share."""
 
-    def __init__(self, readers: FrameReaders, places: ReaderPlaces) -> None:
+    def __init__(self, readers: FrameReaders, slots: ReaderSlots) -> None:
         self._readers = readers
-        self._places = places
+        self._slots = slots
 
-    async def probe(self, path: Path) -> tuple[VideoProbe, float]:
-        """Returns also the seconds that it took, without the wait for a place.
+    async def probe(self, path: Path, owner: str) -> tuple[VideoProbe, float]:
+        """Returns also the seconds that it took, without the wait for a slot.
 
         Raises: VideoError, ReadersUnavailableError.
         """
         try:
-            async with self._places.to_probe():
+            async with self._slots.to_probe(owner):
                 return await self._timed_probe(path)
-        except VideoReaderKilledError:
-            async with self._places.alone():
-                return await self._timed_probe(path)
+        except VideoReaderKilledError as error:
+            if error.cause == "cpu":
+                raise
+            cause = error.cause
+        return await self._again(
+            cause, owner, self._slots.to_probe, lambda: self._timed_probe(path)
+        )
 
     async def _timed_probe(self, path: Path) -> tuple[VideoProbe, float]:
         began_at = time.monotonic()
@@ -49,11 +63,13 @@ class SecondTryReaders:
         path: Path,
         spec: FrameSpec,
         *,
+        owner: str,
         on_progress: Callable[[float], None] | None = None,
         timeout_s: float,
     ) -> VideoFrames:
         """
         Args:
+            owner: whose turn it is to have a slot.
             timeout_s: for both tries together, without the wait between them.
 
         Raises:
@@ -64,30 +80,52 @@ class SecondTryReaders:
         began_at = time.monotonic()
         frames = None
         try:
-            async with self._places.to_read():
+            async with self._slots.to_read(owner):
                 began_at = time.monotonic()
                 frames = await self._readers.read(
                     path, spec, on_progress=on_progress, timeout_s=timeout_s
                 )
-            loss = frames.fallback_cause
+            loss: str = frames.fallback_cause or ""
             if loss not in ("killed", "memory", "crash"):
                 return frames
-        except VideoReaderKilledError:
-            loss = "killed"
+        except VideoReaderKilledError as error:
+            if error.cause == "cpu":
+                raise
+            loss = error.cause
         left_s = max(timeout_s - (time.monotonic() - began_at), MIN_TIMEOUT_S)
-        # A crash is mostly the video's doing; neighbours have no part in it.
-        place = self._places.to_read() if loss == "crash" else self._places.alone()
         try:
-            async with place:
-                return await self._readers.read(
-                    path, spec, on_progress=on_progress, timeout_s=left_s
-                )
+            return await self._again(
+                loss,
+                owner,
+                self._slots.to_read,
+                lambda: self._readers.read(path, spec, on_progress=on_progress, timeout_s=left_s),
+            )
         except (VideoError, ReadersUnavailableError):
             if frames is None:
                 raise
             # Nobody knows whether the loss comes twice: no better than one from outside.
             warnings = (*frames.warnings, _NO_SECOND_TRY)
             return replace(frames, warnings=warnings, fallback_cause="killed")
+
+    async def _again(
+        self,
+        loss: str,
+        owner: str,
+        slot: Callable[[str], AbstractAsyncContextManager[None]],
+        attempt: Callable[[], Awaitable[T]],
+    ) -> T:
+        """The second try, in the kind of slot that fits how the first one's reader was lost."""
+        if loss == "killed":
+            async with self._slots.alone(owner) as is_alone:
+                if is_alone:
+                    return await attempt()
+        async with slot(owner):
+            try:
+                return await attempt()
+            except VideoReaderKilledError as error:
+                if error.cause != "killed":
+                    raise
+                raise ReadersUnavailableError("the readers of this video were killed") from error
 
 
 def fell_back_after_kill(frames: VideoFrames) -> bool:

@@ -9,34 +9,22 @@ import asyncio
 import logging
 import time
 import uuid
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import Protocol
+from dataclasses import dataclass
 
 from starlette.requests import Request
 
 from app.api.compressions import Compressions
-from app.api.connection.disconnect import unless_disconnected
 from app.api.connection.drain import Drain
-from app.api.post.admission import Admitted, Place, admit
 from app.api.post.cancelling import Cancellations
-from app.api.post.frames_by_rate import count_by_rate
-from app.api.post.intake import (
-    JSON,
-    MULTIPART,
-    check_content_type,
-    check_idempotency_key,
-    read_form_fields,
-    read_json_fields,
-)
+from app.api.post.chat_intake import Intake, TakenIn
+from app.api.post.intake import check_content_type, check_idempotency_key
 from app.api.post.job_request import (
-    NO_EXTRAS,
-    Extras,
-    check_fields,
+    idempotency_hash,
     make_idempotency,
     make_job_request,
     predict_use,
 )
+from app.api.post.places import Admitted, Place, admit
 from app.api.post.prompt_size import check_prompt, min_visual_tokens
 from app.api.post.reading import FrameReading, Reading
 from app.api.post.uploads import Uploads
@@ -50,8 +38,8 @@ from app.errors import (
     StoreUnavailableError,
 )
 from app.keys.access import limits_of
-from app.keys.entries import Principal, Scope, cache_salt
-from app.keys.limits import NO_LIMITS, KeyLimits, Quota
+from app.keys.entries import Principal, cache_salt
+from app.keys.limits import KeyLimits, LimitState
 from app.messages import JobRequest, JobState, ModelCard
 from app.metrics import ApiMetrics
 from app.settings import Settings
@@ -60,7 +48,6 @@ from app.store.frame_store import parse_header
 from app.store.job_queue import Created, Idempotency, JobQueue, JobRecord, NeededFrames
 from app.store.owner_limits import Allowance
 from app.tracing import Tracing
-from app.video_store import VideoLease
 from dycoke_core.auto import Compression
 from dycoke_core.config import CompressionConfig
 
@@ -75,10 +62,10 @@ _NO_COMPRESSION = CompressionConfig(policy="full")  # of a job without a video
 @dataclass(frozen=True, slots=True)
 class PostedJob:
     """Args:
-    is_new: False: an earlier job with the same idempotency key stands for the request.
+    is_new: False: an earlier job with the same idempotency key answers the request.
     has_key: a later request may find the job by its idempotency key.
     opening: the first event of a new job.
-    quotas: how the key stands to its limits now; of an earlier job: nothing.
+    limit_states: what the key has left of its limits now; empty for an earlier job.
     """
 
     record: JobRecord
@@ -86,27 +73,7 @@ class PostedJob:
     is_new: bool
     has_key: bool
     opening: LoggedEvent | None = None
-    quotas: tuple[Quota, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class TakenIn:
-    """A body that has been read and checked, and its video; None: a conversation without one."""
-
-    fields: ChatFields
-    card: ModelCard
-    lease: VideoLease | None
-    upload_s: float
-    probe_s: float
-    extras: Extras = NO_EXTRAS
-
-
-class Intake(Protocol):
-    """How one surface's bodies are read."""
-
-    async def __call__(
-        self, request: Request, models: dict[str, ModelCard], principal: Principal
-    ) -> TakenIn: ...
+    limit_states: tuple[LimitState, ...] = ()
 
 
 class Submissions:
@@ -124,7 +91,7 @@ class Submissions:
     ) -> None:
         self._metrics = metrics
         self._settings = settings
-        self.compressions = compressions
+        self._compressions = compressions
         self._drain = drain
         self._queue = queue
         self._uploads = uploads
@@ -138,16 +105,15 @@ class Submissions:
         request: Request,
         principal: Principal,
         idempotency_key: str | None,
-        traceparent: str | None = None,
-        *,
-        intake: Intake | None = None,
+        traceparent: str | None,
+        intake: Intake,
     ) -> PostedJob:
         """Takes a request in and starts reading its video.
 
         Args:
             principal: who asks; idempotency keys of two never meet.
             traceparent: the span that the job belongs to.
-            intake: reads the body; None: that of `/v1/video/chat`.
+            intake: reads the body.
 
         Raises:
             DycokeError: refused; nothing of the request is left.
@@ -156,8 +122,8 @@ class Submissions:
         try:
             return await self._take(request, principal, idempotency_key, traceparent, intake)
         except KeyLimitError as error:
-            for quota in error.violated:
-                self._metrics.count_key_refusal(principal.name, quota.name)
+            for state in error.violated:
+                self._metrics.count_key_refusal(principal.name, state.name)
             raise
 
     async def _take(
@@ -166,17 +132,13 @@ class Submissions:
         principal: Principal,
         idempotency_key: str | None,
         traceparent: str | None,
-        intake: Intake | None,
+        intake: Intake,
     ) -> PostedJob:
         accepted_at_s = time.time()
         check_idempotency_key(idempotency_key)
-        if intake is None:
-            kind = check_content_type(request, JSON, MULTIPART)
-            intake = partial(self._take_in, kind)
+        check_content_type(request, *intake.content_types)
         limits = limits_of(principal, self._settings)
-        # A retry finds its job, whatever its key has under way: `create` decides then.
-        at_headers = limits if idempotency_key is None else NO_LIMITS
-        models = await self._enter(principal.owner, at_headers)
+        models = await self._enter(principal.owner, limits, idempotency_key)
         async with Admitted() as admitted:
             async with self._uploads.limited():
                 taken = await intake(request, models, principal)
@@ -220,14 +182,16 @@ class Submissions:
             is_new=True,
             has_key=idempotency is not None,
             opening=created.opening,
-            quotas=created.quotas,
+            limit_states=created.limit_states,
         )
 
     async def wait_until_none(self) -> None:
         """Waits until no job's frames are being read."""
         await self._reading.wait_until_none()
 
-    async def _enter(self, owner: str, limits: KeyLimits) -> dict[str, ModelCard]:
+    async def _enter(
+        self, owner: str, limits: KeyLimits, idempotency_key: str | None
+    ) -> dict[str, ModelCard]:
         """Refuses at the headers where there is no worker or no room."""
         self._drain.check()
         try:
@@ -237,6 +201,7 @@ class Submissions:
                     max_jobs=self._settings.max_queued_jobs,
                     owner=owner,
                     limits=limits,
+                    key_hash=idempotency_hash(owner, idempotency_key) if idempotency_key else "",
                 )
         except TimeoutError:
             raise StoreUnavailableError("the job store does not answer") from None
@@ -257,59 +222,12 @@ class Submissions:
                 error.video_id = taken.lease.video.video_id
             raise
 
-    async def _take_in(
-        self, kind: str, request: Request, models: dict[str, ModelCard], principal: Principal
-    ) -> TakenIn:
-        """Reads and checks the body, then makes sure of the video."""
-        began_at, owner = time.monotonic(), principal.owner
-        if kind == JSON:
-            fields = await read_json_fields(request)
-            return await self._find_video(fields, self._check(fields, models), owner)
-        async with self._uploads.receive() as upload:
-            fields, has_video = await read_form_fields(
-                request, upload, on_file=lambda: principal.require(Scope.UPLOAD)
-            )
-            card = self._check(fields, models)
-            if not has_video:
-                return await self._find_video(fields, card, owner)
-            upload_s = time.monotonic() - began_at
-            lease, probe_s = await unless_disconnected(
-                request.receive, self._uploads.store(upload, principal)
-            )
-            return self._at_rate(TakenIn(fields, card, lease, upload_s, probe_s))
-
-    async def _find_video(self, fields: ChatFields, card: ModelCard, owner: str) -> TakenIn:
-        """As short as a look at the disk: a client that leaves meanwhile is noticed after it."""
-        assert fields.video_id is not None
-        lease = await self._uploads.find(fields.video_id, owner)
-        return self._at_rate(TakenIn(fields, card, lease, upload_s=0.0, probe_s=0.0))
-
-    def _at_rate(self, taken: TakenIn) -> TakenIn:
-        """With the number of frames that `fps` makes of the video, if it is given."""
-        fields, lease = taken.fields, taken.lease
-        if fields.fps is None or lease is None:
-            return taken
-        max_frames = self._settings.max_frames
-        num_frames, warnings = count_by_rate(
-            fields.fps,
-            lease.video.probe,
-            taken.card,
-            clip=(fields.start_s, fields.end_s),
-            num_frames=fields.most_frames,
-            most=fields.most_frames or max_frames,
-        )
-        fields = fields.model_copy(update={"num_frames": num_frames})
-        return replace(taken, fields=fields, extras=Extras(warnings=tuple(warnings)))
-
-    def _check(self, fields: ChatFields, models: dict[str, ModelCard]) -> ModelCard:
-        return check_fields(fields, models, self._settings, self.compressions)
-
     def _check_video(self, taken: TakenIn, wanted: WantedFrames | None) -> Compression:
         """Refuses what the video does not allow; returns how it is compressed."""
         if wanted is None:
             return _NO_COMPRESSION
         check_wanted(taken.fields, wanted, max_bytes=self._settings.max_frame_store_bytes)
-        compression = self.compressions.parse(taken.fields.compression)
+        compression = self._compressions.parse(taken.fields.compression)
         probe = wanted.video.video.probe
         num_visual_tokens = min_visual_tokens(wanted.spec, probe, taken.card, compression)
         check_prompt(taken.fields, taken.card, num_visual_tokens)

@@ -62,8 +62,8 @@ class Uploads:
                 raise
             raise DeadlineExceededError("the request took too long to come in") from None
 
-    def receive(self) -> AbstractAsyncContextManager[Upload]:
-        return self._videos.receive()
+    def receive(self, principal: Principal) -> AbstractAsyncContextManager[Upload]:
+        return self._videos.receive(principal.owner)
 
     async def find(self, video_id: str, owner: str) -> VideoLease:
         """Raises: VideoNotFoundError."""
@@ -75,7 +75,7 @@ class Uploads:
         """Stores an upload that the readers can read, unless its owner has its content already.
         Nothing is displaced for one that they cannot read.
 
-        Another owner's does not spare the probe: its time would tell that somebody has the video.
+        Another owner's does not spare the probe: its time would reveal that somebody has the video.
 
         Returns:
             The video, and the seconds that the probe took.
@@ -87,7 +87,7 @@ class Uploads:
         video_id = await upload.finish()
         with suppress(VideoNotFoundError):
             return await self._videos.retain(video_id, owner, retention), 0.0
-        probe, probe_s = await self._readers.probe(upload.path)
+        probe, probe_s = await self._readers.probe(upload.path, owner)
         quota = self._quota_of(principal)
         lease = await self._videos.commit(upload, video_id, probe, owner, retention, quota)
         with suppress(StoreUnavailableError):  # then nothing of it is kept for a day

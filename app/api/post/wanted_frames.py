@@ -15,7 +15,7 @@ from app.messages import FrameLimits, FramesRef, FramesWanted, JobRequest, Model
 from app.store.frame_store import FramesHeader, frames_digest, max_blob_bytes, parse_header
 from app.store.job_queue import ExpectedFrames
 from app.video_store import VideoLease
-from dycoke_core.frame_size import PixelLimits, frame_size
+from dycoke_core.model_frames import PixelLimits, frame_size
 from dycoke_core.video import FrameSpec
 
 CLIP_TIMES_PER_S = 100
@@ -45,6 +45,7 @@ class WantedFrames:
             salt=cache_salt,
             sampling=spec.sampling,
             spread=spec.spread,
+            resizing=spec.resizing,
         )
         return cls(spec, video, digest)
 
@@ -92,6 +93,7 @@ def frame_spec(fields: ChatFields, card: ModelCard) -> FrameSpec:
         end_s=None if fields.end_s is None else _rounded(fields.end_s, math.ceil),
         sampling=fields.sampling,
         spread=card.frame_spread,
+        resizing=card.frame_resizing,
     )
 
 
@@ -107,6 +109,7 @@ def wanted_spec(request: JobRequest) -> FrameSpec | None:
         end_s=wanted.end_s,
         sampling=wanted.sampling,
         spread=wanted.spread,
+        resizing=wanted.resizing,
     )
 
 
@@ -126,6 +129,7 @@ def frames_wanted(spec: FrameSpec, card: ModelCard, fps: float | None = None) ->
         sampling=spec.sampling,
         spread=spec.spread,
         fps=fps,
+        resizing=spec.resizing,
     )
 
 

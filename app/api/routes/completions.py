@@ -9,8 +9,7 @@ from app.api.context import ApiDep, AskerDep, AskingRoute
 from app.api.openai.fields import CompletionFields
 from app.api.openai.rendering import ChatCompletion
 from app.api.openapi import OPENAI_ERRORS
-from app.api.post.intake import JSON, check_content_type
-from app.api.routes.chat import end_refused
+from app.api.routes.chat import answer
 
 router = APIRouter(tags=["openai"], route_class=AskingRoute)
 
@@ -44,17 +43,13 @@ async def complete(
         str | None, Header(description="The same key and request: the same job.")
     ] = None,
 ) -> Response:
-    check_content_type(request, JSON)
-    slot = api.streams.take()
-    span = api.tracing.start_post(request.headers.get("traceparent"), PATH)
     intake = api.completion_intake()
-    try:
-        posted = await api.submissions.take(
-            request, principal, idempotency_key, span.traceparent, intake=intake
-        )
-    except BaseException as error:
-        slot.release()
-        end_refused(span, error)
-        raise
-    rendering = ChatCompletion(posted.record, intake.options)
-    return await api.answers.to(posted, slot, span, rendering).response(request)
+    return await answer(
+        request,
+        api,
+        principal,
+        idempotency_key,
+        intake,
+        PATH,
+        lambda record: ChatCompletion(record, intake.options),
+    )

@@ -14,12 +14,14 @@ from app.api.openapi import EXPIRES_AFTER, OPENAI_ERRORS
 from app.api.post.expiry import take_expiry
 from app.api.routes.uploading import take_upload
 from app.api.routes.videos import get_content
+from app.errors import VideoNotFoundError
 from app.video_store import Retention, StoredVideo
 
 router = APIRouter(prefix="/v1/files", tags=["openai"], responses=OPENAI_ERRORS)
 
 PURPOSES = ("user_data", "vision")
-MAX_LIMIT = 10_000
+MAX_LIMIT = 10_000  # that a client may ask for
+MAX_PAGE = 1_000  # that it gets; clients ask for the rest, as the list says that there is more
 
 _BODY: dict[str, Any] = {
     "required": True,
@@ -92,23 +94,22 @@ async def list_files(
     order: Literal["asc", "desc"] = "desc",
     after: Annotated[str | None, Query(description="The last id of the page before.")] = None,
 ) -> FileList:
-    videos = [
-        video
-        for video in await api.videos.owned_by(principal.owner)
-        if purpose in (None, video.retention.purpose)
-    ]
-    videos.sort(key=lambda video: (video.created_at_s, video.video_id), reverse=order == "desc")
-    if after is not None:
-        ids = [video.video_id for video in videos]
-        if after not in ids:
-            raise wrong("after", "no such file")
-        videos = videos[ids.index(after) + 1 :]
-    page = [FileResource.of(video) for video in videos[:limit]]
+    try:
+        videos, has_more = await api.videos.page(
+            principal.owner,
+            limit=min(limit, MAX_PAGE),
+            purpose=purpose,
+            after=after,
+            newest_first=order == "desc",
+        )
+    except VideoNotFoundError:
+        raise wrong("after", "no such file") from None
+    page = [FileResource.of(video) for video in videos]
     return FileList(
         data=page,
         first_id=page[0].id if page else None,
         last_id=page[-1].id if page else None,
-        has_more=len(videos) > limit,
+        has_more=has_more,
     )
 
 
@@ -120,8 +121,10 @@ async def get_file(file_id: str, api: ApiDep, principal: PrincipalDep) -> FileRe
 @router.get(
     "/{file_id}/content", summary="A file's bytes, whole or by Range", response_class=Response
 )
-async def get_file_content(file_id: str, api: ApiDep, principal: PrincipalDep) -> Response:
-    return await get_content(file_id, api, principal)
+async def get_file_content(
+    file_id: str, request: Request, api: ApiDep, principal: PrincipalDep
+) -> Response:
+    return await get_content(file_id, request, api, principal)
 
 
 @router.delete("/{file_id}", summary="Delete a file")

@@ -8,7 +8,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from app.api.context import ApiDep, may_see_metrics
 from app.api.openapi import PROBLEMS
-from app.api.post.admission import served_models
+from app.api.post.places import served_models
 from app.errors import StoreUnavailableError
 
 router = APIRouter(tags=["health"])

@@ -3,7 +3,7 @@
 import asyncio
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query
+from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import Response
 
 from app.api.answer.sse import Ending, EventStream
@@ -21,7 +21,7 @@ from dycoke_core.kept_sets import KeptHistory
 router = APIRouter(tags=["jobs"], responses=PROBLEMS)
 
 
-@router.get("/v1/jobs/{job_id}", summary="How a job stands, and its answer once it has ended")
+@router.get("/v1/jobs/{job_id}", summary="A job's state, and its answer once it has ended")
 async def get_job(job_id: str, api: ApiDep, principal: AskerDep) -> JobResource:
     return await _resource(api, await api.jobs.find(job_id, principal.owner))
 
@@ -66,6 +66,7 @@ async def get_kept(
 )
 async def get_events(
     job_id: str,
+    request: Request,
     api: ApiDep,
     principal: AskerDep,
     last_event_id: Annotated[
@@ -80,7 +81,7 @@ async def get_events(
         if await api.jobs.is_read_to_its_end(record, after=after):
             return Response(status_code=204)  # makes an EventSource stop reconnecting
     feed = api.jobs.feed(record, after=after)
-    slot = api.streams.take()
+    slot = api.streams.take(request, principal.owner)
 
     def on_end(_: Ending) -> None:
         slot.release()

@@ -13,7 +13,7 @@ from app.errors import ModelNotFoundError
 from app.messages import FrameLimits, FrameRate
 from dycoke_core.auto import AUTO, AUTO_PARAMETERS
 from dycoke_core.config import POLICY_PARAMETERS
-from dycoke_core.frame_spread import Spread
+from dycoke_core.model_frames import Resizing, Spread
 
 router = APIRouter(tags=["models"], responses=OPENAI_ERRORS)
 
@@ -32,6 +32,7 @@ class ModelResource(BaseModel):
     frame_limits: FrameLimits | None  # of frames that keep their shape; null: all are square
     frame_spread: Spread  # which frames of a clip are read
     frame_rate: FrameRate | None  # how many `fps` makes; null: length times rate, rounded down
+    frame_resizing: Resizing  # how they come to their size
     tokens_per_frame: int  # of square ones: of `frames_per_unit` of them together
     frames_per_unit: int
     num_layers: int
@@ -56,7 +57,7 @@ async def list_models(api: ApiDep, _: PrincipalDep) -> ModelList:
     return ModelList(
         data=await _models(api),
         compression=CompressionPolicies(
-            default=api.submissions.compressions.default.as_dict(),
+            default=api.compressions.default.as_dict(),
             policies={
                 **{name: list(taken) for name, taken in POLICY_PARAMETERS.items()},
                 AUTO: list(AUTO_PARAMETERS),
@@ -88,6 +89,7 @@ async def _models(api: Api) -> list[ModelResource]:
             frame_limits=card.frame_limits,
             frame_spread=card.frame_spread,
             frame_rate=card.frame_rate,
+            frame_resizing=card.frame_resizing,
             tokens_per_frame=card.tokens_per_frame,
             frames_per_unit=card.frames_per_unit,
             num_layers=card.num_layers,

@@ -33,9 +33,9 @@ async def take_upload(
     """
     check_content_type(request, MULTIPART)
     api.drain.check()
-    slot = api.streams.take()
+    slot = api.streams.take(request, principal.owner)
     try:
-        async with api.uploads.limited(), api.uploads.receive() as upload:
+        async with api.uploads.limited(), api.uploads.receive(principal) as upload:
             form = await read_form(request, upload, file_field=file_field)
             retention = parse_retention(form.fields)
             if not form.has_file:

@@ -42,9 +42,11 @@ async def upload_video(request: Request, api: ApiDep, principal: UploaderDep) ->
     summary="A stored video's bytes, whole or by Range",
     response_class=Response,
 )
-async def get_content(video_id: str, api: ApiDep, principal: MediaReaderDep) -> Response:
+async def get_content(
+    video_id: str, request: Request, api: ApiDep, principal: MediaReaderDep
+) -> Response:
     """Of a list of frames there is no file: it gives 409."""
-    slot = api.streams.take()
+    slot = api.streams.take(request, principal.owner)
     try:
         lease = await api.videos.lease(video_id, principal.owner)
         if lease.video.probe.container == Container.FRAMES:

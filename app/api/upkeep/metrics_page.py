@@ -4,7 +4,7 @@ Every process has its own registry and shows its page to the others, on demand, 
 socket of Linux' abstract kind, which leaves no file; the process that is scraped fetches the
 others' pages and puts them together. So gauges, exemplar-free histograms and the collectors of
 processes stay what they are, a counter belongs to one process and is reset by its restart as
-Prometheus expects, and the label is the process' slot, so that a restart makes no new series. (The
+Prometheus expects; the label is the process' number, so that a restart makes no new series. (The
 client library's multiprocess mode adds counters up in files instead, keeps those of the dead for
 ever, has no collectors of its own, and labels gauges by process id.)
 
@@ -43,7 +43,7 @@ class MetricsPage:
             yield
             return
         with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(_address(self._row.table, self._row.slot))
+            listener.bind(_address(self._row.table, self._row.number))
             server = await asyncio.start_unix_server(self._show, sock=listener)
             try:
                 yield
@@ -53,18 +53,20 @@ class MetricsPage:
     async def render(self) -> bytes:
         """The page for Prometheus, of all processes."""
         table = self._row.table
-        slots = range(table.num_processes)
-        fetched = await asyncio.gather(*(self._page_of(slot) for slot in slots))
-        pages = {slot: page for slot, page in zip(slots, fetched, strict=True) if page is not None}
-        about = generate_latest(_AboutProcesses(table, pages.keys()))
+        numbers = range(table.num_processes)
+        fetched = await asyncio.gather(*(self._page_of(number) for number in numbers))
+        pages = {
+            number: page for number, page in zip(numbers, fetched, strict=True) if page is not None
+        }
+        about = generate_latest(AboutProcesses(table, pages.keys()))
         return merge(pages) + about
 
-    async def _page_of(self, slot: int) -> bytes | None:
-        if slot == self._row.slot:
+    async def _page_of(self, number: int) -> bytes | None:
+        if number == self._row.number:
             return generate_latest(self._registry)
         try:
             async with asyncio.timeout(FETCH_TIMEOUT_S):
-                return await _fetch(_address(self._row.table, slot))
+                return await _fetch(_address(self._row.table, number))
         except (OSError, TimeoutError, ValueError):  # the first: nobody is there
             return None
 
@@ -76,13 +78,13 @@ class MetricsPage:
 
 
 def merge(pages: Mapping[int, bytes]) -> bytes:
-    """One page of several in Prometheus' text format, each sample with its process' slot.
+    """One page of several in Prometheus' text format, each sample with its process' number.
 
-    A family's samples stand together, under the one description that the format allows it.
+    A family's samples are together, under the one description that the format allows it.
     """
     families: dict[bytes, tuple[list[bytes], list[bytes]]] = {}  # name: description, samples
-    for slot, page in pages.items():
-        label = f'{LABEL}="{slot}"'.encode()
+    for number, page in pages.items():
+        label = f'{LABEL}="{number}"'.encode()
         described = set[bytes]()
         samples: list[bytes] = []
         for line in page.splitlines(keepends=True):
@@ -108,7 +110,7 @@ def _labelled(sample: bytes, label: bytes) -> bytes:
     return b"%b{%b} %b" % (name, label, value)
 
 
-class _AboutProcesses(Collector):
+class AboutProcesses(Collector):
     """What is known of the processes apart from their own pages."""
 
     def __init__(self, table: ProcessTable, answering: Iterable[int]) -> None:
@@ -126,14 +128,14 @@ class _AboutProcesses(Collector):
             "API processes that ended unexpectedly; each is restarted.",
             labels=[LABEL],
         )
-        for slot in range(self._table.num_processes):
-            is_up.add_metric([str(slot)], slot in self._answering)
-            deaths.add_metric([str(slot)], self._table.deaths(slot))
+        for number in range(self._table.num_processes):
+            is_up.add_metric([str(number)], number in self._answering)
+            deaths.add_metric([str(number)], self._table.deaths(number))
         return [is_up, deaths]
 
 
-def _address(table: ProcessTable, slot: int) -> str:
-    return f"\0dycoke-{table.token}-{slot}"
+def _address(table: ProcessTable, number: int) -> str:
+    return f"\0dycoke-{table.token}-{number}"
 
 
 async def _fetch(address: str) -> bytes:

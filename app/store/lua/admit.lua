@@ -1,15 +1,18 @@
 -- What the live workers serve, and whether there is room for an owner in the queue of any model of
 -- theirs: which one a post is for is known once its body is there, and `reserve` decides then.
 --
--- ARGV: prefix, max_jobs, owner, limits of the owner (see `limits`)
--- Returns {cards, 1 or 0 for no room, retry_after_ms, stands}. Drops workers whose card is gone.
--- Stands is how the owner stands to its limits, see `standing`; {} where it has none.
+-- ARGV: prefix, max_jobs, owner, limits of the owner (see `limits`), idempotency_hash ('' for none)
+-- Returns {cards, 1 or 0 for no room, retry_after_ms, states}. Drops workers whose card is gone.
+-- `states` is what the owner has left of its limits, see `limit_states`; {} where it has none, and
+-- for a key that a job is known by: `create` decides then, since a retry that finds its job takes
+-- nothing.
 -- Of frames nothing is asked: the request may be about none.
 local cards, models = {}, {}
-local stands = {}
-if ARGV[4] ~= '' then
+local states = {}
+local is_known = ARGV[5] ~= '' and redis.call('EXISTS', idempotency_key(ARGV[5])) == 1
+if ARGV[4] ~= '' and not is_known then
   note_limits(ARGV[3], ARGV[4])
-  stands = standing(ARGV[3], ARGV[4], nil, 0)
+  states = limit_states(ARGV[3], ARGV[4], nil, 0)
 end
 for _, worker_id in ipairs(redis.call('SMEMBERS', workers_key())) do
   local card = redis.call('GET', worker_key(worker_id))
@@ -23,8 +26,8 @@ end
 local retry_after_ms = nil
 for model in pairs(models) do
   local reply = room(model, ARGV[3], tonumber(ARGV[2]))
-  if reply[1] == 1 then return {cards, 1, 0, stands} end
+  if reply[1] == 1 then return {cards, 1, 0, states} end
   retry_after_ms = math.min(retry_after_ms or reply[2], reply[2])
 end
-if retry_after_ms then return {cards, 0, retry_after_ms, stands} end
-return {cards, 1, 0, stands}
+if retry_after_ms then return {cards, 0, retry_after_ms, states} end
+return {cards, 1, 0, states}

@@ -112,7 +112,7 @@ local function offer(model, job_id, entry_id, lease_ms)
     is_suspect and lease_ms or DAY_MS, 'JUSTID')
 end
 
--- Ends a job that has used up its tries, and leaves a dead letter without a word of its
+-- Ends a job that has used up its tries, and leaves a dead letter without any of its
 -- content. Returns whether it did.
 -- faults: JSON object {deaths, deliveries}, each a fault
 local function bury_if_spent(job_id, faults, ttl_ms)

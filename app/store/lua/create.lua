@@ -7,15 +7,16 @@
 --       reserve for the frames (0 for none), byte budget of all frames, limits of the owner, what
 --       the job takes of them (see `limits`), its length and priority (see `order`),
 --       ms left until the deadline that the client has set ('' for none)
--- Returns {outcome, job_id, found, stands}: `created`; `queued` where the frames are stored and are
--- as expected; `existing` with the job that stands for the same key and fingerprint, whereupon the
+-- Returns {outcome, job_id, found, states}: `created`; `queued` where the frames are stored and are
+-- as expected; `existing` with the job that answers for the same key and fingerprint, whereupon the
 -- place is given up; `conflict` for another fingerprint; `no_place`; `limited` where the owner has
 -- reached a limit; `too_late`, with `found` the ms by which it would miss its deadline (0: it has
--- passed); `no_room` where live jobs hold too much of the frames' budget, and nothing is reserved.
--- Else `found` is what a stored blob says of the frames, which are then pinned, or ''. `stands` is
--- how the owner stands to its limits, see `standing`; {} where that was not asked.
+-- passed); `no_room` where live jobs, or the owner's, hold too much of the frames' budget, and
+-- nothing is reserved.
+-- Else `found` is what a stored blob says of the frames, which are then pinned, or ''. `states` is
+-- what the owner has left of its limits, see `limit_states`; {} where that was not asked.
 --
--- A job that was cancelled, or that ended in an error worth another try, stands for its key no
+-- A job that was cancelled, or that ended in an error worth another try, answers for its key no
 -- longer: the retry that the key is for gets a job of its own. One that a retry has found is
 -- adopted: it does not end with the connection that posted it.
 local function stands_for_its_key(job_id)
@@ -43,13 +44,19 @@ if not redis.call('ZSCORE', places_key(model), job_id) then return {'no_place', 
 local owner, limits, taken = ARGV[11], ARGV[18], ARGV[19]
 if limits ~= '' then
   local prompt, max_tokens, frames = string.match(taken, '^(%d+) (%d+) (%d+)$')
-  local stands = standing(owner, limits, prompt + max_tokens, tonumber(frames))
-  if is_refused(stands) then return {'limited', job_id, '', stands} end
+  local states = limit_states(owner, limits, prompt + max_tokens, tonumber(frames))
+  if is_refused(states) then return {'limited', job_id, '', states} end
 end
 if ARGV[22] ~= '' then
   local job = {owner = owner, length = ARGV[20], priority = ARGV[21]}
   local late_by = late_by_ms(model, job, tonumber(ARGV[22]))
   if late_by then return {'too_late', job_id, late_by, {}} end
+end
+if digest ~= '' then
+  local num_bytes = math.max(frames_share(digest), frame_bytes)
+  if not may_hold_frames(owner, digest, num_bytes, tonumber(ARGV[17])) then
+    return {'no_room', job_id, '', {}}
+  end
 end
 local is_to_read = digest ~= '' and redis.call('EXISTS', frames_key(digest)) == 0
 if is_to_read and frames_share(digest) < frame_bytes
@@ -65,9 +72,9 @@ redis.call('HSET', job_key(job_id), 'state', 'reading', 'model', model, 'request
   'owner', owner, 'video', ARGV[12], 'length', ARGV[20], 'priority', ARGV[21])
 redis.call('ZADD', live_key(), ARGV[7], job_id)
 append_unnumbered(job_id, ARGV[5])
-local stands = charge_owner(owner, job_id, limits, taken)
+local states = charge_owner(owner, job_id, limits, taken)
 if is_to_read and frame_bytes > 0 then pin_frames(digest, job_id) end
 local found = digest ~= '' and find_frames(digest, job_id) or ''
-if found == '' or found ~= ARGV[14] then return {'created', job_id, found, stands} end
+if found == '' or found ~= ARGV[14] then return {'created', job_id, found, states} end
 enqueue(model, job_id, ARGV[15])
-return {'queued', job_id, found, stands}
+return {'queued', job_id, found, states}

@@ -67,13 +67,13 @@ local function left_of(limit, used)
   return limit > 0 and math.max(0, math.floor(limit - used)) or UNLIMITED
 end
 
--- How an owner stands to its limits, of jobs, queued jobs, tokens and frames: {{left, wait_ms},
+-- What an owner has left of its limits, of jobs, queued jobs, tokens and frames: {{left, wait_ms},
 -- ...}, left -1 where there is no limit; wait_ms, where the limit refuses the request, is when to
 -- try again, and -1 where it does not.
 --
 -- tokens, frames: what the request wants. Tokens nil: it is not known yet. Then it is refused where
 -- there is no token left, and is expected to want as many as the last one.
-local function standing(owner, limits, tokens, frames)
+local function limit_states(owner, limits, tokens, frames)
   local now = now_ms()
   local max_jobs, max_queued, tokens_per_minute, frames_per_minute = four_numbers(limits)
   local num_jobs, num_waiting = count_owner_jobs(owner)
@@ -106,8 +106,8 @@ local function standing(owner, limits, tokens, frames)
   }
 end
 
-local function is_refused(stands)
-  for _, one in ipairs(stands) do
+local function is_refused(states)
+  for _, one in ipairs(states) do
     if one[2] >= 0 then return true end
   end
   return false
@@ -118,7 +118,8 @@ local function note_limits(owner, limits)
   redis.call('SET', owner_limits_key(owner), limits, 'PX', DAY_MS)
 end
 
--- Takes what a new job is predicted to use. Returns how its owner stands then, see `standing`.
+-- Takes what a new job is predicted to use. Returns what its owner then has left, see
+-- `limit_states`.
 charge_owner = function(owner, job_id, limits, taken)
   redis.call('ZADD', owner_jobs_key(owner), WAITING, job_id)
   redis.call('PEXPIRE', owner_jobs_key(owner), DAY_MS)
@@ -136,9 +137,9 @@ charge_owner = function(owner, job_id, limits, taken)
     fill(bucket_key(owner .. ':frames'), frames_per_minute, -frames, now)
   end
   redis.call('HSET', job_key(job_id), 'limits', limits, 'taken', taken)
-  local stands = standing(owner, limits, 0, 0)
-  for _, one in ipairs(stands) do one[2] = -1 end -- it is in
-  return stands
+  local states = limit_states(owner, limits, 0, 0)
+  for _, one in ipairs(states) do one[2] = -1 end -- it is in
+  return states
 end
 
 -- What a job that ends has used of what it took: {tokens, frames}. What was never read is not used,

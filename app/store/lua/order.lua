@@ -6,12 +6,11 @@
 -- one owner's jobs are first in, first out; owners who all have jobs waiting are given equal cost,
 -- by their weights; and whoever comes back has saved up nothing and owes nothing.
 --
--- Within an owner's share, its jobs run by priority, then age; other owners are unaffected. The
--- best priority goes first, the oldest of it before the others; but after MAX_OVERTAKES times in a
--- row that the oldest of all has been passed over, it is its turn. So who has n older ones of its
--- owner before it has at the latest the (n + 1) * (MAX_OVERTAKES + 1)-th of its owner's turns,
--- whatever else comes; and a lower priority never brings a job forward. (An engine goes by the same
--- rule: dycoke_core/precedence.py.)
+-- Within an owner's share, its jobs run by priority, then age (see `share`); other owners are
+-- unaffected, and a lower priority never brings a job forward. Only the first MAX_AHEAD jobs of an
+-- owner, at least half as many, have their turns; those behind them stand at BEHIND + the turn that
+-- they would have had when they came, until it is clear who comes before them. So nothing that is
+-- done to the line takes longer where many jobs wait.
 --
 -- The stream's entries are tickets. Each job brings one, and a worker that reads one is given the
 -- next job, whoever has brought the ticket: so workers wait for the stream and hold its entries as
@@ -20,9 +19,8 @@
 local HANDED_BACK_START = -1e13 -- plus the time of queueing (ms): before all fresh ones, in order
 local NO_JOB = '-' -- has brought a ticket that was missing
 
-local RANKS = {high = 1, normal = 2, low = 3} -- as in dycoke_core/config.py
-local MAX_OVERTAKES = 4
-local MIXED = 'mixed'
+local MAX_AHEAD = 64
+local BEHIND = 2 ^ 46 -- more than any turn
 
 local function member_of(owner, job_id) return owner .. ' ' .. job_id end
 
@@ -31,172 +29,233 @@ local function start_of(model, owner, job_id)
   return tonumber(redis.call('ZSCORE', order_key(model), member_of(owner, job_id)) or nil)
 end
 
--- Of releases that do not say, all jobs are normal.
-local function priority_of(job) return RANKS[job.priority] and job.priority or 'normal' end
-
--- Whether one job has waited longer than another; of two that came together, the better one has.
-local function is_older(job, other)
-  local came, other_came = tonumber(job.queued_at or 0), tonumber(other.queued_at or 0)
-  if came ~= other_came then return came < other_came end
-  local rank, other_rank = RANKS[priority_of(job)], RANKS[priority_of(other)]
-  if rank ~= other_rank then return rank < other_rank end
-  return job.place < other.place -- of one priority they never change places
-end
-
--- An owner's fresh jobs, the oldest first, and when the first of them has its turn.
-local function waiting_of(model, owner)
-  local jobs = {}
-  local fresh = redis.call('ZRANGEBYSCORE', order_key(model), 0, '+inf', 'WITHSCORES')
-  for i = 1, #fresh, 2 do
-    if string.sub(fresh[i], 1, #owner + 1) == owner .. ' ' then
-      local job_id = string.sub(fresh[i], #owner + 2)
-      local job = job_fields(job_id, 'priority', 'length', 'queued_at')
-      job.member, job.turn, job.place = fresh[i], tonumber(fresh[i + 1]), i
-      jobs[#jobs + 1] = job
-    end
-  end
-  local start = jobs[1] and jobs[1].turn
-  table.sort(jobs, is_older)
-  return jobs, start
-end
-
--- One owner's jobs in the order in which they are served.
---
--- jobs: the oldest first
--- num_passed: how often in a row the oldest has been passed over
-local function by_turns(jobs, num_passed)
-  local queues, heads = {{}, {}, {}}, {1, 1, 1}
-  for _, job in ipairs(jobs) do table.insert(queues[RANKS[priority_of(job)]], job) end
-  local line, is_served, oldest = {}, {}, 1
-  while #line < #jobs do
-    while is_served[jobs[oldest]] do oldest = oldest + 1 end
-    local rank = 1
-    while not queues[rank][heads[rank]] do rank = rank + 1 end
-    if num_passed >= MAX_OVERTAKES then rank = RANKS[priority_of(jobs[oldest])] end
-    local job = queues[rank][heads[rank]]
-    heads[rank] = heads[rank] + 1
-    num_passed = job == jobs[oldest] and 0 or num_passed + 1
-    line[#line + 1], is_served[job] = job, true
-  end
-  return line
-end
-
--- The one priority of these jobs, or MIXED.
-local function common_priority(jobs)
-  local common = priority_of(jobs[1])
-  for _, job in ipairs(jobs) do
-    if priority_of(job) ~= common then return MIXED end
-  end
-  return common
+local function put(model, owner, job_id, turn)
+  redis.call('ZADD', order_key(model), turn, member_of(owner, job_id))
 end
 
 local function num_passed(model, owner)
   return tonumber(redis.call('HGET', tags_key(model), 'passed:' .. owner) or 0)
 end
 
--- Lays an owner's waiting jobs out in its share again, from `start` on or from the first one's
--- turn.
+-- How many of an owner's jobs have their turns; nil: all.
+local function num_ahead(model, owner)
+  return tonumber(redis.call('HGET', tags_key(model), 'ahead:' .. owner) or nil)
+end
+
+-- The first jobs of an owner's share that are in line, with their turns. Others are no longer
+-- there: the previous release has served or ended them.
+local function first_in_line(model, owner, number, joining)
+  while true do
+    local jobs, num_gone = {}, 0
+    for _, job in ipairs(served_first(model, owner, number, num_passed(model, owner), joining)) do
+      if job ~= joining then job.turn = start_of(model, owner, job.job_id) end
+      if job == joining or job.turn and job.turn >= 0 then
+        jobs[#jobs + 1] = job
+      else
+        num_gone = num_gone + remove_from_share(model, owner, job.job_id, job.length)
+      end
+    end
+    if num_gone == 0 then return jobs end
+  end
+end
+
+-- The first turn that an owner has; nil where none of its jobs has one.
+local function first_turn(model, owner)
+  local first = first_in_line(model, owner, 1)[1]
+  return first and first.turn < BEHIND and first.turn or nil
+end
+
+-- Gives an owner's first jobs their turns, from `start` on.
 local function lay_out(model, owner, start)
-  local jobs, first = waiting_of(model, owner)
-  if not first then return end
-  redis.call('HSET', tags_key(model), 'priority:' .. owner, common_priority(jobs))
-  local turn = math.min(start or first, first)
-  for _, job in ipairs(by_turns(jobs, num_passed(model, owner))) do
-    if job.turn ~= turn then redis.call('ZADD', order_key(model), turn, job.member) end
-    turn = turn + (job.length or 1)
+  local tags, turn, number = tags_key(model), start, 0
+  for place, job in ipairs(first_in_line(model, owner, MAX_AHEAD + 1)) do
+    if place <= MAX_AHEAD then
+      if job.turn ~= turn then put(model, owner, job.job_id, turn) end
+      turn, number = turn + job.length, place
+    elseif job.turn < BEHIND then
+      put(model, owner, job.job_id, BEHIND + turn)
+    end
   end
-end
-
--- Takes in that one of an owner's jobs, of several priorities, was given to a worker.
-local function note_served(model, job)
-  local tags = tags_key(model)
-  if redis.call('HGET', tags, 'priority:' .. job.owner) ~= MIXED then return end
-  local left = waiting_of(model, job.owner)
-  job.place = 0
-  if #left == 0 then
-    redis.call('HDEL', tags, 'priority:' .. job.owner, 'passed:' .. job.owner)
-  elseif is_older(job, left[1]) then
-    redis.call('HDEL', tags, 'passed:' .. job.owner)
+  if redis.call('ZCARD', share_of(model, owner)) > number then
+    redis.call('HSET', tags, 'ahead:' .. owner, number)
   else
-    redis.call('HINCRBY', tags, 'passed:' .. job.owner, 1)
+    redis.call('HDEL', tags, 'ahead:' .. owner)
   end
 end
 
--- When the turn of a job that joins now would be, after all others of its owner; whether it has
--- another priority than they have.
-local function end_of_line(model, job)
-  local saved = redis.call('HMGET', tags_key(model), 'now', 'owner:' .. job.owner,
-    'priority:' .. job.owner)
-  local turn = math.max(tonumber(saved[1] or 0), tonumber(saved[2] or 0))
-  return turn, (saved[3] or 'normal') ~= priority_of(job)
+-- Puts into an owner's share what the previous release has in line. All of it stands behind until
+-- it is laid out.
+local function adopt_line(model, owner)
+  local prefix, jobs = owner .. ' ', {}
+  local fresh = redis.call('ZRANGEBYSCORE', order_key(model), 0, '+inf', 'WITHSCORES')
+  for i = 1, #fresh, 2 do
+    if string.sub(fresh[i], 1, #prefix) == prefix then
+      local job_id = string.sub(fresh[i], #prefix + 1)
+      local job = job_fields(job_id, 'length', 'priority')
+      job.owner = owner
+      add_to_share(model, job_id, job)
+      jobs[#jobs + 1] = {job_id = job_id, turn = tonumber(fresh[i + 1])}
+    end
+  end
+  for _, job in ipairs(jobs) do put(model, owner, job.job_id, BEHIND + job.turn) end
+  if jobs[1] then lay_out(model, owner, jobs[1].turn) end
+end
+
+-- When the turn of a job that joins now would be, after all others of its owner.
+local function end_of_line(model, owner)
+  local saved = redis.call('HMGET', tags_key(model), 'now', 'owner:' .. owner)
+  return math.max(tonumber(saved[1] or 0), tonumber(saved[2] or 0))
 end
 
 -- Puts a fresh job in line.
--- job, here and below: its fields owner, length (cost / weight), priority, queued_at
+-- job, here and below: its fields owner, length (cost / weight), priority
 join_order = function(model, job_id, job)
-  local tags = tags_key(model)
-  local turn, is_other = end_of_line(model, job)
-  redis.call('HSET', tags, 'owner:' .. job.owner, turn + (job.length or 1))
+  local tags, owner = tags_key(model), job.owner
+  local turn = end_of_line(model, owner)
+  local has_share = redis.call('HSETNX', tags, 'has_share:' .. owner, 1) == 0
+  if not has_share and redis.call('HGET', tags, 'owner:' .. owner) then
+    adopt_line(model, owner)
+  end
+  local first = first_turn(model, owner) or turn
+  add_to_share(model, job_id, job)
+  redis.call('HSET', tags, 'owner:' .. owner, turn + (job.length or 1))
   redis.call('PEXPIRE', tags, DAY_MS)
-  redis.call('ZADD', order_key(model), turn, member_of(job.owner, job_id))
-  if is_other then lay_out(model, job.owner) end
+  local number = redis.call('ZCARD', share_of(model, owner))
+  local num_before = num_up_to(model, owner, rank_of(job)) - 1
+  local is_last = num_before + 1 == number
+  if is_last and number <= MAX_AHEAD and not num_ahead(model, owner) then
+    put(model, owner, job_id, turn)
+    return
+  end
+  put(model, owner, job_id, BEHIND + turn)
+  if is_last or num_before >= MAX_AHEAD then
+    redis.call('HSETNX', tags, 'ahead:' .. owner, math.min(number - 1, MAX_AHEAD))
+  else
+    lay_out(model, owner, first)
+  end
 end
 
 -- Puts a job that was handed back before all fresh ones. It keeps its entry.
 join_order_again = function(model, job_id, owner, queued_at)
-  local turn = HANDED_BACK_START + queued_at
-  redis.call('ZADD', order_key(model), turn, member_of(owner, job_id))
+  put(model, owner, job_id, HANDED_BACK_START + queued_at)
+end
+
+-- One of an owner's jobs has left the line, where it had a turn: the next ones may be given theirs.
+local function note_left_ahead(model, owner)
+  local tags = tags_key(model)
+  if redis.call('ZCARD', share_of(model, owner)) == 0 then
+    redis.call('HDEL', tags, 'ahead:' .. owner, 'passed:' .. owner)
+    return false
+  end
+  return num_ahead(model, owner) and redis.call('HINCRBY', tags, 'ahead:' .. owner, -1)
 end
 
 -- A worker is given the job: it leaves the line, and virtual time advances.
 leave_order_served = function(model, job_id, job)
-  local turn = start_of(model, job.owner, job_id)
+  local tags, owner = tags_key(model), job.owner
+  local turn = start_of(model, owner, job_id)
   if not turn then return end
-  redis.call('ZREM', order_key(model), member_of(job.owner, job_id))
+  redis.call('ZREM', order_key(model), member_of(owner, job_id))
   if turn < 0 then return end
-  redis.call('HSET', tags_key(model), 'now', turn)
-  redis.call('PEXPIRE', tags_key(model), DAY_MS)
-  note_served(model, job)
+  turn = turn % BEHIND
+  redis.call('HSET', tags, 'now', turn)
+  redis.call('PEXPIRE', tags, DAY_MS)
+  local arrival = arrival_of(model, owner, job_id, job.length)
+  if not arrival then return end -- the previous release has put it in line
+  remove_from_share(model, owner, job_id, job.length)
+  local oldest = oldest_arrival(model, owner)
+  if oldest and oldest < arrival then
+    redis.call('HINCRBY', tags, 'passed:' .. owner, 1)
+  else
+    redis.call('HDEL', tags, 'passed:' .. owner)
+  end
+  local left = note_left_ahead(model, owner)
+  if left and left <= MAX_AHEAD / 2 then
+    lay_out(model, owner, first_turn(model, owner) or turn + (job.length or 1))
+  end
 end
 
 -- The job ends while it waits: its owner's later ones move up.
 leave_order = function(model, job_id, job)
-  local order, owner = order_key(model), job.owner
+  local tags, owner = tags_key(model), job.owner
   local turn = start_of(model, owner, job_id)
   if not turn then return end
-  redis.call('ZREM', order, member_of(owner, job_id))
+  redis.call('ZREM', order_key(model), member_of(owner, job_id))
   if turn < 0 then return end
-  local share_end = redis.call('HGET', tags_key(model), 'owner:' .. owner)
+  local share_end = redis.call('HGET', tags, 'owner:' .. owner)
   if share_end then
-    redis.call('HSET', tags_key(model), 'owner:' .. owner, share_end - (job.length or 1))
+    redis.call('HSET', tags, 'owner:' .. owner, share_end - (job.length or 1))
   end
-  lay_out(model, owner, turn)
+  remove_from_share(model, owner, job_id, job.length)
+  if turn >= BEHIND then return end
+  note_left_ahead(model, owner)
+  lay_out(model, owner, math.min(turn, first_turn(model, owner) or turn))
+end
+
+-- How many jobs would be taken before one whose turn is this.
+local function num_before_turn(model, turn)
+  local order = order_key(model)
+  local behind = string.format('(%.17g', BEHIND + turn)
+  return redis.call('ZCOUNT', order, '-inf', string.format('(%.17g', turn))
+    + redis.call('ZCOUNT', order, BEHIND, behind)
+end
+
+-- When the turn would be of a job that stands behind so many others of its owner, as far as one
+-- can tell: if all of them cost the same.
+local function turn_behind(model, owner, num_others)
+  local first, number = first_turn(model, owner), redis.call('ZCARD', share_of(model, owner))
+  local turn = end_of_line(model, owner)
+  if not first or number == 0 then return turn end
+  return first + (turn - first) * math.min(num_others / number, 1)
 end
 
 -- How many jobs would be taken before one that joined the line now.
 local function num_before(model, job)
-  local turn, is_other = end_of_line(model, job)
-  if is_other then
-    local jobs, first = waiting_of(model, job.owner)
-    jobs[#jobs + 1] = job
-    turn = first or turn
-    for _, other in ipairs(by_turns(jobs, num_passed(model, job.owner))) do
+  local owner = job.owner
+  local turn = end_of_line(model, owner)
+  local num_others = num_up_to(model, owner, rank_of(job))
+  if num_others < redis.call('ZCARD', share_of(model, owner)) and num_others < MAX_AHEAD then
+    turn = first_turn(model, owner) or turn
+    for _, other in ipairs(first_in_line(model, owner, MAX_AHEAD, job)) do
       if other == job then break end
-      turn = turn + (other.length or 1)
+      turn = turn + other.length
     end
+  elseif num_ahead(model, owner) then
+    turn = turn_behind(model, owner, num_others)
   end
-  return redis.call('ZCOUNT', order_key(model), '-inf', string.format('(%.17g', turn))
+  return num_before_turn(model, turn)
+end
+
+-- How many jobs would be taken before one that is in line, as things are; false where it is not.
+local function place_of(model, owner, job_id)
+  local turn = start_of(model, owner, job_id)
+  if not turn then return false end
+  if turn < BEHIND then
+    local behind = string.format('(%.17g', BEHIND + turn)
+    return redis.call('ZRANK', order_key(model), member_of(owner, job_id))
+      + redis.call('ZCOUNT', order_key(model), BEHIND, behind)
+  end
+  local num_others = num_better(model, owner, job_id, job_fields(job_id, 'length').length)
+  if not num_others then return num_before_turn(model, turn - BEHIND) end
+  return math.max(num_others, num_before_turn(model, turn_behind(model, owner, num_others)))
 end
 
 -- The fresh job that is next; nil where there is none.
 local function next_in_order(model)
   local order = order_key(model)
   while true do
-    local first = redis.call('ZRANGEBYSCORE', order, 0, '+inf', 'LIMIT', 0, 1)[1]
+    local found = redis.call('ZRANGEBYSCORE', order, 0, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
+    local first, turn = found[1], tonumber(found[2])
     if not first then return nil end
-    local job_id = string.match(first, ' (.*)$')
-    if redis.call('HGET', job_key(job_id), 'state') == 'queued' then return job_id end
-    redis.call('ZREM', order, first) -- a worker of the previous release has it, or had
+    local owner, job_id = string.match(first, '^(%S*) (.*)$')
+    if redis.call('HGET', job_key(job_id), 'state') ~= 'queued' then
+      redis.call('ZREM', order, first) -- a worker of the previous release has it, or had
+    elseif turn < BEHIND then
+      return job_id
+    else -- workers of the previous release have served all that had turns
+      lay_out(model, owner, turn - BEHIND)
+      if not first_turn(model, owner) then return job_id end
+    end
   end
 end
 

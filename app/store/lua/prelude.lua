@@ -12,12 +12,11 @@ local HANDED_BACK = 'handed-back' -- consumer of entries that any worker may cla
 local MAX_ENDED_BYTES = 256 * 1024 * 1024 -- of ended jobs' records, events and kept sets
 local MAX_FORGOTTEN = 1000 -- ended jobs at a time; more than the largest one ever displaces
 local MAX_HELD = 10000 -- more than a worker ever has pending
-local FRAMES_LENGTH_BYTES = 4 -- app/store/frame_store.py
 local PROBATION_TOKENS = 16 -- that a suspect makes alone before others may join it
-local MAX_FORGETTINGS = 10000 -- deleted videos that a worker may have missed
 local DAY_MS = 24 * 3600 * 1000
 local MAX_ARRIVALS = 32 -- of which the rate of arrivals is the mean
-local MAX_LINE = 64 -- waiting jobs that a worker is told of
+local LAST_ARRIVALS = 8 -- that show a burst first; `app/store/queue_line.py` has it too
+local MAX_LINE = 64 -- waiting jobs that a worker hears of
 local USAGE_DAYS = 92 -- that usage is kept
 local FINAL = {done = true, error = true, cancelled = true}
 
@@ -32,6 +31,7 @@ local function owner_places_key(model) return PREFIX .. ':owner_places:' .. mode
 local function queued_key(model) return PREFIX .. ':queued:' .. model end
 local function order_key(model) return PREFIX .. ':order:' .. model end
 local function tags_key(model) return PREFIX .. ':tags:' .. model end
+local function share_key(model_and_owner) return PREFIX .. ':share:' .. model_and_owner end
 local function given_key(model) return PREFIX .. ':given:' .. model end
 local function starts_key(model) return PREFIX .. ':starts:' .. model end
 local function pace_key(model) return PREFIX .. ':pace:' .. model end
@@ -62,6 +62,7 @@ local function workers_key() return PREFIX .. ':workers' end
 local function ended_channel() return PREFIX .. ':ended' end
 local function news_channel() return PREFIX .. ':news' end
 
+local unpin_frames, forget_video -- see `frames`
 local charge_owner, settle, note_started -- see `limits`
 local note_place, forget_place -- see `places`
 local join_order, join_order_again, leave_order, leave_order_served -- see `order`
@@ -92,7 +93,7 @@ local function forget_entry_if_read(model, entry_id)
   if not pending.err and #pending > 0 then forget_entry(model, entry_id) end
 end
 
--- Ids in the event log say where in the answer an event stands, so they are the same after a
+-- Ids in the event log say where in the answer an event belongs, so they are the same after a
 -- restart that lost the last writes: the event that brings the answer to n tokens is `n-0`, the
 -- k-th event after it that adds none is `n-k`, the terminal one is `(n+1)-0`.
 --
@@ -128,78 +129,6 @@ local function make_room_for_ended(job_id, ttl_ms, has_kept)
     total = redis.call('DECRBY', ended_bytes_key(), bytes_freed)
     redis.call('HDEL', ended_sizes_key(), oldest[1])
   end
-end
-
--- A pin counts while its job is live: a process that died before its job's end leaks none.
-local function is_pinned(digest)
-  for _, job_id in ipairs(redis.call('SMEMBERS', frame_pins_key(digest))) do
-    if redis.call('ZSCORE', live_key(), job_id) then return true end
-    redis.call('SREM', frame_pins_key(digest), job_id)
-  end
-  return false
-end
-
--- Removes a blob and all that is said of it. Its bytes are the caller's to take off the sum.
-local function drop_frames(digest)
-  local video = redis.call('HGET', frame_videos_key(), digest)
-  if video then redis.call('SREM', video_frames_key(video), digest) end
-  redis.call('HDEL', frame_videos_key(), digest)
-  redis.call('DEL', frames_key(digest), frame_pins_key(digest))
-  redis.call('HDEL', frame_sizes_key(), digest)
-  redis.call('ZREM', frame_uses_key(), digest)
-end
-
--- The bytes that a blob takes of the budget, or that are reserved for one that is being read.
-local function frames_share(digest)
-  return tonumber(redis.call('HGET', frame_sizes_key(), digest) or 0)
-end
-
--- Sets a blob's share of the budget, before its frames are read or when they are stored. Where it
--- grows, blobs that no live job has pinned go for it, least recently used first. Returns false, and
--- changes nothing, when live jobs hold too much of the budget.
-local function resize_frames(digest, num_bytes, max_bytes, video)
-  local share = frames_share(digest)
-  local total = tonumber(redis.call('GET', frame_bytes_key()) or 0) - share + num_bytes
-  local victims = {}
-  if num_bytes > share and total > max_bytes then
-    for _, other in ipairs(redis.call('ZRANGE', frame_uses_key(), 0, -1)) do
-      if other ~= digest and not is_pinned(other) then
-        victims[#victims + 1] = other
-        total = total - frames_share(other)
-        if total <= max_bytes then break end
-      end
-    end
-    if total > max_bytes then return false end
-  end
-  for _, other in ipairs(victims) do drop_frames(other) end
-  redis.call('HSET', frame_sizes_key(), digest, num_bytes)
-  redis.call('SET', frame_bytes_key(), total)
-  redis.call('ZADD', frame_uses_key(), now_ms(), digest)
-  redis.call('HSET', frame_videos_key(), digest, video)
-  redis.call('SADD', video_frames_key(video), digest)
-  return true
-end
-
--- A job needs a blob no longer: what was reserved for it is free, unless it is stored or somebody
--- else waits for it.
-local function unpin_frames(digest, job_id)
-  redis.call('SREM', frame_pins_key(digest), job_id)
-  if redis.call('EXISTS', frames_key(digest)) == 0 and not is_pinned(digest) then
-    redis.call('DECRBY', frame_bytes_key(), frames_share(digest))
-    drop_frames(digest)
-  end
-end
-
--- Drops the frames of a video that no live job needs, and asks workers to forget it too.
-local function forget_video(video)
-  for _, digest in ipairs(redis.call('SMEMBERS', video_frames_key(video))) do
-    if not is_pinned(digest) then
-      redis.call('DECRBY', frame_bytes_key(), frames_share(digest))
-      drop_frames(digest)
-    end
-  end
-  redis.call('XADD', forgettings_key(), 'MAXLEN', '~', MAX_FORGETTINGS, '*', 'video', video)
-  redis.call('PEXPIRE', forgettings_key(), DAY_MS)
 end
 
 -- Counts what a job of this owner has taken, on the day of its end.
@@ -277,7 +206,7 @@ local function enqueue(model, job_id, request)
   redis.call('LPUSH', arrivals_key(model), now)
   redis.call('LTRIM', arrivals_key(model), 0, MAX_ARRIVALS - 1)
   redis.call('PEXPIRE', arrivals_key(model), 3600000)
-  local job = job_fields(job_id, 'owner', 'length', 'priority', 'queued_at')
+  local job = job_fields(job_id, 'owner', 'length', 'priority')
   if job.owner then join_order(model, job_id, job) end
 end
 
@@ -285,7 +214,7 @@ end
 -- job before is refused from here on.
 local function start(job_id, worker_id, take_id)
   local key = job_key(job_id)
-  local job = job_fields(job_id, 'model', 'next_index', 'owner', 'priority', 'queued_at')
+  local job = job_fields(job_id, 'model', 'next_index', 'owner', 'length')
   local model = job.model
   local now = now_ms()
   redis.call('HINCRBY', key, 'attempt', 1)
@@ -321,11 +250,13 @@ local function num_workers_of(model)
 end
 
 -- The queue as `QueueLine.read` takes it, in words: now, the number of workers, the number of
--- arrivals and the time of the first, and when each of the oldest jobs was queued. Times are in ms.
+-- arrivals, the times of the first and of the first of the last ones, and when each of the oldest
+-- jobs was queued. Times are in ms.
 local function queue_line(model)
   local arrivals = arrivals_key(model)
   local words = {now_ms(), num_workers_of(model), redis.call('LLEN', arrivals),
-    redis.call('LINDEX', arrivals, -1) or now_ms()}
+    redis.call('LINDEX', arrivals, -1) or now_ms(),
+    redis.call('LINDEX', arrivals, LAST_ARRIVALS - 1) or now_ms()}
   local line = redis.call('ZRANGE', queued_key(model), 0, MAX_LINE - 1, 'WITHSCORES')
   for i = 2, #line, 2 do words[#words + 1] = line[i] end
   return table.concat(words, ' ')
@@ -350,27 +281,4 @@ end
 -- Whether this worker, by this attempt, still holds the job.
 local function is_held(job, worker_id, attempt)
   return job.state == 'running' and job.worker == worker_id and job.attempt == attempt
-end
-
--- A live job needs this blob, stored or reserved, until its end, and none that it has needed
--- before.
-local function pin_frames(digest, job_id)
-  if not redis.call('ZSCORE', live_key(), job_id) then return end
-  local before = redis.call('HGET', job_key(job_id), 'frames_digest')
-  if before and before ~= digest then unpin_frames(before, job_id) end
-  redis.call('SADD', frame_pins_key(digest), job_id)
-  redis.call('HSET', job_key(job_id), 'frames_digest', digest)
-end
-
--- Pins a blob of frames that is stored, for a live job, and returns what it says of them before
--- their pixels (FRAMES_LENGTH_BYTES of length, then so many of header); '' if it is not stored.
-local function find_frames(digest, job_id)
-  local length = redis.call('GETRANGE', frames_key(digest), 0, FRAMES_LENGTH_BYTES - 1)
-  if length == '' then return '' end
-  local header_bytes = 0
-  for i = 1, #length do header_bytes = header_bytes * 256 + string.byte(length, i) end
-  redis.call('ZADD', frame_uses_key(), now_ms(), digest)
-  pin_frames(digest, job_id)
-  return redis.call('GETRANGE', frames_key(digest), FRAMES_LENGTH_BYTES,
-    FRAMES_LENGTH_BYTES + header_bytes - 1)
 end

@@ -4,6 +4,7 @@ import asyncio
 import errno
 import hashlib
 import threading
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,10 @@ from app.errors import (
     VideoStoreFullError,
 )
 from app.process_table import ProcessTable
-from app.video_store import (
-    incoming,
-)
+from app.video_store import VideoStore, incoming
 from tests.app.video_store.videos import (
     KIB,
+    OTHER,
     OWNER,
     PROBE,
     files,
@@ -168,6 +168,39 @@ async def test_uploads_under_way_have_a_budget_of_their_own(
         assert process_table.incoming_bytes() == 5 * KIB, "what is stored comes in no longer"
     assert process_table.incoming_bytes() == 0
     assert here._room.used_bytes == 5 * KIB
+
+
+async def test_one_owner_leaves_half_of_the_room_to_others_in_all_processes(
+    tmp_path: Path, process_table: ProcessTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Uploads have at most 8 KiB, and so four of them room."""
+    monkeypatch.setattr(incoming, "FLUSH_BYTES", KIB)
+    rows = [process_table.take_row(slot) for slot in range(2)]
+    here, there = [await open_store(tmp_path, row=row, max_incoming_bytes=32 * KIB) for row in rows]
+    async with AsyncExitStack() as stack:
+
+        async def send(store: VideoStore, owner: str) -> None:
+            upload = await stack.enter_async_context(store.receive(owner))
+            await upload.write(bytes(8 * KIB))
+            await upload.finish()
+
+        await send(here, OWNER)
+        await send(there, OWNER)
+        for store in (here, there):
+            with pytest.raises(TooManyUploadsError):
+                await send(store, OWNER)
+        await send(here, OTHER)
+        await send(there, "a third")
+        with pytest.raises(TooManyUploadsError):
+            await send(here, "a fourth")
+    assert process_table.incoming_bytes() == process_table.incoming_bytes(OWNER) == 0
+
+
+async def test_room_for_one_upload_is_anybodys(tmp_path: Path) -> None:
+    store = await open_store(tmp_path, max_incoming_bytes=8 * KIB)
+    async with store.receive(OWNER) as upload:
+        await upload.write(bytes(8 * KIB))
+        (await store.commit(upload, await upload.finish(), PROBE, OWNER)).release()
 
 
 async def test_full_disk_is_said_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from app.errors import (
 from app.keys.entries import ANONYMOUS
 from app.video_store import (
     StorageQuota,
+    VideoStore,
 )
 from tests.app.video_store.videos import (
     KIB,
@@ -25,7 +26,39 @@ from tests.app.video_store.videos import (
     put_and_release,
 )
 
+
+async def ids_of(store: VideoStore) -> set[str]:
+    videos, _ = await store.page(OWNER, limit=100)
+    return {video.video_id for video in videos}
+
+
 # --- owners ---
+
+
+async def test_listing_reads_what_has_changed_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await open_store(tmp_path)
+    ids = [await put_and_release(store, bytes([n]) * 4, 1.0 + n) for n in range(5)]
+    read: list[str] = []
+    read_bytes = Path.read_bytes
+
+    def note(path: Path) -> bytes:
+        read.append(path.stem)
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", note)
+    for _ in range(3):
+        assert await store.page(OWNER, limit=0) == ([], True)
+    assert sorted(read) == sorted(ids), "each once"
+    read.clear()
+    first, has_more = await store.page(OWNER, limit=2, newest_first=False)
+    assert [video.video_id for video in first] == ids[:2] and has_more
+    rest, has_more = await store.page(OWNER, limit=3, newest_first=False, after=ids[1])
+    assert [video.video_id for video in rest] == ids[2:] and not has_more
+    assert read == ids
+    with pytest.raises(VideoNotFoundError):
+        await store.page(OTHER, limit=1, after=ids[0])
 
 
 async def test_owners_see_their_own_uploads_and_nothing_else(tmp_path: Path) -> None:
@@ -103,11 +136,27 @@ async def test_owner_over_its_quota_loses_its_own_videos_alone(
     shared = await put_and_release(store, b"aaaa", 1.0, OWNER, quota)
     second = await put_and_release(store, b"bbbb", 2.0, OWNER, quota)
     third = await put_and_release(store, b"cccc", 3.0, OWNER, quota)
-    owned = {video.video_id for video in await store.owned_by(OWNER)}
+    owned = await ids_of(store)
     assert owned == {second, third}
     assert shared == others and (await store.find(others, OTHER)).num_bytes == 4
     (await put(store, b"bbbb", OWNER, quota)).release()
-    assert {video.video_id for video in await store.owned_by(OWNER)} == owned
+    assert await ids_of(store) == owned
+
+
+async def test_quota_goes_by_the_owners_own_use(tmp_path: Path) -> None:
+    """Else an owner could tell by what is displaced that somebody else uses the same bytes."""
+    store = await open_store(tmp_path)
+    quota = StorageQuota(max_videos=2)
+    oldest = await put_and_release(store, b"aaaa", 1.0, OWNER, quota)
+    newer = await put_and_release(store, b"bbbb", 2.0, OWNER, quota)
+    (await put(store, b"aaaa", OTHER)).release()
+    (await store.lease(oldest, OTHER)).release()
+    await put_and_release(store, b"cccc", 3.0, OWNER, quota)
+    with pytest.raises(VideoNotFoundError):
+        await store.find(oldest, OWNER)
+    (await store.lease(newer, OWNER)).release()  # later than the third one
+    await put_and_release(store, b"dddd", 4.0, OWNER, quota)
+    assert (await store.find(newer, OWNER)).num_bytes == 4
 
 
 async def test_video_larger_than_its_owners_quota_is_refused(tmp_path: Path) -> None:

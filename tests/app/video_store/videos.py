@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from app.keys.entries import ANONYMOUS
 from app.process_table import ProcessRow, ProcessTable
 from app.video_store import (
     NO_STORAGE_QUOTA,
@@ -56,8 +57,16 @@ async def put_and_release(
 ) -> str:
     lease = await put(store, content, owner, quota)
     lease.release()
-    os.utime(lease.path, (used_at_s, used_at_s))
+    for path in (lease.path, reference_path(lease, owner)):
+        os.utime(path, (used_at_s, used_at_s))
     return lease.video.video_id
+
+
+def reference_path(lease: VideoLease, owner: str = OWNER) -> Path:
+    """Where the store keeps what the owner may know of the video."""
+    folder = lease.path.parent
+    folder = folder if owner == ANONYMOUS else folder / "owners" / owner
+    return folder / f"{lease.path.name}.json"
 
 
 def files(directory: Path) -> set[str]:

@@ -2,9 +2,11 @@
 
 import asyncio
 import time
+from dataclasses import replace
 
 import pytest
 
+from app.store.job_leases import Delivery
 from app.store.queue_line import QueueLine
 from app.worker.choosing_line import ChoosingLine
 from app.worker.running_jobs import RunningJob
@@ -19,7 +21,7 @@ def line() -> ChoosingLine:
 
 async def take_turn(line: ChoosingLine, job: RunningJob, order: list[tuple[str, int]]) -> None:
     async with line.turn(job):
-        order.append((job.job_id, len(line.outlook().waited_s)))
+        order.append((job.job_id, len(line.outlook(job).waited_s)))
         await asyncio.sleep(0)
 
 
@@ -31,7 +33,8 @@ async def test_turns_come_in_order_and_each_sees_those_behind_it(line: ChoosingL
         assert line.is_empty_for(running_job("high", priority="high"))
         tasks = [asyncio.create_task(take_turn(line, job, order)) for job in jobs]
         await asyncio.sleep(0)
-        assert len(line.outlook().waited_s) == 3
+        assert len(line.outlook(running_job("next")).waited_s) == 3
+        assert len(line.outlook(jobs[0]).waited_s) == 2, "it does not wait behind itself"
     await asyncio.gather(*tasks)
     assert order == [("a", 2), ("b", 1), ("c", 0)]
     assert line.is_empty_for(jobs[0])
@@ -44,7 +47,7 @@ async def test_who_gives_up_is_waited_for_by_nobody(line: ChoosingLine) -> None:
         await asyncio.sleep(0)
         tasks[0].cancel()
         await asyncio.sleep(0)
-        assert len(line.outlook().waited_s) == 1
+        assert len(line.outlook(running_job("next")).waited_s) == 1
     await asyncio.gather(*tasks, return_exceptions=True)
     assert order == [("b", 0)] and line.is_empty_for(running_job("next"))
 
@@ -88,14 +91,85 @@ async def test_who_is_dropped_as_its_turn_comes_passes_it_on(line: ChoosingLine)
     assert order == [("b", 0)] and line.is_empty_for(running_job("next"))
 
 
+async def pass_by(
+    line: ChoosingLine, job: RunningJob, keys: set[str], there: set[str], order: list[str]
+) -> None:
+    async def passes() -> bool:
+        return bool(keys & there)
+
+    async with line.turn(job, frozenset(keys), passes):
+        order.append(job.job_id)
+
+
+async def settle() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def test_who_waits_leaves_the_line_when_its_prefix_comes(line: ChoosingLine) -> None:
+    order: list[str] = []
+    there: set[str] = set()
+    keys = {"a": {"x"}, "b": {"y full", "y dycoke"}, "c": {"y full"}, "d": {"z"}}
+    async with line.turn(running_job("first")):
+        tasks = [
+            asyncio.create_task(pass_by(line, running_job(name), keys[name], there, order))
+            for name in keys
+        ]
+        await settle()
+        line.note_prefix("y full")
+        await settle()
+        assert not order, "it had gone again when they were asked"
+        there.add("y dycoke")
+        line.note_prefix("y dycoke")
+        await settle()
+        assert order == ["b"]
+        assert len(line.outlook(running_job("next")).waited_s) == 3
+        there.add("y full")
+        line.note_prefix("y full")
+        await settle()
+        assert order == ["b", "c"]
+    await asyncio.gather(*tasks)
+    assert order == ["b", "c", "a", "d"], "the others keep their order"
+    assert line.is_empty_for(running_job("next"))
+
+
+async def test_a_turn_that_comes_while_its_job_passes_by_goes_to_the_next(
+    line: ChoosingLine,
+) -> None:
+    order: list[str] = []
+    asked, answer = asyncio.Event(), asyncio.Event()
+
+    async def passes() -> bool:
+        asked.set()
+        return await answer.wait()
+
+    async def take_slowly(job: RunningJob) -> None:
+        async with line.turn(job, frozenset({"x"}), passes):
+            order.append(job.job_id)
+            await stays.wait()
+
+    stays = asyncio.Event()
+    async with line.turn(running_job("first")):
+        slow = asyncio.create_task(take_slowly(running_job("slow")))
+        next_one = asyncio.create_task(pass_by(line, running_job("next"), set(), set(), order))
+        await settle()
+        line.note_prefix("x")
+        await asked.wait()
+    answer.set()
+    await next_one
+    assert order == ["slow", "next"], "the slow one holds no turn"
+    stays.set()
+    await slow
+
+
 async def test_what_waits_in_the_queue_comes_after_what_waits_here(line: ChoosingLine) -> None:
-    line.note(QueueLine.read(b"10000 2 9 2000 7000 8000 9000 9500"))
+    line.note(QueueLine.read(b"10000 2 9 2000 2000 7000 8000 9000 9500"))
     async with line.turn(running_job("first")):
         task = asyncio.create_task(
             take_turn(line, running_job("a", queued_at_s=time.time() - 60), [])
         )
         await asyncio.sleep(0)
-        outlook = line.outlook()
+        outlook = line.outlook(running_job("first"))
     await task
     here, longer, shorter = outlook.waited_s
     assert here > 59
@@ -103,6 +177,57 @@ async def test_what_waits_in_the_queue_comes_after_what_waits_here(line: Choosin
     assert 0 < outlook.arrivals_per_s <= 8 / 8 / 2
 
 
+def taken(queued_ms: int, started_ms: int, queue: QueueLine | None = None) -> Delivery:
+    delivery = running_job("taken", queued_at_s=queued_ms / 1000).delivery
+    return replace(delivery, started_at_s=started_ms / 1000, queue=queue)
+
+
+def num_waiting(line: ChoosingLine) -> int:
+    return len(line.outlook(running_job("next")).waited_s)
+
+
+def test_a_job_that_was_taken_waits_in_redis_no_more(line: ChoosingLine) -> None:
+    line.note(QueueLine.read(b"10000 1 9 2000 2000 7000 8000 9000"))
+    assert num_waiting(line) == 3
+    line.note_taken(taken(7000, 10_100))  # of a policy that is fixed: it brings no news
+    assert num_waiting(line) == 2
+    line.note(QueueLine.read(b"10050 1 9 2000 2000 7000 8000 9000 10040"))
+    assert num_waiting(line) == 3, "that reply is of before it was taken"
+    newest = QueueLine.read(b"10300 1 9 2000 2000 9000")
+    line.note_taken(taken(8000, 10_300, newest))
+    line.note(QueueLine.read(b"10200 1 9 2000 2000 8000 9000"))
+    assert num_waiting(line) == 1, "a reply that is overtaken says nothing new"
+    line.note(QueueLine.read(b"10400 1 9 2000 2000 7000 9000"))
+    assert num_waiting(line) == 2, "another one that was queued in the same millisecond"
+
+
+def test_a_clock_that_was_set_back_is_believed(line: ChoosingLine) -> None:
+    line.note(QueueLine.read(b"100000 1 9 2000 2000 7000 8000"))
+    line.note(QueueLine.read(b"50000 1 9 2000 2000 49000"))
+    assert num_waiting(line) == 1
+
+
+async def test_a_job_of_a_lost_worker_has_not_waited_since_it_was_queued(
+    line: ChoosingLine,
+) -> None:
+    now_s = time.time()
+    job = running_job("again", queued_at_s=now_s - 3600)
+    job.delivery = replace(job.delivery, attempt=2, started_at_s=now_s)
+    async with line.turn(running_job("first")):
+        task = asyncio.create_task(take_turn(line, job, []))
+        await asyncio.sleep(0)
+        (waited_s,) = line.outlook(running_job("first")).waited_s
+        assert waited_s < 1800
+    await task
+
+
 def test_few_arrivals_have_no_rate() -> None:
-    assert QueueLine.read(b"10000 1 7 2000").outlook().arrivals_per_s == 0.0
+    assert QueueLine.read(b"10000 1 7 2000 10000").outlook().arrivals_per_s == 0.0
     assert QueueLine().outlook().waited_s == ()
+
+
+def test_the_last_arrivals_are_told_beside_all_that_are_known() -> None:
+    burst = QueueLine.read(b"10000 2 32 2000 9000").outlook()
+    assert 31 / 9 / 2 < burst.arrivals_per_s <= 31 / 8 / 2
+    assert 7 / 2 / 2 < burst.last_arrivals_per_s <= 7 / 2
+    assert 1 <= burst.last_s < 2

@@ -8,11 +8,12 @@ from contextlib import asynccontextmanager
 import numpy as np
 import pytest
 
+from app.worker.choice_request import ChoiceRequest
 from app.worker.engine_thread import EngineThread, Update
-from dycoke_core.auto import AutoConfig, Choice
+from dycoke_core.auto import DEFAULT_LADDER, AutoConfig, Choice
 from dycoke_core.errors import EngineError, PromptTooLongError
 from dycoke_core.level_choice import Outlook
-from dycoke_core.sequence import ChatMessage, SamplingParams, Sequence, Stage
+from dycoke_core.sequence import ChatMessage, SamplingParams, Sequence, Stage, TokenEvent
 from tests.integration.fake_engine import FakeEngine, answer
 
 
@@ -28,8 +29,12 @@ def sequence(question: str, max_tokens: int = 5) -> Sequence:
 class Running:
     """A thread and all that its engine did."""
 
-    def __init__(self, on_update: Callable[[Update], None] | None = None) -> None:
-        self.engine = FakeEngine()
+    def __init__(
+        self,
+        on_update: Callable[[Update], None] | None = None,
+        make_engine: Callable[[], FakeEngine] = FakeEngine,
+    ) -> None:
+        self.engine = make_engine()
         self.updates: list[Update] = []
         self.thread = EngineThread(lambda: self.engine)
         self.thread.start(on_update or self.updates.append)
@@ -45,8 +50,11 @@ class Running:
 
 
 @asynccontextmanager
-async def running(on_update: Callable[[Update], None] | None = None) -> AsyncIterator[Running]:
-    running = Running(on_update)
+async def running(
+    on_update: Callable[[Update], None] | None = None,
+    make_engine: Callable[[], FakeEngine] = FakeEngine,
+) -> AsyncIterator[Running]:
+    running = Running(on_update, make_engine)
     yield running
     assert await asyncio.to_thread(running.thread.stop, timeout_s=30)
 
@@ -63,6 +71,44 @@ async def test_events_come_in_order_with_stages_before_tokens() -> None:
     assert engine.token_ids("why?") == answer("why?", 5)
     stages = [change.stage for update in engine.updates for change in update.stages]
     assert stages == [Stage.ENCODING, Stage.PREFILLING]
+
+
+class PreemptedEngine(FakeEngine):
+    """Its sequences come to these stages, one after another, before their first tokens."""
+
+    STAGES = (
+        (Stage.ENCODING, 0.5),
+        (Stage.PREFILLING, 0.2),
+        (Stage.WAITING, 0.0),
+        (Stage.ENCODING, 0.0),
+        (Stage.PREFILLING, 0.1),
+        (Stage.PREFILLING, 0.7),
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._stages = list(self.STAGES)
+        self._sequence: Sequence | None = None
+
+    def add(self, sequence: Sequence) -> None:
+        self._sequence = sequence
+        super().add(sequence)
+
+    def step(self) -> list[TokenEvent]:
+        if not self._stages:
+            return super().step()
+        assert self._sequence is not None
+        self._sequence.stage, self._sequence.progress = self._stages.pop(0)
+        return []
+
+
+async def test_progress_of_who_made_room_never_goes_back() -> None:
+    async with running(make_engine=PreemptedEngine) as engine:
+        await engine.thread.add(sequence("why?"))
+        await engine.wait_for_tokens("why?", 5)
+    changes = [change for update in engine.updates for change in update.stages]
+    told = [(change.stage, change.progress) for change in changes]
+    assert told[:3] == [(Stage.ENCODING, 0.5), (Stage.PREFILLING, 0.2), (Stage.PREFILLING, 0.7)]
 
 
 async def test_no_event_comes_after_an_abort() -> None:
@@ -102,6 +148,24 @@ async def test_a_choice_is_made_once_there_is_no_work() -> None:
             await choosing
 
 
+async def test_a_choice_is_due_when_a_prefix_of_its_comes() -> None:
+    async with running() as engine:
+        engine.engine.may_choose = False
+        await engine.thread.add(sequence("sleep:0.001", max_tokens=10_000))
+        asked = request("video:a why?")
+        assert not await engine.thread.choose_cached(asked) and len(asked.prefix_keys) == 4
+        choosing = asyncio.create_task(engine.thread.choose_compression(asked))
+        count = len(engine.token_ids("sleep:0.001"))
+        await engine.wait_for_tokens("sleep:0.001", count + 3)
+        assert not choosing.done()
+        other = sequence("video:a when?")
+        other.compression = DEFAULT_LADDER[2]
+        assert await engine.thread.add(other) in asked.prefix_keys
+        async with asyncio.timeout(30):
+            assert (await choosing).level == 2
+        await engine.thread.abort("sleep:0.001")
+
+
 async def test_a_choice_that_nobody_waits_for_is_forgotten() -> None:
     async with running() as engine:
         engine.engine.may_choose = False
@@ -125,8 +189,13 @@ async def test_a_failing_engine_fails_the_choice_that_waits() -> None:
 
 
 async def choose(thread: EngineThread, question: str) -> Choice:
-    return await thread.choose_compression(
-        sequence(question), AutoConfig(), Outlook, accepted_at_s=time.time()
+    return await thread.choose_compression(request(question))
+
+
+def request(question: str) -> ChoiceRequest:
+    now_s = time.time()
+    return ChoiceRequest(
+        sequence(question), AutoConfig(), Outlook, accepted_at_s=now_s, queued_at_s=now_s
     )
 
 

@@ -8,7 +8,7 @@ from typing import cast
 from prometheus_client import CollectorRegistry
 
 from app.errors import StoreUnavailableError
-from app.messages import DoneEvent, ErrorEvent, TokenEvent
+from app.messages import CompressionChoice, DoneEvent, ErrorEvent, StatusEvent, TokenEvent
 from app.metrics import WorkerMetrics
 from app.store.job_leases import Append, Appended, Delivery, JobLeases
 from app.store.kept_sets import KeptSets
@@ -17,19 +17,11 @@ from app.worker.engine_thread import Update
 from app.worker.publisher import Publisher
 from app.worker.running_jobs import RunningJob, RunningJobs
 from dycoke_core import sequence as core
-from dycoke_core.engine_card import EngineStats
+from dycoke_core.auto import Reason
+from tests.engine_stats import ONE_RUNNING
 from tests.integration.api import until
 from tests.integration.fake_engine import make_report
 from tests.integration.jobs import make_request, with_frames
-
-STATS = EngineStats(
-    num_waiting=0,
-    num_running=1,
-    kv_bytes_in_use=0,
-    kv_bytes_cached=0,
-    kv_bytes_budget=1,
-    device_memory_bytes=0,
-)
 
 
 class FakeLeases:
@@ -105,7 +97,7 @@ class Running:
             )
             for job in self.jobs
         ]
-        self.publisher.publish(Update(events, [], STATS))
+        self.publisher.publish(Update(events, [], ONE_RUNNING))
 
     def token_ids(self, job_id: str) -> list[int]:
         events = self.leases.log.get(job_id, [])
@@ -156,6 +148,19 @@ async def test_tokens_that_come_during_a_call_share_an_event() -> None:
         worker.leases.may_answer.set()
         await until(lambda: worker.token_ids("a") == [0, 1, 2, 3])
         assert len(worker.leases.log["a"]) == 2
+
+
+async def test_a_choice_is_told_although_the_engine_does_nothing() -> None:
+    choice = CompressionChoice(
+        compression={"policy": "full"}, level=0, reason=Reason.OBJECTIVE, predicted_ttft_s=1.0
+    )
+    async with running("a") as worker:
+        await asyncio.sleep(0)  # it finds nothing to say
+        (job,) = worker.jobs
+        worker.publisher.tell_choice(job, choice)
+        await until(lambda: worker.leases.log.get("a"))
+        assert worker.leases.log["a"] == [StatusEvent(stage="encoding", auto=choice)]
+        assert job.policy == "full"
 
 
 async def test_outage_loses_and_repeats_nothing() -> None:

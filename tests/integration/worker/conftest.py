@@ -20,6 +20,12 @@ def settings(redis_server: RedisServer, keys: RedisKeys) -> Settings:
 
 
 @pytest.fixture
+def hasty(settings: Settings) -> Settings:
+    """Of workers that hand their jobs back when they stop, instead of ending them first."""
+    return settings.model_copy(update={"drain_timeout_s": 0.1})
+
+
+@pytest.fixture
 async def client(settings: Settings) -> AsyncIterator[Client]:
     async with client_of(settings) as client:
         yield client

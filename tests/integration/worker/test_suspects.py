@@ -9,19 +9,16 @@ from app.messages import DoneEvent, JobRequest, JobState, TokenEvent
 from app.settings import Settings
 from app.store.keys import RedisKeys
 from app.worker import job_taker
-from tests.integration.conftest import RedisServer
 from tests.integration.fake_engine import answer
-from tests.integration.worker.conftest import LEASE_S
 from tests.integration.workers import Client, RunningWorker, running, wait_until
 
 ENDLESS = 100_000  # tokens
 
 
 @pytest.fixture
-def settings(redis_server: RedisServer, keys: RedisKeys) -> Settings:
-    return Settings(
-        redis_url=redis_server.url, redis_prefix=keys.prefix, lease_s=LEASE_S, drain_timeout_s=0.1
-    )
+def settings(settings: Settings) -> Settings:
+    """No answer here ends, so a worker that stops hands it back."""
+    return settings.model_copy(update={"drain_timeout_s": 0.1})
 
 
 async def suspects(

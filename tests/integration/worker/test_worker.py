@@ -98,9 +98,8 @@ async def test_drain_finishes_what_it_can(settings: Settings, client: Client) ->
 
 
 async def test_drain_hands_back_the_rest_and_another_worker_goes_on(
-    settings: Settings, client: Client
+    settings: Settings, hasty: Settings, client: Client
 ) -> None:
-    hasty = settings.model_copy(update={"drain_timeout_s": 0.1})
     async with running(hasty) as worker:
         job_id = await client.ask("sleep:0.02", max_tokens=40)
         await client.wait_for_token(job_id, 5)

@@ -25,8 +25,8 @@ def test_table_has_the_settings_side_by_side(tmp_path: Path) -> None:
     write_report(tmp_path / "auto", comparison(), ABOUT | {"profile": profile})
     text = updated(TEXT, tmp_path)
     assert "old" not in text and text.startswith("# Before\n") and text.endswith(f"{END}\nafter\n")
-    assert "| phase | load | goodput, full / auto | right answers | TTFT p95 s |" in text
-    assert "| high | 2 | 0% / 50% | 1.000 / 1.000 | 4.00 / 0.50 | +0.500 [" in text
+    assert "| phase | load | goodput, full / auto | right answers | TTFT p50 s | p95 s |" in text
+    assert "| high | 2 | 0% / 50% | 1.000 / 1.000 | 4.00 / 0.50 | 4.00 / 0.50 | +0.500 [" in text
     assert "| whole profile |  | 33% / 67% |" in text and "dycoke k=0.9 50%, full 50% |" in text
     assert max(len(line) for line in text.splitlines() if line[:1] != "|") <= 100
     assert updated(text, tmp_path) == text

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from loadtest.auto.figures import WHOLE, Comparison, Figures
+from loadtest.auto.figures import LOW_LOAD, WHOLE, Comparison, Figures
 from loadtest.auto.run import Outcome
 from tests.loadtest.auto.canned import (
     OBJECTIVE_S,
@@ -119,8 +119,7 @@ def test_claims_hold_where_auto_answers_in_time_and_the_others_do_not() -> None:
         "auto": [*low, *spread_over(1, 32, 0.5)],
     }
     claims = {(claim.phase, claim.measure): claim for claim in compare(turn).claims()[:3]}
-    accuracy = claims["low", "accuracy"]
-    assert accuracy.difference.value == 0 and accuracy.verdict == "holds"
+    assert claims[LOW_LOAD, "accuracy"].difference.value == 0
     assert claims["low", "goodput"].verdict == "no difference shown"
     assert claims["low", "goodput"].text.endswith(" full"), "the best of the fixed ones"
     assert claims["high", "goodput"].verdict == "holds"
@@ -137,7 +136,7 @@ def test_claims_fail_where_auto_is_worse() -> None:
         for claim in compare({"full": right, "auto": wrong}).claims()
     }
     assert verdicts == {
-        ("low", "accuracy"): "fails",
+        (LOW_LOAD, "accuracy"): "fails",
         ("low", "goodput"): "fails",
         ("high", "goodput"): "fails",
         (WHOLE, "goodput"): "fails",
@@ -145,10 +144,17 @@ def test_claims_fail_where_auto_is_worse() -> None:
 
 
 def test_accuracy_at_low_load_compares_answers_that_both_gave() -> None:
-    full = [answered(0.0, 0.1), refused(1.0), answered(11.0, 0.1)]
-    auto = [answered(0.0, 0.1), answered(1.0, 0.1, is_right=False), refused(11.0)]
+    full = [answered(0.0, 0.1), refused(1.0), answered(2.0, 0.1), answered(11.0, 0.1)]
+    auto = [answered(0.0, 0.1), answered(1.0, 0.1), refused(2.0), answered(11.0, 0.1)]
     (accuracy, *_) = compare({"full": full, "auto": auto}).claims()
-    assert accuracy.measure == "accuracy" and accuracy.verdict == "holds"
+    assert accuracy.measure == "accuracy" and accuracy.text.endswith("(1 answers)")
+
+
+@pytest.mark.parametrize(("number", "verdict"), [(400, "in the mean"), (440, "holds")])
+def test_accuracy_holds_only_on_enough_answers(number: int, verdict: str) -> None:
+    same = spread_over(0, number, 0.1)
+    (accuracy, *_) = compare({"full": same, "auto": same}).claims()
+    assert accuracy.difference.value == 0 and accuracy.verdict == verdict
 
 
 def test_without_a_judge_there_is_no_claim_about_accuracy() -> None:

@@ -1,7 +1,7 @@
 """What one step's rows attend to, layer by layer: chunks of prompts beside decode rows.
 
 All rows of a step go through the model's layers together, so its weights are read once for all;
-only attention tells them apart. Implements `dycoke_core.model.attention.LayerAttention`.
+only attention tells them apart. Implements `dycoke_core.model.layer_attention.LayerAttention`.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from dycoke_core.compression.kv_pruning import KVPruner, visual_scores
-from dycoke_core.engine.attention import (
+from dycoke_core.engine.backends.cpu.kv_cache import PrefixKV, SequenceKV
+from dycoke_core.engine.partial_attention import (
     Partial,
     attend,
     attend_causally,
@@ -23,7 +24,6 @@ from dycoke_core.engine.attention import (
     pack_queries,
     unpack_rows,
 )
-from dycoke_core.engine.backends.cpu.kv_cache import PrefixKV, SequenceKV
 from dycoke_core.engine.sight import end_seen, first_seen
 
 Owner = TypeVar("Owner", PrefixKV, SequenceKV)

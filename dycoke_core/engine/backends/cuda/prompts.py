@@ -13,14 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dycoke_core.engine.attention import (
-    attend,
-    attend_causally,
-    attend_masked,
-    merge,
-    pack_queries,
-    unpack_rows,
-)
 from dycoke_core.engine.backends.cuda.pool import KVPool
 from dycoke_core.engine.backends.cuda.seats import Prefix, Seat, SeatTables
 from dycoke_core.engine.backends.cuda.staging import to_device
@@ -34,6 +26,14 @@ from dycoke_core.engine.backends.cuda.tiles import (
     sizes_of_groups,
 )
 from dycoke_core.engine.backends.cuda.windows import rows_in_windows, seat_window
+from dycoke_core.engine.partial_attention import (
+    attend,
+    attend_causally,
+    attend_masked,
+    merge,
+    pack_queries,
+    unpack_rows,
+)
 from dycoke_core.engine.plan import PrefixChunk, QuestionChunk
 from dycoke_core.engine.sight import end_seen, first_seen, window_of
 from dycoke_core.gpu_kernels import rows as columns

@@ -47,6 +47,24 @@ async def body(slot: BodySlot, size: int) -> None:
     await slot.next(receive)
 
 
+async def comes_after(clock: Clock, slot: BodySlot, seconds: float, size: int) -> bool:
+    """Whether a part of a body that comes after so long is still waited for."""
+    has_come = asyncio.Event()
+
+    async def receive() -> Message:
+        await has_come.wait()
+        return {"type": "http.request", "body": bytes(size), "more_body": True}
+
+    waiting = asyncio.ensure_future(slot.next(receive))
+    await settle()
+    clock.now_s += seconds
+    await settle()
+    has_come.set()
+    results = await asyncio.gather(waiting, return_exceptions=True)
+    assert isinstance(results[0], dict | UploadTimeoutError), results
+    return isinstance(results[0], dict)
+
+
 async def lasts_for(clock: Clock, slot: BodySlot, seconds: float) -> bool:
     """Whether a body that sends nothing more is still waited for after so long."""
 
@@ -94,12 +112,46 @@ def test_silence_and_slowness_are_borne_while_there_is_room(
         assert await lasts_for(clock, slot, patience_s - 1)
         assert not await lasts_for(clock, slot, 3)
         _, slot = slots_at(load)
-        await body(slot, round(bytes_s * 100))
-        clock.now_s += 90
-        await body(slot, 10)
-        assert await lasts_for(clock, slot, patience_s - 1), "it is ahead of the rate"
-        clock.now_s += 100
-        assert not await lasts_for(clock, slot, patience_s)
+        await body(slot, round(bytes_s * 600))
+        assert await lasts_for(clock, slot, patience_s - 1)
+        assert not await lasts_for(clock, slot, 3), "what came fast is no credit"
+
+    clock.run_until_complete(run())
+
+
+@pytest.mark.parametrize(("load", "bytes_s"), [(0.01, MIN_BYTES_S * 1.04), (1.0, BUSY_MIN_BYTES_S)])
+def test_body_that_keeps_the_rate_may_last(clock: Clock, load: float, bytes_s: float) -> None:
+    """Also where it comes in bursts, within the patience there is."""
+
+    async def run() -> None:
+        _, slot = slots_at(load)
+        await body(slot, 1)
+        for _ in range(300):
+            assert await comes_after(clock, slot, 4.0, round(bytes_s * 4))
+
+    clock.run_until_complete(run())
+
+
+@pytest.mark.parametrize("load", [0.01, 1.0])
+def test_body_that_drips_after_it_came_fast_is_given_up(clock: Clock, load: float) -> None:
+    async def run() -> None:
+        _, slot = slots_at(load)
+        await body(slot, 511 * 2**20)
+        num_drips = 0
+        while await comes_after(clock, slot, 4.0, 1):
+            num_drips += 1
+        assert num_drips <= IDLE_S / 4
+
+    clock.run_until_complete(run())
+
+
+def test_time_that_the_reader_takes_is_not_the_senders(clock: Clock) -> None:
+    async def run() -> None:
+        _, slot = slots_at(1.0)
+        for _ in range(3):
+            await body(slot, 10)
+            clock.now_s += 100
+        assert await lasts_for(clock, slot, FIRST_BYTE_S - 1)
 
     clock.run_until_complete(run())
 

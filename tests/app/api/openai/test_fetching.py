@@ -36,6 +36,7 @@ PAGES = {
     "/port": redirect("http://cdn.example.com:6379/"),
     "/user": redirect("http://me:secret@cdn.example.com/clip.mp4"),
     "/loop": redirect("/loop"),
+    "/cookie": response("302 Found", "Set-Cookie: a=b; Path=/", "Location: /clip.mp4"),
     "/bad": redirect("http://[::1"),
 }
 
@@ -196,6 +197,29 @@ async def test_what_comes_back_is_checked_like_the_first_url(
     assert net.dialled == [(PUBLIC, 80)] * num_dialled
     for word in ("169.254", "10.0.0.7", "swordfish", "SSH", "403", "404"):
         assert word not in refused.value.message
+
+
+async def test_a_cookie_that_comes_with_a_redirect_is_not_sent(net: Net) -> None:
+    assert await fetch(net, "http://cdn.example.com/cookie", "*") == VIDEO
+    assert len(net.heads) == 2
+    assert not any(b"\ncookie:" in head.lower() for head in net.heads)
+
+
+async def test_proxies_and_passwords_of_the_environment_are_ignored(
+    net: Net, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        for each in (name, name.lower()):
+            monkeypatch.setenv(each, "http://10.0.0.7:3128")
+    netrc = tmp_path / ".netrc"
+    netrc.write_text("default login me password swordfish")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(netrc))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert await fetch(net, "http://cdn.example.com/moved", "*") == VIDEO
+    assert net.dialled == [(PUBLIC, 80), (PUBLIC, 80)]
+    assert not any(b"authorization:" in head.lower() for head in net.heads)
+    assert [head.split(b" ")[1] for head in net.heads] == [b"/moved", b"/clip.mp4"]
 
 
 async def test_a_second_resolution_has_no_say(net: Net) -> None:

@@ -16,7 +16,12 @@ import pytest
 from app.api.errors import InvalidFieldsError
 from app.api.openai import fetching
 from app.api.openai.dialling import MAX_LOOKUPS, MAX_LOOKUPS_OF_A_KEY
-from app.api.openai.fetching import CONNECT_S, MediaFetcher, StorageFailedError
+from app.api.openai.fetching import (
+    CONNECT_S,
+    MAX_FETCHES_OF_A_KEY,
+    MediaFetcher,
+    StorageFailedError,
+)
 from app.errors import UploadTooLargeError
 from app.threads import in_thread
 from tests.app.api.openai.net import OWNER, PUBLIC, VIDEO, Net, Send, fetch, response, running_net
@@ -220,6 +225,41 @@ async def test_name_that_nobody_waits_for_any_more_still_counts(net: Net, names:
 
 async def drop(data: bytes) -> None:
     raise AssertionError("nothing has come")
+
+
+async def test_a_key_has_few_fetches_at_a_time_and_keeps_no_other_from_its_own() -> None:
+    may_end = asyncio.Event()
+    num_begun = 0
+
+    async def held(send: Send) -> None:
+        nonlocal num_begun
+        num_begun += 1
+        await send(OK)
+        await may_end.wait()
+        await send(VIDEO)
+
+    async with running_net({"/held": held, "/clip.mp4": OK + VIDEO}) as net:
+        fetcher = MediaFetcher(["*"], None, max_bytes=10**6, resolve=net.resolve, dial=net.dial)
+
+        async def get(path: str, owner: str) -> bytes:
+            got = bytearray()
+
+            async def write(data: bytes) -> None:
+                got.extend(data)
+
+            await fetcher.fetch(f"{URL}{path}", "here", write, owner=owner)
+            return bytes(got)
+
+        async with asyncio.timeout(LIMIT_S):
+            mine = [
+                asyncio.create_task(get("/held", OWNER)) for _ in range(3 * MAX_FETCHES_OF_A_KEY)
+            ]
+            while num_begun < MAX_FETCHES_OF_A_KEY:
+                await asyncio.sleep(0.01)
+            assert await get("/clip.mp4", "another") == VIDEO
+            assert num_begun == MAX_FETCHES_OF_A_KEY
+            may_end.set()
+            assert await asyncio.gather(*mine) == [VIDEO] * len(mine)
 
 
 async def test_dialling_has_a_limit(net: Net) -> None:

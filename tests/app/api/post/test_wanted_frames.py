@@ -1,5 +1,7 @@
 """Which frames a job is about, from its fields to what is stored."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 
@@ -13,6 +15,7 @@ from app.api.post.wanted_frames import (
 from app.api.schemas import ChatFields
 from app.messages import FrameLimits
 from app.store.frame_store import encode_frames
+from dycoke_core.model_frames import Resizing
 from dycoke_core.video import FrameSpec, VideoFrames
 from tests.cards import model_card
 from tests.integration.jobs import make_request
@@ -36,15 +39,16 @@ def test_a_clip_is_widened_to_whole_hundredths(
     assert (spec.start_s, spec.end_s) == clip
 
 
+@pytest.mark.parametrize("resizing", get_args(Resizing))
 @pytest.mark.parametrize("frame_limits", [None, LIMITS])
 def test_a_jobs_request_says_which_frames_it_wants_to_whoever_adopts_it(
-    frame_limits: FrameLimits | None,
+    frame_limits: FrameLimits | None, resizing: Resizing
 ) -> None:
+    card = model_card(frame_limits=frame_limits, frame_resizing=resizing)
     fields = ChatFields(question="q", num_frames=4, start_s=1, end_s=9, sampling="keyframe")
-    spec = frame_spec(fields, model_card(frame_limits=frame_limits))
-    request = make_request("j").model_copy(
-        update={"frames_wanted": frames_wanted(spec, model_card(frame_limits=frame_limits))}
-    )
+    spec = frame_spec(fields, card)
+    assert spec.resizing == resizing
+    request = make_request("j").model_copy(update={"frames_wanted": frames_wanted(spec, card)})
     assert wanted_spec(type(request).model_validate_json(request.model_dump_json())) == spec
     assert wanted_spec(make_request("j")) is None
 

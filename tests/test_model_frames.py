@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from dycoke_core.errors import InvalidRequestError
-from dycoke_core.frame_size import PixelLimits, frame_size
+from dycoke_core.model_frames import PixelLimits, frame_size
 
 LIMITS = PixelLimits(multiple=28, min_pixels=128 * 28 * 28, max_pixels=768 * 28 * 28)
 

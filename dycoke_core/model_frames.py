@@ -1,12 +1,31 @@
-"""The size at which frames go into a model that takes more than one. Standard library only."""
+"""The frames that a model takes: which of a clip, at what size, and how they come to it. Standard
+library only.
+"""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from dycoke_core.errors import InvalidRequestError
 
 MAX_ASPECT_RATIO = 200
+
+# Which frames of a clip, as the model's own processor chooses them.
+# floor: the first, the last and others evenly between, rounded down (LLaVA-OneVision; models that
+#   know images alone);
+# nearest: the same, rounded to the nearest frame (Qwen3-VL);
+# starts: the first frame of each of so many equal parts (Qwen2.5-VL).
+Spread = Literal["floor", "nearest", "starts"]
+DEFAULT_SPREAD: Spread = "floor"
+
+# How they come to their size.
+# decoder: while they are decoded, by FFmpeg's bicubic filter, colours at the resolution that the
+#   video has them in, mostly half (LLaVA-OneVision);
+# bicubic, bilinear: decoded whole, turned into RGB, then by Pillow's filter of that name, as the
+#   processors of Qwen's models and of Gemma 3 do it.
+Resizing = Literal["decoder", "bicubic", "bilinear"]
+DEFAULT_RESIZING: Resizing = "decoder"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Whose turn it is when suspects and other jobs both wait: each gets its share of time.
+"""Who may run when suspects and other jobs both wait: each kind gets its share of time.
 
 A suspect has the engine to itself until it is cleared. Were the next one to wait for the answer of
 the last to end, and all others for both, a crash with many jobs in the engine would stop a worker
@@ -14,28 +14,28 @@ PROBATION_S = 5.0
 OTHERS_S = 10.0
 
 
-class Turn(Enum):
+class MayRun(Enum):
     ANY = auto()
     SUSPECTS = auto()  # the one that runs has just been cleared: the next
     OTHERS = auto()
 
 
-class Turns:
+class Probation:
     def __init__(self) -> None:
         self._suspects_until = 0.0
         self._others_until = 0.0
 
-    def turn(self, now: float) -> Turn:
+    def who(self, now: float) -> MayRun:
         if now < self._suspects_until:
-            return Turn.SUSPECTS
-        return Turn.OTHERS if now < self._others_until else Turn.ANY
+            return MayRun.SUSPECTS
+        return MayRun.OTHERS if now < self._others_until else MayRun.ANY
 
     def begin_probation(self, now: float) -> None:
         """A suspect has the engine to itself."""
-        if self.turn(now) is not Turn.SUSPECTS:
+        if self.who(now) is not MayRun.SUSPECTS:
             self._suspects_until = now + PROBATION_S
             self._others_until = self._suspects_until + OTHERS_S
 
     def none_waits(self) -> None:
-        """Nobody is there whose turn it is."""
+        """None of those who may run is there."""
         self._suspects_until = self._others_until = 0.0

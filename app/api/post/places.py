@@ -30,7 +30,7 @@ async def served_models(registry: WorkerRegistry) -> dict[str, ModelCard]:
 
 
 async def admit(
-    queue: JobQueue, *, max_jobs: int, owner: str, limits: KeyLimits
+    queue: JobQueue, *, max_jobs: int, owner: str, limits: KeyLimits, key_hash: str
 ) -> dict[str, ModelCard]:
     """What is served, as `served_models` says, where there is room just now, in the queue and
     within the owner's limits.
@@ -40,7 +40,7 @@ async def admit(
         QueueFullError
         KeyLimitError
     """
-    cards = await queue.admit(max_jobs=max_jobs, owner=owner, limits=limits)
+    cards = await queue.admit(max_jobs=max_jobs, owner=owner, limits=limits, key_hash=key_hash)
     return _by_model(sorted(cards, key=lambda card: card.worker_id))
 
 
@@ -53,10 +53,10 @@ def choose_model(models: dict[str, ModelCard], name: str | None) -> ModelCard:
     """
     if name is not None:
         if name not in models:
-            raise ModelNotFoundError("no worker serves this model")
+            raise ModelNotFoundError(f"no worker serves this model; served: {', '.join(models)}")
         return models[name]
     if len(models) > 1:
-        raise InvalidRequestError("several models are served; name one in 'model'")
+        raise InvalidRequestError(f"name one of the models in 'model': {', '.join(models)}")
     return next(iter(models.values()))
 
 

@@ -1,6 +1,6 @@
 """Runs a command in place of itself, so that the command dies with the process that started it.
 
-    python -I -S child.py PARENT_PID SIGNAL_NUMBER COMMAND [ARGUMENT ...]
+    python -I -S dies_with_parent.py PARENT_PID SIGNAL_NUMBER COMMAND [ARGUMENT ...]
 
 The kernel sends the signal when the parent is gone, however it went; the setting survives exec.
 A program of its own, on the standard library, because code between fork and exec of a threaded

@@ -1,0 +1,18 @@
+"""How slow a body is, by the time that was spent waiting for it."""
+
+
+class Pace:
+    """How far a body is behind a rate. What comes faster makes up for what came slower before and
+    saves nothing for later: a body that has come fast must keep coming.
+    """
+
+    def __init__(self) -> None:
+        self.behind_s = 0.0
+
+    def wait(self, seconds: float) -> None:
+        """Counts time in which the sender could have sent: none that its reader took."""
+        self.behind_s += seconds
+
+    def take(self, num_bytes: int, bytes_s: float) -> None:
+        """Counts what has come, at a rate of so many bytes per second."""
+        self.behind_s = max(0.0, self.behind_s - num_bytes / bytes_s)

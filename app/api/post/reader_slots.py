@@ -1,0 +1,111 @@
+"""How many frame readers run at a time, in all API processes of a machine together.
+
+Slots are locks in the processes' table (`app.process_table`), so those of a process that died are
+free at once. Waits: for a slot, until another reader ends, which the readers' own time limits see
+to; waiters look again every `POLL_S`, since other processes' locks notify nobody. Those of a
+process wait by owner, in turn: see `FairBudget`.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Sequence
+from contextlib import ExitStack, asynccontextmanager
+
+from app.api.post.fair_budget import FairBudget
+from app.process_table import Lock, ProcessTable
+
+POLL_S = 0.02
+
+_LOOKING = 0  # the number of the lock to hold while looking for slots
+_ALONE = 2**40  # of an owner's lock on being alone: from here on, by the owner's digest
+
+
+class ReaderSlots:
+    """Args:
+    num_slots: for probes, and as many for reads.
+    """
+
+    def __init__(self, table: ProcessTable, num_slots: int) -> None:
+        self._table = table
+        self._probes = _Slots(range(1, 1 + num_slots))
+        self._reads = _Slots(range(1 + num_slots, 1 + 2 * num_slots))
+        self._looking = asyncio.Lock()  # of this process: first come, first served
+
+    @asynccontextmanager
+    async def to_probe(self, owner: str) -> AsyncIterator[None]:
+        async with self._one_of(self._probes, owner):
+            yield
+
+    @asynccontextmanager
+    async def to_read(self, owner: str) -> AsyncIterator[None]:
+        async with self._one_of(self._reads, owner):
+            yield
+
+    @asynccontextmanager
+    async def alone(self, owner: str) -> AsyncIterator[bool]:
+        """Holds every slot, once those that have one are through; nobody gets one meanwhile.
+
+        Says False, and holds nothing, where the same owner is alone, is about to be, or was until
+        just now: it must leave the others as much time as it took.
+        """
+        turn = self._table.try_lock(_number_of(owner))
+        if turn is None:
+            yield False
+            return
+        now = asyncio.get_running_loop().time
+        took_s = 0.0
+        try:
+            with ExitStack() as held:
+                async with self._looking:
+                    held.callback((await self._lock(_LOOKING)).release)
+                    began_at = now()
+                    try:
+                        for number in (*self._probes.numbers, *self._reads.numbers):
+                            held.callback((await self._lock(number)).release)
+                        yield True
+                    finally:
+                        took_s = now() - began_at
+        finally:
+            asyncio.get_running_loop().call_later(took_s, turn.release)
+
+    @asynccontextmanager
+    async def _one_of(self, slots: "_Slots", owner: str) -> AsyncIterator[None]:
+        async with slots.free.taken(1, owner):
+            slot = await self._take(slots.numbers)
+            try:
+                yield
+            finally:
+                slot.release()
+
+    async def _take(self, numbers: Sequence[int]) -> Lock:
+        while True:
+            async with self._looking:
+                looking = await self._lock(_LOOKING)
+                try:
+                    slot = self._try(numbers)
+                finally:
+                    looking.release()
+            if slot is not None:
+                return slot
+            await asyncio.sleep(POLL_S)
+
+    async def _lock(self, number: int) -> Lock:
+        while (lock := self._table.try_lock(number)) is None:
+            await asyncio.sleep(POLL_S)
+        return lock
+
+    def _try(self, numbers: Sequence[int]) -> Lock | None:
+        return next(filter(None, map(self._table.try_lock, numbers)), None)
+
+
+class _Slots:
+    """One kind of slots: the numbers of their locks."""
+
+    def __init__(self, numbers: Sequence[int]) -> None:
+        self.numbers = numbers
+        self.free = FairBudget(len(numbers))  # as far as this process knows
+
+
+def _number_of(owner: str) -> int:
+    digest = hashlib.sha256(owner.encode()).digest()
+    return _ALONE + int.from_bytes(digest[:4], "big")

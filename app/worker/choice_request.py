@@ -1,0 +1,81 @@
+"""What a job of policy `auto` asks of the engine: a choice, as late as possible."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from dycoke_core.auto import AutoConfig, Choice
+from dycoke_core.level_choice import Outlook
+from dycoke_core.sequence import Sequence
+
+if TYPE_CHECKING:
+    from dycoke_core.engine import Engine
+
+
+@dataclass(slots=True, eq=False)
+class ChoiceRequest:
+    """Its methods are called on the engine's thread.
+
+    Args:
+        outlook: called with each choice.
+        accepted_at_s: Unix time.
+        queued_at_s: Unix time; later, if reading the video took a while.
+    """
+
+    sequence: Sequence
+    config: AutoConfig
+    outlook: Callable[[], Outlook]
+    accepted_at_s: float
+    queued_at_s: float
+    prefix_keys: frozenset[str] = frozenset()  # that it may take, once `choose_cached` was asked
+    cached: Choice | None = None  # what it chose last
+    _tried: set[str] = field(default_factory=set)  # of those that were there then
+
+    @property
+    def waited_s(self) -> float:
+        return max(time.time() - self.accepted_at_s, 0.0)
+
+    @property
+    def queued_s(self) -> float:
+        return max(time.time() - self.queued_at_s, 0.0)
+
+    def choose_cached(self, engine: "Engine") -> bool:
+        """Chooses a level whose prefix is there or on its way; False: none that it should take.
+
+        Raises:
+            DycokeError: the engine does not take the sequence at any level.
+        """
+        found = engine.choose_cached(
+            self.sequence,
+            self.config,
+            self.outlook(),
+            waited_s=self.waited_s,
+            queued_s=self.queued_s,
+        )
+        self.prefix_keys, self.cached = found.prefix_keys, found.choice
+        self._tried = self._present(engine)
+        return self.cached is not None
+
+    def is_due(self, engine: "Engine") -> bool:
+        """Whether to choose now: the engine has little else to do, or one of the prefixes has come.
+        A job that is late does not wait for more, so that others may overtake it.
+        """
+        if self.waited_s >= self.config.objective_s:
+            return True
+        if engine.can_choose(self.config, self.sequence.priority):
+            return True
+        return not self._present(engine) <= self._tried and self.choose_cached(engine)
+
+    def choose(self, engine: "Engine") -> Choice:
+        """Raises as `choose_cached`."""
+        return self.cached or engine.choose_compression(
+            self.sequence,
+            self.config,
+            self.outlook(),
+            waited_s=self.waited_s,
+            queued_s=self.queued_s,
+        )
+
+    def _present(self, engine: "Engine") -> set[str]:
+        return set(filter(engine.has_prefix, self.prefix_keys))
