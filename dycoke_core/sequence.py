@@ -105,10 +105,15 @@ class FrameTiming:
             raise InvalidRequestError("a video's duration must be above 0 seconds")
 
     @classmethod
-    def shown_at(cls, times: Iterable[float]) -> "FrameTiming":
+    def shown_at(cls, times: Iterable[float], shown_s: float | None = None) -> "FrameTiming":
         """Of frames as a reader gives their times. Those that a container gets wrong are held at
-        the last one before."""
-        return cls(tuple(accumulate((max(time, 0.0) for time in times), max)))
+        the last one before.
+
+        Args:
+            shown_s: how long the clip is, if that is known.
+        """
+        held = tuple(accumulate((max(time, 0.0) for time in times), max))
+        return cls(held, duration_s=shown_s or None)
 
     @property
     def seconds_per_frame(self) -> float:

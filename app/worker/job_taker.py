@@ -168,7 +168,9 @@ class JobTaker:
             sequence_id=job.sequence_id,
             messages=tuple(ChatMessage(turn.role, turn.content) for turn in request.messages),
             frames=None if video is None else video.pixels,
-            timing=None if video is None else FrameTiming.shown_at(video.timestamps_s),
+            timing=None
+            if video is None
+            else FrameTiming.shown_at(video.timestamps_s, video.shown_s),
             sampling=SamplingParams(
                 max_tokens=request.max_tokens,
                 temperature=request.temperature,

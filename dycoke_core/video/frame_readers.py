@@ -263,7 +263,14 @@ class FrameReaders:
                 raise _OtherwiseReadableError from failure
             raise
         pixels = map_pixels(*reading.pixels)
-        return VideoFrames(pixels, plan.indices, plan.timestamps_s, "pyav", tuple(warnings))
+        return VideoFrames(
+            pixels,
+            plan.indices,
+            plan.timestamps_s,
+            "pyav",
+            tuple(warnings),
+            shown_s=plan.shown_s or None,
+        )
 
     async def _read_with_decord(self, reading: _Reading, warnings: list[str]) -> VideoFrames:
         plan = reading.plan
@@ -280,7 +287,14 @@ class FrameReaders:
             on_progress=reading.on_progress,
         )
         pixels = map_pixels(*reading.pixels)
-        return VideoFrames(pixels, plan.indices, plan.timestamps_s, "decord", tuple(warnings))
+        return VideoFrames(
+            pixels,
+            plan.indices,
+            plan.timestamps_s,
+            "decord",
+            tuple(warnings),
+            shown_s=plan.shown_s or None,
+        )
 
     async def _read_with_pyav(self, reading: _Reading, warnings: list[str]) -> VideoFrames:
         plan = reading.plan
@@ -297,7 +311,14 @@ class FrameReaders:
         )
         pixels = map_pixels(*reading.pixels)
         warnings = warnings + placed.warnings(plan)
-        return VideoFrames(pixels, placed.indices, placed.timestamps_s, "pyav", tuple(warnings))
+        return VideoFrames(
+            pixels,
+            placed.indices,
+            placed.timestamps_s,
+            "pyav",
+            tuple(warnings),
+            shown_s=plan.shown_s or None,
+        )
 
     async def _run(
         self,
