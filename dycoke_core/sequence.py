@@ -124,6 +124,21 @@ class FrameTiming:
         return (times[-1] - times[0]) / max(len(times) - 1, 1)
 
 
+@dataclass(frozen=True, slots=True)
+class FrameContent:
+    """What frames are, as far as it can be told without a model.
+
+    Args:
+        key: names their content.
+        distinct_units: those that differ from the unit before.
+        unit_sources: for each unit, its place among the distinct ones.
+    """
+
+    key: str
+    distinct_units: tuple[int, ...]
+    unit_sources: tuple[int, ...]
+
+
 @dataclass(slots=True, eq=False)
 class Sequence:
     """One question about one video, or about none, as the engine takes it.
@@ -162,6 +177,8 @@ class Sequence:
     wants_kept_sets: bool = False
     priority: Priority = "normal"
     can_reload_frames: bool = False
+    # Set by `frame_content.content_of`.
+    frame_content: FrameContent | None = None
     # Set by the engine.
     stage: Stage = Stage.WAITING
     progress: float = 0.0  # share of the stage that is done

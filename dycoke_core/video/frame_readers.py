@@ -179,7 +179,7 @@ class FrameReaders:
             try:
                 plan = await self._plan(video, spec, budget_s)
                 shape = spec.shape(*plan.upright_size)
-                with open_frame_buffer(shape) as fd, self._threads() as num_threads:
+                with open_frame_buffer(shape) as fd, self.decoding_threads() as num_threads:
                     return await self._read(
                         _Reading(video, plan, spec, shape, fd, ends_at, num_threads, progress)
                     )
@@ -191,7 +191,7 @@ class FrameReaders:
         await asyncio.gather(self._pyav.aclose(), self._decord.aclose())
 
     @contextmanager
-    def _threads(self) -> Iterator[int]:
+    def decoding_threads(self) -> Iterator[int]:
         """How many threads may decode, with an equal share of the cores for every reading."""
         self._num_reading += 1
         try:
