@@ -15,6 +15,7 @@ import asyncio
 import socket
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from pydantic import ValidationError
 
@@ -31,6 +32,8 @@ from app.settings import ENV_PREFIX, Settings, load_settings
 from app.store.client import connect
 from app.supervisor import EXIT_BAD_SETTINGS, ChildSpec, Supervisor
 from app.worker.pool import worker_specs
+from dycoke_core.errors import ModelLoadError
+from dycoke_core.model_config import check_config
 
 # The API answers its last streams from the workers, and both write to Redis until they are gone.
 STOP_API, STOP_WORKERS, STOP_REDIS = 0, 1, 2
@@ -99,6 +102,7 @@ def _settings(command: str) -> Settings:
 def _serve(settings: Settings) -> int:
     configure_logging(settings.log_level, "supervisor")
     _check_keys(settings)
+    _check_model(settings)
     count = num_processes(settings, is_whole_service=True)
     with _listening(settings) as listener:
         if settings.redis_url is not None:
@@ -124,6 +128,17 @@ def _serve(settings: Settings) -> int:
             )
         finally:
             redis.close()
+
+
+def _check_model(settings: Settings) -> None:
+    """Before anything is started, if the model is a directory; a hub's is checked by the worker."""
+    directory = Path(settings.model)
+    if not directory.is_dir():
+        return
+    try:
+        check_config(directory)
+    except ModelLoadError as error:
+        raise SettingsError(f"{ENV_PREFIX}MODEL: {error.message}") from error
 
 
 def _check_keys(settings: Settings) -> None:
@@ -156,6 +171,7 @@ def _run_api(settings: Settings, inherited: Inherited | None) -> int:
 
 
 def _worker(settings: Settings, child: int | None) -> int:
+    _check_model(settings)
     if child is None:
         configure_logging(settings.log_level, "supervisor")
         return _supervise(_worker_specs(settings, {}))

@@ -15,6 +15,7 @@ from app.keys.entries import ANONYMOUS
 from dycoke_core.auto import is_auto
 from dycoke_core.config import DEFAULT_PRIORITY, Priority
 from dycoke_core.errors import DycokeError
+from dycoke_core.frame_rate import RateRule
 from dycoke_core.model_frames import DEFAULT_RESIZING, DEFAULT_SPREAD, PixelLimits, Resizing, Spread
 from dycoke_core.video.types import Sampling
 
@@ -59,6 +60,17 @@ class FrameLimits(Message):
         return PixelLimits(**self.model_dump())
 
 
+class FrameRate(Message):
+    """How many frames a rate makes, as `RateRule` has it."""
+
+    min_frames: int
+    max_frames: int
+    multiple: int
+
+    def rule(self) -> RateRule:
+        return RateRule(**self.model_dump())
+
+
 class FramesWanted(Message):
     """Which frames to read; any API process may be the reader."""
 
@@ -69,6 +81,7 @@ class FramesWanted(Message):
     end_s: float | None = None
     sampling: Sampling = "uniform"  # of releases that do not say
     spread: Spread = DEFAULT_SPREAD  # likewise
+    fps: float | None = None  # by which `num_frames` was counted; None: it was not
     resizing: Resizing = DEFAULT_RESIZING  # likewise
 
 
@@ -87,6 +100,7 @@ class FramesRef(Message):
     sampling: Sampling = "uniform"  # of releases that do not say
     start_s: float | None = None  # of the clip, as it was read
     end_s: float | None = None
+    fps: float | None = None  # by which they were counted
     is_cached: bool  # found in the frame store
 
 
@@ -167,6 +181,7 @@ class ModelCard(Message):
     image_size: int  # pixels, of square frames
     frame_limits: FrameLimits | None = None  # of frames that keep their shape
     frame_spread: Spread = DEFAULT_SPREAD  # of releases that do not say
+    frame_rate: FrameRate | None = None  # None: length times rate, rounded down
     frame_resizing: Resizing = DEFAULT_RESIZING  # likewise
     tokens_per_frame: int  # N, of a unit of square ones
     frames_per_unit: int = 1  # of releases that do not say
@@ -255,6 +270,7 @@ class FramesReceipt(Message):
     sampling: Sampling = "uniform"  # of releases that do not say
     start_s: float | None = None  # of the clip, as it was read
     end_s: float | None = None
+    fps: float | None = None  # that was asked for; None: a number of frames was, or nothing
 
     @classmethod
     def of(cls, frames: FramesRef) -> Self:

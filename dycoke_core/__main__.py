@@ -76,7 +76,7 @@ def _answer(arguments: argparse.Namespace) -> None:
     )
     frames = read_video_frames(arguments.video, spec)
     messages = (ChatMessage("user", arguments.question),)
-    timing = FrameTiming.shown_at(frames.timestamps_s)
+    timing = FrameTiming.shown_at(frames.timestamps_s, frames.shown_s)
     sequence = Sequence("cli", messages, frames.pixels, sampling, compression, timing=timing)
     engine.add(sequence)
     for text, report in _stream(engine):

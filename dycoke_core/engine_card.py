@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from dycoke_core.config import Priority
+from dycoke_core.frame_rate import RateRule
 from dycoke_core.model_frames import PixelLimits, Resizing, Spread, frame_size
 
 
@@ -18,6 +19,7 @@ class EngineCard:
     image_size: int  # side of the square frames that suit the model, in pixels
     frame_limits: PixelLimits | None  # of frames that keep their shape; None: the model takes none
     frame_spread: Spread  # which frames of a clip suit it
+    frame_rate: RateRule | None  # how many a rate makes; None: length times rate, rounded down
     frame_resizing: Resizing  # how they come to their size
     tokens_per_frame: int  # N of square ones: of a unit, where that is several frames
     frames_per_unit: int  # that become one set of visual tokens

@@ -105,10 +105,15 @@ class FrameTiming:
             raise InvalidRequestError("a video's duration must be above 0 seconds")
 
     @classmethod
-    def shown_at(cls, times: Iterable[float]) -> "FrameTiming":
+    def shown_at(cls, times: Iterable[float], shown_s: float | None = None) -> "FrameTiming":
         """Of frames as a reader gives their times. Those that a container gets wrong are held at
-        the last one before."""
-        return cls(tuple(accumulate((max(time, 0.0) for time in times), max)))
+        the last one before.
+
+        Args:
+            shown_s: how long the clip is, if that is known.
+        """
+        held = tuple(accumulate((max(time, 0.0) for time in times), max))
+        return cls(held, duration_s=shown_s or None)
 
     @property
     def seconds_per_frame(self) -> float:
@@ -117,6 +122,21 @@ class FrameTiming:
         if self.duration_s is not None:
             return self.duration_s / len(times)
         return (times[-1] - times[0]) / max(len(times) - 1, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class FrameContent:
+    """What frames are, as far as it can be told without a model.
+
+    Args:
+        key: names their content.
+        distinct_units: those that differ from the unit before.
+        unit_sources: for each unit, its place among the distinct ones.
+    """
+
+    key: str
+    distinct_units: tuple[int, ...]
+    unit_sources: tuple[int, ...]
 
 
 @dataclass(slots=True, eq=False)
@@ -157,6 +177,8 @@ class Sequence:
     wants_kept_sets: bool = False
     priority: Priority = "normal"
     can_reload_frames: bool = False
+    # Set by `frame_content.content_of`.
+    frame_content: FrameContent | None = None
     # Set by the engine.
     stage: Stage = Stage.WAITING
     progress: float = 0.0  # share of the stage that is done

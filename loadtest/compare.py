@@ -98,7 +98,9 @@ class Comparison:
 
     def run(self) -> list[Result]:
         closed = [
-            self._run(setting, users=users) for users in self._options.users for setting in SETTINGS
+            self.run_one(setting, users=users)
+            for users in self._options.users
+            for setting in SETTINGS
         ]
         full = [result for result in closed if result.plan.compression == "full"]
         first = full[0].ttft_s
@@ -112,12 +114,12 @@ class Comparison:
             flush=True,
         )
         return closed + [
-            self._run(setting, rate=share * capacity)
+            self.run_one(setting, rate=share * capacity)
             for share in OPEN_LOOP_SHARES
             for setting in SETTINGS
         ]
 
-    def _run(self, setting: str, *, users: int = 0, rate: float = 0.0) -> Result:
+    def run_one(self, setting: str, *, users: int = 0, rate: float = 0.0) -> Result:
         plan = Plan(
             compression=setting,
             users=users,

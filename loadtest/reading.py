@@ -197,7 +197,7 @@ def measure(
                     file=sys.stderr,
                     flush=True,
                 )
-            rows += [_row(duration_s, num_cores, name, seen) for name in contenders]
+            rows += [row_of(duration_s, num_cores, name, seen) for name in contenders]
     return rows
 
 
@@ -207,7 +207,9 @@ def _in_a_process(contender: str, clip: Path, num_cores: int) -> Cost:
     return Cost(**json.loads(done.stdout))
 
 
-def _row(duration_s: int, num_cores: int, name: str, seen: dict[str, list[Cost]]) -> dict[str, Any]:
+def row_of(
+    duration_s: int, num_cores: int, name: str, seen: dict[str, list[Cost]]
+) -> dict[str, Any]:
     def ratio(of: Callable[[Cost], float]) -> float:
         pairs = zip(seen[name], seen["decord"], strict=True)
         return round(statistics.median(of(ours) / of(plain) for ours, plain in pairs), 3)

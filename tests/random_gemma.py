@@ -90,11 +90,17 @@ def gemma_tokenizer() -> PreTrainedTokenizerFast:
 
 @torch.no_grad()
 def build_random_gemma3(
-    directory: Path, *, seed: int = SEED, of_vision: dict[str, Any] | None = None, **text: Any
+    directory: Path,
+    *,
+    seed: int = SEED,
+    is_tied: bool = False,
+    of_vision: dict[str, Any] | None = None,
+    **text: Any,
 ) -> None:
     """Six layers of text, the third and the sixth of which attend to everything; two of vision.
 
     Args:
+        is_tied: the head is the embedding, as all published ones have it.
         of_vision, text: of the tower's and of the text's configuration, beside or in the place of
             their usual values.
     """
@@ -119,7 +125,7 @@ def build_random_gemma3(
         boi_token_index=token_id(IMAGE_START),
         eoi_token_index=token_id(IMAGE_END),
         image_token_index=token_id(IMAGE),
-        tie_word_embeddings=False,
+        tie_word_embeddings=is_tied,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -161,8 +167,8 @@ def _scale(model: Gemma3ForConditionalGeneration, tokenizer: PreTrainedTokenizer
     for name, weight in model.named_parameters():
         if "norm.weight" in name and "language_model" in name:
             nn.init.normal_(weight, mean=0.5 if "_norm" in name else 0.0, std=0.2)
-    # The head's own copy: were it tied, no token could be kept from being spoken.
-    model.lm_head.weight.mul_(speakable(tokenizer)[:, None])
+    if not model.config.tie_word_embeddings:  # else no token could be kept from being spoken
+        model.lm_head.weight.mul_(speakable(tokenizer)[:, None])
 
 
 def _text(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:

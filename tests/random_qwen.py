@@ -78,10 +78,13 @@ def qwen_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def build_random_qwen2_5_vl(directory: Path, *, seed: int = SEED, **of_vision: Any) -> None:
+def build_random_qwen2_5_vl(
+    directory: Path, *, seed: int = SEED, is_tied: bool = False, **of_vision: Any
+) -> None:
     """Four layers of text, three of vision of which the second attends to whole units.
 
     Args:
+        is_tied: the head is the embedding, as published small ones have it.
         of_vision: of the tower's configuration, in the place of its usual values.
     """
     tokenizer = qwen_tokenizer()
@@ -90,6 +93,7 @@ def build_random_qwen2_5_vl(directory: Path, *, seed: int = SEED, **of_vision: A
         text_config=_text(tokenizer, rope_theta=1e6),
         vision_config=_vision(patch_size=14) | vision | of_vision,
         **_token_ids(tokenizer),
+        tie_word_embeddings=is_tied,
     )
     _build(Qwen2_5_VLForConditionalGeneration, config, tokenizer, directory, seed)
     (directory / "chat_template.json").write_text(json.dumps({"chat_template": CHAT_TEMPLATE}))
@@ -107,11 +111,13 @@ def build_random_qwen2_5_vl(directory: Path, *, seed: int = SEED, **of_vision: A
     (directory / "preprocessor_config.json").write_text(json.dumps(settings))
 
 
-def build_random_qwen3_vl(directory: Path, *, seed: int = SEED, **of_vision: Any) -> None:
+def build_random_qwen3_vl(
+    directory: Path, *, seed: int = SEED, is_tied: bool = False, **of_vision: Any
+) -> None:
     """Four layers of text, three of vision of which the first two hand over features as well.
 
     Args:
-        of_vision: as of Qwen2.5-VL.
+        is_tied, of_vision: as of Qwen2.5-VL.
     """
     tokenizer = qwen_tokenizer()
     rope = {"mrope_interleaved": True}
@@ -121,6 +127,7 @@ def build_random_qwen3_vl(directory: Path, *, seed: int = SEED, **of_vision: Any
         | {"deepstack_visual_indexes": [0, 1], "num_position_embeddings": 16}
         | of_vision,
         **_token_ids(tokenizer),
+        tie_word_embeddings=is_tied,
     )
     _build(Qwen3VLForConditionalGeneration, config, tokenizer, directory, seed)
     (directory / "chat_template.json").write_text(json.dumps({"chat_template": CHAT_TEMPLATE_3}))
@@ -165,7 +172,8 @@ def _build(
             if name.endswith("pos_embed.weight"):
                 nn.init.normal_(weight, std=0.5)
         nn.init.normal_(model.model.language_model.embed_tokens.weight, std=4.0)
-        model.lm_head.weight.mul_(speakable(tokenizer)[:, None])
+        if not config.tie_word_embeddings:
+            model.lm_head.weight.mul_(speakable(tokenizer)[:, None])
     model.generation_config = GenerationConfig(
         eos_token_id=[tokenizer.convert_tokens_to_ids(name) for name in (TURN_END, END_OF_TEXT)],
         pad_token_id=tokenizer.convert_tokens_to_ids(END_OF_TEXT),
@@ -182,7 +190,7 @@ def _token_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
         "vision_end": VISION_END,
     }
     ids = {f"{name}_token_id": tokenizer.convert_tokens_to_ids(t) for name, t in tokens.items()}
-    return {**ids, "tie_word_embeddings": False}
+    return ids
 
 
 def _text(tokenizer: PreTrainedTokenizerFast, **rope: Any) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.store.queue_line import LAST_ARRIVALS, outlook
+from app.store.queue_snapshot import LAST_ARRIVALS, outlook
 from dycoke_core.auto import DEFAULT_LADDER, AutoConfig, Choice, Reason
 from dycoke_core.engine.auto_compression import COMMITTED_SHARE
 from dycoke_core.level_choice import Chooser, Level, Outlook, Situation

@@ -50,7 +50,16 @@ class ChatFields(Strict):
     model: str | None = Field(
         None, max_length=256, description="May be left out where only one is served."
     )
-    num_frames: int = Field(32, ge=1, description="Sampled evenly over the clip.")
+    num_frames: int = Field(
+        32, ge=1, description="Sampled evenly over the clip. With `fps`: the most."
+    )
+    fps: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Frames for each second of the clip, counted as the model's own processor does "
+        "(`frame_rate` in `/v1/models`), within the server's limit.",
+    )
     max_pixels: int | None = Field(
         None,
         ge=1,
@@ -128,6 +137,11 @@ class ChatFields(Strict):
             raise ValueError("'end_s' must be after 'start_s'")
         return self
 
+    @property
+    def most_frames(self) -> int | None:
+        """With `fps`; None: as many as the server allows."""
+        return self.num_frames if "num_frames" in self.model_fields_set else None
+
     def check_limits(self, settings: Settings) -> None:
         """Raises InvalidFieldsError for what this server's settings do not allow."""
         limits = {
@@ -139,6 +153,8 @@ class ChatFields(Strict):
         problems = []
         for name, setting in limits.items():
             limit = getattr(settings, setting)
+            if name == "num_frames" and self.fps is not None and self.most_frames is None:
+                continue  # it is counted when the video is there
             if (getattr(self, name) or 0) > limit:
                 message = f"Input should be less than or equal to {limit:.12g}"
                 variable = f"{ENV_PREFIX}{setting.upper()}"

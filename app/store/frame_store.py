@@ -54,6 +54,7 @@ class FramesHeader:
     timestamps_s: tuple[float, ...]
     reader: ReaderName
     warnings: tuple[str, ...]
+    shown_s: float | None = None  # of releases that do not say
 
 
 class FrameStore:
@@ -218,6 +219,7 @@ def header_of(frames: VideoFrames) -> FramesHeader:
         timestamps_s=frames.timestamps_s,
         reader=frames.reader,
         warnings=frames.warnings,
+        shown_s=frames.shown_s,
     )
 
 
@@ -231,6 +233,7 @@ def encode_frames(frames: VideoFrames) -> bytes:
             "timestamps_s": frames.timestamps_s,
             "reader": frames.reader,
             "warnings": frames.warnings,
+            "shown_s": frames.shown_s,
         }
     ).encode()
     pixels = np.ascontiguousarray(frames.pixels, dtype=np.uint8)
@@ -252,6 +255,7 @@ def decode_frames(blob: bytes) -> VideoFrames:
         timestamps_s=header.timestamps_s,
         reader=header.reader,
         warnings=header.warnings,
+        shown_s=header.shown_s,
     )
 
 
@@ -267,4 +271,5 @@ def parse_header(text: bytes) -> FramesHeader:
         timestamps_s=tuple(header["timestamps_s"]),
         reader=header["reader"],
         warnings=tuple(header["warnings"]),
+        shown_s=header.get("shown_s"),
     )

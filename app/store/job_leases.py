@@ -44,7 +44,7 @@ from app.store.client import (
 )
 from app.store.job_queue import fault
 from app.store.keys import GROUP, RedisKeys
-from app.store.queue_line import QueueLine
+from app.store.queue_snapshot import QueueSnapshot
 from dycoke_core.errors import EngineError
 from dycoke_core.sequence import SAMPLER_VERSION
 
@@ -72,7 +72,9 @@ class Delivery:
     sampler_version: int | None  # which drew what is published; None: nothing is
     was_set_aside: bool = False  # by a worker that keeps running, to let a suspect run alone
     choice: CompressionChoice | None = None  # of an earlier attempt, where it is `auto`'s
-    queue: QueueLine | None = None  # what waits, as it was then; where policy `auto` is to choose
+    queue: QueueSnapshot | None = (
+        None  # what waits, as it was then; where policy `auto` is to choose
+    )
 
     @property
     def waits_since_s(self) -> float:
@@ -120,7 +122,7 @@ class NotedChoice(NamedTuple):
     """
 
     choice: CompressionChoice
-    queue: QueueLine
+    queue: QueueSnapshot
 
 
 class JobLeases:
@@ -166,7 +168,7 @@ class JobLeases:
 
         One at a time, so that idle workers share a burst. None also when the job had ended.
         """
-        entry_id = await self._read_entry(block_s)
+        entry_id = await self.read_entry(block_s)
         if entry_id is None:
             return None
         reply = await self._scripts.run(
@@ -247,7 +249,7 @@ class JobLeases:
         if not reply:
             return None
         noted, queue = reply
-        return NotedChoice(CompressionChoice.model_validate_json(noted), QueueLine.read(queue))
+        return NotedChoice(CompressionChoice.model_validate_json(noted), QueueSnapshot.read(queue))
 
     async def append(self, appends: Sequence[Append]) -> list[Appended]:
         """Appends an engine step's events of many jobs in one call; ends those that ended.
@@ -304,7 +306,7 @@ class JobLeases:
                     message = await pubsub.get_message(timeout=poll_s)
                 yield message["data"].decode() if message else None
 
-    async def _read_entry(self, block_s: float) -> bytes | None:
+    async def read_entry(self, block_s: float) -> bytes | None:
         """Reads one fresh entry; returns its id."""
         block_ms = max(1, milliseconds(block_s))  # 0 would be for ever
         with in_our_words:
@@ -354,7 +356,7 @@ class JobLeases:
             was_set_aside=was_set_aside == b"1",
             sampler_version=int(version or UNNAMED_SAMPLER_VERSION) if has_published else None,
             choice=chosen,
-            queue=QueueLine.read(waiting) if waiting else None,
+            queue=QueueSnapshot.read(waiting) if waiting else None,
         )
 
     async def _published(self, job_id: str) -> tuple[TokenEvent, ...]:

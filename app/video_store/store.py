@@ -52,7 +52,7 @@ class VideoStore:
         self._directory = directory
         self._incoming = directory / "incoming"
         self._references = References(directory, self._incoming)
-        self._room = Room(
+        self.room = Room(
             row,
             max_bytes=max_bytes,
             max_videos=max_videos,
@@ -77,7 +77,7 @@ class VideoStore:
             owner: who has a share of what may come in at a time; everybody together has all of it.
         """
         upload = await in_thread(
-            lambda: Upload.begin(self._room, self._incoming, self._max_upload_bytes, owner),
+            lambda: Upload.begin(self.room, self._incoming, self._max_upload_bytes, owner),
             undo=Upload.discard,
         )
         try:
@@ -204,7 +204,7 @@ class VideoStore:
                 os.close(fd)
                 self._collect(video_id)
                 raise
-            return VideoLease(video, self._path(video_id), fd)
+            return VideoLease(video, self.path_of(video_id), fd)
 
     def _retain(self, video_id: str, owner: str, retention: Retention) -> VideoLease:
         with full_disk_told(), self._lock.held():
@@ -239,7 +239,7 @@ class VideoStore:
 
     def _find(self, video_id: str, owner: str) -> StoredVideo:
         video = self._references.read(video_id, owner)
-        if not self._path(video_id).exists():
+        if not self.path_of(video_id).exists():
             raise VideoNotFoundError("no such video")
         return video
 
@@ -251,7 +251,7 @@ class VideoStore:
             self._collect(video_id)
         return True
 
-    def _path(self, video_id: str) -> Path:
+    def path_of(self, video_id: str) -> Path:
         if not VIDEO_ID.fullmatch(video_id):
             raise VideoNotFoundError("no such video")
         return self._directory / video_id
@@ -262,9 +262,9 @@ class VideoStore:
             return self._lock_file(video_id)
         self._make_room(upload.num_bytes)
         try:
-            os.link(upload.path, self._path(video_id))  # unlike a rename, it replaces nothing
+            os.link(upload.path, self.path_of(video_id))  # unlike a rename, it replaces nothing
         except BaseException as error:
-            self._room.remove_video(upload.num_bytes)
+            self.room.remove_video(upload.num_bytes)
             if isinstance(error, FileExistsError):  # a process of an earlier release was faster
                 return self._lock_file(video_id)
             raise
@@ -273,14 +273,14 @@ class VideoStore:
 
     def _lease(self, video_id: str, owner: str) -> VideoLease:
         video = self._references.read(video_id, owner)
-        lease = VideoLease(video, self._path(video_id), self._lock_file(video_id))
+        lease = VideoLease(video, self.path_of(video_id), self._lock_file(video_id))
         self._references.touch(video_id, owner)
         return lease
 
     def _lock_file(self, video_id: str) -> int:
         """The descriptor of a video that nobody removes until it is closed."""
         try:
-            fd = os.open(self._path(video_id), os.O_RDONLY)
+            fd = os.open(self.path_of(video_id), os.O_RDONLY)
         except FileNotFoundError:
             raise VideoNotFoundError("no such video") from None
         try:
@@ -303,11 +303,11 @@ class VideoStore:
         """Removes a video without references, unless somebody uses it."""
         if not self._references.paths_of(video_id):
             with suppress(VideoNotFoundError):
-                self._remove(video_id, unless_referenced=True)
+                self.remove_unused(video_id, unless_referenced=True)
 
-    def _remove(self, video_id: str, *, unless_referenced: bool = False) -> bool:
+    def remove_unused(self, video_id: str, *, unless_referenced: bool = False) -> bool:
         """Removes a video and what refers to it; False where somebody uses it, or it is spared."""
-        path = self._path(video_id)
+        path = self.path_of(video_id)
         try:
             fd = os.open(path, os.O_RDWR)  # NFS locks exclusively only what is open for writing
         except FileNotFoundError:
@@ -328,7 +328,7 @@ class VideoStore:
             return False
         finally:
             os.close(fd)
-        self._room.remove_video(num_bytes)
+        self.room.remove_video(num_bytes)
         return True
 
     # --- what makes room ---
@@ -358,24 +358,24 @@ class VideoStore:
         """The owner's last use, id and bytes of each of its videos."""
         for used_at_ns, video_id in self._references.uses_of(owner):
             with suppress(FileNotFoundError):
-                yield used_at_ns, video_id, self._path(video_id).stat().st_size
+                yield used_at_ns, video_id, self.path_of(video_id).stat().st_size
 
     def _make_room(self, num_bytes: int) -> None:
         """Counts one more video, for which others are removed where it takes that."""
-        self._room.add_video(num_bytes)
-        if self._room.is_over and num_bytes <= self._room.max_bytes:
+        self.room.add_video(num_bytes)
+        if self.room.is_over and num_bytes <= self.room.max_bytes:
             self._evict()
-        if self._room.is_over:
-            self._room.remove_video(num_bytes)
+        if self.room.is_over:
+            self.room.remove_video(num_bytes)
             raise VideoStoreFullError("the video storage is full and every video is in use")
 
     def _evict(self) -> None:
         """Removes videos by least recent use until the budget holds."""
         for _, video_id in sorted((status.st_mtime, path.name) for path, status in self._files()):
-            if not self._room.is_over:
+            if not self.room.is_over:
                 return
             with suppress(VideoNotFoundError):
-                self._remove(video_id)
+                self.remove_unused(video_id)
 
     def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
         """The stored videos' files."""
@@ -389,8 +389,8 @@ class VideoStore:
                 remove_unlocked(path)
         self._drop_loose_ends()
         sizes = [status.st_size for _, status in self._files()]
-        self._room.set_scanned(sum(sizes), len(sizes))
-        if self._room.is_over:
+        self.room.set_scanned(sum(sizes), len(sizes))
+        if self.room.is_over:
             with self._lock.held():
                 self._evict()
 
@@ -404,7 +404,7 @@ class VideoStore:
         dangling, referenced = self._references.compare(stored)
         for reference in dangling:
             with self._lock.held():
-                if not self._path(reference.stem).exists():
+                if not self.path_of(reference.stem).exists():
                     reference.unlink(missing_ok=True)
         for video_id in sorted(stored - referenced):
             with self._lock.held():

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from app.store.job_leases import Delivery
-from app.store.queue_line import QueueLine
+from app.store.queue_snapshot import QueueSnapshot
 from app.worker.running_jobs import RunningJob
 from dycoke_core.level_choice import Outlook
 from dycoke_core.precedence import RANKS, Precedence
@@ -55,13 +55,13 @@ class ChoosingLine:
     """
 
     def __init__(self) -> None:
-        self._queue = QueueLine()
+        self._queue = QueueSnapshot()
         self._waiting: tuple[_Waiting, ...] = ()  # oldest first; replaced, as other threads read it
         self._taken: list[_Taken] = []  # since the queue was as it is known, the last ones
         self._precedence = Precedence()
         self._holders: tuple[_Waiting, ...] = ()  # of a turn, at most one of each priority
 
-    def note(self, queue: QueueLine) -> None:
+    def note(self, queue: QueueSnapshot) -> None:
         """Takes in what waits in Redis, as it was just now. Replies may overtake each other: what
         an older one says, or one from before a job was taken, is not counted again.
         """

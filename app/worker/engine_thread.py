@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from app.worker.choice_request import ChoiceRequest
 from dycoke_core.auto import Choice
 from dycoke_core.engine_card import EngineCard, EngineStats
-from dycoke_core.errors import DycokeError, EngineError
+from dycoke_core.errors import DycokeError, EngineError, ModelLoadError
 from dycoke_core.sequence import Sequence, Stage, TokenEvent
 
 if TYPE_CHECKING:
@@ -188,6 +188,8 @@ class EngineThread:
             engine = self._make_engine()
             self._post(_resolve, self._card, engine.card)
             self._serve(engine)
+        except ModelLoadError as error:  # which says all; the process tells it
+            self._post(self._fail, error)
         except Exception as error:
             logger.exception("the engine stopped")
             self._post(self._fail, error)

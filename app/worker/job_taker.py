@@ -28,6 +28,7 @@ from app.worker.probation import MayRun, Probation
 from app.worker.publisher import Publisher
 from app.worker.running_jobs import RunningJob, RunningJobs
 from dycoke_core.errors import DycokeError, EngineError
+from dycoke_core.frame_content import content_of
 from dycoke_core.sequence import (
     SAMPLER_VERSION,
     ChatMessage,
@@ -146,6 +147,7 @@ class JobTaker:
             if time.time() > job.deadline_at_s:
                 raise DeadlineExceededError
             sequence = await self._make_sequence(job)
+            await self._look_at_frames(sequence)
             await self._entrance.add(job, sequence)
         except DycokeError as error:
             self._publisher.fail(job, error)
@@ -166,7 +168,9 @@ class JobTaker:
             sequence_id=job.sequence_id,
             messages=tuple(ChatMessage(turn.role, turn.content) for turn in request.messages),
             frames=None if video is None else video.pixels,
-            timing=None if video is None else FrameTiming.shown_at(video.timestamps_s),
+            timing=None
+            if video is None
+            else FrameTiming.shown_at(video.timestamps_s, video.shown_s),
             sampling=SamplingParams(
                 max_tokens=request.max_tokens,
                 temperature=request.temperature,
@@ -184,6 +188,12 @@ class JobTaker:
             priority=request.priority,
             can_reload_frames=video is not None,
         )
+
+    async def _look_at_frames(self, sequence: Sequence) -> None:
+        """On a thread of its own, so that the engine's steps do not wait for it."""
+        if sequence.frames is not None:
+            card = await self._engine.card()
+            await asyncio.to_thread(content_of, sequence, card.frames_per_unit)
 
     async def _make_room_for(self, suspect: RunningJob) -> None:
         """Waits until a suspect has the engine to itself. Those that were tried before it go at

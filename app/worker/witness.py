@@ -61,7 +61,7 @@ class Witness:
         Args:
             exit_code: negative for a signal.
         """
-        worker_id, fate = name_worker(child, life), self._judge(child, exit_code)
+        worker_id, fate = name_worker(child, life), self.judge(child, exit_code)
         redis = connect(self._redis_url, max_connections=1)
         lost = LostWorkers(redis, RedisKeys(self._settings.redis_prefix))
         try:
@@ -82,7 +82,7 @@ class Witness:
             except StoreUnavailableError:
                 await asyncio.sleep(RETRY_S)
 
-    def _judge(self, child: int, exit_code: int) -> Fate:
+    def judge(self, child: int, exit_code: int) -> Fate:
         before, now = self._at_last_end.get(child, self._at_start), self._count_oom_kills()
         self._at_last_end[child] = now
         if exit_code == 0 or -exit_code in FROM_OUTSIDE:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 from redis.asyncio import Redis
 
 from app.errors import StoreUnavailableError
-from app.messages import FrameLimits, ModelCard
+from app.messages import FrameLimits, FrameRate, ModelCard
 from app.metrics import WorkerMetrics
 from app.settings import Settings
 from app.store.forgotten_videos import ForgottenVideos
@@ -206,6 +206,7 @@ class Worker:
             image_size=card.image_size,
             frame_limits=_frame_limits(card),
             frame_spread=card.frame_spread,
+            frame_rate=_frame_rate(card),
             frame_resizing=card.frame_resizing,
             tokens_per_frame=card.tokens_per_frame,
             frames_per_unit=card.frames_per_unit,
@@ -217,6 +218,10 @@ class Worker:
             max_running_jobs=card.max_running_sequences,
             running_jobs=0,
         )
+
+
+def _frame_rate(card: EngineCard) -> FrameRate | None:
+    return None if card.frame_rate is None else FrameRate(**asdict(card.frame_rate))
 
 
 def _frame_limits(card: EngineCard) -> FrameLimits | None:

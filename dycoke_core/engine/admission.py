@@ -25,13 +25,12 @@ from dycoke_core.engine.prefix_cache import (
     SharedPool,
     Video,
     content_key,
-    distinct_units,
-    frames_digest,
 )
 from dycoke_core.engine.room import Room
 from dycoke_core.engine.state import SequenceState
 from dycoke_core.engine.vision_memory import max_frame_pixels
 from dycoke_core.errors import InvalidRequestError, PromptTooLongError
+from dycoke_core.frame_content import content_of, frames_digest
 from dycoke_core.model.adapter import Clip, PromptLayout, VideoLanguageModel
 from dycoke_core.sequence import Sequence
 
@@ -106,8 +105,9 @@ class Admission:
             self._check_frame_size(clip)
             if frames.dtype != np.uint8:
                 raise InvalidRequestError("frames must be uint8")
-            video_key = sequence.video_key or frames_digest(frames)
-            distinct, sources = distinct_units(frames, self._model.frames_per_unit)
+            content = content_of(sequence, self._model.frames_per_unit)
+            video_key, distinct = content.key, content.distinct_units
+            sources = content.unit_sources
         prompt = self._model.lay_out(sequence.messages, clip, sequence.video_turn)
         return ResolvedSequence(sequence, prompt, video_key, distinct, sources)
 

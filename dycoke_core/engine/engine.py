@@ -97,6 +97,7 @@ class Engine:
             image_size=image_size,
             frame_limits=self.model.frame_limits,
             frame_spread=self.model.frame_spread,
+            frame_rate=self.model.frame_rate,
             frame_resizing=self.model.frame_resizing,
             tokens_per_frame=self.model.tokens_per_unit(image_size, image_size),
             frames_per_unit=self.model.frames_per_unit,

@@ -205,34 +205,6 @@ class SharedPool(Generic[Item]):
         self._on_drop(item)
 
 
-def frames_of_unit(unit: int, frames_per_unit: int, num_frames: int) -> tuple[int, ...]:
-    """Indices of a unit's frames; the last unit repeats the last frame where frames are missing."""
-    first = unit * frames_per_unit
-    return tuple(min(first + place, num_frames - 1) for place in range(frames_per_unit))
-
-
-def distinct_units(
-    frames: npt.NDArray[np.uint8], frames_per_unit: int = 1
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Units that are not byte for byte the one before, and which of them each unit repeats."""
-    num_frames = len(frames)
-    distinct, sources = [0], [0]
-    for unit in range(1, -(-num_frames // frames_per_unit)):
-        mine = frames_of_unit(unit, frames_per_unit, num_frames)
-        before = frames_of_unit(unit - 1, frames_per_unit, num_frames)
-        pairs = zip(mine, before, strict=True)
-        if not all(np.array_equal(frames[a], frames[b]) for a, b in pairs):
-            distinct.append(unit)
-        sources.append(len(distinct) - 1)
-    return tuple(distinct), tuple(sources)
-
-
 def content_key(*parts: object) -> str:
     """A key of everything that changes a cached value."""
     return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
-
-
-def frames_digest(frames: npt.NDArray[np.uint8]) -> str:
-    digest = hashlib.blake2b(str(frames.shape).encode(), digest_size=16)
-    digest.update(np.ascontiguousarray(frames).data)
-    return digest.hexdigest()

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from dycoke_core.config import Priority
 from dycoke_core.engine.backend import Backend, Mark
-from dycoke_core.engine.prefix_cache import Video, frames_of_unit
+from dycoke_core.engine.prefix_cache import Video
 from dycoke_core.engine.vision_memory import units_per_batch
+from dycoke_core.frame_content import frames_of_unit
 from dycoke_core.model.adapter import VideoLanguageModel
 from dycoke_core.precedence import Precedence
 

@@ -110,7 +110,7 @@ class Dycoke(lmms):  # type: ignore[misc]
             sequence_id=name,
             messages=(ChatMessage("user", context),),
             frames=video.pixels,
-            timing=FrameTiming.shown_at(video.timestamps_s),
+            timing=FrameTiming.shown_at(video.timestamps_s, video.shown_s),
             sampling=sampling_of(generation, seed=self._seed),
             compression=self._compression,
             video_key=path,

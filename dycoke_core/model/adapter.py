@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from dycoke_core.compression.flops import TextGeometry, VisionGeometry
+from dycoke_core.frame_rate import RateRule
 from dycoke_core.model.layer_attention import LayerAttention
 from dycoke_core.model_frames import PixelLimits, Resizing, Spread
 from dycoke_core.preprocess import Prompt
@@ -212,6 +213,11 @@ class VideoLanguageModel(Protocol):
     @property
     def frame_spread(self) -> Spread:
         """Which frames of a clip its processor takes."""
+        ...
+
+    @property
+    def frame_rate(self) -> RateRule | None:
+        """How many frames of a clip a rate makes; None: its length times the rate, rounded down."""
         ...
 
     @property

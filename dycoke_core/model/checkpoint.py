@@ -6,7 +6,6 @@ tensor is refused, never filled up with random weights.
 """
 
 import hashlib
-import json
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from transformers import (
 from dycoke_core.errors import ModelLoadError
 from dycoke_core.model.layer_attention import ATTENTION_NAME
 from dycoke_core.model.packing import can_pack, pack_weights
+from dycoke_core.model_config import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -153,16 +153,3 @@ def check_no_pickles(directory: Path) -> None:
             f"the model directory has {found[0]}: pickled weights can run code when they are "
             "loaded, so only safetensors are; remove it, or convert it to safetensors first"
         )
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """An object; empty where there is no such file."""
-    if not file.is_file():
-        return {}
-    try:
-        content = json.loads(file.read_text())
-    except ValueError as error:
-        raise ModelLoadError(f"{file.name} is not valid JSON") from error
-    if not isinstance(content, dict):
-        raise ModelLoadError(f"{file.name} is not a JSON object")
-    return content

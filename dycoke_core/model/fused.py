@@ -116,7 +116,7 @@ class FusedDecoder:
     ) -> None:
         model: Any = language_model
         form = form_of(model, lm_head, geometry)
-        self._kernels = _triton_kernels() if kernels is None else kernels
+        self.kernels = _triton_kernels() if kernels is None else kernels
         self._geometry = geometry
         self._rotary: Any = model.rotary_emb
         self.scaling = float(model.layers[0].self_attn.scaling)
@@ -127,7 +127,7 @@ class FusedDecoder:
         self.embed_scale = 1.0 if scale is None else float(scale.to(self.embedding.dtype))
         # Not as inference tensors: the parameters stay usable outside of inference mode.
         with torch.inference_mode(False), torch.no_grad():
-            self._layers = [_merged(layer, form) for layer in model.layers]
+            self.layers = [_merged(layer, form) for layer in model.layers]
             self._final_norm = _norm(model.norm, form)
             self._head = _linear(lm_head)
 
@@ -156,14 +156,14 @@ class FusedDecoder:
         Returns:
             [n, D] after the final norm.
         """
-        kernels, geometry = self._kernels, self._geometry
+        kernels, geometry = self.kernels, self._geometry
         num_heads = geometry.num_heads
         end_of_keys = num_heads + geometry.num_kv_heads
         activate = kernels.silu_mul if self._activation == "silu" else kernels.gelu_mul
-        first_norm = self._layers[0].attention_norm
+        first_norm = self.layers[0].attention_norm
         normed = kernels.add_rmsnorm(hidden, None, first_norm.weight, first_norm.eps)
-        next_norms = [layer.attention_norm for layer in self._layers[1:]] + [self._final_norm]
-        for index, (layer, next_norm) in enumerate(zip(self._layers, next_norms, strict=True)):
+        next_norms = [layer.attention_norm for layer in self.layers[1:]] + [self._final_norm]
+        for index, (layer, next_norm) in enumerate(zip(self.layers, next_norms, strict=True)):
             qkv = layer.qkv(normed)
             if layer.head_norms is not None:
                 kernels.head_rmsnorm(qkv, *layer.head_norms, num_heads=num_heads)

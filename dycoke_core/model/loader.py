@@ -8,18 +8,19 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from transformers import AutoConfig, PreTrainedConfig
 
 from dycoke_core.errors import ModelLoadError
 from dycoke_core.model.adapter import VideoLanguageModel
-from dycoke_core.model.checkpoint import Checkpoint, check_no_pickles, read_json
+from dycoke_core.model.checkpoint import Checkpoint, check_no_pickles
 from dycoke_core.model.gemma3 import Gemma3
 from dycoke_core.model.llava_onevision import LlavaOnevision
 from dycoke_core.model.qwen2_5_vl import Qwen25VL
 from dycoke_core.model.qwen3_vl import Qwen3VL
+from dycoke_core.model_config import check_config
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ _LEAST_CAPABILITY = (8, 0)  # Ampere
 _CONFIGURATION = ("config.json",)
 _FILES = ("*.json", "*.jinja", "*.safetensors")
 
-# By `model_type` in config.json. A family joins with a line here.
+# By `model_type` in config.json. A family joins with a line here and its type in `model_config`.
 _FAMILIES: Mapping[str, Callable[[Checkpoint], VideoLanguageModel]] = {
     "gemma3": Gemma3.from_checkpoint,
     "llava_onevision": LlavaOnevision.from_checkpoint,
@@ -52,7 +53,8 @@ def load_model(
         ModelLoadError: a model that is not supported, or an incomplete checkpoint.
     """
     resolved_device = _resolve_device(device)
-    family = _family(_resolve(path, _CONFIGURATION, revision))  # before 145 GB are fetched in vain
+    # Before 145 GB are fetched in vain.
+    family = _FAMILIES[check_config(_resolve(path, _CONFIGURATION, revision))]
     directory = _resolve(path, _FILES, revision)
     check_no_pickles(directory)
     try:
@@ -62,38 +64,6 @@ def load_model(
     resolved_dtype = _resolve_dtype(dtype, config, resolved_device)
     _check_kernels(resolved_device, resolved_dtype)
     return family(Checkpoint(directory, config, resolved_device, resolved_dtype))
-
-
-def _family(directory: Path) -> Callable[[Checkpoint], VideoLanguageModel]:
-    settings = read_json(directory / "config.json")
-    if not settings:
-        raise ModelLoadError("the model directory has no readable config.json")
-    model_type = str(settings.get("model_type"))
-    if model_type not in _FAMILIES:
-        raise ModelLoadError(
-            f"model type '{model_type}' is not supported{_architecture(settings)}; "
-            f"supported are: {', '.join(sorted(_FAMILIES))}"
-        )
-    _check_not_quantized(settings)
-    return _FAMILIES[model_type]
-
-
-def _architecture(settings: Mapping[str, Any]) -> str:
-    architectures = settings.get("architectures")
-    return f" (architecture {architectures[0]})" if architectures else ""
-
-
-def _check_not_quantized(settings: Mapping[str, Any]) -> None:
-    """Of a quantised checkpoint the layers are of other classes, which no backend here runs."""
-    parts = (settings, settings.get("text_config") or {}, settings.get("vision_config") or {})
-    for part in parts:
-        quantization = part.get("quantization_config") or part.get("compression_config")
-        if quantization:
-            method = quantization.get("quant_method", "an unknown method")
-            raise ModelLoadError(
-                f"the checkpoint is quantised ({method}){_architecture(settings)}; only weights in "
-                "float32, bfloat16 or float16 can be loaded: take the unquantised repository"
-            )
 
 
 def _resolve(path: str | Path, files: Sequence[str], revision: str | None) -> Path:

@@ -25,6 +25,7 @@ class Qwen25VL(QwenVL):
     model_class: ClassVar[type[PreTrainedModel]] = Qwen2_5_VLForConditionalGeneration
     frame_spread: ClassVar[Spread] = "starts"
     limits_whole_video: ClassVar[bool] = False
+    takes_whole_units: ClassVar[bool] = True
     processor_defaults: ClassVar[dict[str, Any]] = {
         "patch_size": 14,
         "temporal_patch_size": 2,

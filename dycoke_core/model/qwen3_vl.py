@@ -31,6 +31,7 @@ class Qwen3VL(QwenVL):
     model_class: ClassVar[type[PreTrainedModel]] = Qwen3VLForConditionalGeneration
     frame_spread: ClassVar[Spread] = "nearest"
     limits_whole_video: ClassVar[bool] = True
+    takes_whole_units: ClassVar[bool] = False
     processor_defaults: ClassVar[dict[str, Any]] = {
         "patch_size": 16,
         "temporal_patch_size": 2,

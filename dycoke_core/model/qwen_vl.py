@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from dycoke_core.compression.flops import TextGeometry, VisionGeometry
+from dycoke_core.frame_rate import PROCESSORS_MAX_FRAMES, PROCESSORS_MIN_FRAMES, RateRule
 from dycoke_core.model.adapter import Clip, EmbeddedPrefix, LayerSpec, PromptLayout
 from dycoke_core.model.checkpoint import Checkpoint
 from dycoke_core.model.geometry import layer_specs, text_geometry
@@ -49,10 +50,12 @@ class QwenVL(TransformersModel):
     processor_defaults: ClassVar[dict[str, Any]]
     frame_spread: ClassVar[Spread]
     limits_whole_video: ClassVar[bool]  # whether its pixel limits are of all frames together
+    takes_whole_units: ClassVar[bool]  # of frames by a rate
 
     model: Any
     prompt_encoder: PromptEncoder
     patches: TemporalPatches
+    rate: RateRule
     resizing: Resizing
     eos_token_ids: frozenset[int]
     weights_digest: str
@@ -82,6 +85,11 @@ class QwenVL(TransformersModel):
             patches=TemporalPatches.of_processor(
                 settings, limits_whole_video=cls.limits_whole_video
             ),
+            rate=RateRule(
+                min_frames=settings.get("min_frames") or PROCESSORS_MIN_FRAMES,
+                max_frames=settings.get("max_frames") or PROCESSORS_MAX_FRAMES,
+                multiple=settings["temporal_patch_size"] if cls.takes_whole_units else 1,
+            ),
             resizing=resizing_of_processor(settings, default="bicubic"),
             eos_token_ids=checkpoint.eos_token_ids,
             weights_digest=checkpoint.weights_digest,
@@ -106,6 +114,10 @@ class QwenVL(TransformersModel):
     @property
     def frame_limits(self) -> PixelLimits:
         return self.patches.limits
+
+    @property
+    def frame_rate(self) -> RateRule:
+        return self.rate
 
     @property
     def frame_resizing(self) -> Resizing:

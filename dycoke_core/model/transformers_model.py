@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from dycoke_core.compression.flops import TextGeometry
 from dycoke_core.errors import InvalidRequestError
+from dycoke_core.frame_rate import RateRule
 from dycoke_core.model.adapter import Clip, EmbeddedPrefix, PromptLayout
 from dycoke_core.model.layer_attention import LayerAttention
 from dycoke_core.model_frames import DEFAULT_RESIZING, DEFAULT_SPREAD, PixelLimits, Resizing, Spread
@@ -75,6 +76,10 @@ class TransformersModel(ABC):
     @property
     def frame_spread(self) -> Spread:
         return DEFAULT_SPREAD
+
+    @property
+    def frame_rate(self) -> RateRule | None:
+        return None
 
     @property
     def frame_resizing(self) -> Resizing:

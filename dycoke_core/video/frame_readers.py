@@ -179,7 +179,7 @@ class FrameReaders:
             try:
                 plan = await self._plan(video, spec, budget_s)
                 shape = spec.shape(*plan.upright_size)
-                with open_frame_buffer(shape) as fd, self._threads() as num_threads:
+                with open_frame_buffer(shape) as fd, self.decoding_threads() as num_threads:
                     return await self._read(
                         _Reading(video, plan, spec, shape, fd, ends_at, num_threads, progress)
                     )
@@ -191,7 +191,7 @@ class FrameReaders:
         await asyncio.gather(self._pyav.aclose(), self._decord.aclose())
 
     @contextmanager
-    def _threads(self) -> Iterator[int]:
+    def decoding_threads(self) -> Iterator[int]:
         """How many threads may decode, with an equal share of the cores for every reading."""
         self._num_reading += 1
         try:
@@ -263,7 +263,14 @@ class FrameReaders:
                 raise _OtherwiseReadableError from failure
             raise
         pixels = map_pixels(*reading.pixels)
-        return VideoFrames(pixels, plan.indices, plan.timestamps_s, "pyav", tuple(warnings))
+        return VideoFrames(
+            pixels,
+            plan.indices,
+            plan.timestamps_s,
+            "pyav",
+            tuple(warnings),
+            shown_s=plan.shown_s or None,
+        )
 
     async def _read_with_decord(self, reading: _Reading, warnings: list[str]) -> VideoFrames:
         plan = reading.plan
@@ -280,7 +287,14 @@ class FrameReaders:
             on_progress=reading.on_progress,
         )
         pixels = map_pixels(*reading.pixels)
-        return VideoFrames(pixels, plan.indices, plan.timestamps_s, "decord", tuple(warnings))
+        return VideoFrames(
+            pixels,
+            plan.indices,
+            plan.timestamps_s,
+            "decord",
+            tuple(warnings),
+            shown_s=plan.shown_s or None,
+        )
 
     async def _read_with_pyav(self, reading: _Reading, warnings: list[str]) -> VideoFrames:
         plan = reading.plan
@@ -297,7 +311,14 @@ class FrameReaders:
         )
         pixels = map_pixels(*reading.pixels)
         warnings = warnings + placed.warnings(plan)
-        return VideoFrames(pixels, placed.indices, placed.timestamps_s, "pyav", tuple(warnings))
+        return VideoFrames(
+            pixels,
+            placed.indices,
+            placed.timestamps_s,
+            "pyav",
+            tuple(warnings),
+            shown_s=plan.shown_s or None,
+        )
 
     async def _run(
         self,

@@ -16,7 +16,7 @@ from av.video.frame import VideoFrame
 from dycoke_core.video.child import Task, TaskError
 from dycoke_core.video.frame_list import FrameListIndex, read_index, sniff_picture
 from dycoke_core.video.frame_resizers import Resize
-from dycoke_core.video.sampling import frames_in_clip, sample_indices
+from dycoke_core.video.sampling import frames_in_clip, sample_indices, shown_s
 
 
 def probe(task: Task) -> dict[str, Any]:
@@ -49,6 +49,7 @@ def plan(task: Task) -> dict[str, Any]:
         "total_frames": len(index.places),
         "has_times": True,
         "end_s": index.end_s,
+        "shown_s": shown_s(index.times_s, index.end_s, clip),
         "indices": indices,
         "timestamps_s": [index.times_s[number] for number in indices],
         "num_keyframes": len(clip),

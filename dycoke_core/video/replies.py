@@ -42,6 +42,7 @@ class Plan:
     total_frames: int
     has_times: bool  # by which a reader can tell frames apart
     end_s: float
+    shown_s: float  # for how long the clip's frames are, all of them
     indices: tuple[int, ...]
     timestamps_s: tuple[float, ...]
     num_keyframes: int  # of the clip, where it was sampled by keyframe
@@ -126,6 +127,7 @@ def parse_plan(
         total_frames=total_frames,
         has_times=reply.get("has_times") is True,
         end_s=_seconds(reply.get("end_s")),
+        shown_s=_seconds(reply.get("shown_s")),
         indices=_indices(reply, num_indices, total_frames),
         timestamps_s=_timestamps(reply, num_indices),
         num_keyframes=_int(reply, "num_keyframes"),

@@ -27,6 +27,14 @@ def frames_in_clip(
     return range(first, max(stop, first + 1))
 
 
+def shown_s(timestamps_s: Sequence[float], end_of_video_s: float, clip: range) -> float:
+    """For how long a clip's frames are shown: from its first one's time to where its last ends."""
+    if not clip:
+        return 0.0
+    end_s = timestamps_s[clip.stop] if clip.stop < len(timestamps_s) else end_of_video_s
+    return max(end_s - timestamps_s[clip.start], 0.0)
+
+
 def sample_indices(
     frames: Sequence[int], num_frames: int, spread: Spread = DEFAULT_SPREAD
 ) -> tuple[int, ...]:

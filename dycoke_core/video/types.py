@@ -157,4 +157,5 @@ class VideoFrames:
     timestamps_s: tuple[float, ...]
     reader: ReaderName
     warnings: tuple[str, ...]
+    shown_s: float | None = None  # how long the clip that they were taken from is
     fallback_cause: FailureCode | None = None  # why decord, tried first, did not read them

@@ -59,7 +59,7 @@ def _run_section(kit: Kit, section: Section, budget: float) -> bool:
     kit.deadline = started_at + budget
     is_lost = False
     try:
-        with torch.inference_mode(), _interrupted_after(budget * _GRACE + 10.0):
+        with torch.inference_mode(), interrupted_after(budget * _GRACE + 10.0):
             section.run(kit)
         run.status = "ok"
     except Exception as error:
@@ -84,7 +84,7 @@ def _is_lost(device: torch.device) -> bool:
 
 
 @contextmanager
-def _interrupted_after(seconds: float) -> Iterator[None]:
+def interrupted_after(seconds: float) -> Iterator[None]:
     """Raises SectionTimeout in the main thread; cannot interrupt a call that never returns."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:

@@ -24,7 +24,7 @@ class Faults:
     """
 
     def __init__(self, fleet: Fleet, ledger: Ledger, flood: Callable[[], None]) -> None:
-        self._fleet = fleet
+        self.fleet = fleet
         self._ledger = ledger
         self._flood = flood
         self._tasks: set[asyncio.Task[None]] = set()
@@ -74,21 +74,21 @@ class Faults:
 
     async def _restart(self, fault: Fault, part: Part) -> None:
         await asyncio.sleep(fault.for_s)
-        await self._fleet.up(part)
+        await self.fleet.up(part)
         self._ledger.note_fault(f"{part.name} started")
 
     # --- of their children ---
 
     async def signal_worker(self, fault: Fault, signum: signal.Signals) -> None:
         """To the worker itself, whose pool lives on and sees it."""
-        pool = self._fleet.pools[fault.number]
+        pool = self.fleet.pools[fault.number]
         async with pool.lock:
             for worker in pool.processes()[1:] if pool.is_running else []:
                 self.note(fault, f"{pool.name}: pid {worker.pid}")
                 _send(worker, signum)
 
     async def pause_worker(self, fault: Fault) -> None:
-        pool = self._fleet.pools[fault.number]
+        pool = self.fleet.pools[fault.number]
         async with pool.lock:
             workers = pool.processes()[1:] if pool.is_running else []
             for worker in workers:
@@ -97,7 +97,7 @@ class Faults:
 
     async def kill_api_process(self, fault: Fault) -> None:
         """One of several on a port, whose supervisor lives and starts another."""
-        for api in self._fleet.apis:
+        for api in self.fleet.apis:
             async with api.lock:
                 processes = api.processes()[1:] if api.is_running else []
                 if processes:
@@ -107,7 +107,7 @@ class Faults:
 
     async def kill_reader(self, fault: Fault) -> None:
         """Waits for a frame reader to come, for a while: they live for milliseconds."""
-        apis = [api for api in self._fleet.apis if api.is_running]
+        apis = [api for api in self.fleet.apis if api.is_running]
         servers = [server.pid for api in apis for server in api.fork_servers()]
         give_up_at_s = self._ledger.now_s() + fault.for_s
         while self._ledger.now_s() < give_up_at_s:
@@ -119,7 +119,7 @@ class Faults:
             await asyncio.sleep(POLL_S)
 
     async def kill_fork_server(self, fault: Fault) -> None:
-        api = self._fleet.apis[fault.number]
+        api = self.fleet.apis[fault.number]
         servers = api.fork_servers() if api.is_running else []
         if servers:
             server = servers[int(10 * fault.at_s) % len(servers)]
@@ -136,25 +136,25 @@ class Faults:
         part.link.mend()
 
     async def pause_redis(self, fault: Fault) -> None:
-        async with self._fleet.redis_lock:
+        async with self.fleet.redis_lock:
             self.note(fault)
-            self._fleet.redis.pause()
+            self.fleet.redis.pause()
             await asyncio.sleep(fault.for_s)
-            self._fleet.redis.resume()
+            self.fleet.redis.resume()
 
     async def restart_redis(self, fault: Fault, end: Callable[[], None]) -> None:
-        async with self._fleet.redis_lock:
+        async with self.fleet.redis_lock:
             self.note(fault)
             end()
             await asyncio.sleep(fault.for_s)
-            self._fleet.redis.start()
+            self.fleet.redis.start()
 
     async def command_redis(self, fault: Fault) -> None:
-        async with self._fleet.redis_lock:
+        async with self.fleet.redis_lock:
             self.note(fault)
             with (
                 suppress(RedisError, OSError),
-                SyncRedis(unix_socket_path=str(self._fleet.redis.socket)) as redis,
+                SyncRedis(unix_socket_path=str(self.fleet.redis.socket)) as redis,
             ):
                 if fault.kind == "flush scripts":
                     redis.script_flush()
@@ -185,11 +185,11 @@ _Strike = Callable[[Faults, Fault], Awaitable[None]]
 
 
 def _of_api(what: Callable[..., Awaitable[None]], *args: str) -> _Strike:
-    return lambda faults, fault: what(faults, fault, faults._fleet.apis[fault.number], *args)
+    return lambda faults, fault: what(faults, fault, faults.fleet.apis[fault.number], *args)
 
 
 def _of_pool(what: Callable[..., Awaitable[None]], *args: str) -> _Strike:
-    return lambda faults, fault: what(faults, fault, faults._fleet.pools[fault.number], *args)
+    return lambda faults, fault: what(faults, fault, faults.fleet.pools[fault.number], *args)
 
 
 _STRIKES: dict[str, _Strike] = {
@@ -213,8 +213,8 @@ _STRIKES: dict[str, _Strike] = {
     "stall api's link": _of_api(Faults.hurt_link, "stall"),
     "lose replies to worker": _of_pool(Faults.hurt_link, "lose_replies"),
     "lose replies to api": _of_api(Faults.hurt_link, "lose_replies"),
-    "restart redis": lambda faults, fault: faults.restart_redis(fault, faults._fleet.redis.stop),
-    "kill redis": lambda faults, fault: faults.restart_redis(fault, faults._fleet.redis.kill),
+    "restart redis": lambda faults, fault: faults.restart_redis(fault, faults.fleet.redis.stop),
+    "kill redis": lambda faults, fault: faults.restart_redis(fault, faults.fleet.redis.kill),
     "flush scripts": Faults.command_redis,
     "flood": Faults.flood,
 }

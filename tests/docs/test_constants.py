@@ -8,6 +8,7 @@ from app.api.auth import MAX_STALE_S
 from app.api.signed_links import LINK_LIFE_S
 from app.keys.entries import MIN_KEY_CHARS
 from app.store.owner_limits import FRAME_COST
+from app.store.queue_line import LAST_ARRIVALS
 from app.store.usage import USAGE_DAYS
 from dycoke_core.engine.auto_compression import COMMITTED_SHARE
 from dycoke_core.kept_sets import MAX_HISTORY_BYTES
@@ -23,10 +24,11 @@ NUMBERS = {2: "two", 4: "four", 5: "five", 8: "eight", 10: "ten"}
 SHARES = {1 / 8: "an eighth", 0.2: "a fifth", 0.25: "a quarter"}
 
 
-def lua(script: str, name: str) -> int:
-    """The value of a script's local; products are written out."""
-    text = (ROOT / "app" / "store" / "lua" / script).read_text()
-    (value,) = re.findall(rf"^local {name} = ([\d *]+)", text, flags=re.MULTILINE)
+def lua(name: str) -> int:
+    """The value of a local of the Redis scripts; products are written out."""
+    texts = (path.read_text() for path in (ROOT / "app" / "store" / "lua").glob("*.lua"))
+    pattern = re.compile(rf"^local {name} = ([\d *]+)", flags=re.MULTILINE)
+    (value,) = {found for text in texts for found in pattern.findall(text)}
     product = 1
     for factor in value.split("*"):
         product *= int(factor)
@@ -44,16 +46,16 @@ SENTENCES = {
         f"by the key's {MAX_OVERTAKES + 1} {TIMES} (n + 1)-th turn",
     ],
     "docs/operations.md": [
-        f"The {ORDINALS[lua('blame.lua', 'MAX_DEATHS')]} such death ends the job",
-        f"fewer than {NUMBERS[lua('blame.lua', 'FURTHER_TOKENS')]} tokens",
-        f"until it has made {lua('prelude.lua', 'PROBATION_TOKENS')} more tokens",
-        f"After {NUMBERS[lua('blame.lua', 'MAX_DELIVERIES')]} deliveries",
+        f"The {ORDINALS[lua('MAX_DEATHS')]} such death ends the job",
+        f"fewer than {NUMBERS[lua('FURTHER_TOKENS')]} tokens",
+        f"until it has made {lua('PROBATION_TOKENS')} more tokens",
+        f"After {NUMBERS[lua('MAX_DELIVERIES')]} deliveries",
         f"passed over at most {NUMBERS[MAX_OVERTAKES]} times in a row",
         f"at the latest as the {MAX_OVERTAKES + 1} {TIMES} (n + 1)-th",
         f"about {run('scrape.json')['rows'][-1]['page_bytes'] / 1000:.0f} KB before",
     ],
     "docs/compression.md": [
-        f"the last {lua('prelude.lua', 'MAX_ARRIVALS')} arrivals",
+        f"the last {lua('MAX_ARRIVALS')} arrivals, or of the last {LAST_ARRIVALS}",
         f"reaches {MAX_UTILISATION:g}",
         f"is below {EASED_UTILISATION:g}",
         f"at most {SHARES[COMMITTED_SHARE]} of the objective",
@@ -61,18 +63,18 @@ SENTENCES = {
         f"more than {SHARES[QUIET_SHARE]} of the objective",
     ],
     "docs/api.md": [
-        f"once {NUMBERS[lua('lateness.lua', 'MIN_PACE')]} jobs have left a queue",
+        f"once {NUMBERS[lua('MIN_PACE')]} jobs have left a queue",
         f"in at most {MAX_HISTORY_BYTES // 2**10} KiB",
     ],
     "docs/settings.md": [
-        f"exceed {lua('prelude.lua', 'MAX_ENDED_BYTES') // 2**20} MiB",
+        f"exceed {lua('MAX_ENDED_BYTES') // 2**20} MiB",
         f"keys of at least {MIN_KEY_CHARS} characters",
     ],
 }
 
 
 def test_the_queue_and_the_engine_have_one_rule() -> None:
-    assert lua("order.lua", "MAX_OVERTAKES") == MAX_OVERTAKES
+    assert lua("MAX_OVERTAKES") == MAX_OVERTAKES
 
 
 @pytest.mark.parametrize("document", SENTENCES)

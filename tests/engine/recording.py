@@ -105,6 +105,21 @@ def report_of(events: list[TokenEvent]) -> SequenceReport:
     return events[-1].report
 
 
+def counts(report: SequenceReport) -> tuple[object, ...]:
+    """All of a report that is no measurement."""
+    memory = report.memory
+    sizes = (memory.kv_bytes, memory.dp_cache_bytes, memory.kv_bytes_full_tokens)
+    numbers = (report.prompt_tokens, report.completion_tokens, report.text)
+    return (*numbers, report.compression, *sizes, report.cache)
+
+
+def steps_until_tokens(engine: RecordingEngine, name: str, num_tokens: int) -> list[TokenEvent]:
+    events: list[TokenEvent] = []
+    while len(engine.states[name].sequence.output_token_ids) < num_tokens:
+        events += engine.step()
+    return events
+
+
 def moving_square(seed: int, num_frames: int = 8, size: int = 224) -> npt.NDArray[np.uint8]:
     """A noisy clip of one square on a plain background: uint8 [F, size, size, 3]."""
     rng = np.random.default_rng(seed)

@@ -4,9 +4,11 @@ import gc
 import time
 import weakref
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
+from dycoke_core import frame_content
 from dycoke_core.auto import DEFAULT_LADDER, AutoConfig, Choice, Reason
 from dycoke_core.config import CompressionConfig
 from dycoke_core.engine.auto_compression import AutoCompression
@@ -62,6 +64,37 @@ def test_an_idle_engine_is_chosen_for_by_what_the_sequence_costs(lab: Lab) -> No
         assert choice.predicted_ttft_s == pytest.approx(needed_s)
     assert choose(engine, sequence, seconds[-1] / 2).reason is Reason.NONE_MEETS
     assert choose(engine, sequence, seconds[0] + 1.0, waited_s=1.1).level > 0
+
+
+@pytest.mark.parametrize("video_key", [None, "a video"])
+def test_the_pixels_of_a_sequence_are_looked_at_once(
+    video_key: str | None, lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    def watch(name: str) -> None:
+        look = getattr(frame_content, name)
+
+        def watched(*args: Any) -> Any:
+            calls.append(name)
+            return look(*args)
+
+        monkeypatch.setattr(frame_content, name, watched)
+
+    watch("distinct_units")
+    watch("frames_digest")
+    engine, sequence = lab.engine(max_running_sequences=1), lab.sequence(max_tokens=3)
+    sequence.video_key, sequence.priority = video_key, "low"
+    engine.prefix_key(sequence)
+    sequence.compression = engine.choose_compression(sequence, AutoConfig()).compression
+    engine.predict_first_token_s(sequence)
+    engine.add(sequence)
+    engine.step()
+    other = lab.sequence("other", max_tokens=1)
+    other.priority, other.video_key, other.frame_content = "high", "b", sequence.frame_content
+    engine.add(other)  # which the first one makes room for, and is admitted again
+    engine.drain()
+    assert calls == ["distinct_units"] + ["frames_digest"] * (video_key is None)
 
 
 def test_the_backlog_counts_with_what_is_shared_counted_once(lab: Lab) -> None:

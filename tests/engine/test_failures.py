@@ -7,14 +7,18 @@ from dataclasses import dataclass
 from pkgutil import resolve_name
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from dycoke_core.engine.plan import StepPlan
-from dycoke_core.model.llava_onevision import LlavaOnevision
 from dycoke_core.sequence import CacheReport, FinishReason
+from tests.engine.family_checks import (
+    Work,
+    assert_abort_at_any_step_leaves_others,
+    assert_failure_is_its_own,
+    assert_video_that_breaks_the_tower_breaks_no_other,
+)
 from tests.engine.lab import Lab
 from tests.engine.recording import RecordingEngine, assert_same, report_of
 
@@ -31,19 +35,7 @@ not_in_graphs = pytest.mark.skipif(
 def test_abort_at_any_step_frees_everything_and_leaves_the_others_unchanged(
     dp_cache: str, lab: Lab
 ) -> None:
-    expected = lab.alone(**STAYS).recording
-    for steps_before_abort in range(10):
-        engine = lab.engine(dp_cache=dp_cache)
-        engine.add(lab.sequence("goes", max_tokens=50))
-        engine.add(lab.sequence("stays", **STAYS))
-        for _ in range(steps_before_abort):
-            engine.step()
-        assert engine.abort("goes")
-        assert not engine.abort("goes")
-        events = engine.drain()
-        assert "goes" not in events
-        assert_same(engine.recordings["stays"], expected)
-        lab.check()
+    assert_abort_at_any_step_leaves_others(STAYS, lab, dp_cache=dp_cache)
 
 
 def test_a_question_is_aborted_between_its_chunks(lab: Lab) -> None:
@@ -82,25 +74,11 @@ def test_who_takes_the_place_of_an_aborted_sequence_inherits_nothing(lab: Lab) -
 
 
 @not_in_graphs
-def test_the_failure_of_one_sequence_is_its_own(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = lab.alone(**STAYS).recording
-    engine = lab.engine()
-
-    def fail_in_last_layer(plan: StepPlan, layer: int) -> None:
-        doomed = engine.states.get("fails")
-        if layer < lab.num_layers - 1 or doomed is None:
-            return
-        is_in_pass = doomed.seat in [row.seat for row in plan.decode]
-        if is_in_pass and len(doomed.sequence.output_token_ids) > 3:
-            raise torch.OutOfMemoryError("no memory at /secret/place")
-
-    lab.watch_layers(monkeypatch, fail_in_last_layer)
-    events = engine.run(lab.sequence("fails"), lab.sequence("stays", **STAYS))
-    last = events["fails"][-1]
-    assert last.finish_reason is FinishReason.ERROR
-    assert last.error is not None and last.error.code == "out_of_memory"
-    assert "secret" not in last.error.message
-    assert_same(engine.recordings["stays"], expected)
+@pytest.mark.parametrize("work", ["prefix", "question", "decode"])
+def test_the_failure_of_one_sequence_is_its_own(
+    work: Work, lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert_failure_is_its_own(work, STAYS, lab, monkeypatch)
 
 
 @not_in_graphs
@@ -145,21 +123,7 @@ def test_logits_that_are_not_finite_end_their_sequence_and_its_prefix(lab: Lab) 
 def test_a_video_that_breaks_the_vision_tower_breaks_no_other(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encode = LlavaOnevision.encode_frames
-
-    def refuse_black(model: LlavaOnevision, frames: Tensor) -> Any:
-        if any(not frame.any() for frame in frames):
-            raise torch.OutOfMemoryError("no memory")
-        return encode(model, frames)
-
-    monkeypatch.setattr(LlavaOnevision, "encode_frames", refuse_black)
-    poison = lab.sequence("poison")
-    poison.frames = np.zeros_like(poison.frames)
-    others = [lab.sequence(str(video), video=video, num_frames=2) for video in range(3)]
-    events = lab.engine(vision_batch_frames=16).run(others[0], poison, *others[1:])
-    reasons = {name: events[name][-1].finish_reason for name in events}
-    assert reasons.pop("poison") is FinishReason.ERROR
-    assert set(reasons.values()) == {FinishReason.LENGTH}
+    assert_video_that_breaks_the_tower_breaks_no_other(lab, monkeypatch)
 
 
 def test_a_lost_device_ends_the_engine_not_one_sequence(

@@ -8,22 +8,21 @@ import numpy as np
 import pytest
 import torch
 
-from dycoke_core.config import CompressionConfig
 from dycoke_core.errors import InvalidRequestError, PromptTooLongError
 from dycoke_core.model.adapter import Text
 from dycoke_core.model.gemma3 import Gemma3
 from dycoke_core.model.loader import load_model
-from dycoke_core.sequence import ChatMessage, SamplingParams, Sequence
+from dycoke_core.sequence import ChatMessage
 from tests.compression import slow_loops
+from tests.engine.bench import Bench
 from tests.engine.conftest import need_triton
-from tests.engine.family_bench import Bench, bench_of
+from tests.engine.families import SETTINGS, bench_of, gemma_sequence
 from tests.engine.family_checks import (
-    assert_abort_leaves_others,
     assert_answers_differ,
     assert_chunks_equal_whole_prefill,
+    assert_company_changes_nothing,
     assert_equals_generate,
     assert_kernels_give_the_cpus_numbers,
-    assert_mix_equals_single_runs,
     assert_replay_goes_on,
 )
 from tests.engine.gemma_reference import GemmaReference, SlowWindows
@@ -31,7 +30,6 @@ from tests.engine.recording import (
     assert_same,
     assert_same_kept,
     assert_same_logits,
-    moving_square,
     report_of,
 )
 from tests.random_gemma import IMAGE_SIZE, WINDOW, build_random_gemma3
@@ -44,27 +42,6 @@ QUESTIONS = [
     "the one that blinks?",
 ]
 WINDOWS = [WINDOW, WINDOW, None] * 2
-
-
-def sequence(
-    name: str = "a",
-    *,
-    video: int = 1,
-    num_frames: int = 7,
-    question: str = QUESTIONS[0],
-    compression: str | dict[str, object] = "dycoke",
-    max_tokens: int = 8,
-    forced: tuple[int, ...] = (),
-    **sampling: Any,
-) -> Sequence:
-    return Sequence(
-        sequence_id=name,
-        messages=(ChatMessage("user", question),),
-        frames=moving_square(video, num_frames, 224)[:, 2::4, 2::4],
-        sampling=SamplingParams(max_tokens=max_tokens, **sampling),
-        compression=CompressionConfig.parse(compression),
-        forced_token_ids=forced,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +66,7 @@ def reference(directory: Path) -> GemmaReference:
 
 @pytest.fixture(params=["cpu", "cuda"])
 def bench(request: pytest.FixtureRequest, model: Gemma3) -> Iterator[Bench[Gemma3]]:
-    with bench_of(model, request.param, sequence) as bench:
+    with bench_of(model, request.param, gemma_sequence) as bench:
         yield bench
 
 
@@ -101,7 +78,7 @@ def bench(request: pytest.FixtureRequest, model: Gemma3) -> Iterator[Bench[Gemma
 def test_ids_and_positions_are_transformers(
     num_frames: int, model: Gemma3, reference: GemmaReference
 ) -> None:
-    asked = sequence(num_frames=num_frames)
+    asked = gemma_sequence(num_frames=num_frames)
     expected = reference.inputs(asked)["input_ids"][0].tolist()
     layout = model.lay_out(asked.messages, model.clip(asked.frames.shape, None))
     ids: list[int] = []
@@ -124,7 +101,7 @@ def test_ids_and_positions_are_transformers(
 
 @torch.inference_mode()
 def test_tokens_that_stay_keep_their_positions(model: Gemma3) -> None:
-    asked = sequence(num_frames=3)
+    asked = gemma_sequence(num_frames=3)
     layout = model.lay_out(asked.messages, model.clip(asked.frames.shape, None))
     features = torch.zeros(3, 4, model.feature_size)
     whole = model.embed(layout, features, torch.arange(12), (4, 4, 4))
@@ -139,7 +116,7 @@ def test_tokens_that_stay_keep_their_positions(model: Gemma3) -> None:
 def test_several_turns_are_rendered_as_transformers_does(
     model: Gemma3, reference: GemmaReference
 ) -> None:
-    asked = sequence(num_frames=2)
+    asked = gemma_sequence(num_frames=2)
     asked.messages = (
         ChatMessage("system", "You are a helpful assistant."),
         ChatMessage("user", QUESTIONS[1]),
@@ -156,7 +133,7 @@ def test_several_turns_are_rendered_as_transformers_does(
 
 @torch.inference_mode()
 def test_pixels_and_features_are_transformers(model: Gemma3, reference: GemmaReference) -> None:
-    asked = sequence(num_frames=5)
+    asked = gemma_sequence(num_frames=5)
     inputs = reference.inputs(asked)
     frames = torch.from_numpy(asked.frames.copy())
     pixels = model.normalizer(frames, torch.float32)
@@ -190,12 +167,13 @@ def test_answers_depend_on_video_and_question(bench: Bench[Gemma3]) -> None:
 
 @pytest.mark.parametrize("layer", range(7))
 def test_dycoke_that_drops_nothing_equals_full_tokens(layer: int, bench: Bench[Gemma3]) -> None:
-    full = bench.alone(compression="full", question=QUESTIONS[2])
+    full = bench.alone(compression="full", question=QUESTIONS[2]).recording
     nothing = {"policy": "dycoke", "k": 0.0, "p": 0.0, "l": layer}
-    assert_same_logits(bench.alone(compression=nothing, question=QUESTIONS[2]).logits, full.logits)
+    none = bench.alone(compression=nothing, question=QUESTIONS[2]).recording
+    assert_same_logits(none.logits, full.logits)
 
 
-SETTINGS: list[dict[str, Any]] = [
+STAGES: list[dict[str, Any]] = [
     {},
     {"threshold": 0.1, "l": 1},
     {"k": 0.5, "l": 0, "p": 0.5},
@@ -205,7 +183,7 @@ SETTINGS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("num_frames", [1, 9])
-@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize("settings", STAGES, ids=str)
 @torch.inference_mode()
 def test_both_stages_equal_slow_loops(
     settings: dict[str, Any], num_frames: int, bench: Bench[Gemma3], reference: GemmaReference
@@ -243,7 +221,7 @@ def test_both_stages_equal_slow_loops(
 
 def test_a_mix_equals_single_runs(bench: Bench[Gemma3]) -> None:
     """Of lengths, policies and questions."""
-    published = bench.answer(video=3)[:3]
+    published = tuple(bench.alone(video=3).token_ids[:3])
     asks: dict[str, dict[str, Any]] = {
         "plain": {},
         "long": {"question": QUESTIONS[2], "max_tokens": 14},
@@ -255,7 +233,7 @@ def test_a_mix_equals_single_runs(bench: Bench[Gemma3]) -> None:
         "sampled": {"temperature": 0.8, "seed": 7},
         "resumed": {"video": 3, "forced": published},
     }
-    assert_mix_equals_single_runs(asks, bench)
+    assert_company_changes_nothing(asks, bench)
 
 
 @pytest.mark.parametrize("dp_cache", ["device", "host"])
@@ -275,10 +253,6 @@ def test_a_replayed_answer_goes_on_as_it_would_have(
     assert_replay_goes_on(num_published, bench)
 
 
-def test_an_abort_in_mid_answer_leaves_the_others_as_they_are(bench: Bench[Gemma3]) -> None:
-    assert_abort_leaves_others({"num_frames": 4}, bench)
-
-
 @torch.inference_mode()
 def test_a_conversation_without_a_video_equals_transformers_too(
     bench: Bench[Gemma3], reference: GemmaReference
@@ -291,7 +265,7 @@ def test_a_conversation_without_a_video_equals_transformers_too(
 def test_a_conversation_without_a_video_leaves_a_video_beside_it_unchanged(
     bench: Bench[Gemma3],
 ) -> None:
-    expected = bench.alone(video=2)
+    expected = bench.alone(video=2).recording
     engine = bench.engine()
     engine.run(bench.sequence("before", video=2, compression="full"))  # features are there
     text = bench.sequence("text")
@@ -322,7 +296,7 @@ def test_the_kernels_give_the_cpus_numbers(model: Gemma3) -> None:
     """The kernels themselves, in Triton's interpreter where there is no GPU. Short: it is slow."""
     need_triton()
     ask: dict[str, Any] = {"num_frames": 3, "question": "How?", "max_tokens": 3}
-    kernels, cpu = (Bench(model, name, sequence) for name in ("cuda", "cpu"))
+    kernels, cpu = (Bench(model, name, gemma_sequence, SETTINGS) for name in ("cuda", "cpu"))
     assert_kernels_give_the_cpus_numbers(kernels, cpu, ask)
 
 

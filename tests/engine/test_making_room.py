@@ -3,19 +3,38 @@
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from dycoke_core.config import PRIORITIES, Priority
+from dycoke_core.config import Priority
 from dycoke_core.engine.preemption import MAX_PREEMPTIONS
 from dycoke_core.sequence import CacheReport, Sequence, Stage, TokenEvent
-from tests.engine.lab import Lab, check_idle
-from tests.engine.recording import MAX_STEPS, RecordingEngine, assert_same, report_of
-from tests.engine.test_one_step_behind import counts, steps_until_tokens
-from tests.engine.test_random_mixes import ASKS, SETTINGS, resolved
+from tests.engine.family_checks import assert_answer_that_made_room_is_the_same
+from tests.engine.lab import Lab
+from tests.engine.making_room import (
+    HIGH,
+    LOW,
+    high_of,
+    preempt,
+    prioritized,
+    tight_engine,
+    tokens_of,
+)
+from tests.engine.mixes import (
+    Mix,
+    assert_mix_equals_single_runs,
+    mixes_are_random,
+    mixes_of_priorities,
+)
+from tests.engine.recording import (
+    MAX_STEPS,
+    RecordingEngine,
+    assert_same,
+    counts,
+    report_of,
+    steps_until_tokens,
+)
 
-LOW: dict[str, Any] = {"video": 1, "max_tokens": 12}
-HIGH: dict[str, Any] = {"video": 2, "max_tokens": 3, "compression": "full"}
 POLICIES: dict[str, dict[str, Any]] = {
     "full": {"compression": "full"},
     "default": {},
@@ -26,61 +45,13 @@ POLICIES: dict[str, dict[str, Any]] = {
 }
 
 
-def prioritized(lab: Lab, name: str, priority: Priority, **ask: Any) -> Sequence:
-    sequence = lab.sequence(name, **ask)
-    sequence.priority = priority
-    return sequence
-
-
-def tight_engine(lab: Lab, *asks: dict[str, Any], **config: Any) -> RecordingEngine:
-    """With room for the largest of what is asked, and little more."""
-    sizes = [lab.prefix_bytes(**ask) + lab.seat_bytes(**ask) for ask in asks]
-    return lab.engine(kv_cache_bytes=int(1.2 * max(sizes)), **config)
-
-
-def token_ids(events: list[TokenEvent]) -> list[int]:
-    """Asserts that none is missing or repeated."""
-    ids: list[int] = []
-    for event in events:
-        assert event.index == len(ids)
-        ids += event.token_ids
-    return ids
-
-
-def preempt(
-    engine: RecordingEngine, lab: Lab, low: Sequence, *, num_tokens: int
-) -> dict[str, list[TokenEvent]]:
-    """Events of a sequence of low priority that makes room once it has so many tokens, and of the
-    one of high priority that it makes room for."""
-    engine.add(low)
-    events = {low.sequence_id: steps_until_tokens(engine, low.sequence_id, num_tokens), "high": []}
-    engine.add(prioritized(lab, "high", "high", **HIGH))
-    for _ in range(MAX_STEPS):
-        if not engine.has_work:
-            return events
-        for event in engine.step():
-            events[event.sequence_id].append(event)
-    raise AssertionError("sequences wait for what never comes")
-
-
 @pytest.mark.parametrize(
     ("policy", "dp_cache"), [*((policy, "device") for policy in POLICIES), ("gated", "host")]
 )
 def test_an_answer_that_made_room_is_what_it_would_have_been(
     policy: str, dp_cache: str, lab: Lab
 ) -> None:
-    ask = LOW | POLICIES[policy]
-    engine = tight_engine(lab, ask, HIGH, dp_cache=dp_cache)
-    events = preempt(engine, lab, prioritized(lab, "low", "low", **ask), num_tokens=5)
-    assert token_ids(events["low"]) == lab.alone(**ask).token_ids
-    assert token_ids(events["high"]) == lab.alone(**HIGH).token_ids
-    assert_same(engine.recordings["low"], lab.alone(**ask).recording)
-    assert_same(engine.recordings["high"], lab.alone(**HIGH).recording)
-    report = report_of(events["low"])
-    assert counts(report) == counts(lab.alone(**ask).report)
-    assert report.preemptions == 1
-    assert report_of(events["high"]).preemptions == 0
-    assert engine.stats().num_preemptions == {"high": 1}
+    assert_answer_that_made_room_is_the_same(LOW | POLICIES[policy], HIGH, lab, dp_cache=dp_cache)
 
 
 def test_whoever_makes_room_waits_until_the_other_has_ended(lab: Lab) -> None:
@@ -103,7 +74,7 @@ def test_what_an_earlier_attempt_published_and_what_came_since_are_replayed(lab:
     whole = lab.alone(**LOW).token_ids
     low = prioritized(lab, "low", "low", **LOW, forced=tuple(whole[:3]))
     engine = tight_engine(lab, LOW, HIGH)
-    events = preempt(engine, lab, low, num_tokens=6)["low"]
+    events = preempt(engine, low, high_of(lab), num_tokens=6)["low"]
     assert [event.index for event in events] == list(range(3, 12))
     assert [token for event in events for token in event.token_ids] == whole[3:]
     assert report_of(events).completion_tokens == 12
@@ -123,7 +94,7 @@ def test_a_replay_that_makes_room_loses_nothing(lab: Lab) -> None:
     engine.step()
     assert engine.states["low"].seat is None
     events["low"] += engine.drain()["low"]
-    assert token_ids(events["low"]) == lab.alone(**LOW).token_ids
+    assert tokens_of(events["low"]) == lab.alone(**LOW).token_ids
     assert report_of(events["low"]).preemptions == 2
 
 
@@ -140,7 +111,7 @@ def test_nobody_makes_room_more_than_so_often(lab: Lab) -> None:
             engine.add(prioritized(lab, f"high {number}", "high", **HIGH))
         events += [event for event in engine.step() if event.sequence_id == "low"]
     assert number == MAX_PREEMPTIONS + 1
-    assert token_ids(events) == lab.alone(**LOW).token_ids
+    assert tokens_of(events) == lab.alone(**LOW).token_ids
     assert report_of(events).preemptions == MAX_PREEMPTIONS
     engine.drain()
 
@@ -171,8 +142,8 @@ def test_work_under_way_makes_room_at_any_step(num_steps: int, lab: Lab) -> None
     assert engine.states["high"].seat is not None and engine.states["low"].seat is None
     for name, more in engine.drain().items():
         events[name] += more
-    assert token_ids(events["low"]) == lab.alone(**LOW).token_ids
-    assert token_ids(events["high"]) == lab.alone(**HIGH).token_ids
+    assert tokens_of(events["low"]) == lab.alone(**LOW).token_ids
+    assert tokens_of(events["high"]) == lab.alone(**HIGH).token_ids
     assert counts(report_of(events["low"])) == counts(lab.alone(**LOW).report)
     assert sum(event.prompt_tokens is not None for event in events["low"]) == 1
 
@@ -200,9 +171,14 @@ def test_a_prefix_that_is_shared_stays_and_is_found_again(lab: Lab) -> None:
 
 def test_a_place_is_room_too(lab: Lab) -> None:
     engine = lab.engine(max_running_sequences=1)
-    events = preempt(engine, lab, prioritized(lab, "low", "low", **LOW), num_tokens=3)
+    events = preempt(
+        engine,
+        prioritized(lab, "low", "low", **LOW),
+        prioritized(lab, "high", "high", **HIGH),
+        num_tokens=3,
+    )
     assert report_of(events["low"]).preemptions == 1
-    assert token_ids(events["low"]) == lab.alone(**LOW).token_ids
+    assert tokens_of(events["low"]) == lab.alone(**LOW).token_ids
 
 
 def one_video_engine(lab: Lab, **config: Any) -> RecordingEngine:
@@ -221,8 +197,8 @@ def test_features_are_room_too(lab: Lab) -> None:
     engine.step()
     assert engine.states["high"].seat is not None and engine.states["low"].seat is None
     events = engine.drain()
-    assert token_ids(events["low"]) == lab.alone(**LOW).token_ids
-    assert token_ids(events["high"]) == lab.alone(**HIGH).token_ids
+    assert tokens_of(events["low"]) == lab.alone(**LOW).token_ids
+    assert tokens_of(events["high"]) == lab.alone(**HIGH).token_ids
 
 
 @pytest.mark.parametrize("shares_video", [True, False])
@@ -252,7 +228,7 @@ def test_what_is_under_way_for_both_is_kept_when_one_makes_room(lab: Lab) -> Non
     assert engine.states["high"].prefix is prefix
     events = engine.drain()
     assert report_of(events["high"]).cache == CacheReport(True, True)
-    assert token_ids(events["low"]) == lab.alone(**LOW).token_ids
+    assert tokens_of(events["low"]) == lab.alone(**LOW).token_ids
 
 
 @pytest.mark.parametrize("is_alone", [True, False])
@@ -272,7 +248,7 @@ def test_a_prefix_goes_for_the_one_that_needs_it_only_if_nobody_else_is_in_the_w
         assert engine.states["high"].seat is None
     events = engine.drain()
     assert report_of(events["high"]).cache.has_prefix_hit != is_alone
-    assert token_ids(events["high"]) == lab.alone(**LOW).token_ids
+    assert tokens_of(events["high"]) == lab.alone(**LOW).token_ids
 
 
 def test_who_made_room_can_be_aborted_while_it_waits(lab: Lab) -> None:
@@ -295,59 +271,16 @@ def test_kept_sets_are_told_once_for_each_token(lab: Lab) -> None:
 
     alone = lab.engine().run(asked("low", "normal"))["low"]
     engine = tight_engine(lab, LOW, HIGH)
-    events = preempt(engine, lab, asked("low", "low"), num_tokens=5)["low"]
+    events = preempt(
+        engine, asked("low", "low"), prioritized(lab, "high", "high", **HIGH), num_tokens=5
+    )["low"]
     assert report_of(events).preemptions == 1
     assert report_of(events).kept == report_of(alone).kept
 
 
-@settings(
-    deadline=None,
-    max_examples=6,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],  # a lab keeps nothing but answers
-)
-@given(
-    data=st.data(),
-    asks=st.lists(st.tuples(ASKS, st.sampled_from(PRIORITIES)), min_size=2, max_size=8),
-    room=st.floats(1.0, 2.0),
-    config=SETTINGS,
-)
+@mixes_are_random(max_examples=6)
+@given(data=st.data(), mix=mixes_of_priorities())
 def test_random_mixes_of_priorities_equal_single_runs(
-    data: st.DataObject,
-    asks: list[tuple[dict[str, Any], Priority]],
-    room: float,
-    config: dict[str, Any],
-    lab: Lab,
+    data: st.DataObject, mix: Mix, lab: Lab
 ) -> None:
-    mix = [(resolved(ask, lab), priority) for ask, priority in asks]
-    largest = {"compression": "full", "max_tokens": 9}
-    kv_bytes = lab.prefix_bytes(**largest) + lab.seat_bytes(**largest)
-    engine = lab.engine(kv_cache_bytes=int(room * kv_bytes), **config)
-    arriving = list(enumerate(mix))
-    events: dict[str, list[TokenEvent]] = {str(index): [] for index in range(len(mix))}
-    aborted = set()
-    for _ in range(MAX_STEPS):
-        if not arriving and not engine.has_work:
-            break
-        if arriving and (not engine.has_work or data.draw(st.booleans())):
-            index, (ask, priority) = arriving.pop(0)
-            engine.add(prioritized(lab, str(index), priority, **ask))
-        if engine.states and data.draw(st.integers(0, 14)) == 0:
-            gone = data.draw(st.sampled_from(sorted(engine.states)))
-            engine.abort(gone)
-            aborted.add(gone)
-        for event in engine.step():
-            events[event.sequence_id].append(event)
-        assert engine.stats().kv_bytes_in_use <= engine.stats().kv_bytes_budget
-        if lab.backend == "cuda":
-            assert engine.backend.allocated_bytes() == engine.admission.kv_budget.used_bytes
-    check_idle(engine)
-    for index, (ask, _) in enumerate(mix):
-        if str(index) in aborted:
-            continue
-        alone, num_forced = lab.alone(**ask), len(ask.get("forced", ()))
-        own = events[str(index)]
-        assert [token for event in own for token in event.token_ids] == alone.token_ids[num_forced:]
-        assert report_of(own).preemptions <= MAX_PREEMPTIONS
-        assert_same(engine.recordings[str(index)], alone.recording)
-    lab.check()
+    assert_mix_equals_single_runs(data, mix, lab)

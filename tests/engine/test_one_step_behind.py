@@ -9,9 +9,9 @@ import pytest
 
 from dycoke_core.engine.plan import StepPlan
 from dycoke_core.model.llava_onevision import LlavaOnevision
-from dycoke_core.sequence import FinishReason, SequenceReport, TokenEvent
+from dycoke_core.sequence import FinishReason
 from tests.engine.lab import Lab
-from tests.engine.recording import RecordingEngine, assert_same, report_of
+from tests.engine.recording import assert_same, counts, report_of, steps_until_tokens
 
 on_cuda = pytest.mark.parametrize("lab", ["cuda"], indirect=True)
 
@@ -50,14 +50,6 @@ class Plans:
     @property
     def num_decode_rows(self) -> int:
         return sum(len(plan.decode) for plan in self.all)
-
-
-def counts(report: SequenceReport) -> tuple[object, ...]:
-    """All of a report that is no measurement."""
-    memory = report.memory
-    sizes = (memory.kv_bytes, memory.dp_cache_bytes, memory.kv_bytes_full_tokens)
-    numbers = (report.prompt_tokens, report.completion_tokens, report.text)
-    return (*numbers, report.compression, *sizes, report.cache)
 
 
 @on_cuda
@@ -173,13 +165,6 @@ def test_a_sequence_that_ends_makes_room_for_the_next_one_at_once(lab: Lab) -> N
         tokens = len(engine.recordings[name].logits)
         assert_same(engine.recordings[name], engine.recordings["first"])
         assert 0 < tokens < 12
-
-
-def steps_until_tokens(engine: RecordingEngine, name: str, num_tokens: int) -> list[TokenEvent]:
-    events: list[TokenEvent] = []
-    while len(engine.states[name].sequence.output_token_ids) < num_tokens:
-        events += engine.step()
-    return events
 
 
 def test_an_abort_while_a_step_is_on_its_way_emits_nothing_more(lab: Lab) -> None:

@@ -9,13 +9,8 @@ from dycoke_core.errors import InvalidRequestError
 from dycoke_core.precedence import MAX_OVERTAKES
 from dycoke_core.sequence import ChatMessage, Sequence
 from tests.engine.lab import Lab
+from tests.engine.making_room import prioritized
 from tests.engine.recording import MAX_STEPS, RecordingEngine, assert_same
-
-
-def prioritized(lab: Lab, name: str, priority: Priority, **ask: Any) -> Sequence:
-    sequence = lab.sequence(name, **ask)
-    sequence.priority = priority
-    return sequence
 
 
 def encoded(engine: RecordingEngine, name: str) -> bool:

@@ -13,22 +13,21 @@ import numpy as np
 import pytest
 import torch
 
-from dycoke_core.config import CompressionConfig
 from dycoke_core.errors import InvalidRequestError, PromptTooLongError
 from dycoke_core.model.adapter import Text
 from dycoke_core.model.loader import load_model
 from dycoke_core.model.qwen_vl import QwenVL
-from dycoke_core.sequence import ChatMessage, FrameTiming, SamplingParams, Sequence
+from dycoke_core.sequence import FrameTiming
 from tests.compression import slow_loops
+from tests.engine.bench import Bench
 from tests.engine.conftest import need_triton
-from tests.engine.family_bench import Bench, bench_of
+from tests.engine.families import SETTINGS, TALL, WIDE, bench_of, qwen_sequence
 from tests.engine.family_checks import (
-    assert_abort_leaves_others,
     assert_answers_differ,
     assert_chunks_equal_whole_prefill,
+    assert_company_changes_nothing,
     assert_equals_generate,
     assert_kernels_give_the_cpus_numbers,
-    assert_mix_equals_single_runs,
     assert_replay_goes_on,
 )
 from tests.engine.qwen_reference import Qwen3Reference, QwenReference
@@ -36,57 +35,17 @@ from tests.engine.recording import (
     assert_same,
     assert_same_kept,
     assert_same_logits,
-    moving_square,
     report_of,
 )
 from tests.random_qwen import build_random_qwen2_5_vl, build_random_qwen3_vl
 
 QUESTIONS = ["Describe the video.", "What color is the circle?", "How many objects move up?"]
-WIDE, TALL = (2, 4), (3, 2)  # tokens per column and row of a unit
-
-
-def sequence(
-    name: str = "a",
-    *,
-    video: int = 1,
-    num_frames: int = 7,
-    size: tuple[int, int] = TALL,
-    multiple: int = 28,
-    seconds: float | None = 5.0,
-    question: str = QUESTIONS[0],
-    compression: str | dict[str, object] = "dycoke",
-    max_tokens: int = 8,
-    forced: tuple[int, ...] = (),
-    **sampling: Any,
-) -> Sequence:
-    """
-    Args:
-        multiple: pixels per side of a token.
-        seconds: between two frames; so long that times reach beyond heights and widths.
-    """
-    timing = None
-    if seconds is not None:
-        times = tuple(seconds * index for index in range(num_frames))
-        timing = FrameTiming(times, duration_s=seconds * num_frames)
-    return Sequence(
-        sequence_id=name,
-        messages=(ChatMessage("user", question),),
-        frames=moving_square(video, num_frames, 128)[:, : size[0] * multiple, : size[1] * multiple],
-        sampling=SamplingParams(max_tokens=max_tokens, **sampling),
-        compression=CompressionConfig.parse(compression),
-        forced_token_ids=forced,
-        timing=timing,
-    )
 
 
 FAMILIES = {
     "qwen2_5_vl": (build_random_qwen2_5_vl, QwenReference),
     "qwen3_vl": (build_random_qwen3_vl, Qwen3Reference),
 }
-
-
-def sequence_of(model: QwenVL, name: str = "a", **ask: Any) -> Sequence:
-    return sequence(name, multiple=model.patches.limits.multiple, **ask)
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -118,7 +77,7 @@ def reference(family: str, directory: Path) -> QwenReference:
 
 @pytest.fixture(params=["cpu", "cuda"])
 def bench(request: pytest.FixtureRequest, model: QwenVL) -> Iterator[Bench[QwenVL]]:
-    with bench_of(model, request.param, partial(sequence_of, model)) as bench:
+    with bench_of(model, request.param, partial(qwen_sequence, model)) as bench:
         yield bench
     # The wrapper would keep a request's position offset here, and hand it to the next one.
     assert model.model.model.rope_deltas is None
@@ -137,7 +96,7 @@ def test_ids_and_positions_are_transformers(
     model: QwenVL,
     reference: QwenReference,
 ) -> None:
-    asked = sequence_of(model, num_frames=num_frames, size=size, seconds=seconds)
+    asked = qwen_sequence(model, num_frames=num_frames, size=size, seconds=seconds)
     inputs = reference.inputs(asked)
     layout = model.lay_out(asked.messages, model.clip(asked.frames.shape, asked.timing))
     num_visual = layout.num_units * layout.tokens_per_unit
@@ -168,7 +127,7 @@ def test_ids_and_positions_are_transformers(
 def test_features_are_transformers(
     size: tuple[int, int], model: QwenVL, reference: QwenReference
 ) -> None:
-    asked = sequence_of(model, size=size, num_frames=8)
+    asked = qwen_sequence(model, size=size, num_frames=8)
     *pauses, features = model.encode_frames(torch.from_numpy(asked.frames.copy()))
     assert pauses == [None, None]
     expected = reference.features(reference.inputs(asked))
@@ -179,7 +138,7 @@ def test_pixels_are_those_of_the_models_image_processor(model: QwenVL) -> None:
     """For an image the processor repeats it in time."""
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-    frame = sequence_of(model, num_frames=1).frames[0]
+    frame = qwen_sequence(model, num_frames=1).frames[0]
     settings = {"image_mean": model.patches.mean, "image_std": model.patches.std}
     processor = Qwen2VLImageProcessorPil(
         do_resize=False, patch_size=model.patches.patch, **settings
@@ -223,12 +182,13 @@ def test_answers_depend_on_video_question_and_time(bench: Bench[QwenVL]) -> None
 
 @pytest.mark.parametrize("layer", range(5))
 def test_dycoke_that_drops_nothing_equals_full_tokens(layer: int, bench: Bench[QwenVL]) -> None:
-    full = bench.alone(compression="full")
-    none = bench.alone(compression={"policy": "dycoke", "k": 0.0, "p": 0.0, "l": layer})
+    full = bench.alone(compression="full").recording
+    settings = {"policy": "dycoke", "k": 0.0, "p": 0.0, "l": layer}
+    none = bench.alone(compression=settings).recording
     assert_same_logits(none.logits, full.logits)
 
 
-SETTINGS: list[dict[str, Any]] = [
+STAGES: list[dict[str, Any]] = [
     {},
     {"threshold": 0.1, "l": 1},
     {"k": 0.5, "l": 0, "p": 0.5},
@@ -237,7 +197,7 @@ SETTINGS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("num_frames", [1, 9])
-@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize("settings", STAGES, ids=str)
 @torch.inference_mode()
 def test_both_stages_equal_slow_loops(
     settings: dict[str, Any], num_frames: int, bench: Bench[QwenVL], reference: QwenReference
@@ -275,7 +235,7 @@ def test_both_stages_equal_slow_loops(
 
 def test_a_mix_equals_single_runs(bench: Bench[QwenVL]) -> None:
     """Of sizes, times, policies and lengths."""
-    published = bench.answer(video=3)[:3]
+    published = tuple(bench.alone(video=3).token_ids[:3])
     asks: dict[str, dict[str, Any]] = {
         "tall": {},
         "wide": {"size": WIDE, "question": QUESTIONS[1]},
@@ -287,7 +247,7 @@ def test_a_mix_equals_single_runs(bench: Bench[QwenVL]) -> None:
         "sampled": {"temperature": 0.8, "seed": 7},
         "resumed": {"video": 3, "forced": published},
     }
-    assert_mix_equals_single_runs(asks, bench)
+    assert_company_changes_nothing(asks, bench)
 
 
 @pytest.mark.parametrize("dp_cache", ["device", "host"])
@@ -305,17 +265,13 @@ def test_a_replayed_answer_goes_on_as_it_would_have(
     assert_replay_goes_on(num_published, bench)
 
 
-def test_an_abort_in_mid_answer_leaves_the_others_as_they_are(bench: Bench[QwenVL]) -> None:
-    assert_abort_leaves_others({"size": WIDE}, bench)
-
-
 def test_no_position_offset_of_one_request_reaches_another(bench: Bench[QwenVL]) -> None:
     """Requests of other sizes and times take turns, with a stranger's offset on the wrapper."""
     asks: dict[str, dict[str, Any]] = {
         "first": {"max_tokens": 8},
         "second": {"size": WIDE, "seconds": None, "num_frames": 4},
     }
-    expected = {name: bench.alone(**ask) for name, ask in asks.items()}
+    expected = {name: bench.alone(**ask).recording for name, ask in asks.items()}
     engine = bench.engine()
     first, second = (bench.sequence(name, **ask) for name, ask in asks.items())
     wrapper = bench.model.model.model
@@ -383,7 +339,8 @@ def test_the_kernels_give_the_cpus_numbers(model: QwenVL) -> None:
     """The kernels themselves, in Triton's interpreter where there is no GPU. Short: it is slow."""
     need_triton()
     ask: dict[str, Any] = {"num_frames": 3, "size": (1, 2), "question": "How?", "max_tokens": 3}
-    kernels, cpu = (Bench(model, name, partial(sequence_of, model)) for name in ("cuda", "cpu"))
+    make = partial(qwen_sequence, model)
+    kernels, cpu = (Bench(model, name, make, SETTINGS) for name in ("cuda", "cpu"))
     assert_kernels_give_the_cpus_numbers(kernels, cpu, ask)
 
 
@@ -416,7 +373,7 @@ def test_a_conversation_without_a_video_leaves_a_video_beside_it_unchanged(
 ) -> None:
     """In one pass, since the features are there from questions about other prefixes."""
     videos = {"first": 1, "last": 2}
-    expected = {name: bench.alone(video=video) for name, video in videos.items()}
+    expected = {name: bench.alone(video=video).recording for name, video in videos.items()}
     engine = bench.engine()
     for name, video in videos.items():
         engine.run(bench.sequence(f"before {name}", video=video, compression="full"))

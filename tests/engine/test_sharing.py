@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from dycoke_core.engine.plan import StepPlan
-from dycoke_core.engine.prefix_cache import ByteBudget, Prefix, SharedPool, distinct_units
 from dycoke_core.errors import PromptTooLongError
+from dycoke_core.frame_content import distinct_units
 from dycoke_core.model.adapter import EmbeddedPrefix
 from dycoke_core.model.llava_onevision import LlavaOnevision
 from dycoke_core.sequence import CacheReport, ChatMessage
@@ -158,12 +158,6 @@ def test_frames_that_repeat_are_encoded_once(lab: Lab) -> None:
     torch.testing.assert_close(found, features, rtol=1e-4, atol=1e-4)
 
 
-def test_a_repeated_frame_is_one_that_equals_the_frame_before() -> None:
-    frames = np.zeros((4, 2, 2, 3), np.uint8)
-    frames[1] = 1
-    assert distinct_units(frames) == ((0, 1, 2), (0, 1, 2, 2))
-
-
 # --- room ---
 
 
@@ -233,18 +227,6 @@ def test_a_sequence_that_waits_evicts_nothing(lab: Lab) -> None:
     assert engine.stats().num_waiting == 1
     assert engine.stats().kv_bytes_cached == cached_bytes
     engine.abort("runs")
-
-
-def test_what_was_let_go_last_is_evicted_last() -> None:
-    pool: SharedPool[Prefix] = SharedPool(ByteBudget(100))
-    first, second = (Prefix(name, n, 9, None, 50, num_run=9) for n, name in enumerate("ab"))
-    pool.add(first)
-    pool.add(second)
-    pool.release(second)
-    pool.release(first)
-    pool.make_room(50)
-    assert pool.hold("a") is first
-    assert pool.hold("b") is None
 
 
 def test_an_engine_that_ran_out_of_memory_gives_up_what_nobody_uses(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dycoke_core.engine import attention as fused
+from dycoke_core.engine import partial_attention as fused
 from dycoke_core.gpu_kernels import attention
 from dycoke_core.gpu_kernels.attention import merge_parts, split_attend
 from tests.gpu_kernels.slot_lists import (

@@ -206,12 +206,12 @@ class ScriptedWorker:
         image_size: int = 8,
         frame_limits: FrameLimits | None = None,
     ) -> None:
-        self._redis = connect(redis_url)
-        self._keys = keys
+        self.redis = connect(redis_url)
+        self.keys = keys
         self.model = model
         self._image_size, self._frame_limits = image_size, frame_limits
         self.leases = JobLeases(
-            self._redis, keys, model=model, worker_id=f"worker-{model}", result_ttl_s=60
+            self.redis, keys, model=model, worker_id=f"worker-{model}", result_ttl_s=60
         )
 
     async def start(self) -> None:
@@ -237,13 +237,13 @@ class ScriptedWorker:
             max_running_jobs=4,
             running_jobs=0,
         )
-        await WorkerRegistry(self._redis, self._keys).publish(card, 60)
+        await WorkerRegistry(self.redis, self.keys).publish(card, 60)
 
     async def withdraw(self) -> None:
-        await WorkerRegistry(self._redis, self._keys).withdraw(f"worker-{self.model}")
+        await WorkerRegistry(self.redis, self.keys).withdraw(f"worker-{self.model}")
 
     async def aclose(self) -> None:
-        await self._redis.aclose()
+        await self.redis.aclose()
 
     async def take(self) -> Delivery:
         """Takes the next job that has not ended."""

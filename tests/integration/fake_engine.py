@@ -73,6 +73,7 @@ class FakeEngine:
             architecture="Fake",
             image_size=self.image_size,
             frame_limits=self.frame_limits,
+            frame_rate=None,
             frame_spread="floor",
             frame_resizing="decoder",
             tokens_per_frame=4,

@@ -42,7 +42,7 @@ async def test_closing_while_uploading_frees_the_disk_and_has_held_no_place(
     assert (await api.api.jobs.queue.depth("tiny")).waiting == 0
     writer.close()
     await until(lambda: incoming(api) == [])
-    assert api.api.videos._room.used_bytes == 0
+    assert api.api.videos.room.used_bytes == 0
 
 
 async def test_closing_while_probing_kills_the_probe(

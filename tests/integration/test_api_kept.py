@@ -30,7 +30,7 @@ async def finished(api: RunningApi, worker: ScriptedWorker, made: KeptHistory | 
     delivery = await worker.take()
     assert delivery.request.kept_mask
     if made is not None:
-        assert await KeptSets(worker._redis, worker._keys).put(delivery, made.encode())
+        assert await KeptSets(worker.redis, worker.keys).put(delivery, made.encode())
     assert await worker.say(delivery, *range(HISTORY_OF_TOKENS))
     assert await worker.finish(delivery, HISTORY_OF_TOKENS)
     await until_state(api, job_id, "done")

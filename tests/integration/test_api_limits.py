@@ -130,7 +130,7 @@ async def test_whoever_is_still_sending_holds_no_place(
     """There is one place in all."""
     _reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
     writer.write(upload_head(1000).replace("\n", "\r\n").encode() + b"\r\n--b")
-    await until(lambda: len(api.api.streams._taken) == 1)
+    await until(lambda: len(api.api.streams.taken) == 1)
     assert (await api.api.jobs.queue.depth("tiny")).waiting == 0
     post = asyncio.create_task(api.post(stream=False))
     await worker.answer()

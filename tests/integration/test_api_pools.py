@@ -143,7 +143,7 @@ def answer_alone(checkpoint: Path, blob: bytes) -> str:
             video.pixels,
             SamplingParams(max_tokens=6),
             CompressionConfig(),
-            timing=FrameTiming.shown_at(video.timestamps_s),
+            timing=FrameTiming.shown_at(video.timestamps_s, video.shown_s),
         )
     )
     text = ""

@@ -333,7 +333,7 @@ async def test_repeated_take_gives_the_same_job(
 ) -> None:
     """As when the connection is lost before the reply, and the client sends the script again."""
     await ask_all(queue, b=1, a=1)
-    entry_id = await leases._read_entry(1.0)
+    entry_id = await leases.read_entry(1.0)
     assert entry_id is not None
     args = (MODEL, entry_id, "worker-a", "take", "{}", 60_000)
     scripts = Scripts(redis, keys.prefix)
@@ -350,7 +350,7 @@ async def test_ticket_whose_reader_died_is_good_for_the_next_job(
     queue: JobQueue, leases: JobLeases, redis: Redis, keys: RedisKeys
 ) -> None:
     await ask(queue, "b", 0)
-    assert await leases._read_entry(1.0) is not None  # and dies before it has the job
+    assert await leases.read_entry(1.0) is not None  # and dies before it has the job
     other = leases_of(redis, keys, "worker-b")
     assert await other.take(block_s=0.01) is None
     await ask(queue, "a", 0)
@@ -364,7 +364,7 @@ async def test_ticket_of_a_reported_worker_is_free_at_once(
     queue: JobQueue, leases: JobLeases, redis: Redis, keys: RedisKeys
 ) -> None:
     await ask(queue, "b", 0)
-    assert await leases._read_entry(1.0) is not None
+    assert await leases.read_entry(1.0) is not None
     assert await Scripts(redis, keys.prefix).run("report_end", "worker-a", "own", 600_000) == 1
     other = leases_of(redis, keys, "worker-b")
     delivery = await other.take_over(lease_s=600, may_be_suspect=False)

@@ -106,7 +106,7 @@ class History:
 
     async def die(self, worker: str) -> None:
         """A worker reads an entry, and ends before it has a job for it."""
-        await self.leases[worker]._read_entry(0.001)
+        await self.leases[worker].read_entry(0.001)
 
     async def answer(self, number: int) -> None:
         if self.deliveries:

@@ -66,7 +66,7 @@ async def test_requests_that_are_coming_in_hold_no_stream(
             )
             writer.write(head.encode())
             writers.append(writer)
-        await until(lambda: len(api.api.streams._taken) == 3)
+        await until(lambda: len(api.api.streams.taken) == 3)
         await answer(api, worker, video_id)
         for writer in writers:
             writer.close()

@@ -10,6 +10,7 @@ import openai
 import pytest
 from openai import AsyncOpenAI
 from PIL import Image
+from redis.asyncio import Redis
 
 from dycoke_core.video import VideoFrames
 from tests.integration.api import (
@@ -85,7 +86,7 @@ async def test_content_comes_by_range(path: str, api: RunningApi, client: AsyncO
     assert whole.headers["x-content-type-options"] == "nosniff"
     beyond = await api.client.get(url, headers={"Range": f"bytes={len(CLIP)}-"})
     assert beyond.status_code == 416
-    await until(lambda: api.api.streams._num_open == 0)
+    await until(lambda: api.api.streams.num_open == 0)
 
 
 @pytest.mark.parametrize(
@@ -119,6 +120,7 @@ async def test_a_video_expires_with_all_that_is_kept_of_it(
     api: RunningApi,
     worker: ScriptedWorker,
     client: AsyncOpenAI,
+    redis: Redis,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
@@ -128,8 +130,7 @@ async def test_a_video_expires_with_all_that_is_kept_of_it(
     answering = asyncio.create_task(worker.answer(1))
     await client.chat.completions.create(model=MODEL, messages=about(file.id))
     await answering
-    frames = api.api.jobs.queue._redis
-    assert await frames.keys(f"{api.settings.redis_prefix}:frames:*")
+    assert await redis.keys(f"{api.settings.redis_prefix}:frames:*")
     video = await api.client.post(
         "/v1/videos", files={"video": CLIP}, data={"expires_after": "7200"}
     )
@@ -144,8 +145,8 @@ async def test_a_video_expires_with_all_that_is_kept_of_it(
         await client.chat.completions.create(model=MODEL, messages=about(file.id))
     await api.api.uploads.expire()
     assert not list((tmp_path / "videos").glob("vid_*"))
-    assert not await frames.keys(f"{api.settings.redis_prefix}:frames:*")
-    assert await frames.xlen(f"{api.settings.redis_prefix}:forgettings") == 1  # for workers
+    assert not await redis.keys(f"{api.settings.redis_prefix}:frames:*")
+    assert await redis.xlen(f"{api.settings.redis_prefix}:forgettings") == 1  # for workers
 
 
 async def test_models_have_what_clients_read(
@@ -163,7 +164,7 @@ async def test_models_have_what_clients_read(
 
 
 async def test_a_frame_is_what_the_model_saw(
-    api: RunningApi, worker: ScriptedWorker, client: AsyncOpenAI
+    api: RunningApi, worker: ScriptedWorker, client: AsyncOpenAI, redis: Redis
 ) -> None:
     file = await create(client)
     read = api.readers.read
@@ -196,7 +197,7 @@ async def test_a_frame_is_what_the_model_saw(
         (f"/v1/videos/vid_{'0' * 64}/frames/5", {"job_id": job_id}, 404),
     ):
         assert (await api.client.get(path, params=params)).status_code == status
-    redis, prefix = api.api.jobs.queue._redis, api.settings.redis_prefix
+    prefix = api.settings.redis_prefix
     await redis.delete(*await redis.keys(f"{prefix}:frames:*"))
     gone = await api.client.get(url, params={"job_id": job_id})
     assert (gone.status_code, gone.json()["code"]) == (404, "video_not_found")

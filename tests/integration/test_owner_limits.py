@@ -95,33 +95,39 @@ async def test_a_key_has_so_many_waiting_jobs(queue: JobQueue, leases: JobLeases
     await refusal(queue, one)
 
 
-async def done(queue: JobQueue, leases: JobLeases, redis: Redis) -> None:
+async def done(queue: JobQueue, leases: JobLeases, redis: Redis, keys: RedisKeys) -> None:
     delivery = await take(leases)
     await leases.append([Append(delivery, [token(0)], receipt(delivery, 1))])
 
 
-async def failed(queue: JobQueue, leases: JobLeases, redis: Redis) -> None:
+async def failed(queue: JobQueue, leases: JobLeases, redis: Redis, keys: RedisKeys) -> None:
     delivery = await take(leases)
     error = ErrorEvent(code="x", message="x", retryable=False, job_id="a")
     await leases.append([Append(delivery, [], error)])
 
 
-async def cancelled_while_it_waits(queue: JobQueue, leases: JobLeases, redis: Redis) -> None:
+async def cancelled_while_it_waits(
+    queue: JobQueue, leases: JobLeases, redis: Redis, keys: RedisKeys
+) -> None:
     await queue.end("a", JobState.CANCELLED, cancelled("a"))
 
 
-async def cancelled_while_it_runs(queue: JobQueue, leases: JobLeases, redis: Redis) -> None:
+async def cancelled_while_it_runs(
+    queue: JobQueue, leases: JobLeases, redis: Redis, keys: RedisKeys
+) -> None:
     await take(leases)
     await queue.end("a", JobState.CANCELLED, cancelled("a"))
 
 
-async def expired(queue: JobQueue, leases: JobLeases, redis: Redis) -> None:
-    await redis.zadd(queue._keys.live, {"a": 1})
+async def expired(queue: JobQueue, leases: JobLeases, redis: Redis, keys: RedisKeys) -> None:
+    await redis.zadd(keys.live, {"a": 1})
     assert (await queue.sweep()).overdue == ("a",)
 
 
-async def lost_with_its_workers(queue: JobQueue, leases: JobLeases, redis: Redis) -> None:
-    other = leases_of(redis, queue._keys, "worker-b")
+async def lost_with_its_workers(
+    queue: JobQueue, leases: JobLeases, redis: Redis, keys: RedisKeys
+) -> None:
+    other = leases_of(redis, keys, "worker-b")
     assert await leases.enter(await take(leases))
     assert await other.enter(await take_over(other))
     async with asyncio.timeout(20):
@@ -147,7 +153,7 @@ async def test_every_end_lets_the_next_job_in(
     one = allowance(max_jobs=1, max_queued_jobs=1)
     await post(queue, "a", one)
     await refusal(queue, one)
-    await end(queue, leases, redis)  # type: ignore[operator]
+    await end(queue, leases, redis, keys)  # type: ignore[operator]
     await post(queue, "b", one)
     await queue.end("b", JobState.CANCELLED, cancelled("b"))
     assert not await redis.exists(keys.owner_jobs(OWNER))
@@ -249,7 +255,7 @@ async def test_what_was_really_used_is_what_counts(
 ) -> None:
     await post(queue, "a", allowance(prompt=100, answer=5000, tokens_per_minute=6000))
     assert await level(redis, keys) == 900
-    await end(queue, leases, redis)  # type: ignore[operator]
+    await end(queue, leases, redis, keys)  # type: ignore[operator]
     async with asyncio.timeout(20):
         while used == 0 and await level(redis, keys) is not None:
             await asyncio.sleep(0.01)  # a full bucket is no key

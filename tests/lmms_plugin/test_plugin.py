@@ -51,7 +51,7 @@ def expected_answers(
             sequence_id="a",
             messages=(ChatMessage("user", doc["question"]),),
             frames=video.pixels,
-            timing=FrameTiming.shown_at(video.timestamps_s),
+            timing=FrameTiming.shown_at(video.timestamps_s, video.shown_s),
             sampling=SamplingParams(max_tokens=MAX_TOKENS),
             compression=CompressionConfig.parse(compression),
         )

@@ -136,7 +136,7 @@ def test_a_section_that_never_ends_is_interrupted(tmp_path: Path) -> None:
         while True:
             pass
 
-    with pytest.raises(runner.SectionTimeout), runner._interrupted_after(0.05):
+    with pytest.raises(runner.SectionTimeout), runner.interrupted_after(0.05):
         hang(kit_at(tmp_path))
 
 
@@ -307,5 +307,5 @@ def test_a_test_process_that_hangs_is_killed_and_leaves_the_others_outcomes(
     (tmp_path / "hung.py").write_text("import time\ndef test_it(): time.sleep(600)\n")
     monkeypatch.setattr(suite, "ROOT", tmp_path)
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
-    assert suite._run_all(["quick.py", "hung.py"], tmp_path, 10) == {"quick.py": 1, "hung.py": None}
+    assert suite.run_all(["quick.py", "hung.py"], tmp_path, 10) == {"quick.py": 1, "hung.py": None}
     assert suite.outcomes((tmp_path / "quick.log").read_text()) == {"failed": 1, "passed": 1}

@@ -35,6 +35,6 @@ def test_whole_frames_are_read_as_well(tmp_path: Path, small: None) -> None:
 def test_ratios_are_of_the_same_turn() -> None:
     seen = {name: [Cost(1.0, 2.0), Cost(4.0, 2.0), Cost(10.0, 2.0)] for name in CONTENDERS}
     seen["reader"] = [Cost(0.5, 1.0), Cost(8.0, 1.0), Cost(5.0, 1.0)]
-    row = reading._row(10, 2, "reader", seen)
+    row = reading.row_of(10, 2, "reader", seen)
     assert (row["wall_s"], row["wall_ratio"], row["cpu_ratio"]) == (5.0, 0.5, 0.5)
     assert "reader" in reading.table([row])

@@ -85,8 +85,8 @@ def test_a_run_whose_generator_stood_still_is_repeated_a_few_times(
     )
     options = Namespace(users=[1], duration=1.0, num_frames=8, seed=1)
     comparison = compare.Comparison(options, RunningService("http://nowhere", tmp_path), tmp_path)
-    assert comparison._run("full", users=1).max_stall_s == 0.1
-    assert comparison._run("full", users=1).max_stall_s == 3.0
+    assert comparison.run_one("full", users=1).max_stall_s == 0.1
+    assert comparison.run_one("full", users=1).max_stall_s == 3.0
     assert next(stalls, None) is None
 
 

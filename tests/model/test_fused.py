@@ -120,7 +120,7 @@ def test_a_decode_step_reads_from_the_pool_what_the_prefill_stored(model: LlavaO
 @torch.inference_mode()
 def test_a_layer_takes_ten_launches(model: LlavaOnevision) -> None:
     decoder = fused(model)
-    kernels = decoder._kernels
+    kernels = decoder.kernels
     assert isinstance(kernels, PlainKernels)
     pool, slots = new_pool(model, 2)
     cos, sin = decoder.rotary(torch.arange(2)[None])
@@ -167,7 +167,7 @@ def test_merged_weights_are_held_once_and_transformers_reads_them(model: LlavaOn
     decoder = fused(model)
     assert memory_of(module) == held
     assert [name for name, _ in module.named_parameters()] == names
-    layer, attention = decoder._layers[0], language_model(model).layers[0].self_attn
+    layer, attention = decoder.layers[0], language_model(model).layers[0].self_attn
     assert attention.q_proj.weight.data_ptr() == layer.qkv.weight.data_ptr()
     offset = attention.q_proj.weight.nbytes + attention.k_proj.weight.nbytes
     assert attention.v_proj.weight.data_ptr() == layer.qkv.weight.data_ptr() + offset
@@ -180,7 +180,7 @@ def test_merged_weights_are_held_once_and_transformers_reads_them(model: LlavaOn
 
 def test_a_second_decoder_of_a_model_shares_the_merged_weights(model: LlavaOnevision) -> None:
     first, second = fused(model), fused(model)
-    for one, other in zip(first._layers, second._layers, strict=True):
+    for one, other in zip(first.layers, second.layers, strict=True):
         assert one.qkv.weight.data_ptr() == other.qkv.weight.data_ptr()
         assert one.gate_up.weight.data_ptr() == other.gate_up.weight.data_ptr()
         assert torch.equal(one.qkv.weight, other.qkv.weight)

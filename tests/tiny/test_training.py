@@ -224,7 +224,7 @@ def test_an_answer_counts_by_its_familys_weight() -> None:
     present = {ASKED[i] for block in batch.blocks for i in block.families.flatten().tolist()}
 
     def loss(weights: dict[str, float]) -> float:
-        return float(stage._answer_loss(batch, hidden, weights)[0].detach())
+        return float(stage.answer_loss(batch, hidden, weights)[0].detach())
 
     def number(family: str) -> int:
         place = ASKED.index(family)

@@ -1,18 +1,10 @@
-import ast
-import math
-from collections.abc import Callable
-from importlib.util import find_spec
-from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
-
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dycoke_core.video.sampling import frames_in_clip, sample_indices
+from dycoke_core.video.sampling import frames_in_clip, sample_indices, shown_s
+from tests.qwen_sampling import sample_qwen2_vl, sample_qwen3_vl
 
 
 @given(total=st.integers(1, 100_000), num_frames=st.integers(1, 256))
@@ -39,37 +31,6 @@ def test_frames_of_a_shorter_clip_are_repeated() -> None:
     assert sample_indices(range(3), 7) == (0, 0, 0, 1, 1, 1, 2)
     assert sample_indices(range(3), 7, "nearest") == (0, 0, 1, 1, 1, 2, 2)
     assert sample_indices(range(3), 7, "starts") == (0, 0, 0, 1, 1, 2, 2)
-
-
-def sample_frames_of(family: str) -> Callable[[int, int], list[int]]:
-    """A processor's rule for a number of frames, from its source: its module needs torchvision."""
-    spec = find_spec(f"transformers.models.{family}.video_processing_{family}")
-    assert spec is not None and spec.origin is not None
-    tree = ast.parse(Path(spec.origin).read_text())
-    (rule,) = (
-        node
-        for node in ast.walk(tree)
-        if isinstance(node, ast.FunctionDef) and node.name == "sample_frames"
-    )
-    for argument in (*rule.args.args, *filter(None, [rule.args.kwarg])):
-        argument.annotation = None  # which names more classes
-    names: dict[str, Any] = {"np": np, "torch": torch, "math": math}
-    exec(compile(ast.Module([rule], []), spec.origin, "exec"), names)
-    processor = SimpleNamespace(
-        num_frames=None, fps=None, temporal_patch_size=2, min_frames=4, max_frames=768
-    )
-
-    def sample(total: int, num_frames: int) -> list[int]:
-        metadata = SimpleNamespace(total_num_frames=total, fps=25.0)
-        return [
-            int(index)
-            for index in names["sample_frames"](processor, metadata, num_frames=num_frames)
-        ]
-
-    return sample
-
-
-sample_qwen2_vl, sample_qwen3_vl = (sample_frames_of(f"qwen{n}_vl") for n in (2, 3))
 
 
 @settings(deadline=None)
@@ -113,3 +74,12 @@ def test_a_clip_runs_from_the_frame_on_screen_to_the_last_before_its_end(
     start_s: float | None, end_s: float | None, clip: range
 ) -> None:
     assert frames_in_clip(_TIMES, 2.0, start_s, end_s) == clip
+
+
+@pytest.mark.parametrize(
+    ("clip", "shown"), [(range(4), 2.0), (range(1, 3), 1.0), (range(3, 4), 0.5), (range(0), 0.0)]
+)
+def test_a_clip_is_shown_from_its_first_frame_to_where_its_last_one_ends(
+    clip: range, shown: float
+) -> None:
+    assert shown_s(_TIMES, 2.0, clip) == shown

@@ -80,9 +80,13 @@ async def test_readers_at_work_share_the_cores(
     by_threads: dict[int, FrameReaders], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     readers = by_threads[4]
-    with readers._threads() as first, readers._threads() as second, readers._threads() as third:
+    with (
+        readers.decoding_threads() as first,
+        readers.decoding_threads() as second,
+        readers.decoding_threads() as third,
+    ):
         assert (first, second, third) == (4, 2, 1)
-    with readers._threads() as alone:
+    with readers.decoding_threads() as alone:
         assert alone == 4
 
 

@@ -23,10 +23,10 @@ class StreamSlots:
     def __init__(self, max_streams: int, row: ProcessRow, metrics: ApiMetrics) -> None:
         self._max_streams = max_streams
         self._row = row
-        self._taken: set[StreamSlot] = set()
+        self.taken: set[StreamSlot] = set()
         self._none_taken = asyncio.Event()
         self._none_taken.set()
-        self._num_open = 0
+        self.num_open = 0
         self._metrics = metrics
 
     def take(self, request: Request, owner: str) -> "StreamSlot":
@@ -37,7 +37,7 @@ class StreamSlots:
         Raises: TooManyStreamsError.
         """
         slot = StreamSlot(self, client_of(request.scope, owner))
-        self._taken.add(slot)
+        self.taken.add(slot)
         self._none_taken.clear()
         try:
             if (body := body_of(request.scope)) is None:
@@ -52,7 +52,7 @@ class StreamSlots:
 
     def open(self, slot: "StreamSlot") -> None:
         """Counts it, unless it has been given back. Raises: TooManyStreamsError."""
-        if slot not in self._taken:
+        if slot not in self.taken:
             return
         self._count(slot.client, 1)  # first, so that the others see it
         try:
@@ -64,12 +64,12 @@ class StreamSlots:
 
     def give_back(self, slot: "StreamSlot") -> None:
         """May be called more than once."""
-        if slot not in self._taken:
+        if slot not in self.taken:
             return
-        self._taken.remove(slot)
+        self.taken.remove(slot)
         if slot.is_open:
             self._count(slot.client, -1)
-        if not self._taken:
+        if not self.taken:
             self._none_taken.set()
 
     async def wait_until_none(self) -> None:
@@ -86,9 +86,9 @@ class StreamSlots:
             raise TooManyStreamsError("this client, or this server, has too many open answers")
 
     def _count(self, client: str, change: int) -> None:
-        self._num_open += change
+        self.num_open += change
         self._row.add_stream(client, change)
-        self._metrics.set_open_streams(self._num_open)
+        self._metrics.set_open_streams(self.num_open)
 
 
 class StreamSlot:

@@ -15,7 +15,6 @@ from app.api.openai.media import BodyMedia, MediaFinder
 from app.api.openai.messages import Conversation, VideoPart, parse_messages
 from app.api.openai.rendering import StreamOptions
 from app.api.openai.sampling import (
-    DEFAULT_FRAMES,
     count_frames,
     limit_pixels,
     parse_aliases,
@@ -23,6 +22,7 @@ from app.api.openai.sampling import (
 )
 from app.api.openai.streamed_json import StreamedJson, base64_size
 from app.api.post.chat_intake import TakenIn
+from app.api.post.frames_by_rate import DEFAULT_FRAMES
 from app.api.post.intake import JSON, parse_object, read_body
 from app.api.post.job_request import Extras, check_fields
 from app.api.post.multipart import MAX_TEXT_BYTES
@@ -216,10 +216,12 @@ class CompletionIntake:
         probe = lease.video.probe
         if part.start_s and probe.duration_s is not None and part.start_s >= probe.duration_s:
             raise wrong(f"{part.param}.start_s", f"the video ends at {probe.duration_s:.3f} s")
-        num_frames, count_warnings = count_frames(part, probe, self._settings.max_frames)
+        num_frames, count_warnings = count_frames(part, probe, card, self._settings.max_frames)
         max_pixels, pixel_warnings = limit_pixels(part, card, self._settings.max_frame_pixels)
         warnings += count_warnings + pixel_warnings
-        return chat.model_copy(update={"num_frames": num_frames, "max_pixels": max_pixels})
+        return chat.model_copy(
+            update={"num_frames": num_frames, "fps": part.fps, "max_pixels": max_pixels}
+        )
 
 
 @dataclass(frozen=True, slots=True)

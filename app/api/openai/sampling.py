@@ -5,19 +5,17 @@ What a part itself says is taken or refused. The aliases of other servers are cl
 ceilings, and what was not honoured is said in warnings.
 """
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any
 
 from app.api.openai.fields import unknown, wrong
 from app.api.openai.messages import VideoPart, is_count, is_number
+from app.api.post.frames_by_rate import DEFAULT_FRAMES, count_by_rate
 from app.messages import ModelCard
 from dycoke_core.video import Container, VideoProbe
 from dycoke_core.video.sampling import frames_in_clip
 
-DEFAULT_FRAMES = 32
 _ALIASES = ("fps", "num_frames", "max_pixels")
-_ROUNDING = 1e-6  # of a frame: 10 s at 2 fps are 20 frames, whatever the container's clock
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,29 +96,22 @@ def limit_pixels(
     return wanted, []
 
 
-def count_frames(part: VideoPart, probe: VideoProbe, max_frames: int) -> tuple[int, list[str]]:
+def count_frames(
+    part: VideoPart, probe: VideoProbe, card: ModelCard, max_frames: int
+) -> tuple[int, list[str]]:
     """How many frames to take, at most `max_frames`, and warnings.
 
     With both a rate and a number, the number is the most.
     """
     most = min(part.num_frames or max_frames, part.max_frames or max_frames, max_frames)
-    if part.fps is None and probe.container == Container.FRAMES:
+    if part.fps is not None:
+        clip = (part.start_s, part.end_s)
+        return count_by_rate(
+            part.fps, probe, card, clip=clip, num_frames=part.num_frames, most=most
+        )
+    if probe.container == Container.FRAMES:
         return _count_listed(part, probe, most)
-    if part.fps is None:
-        return min(part.num_frames or DEFAULT_FRAMES, most), []
-    if probe.duration_s is None:
-        warning = f"fps {part.fps:g}: the container does not say how long the video is"
-        return min(part.num_frames or DEFAULT_FRAMES, most), [warning]
-    end_s = min(part.end_s or probe.duration_s, probe.duration_s)
-    clip_s = max(end_s - (part.start_s or 0.0), 0.0)
-    fps, warnings = part.fps, []
-    if probe.fps is not None and fps > probe.fps:
-        fps = probe.fps
-        warnings.append(f"fps {part.fps:g}: the video has {fps:g}")
-    wanted = max(1, math.floor(clip_s * fps + _ROUNDING))
-    if wanted > most:
-        warnings.append(f"fps {part.fps:g}: {wanted} frames wanted, {most} are the most")
-    return min(wanted, most), warnings
+    return min(part.num_frames or DEFAULT_FRAMES, most), []
 
 
 def _count_listed(part: VideoPart, probe: VideoProbe, most: int) -> tuple[int, list[str]]:

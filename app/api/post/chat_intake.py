@@ -3,13 +3,14 @@ intake of any surface returns.
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from starlette.requests import Request
 
 from app.api.compressions import Compressions
 from app.api.connection.disconnect import unless_disconnected
+from app.api.post.frames_by_rate import count_by_rate
 from app.api.post.intake import (
     JSON,
     MULTIPART,
@@ -76,13 +77,29 @@ class ChatIntake:
             lease, probe_s = await unless_disconnected(
                 request.receive, self._uploads.store(upload, principal)
             )
-            return TakenIn(fields, card, lease, upload_s, probe_s)
+            return self._at_rate(TakenIn(fields, card, lease, upload_s, probe_s))
 
     async def _find_video(self, fields: ChatFields, card: ModelCard, owner: str) -> TakenIn:
         """As short as a look at the disk: a client that leaves meanwhile is noticed after it."""
         assert fields.video_id is not None
         lease = await self._uploads.find(fields.video_id, owner)
-        return TakenIn(fields, card, lease, upload_s=0.0, probe_s=0.0)
+        return self._at_rate(TakenIn(fields, card, lease, upload_s=0.0, probe_s=0.0))
+
+    def _at_rate(self, taken: TakenIn) -> TakenIn:
+        """With the number of frames that `fps` makes of the video, if it is given."""
+        fields, lease = taken.fields, taken.lease
+        if fields.fps is None or lease is None:
+            return taken
+        num_frames, warnings = count_by_rate(
+            fields.fps,
+            lease.video.probe,
+            taken.card,
+            clip=(fields.start_s, fields.end_s),
+            num_frames=fields.most_frames,
+            most=fields.most_frames or self._settings.max_frames,
+        )
+        fields = fields.model_copy(update={"num_frames": num_frames})
+        return replace(taken, fields=fields, extras=Extras(warnings=tuple(warnings)))
 
     def _check(self, fields: ChatFields, models: dict[str, ModelCard]) -> ModelCard:
         return check_fields(fields, models, self._settings, self._compressions)

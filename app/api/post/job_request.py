@@ -95,7 +95,7 @@ def make_job_request(
         video_id=None if wanted is None else wanted.video_id,
         messages=fields.turns(),
         video_turn=extras.video_turn,
-        frames_wanted=None if wanted is None else frames_wanted(wanted.spec, card),
+        frames_wanted=None if wanted is None else frames_wanted(wanted.spec, card, fields.fps),
         max_tokens=fields.max_tokens,
         temperature=fields.temperature,
         top_p=fields.top_p,
@@ -157,6 +157,8 @@ def make_idempotency(
     # As releases without these fields say it.
     if fields.max_pixels is None:
         del said["max_pixels"]
+    if fields.fps is None:
+        del said["fps"]
     if fields.sampling == "uniform":
         del said["sampling"]
     if not fields.kept_mask:

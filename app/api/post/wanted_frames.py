@@ -113,8 +113,12 @@ def wanted_spec(request: JobRequest) -> FrameSpec | None:
     )
 
 
-def frames_wanted(spec: FrameSpec, card: ModelCard) -> FramesWanted:
-    """As a job's request says it; `wanted_spec` reads it."""
+def frames_wanted(spec: FrameSpec, card: ModelCard, fps: float | None = None) -> FramesWanted:
+    """As a job's request says it; `wanted_spec` reads it.
+
+    Args:
+        fps: by which their number was counted.
+    """
     limits = spec.image_size if isinstance(spec.image_size, PixelLimits) else None
     return FramesWanted(
         num_frames=spec.num_frames,
@@ -124,6 +128,7 @@ def frames_wanted(spec: FrameSpec, card: ModelCard) -> FramesWanted:
         end_s=spec.end_s,
         sampling=spec.sampling,
         spread=spec.spread,
+        fps=fps,
         resizing=spec.resizing,
     )
 
@@ -158,6 +163,7 @@ def with_frames(
         sampling=spec.sampling,
         start_s=spec.start_s,
         end_s=spec.end_s,
+        fps=None if request.frames_wanted is None else request.frames_wanted.fps,
         is_cached=is_cached,
     )
     return request.model_copy(

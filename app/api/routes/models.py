@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from app.api.context import Api, ApiDep, PrincipalDep
 from app.api.openapi import OPENAI_ERRORS
 from app.errors import ModelNotFoundError
-from app.messages import FrameLimits
+from app.messages import FrameLimits, FrameRate
 from dycoke_core.auto import AUTO, AUTO_PARAMETERS
 from dycoke_core.config import POLICY_PARAMETERS
 from dycoke_core.model_frames import Resizing, Spread
@@ -31,6 +31,7 @@ class ModelResource(BaseModel):
     image_size: int  # pixels, of square frames
     frame_limits: FrameLimits | None  # of frames that keep their shape; null: all are square
     frame_spread: Spread  # which frames of a clip are read
+    frame_rate: FrameRate | None  # how many `fps` makes; null: length times rate, rounded down
     frame_resizing: Resizing  # how they come to their size
     tokens_per_frame: int  # of square ones: of `frames_per_unit` of them together
     frames_per_unit: int
@@ -87,6 +88,7 @@ async def _models(api: Api) -> list[ModelResource]:
             image_size=card.image_size,
             frame_limits=card.frame_limits,
             frame_spread=card.frame_spread,
+            frame_rate=card.frame_rate,
             frame_resizing=card.frame_resizing,
             tokens_per_frame=card.tokens_per_frame,
             frames_per_unit=card.frames_per_unit,

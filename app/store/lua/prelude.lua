@@ -15,7 +15,7 @@ local MAX_HELD = 10000 -- more than a worker ever has pending
 local PROBATION_TOKENS = 16 -- that a suspect makes alone before others may join it
 local DAY_MS = 24 * 3600 * 1000
 local MAX_ARRIVALS = 32 -- of which the rate of arrivals is the mean
-local LAST_ARRIVALS = 8 -- that show a burst first; `app/store/queue_line.py` has it too
+local LAST_ARRIVALS = 8 -- that show a burst first; `app/store/queue_snapshot.py` has it too
 local MAX_LINE = 64 -- waiting jobs that a worker hears of
 local USAGE_DAYS = 92 -- that usage is kept
 local FINAL = {done = true, error = true, cancelled = true}
@@ -249,10 +249,10 @@ local function num_workers_of(model)
   return number
 end
 
--- The queue as `QueueLine.read` takes it, in words: now, the number of workers, the number of
+-- The queue as `QueueSnapshot.read` takes it, in words: now, the number of workers, the number of
 -- arrivals, the times of the first and of the first of the last ones, and when each of the oldest
 -- jobs was queued. Times are in ms.
-local function queue_line(model)
+local function queue_snapshot(model)
   local arrivals = arrivals_key(model)
   local words = {now_ms(), num_workers_of(model), redis.call('LLEN', arrivals),
     redis.call('LINDEX', arrivals, -1) or now_ms(),
@@ -274,7 +274,7 @@ local function delivery(job_id)
     'choice', 'was_set_aside', 'model')
   local model, request = table.remove(reply), reply[3]
   table.insert(reply, 1, job_id)
-  reply[#reply + 1] = is_auto(request) and queue_line(model) or ''
+  reply[#reply + 1] = is_auto(request) and queue_snapshot(model) or ''
   return reply
 end
 

@@ -74,7 +74,7 @@ _summary = Row(
         ),
         number(
             "FLOPs saved in the time shown",
-            "Exactly counted, from the receipts.",
+            "Counted exactly, from the receipts; windows of Gemma 3 as if they were full.",
             "none",
             f"sum(increase(dycoke_flops_total{_kind('full')}[$__range])) - "
             f"sum(increase(dycoke_flops_total{_kind('actual')}[$__range]))",

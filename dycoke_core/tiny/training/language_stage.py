@@ -199,7 +199,7 @@ class LanguageStage:
                 [embed(block.ids) for block in batch.blocks],
                 tap_layer=TAP_LAYER,
             )
-        loss, figures = self._answer_loss(batch, hidden, weights)
+        loss, figures = self.answer_loss(batch, hidden, weights)
         tapped = tapped[:, before.shape[1] : -1].float()
         labels = {name: v.flatten(1, 2)[:, kept] for name, v in batch.history.items()}
         terms = self._head_losses(tapped, labels)
@@ -219,7 +219,7 @@ class LanguageStage:
             terms[name] = 4 * F.smooth_l1_loss(said[known], measured[known], beta=0.3)
         return terms
 
-    def _answer_loss(
+    def answer_loss(
         self, batch: VideoBatch, hidden: list[Tensor], weights: Mapping[str, float]
     ) -> tuple[Tensor, dict[str, float]]:
         """Cross-entropy of answer tokens, summed per answer; the weighted mean over answers."""

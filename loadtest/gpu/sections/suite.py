@@ -27,7 +27,7 @@ def run_tests(kit: Kit) -> None:
     """Runs the tests. Raises RuntimeError if one failed or none ran on a GPU."""
     targets = ["tests/gpu"] if kit.is_dry else test_files()
     with tempfile.TemporaryDirectory() as directory:
-        codes = _run_all(targets, Path(directory), max(kit.seconds_left, 20.0))
+        codes = run_all(targets, Path(directory), max(kit.seconds_left, 20.0))
         texts = {target: _log(Path(directory), target).read_text() for target in targets}
     log = kit.report.directory / "gpu-tests.log"
     log.write_text("\n".join(f"--- {target}\n{text}" for target, text in texts.items()))
@@ -56,7 +56,7 @@ def test_files() -> list[str]:
     return [str(path.relative_to(ROOT)) for path in files]
 
 
-def _run_all(targets: list[str], logs: Path, seconds: float) -> dict[str, int | None]:
+def run_all(targets: list[str], logs: Path, seconds: float) -> dict[str, int | None]:
     """Exit statuses; None: killed after `seconds`."""
     ends_at = time.monotonic() + seconds
     running = {}

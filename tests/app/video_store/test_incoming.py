@@ -35,7 +35,7 @@ async def test_upload_over_the_cap_is_refused_when_it_passes_it(tmp_path: Path) 
             await upload.write(bytes(8 * KIB))
             await upload.write(b"x")
     assert files(tmp_path) == set()
-    assert store._room.used_bytes == 0
+    assert store.room.used_bytes == 0
 
 
 async def test_abandoned_upload_leaves_nothing(tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ async def test_abandoned_upload_leaves_nothing(tmp_path: Path) -> None:
             await upload.finish()
             raise RuntimeError
     assert files(tmp_path) == set()
-    assert store._room.used_bytes == 0
+    assert store.room.used_bytes == 0
 
 
 async def test_cancelled_upload_leaves_nothing(
@@ -67,7 +67,7 @@ async def test_cancelled_upload_leaves_nothing(
         with pytest.raises(asyncio.CancelledError):
             await task
         assert files(tmp_path) == set()
-        assert store._room.used_bytes == 0
+        assert store.room.used_bytes == 0
 
 
 async def test_bytes_come_in_while_those_before_are_written(
@@ -127,7 +127,7 @@ async def test_upload_given_up_in_mid_write_closes_its_file_after_that(
         await task
     assert written == [b"abcd"]
     assert files(tmp_path) == set()
-    assert store._room.used_bytes == 0
+    assert store.room.used_bytes == 0
 
 
 # --- what an upload may displace, and when ---
@@ -147,7 +147,7 @@ async def test_upload_displaces_nothing_until_it_is_committed(tmp_path: Path) ->
         (await store.commit(upload, video_id, PROBE, OWNER)).release()
         assert incoming_bytes() == 0
     assert files(tmp_path) == {video_id, f"{video_id}.json"}
-    assert store._room.used_bytes == 8 * KIB and store._room.num_videos == 1
+    assert store.room.used_bytes == 8 * KIB and store.room.num_videos == 1
 
 
 async def test_uploads_under_way_have_a_budget_of_their_own(
@@ -167,7 +167,7 @@ async def test_uploads_under_way_have_a_budget_of_their_own(
         (await here.commit(first, await first.finish(), PROBE, OWNER)).release()
         assert process_table.incoming_bytes() == 5 * KIB, "what is stored comes in no longer"
     assert process_table.incoming_bytes() == 0
-    assert here._room.used_bytes == 5 * KIB
+    assert here.room.used_bytes == 5 * KIB
 
 
 async def test_one_owner_leaves_half_of_the_room_to_others_in_all_processes(
@@ -215,7 +215,7 @@ async def test_full_disk_is_said_as_such(tmp_path: Path, monkeypatch: pytest.Mon
         with pytest.raises(VideoStoreFullError):
             await upload.finish()
     monkeypatch.undo()
-    assert store._room.used_bytes == 0
+    assert store.room.used_bytes == 0
 
 
 async def test_disk_that_fills_with_the_reference_is_said_as_such(
@@ -234,4 +234,4 @@ async def test_disk_that_fills_with_the_reference_is_said_as_such(
             await store.commit(upload, video_id, PROBE, OWNER)
         monkeypatch.undo()
     assert files(tmp_path) == set()
-    assert store._room.used_bytes == 0 and store._room.num_videos == 0
+    assert store.room.used_bytes == 0 and store.room.num_videos == 0

@@ -73,7 +73,7 @@ async def test_owners_see_their_own_uploads_and_nothing_else(tmp_path: Path) -> 
     second = await store.find(video_id, OTHER)
     assert second.created_at_s > first.created_at_s
     assert await store.find(video_id, OWNER) == first
-    assert store._room.used_bytes == 3, "the bytes are there once"
+    assert store.room.used_bytes == 3, "the bytes are there once"
 
 
 async def test_video_goes_with_its_last_reference(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ async def test_video_goes_with_its_last_reference(tmp_path: Path) -> None:
         assert (await store.find(video_id, OTHER)).num_bytes == 3
     await store.delete(video_id, OTHER)
     assert files(tmp_path) == set()
-    assert store._room.used_bytes == 0
+    assert store.room.used_bytes == 0
 
 
 async def test_deleted_video_is_gone_at_once_and_its_bytes_with_the_last_job(
@@ -165,4 +165,4 @@ async def test_video_larger_than_its_owners_quota_is_refused(tmp_path: Path) -> 
     with pytest.raises(UploadTooLargeError):
         await put(store, bytes(100), quota=StorageQuota(max_bytes=99))
     assert files(tmp_path) == {kept, f"{kept}.json"}
-    assert store._room.used_bytes == 3 and incoming_bytes() == 0
+    assert store.room.used_bytes == 3 and incoming_bytes() == 0

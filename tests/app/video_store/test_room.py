@@ -31,7 +31,7 @@ async def test_least_recently_used_videos_make_room(tmp_path: Path) -> None:
     with pytest.raises(VideoNotFoundError):
         await store.find(old, OWNER)
     assert {(await store.find(v, OWNER)).num_bytes for v in (older, newest)} == {4 * KIB}
-    assert store._room.used_bytes == 8 * KIB
+    assert store.room.used_bytes == 8 * KIB
 
 
 async def test_video_in_use_is_not_evicted(tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ async def test_video_in_use_is_not_evicted(tmp_path: Path) -> None:
 async def test_smaller_budget_evicts_at_start(tmp_path: Path) -> None:
     await put_and_release(await open_store(tmp_path), bytes(6 * KIB), 1.0)
     store = await open_store(tmp_path, max_bytes=KIB)
-    assert store._room.used_bytes == 0
+    assert store.room.used_bytes == 0
     assert files(tmp_path) == set()
 
 
@@ -66,14 +66,14 @@ async def test_budget_holds_for_processes_that_share_the_directory(
     held = await put(here, b"a" * (6 * KIB))
     with pytest.raises(VideoStoreFullError):
         await put(there, b"b" * (5 * KIB))
-    assert here._room.used_bytes == there._room.used_bytes == 6 * KIB
+    assert here.room.used_bytes == there.room.used_bytes == 6 * KIB
     held.release()
     other = await put(there, b"b" * (5 * KIB))
-    assert here._room.used_bytes == there._room.used_bytes == 5 * KIB
+    assert here.room.used_bytes == there.room.used_bytes == 5 * KIB
     process_table.note_death(1)
-    assert here._room.used_bytes == 5 * KIB, "what a dead process has stored is there"
+    assert here.room.used_bytes == 5 * KIB, "what a dead process has stored is there"
     await here.tidy()
-    assert here._room.used_bytes == 5 * KIB
+    assert here.room.used_bytes == 5 * KIB
     other.release()
 
 
@@ -86,7 +86,7 @@ async def test_store_holds_so_many_videos(tmp_path: Path) -> None:
     ]
     assert files(tmp_path) == {second, third, f"{second}.json", f"{third}.json"}
     (await put(store, b"c", OTHER)).release()
-    assert store._room.num_videos == 2, "the same bytes are one video"
+    assert store.room.num_videos == 2, "the same bytes are one video"
     reopened = await open_store(tmp_path, max_videos=1)
-    assert reopened._room.num_videos == 1
+    assert reopened.room.num_videos == 1
     assert files(tmp_path) == {third, f"{third}.json"}, "the one that was used last"

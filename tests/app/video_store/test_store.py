@@ -50,7 +50,7 @@ async def test_same_content_is_stored_once(tmp_path: Path) -> None:
     leases = await asyncio.gather(*(put(store, b"abc") for _ in range(5)))
     assert len({lease.video.created_at_s for lease in leases}) == 1
     assert len(files(tmp_path)) == 2
-    assert store._room.used_bytes == 3
+    assert store.room.used_bytes == 3
     for lease in leases:
         lease.release()
 
@@ -99,7 +99,7 @@ async def test_what_a_dead_process_left_is_removed(tmp_path: Path) -> None:
 async def test_videos_survive_a_restart_and_count(tmp_path: Path) -> None:
     video_id = await put_and_release(await open_store(tmp_path), bytes(6 * KIB), 1.0)
     store = await open_store(tmp_path)
-    assert store._room.used_bytes == 6 * KIB
+    assert store.room.used_bytes == 6 * KIB
     assert (await store.find(video_id, OWNER)).probe == PROBE
 
 
@@ -125,14 +125,14 @@ async def test_removal_that_comes_late_spares_a_new_upload_of_the_same_content(
 
     def stall(fd: int, operation: int) -> None:
         monkeypatch.setattr(fcntl, "flock", flock)
-        store._remove(video_id)
-        store._path(video_id).write_bytes(b"abc")
+        store.remove_unused(video_id)
+        store.path_of(video_id).write_bytes(b"abc")
         flock(fd, operation)
 
     monkeypatch.setattr(fcntl, "flock", stall)
     with pytest.raises(VideoNotFoundError):
-        store._remove(video_id)
-    assert store._path(video_id).read_bytes() == b"abc"
+        store.remove_unused(video_id)
+    assert store.path_of(video_id).read_bytes() == b"abc"
 
 
 async def test_uploads_and_deletions_of_the_same_content_leave_it_whole(tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ async def test_commit_waits_for_one_in_another_process_and_not_for_ever(
         assert not commit.done()
         fcntl.flock(other_process, fcntl.LOCK_UN)
         (await commit).release()
-    assert len(files(tmp_path)) == 2 and store._room.num_videos == 1
+    assert len(files(tmp_path)) == 2 and store.room.num_videos == 1
 
 
 async def test_tidying_and_expiry_look_into_each_folder_once(

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from app.store.job_leases import Delivery
-from app.store.queue_line import QueueLine
+from app.store.queue_snapshot import QueueSnapshot
 from app.worker.choosing_line import ChoosingLine
 from app.worker.running_jobs import RunningJob
 from dycoke_core.precedence import MAX_OVERTAKES
@@ -163,7 +163,7 @@ async def test_a_turn_that_comes_while_its_job_passes_by_goes_to_the_next(
 
 
 async def test_what_waits_in_the_queue_comes_after_what_waits_here(line: ChoosingLine) -> None:
-    line.note(QueueLine.read(b"10000 2 9 2000 2000 7000 8000 9000 9500"))
+    line.note(QueueSnapshot.read(b"10000 2 9 2000 2000 7000 8000 9000 9500"))
     async with line.turn(running_job("first")):
         task = asyncio.create_task(
             take_turn(line, running_job("a", queued_at_s=time.time() - 60), [])
@@ -177,7 +177,7 @@ async def test_what_waits_in_the_queue_comes_after_what_waits_here(line: Choosin
     assert 0 < outlook.arrivals_per_s <= 8 / 8 / 2
 
 
-def taken(queued_ms: int, started_ms: int, queue: QueueLine | None = None) -> Delivery:
+def taken(queued_ms: int, started_ms: int, queue: QueueSnapshot | None = None) -> Delivery:
     delivery = running_job("taken", queued_at_s=queued_ms / 1000).delivery
     return replace(delivery, started_at_s=started_ms / 1000, queue=queue)
 
@@ -187,23 +187,23 @@ def num_waiting(line: ChoosingLine) -> int:
 
 
 def test_a_job_that_was_taken_waits_in_redis_no_more(line: ChoosingLine) -> None:
-    line.note(QueueLine.read(b"10000 1 9 2000 2000 7000 8000 9000"))
+    line.note(QueueSnapshot.read(b"10000 1 9 2000 2000 7000 8000 9000"))
     assert num_waiting(line) == 3
     line.note_taken(taken(7000, 10_100))  # of a policy that is fixed: it brings no news
     assert num_waiting(line) == 2
-    line.note(QueueLine.read(b"10050 1 9 2000 2000 7000 8000 9000 10040"))
+    line.note(QueueSnapshot.read(b"10050 1 9 2000 2000 7000 8000 9000 10040"))
     assert num_waiting(line) == 3, "that reply is of before it was taken"
-    newest = QueueLine.read(b"10300 1 9 2000 2000 9000")
+    newest = QueueSnapshot.read(b"10300 1 9 2000 2000 9000")
     line.note_taken(taken(8000, 10_300, newest))
-    line.note(QueueLine.read(b"10200 1 9 2000 2000 8000 9000"))
+    line.note(QueueSnapshot.read(b"10200 1 9 2000 2000 8000 9000"))
     assert num_waiting(line) == 1, "a reply that is overtaken says nothing new"
-    line.note(QueueLine.read(b"10400 1 9 2000 2000 7000 9000"))
+    line.note(QueueSnapshot.read(b"10400 1 9 2000 2000 7000 9000"))
     assert num_waiting(line) == 2, "another one that was queued in the same millisecond"
 
 
 def test_a_clock_that_was_set_back_is_believed(line: ChoosingLine) -> None:
-    line.note(QueueLine.read(b"100000 1 9 2000 2000 7000 8000"))
-    line.note(QueueLine.read(b"50000 1 9 2000 2000 49000"))
+    line.note(QueueSnapshot.read(b"100000 1 9 2000 2000 7000 8000"))
+    line.note(QueueSnapshot.read(b"50000 1 9 2000 2000 49000"))
     assert num_waiting(line) == 1
 
 
@@ -219,15 +219,3 @@ async def test_a_job_of_a_lost_worker_has_not_waited_since_it_was_queued(
         (waited_s,) = line.outlook(running_job("first")).waited_s
         assert waited_s < 1800
     await task
-
-
-def test_few_arrivals_have_no_rate() -> None:
-    assert QueueLine.read(b"10000 1 7 2000 10000").outlook().arrivals_per_s == 0.0
-    assert QueueLine().outlook().waited_s == ()
-
-
-def test_the_last_arrivals_are_told_beside_all_that_are_known() -> None:
-    burst = QueueLine.read(b"10000 2 32 2000 9000").outlook()
-    assert 31 / 9 / 2 < burst.arrivals_per_s <= 31 / 8 / 2
-    assert 7 / 2 / 2 < burst.last_arrivals_per_s <= 7 / 2
-    assert 1 <= burst.last_s < 2

@@ -12,7 +12,7 @@ from app.errors import StoreUnavailableError
 from app.messages import CompressionChoice
 from app.metrics import WorkerMetrics
 from app.store.job_leases import Delivery, JobLeases, NotedChoice
-from app.store.queue_line import QueueLine
+from app.store.queue_snapshot import QueueSnapshot
 from app.worker.engine_thread import EngineThread
 from app.worker.entrance import Entrance
 from app.worker.publisher import Publisher
@@ -41,7 +41,7 @@ class FakeLeases:
             self.noted.setdefault(delivery.job_id, choice)
         if self.is_away or self.loses_replies:
             raise StoreUnavailableError("away")
-        return NotedChoice(self.noted[delivery.job_id], QueueLine())
+        return NotedChoice(self.noted[delivery.job_id], QueueSnapshot())
 
 
 class FakePublisher:

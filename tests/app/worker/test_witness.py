@@ -15,7 +15,7 @@ def judge(exit_code: int, *oom_kills: int | None) -> Fate:
     """What a witness makes of an exit code, having counted these kills before and after."""
     counts = iter(oom_kills)
     witness = Witness(Settings(), "redis://nowhere", count_oom_kills=lambda: next(counts))
-    return witness._judge(0, exit_code)
+    return witness.judge(0, exit_code)
 
 
 @pytest.mark.parametrize("exit_code", [1, 66, -signal.SIGSEGV, -signal.SIGABRT, -signal.SIGBUS])
@@ -41,7 +41,7 @@ def test_a_sigkill_is_from_outside_unless_it_may_have_been_the_kernels(
 def test_two_workers_that_the_kernel_kills_together_are_both_in_doubt() -> None:
     counts = iter([0, 2, 2, 2])
     witness = Witness(Settings(), "redis://nowhere", count_oom_kills=lambda: next(counts))
-    fates = [witness._judge(child, -signal.SIGKILL) for child in (0, 1, 1)]
+    fates = [witness.judge(child, -signal.SIGKILL) for child in (0, 1, 1)]
     assert fates == [Fate.UNKNOWN, Fate.UNKNOWN, Fate.OUTSIDE]
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections import abc
 
 import pytest
 from redis.asyncio import Redis
@@ -14,7 +14,8 @@ from app.store.client import Scripts
 from app.store.job_leases import Append, Appended, JobLeases
 from app.store.keys import GROUP, RedisKeys
 from app.worker.process import CPU_RUNNING_JOBS
-from dycoke_core.sequence import SAMPLER_VERSION, TokenEvent
+from dycoke_core.frame_content import content_of
+from dycoke_core.sequence import SAMPLER_VERSION, FrameContent, Sequence, TokenEvent
 from tests.integration.fake_engine import answer
 from tests.integration.workers import (
     PATIENCE_S,
@@ -41,6 +42,25 @@ async def test_jobs_run_side_by_side_up_to_the_limit(settings: Settings, client:
         assert 1 < most <= CPU_RUNNING_JOBS
     for question, job_id in jobs.items():
         assert token_ids(await client.events(job_id)) == answer(question, 8)
+
+
+async def test_pixels_are_looked_at_before_the_engine_has_them(
+    settings: Settings, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = []
+
+    def watched(sequence: Sequence, frames_per_unit: int) -> FrameContent:
+        threads.append(threading.current_thread().name)
+        return content_of(sequence, frames_per_unit)
+
+    monkeypatch.setattr("app.worker.job_taker.content_of", watched)
+    job_id = await client.ask("why?")
+    async with running(settings) as worker:
+        await client.events(job_id)
+        (sequence,) = worker.engine.seen
+    assert sequence.frame_content is not None
+    assert len(threads) == 1
+    assert threads[0] not in ("engine", threading.main_thread().name)
 
 
 async def test_job_cancelled_while_queued_is_never_run(settings: Settings, client: Client) -> None:
@@ -179,7 +199,7 @@ async def test_what_an_attempt_left_behind_does_not_touch_the_next(
     may_append.set()
     append = JobLeases.append
 
-    async def held_append(leases: JobLeases, appends: Sequence[Append]) -> list[Appended]:
+    async def held_append(leases: JobLeases, appends: abc.Sequence[Append]) -> list[Appended]:
         await may_append.wait()
         return await append(leases, appends)
 

@@ -13,8 +13,11 @@ from pydantic_core import from_json
 
 from app.api.errors import InvalidFieldsError
 from app.api.openai.messages import parse_messages
-from app.api.openai.sampling import DEFAULT_FRAMES, count_frames, parse_aliases, with_aliases
+from app.api.openai.sampling import count_frames, parse_aliases, with_aliases
+from app.api.post.frames_by_rate import DEFAULT_FRAMES
+from app.messages import FrameRate
 from dycoke_core.video import VideoProbe
+from tests.cards import model_card
 
 MAX_FRAMES = 128
 SAMPLING = ("fps", "num_frames", "max_frames", "max_pixels", "start_s", "end_s")
@@ -31,6 +34,7 @@ def frames_of(
     aliases: dict[str, Any] | None = None,
     *,
     video: VideoProbe | None = None,
+    rate: FrameRate | None = None,
 ) -> tuple[int, list[str]]:
     """How many frames a body asks for, as the intake finds it."""
     content = [{"type": "video_url", "video_url": {"url": "vid_x", **part}}, "What?"]
@@ -38,7 +42,7 @@ def frames_of(
     assert asked is not None
     options, warnings = parse_aliases({"video": aliases or {}}, aliases)
     asked, more = with_aliases(asked, options, MAX_FRAMES)
-    number, most = count_frames(asked, video or probe(), MAX_FRAMES)
+    number, most = count_frames(asked, video or probe(), model_card(frame_rate=rate), MAX_FRAMES)
     return number, [*warnings, *more, *most]
 
 
@@ -79,6 +83,13 @@ def test_a_rate_at_the_end_of_its_range_is_counted(fps: float, number: int) -> N
     duration_s=st.none() | st.floats(0, 1e12),
     video_fps=st.none() | st.floats(1e-9, 1e9),
     num_frames=st.none() | st.integers(1, MAX_FRAMES),
+    rate=st.none()
+    | st.builds(
+        FrameRate,
+        min_frames=st.integers(1, 8),
+        max_frames=st.integers(8, 768),
+        multiple=st.integers(1, 4),
+    ),
 )
 def test_the_number_of_frames_is_always_within_bounds(
     fps: float,
@@ -87,9 +98,10 @@ def test_the_number_of_frames_is_always_within_bounds(
     duration_s: float | None,
     video_fps: float | None,
     num_frames: int | None,
+    rate: FrameRate | None,
 ) -> None:
     part = {"fps": fps, "start_s": start_s, "end_s": end_s, "num_frames": num_frames}
-    number, _ = frames_of(part, video=probe(duration_s, video_fps))
+    number, _ = frames_of(part, video=probe(duration_s, video_fps), rate=rate)
     assert 1 <= number <= (num_frames or MAX_FRAMES)
 
 

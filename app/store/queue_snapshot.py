@@ -10,7 +10,7 @@ LAST_ARRIVALS = 8  # fewer have no rate; `lua/prelude.lua` has it too
 
 
 @dataclass(frozen=True, slots=True)
-class QueueLine:
+class QueueSnapshot:
     """Times are milliseconds of Redis's clock, which jobs are known by here, but for `read_at`.
 
     Args:
@@ -31,7 +31,7 @@ class QueueLine:
 
     @classmethod
     def read(cls, words: bytes) -> Self:
-        """From what `queue_line` of `lua/prelude.lua` says, just now."""
+        """From what `queue_snapshot` of `lua/prelude.lua` says, just now."""
         now_ms, num_workers, num_arrivals, first_ms, last_ms, *queued_ms = map(int, words.split())
         num_workers = max(num_workers, 1)
         return cls(now_ms, num_workers, num_arrivals, first_ms, last_ms, tuple(queued_ms))
