@@ -202,6 +202,7 @@ class ProcessRow:
         assert 0 <= number < table.num_processes
         self.table = table
         self.number = number
+        self._has_left = False
 
     def beat(self) -> None:
         """Says that the event loop turns; to be called well within `HEARTBEAT_TIMEOUT_S`."""
@@ -212,21 +213,26 @@ class ProcessRow:
         self.table._set(self.number, _Word.IS_DRAINING, 1)
 
     def leave(self) -> None:
-        """Says that the process ends."""
+        """Says that the process ends: what it still has open counts no longer."""
+        self._has_left = True
         self.table._clear(self.number)
 
     def set_connections(self, count: int) -> None:
         self.table._set(self.number, _Word.CONNECTIONS, count)
 
     def add_stream(self, client: str, change: int) -> None:
-        self.table._add(self.number, _Word.STREAMS, change, client)
+        self._add_of_client(_Word.STREAMS, change, client)
 
     def add_stored(self, num_bytes: int, num_videos: int) -> None:
         self.table._add(self.number, _Word.STORED_BYTES, num_bytes)
         self.table._add(self.number, _Word.STORED_VIDEOS, num_videos)
 
     def add_incoming_bytes(self, client: str, num_bytes: int) -> None:
-        self.table._add(self.number, _Word.INCOMING_BYTES, num_bytes, client)
+        self._add_of_client(_Word.INCOMING_BYTES, num_bytes, client)
+
+    def _add_of_client(self, word: _Word, change: int, client: str) -> None:
+        if not self._has_left:
+            self.table._add(self.number, word, change, client)
 
 
 class Lock:

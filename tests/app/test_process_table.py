@@ -111,6 +111,19 @@ def test_stuck_process_is_not_alive(
     assert not process_table.has_other_open(0)
 
 
+def test_what_ends_after_its_process_has_left_counts_no_longer(
+    process_table: ProcessTable,
+) -> None:
+    row = process_table.take_row(0)
+    row.add_stream("a", 2)
+    row.add_incoming_bytes("a", 50)
+    row.leave()
+    row.add_stream("a", -2)
+    row.add_incoming_bytes("a", -50)
+    assert process_table.num_streams() == process_table.num_streams("a") == 0
+    assert process_table.incoming_bytes() == process_table.incoming_bytes("a") == 0
+
+
 def test_draining_or_leaving_process_is_not_open(process_table: ProcessTable) -> None:
     other = process_table.take_row(1)
     other.beat()
