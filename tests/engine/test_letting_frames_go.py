@@ -12,27 +12,27 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dycoke_core.config import PRIORITIES, Priority
+from dycoke_core.config import Priority
 from dycoke_core.engine import executor
 from dycoke_core.errors import InvalidRequestError
 from dycoke_core.model.llava_onevision import LlavaOnevision
 from dycoke_core.sequence import Sequence, Stage, TokenEvent
 from tests.engine.lab import Lab
-from tests.engine.recording import MAX_STEPS, RecordingEngine, assert_same, report_of
-from tests.engine.test_making_room import (
-    HIGH,
-    LOW,
-    POLICIES,
-    prioritized,
-    tight_engine,
-    token_ids,
+from tests.engine.making_room import HIGH, LOW, prioritized, tight_engine, tokens_of
+from tests.engine.mixes import Mix, mixes_are_random, mixes_of_priorities, resolved
+from tests.engine.recording import (
+    MAX_STEPS,
+    RecordingEngine,
+    assert_same,
+    counts,
+    report_of,
+    steps_until_tokens,
 )
-from tests.engine.test_one_step_behind import counts, steps_until_tokens
-from tests.engine.test_random_mixes import ASKS, SETTINGS, resolved
+from tests.engine.test_making_room import POLICIES
 
 
 def reloadable(lab: Lab, name: str, priority: Priority = "low", **ask: Any) -> Sequence:
@@ -86,7 +86,7 @@ def test_pixels_go_when_the_video_is_encoded(ask: dict[str, Any], lab: Lab) -> N
     gc.collect()
     assert pixels() is None and "a" in engine.states
     events += engine.drain()["a"]
-    assert token_ids(events) == lab.alone(**ask).token_ids
+    assert tokens_of(events) == lab.alone(**ask).token_ids
     assert counts(report_of(events)) == counts(lab.alone(**ask).report)
 
 
@@ -114,7 +114,7 @@ def test_pixels_stay_where_nobody_can_bring_them_again(lab: Lab) -> None:
     engine.clear_caches()
     events += engine.drain()["low"]
     assert low.frames is not None and report_of(events).preemptions == 1
-    assert token_ids(events) == lab.alone(**LOW).token_ids
+    assert tokens_of(events) == lab.alone(**LOW).token_ids
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_an_answer_that_waited_for_its_frames_is_what_it_would_have_been(
     gc.collect()
     assert pixels() is None
     events += engine.drain()["low"]
-    assert token_ids(events) == lab.alone(**ask).token_ids
+    assert tokens_of(events) == lab.alone(**ask).token_ids
     assert_same(engine.recordings["low"], lab.alone(**ask).recording)
     assert counts(report_of(events)) == counts(lab.alone(**ask).report)
     assert report_of(events).preemptions == 1
@@ -164,7 +164,7 @@ def test_features_or_a_prefix_that_are_still_there_need_no_frames(lab: Lab) -> N
         while name in engine.states or not engine.states["low"].sequence.output_token_ids:
             events += [event for event in engine.step() if event.sequence_id == "low"]
     events += engine.drain()["low"]
-    assert token_ids(events) == lab.alone(**LOW).token_ids
+    assert tokens_of(events) == lab.alone(**LOW).token_ids
     assert report_of(events).preemptions == 2
 
 
@@ -182,7 +182,7 @@ def test_frames_that_are_not_encoded_yet_are_kept_for_the_next_time(
     engine.step()
     assert engine.states["low"].seat is None and low.frames is not None
     events = engine.drain()
-    assert token_ids(events["low"]) == lab.alone(**LOW).token_ids
+    assert tokens_of(events["low"]) == lab.alone(**LOW).token_ids
 
 
 def test_who_waits_for_frames_holds_up_nobody(lab: Lab) -> None:
@@ -190,11 +190,11 @@ def test_who_waits_for_frames_holds_up_nobody(lab: Lab) -> None:
     events = preempt_and_evict(engine, lab, reloadable(lab, "low", **LOW), num_tokens=5)
     other = LOW | {"video": 3}
     run = engine.run(prioritized(lab, "younger", "low", **other))
-    assert token_ids(run["younger"]) == lab.alone(**other).token_ids
+    assert tokens_of(run["younger"]) == lab.alone(**other).token_ids
     assert engine.waiting_for_frames == ("low",) and set(run) == {"younger"}
     give_frames(engine, lab, "low", **LOW)
     events += engine.drain()["low"]
-    assert token_ids(events) == lab.alone(**LOW).token_ids
+    assert tokens_of(events) == lab.alone(**LOW).token_ids
 
 
 def test_another_question_about_the_video_brings_what_is_missing(lab: Lab) -> None:
@@ -207,7 +207,7 @@ def test_another_question_about_the_video_brings_what_is_missing(lab: Lab) -> No
     gc.collect()
     assert pixels() is None, "the prefix is there again"
     events += engine.drain()["low"]
-    assert token_ids(events) == lab.alone(**LOW).token_ids
+    assert tokens_of(events) == lab.alone(**LOW).token_ids
 
 
 def test_who_waits_for_frames_can_be_aborted(lab: Lab) -> None:
@@ -240,7 +240,7 @@ def test_other_frames_than_it_had_are_refused_and_it_waits_on(lab: Lab) -> None:
         assert engine.waiting_for_frames == ("low",)
     give_frames(engine, lab, "low", **LOW)
     events += engine.drain()["low"]
-    assert token_ids(events) == lab.alone(**LOW).token_ids
+    assert tokens_of(events) == lab.alone(**LOW).token_ids
 
 
 def test_a_sequence_that_has_let_its_frames_go_is_no_conversation_without_a_video(
@@ -266,7 +266,7 @@ def test_a_deleted_video_comes_again_for_who_was_there_before(lab: Lab) -> None:
     assert engine.waiting_for_frames == ("low",)
     give_frames(engine, lab, "low", **LOW)
     events += engine.drain()["low"]
-    assert token_ids(events) == lab.alone(**LOW).token_ids
+    assert tokens_of(events) == lab.alone(**LOW).token_ids
 
 
 def test_a_failed_batch_of_frames_is_tried_again(
@@ -295,33 +295,23 @@ def test_a_failed_batch_of_frames_is_tried_again(
     events = engine.drain()
     monkeypatch.undo()
     for name in ("1", "2"):
-        assert token_ids(events[name]) == lab.alone(**asks[name]).token_ids
+        assert tokens_of(events[name]) == lab.alone(**asks[name]).token_ids
 
 
-@settings(
-    deadline=None,
-    max_examples=6,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],  # a lab keeps nothing but answers
-)
+@mixes_are_random(max_examples=6)
 @given(
     data=st.data(),
-    asks=st.lists(st.tuples(ASKS, st.sampled_from(PRIORITIES)), min_size=4, max_size=8),
+    mix=mixes_of_priorities(),
     max_running=st.integers(1, 2),  # a place is room: most of low priority make some
-    config=SETTINGS,
 )
 def test_random_mixes_that_let_their_frames_go_equal_single_runs(
-    data: st.DataObject,
-    asks: list[tuple[dict[str, Any], Priority]],
-    max_running: int,
-    config: dict[str, Any],
-    lab: Lab,
+    data: st.DataObject, mix: Mix, max_running: int, lab: Lab
 ) -> None:
     """Caches are cleared and frames come at whichever step."""
-    mix = [(resolved(ask, lab), priority) for ask, priority in asks]
-    engine = lab.engine(**config | {"max_running_sequences": max_running})
-    arriving = list(enumerate(mix))
-    events: dict[str, list[TokenEvent]] = {str(index): [] for index in range(len(mix))}
+    asks = [(resolved(ask, lab), priority) for ask, priority in mix.asks]
+    engine = lab.engine(**mix.config | {"max_running_sequences": max_running})
+    arriving = list(enumerate(asks))
+    events: dict[str, list[TokenEvent]] = {str(index): [] for index in range(len(asks))}
     aborted = set()
     for _ in range(MAX_STEPS):
         if not arriving and not engine.states:
@@ -331,7 +321,7 @@ def test_random_mixes_that_let_their_frames_go_equal_single_runs(
             engine.add(reloadable(lab, str(index), priority, **ask))
         waiting = engine.waiting_for_frames
         for name in [name for name in waiting if not engine.has_work or data.draw(st.booleans())]:
-            give_frames(engine, lab, name, **mix[int(name)][0])
+            give_frames(engine, lab, name, **asks[int(name)][0])
         if engine.states and data.draw(st.integers(0, 14)) == 0:
             gone = data.draw(st.sampled_from(sorted(engine.states)))
             engine.abort(gone)
@@ -342,4 +332,4 @@ def test_random_mixes_that_let_their_frames_go_equal_single_runs(
             events[event.sequence_id].append(event)
     assert not engine.states
     for index in sorted({*events} - aborted):
-        assert_same(engine.recordings[index], lab.alone(**mix[int(index)][0]).recording)
+        assert_same(engine.recordings[index], lab.alone(**asks[int(index)][0]).recording)

@@ -1,14 +1,6 @@
 """The pools of shared videos and prefixes, without an engine."""
 
-import numpy as np
-
-from dycoke_core.engine.prefix_cache import ByteBudget, Prefix, SharedPool, distinct_units
-
-
-def test_a_repeated_frame_is_one_that_equals_the_frame_before() -> None:
-    frames = np.zeros((4, 2, 2, 3), np.uint8)
-    frames[1] = 1
-    assert distinct_units(frames) == ((0, 1, 2), (0, 1, 2, 2))
+from dycoke_core.engine.prefix_cache import ByteBudget, Prefix, SharedPool
 
 
 def test_what_was_let_go_last_is_evicted_last() -> None:
