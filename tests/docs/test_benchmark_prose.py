@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from statistics import median
 from typing import Any
 
-from app.store.queue_line import LAST_ARRIVALS
+from app.store.queue_snapshot import LAST_ARRIVALS
 from tests.docs.figures import RESULTS, figures_without_data, percent, rounded, run, section, share
 
 DOCUMENT = "docs/benchmarks.md"

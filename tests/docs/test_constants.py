@@ -3,12 +3,13 @@
 import re
 
 import pytest
+from app.store.queue_line import LAST_ARRIVALS
 
 from app.api.auth import MAX_STALE_S
 from app.api.signed_links import LINK_LIFE_S
 from app.keys.entries import MIN_KEY_CHARS
 from app.store.owner_limits import FRAME_COST
-from app.store.queue_line import LAST_ARRIVALS
+from app.store.queue_snapshot import LAST_ARRIVALS
 from app.store.usage import USAGE_DAYS
 from dycoke_core.engine.auto_compression import COMMITTED_SHARE
 from dycoke_core.kept_sets import MAX_HISTORY_BYTES
