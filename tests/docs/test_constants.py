@@ -3,7 +3,6 @@
 import re
 
 import pytest
-from app.store.queue_line import LAST_ARRIVALS
 
 from app.api.auth import MAX_STALE_S
 from app.api.signed_links import LINK_LIFE_S
