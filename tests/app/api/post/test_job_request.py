@@ -16,7 +16,7 @@ def test_a_retry_across_an_upgrade_is_still_the_same_request() -> None:
     """Older releases had none of these fields to say."""
     said = ChatFields(question="What happens?", video_id="video").model_dump(mode="json")
     del said["sampling"], said["max_pixels"], said["kept_mask"]
-    del said["priority"], said["deadline_s"]
+    del said["priority"], said["deadline_s"], said["fps"]
     older = sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
     assert fingerprint() == fingerprint(sampling="uniform") == older
 

@@ -26,9 +26,8 @@ SPEC = FrameSpec(num_frames=1, image_size=8)
 
 def frames(fallback_cause: FailureCode | None = None) -> VideoFrames:
     reader: ReaderName = "decord" if fallback_cause is None else "pyav"
-    return VideoFrames(
-        np.zeros(SPEC.shape(8, 8), np.uint8), (0,), (0.0,), reader, (), fallback_cause
-    )
+    pixels = np.zeros(SPEC.shape(8, 8), np.uint8)
+    return VideoFrames(pixels, (0,), (0.0,), reader, (), fallback_cause=fallback_cause)
 
 
 class Readers:
