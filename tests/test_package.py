@@ -60,6 +60,15 @@ def test_the_sdist_holds_what_a_build_needs(built: Path) -> None:
     assert {"pyproject.toml", "README.md", "LICENSE", "app/store/lua/prelude.lua"} <= names
 
 
+def test_the_version_is_the_newest_of_the_changelog(built: Path) -> None:
+    versions = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    newest = next(version for version in versions if version != "Unreleased")
+    (wheel,) = built.glob("*.whl")
+    assert wheel.name.split("-")[1] == newest
+    images = (ROOT / "deploy" / "k8s" / "kustomization.yaml").read_text()
+    assert set(re.findall(r"newTag: (\S+)", images)) == {newest}
+
+
 def test_the_demo_runs_from_the_wheel(installed: Path, tmp_path: Path) -> None:
     where = "import app, dycoke_core; print(app.__file__, dycoke_core.__file__)"
     files = subprocess.check_output([installed, "-c", where], cwd=tmp_path, text=True).split()

@@ -2,9 +2,11 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from base64 import b64encode
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
@@ -22,6 +24,7 @@ from tests.integration.api import (
     until,
 )
 from tests.integration.conftest import RedisServer
+from tests.integration.openai_client import about
 
 MAX_UPLOAD_BYTES = 2**20
 
@@ -138,12 +141,26 @@ async def test_whoever_is_still_sending_holds_no_place(
     writer.close()
 
 
+async def post_form(api: RunningApi, clip: bytes) -> tuple[int, dict[str, Any]]:
+    reply = await api.post(clip=clip, stream=False)
+    return reply.status_code, reply.json()
+
+
+async def post_data_url(api: RunningApi, clip: bytes) -> tuple[int, dict[str, Any]]:
+    url = f"data:video/mp4;base64,{b64encode(clip).decode()}"
+    reply = await api.client.post("/v1/chat/completions", json={"messages": about(url)})
+    return reply.status_code, reply.json()["error"]
+
+
+@pytest.mark.parametrize("post", [post_form, post_data_url])
 async def test_queue_that_fills_while_a_video_comes_in_spares_the_next_upload(
-    api: RunningApi, worker: ScriptedWorker
+    post: Callable[[RunningApi, bytes], Coroutine[Any, Any, tuple[int, dict[str, Any]]]],
+    api: RunningApi,
+    worker: ScriptedWorker,
 ) -> None:
     known = (await api.client.post("/v1/videos", files={"video": CLIP})).json()["video_id"]
     api.readers.may_probe.clear()
-    late = asyncio.create_task(api.post(clip=CLIP + b"late", stream=False))
+    late = asyncio.create_task(post(api, CLIP + b"late"))
     await until(lambda: api.readers.num_probes == 2)
     first = asyncio.create_task(api.post(clip=None, video_id=known, stream=False))
     delivery = await worker.take()  # it has left the queue; the next one stays in it
@@ -152,12 +169,12 @@ async def test_queue_that_fills_while_a_video_comes_in_spares_the_next_upload(
         while (await api.api.jobs.queue.depth("tiny")).queued == 0:
             await asyncio.sleep(0.01)
     api.readers.may_probe.set()
-    refused = await late
-    assert (refused.status_code, refused.json()["code"]) == (429, "queue_full")
-    video_id = refused.json()["video_id"]
+    status, refusal = await late
+    assert (status, refusal["code"]) == (429, "queue_full")
+    video_id = refusal["video_id"]
     await worker.finish(delivery, 0)
     await worker.answer()
-    assert [(await post).status_code for post in (first, second)] == [200, 200]
+    assert [(await asked).status_code for asked in (first, second)] == [200, 200]
     retry = asyncio.create_task(api.post(clip=None, video_id=video_id, stream=False))
     await worker.answer()
     assert (await retry).status_code == 200

@@ -196,7 +196,22 @@ async def test_what_is_honoured_reaches_the_job(
         ({"fps": 1, "max_frames": 4}, {}, 4, ["fps 1: 10 frames wanted, 4 are the most"]),
         ({"fps": 60}, {}, 128, ["fps 60: the video has 25", "250 frames wanted, 128"]),
         ({}, {"media_io_kwargs": {"video": {"num_frames": 8}}}, 8, []),
-        ({"fps": 1}, {"media_io_kwargs": {"video": {"num_frames": 8}}}, 10, []),
+        (
+            {"fps": 1, "max_pixels": 10**4},
+            {"media_io_kwargs": {"video": {"num_frames": 8, "max_pixels": 10**5}}},
+            10,
+            [
+                "num_frames 8: the video's part says how many frames",
+                "max_pixels 100000: the video's part",
+                "max_pixels 10000: all of the model's frames have one size",
+            ],
+        ),
+        (
+            {},
+            {"mm_processor_kwargs": {"fps": 2}, "media_io_kwargs": {"video": {"fps": 1}}},
+            10,
+            ["mm_processor_kwargs.fps: media_io_kwargs.video.fps is taken"],
+        ),
         ({}, {"media_io_kwargs": {"video": {"num_frames": 999}}}, 128, ["128 are the most"]),
         ({}, {"mm_processor_kwargs": {"fps": 0.5, "do_sample_frames": True}}, 5, []),
         ({}, {"mm_processor_kwargs": {"fps": 1e300}}, 32, ["fps: not honoured"]),

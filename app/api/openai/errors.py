@@ -78,6 +78,8 @@ class _Rewriting:
         problem = json.loads(self._body)
         fields = problem.get("errors") or [{}]
         error = error_object(problem["code"], problem["detail"], fields[0].get("field"))
+        if video_id := problem.get("video_id"):  # it is stored: the next try need not send it again
+            error["video_id"] = video_id
         body = json.dumps({"error": error}).encode()
         headers = MutableHeaders(raw=list(Headers(scope=start).raw))
         headers["content-type"] = "application/json"

@@ -15,6 +15,7 @@ from app.api.openai.media import BodyMedia, MediaFinder
 from app.api.openai.messages import Conversation, VideoPart, parse_messages
 from app.api.openai.rendering import StreamOptions
 from app.api.openai.sampling import (
+    ALIASES,
     count_frames,
     limit_pixels,
     parse_aliases,
@@ -36,6 +37,8 @@ from app.store.video_aliases import VideoAliases
 from app.video_store import VideoLease
 from dycoke_core.errors import InvalidRequestError
 from dycoke_core.video.frame_list import MAX_PICTURES
+
+NO_VIDEO = "without effect on a conversation without a video"
 
 
 class CompletionIntake:
@@ -102,7 +105,7 @@ class CompletionIntake:
                 raise
         else:
             warnings += [
-                f"{name}: without effect on a conversation without a video"
+                f"{name}: {NO_VIDEO}"
                 for name in ("compression", "kept_mask")
                 if getattr(fields, name)
             ]
@@ -139,6 +142,7 @@ class CompletionIntake:
         aliases, alias_warnings = parse_aliases(fields.media_io_kwargs, fields.mm_processor_kwargs)
         warnings += alias_warnings
         if conversation.video is None:
+            warnings += aliases.unused(ALIASES, NO_VIDEO)
             return None
         part, part_warnings = with_aliases(conversation.video, aliases, self._settings.max_frames)
         warnings += part_warnings

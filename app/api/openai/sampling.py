@@ -5,6 +5,7 @@ What a part itself says is taken or refused. The aliases of other servers are cl
 ceilings, and what was not honoured is said in warnings.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from app.messages import ModelCard
 from dycoke_core.video import Container, VideoProbe
 from dycoke_core.video.sampling import frames_in_clip
 
-_ALIASES = ("fps", "num_frames", "max_pixels")
+ALIASES = ("fps", "num_frames", "max_pixels")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,11 @@ class Aliases:
     fps: float | None = None
     num_frames: int | None = None
     max_pixels: int | None = None  # of each frame
+
+    def unused(self, names: Iterable[str], why: str) -> list[str]:
+        """Warnings of those among `names` that were given."""
+        given = ((name, getattr(self, name)) for name in names)
+        return [f"{name} {value:g}: {why}" for name, value in given if value is not None]
 
 
 def parse_aliases(
@@ -45,12 +51,14 @@ def parse_aliases(
             at = f"{where}.{name}"
             if value is None:
                 continue
-            if name in _ALIASES and _is_honoured(name, value):
+            if name in ALIASES and _is_honoured(name, value):
+                if said.get(name, value) != value:
+                    warnings.append(f"mm_processor_kwargs.{name}: {at} is taken")
                 said[name] = float(value) if name == "fps" else int(value)
             elif name == "do_sample_frames":
                 if value is False:
                     warnings.append(f"{at}: frames are always sampled")
-            elif name in _ALIASES:
+            elif name in ALIASES:
                 warnings.append(f"{at}: not honoured")
             else:
                 warnings.append(unknown(at))
@@ -77,8 +85,12 @@ def with_aliases(part: VideoPart, aliases: Aliases, max_frames: int) -> tuple[Vi
             warnings.append(f"num_frames {num_frames}: {max_frames} are the most")
             num_frames = max_frames
         part = replace(part, fps=aliases.fps, num_frames=num_frames)
+    else:
+        warnings += aliases.unused(("fps", "num_frames"), "the video's part says how many frames")
     if part.max_pixels is None:
         part = replace(part, max_pixels=aliases.max_pixels)
+    else:
+        warnings += aliases.unused(("max_pixels",), "the video's part says how many")
     return part, warnings
 
 
