@@ -13,10 +13,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-# Triton reads these when imported.
-os.environ["TRITON_INTERPRET"] = "1" if "--dry-run" in sys.argv else "0"
-if "--dry-run" in sys.argv:
-    os.environ["TRITON_DEFAULT_FP_FUSION"] = "0"
+if __name__ == "__main__":  # Triton reads these when imported
+    os.environ["TRITON_INTERPRET"] = "1" if "--dry-run" in sys.argv else "0"
+    if "--dry-run" in sys.argv:
+        os.environ["TRITON_DEFAULT_FP_FUSION"] = "0"
 
 import torch
 

@@ -15,7 +15,18 @@ def headers(extradata_bytes: int = 40, **probe: object) -> Headers:
 
 
 def plan(**fields: object) -> Plan:
-    usual = Plan(headers(), 1500, True, 60.0, (0, 700, 1499), (0.0, 28.0, 59.96), 0, (), (240, 320))
+    usual = Plan(
+        headers(),
+        total_frames=1500,
+        has_times=True,
+        end_s=60.0,
+        shown_s=60.0,
+        indices=(0, 700, 1499),
+        timestamps_s=(0.0, 28.0, 59.96),
+        num_keyframes=0,
+        key_pts=(),
+        upright_size=(240, 320),
+    )
     return replace(usual, **fields)  # type: ignore[arg-type]
 
 

@@ -122,7 +122,8 @@ class BodySlot:
         return message
 
     def reschedule(self) -> None:
-        if self._limit is not None:
+        """Keeps to the load as it is now, unless the time is up already."""
+        if self._limit is not None and not self._limit.expired():
             self._limit.reschedule(self._deadline())
 
     def _deadline(self) -> float:

@@ -180,6 +180,26 @@ def test_slow_body_is_given_up_when_others_come(clock: Clock) -> None:
     clock.run_until_complete(run())
 
 
+def test_body_whose_time_is_up_harms_nobody_who_comes_in_that_moment(clock: Clock) -> None:
+    async def run() -> None:
+        slots = BodySlots(max_bodies=4, max_per_client=4)
+
+        async def receive() -> Message:
+            try:
+                await asyncio.Event().wait()
+            finally:  # the time is up, and the task has not been told to its end
+                slots.take("other")
+            raise AssertionError
+
+        waiting = asyncio.create_task(slots.take("slow").next(receive))
+        await settle()
+        clock.now_s += FIRST_BYTE_S + 1
+        with pytest.raises(UploadTimeoutError):
+            await waiting
+
+    clock.run_until_complete(run())
+
+
 async def test_slots_are_bounded_in_all_and_for_each_client() -> None:
     slots = BodySlots(max_bodies=3, max_per_client=2)
     first = slots.take("key a", "address 1")
