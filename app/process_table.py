@@ -27,9 +27,9 @@ from enum import IntEnum
 HEARTBEAT_TIMEOUT_S = 2.0  # after which a process is taken to be stuck
 
 _HEADER = struct.Struct("=qq16s")  # version, rows, token
-_VERSION = 2
+_VERSION = 3
 _WORD_BYTES = 8
-_ROW_WORDS = 8  # a cache line
+_ROW_WORDS = 16  # two cache lines
 _HEADER_BYTES = _ROW_WORDS * _WORD_BYTES
 _SKETCH_WIDTH = 4096  # counters
 _SKETCH_DEPTH = 2  # of them for each client
@@ -47,6 +47,15 @@ class _Word(IntEnum):
     DEATHS = 5  # likewise
     STORED_VIDEOS = 6  # likewise
     INCOMING_BYTES = 7
+    WAITS_TO_PROBE_NS = 8  # since when, by the heartbeat's clock; 0: it does not
+    WAITS_TO_READ_NS = 9
+
+
+class Wait(IntEnum):
+    """What processes wait for in turn."""
+
+    TO_PROBE = _Word.WAITS_TO_PROBE_NS
+    TO_READ = _Word.WAITS_TO_READ_NS
 
 
 _BY_CLIENT = (_Word.STREAMS, _Word.INCOMING_BYTES)  # counted by client too
@@ -55,7 +64,7 @@ _CLIENT_WORDS = _SKETCH_WORDS * len(_BY_CLIENT)  # of a row
 
 _OF_THE_LIVING = (
     *(_Word.HEARTBEAT_NS, _Word.CONNECTIONS, _Word.STREAMS, _Word.IS_DRAINING),
-    _Word.INCOMING_BYTES,
+    *(_Word.INCOMING_BYTES, _Word.WAITS_TO_PROBE_NS, _Word.WAITS_TO_READ_NS),
 )
 
 
@@ -229,6 +238,24 @@ class ProcessRow:
 
     def add_incoming_bytes(self, client: str, num_bytes: int) -> None:
         self._add_of_client(_Word.INCOMING_BYTES, num_bytes, client)
+
+    def begin_wait(self, wait: Wait) -> None:
+        """Says that from now on this process waits for something, behind those that do already."""
+        if not self._has_left:
+            self.table._set(self.number, _Word(wait), time.monotonic_ns())
+
+    def end_wait(self, wait: Wait) -> None:
+        self.table._set(self.number, _Word(wait), 0)
+
+    def is_next(self, wait: Wait) -> bool:
+        """Whether no other process that is alive has waited longer than this one."""
+        since_ns = self.table._get(self.number, _Word(wait))
+        for other in range(self.table.num_processes):
+            other_ns = self.table._get(other, _Word(wait))
+            waits_longer = other_ns > 0 and (other_ns, other) < (since_ns, self.number)
+            if waits_longer and self.table.is_alive(other):
+                return False
+        return True
 
     def _add_of_client(self, word: _Word, change: int, client: str) -> None:
         if not self._has_left:

@@ -211,7 +211,7 @@ async def _start(
     stack.push_async_callback(_stop, asyncio.create_task(reader.run()))
 
     stack.push_async_callback(readers.aclose)
-    slots = ReaderSlots(row.table, settings.max_frame_readers)
+    slots = ReaderSlots(row, settings.max_frame_readers)
     second_try = SecondTryReaders(readers, slots)
     videos = VideoStore(
         settings.data_dir / "videos",

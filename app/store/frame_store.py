@@ -22,11 +22,13 @@ have it fetched again (`app.worker.frame_loader`): its job is live, so it is sti
 
 import json
 import math
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 
 import numpy as np
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 from app.errors import FrameStoreFullError, StoreUnavailableError
 from app.store.client import Scripts, in_our_words, milliseconds, shared_connection
@@ -124,7 +126,8 @@ class FrameStore:
     async def get(self, digest: str) -> bytes | None:
         with in_our_words:
             blob: bytes | None = await self._large.call("GET", self._keys.frames(digest))
-            # The client keeps the buffer of a reply, as large as the blob, until the next one.
+        # The client keeps the buffer of a reply, as large as the blob, until the next one.
+        with suppress(RedisError):
             await self._large.call("PING")
         return blob
 

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from app import process_table as module
-from app.process_table import ProcessTable
+from app.process_table import ProcessTable, Wait
 
 HOLDER = """
 import sys, time
@@ -109,6 +109,25 @@ def test_stuck_process_is_not_alive(
     row.beat()
     assert process_table.fewest_connections() == 2
     assert not process_table.has_other_open(0)
+
+
+def test_who_has_waited_longest_of_the_living_is_next(process_table: ProcessTable) -> None:
+    row, other = process_table.take_row(0), process_table.take_row(1)
+    other.begin_wait(Wait.TO_READ)
+    row.begin_wait(Wait.TO_READ)
+    row.begin_wait(Wait.TO_PROBE)
+    assert row.is_next(Wait.TO_READ), "the other one does not live"
+    for each in (row, other):
+        each.beat()
+    assert other.is_next(Wait.TO_READ) and not row.is_next(Wait.TO_READ)
+    assert row.is_next(Wait.TO_PROBE), "of that it is the only one"
+    other.end_wait(Wait.TO_READ)
+    assert row.is_next(Wait.TO_READ)
+    other.begin_wait(Wait.TO_READ)
+    assert row.is_next(Wait.TO_READ) and not other.is_next(Wait.TO_READ)
+    row.leave()
+    row.begin_wait(Wait.TO_READ)
+    assert other.is_next(Wait.TO_READ)
 
 
 def test_what_ends_after_its_process_has_left_counts_no_longer(

@@ -1,11 +1,12 @@
 """Frames by content: shared, pinned while needed, evicted under a budget."""
 
 import asyncio
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 from redis.asyncio import Redis
+from redis.exceptions import ConnectionError
 
 from app.errors import FrameStoreFullError, JobNotFoundError
 from app.keys.entries import ANONYMOUS
@@ -23,6 +24,7 @@ from app.store.frame_store import (
 from app.store.job_leases import JobLeases
 from app.store.job_queue import Created, ExpectedFrames, JobQueue, NeededFrames
 from app.store.keys import RedisKeys
+from app.store.shared_connection import SharedConnection
 from dycoke_core.model_frames import Resizing, Spread
 from dycoke_core.video import SAMPLINGS, FrameSpec, VideoFrames
 from tests.integration.jobs import MODEL, cancelled, make_request
@@ -65,6 +67,21 @@ async def test_blob_comes_back_as_it_was(store: FrameStore) -> None:
     assert await store.get("a") is None
     assert await store.pin("a", "j") is None
     await put(store, "a")
+    assert await store.get("a") == blob("a")
+
+
+async def test_blob_that_has_come_stays_when_the_connection_breaks_behind_it(
+    store: FrameStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = SharedConnection.call
+
+    async def broken_after_get(self: SharedConnection, *args: str | bytes | int | float) -> Any:
+        if args[0] == "PING":
+            raise ConnectionError("the connection is gone")
+        return await call(self, *args)
+
+    await put(store, "a")
+    monkeypatch.setattr(SharedConnection, "call", broken_after_get)
     assert await store.get("a") == blob("a")
 
 

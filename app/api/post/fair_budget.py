@@ -51,6 +51,7 @@ class FairBudget:
         self._held[owner] -= num_units
         if not self._held[owner]:
             del self._held[owner]
+        self._put_last(owner)  # it has had its turn, whoever came meanwhile
         self._admit()
 
     @asynccontextmanager
@@ -70,10 +71,13 @@ class FairBudget:
             if self.used and self.used + num_units > self._max_units:
                 return
             self._drop(owner, entry)
-            if owner in self._waiting:
-                self._waiting[owner] = self._waiting.pop(owner)  # its next turn comes last
+            self._put_last(owner)
             self._held[owner] += num_units
             admitted.set_result(None)
+
+    def _put_last(self, owner: str) -> None:
+        if owner in self._waiting:
+            self._waiting[owner] = self._waiting.pop(owner)
 
     def _next_owner(self) -> str | None:
         """The first of those that wait who may have more."""

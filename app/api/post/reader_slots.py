@@ -2,17 +2,21 @@
 
 Slots are locks in the processes' table (`app.process_table`), so those of a process that died are
 free at once. Waits: for a slot, until another reader ends, which the readers' own time limits see
-to; waiters look again every `POLL_S`, since other processes' locks notify nobody. Those of a
-process wait by owner, in turn: see `FairBudget`.
+to; waiters look again every `POLL_S`, since other processes' locks notify nobody.
+
+One of a process looks for a slot at a time, by owner, in turn: see `FairBudget`. Of the processes,
+the one whose looker has waited longest is next, and the others leave the slot to it, as long as it
+is alive. So before each of its turns a process waits for one reader of every other one, and not
+for their queues.
 """
 
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 
 from app.api.post.fair_budget import FairBudget
-from app.process_table import Lock, ProcessTable
+from app.process_table import Lock, ProcessRow, Wait
 
 POLL_S = 0.02
 
@@ -22,13 +26,15 @@ _ALONE = 2**40  # of an owner's lock on being alone: from here on, by the owner'
 
 class ReaderSlots:
     """Args:
+    row: this process's own.
     num_slots: for probes, and as many for reads.
     """
 
-    def __init__(self, table: ProcessTable, num_slots: int) -> None:
-        self._table = table
-        self._probes = _Slots(range(1, 1 + num_slots))
-        self._reads = _Slots(range(1 + num_slots, 1 + 2 * num_slots))
+    def __init__(self, row: ProcessRow, num_slots: int) -> None:
+        self._row = row
+        self._table = row.table
+        self._probes = _Slots(range(1, 1 + num_slots), Wait.TO_PROBE)
+        self._reads = _Slots(range(1 + num_slots, 1 + 2 * num_slots), Wait.TO_READ)
         self._looking = asyncio.Lock()  # of this process: first come, first served
 
     @asynccontextmanager
@@ -70,24 +76,33 @@ class ReaderSlots:
 
     @asynccontextmanager
     async def _one_of(self, slots: "_Slots", owner: str) -> AsyncIterator[None]:
-        async with slots.free.taken(1, owner):
-            slot = await self._take(slots.numbers)
-            try:
-                yield
-            finally:
-                slot.release()
+        async with slots.turn.taken(1, owner):
+            slot = await self._take(slots)
+        try:
+            yield
+        finally:
+            slot.release()
+            slots.freed.set()
 
-    async def _take(self, numbers: Sequence[int]) -> Lock:
-        while True:
-            async with self._looking:
-                looking = await self._lock(_LOOKING)
-                try:
-                    slot = self._try(numbers)
-                finally:
-                    looking.release()
-            if slot is not None:
-                return slot
-            await asyncio.sleep(POLL_S)
+    async def _take(self, slots: "_Slots") -> Lock:
+        self._row.begin_wait(slots.wait)
+        try:
+            while (slot := await self._look(slots)) is None:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(POLL_S):
+                        await slots.freed.wait()
+            return slot
+        finally:
+            self._row.end_wait(slots.wait)
+
+    async def _look(self, slots: "_Slots") -> Lock | None:
+        slots.freed.clear()
+        async with self._looking:
+            looking = await self._lock(_LOOKING)
+            try:
+                return self._try(slots.numbers) if self._row.is_next(slots.wait) else None
+            finally:
+                looking.release()
 
     async def _lock(self, number: int) -> Lock:
         while (lock := self._table.try_lock(number)) is None:
@@ -99,11 +114,13 @@ class ReaderSlots:
 
 
 class _Slots:
-    """One kind of slots: the numbers of their locks."""
+    """One kind of slots: the numbers of their locks, and who of this process looks for one."""
 
-    def __init__(self, numbers: Sequence[int]) -> None:
+    def __init__(self, numbers: Sequence[int], wait: Wait) -> None:
         self.numbers = numbers
-        self.free = FairBudget(len(numbers))  # as far as this process knows
+        self.wait = wait
+        self.turn = FairBudget(1)
+        self.freed = asyncio.Event()  # by this process
 
 
 def _number_of(owner: str) -> int:

@@ -6,8 +6,9 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import pytest
 
+from app import process_table as module
 from app.api.post.reader_slots import POLL_S, ReaderSlots
-from app.process_table import ProcessTable
+from app.process_table import ProcessRow, ProcessTable, Wait
 
 PATIENCE_S = 20.0
 NUM_SLOTS = 2
@@ -15,8 +16,21 @@ OWNER, OTHER = "owner", "other"
 
 
 @pytest.fixture
-def both(process_table: ProcessTable) -> tuple[ReaderSlots, ReaderSlots]:
-    return ReaderSlots(process_table, NUM_SLOTS), ReaderSlots(process_table, NUM_SLOTS)
+def rows(
+    process_table: ProcessTable, monkeypatch: pytest.MonkeyPatch
+) -> tuple[ProcessRow, ProcessRow]:
+    """Of two processes that stay alive, however slow the machine."""
+    monkeypatch.setattr(module, "HEARTBEAT_TIMEOUT_S", 3600.0)
+    rows = process_table.take_row(0), process_table.take_row(1)
+    for row in rows:
+        row.beat()
+    return rows
+
+
+@pytest.fixture
+def both(rows: tuple[ProcessRow, ProcessRow]) -> tuple[ReaderSlots, ReaderSlots]:
+    here, there = rows
+    return ReaderSlots(here, NUM_SLOTS), ReaderSlots(there, NUM_SLOTS)
 
 
 class Visit:
@@ -88,7 +102,7 @@ async def test_owners_wait_for_one_of_anothers_and_not_for_all(
     process_table: ProcessTable, kind: str
 ) -> None:
     enter: Callable[[str], AbstractAsyncContextManager[None]] = getattr(
-        ReaderSlots(process_table, 1), kind
+        ReaderSlots(process_table.take_row(0), 1), kind
     )
     async with visiting(*(enter(OWNER) for _ in range(4)), enter(OTHER)) as visits:
         first, second, third, _, other = visits
@@ -96,6 +110,84 @@ async def test_owners_wait_for_one_of_anothers_and_not_for_all(
         await (await second.wait_until_in()).leave()
         await other.wait_until_in()
         assert not third.is_in.is_set()
+
+
+@pytest.mark.parametrize("kind", ["to_read", "to_probe"])
+async def test_another_processs_backlog_goes_first_once_and_not_with_all(
+    both: tuple[ReaderSlots, ReaderSlots], kind: str
+) -> None:
+    here: Callable[[str], AbstractAsyncContextManager[None]] = getattr(both[0], kind)
+    there: Callable[[str], AbstractAsyncContextManager[None]] = getattr(both[1], kind)
+    async with visiting(*(here(OWNER) for _ in range(8))) as backlog:
+        await backlog[1].wait_until_in()
+        async with visiting(there(OTHER)) as (other,):
+            await look_twice()
+            await backlog[0].leave()
+            await backlog[2].wait_until_in()
+            await look_twice()
+            assert not other.is_in.is_set(), "the first process has waited longer"
+            await backlog[1].leave()
+            await other.wait_until_in()
+            await look_twice()
+            assert not backlog[3].is_in.is_set()
+            await other.leave()
+            await backlog[3].wait_until_in()
+
+
+async def test_who_comes_behind_two_backlogs_waits_for_one_of_each_before_every_turn(
+    rows: tuple[ProcessRow, ProcessRow],
+) -> None:
+    here, there = (ReaderSlots(row, 1) for row in rows)
+    order: list[str] = []
+
+    async def visit(name: str, slot: AbstractAsyncContextManager[None]) -> None:
+        async with slot:
+            order.append(name)
+            await look_twice()
+
+    async with asyncio.timeout(PATIENCE_S), asyncio.TaskGroup() as visits, here.to_read(OWNER):
+        for slots, name in ((here, "here"), (there, "there")):
+            for _ in range(4):
+                visits.create_task(visit(name, slots.to_read(OWNER)))
+            await look_twice()
+        visits.create_task(visit("other", there.to_read(OTHER)))
+        await look_twice()
+    assert order == ["here", "there", "here", "other", *2 * ["here", "there"], "there"]
+
+
+async def test_slot_is_not_left_to_who_has_gone(
+    both: tuple[ReaderSlots, ReaderSlots], rows: tuple[ProcessRow, ProcessRow]
+) -> None:
+    here, there = both
+    async with visiting(there.to_read(OWNER), there.to_read(OWNER)) as readers:
+        await readers[1].wait_until_in()
+        async with visiting(there.to_read(OWNER)):
+            await look_twice()
+            async with visiting(here.to_read(OTHER)) as (waiting,):
+                await look_twice()
+                assert not rows[0].is_next(Wait.TO_READ)
+        async with visiting(here.to_read(OTHER)) as (waiting,):
+            await readers[0].leave()
+            await waiting.wait_until_in()
+
+
+@pytest.mark.parametrize("ending", ["stuck", "dead"])
+async def test_slot_is_not_left_to_a_process_that_is(
+    process_table: ProcessTable,
+    rows: tuple[ProcessRow, ProcessRow],
+    ending: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    here, there = rows
+    there.begin_wait(Wait.TO_READ)
+    async with visiting(ReaderSlots(here, 1).to_read(OWNER)) as (waiting,):
+        await look_twice()
+        assert not waiting.is_in.is_set()
+        if ending == "dead":
+            process_table.note_death(there.number)
+        else:
+            monkeypatch.setattr(module, "HEARTBEAT_TIMEOUT_S", 0.0)
+        await waiting.wait_until_in()
 
 
 async def test_who_is_alone_is_so_in_all_processes(

@@ -68,7 +68,7 @@ def inner() -> Readers:
 
 @pytest.fixture
 def readers(inner: Readers, process_table: ProcessTable) -> SecondTryReaders:
-    slots = ReaderSlots(process_table, 2)
+    slots = ReaderSlots(process_table.take_row(0), 2)
     return SecondTryReaders(cast(FrameReaders, inner), slots)
 
 
