@@ -122,16 +122,23 @@ class ChoosingLine:
         return self._queue.outlook(tuple(waiting.queued_at for waiting in others))
 
     def _call_next(self) -> None:
-        if not self._waiting:
-            return
+        """Calls all that may have a turn now."""
+        while called := self._next():
+            self._precedence.note(is_oldest_served=called is self._waiting[0])
+            self._waiting = _without(called, self._waiting)
+            self._holders = (*self._holders, called)
+            called.has_turn = True
+            called.is_called.set()
+
+    def _next(self) -> _Waiting | None:
+        """The first in order that no holder keeps waiting. One that is kept waiting holds up none
+        that is better than all who have a turn.
+        """
         ordered = self._precedence.ordered(self._waiting, lambda w: w.job.delivery.request.priority)
-        if any(holder.rank <= ordered[0].rank for holder in self._holders):
-            return
-        self._precedence.note(is_oldest_served=ordered[0] is self._waiting[0])
-        self._waiting = _without(ordered[0], self._waiting)
-        self._holders = (*self._holders, ordered[0])
-        ordered[0].has_turn = True
-        ordered[0].is_called.set()
+        return next((waiting for waiting in ordered if not self._is_kept_waiting(waiting)), None)
+
+    def _is_kept_waiting(self, waiting: _Waiting) -> bool:
+        return any(holder.rank <= waiting.rank for holder in self._holders)
 
     def _let_go(self, waiting: _Waiting) -> None:
         self._waiting = _without(waiting, self._waiting)

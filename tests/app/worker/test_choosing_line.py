@@ -52,19 +52,44 @@ async def test_who_gives_up_is_waited_for_by_nobody(line: ChoosingLine) -> None:
     assert order == [("b", 0)] and line.is_empty_for(running_job("next"))
 
 
-async def test_a_better_one_goes_on_when_the_one_before_it_gives_up(line: ChoosingLine) -> None:
+async def test_better_ones_go_on_beside_one_whose_turn_has_come_but_that_has_to_wait(
+    line: ChoosingLine,
+) -> None:
     order: list[tuple[str, int]] = []
-    async with line.turn(running_job("first", priority="low")):
+    async with line.turn(running_job("first")):
         jobs = [running_job("low", priority="low")]
         jobs += [running_job(f"high {number}", priority="high") for number in range(6)]
         tasks = [asyncio.create_task(take_turn(line, job, order)) for job in jobs]
-        for _ in range(20):
-            await asyncio.sleep(0)
-        served = len(order)
-        assert served == MAX_OVERTAKES, "then it is the low one's turn, behind the first"
-        tasks[0].cancel()
-        await asyncio.gather(*tasks[1:])
-        assert len(order) == 6
+        await asyncio.wait(tasks[1:], timeout=30)
+        assert len(order) == 6, "the low one waits for the first, and they do not"
+        tasks += [asyncio.create_task(take_turn(line, running_job("normal"), order))]
+        await settle()
+    await asyncio.gather(*tasks)
+    assert [name for name, _ in order[6:]] == ["low", "normal"], "it was its turn"
+
+
+async def test_better_ones_are_called_while_one_whose_turn_has_come_has_it(
+    line: ChoosingLine,
+) -> None:
+    order: list[tuple[str, int]] = []
+    ends = asyncio.Event()
+
+    async def take_long(job: RunningJob) -> None:
+        async with line.turn(job):
+            order.append((job.job_id, 0))
+            await ends.wait()
+
+    async with line.turn(running_job("first")):
+        low = asyncio.create_task(take_long(running_job("low", priority="low")))
+        normals = [running_job(f"normal {number}") for number in range(MAX_OVERTAKES + 2)]
+        tasks = [asyncio.create_task(take_turn(line, job, order)) for job in normals]
+        await settle()
+        assert not order
+    await asyncio.wait(tasks, timeout=30)
+    assert not low.done() and len(order) == len(normals) + 1
+    assert order[MAX_OVERTAKES][0] == "low"
+    ends.set()
+    await low
 
 
 async def test_a_better_priority_goes_first_and_a_low_one_does_not_starve(
