@@ -28,6 +28,7 @@ Passes = Callable[[], Awaitable[bool]]
 class _Waiting:
     job: RunningJob
     prefix_keys: frozenset[str]
+    is_chosen_for: bool
     has_turn: bool = False
     is_called: asyncio.Event = field(default_factory=asyncio.Event)  # it has, or a prefix has come
 
@@ -60,7 +61,8 @@ class ChoosingLine:
         self._waiting: tuple[_Waiting, ...] = ()  # oldest first
         self._taken: list[_Taken] = []  # since the queue was as it is known, the last ones
         self._precedence = Precedence()
-        self._holders: tuple[_Waiting, ...] = ()  # of a turn, at most one of each priority
+        self._holders: tuple[_Waiting, ...] = ()  # of a turn
+        self._can_choose = True
 
     def note(self, queue: QueueSnapshot) -> None:
         """Takes in what waits in Redis, as it was just now. Replies may overtake each other: what
@@ -94,10 +96,18 @@ class ChoosingLine:
             if key in waiting.prefix_keys:
                 waiting.is_called.set()
 
+    def note_store(self, *, can_choose: bool) -> None:
+        """Takes in whether choices can be stored. While they cannot, jobs that are to be chosen for
+        keep no others waiting.
+        """
+        self._can_choose = can_choose
+        self._call_next()
+
     def is_empty_for(self, job: RunningJob) -> bool:
-        """Whether none of the same or a better priority is before the job."""
-        rank = RANKS[job.delivery.request.priority]
-        return all(other.rank > rank for other in (*self._holders, *self._waiting))
+        """Whether nobody has to go before a job whose compression is known."""
+        waiting = _Waiting(job, frozenset(), is_chosen_for=False)
+        others = (*self._holders, *self._waiting)
+        return not any(self._goes_before(other, waiting) for other in others)
 
     @asynccontextmanager
     async def turn(
@@ -105,6 +115,8 @@ class ChoosingLine:
         job: RunningJob,
         prefix_keys: frozenset[str] = frozenset(),
         passes: Passes = _passes_nobody,
+        *,
+        is_chosen_for: bool = True,
     ) -> AsyncIterator[None]:
         """Waits for the job's turn. The turn ends when the engine has its sequence, so the next
         choice counts it.
@@ -112,8 +124,9 @@ class ChoosingLine:
         Args:
             prefix_keys: of the prefixes that the job may take.
             passes: asked when one of these comes; if it says so, the job leaves the line at once.
+            is_chosen_for: in this turn; else its compression is known.
         """
-        waiting = _Waiting(job, prefix_keys)
+        waiting = _Waiting(job, prefix_keys, is_chosen_for)
         self._waiting = tuple(sorted((*self._waiting, waiting), key=_queued_at_s))
         self._call_next()
         try:
@@ -140,14 +153,19 @@ class ChoosingLine:
             called.is_called.set()
 
     def _next(self) -> _Waiting | None:
-        """The first in order that no holder keeps waiting. One that is kept waiting holds up none
-        that is better than all who have a turn.
+        """The first in order that no holder keeps waiting: one that is kept waiting holds up none
+        that is not.
         """
         ordered = self._precedence.ordered(self._waiting, lambda w: w.job.delivery.request.priority)
         return next((waiting for waiting in ordered if not self._is_kept_waiting(waiting)), None)
 
     def _is_kept_waiting(self, waiting: _Waiting) -> bool:
-        return any(holder.rank <= waiting.rank for holder in self._holders)
+        return any(self._goes_before(holder, waiting) for holder in self._holders)
+
+    def _goes_before(self, other: _Waiting, waiting: _Waiting) -> bool:
+        """Whether another that has come before keeps this one waiting."""
+        is_stuck = other.is_chosen_for and not self._can_choose
+        return other.rank <= waiting.rank and not (is_stuck and not waiting.is_chosen_for)
 
     def _let_go(self, waiting: _Waiting) -> None:
         self._waiting = _without(waiting, self._waiting)

@@ -58,12 +58,12 @@ class Update:
 class _Command:
     """Args:
     is_due: whether a busy engine should run it now; asked again after every step. An idle engine
-        runs it at once.
+        runs it at once. None: it is run in any case, also if nobody waits for it any more.
     """
 
     run: "Callable[[Engine], Any]"
     reply: "asyncio.Future[Any]"
-    is_due: "Callable[[Engine], bool]" = lambda engine: True
+    is_due: "Callable[[Engine], bool] | None" = None
 
 
 class EngineThread:
@@ -171,7 +171,7 @@ class EngineThread:
     def _ask(
         self,
         run: "Callable[[Engine], Any]",
-        is_due: "Callable[[Engine], bool]" = lambda engine: True,
+        is_due: "Callable[[Engine], bool] | None" = None,
     ) -> "asyncio.Future[Any]":
         reply = self._loop.create_future()
         if self._failure.done():
@@ -217,9 +217,11 @@ class EngineThread:
 
     def _carry_out(self, engine: "Engine", command: _Command) -> bool:
         """False: its time has not come."""
+        if command.is_due is not None and command.reply.cancelled():
+            return True
         try:
-            if engine.has_work and not command.is_due(engine):
-                return command.reply.cancelled()
+            if command.is_due is not None and engine.has_work and not command.is_due(engine):
+                return False
             result = command.run(engine)
         except DycokeError as error:
             # Its traceback would hold the sequence, and its frames, until garbage is looked for.

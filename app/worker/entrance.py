@@ -2,7 +2,8 @@
 
 Waits: for a job's turn and for the engine, until the job's deadline (`app.worker.lease_keeper` ends
 the wait). While Redis is away nothing can be chosen, as a choice is stored before any token is
-produced; nobody keeps a turn meanwhile, so jobs whose compression is known go on.
+produced: from the first choice that fails until one is stored, jobs whose compression is known wait
+for no other.
 """
 
 import asyncio
@@ -78,6 +79,7 @@ class Entrance:
             try:
                 return await self._add_as_chosen(job, request)
             except StoreUnavailableError:
+                self._line.note_store(can_choose=False)
                 await asyncio.sleep(RETRY_AFTER_S)
 
     async def _add_as_chosen(self, job: RunningJob, request: ChoiceRequest) -> None:
@@ -96,6 +98,7 @@ class Entrance:
         """Raises StoreUnavailableError: the choice may not be stored, and nothing was added."""
         chosen = request.cached or await self._engine.choose_compression(request)
         noted = await self._leases.choose(job.delivery, _message(chosen))
+        self._line.note_store(can_choose=True)
         if noted is None:
             self._jobs.drop(job)  # cancels this task
             await asyncio.sleep(0)
@@ -122,7 +125,7 @@ class Entrance:
         if await passes():
             await self._add(job, sequence)
         else:
-            async with self._line.turn(job, frozenset({prefix_key}), passes):
+            async with self._line.turn(job, frozenset({prefix_key}), passes, is_chosen_for=False):
                 await self._add(job, sequence)
 
     async def _add(self, job: RunningJob, sequence: Sequence) -> None:

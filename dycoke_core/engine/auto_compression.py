@@ -169,17 +169,22 @@ class AutoCompression:
         )
 
     def _note_choice(self, asked: "_Asked") -> None:
-        """Counts a sequence once, however often it is chosen for."""
-        if not asked.sequence.is_weighed:
-            is_waited_for = bool(asked.outlook.waited_s)
-            self._overhead.note_choice(self._clock(), is_waited_for=is_waited_for)
+        """Counts a sequence once, however often it is chosen for. Chosen for again, it has not run
+        since: that time tells nothing of what requests cost.
+        """
+        is_first = not asked.sequence.is_weighed
+        self._overhead.note_choice(
+            self._clock(),
+            queued_s=asked.queued_s if is_first else 0.0,
+            is_waited_for=bool(asked.outlook.waited_s),
+        )
+        if is_first:
             self._note(asked.states)
 
     def _note_chosen(self, asked: "_Asked", choice: Choice) -> None:
-        if not asked.sequence.is_weighed:
-            own = self._predictor.own_work(asked.states[choice.level])
-            self._overhead.note_prompt(self._predictor.seconds(own))
-            asked.sequence.is_weighed = True
+        own = self._predictor.own_work(asked.states[choice.level])
+        self._overhead.note_prompt(self._predictor.seconds(own))
+        asked.sequence.is_weighed = True
 
     def _take_ladder(
         self, states: dict[int, SequenceState], ladder: tuple[CompressionConfig, ...]
@@ -221,12 +226,15 @@ class _Overhead:
     def overhead_s(self) -> float:
         return max(self._mean_s, 0.0)
 
-    def note_choice(self, now_s: float, *, is_waited_for: bool) -> None:
+    def note_choice(self, now_s: float, *, queued_s: float, is_waited_for: bool) -> None:
         """Args:
+        queued_s: for how long this request has waited. What waited at the last choice may have left
+            otherwise: the time since then counts only if this one waited all of it.
         is_waited_for: requests wait behind this one.
         """
-        if self._is_waited_for and self._num_requests:
-            overhead_s = (now_s - self._chosen_at_s - self._prompts_s) / self._num_requests
+        since_s = now_s - self._chosen_at_s
+        if self._is_waited_for and self._num_requests and queued_s >= since_s:
+            overhead_s = (since_s - self._prompts_s) / self._num_requests
             share = min(self._num_requests * _NEWEST_SHARE, 1.0)
             self._mean_s += share * (overhead_s - self._mean_s)
         self._chosen_at_s, self._is_waited_for = now_s, is_waited_for

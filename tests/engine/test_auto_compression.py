@@ -168,7 +168,9 @@ def test_what_prompts_do_not_explain_counts_while_requests_wait(lab: Lab) -> Non
     def choose_often(outlook: Outlook, apart_s: float) -> None:
         nonlocal now_s
         for number in range(100):
-            auto.choose(lab.sequence(str(number)), config, outlook, waited_s=0.0)
+            queued_s = 2 * apart_s if outlook.waited_s else 0.0
+            sequence = lab.sequence(str(number))
+            auto.choose(sequence, config, outlook, waited_s=0.0, queued_s=queued_s)
             now_s += apart_s
 
     choose_often(NOTHING_WAITS, 90 * alone_s)  # the engine waits for requests
@@ -180,6 +182,30 @@ def test_what_prompts_do_not_explain_counts_while_requests_wait(lab: Lab) -> Non
     choose_often(one_waits, 2.0 * alone_s)
     choice = auto.choose(lab.sequence("c"), config, often, waited_s=0.0)
     assert (choice.level > 0, choice.reason) == (True, Reason.LOAD)
+
+
+def test_time_without_requests_that_wait_is_no_cost_of_theirs(lab: Lab) -> None:
+    """Who waited at a choice may not be who is chosen for next."""
+    engine = lab.engine()
+    alone_s = predicted_s(lab, 0)
+    now_s = 0.0
+    auto = auto_of(engine, lambda: now_s)
+    config = AutoConfig(100 * alone_s)
+    one_waits = Outlook(waited_s=(0.0,))
+    for number in range(20):
+        auto.choose(lab.sequence(f"a {number}"), config, one_waits, waited_s=0.0)
+        auto.note_added(engine.admission.prepare(lab.sequence(f"fixed {number}")))
+        now_s += 90 * alone_s  # and nothing comes
+    again = lab.sequence("again")
+    for number in range(20):  # as no choice can be stored
+        queued_s = 91 * alone_s if number else 0.0
+        auto.choose(again, config, one_waits, waited_s=0.0, queued_s=queued_s)
+        now_s += 90 * alone_s
+    often = Outlook(waited_s=(30 * alone_s,), arrivals_per_s=0.5 / alone_s)
+    auto.choose(again, config, often, waited_s=0.0)
+    now_s += alone_s
+    choice = auto.choose(lab.sequence("b"), config, often, waited_s=0.0, queued_s=2 * alone_s)
+    assert choice.level == 0
 
 
 def test_a_choice_waits_until_little_is_left_ahead_of_it(lab: Lab) -> None:

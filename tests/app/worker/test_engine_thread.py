@@ -179,6 +179,21 @@ async def test_a_choice_that_nobody_waits_for_is_forgotten() -> None:
     assert not engine.engine.outlooks
 
 
+async def test_a_choice_that_nobody_waits_for_is_not_made_when_it_is_due() -> None:
+    async with running() as engine:
+        engine.engine.may_choose = False
+        await engine.thread.add(sequence("sleep:0.5", max_tokens=10_000))
+        choosing = asyncio.create_task(choose(engine.thread, "why?"))
+        async with asyncio.timeout(30):
+            while not engine.engine.num_asked_to_choose:
+                await asyncio.sleep(0.005)
+        choosing.cancel()
+        await asyncio.gather(choosing, return_exceptions=True)
+        engine.engine.may_choose = True
+        await engine.thread.abort("sleep:0.5")
+    assert not engine.engine.outlooks
+
+
 async def test_a_failing_engine_fails_the_choice_that_waits() -> None:
     running = Running()
     running.engine.may_choose = False

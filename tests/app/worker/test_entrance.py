@@ -32,11 +32,14 @@ class FakeLeases:
     def __init__(self) -> None:
         self.is_away = False
         self.loses_replies = False
+        self.answers = asyncio.Event()
+        self.answers.set()
         self.num_calls = 0
         self.noted: dict[str, CompressionChoice] = {}
 
     async def choose(self, delivery: Delivery, choice: CompressionChoice) -> NotedChoice:
         self.num_calls += 1
+        await self.answers.wait()
         if not self.is_away:
             self.noted.setdefault(delivery.job_id, choice)
         if self.is_away or self.loses_replies:
@@ -79,7 +82,7 @@ class Door:
         job = job_of(name, compression)
         self.jobs.add(job)
         added = sequence(name)
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(30):
             await self.entrance.add(job, added)
         return added
 
@@ -102,6 +105,23 @@ async def test_nobody_waits_behind_a_choice_that_cannot_be_stored(door: Door) ->
     first, second = await asyncio.gather(*tasks)
     assert first.compression == second.compression == DEFAULT_LADDER[3], "it is chosen anew"
     assert {choice.level for choice in door.leases.noted.values()} == {3}
+
+
+async def test_calls_that_hang_keep_nobody_waiting_once_one_has_failed(door: Door) -> None:
+    door.leases.is_away = True
+    tasks = [asyncio.create_task(door.add("a", AutoConfig()))]
+    await until(lambda: door.leases.num_calls)
+    door.leases.answers.clear()
+    tasks += [asyncio.create_task(door.add(name, AutoConfig())) for name in "bc"]
+    num_calls = door.leases.num_calls
+    await until(lambda: door.leases.num_calls > num_calls)
+    for name in ("first", "second"):
+        assert await door.add(name, DEFAULT_LADDER[2]) in door.engine.seen
+    assert not door.leases.noted and not any(task.done() for task in tasks)
+    door.leases.is_away = False
+    door.leases.answers.set()
+    await asyncio.gather(*tasks)
+    assert set(door.leases.noted) == set("abc")
 
 
 async def test_a_choice_that_was_stored_holds_although_its_reply_was_lost(door: Door) -> None:
