@@ -33,7 +33,7 @@ from app.store.client import connect
 from app.supervisor import EXIT_BAD_SETTINGS, ChildSpec, Supervisor
 from app.worker.pool import worker_specs
 from dycoke_core.errors import ModelLoadError
-from dycoke_core.model_config import check_config
+from dycoke_core.model_config import check_config, is_directory
 
 # The API answers its last streams from the workers, and both write to Redis until they are gone.
 STOP_API, STOP_WORKERS, STOP_REDIS = 0, 1, 2
@@ -132,11 +132,9 @@ def _serve(settings: Settings) -> int:
 
 def _check_model(settings: Settings) -> None:
     """Before anything is started, if the model is a directory; a hub's is checked by the worker."""
-    directory = Path(settings.model)
-    if not directory.is_dir():
-        return
     try:
-        check_config(directory)
+        if is_directory(settings.model):
+            check_config(Path(settings.model))
     except ModelLoadError as error:
         raise SettingsError(f"{ENV_PREFIX}MODEL: {error.message}") from error
 

@@ -21,12 +21,12 @@ class RateRule:
     max_frames: int
     multiple: int
 
-    def count(self, wanted: float, *, given: int, most: int) -> int:
+    def count(self, wanted: float, *, given: float, most: float) -> int:
         """How many frames to take, at least one.
 
         Args:
             wanted: the clip's frames, divided by its own rate, times the rate asked for.
-            given: frames that the clip has.
+            given: frames that the clip has; infinite where nobody knows.
             most: that may be taken in any case.
 
         Source: `sample_frames` of Qwen2-VL's and of Qwen3-VL's video processor in transformers.

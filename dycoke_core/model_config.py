@@ -31,12 +31,22 @@ def check_config(directory: Path) -> str:
     return model_type
 
 
+def is_directory(path: str | Path) -> bool:
+    """Whether a model is one; else it is a hub's. Raises: ModelLoadError."""
+    try:
+        return Path(path).is_dir()
+    except OSError as error:
+        raise ModelLoadError(f"the model directory cannot be read: {error.strerror}") from error
+
+
 def read_json(file: Path) -> dict[str, Any]:
     """An object; empty where there is no such file. Raises: ModelLoadError."""
-    if not file.is_file():
-        return {}
     try:
+        if not file.is_file():
+            return {}
         content = json.loads(file.read_text())
+    except OSError as error:
+        raise ModelLoadError(f"{file.name} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise ModelLoadError(f"{file.name} is not valid JSON") from error
     if not isinstance(content, dict):

@@ -83,8 +83,18 @@ LARGEST_UPLOADS = 8  # that come in at a time have room, unless set
 START_TRIES = 3  # of the frame readers
 CORS_REQUEST_HEADERS = [
     *("Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "traceparent"),
+    # OpenAI's client sends these from a browser, too.
+    *(
+        f"X-Stainless-{name}"
+        for name in (
+            *("Arch", "Helper-Method", "Lang", "OS", "Package-Version", "Retry-Count"),
+            *("Runtime", "Runtime-Version", "Timeout"),
+        )
+    ),
 ]
-CORS_RESPONSE_HEADERS = ["X-Job-Id", "Retry-After", "RateLimit", "RateLimit-Policy"]
+CORS_RESPONSE_HEADERS = [
+    *("X-Job-Id", "X-Request-Id", "X-Should-Retry", "Retry-After", "RateLimit", "RateLimit-Policy"),
+]
 
 
 class ReadersDoNotStartError(Exception):

@@ -56,6 +56,7 @@ class ChatFields(Strict):
     fps: float | None = Field(
         None,
         gt=0,
+        le=1e9,
         allow_inf_nan=False,
         description="Frames for each second of the clip, counted as the model's own processor does "
         "(`frame_rate` in `/v1/models`), within the server's limit.",

@@ -122,8 +122,8 @@ class References:
         with suppress(FileNotFoundError):
             for path, status in self._of(owner):
                 with suppress(FileNotFoundError):
-                    self._read[path] = self._look_up(path, status)
-                    entries.append(self._read[path].entry)
+                    self._read[path] = found = self._look_up(path, status)
+                    entries.append(found.entry)
         return [entry for entry in entries if not entry.retention.is_over]
 
     def compare(self, video_ids: set[str]) -> tuple[list[Path], set[str]]:

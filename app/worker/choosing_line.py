@@ -13,7 +13,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from app.store.job_leases import Delivery
 from app.store.queue_snapshot import QueueSnapshot
 from app.worker.running_jobs import RunningJob
 from dycoke_core.level_choice import Outlook
@@ -28,7 +27,6 @@ Passes = Callable[[], Awaitable[bool]]
 @dataclass(slots=True, eq=False)
 class _Waiting:
     job: RunningJob
-    queued_at: float  # on the monotonic clock
     prefix_keys: frozenset[str]
     has_turn: bool = False
     is_called: asyncio.Event = field(default_factory=asyncio.Event)  # it has, or a prefix has come
@@ -56,7 +54,10 @@ class ChoosingLine:
 
     def __init__(self) -> None:
         self._queue = QueueSnapshot()
-        self._waiting: tuple[_Waiting, ...] = ()  # oldest first; replaced, as other threads read it
+        # Those that the engine does not have yet, by when they were queued, on the monotonic clock:
+        # prepared, waiting or chosen for. Replaced, as other threads read it.
+        self._held: dict[RunningJob, float] = {}
+        self._waiting: tuple[_Waiting, ...] = ()  # oldest first
         self._taken: list[_Taken] = []  # since the queue was as it is known, the last ones
         self._precedence = Precedence()
         self._holders: tuple[_Waiting, ...] = ()  # of a turn, at most one of each priority
@@ -72,13 +73,20 @@ class ChoosingLine:
             queue = queue.without(taken.queued_ms)
         self._queue = queue
 
-    def note_taken(self, delivery: Delivery) -> None:
-        """Takes in that a job waits in Redis no more."""
+    def note_taken(self, job: RunningJob) -> None:
+        """Takes in that a job waits in Redis no more. `note_left` has to follow."""
+        delivery = job.delivery
+        waited_s = max(time.time() - delivery.waits_since_s, 0.0)
+        self._held = {**self._held, job: time.monotonic() - waited_s}
         taken = _Taken(round(delivery.queued_at_s * 1000), round(delivery.started_at_s * 1000))
         self._taken = [*self._taken[-MAX_TAKEN:], taken]
         self._queue = self._queue.without(taken.queued_ms)
         if delivery.queue is not None:
             self.note(delivery.queue)
+
+    def note_left(self, job: RunningJob) -> None:
+        """Takes in that the engine has a job that was taken, or never will."""
+        self._held = {other: at for other, at in self._held.items() if other is not job}
 
     def note_prefix(self, key: str) -> None:
         """Calls those that may take a prefix, which is in the engine or on its way since now."""
@@ -105,8 +113,7 @@ class ChoosingLine:
             prefix_keys: of the prefixes that the job may take.
             passes: asked when one of these comes; if it says so, the job leaves the line at once.
         """
-        waited_s = max(time.time() - job.delivery.waits_since_s, 0.0)
-        waiting = _Waiting(job, time.monotonic() - waited_s, prefix_keys)
+        waiting = _Waiting(job, prefix_keys)
         self._waiting = tuple(sorted((*self._waiting, waiting), key=_queued_at_s))
         self._call_next()
         try:
@@ -117,21 +124,30 @@ class ChoosingLine:
             self._let_go(waiting)
 
     def outlook(self, job: RunningJob) -> Outlook:
-        """What waits beside a job that is chosen for. May be called on any thread."""
-        others = (waiting for waiting in self._waiting if waiting.job is not job)
-        return self._queue.outlook(tuple(waiting.queued_at for waiting in others))
+        """What waits beside a job that is chosen for: in Redis, and here, where some are still
+        being prepared. May be called on any thread.
+        """
+        others = (at for other, at in self._held.items() if other is not job)
+        return self._queue.outlook(tuple(sorted(others)))
 
     def _call_next(self) -> None:
-        if not self._waiting:
-            return
+        """Calls all that may have a turn now."""
+        while called := self._next():
+            self._precedence.note(is_oldest_served=called is self._waiting[0])
+            self._waiting = _without(called, self._waiting)
+            self._holders = (*self._holders, called)
+            called.has_turn = True
+            called.is_called.set()
+
+    def _next(self) -> _Waiting | None:
+        """The first in order that no holder keeps waiting. One that is kept waiting holds up none
+        that is better than all who have a turn.
+        """
         ordered = self._precedence.ordered(self._waiting, lambda w: w.job.delivery.request.priority)
-        if any(holder.rank <= ordered[0].rank for holder in self._holders):
-            return
-        self._precedence.note(is_oldest_served=ordered[0] is self._waiting[0])
-        self._waiting = _without(ordered[0], self._waiting)
-        self._holders = (*self._holders, ordered[0])
-        ordered[0].has_turn = True
-        ordered[0].is_called.set()
+        return next((waiting for waiting in ordered if not self._is_kept_waiting(waiting)), None)
+
+    def _is_kept_waiting(self, waiting: _Waiting) -> bool:
+        return any(holder.rank <= waiting.rank for holder in self._holders)
 
     def _let_go(self, waiting: _Waiting) -> None:
         self._waiting = _without(waiting, self._waiting)

@@ -11,7 +11,7 @@ import time
 from app.errors import DeadlineUnreachableError, StoreUnavailableError
 from app.messages import CompressionChoice
 from app.metrics import WorkerMetrics
-from app.store.job_leases import Delivery, JobLeases
+from app.store.job_leases import JobLeases
 from app.worker.choice_request import ChoiceRequest
 from app.worker.choosing_line import ChoosingLine
 from app.worker.engine_thread import EngineThread
@@ -41,9 +41,14 @@ class Entrance:
         self._metrics = metrics
         self._line = ChoosingLine()
 
-    def note_taken(self, delivery: Delivery) -> None:
-        """Takes in that a job waits in Redis no more, and what it says of those that do."""
-        self._line.note_taken(delivery)
+    def note_taken(self, job: RunningJob) -> None:
+        """Takes in that a job waits in Redis no more, and what it says of those that do. Choices
+        count it from now on, while it is prepared as well. `note_left` has to follow."""
+        self._line.note_taken(job)
+
+    def note_left(self, job: RunningJob) -> None:
+        """Takes in that the engine has a job that was taken, or never will."""
+        self._line.note_left(job)
 
     async def add(self, job: RunningJob, sequence: Sequence) -> None:
         """Raises DycokeError: the engine does not take the sequence, or not in time."""

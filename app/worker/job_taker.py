@@ -136,10 +136,11 @@ class JobTaker:
                 "is_suspect": delivery.is_suspect,
             },
         )
-        self._entrance.note_taken(delivery)
         job = RunningJob.of(delivery)
         self._jobs.add(job)
+        self._entrance.note_taken(job)
         job.loading = asyncio.create_task(self._load(job))
+        job.loading.add_done_callback(lambda loading: self._entrance.note_left(job))
 
     async def _load(self, job: RunningJob) -> None:
         """Isolates one job: an error here fails only this job."""

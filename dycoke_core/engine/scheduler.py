@@ -14,7 +14,7 @@ A sequence without room may preempt low-priority ones (`dycoke_core.engine.preem
 waits, at most until all that run have ended, and nobody of its priority or a worse one passes it.
 One of worse priority, whose turn has come, is passed by better ones that fit beside it: they take
 nothing that it will need once those that ran before have ended. Only what does not fit beside it is
-held up, for no longer than that and its own answer.
+held up, for no longer than that and its own answer. Who passes may preempt as well.
 
 One that was preempted may find, when there is room for it, that its video has to be encoded again
 and that its frames are gone: it stands aside until they come, and everybody passes it.
@@ -133,7 +133,7 @@ class Scheduler(Generic[State]):
     _admissions: Precedence = field(default_factory=Precedence)
     _prompts: Precedence = field(default_factory=Precedence)
     _passed: int = 0  # arrival of the last one that better ones were let past
-    _passing: list[int] = field(default_factory=list)  # arrivals of these
+    _passing: list[int] = field(default_factory=list)  # arrivals of these, while they run
     _num_arrived: int = 0
 
     @property
@@ -179,14 +179,9 @@ class Scheduler(Generic[State]):
                 self.waiting_for_frames.append(state)
                 continue
             is_best = not self._better_than(state)
-            if not self._admit(state):
-                victims = self._choose_victims(state)
-                with self.admission.keeping(state):
-                    preempted += [self._preempt(each, state.priority) for each in victims]
-                    has_entered = bool(victims) and self._admit(state)
-                if not has_entered:
-                    self._let_pass(state)
-                    break
+            if not self._admit_making_room(state, preempted):
+                self._let_pass(state, preempted)
+                break
             is_oldest = not self.waiting or state.arrival < self.waiting[0].arrival
             self._admissions.note(is_oldest_served=is_oldest)
             state.has_come_in_turn = is_oldest and not is_best
@@ -198,18 +193,30 @@ class Scheduler(Generic[State]):
         better = [each for each in self.waiting if RANKS[each.priority] < rank]
         return sorted(better, key=lambda each: RANKS[each.priority])
 
-    def _let_pass(self, head: State) -> None:
+    def _let_pass(self, head: State, preempted: list[Preempted[State]]) -> None:
         """Admits those of better priority that fit beside the one whose turn has come: what it
-        waits for is the end of others, whether they pass it or not."""
+        waits for is the end of others, whether they pass it or not. Adds those that made room."""
         if self._passed != head.arrival:
             self._passed, self._passing = head.arrival, []
         beside = [state for state in self.running if state.arrival in self._passing]
+        self._passing = [state.arrival for state in beside]
         for state in self._better_than(head):
             beside.append(state)
-            has_place = len(beside) < self.max_running
-            if not has_place or not self.admission.fits([head, *beside]) or not self._admit(state):
+            if len(beside) >= self.max_running or not self.admission.fits([head, *beside]):
+                return
+            if not self._admit_making_room(state, preempted):
                 return
             self._passing.append(state.arrival)
+
+    def _admit_making_room(self, state: State, preempted: list[Preempted[State]]) -> bool:
+        """Admits a sequence, if need be in the place of others, which are added to those that made
+        room."""
+        if self._admit(state):
+            return True
+        victims = self._choose_victims(state)
+        with self.admission.keeping(state):
+            preempted += [self._preempt(each, state.priority) for each in victims]
+            return bool(victims) and self._admit(state)
 
     def _admit(self, state: State) -> bool:
         if len(self.running) >= self.max_running or not self.admission.admit(state):

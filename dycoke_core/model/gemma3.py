@@ -73,11 +73,12 @@ class Gemma3(TransformersModel):
             content_type="image",
         )
         settings = checkpoint.video_processor
+        resizing = resizing_of_processor(settings, default="bilinear")  # before weights are read
         return cls(
             model=checkpoint.load_weights(Gemma3ForConditionalGeneration),
             prompt_encoder=prompt_encoder,
             normalizer=FrameNormalizer.of_processor(settings),
-            resizing=resizing_of_processor(settings, default="bilinear"),
+            resizing=resizing,
             eos_token_ids=checkpoint.eos_token_ids,
             weights_digest=checkpoint.weights_digest,
         )

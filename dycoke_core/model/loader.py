@@ -20,7 +20,7 @@ from dycoke_core.model.gemma3 import Gemma3
 from dycoke_core.model.llava_onevision import LlavaOnevision
 from dycoke_core.model.qwen2_5_vl import Qwen25VL
 from dycoke_core.model.qwen3_vl import Qwen3VL
-from dycoke_core.model_config import check_config
+from dycoke_core.model_config import check_config, is_directory
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ def load_model(
 
 def _resolve(path: str | Path, files: Sequence[str], revision: str | None) -> Path:
     """The directory; of a hub's repository, a copy of these files."""
-    if Path(path).is_dir():
+    if is_directory(path):
         if revision is not None:
             raise ModelLoadError("a directory has no revision: leave it out, or name a hub id")
         return Path(path)

@@ -79,6 +79,7 @@ class QwenVL(TransformersModel):
             video_token_id=checkpoint.config.video_token_id,
         )
         settings = cls.processor_defaults | checkpoint.video_processor
+        resizing = resizing_of_processor(settings, default="bicubic")  # before weights are read
         return cls(
             model=checkpoint.load_weights(cls.model_class),
             prompt_encoder=prompt_encoder,
@@ -90,7 +91,7 @@ class QwenVL(TransformersModel):
                 max_frames=settings.get("max_frames") or PROCESSORS_MAX_FRAMES,
                 multiple=settings["temporal_patch_size"] if cls.takes_whole_units else 1,
             ),
-            resizing=resizing_of_processor(settings, default="bicubic"),
+            resizing=resizing,
             eos_token_ids=checkpoint.eos_token_ids,
             weights_digest=checkpoint.weights_digest,
         )

@@ -82,28 +82,26 @@ class _WholePictures:
         self._as_rgb = _Graphs(lambda _: [("scale", f"iw:ih:flags={flags}"), ("format", "rgb24")])
 
     def __call__(self, picture: VideoFrame) -> npt.NDArray[np.uint8]:
-        pixels = self._as_rgb(_with_even_sides(picture))[: picture.height, : picture.width]
+        pixels = self._as_rgb(_with_whole_blocks(picture))[: picture.height, : picture.width]
         num_quarters = picture.rotation // 90 if picture.rotation % 90 == 0 else 0
         return np.ascontiguousarray(np.rot90(pixels, num_quarters))
 
 
-def _with_even_sides(picture: VideoFrame) -> VideoFrame:
-    """Returns it with a column and a row more where it has halved colours and an odd number of
-    them, which FFmpeg would stretch the colours over. What is in them is left open."""
-    is_halved = 1 in (picture.format.chroma_width(2), picture.format.chroma_height(2))
-    if not is_halved or picture.width % 2 == picture.height % 2 == 0:
+def _with_whole_blocks(picture: VideoFrame) -> VideoFrame:
+    """Returns it with columns and rows more where its last colours are stored for pixels that it
+    does not have; FFmpeg would stretch the colours. What is in them is left open."""
+    across = 8 // picture.format.chroma_width(8)  # pixels that a colour is stored for: 1, 2 or 4
+    down = 8 // picture.format.chroma_height(8)
+    width, height = -(-picture.width // across) * across, -(-picture.height // down) * down
+    if (width, height) == (picture.width, picture.height):
         return picture
-    even = VideoFrame(
-        picture.width + picture.width % 2,
-        picture.height + picture.height % 2,
-        picture.format.name,
-    )
-    even.colorspace, even.color_range = picture.colorspace, picture.color_range
-    for ours, theirs in zip(even.planes, picture.planes, strict=True):
+    whole = VideoFrame(width, height, picture.format.name)
+    whole.colorspace, whole.color_range = picture.colorspace, picture.color_range
+    for ours, theirs in zip(whole.planes, picture.planes, strict=True):
         to, taken = _rows(ours), _rows(theirs)
         num_bytes = min(to.shape[1], taken.shape[1])
         to[: theirs.height, :num_bytes] = taken[:, :num_bytes]
-    return even
+    return whole
 
 
 def _rows(plane: VideoPlane) -> npt.NDArray[np.uint8]:

@@ -15,6 +15,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from dycoke_core.video.child import TaskError
+from dycoke_core.video.sampling import shown_s
 
 _FALLBACK_FPS = 25.0  # for streams that neither time their frames nor name a rate
 
@@ -27,6 +28,11 @@ class FrameList:
     end_s: float
     pts: list[int] | None  # ascending, unique; None: frames have to be counted
     key_pts: list[int]  # where decoding can start, ascending; empty without pts
+    fps: float | None = None  # that the headers name
+    tick_s: float = 0.0  # to which times are rounded
+
+    def shown_s(self, clip: range) -> float:
+        return shown_s(self.times_s, self.end_s, clip, fps=self.fps, tick_s=self.tick_s)
 
     def keyframes_in(self, clip: range) -> list[int]:
         """Returns the numbers of those frames of a clip that decode without any other."""
@@ -62,7 +68,14 @@ def list_frames(container: InputContainer, stream: VideoStream, max_frames: int)
     tick = stream.time_base
     times_s = [(time - known[0]) * tick.numerator / tick.denominator for time in known]
     end_s = (end_pts - known[0]) * tick.numerator / tick.denominator
-    return FrameList(times_s, max(end_s, times_s[-1] + 1 / rate), known, sorted(key_pts))
+    return FrameList(
+        times_s,
+        max(end_s, times_s[-1] + 1 / rate),
+        known,
+        sorted(key_pts),
+        fps=float(stream.average_rate) if stream.average_rate else None,
+        tick_s=float(tick),
+    )
 
 
 class FrameSource:

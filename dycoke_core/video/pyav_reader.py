@@ -18,7 +18,7 @@ from dycoke_core.video import picture_reader
 from dycoke_core.video.child import Task, TaskError, Tasks
 from dycoke_core.video.frame_resizers import Resize, frame_resizer
 from dycoke_core.video.pyav_frames import FrameSource, list_frames, read_keyframe
-from dycoke_core.video.sampling import frames_in_clip, sample_indices, shown_s
+from dycoke_core.video.sampling import frames_in_clip, sample_indices
 
 # PyAV loads parts of itself on demand; confined, it could not.
 for _module in pkgutil.walk_packages(av.__path__, "av."):
@@ -59,7 +59,7 @@ def plan(task: Task) -> dict[str, Any]:
         "total_frames": len(frames.times_s),
         "has_times": frames.pts is not None,
         "end_s": frames.end_s,
-        "shown_s": shown_s(frames.times_s, frames.end_s, clip),
+        "shown_s": frames.shown_s(clip),
         "indices": indices,
         "timestamps_s": [frames.times_s[index] for index in indices],
         "num_keyframes": len(keyframes),

@@ -7,6 +7,8 @@ import numpy as np
 
 from dycoke_core.model_frames import DEFAULT_SPREAD, Spread
 
+_ROUNDED_TICKS = 2  # by which rounded times may be off: one at either end
+
 
 def frames_in_clip(
     timestamps_s: Sequence[float], end_of_video_s: float, start_s: float | None, end_s: float | None
@@ -27,12 +29,28 @@ def frames_in_clip(
     return range(first, max(stop, first + 1))
 
 
-def shown_s(timestamps_s: Sequence[float], end_of_video_s: float, clip: range) -> float:
-    """For how long a clip's frames are shown: from its first one's time to where its last ends."""
+def shown_s(
+    timestamps_s: Sequence[float],
+    end_of_video_s: float,
+    clip: range,
+    *,
+    fps: float | None = None,
+    tick_s: float = 0.0,
+) -> float:
+    """For how long a clip's frames are shown: from its first one's time to where its last ends.
+
+    Args:
+        fps: that the headers name. Frames divided by it, as models' processors have it, where the
+            times say the same but for their rounding.
+        tick_s: to which the container rounds times.
+    """
     if not clip:
         return 0.0
     end_s = timestamps_s[clip.stop] if clip.stop < len(timestamps_s) else end_of_video_s
-    return max(end_s - timestamps_s[clip.start], 0.0)
+    by_times = max(end_s - timestamps_s[clip.start], 0.0)
+    if fps and abs(len(clip) / fps - by_times) <= _ROUNDED_TICKS * tick_s:
+        return len(clip) / fps
+    return by_times
 
 
 def sample_indices(

@@ -1,6 +1,8 @@
 """The command line: what cannot run says so in one line and exits with 2."""
 
+import errno
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -96,3 +98,42 @@ def test_loopback_address_is_served_without_keys(host: str) -> None:
 def test_other_addresses_are_served_with_keys_or_where_the_operator_lets_everybody_in() -> None:
     check_open_door(Settings(host="0.0.0.0"), has_keys=True)
     check_open_door(Settings(host="0.0.0.0", allow_anonymous=True), has_keys=False)
+
+
+@pytest.mark.parametrize("command", ["serve", "worker"])
+@pytest.mark.parametrize("part", ["directory", "config.json"])
+def test_a_model_that_cannot_be_read_is_named(
+    command: str,
+    part: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Whoever runs the tests may read everything, so the system's answer is given."""
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+
+    def deny(path: Path) -> None:
+        if path == (model if part == "directory" else model / "config.json"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    is_dir, read_text = Path.is_dir, Path.read_text
+    monkeypatch.setattr(Path, "is_dir", lambda path: (deny(path), is_dir(path))[1])
+    monkeypatch.setattr(
+        Path, "read_text", lambda path, *args, **kw: (deny(path), read_text(path, *args, **kw))[1]
+    )
+    monkeypatch.setenv("DYCOKE_MODEL", str(model))
+    monkeypatch.setenv("DYCOKE_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setenv("DYCOKE_REDIS_URL", "redis://127.0.0.1:1")
+    line = refusal(capsys, command)
+    assert line.startswith("dycoke: DYCOKE_MODEL: ") and "cannot be read: Permission denied" in line
+    assert part in line
+    assert not (tmp_path / "data").exists(), "nothing was started"
+
+
+def test_a_models_name_that_no_file_may_have_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DYCOKE_MODEL", "m" * 300)
+    assert "DYCOKE_MODEL: the model directory cannot be read" in refusal(capsys, "serve")

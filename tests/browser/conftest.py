@@ -16,6 +16,7 @@ __all__ = ["redis_server"]
 
 KEY = "k" * 32
 LOOKS = [Look("light", 1280), Look("dark", 1280), Look("light", 360), Look("dark", 360)]
+BOTH_LOOKS = [LOOKS[0], LOOKS[-1]]  # of every scheme and width one
 
 expect.set_options(timeout=PATIENCE_MS)
 
@@ -65,5 +66,11 @@ def two_models(
 
 @pytest.fixture(params=LOOKS, ids=str)
 def look(request: pytest.FixtureRequest) -> Look:
+    look: Look = request.param
+    return look
+
+
+@pytest.fixture(params=BOTH_LOOKS, ids=str)
+def either_look(request: pytest.FixtureRequest) -> Look:
     look: Look = request.param
     return look

@@ -8,6 +8,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from dycoke_core.tiny import CLIP
+from tests.browser.axe import serious_findings
 from tests.browser.watched import Look, watched_page
 
 LIGHT = Look("light", 1280)
@@ -15,8 +16,8 @@ SLOW = "sleep:0.25"
 
 
 @pytest.fixture
-def page(browser: Browser, slow_url: str) -> Iterator[Page]:
-    with watched_page(browser, slow_url, LIGHT) as page:
+def page(browser: Browser, slow_url: str, either_look: Look) -> Iterator[Page]:
+    with watched_page(browser, slow_url, either_look) as page:
         page.goto("/")
         page.get_by_role("button", name="use the sample clip").click()
         yield page
@@ -64,8 +65,10 @@ def test_cancel_ends_the_job(page: Page) -> None:
     ask(page, SLOW, 4000)
     answer = page.locator("run-answer")
     expect(answer.locator("[data-part=answer]")).to_contain_text("w")
+    assert serious_findings(page) == [], "while it runs"
     answer.get_by_role("button", name="Cancel").click()
     expect(answer).to_have_attribute("data-outcome", "error")
+    assert serious_findings(page) == [], "with an error"
     expect(answer).to_contain_text("(cancelled)")
     expect(page.locator("#results")).to_be_hidden()
     expect(page.get_by_role("button", name="Ask", exact=True)).to_be_enabled()

@@ -1,6 +1,9 @@
 """Every row of the page, with the bundled model and clip, in both schemes and at two widths."""
 
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +20,8 @@ LIGHT = Look("light", 1280)
 
 
 @pytest.fixture
-def page(browser: Browser, service: str) -> Iterator[Page]:
-    with watched_page(browser, service, LIGHT) as page:
+def page(browser: Browser, service: str, either_look: Look) -> Iterator[Page]:
+    with watched_page(browser, service, either_look) as page:
         yield page
 
 
@@ -206,8 +209,18 @@ def test_question_can_be_copied_for_elsewhere(page: Page, service: str) -> None:
         expect(box).to_contain_text("Copied.")
         copied = page.evaluate("navigator.clipboard.readText()")
         assert start in copied and receipt["video_id"] in copied
-        if name != "curl":
-            compile(copied, name, "exec")
+        assert run(["bash", "-c"] if name == "curl" else [sys.executable, "-c"], copied)
+
+
+def run(interpreter: list[str], copied: str) -> str:
+    """What it prints, as somebody who pastes it sees it."""
+    environment = {**os.environ, "DYCOKE_API_KEY": "none"}
+    done = subprocess.run(
+        [*interpreter, copied], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert "dycoke" in done.stdout, "the compression that was asked for"
+    return done.stdout
 
 
 def test_link_to_a_job_shows_its_answer_again(page: Page, browser: Browser, service: str) -> None:

@@ -110,7 +110,8 @@ def test_what_the_committed_run_shows() -> None:
         f"fewer frames ({described('fewer_frames (K=0.7)')})",
         f"than TTM ({described(ttm)})",
         f"K = 0.3, which keeps {sees(SETTINGS[few])}",
-        f"(stationary {family(few, 'stationary', 2)})",
+        f"(stationary {family(few, 'stationary', 2)}, "
+        f"with full tokens {family('full', 'stationary', 3)})",
         f"worse ({short(few)})",
         f"K = 0.9 ({short(many)}), which keeps {sees(SETTINGS[many])}",
         f"32 compressed frames ({flops(DYCOKE)}) find {family(ttm, 'brief_event', 2)}",

@@ -446,6 +446,24 @@ def test_who_makes_room_waits_in_the_place_of_its_age() -> None:
     assert [item.name for item in scheduler.waiting] == ["l1", "l2"]
 
 
+def test_those_let_past_the_one_whose_turn_has_come_preempt_like_others() -> None:
+    scheduler: Scheduler[Item] = Scheduler(2 * MAX_OVERTAKES, 1000, Door())
+    for number in range(2 * MAX_OVERTAKES):
+        scheduler.add(prioritized(f"l{number}"))
+    scheduler.schedule()
+    for number in range(2 * MAX_OVERTAKES):
+        scheduler.add(prioritized(f"h{number}"))
+        step = scheduler.schedule()
+        assert step.running[-1].name == f"h{number}", "it waits while one runs that may make room"
+        assert [each.made_room_for for each in step.preempted] == ["high"]
+    assert {item.name[0] for item in step.running} == {"h"}
+    scheduler.add(prioritized("h late"))
+    assert not scheduler.schedule().preempted, "nobody is left who may make room"
+    scheduler.remove(scheduler.running[0])
+    oldest = scheduler.waiting[0]
+    assert oldest in scheduler.schedule().running and oldest.has_come_in_turn
+
+
 def test_who_was_admitted_in_its_turn_does_not_make_room() -> None:
     scheduler: Scheduler[Item] = Scheduler(1, 1000, Door())
     scheduler.add(prioritized("l"))

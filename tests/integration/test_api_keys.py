@@ -173,16 +173,18 @@ async def test_allowed_origins_get_what_browsers_ask_for(
             headers={
                 "Origin": origin,
                 "Access-Control-Request-Method": "POST",
-                "Access-Control-Request-Headers": "authorization,idempotency-key",
+                "Access-Control-Request-Headers": "authorization,idempotency-key,"
+                "x-stainless-retry-count,x-stainless-runtime-version,x-stainless-timeout",
             },
         )
-        assert preflight.status_code == 200
+        assert preflight.status_code == 200, preflight.text
         assert preflight.headers["access-control-allow-origin"] == origin
         post = asyncio.create_task(api.post(headers={"Origin": origin}))
         await worker.answer()
         answer = await post
         assert answer.headers["access-control-allow-origin"] == origin
-        assert "X-Job-Id" in answer.headers["access-control-expose-headers"]
+        exposed = answer.headers["access-control-expose-headers"]
+        assert {"X-Job-Id", "X-Request-Id", "X-Should-Retry"} <= set(exposed.split(", "))
         foreign = await api.post(headers={"Origin": "https://evil.example"})
         assert foreign.status_code == 403
         assert "access-control-allow-origin" not in foreign.headers

@@ -384,9 +384,11 @@ async def test_job_whose_frames_have_no_room_is_not_created(
 SHARED_BYTES = 8 * BLOB_BYTES  # of which six are anybody's
 
 
-async def create_for(queue: JobQueue, owner: str, job_id: str, digest: str) -> None:
+async def create_for(
+    queue: JobQueue, owner: str, job_id: str, digest: str, num_bytes: int = BLOB_BYTES
+) -> None:
     await queue.reserve(MODEL, job_id, max_jobs=100, lease_s=30, owner=owner)
-    frames = NeededFrames(digest, BLOB_BYTES, max_bytes=SHARED_BYTES)
+    frames = NeededFrames(digest, num_bytes, max_bytes=SHARED_BYTES)
     request = make_request(job_id).model_copy(update={"owner": owner})
     await queue.create(request, frames=frames)
 
@@ -424,6 +426,20 @@ async def test_frames_that_are_stored_count_for_the_key_that_needs_them(
         await create_for(queue, "alice", "a-g", "g")
     await create_for(queue, "bob", "b-new", "new")  # for which one that nobody needs goes
     assert await reserved(redis, keys) == SHARED_BYTES
+
+
+async def test_stored_frames_count_as_they_are_and_not_as_they_might_be(
+    queue: JobQueue, redis: Redis, keys: RedisKeys
+) -> None:
+    """Of a video whose headers give no size as much is reserved as frames may have."""
+    store = FrameStore(redis, keys, max_bytes=SHARED_BYTES)
+    await put(store, "s")
+    await create_for(queue, "alice", "a0", "alice-0")
+    await create_for(queue, "alice", "a1", "s", num_bytes=SHARED_BYTES)
+    for number in range(2, 6):
+        await create_for(queue, "alice", f"a{number}", f"alice-{number}")
+    with pytest.raises(FrameStoreFullError):
+        await create_for(queue, "alice", "a6", "alice-6")
 
 
 async def test_without_keys_the_whole_budget_is_everybodys(queue: JobQueue) -> None:

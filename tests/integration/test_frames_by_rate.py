@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from app.api.post import chat_intake
+from app.video_store.types import VideoLease
 from tests.integration.api import CLIP, RunningApi, ScriptedWorker
 
 
@@ -42,3 +44,43 @@ async def test_a_rate_is_counted_and_told(
     said = receipt["warnings"]
     assert len(said) == len(warnings)
     assert all(expected in actual for expected, actual in zip(warnings, said, strict=True))
+
+
+@pytest.mark.parametrize("fps", [1e308, 1.1e9, 0, -1])
+async def test_a_rate_out_of_range_is_refused(
+    fps: float, api: RunningApi, worker: ScriptedWorker
+) -> None:
+    stored = (await api.client.post("/v1/videos", files={"video": CLIP})).json()["video_id"]
+    body = {"video_id": stored, "question": "What?", "fps": fps}
+    response = await api.client.post("/v1/video/chat", json=body)
+    assert (response.status_code, response.json()["code"]) == (400, "invalid_request")
+    assert [problem["field"] for problem in response.json()["errors"]] == ["fps"]
+
+
+@pytest.mark.parametrize("is_upload", [False, True])
+async def test_a_count_that_fails_gives_the_video_back(
+    is_upload: bool, api: RunningApi, worker: ScriptedWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released: list[str] = []
+    release = VideoLease.release
+
+    def note(lease: VideoLease) -> None:
+        if lease._fd is not None and failing:
+            released.append(lease.video.video_id)
+        release(lease)
+
+    def fail(*_: Any, **__: Any) -> tuple[int, list[str]]:
+        failing.append(True)
+        raise OverflowError("cannot count")
+
+    failing: list[bool] = []
+    stored = (await api.client.post("/v1/videos", files={"video": CLIP})).json()["video_id"]
+    monkeypatch.setattr(VideoLease, "release", note)
+    monkeypatch.setattr(VideoLease, "__del__", lambda _: None)  # the net below
+    monkeypatch.setattr(chat_intake, "count_by_rate", fail)
+    if is_upload:
+        response = await api.post(fps=2)
+    else:
+        response = await api.post(clip=None, video_id=stored, fps=2)
+    assert response.status_code == 500 and failing
+    assert released == [stored]

@@ -7,6 +7,7 @@ them too.
 import random
 from dataclasses import dataclass, field
 
+import pytest
 from redis.asyncio import Redis
 
 from app.store.job_leases import JobLeases
@@ -26,6 +27,7 @@ from tests.integration.test_fair_queue import (
 )
 
 MAX_AHEAD = 64  # as in `order.lua`
+BEHIND = 2**46
 
 
 @dataclass
@@ -60,6 +62,7 @@ async def test_who_is_served_goes_by_the_rule_however_many_wait(
     for _ in range(2 * MAX_AHEAD):
         await join("low")
     for _ in range(200):
+        await assert_turns(redis, keys, "a")
         action = rng.random()
         if action < 0.5:
             await join(rng.choice(PRIORITIES))
@@ -101,6 +104,43 @@ async def test_owners_share_by_cost_however_many_of_theirs_wait(
     await ask_all(queue, b=2 * MAX_AHEAD)
     shares = await served(leases, 3 * MAX_AHEAD)
     assert abs(shares["a"] - shares["b"]) <= 1
+
+
+async def assert_turns(redis: Redis, keys: RedisKeys, owner: str) -> None:
+    """As many of its jobs have turns as are said to, and no fewer than a half of what may."""
+    found = await redis.zrange(keys.order(MODEL), 0, "+inf", byscore=True, withscores=True)
+    turns = [turn for member, turn in found if member.startswith(f"{owner} ".encode())]
+    ahead = await redis.hget(keys.tags(MODEL), f"ahead:{owner}")
+    number = len(turns) if ahead is None else int(ahead)
+    assert sum(turn < BEHIND for turn in turns) == number
+    assert min(len(turns), MAX_AHEAD // 2) <= number <= MAX_AHEAD
+
+
+async def test_overtaking_gives_no_job_the_turn_of_another(
+    queue: JobQueue, leases: JobLeases, redis: Redis, keys: RedisKeys
+) -> None:
+    share, number = Share(), 0
+
+    async def join(priority: Priority, num_jobs: int = 1) -> None:
+        nonlocal number
+        for _ in range(num_jobs):
+            job_id = await ask(queue, "a", number, priority=priority)
+            share.waiting.append((job_id, priority))
+            number += 1
+            await assert_turns(redis, keys, "a")
+
+    await join("low", 90)
+    await join("normal", 120)
+    await join("high", 48)
+    await ask_all(queue, b=80)
+    shares = {"a": 0, "b": 0}
+    for _ in range(140):
+        job_id = await serve(leases)
+        shares[job_id[0]] += 1
+        if job_id[0] == "a":
+            assert job_id == share.serve()
+            await join("high")
+        assert abs(shares["a"] - shares["b"]) <= 1
 
 
 async def num_commands(redis: Redis) -> int:
@@ -171,15 +211,89 @@ async def test_a_line_of_the_previous_release_is_taken_over(
     await assert_empty(redis, keys, leases)
 
 
+async def serve_as_previous_release(redis: Redis, keys: RedisKeys) -> str:
+    """Takes the job whose turn is the first, and ends it; returns its id. There is no BEHIND."""
+    order = keys.order(MODEL)
+    ((member, turn),) = await redis.zrange(
+        order, 0, "+inf", byscore=True, offset=0, num=1, withscores=True
+    )
+    assert await redis.zrem(order, member) == 1
+    await redis.hset(keys.tags(MODEL), "now", turn)
+    job_id = str(member.split()[1].decode())
+    await redis.hset(keys.job(job_id), "state", "cancelled")
+    await redis.zrem(keys.queued(MODEL), job_id)
+    return job_id
+
+
 async def test_jobs_behind_have_their_turn_when_the_previous_release_has_served_all_others(
     queue: JobQueue, leases: JobLeases, redis: Redis, keys: RedisKeys
 ) -> None:
     number = 2 * MAX_AHEAD
     await ask_all(queue, a=number)
     for place in range(MAX_AHEAD + 9):
-        assert await redis.zrem(keys.order(MODEL), f"a a{place}") == 1
-        await redis.hset(keys.job(f"a{place}"), "state", "cancelled")
-        await redis.zrem(keys.queued(MODEL), f"a{place}")
+        assert await serve_as_previous_release(redis, keys) == f"a{place}"
     expected = [f"a{place}" for place in range(MAX_AHEAD + 9, number)]
     assert [await serve(leases) for _ in expected] == expected
     assert await redis.exists(keys.order(MODEL), keys.share(f"{MODEL}:a")) == 0
+
+
+@pytest.mark.parametrize("num_served", [MAX_AHEAD, MAX_AHEAD + 40], ids=["ahead", "all"])
+@pytest.mark.parametrize("then", ["join", "sweep"])
+async def test_jobs_behind_have_their_turn_although_others_wait(
+    queue: JobQueue,
+    leases: JobLeases,
+    redis: Redis,
+    keys: RedisKeys,
+    then: str,
+    num_served: int,
+) -> None:
+    """When the previous release has served all others of their owner, or all there were."""
+    number = MAX_AHEAD + 40
+    await ask_all(queue, a=number)
+    for _ in range(num_served):
+        await serve_as_previous_release(redis, keys)
+    await ask_all(queue, b=60)
+    if then == "sweep":
+        await queue.sweep()
+    for place in range(number, num_served + 40):
+        await ask(queue, "a", place)
+    if then == "join":
+        await ask(queue, "a", num_served + 40)
+    assert await served(leases, 40) == {"a": 20, "b": 20}
+    await assert_turns(redis, keys, "a")
+
+
+@pytest.mark.parametrize("share_end", [10, -90], ids=["joined", "ended"])
+async def test_virtual_time_in_which_the_previous_release_counts_behind_harms_no_key(
+    queue: JobQueue, leases: JobLeases, redis: Redis, keys: RedisKeys, share_end: int
+) -> None:
+    """Who joined then has turns like others who come later."""
+    await ask_all(queue, a=MAX_AHEAD + 9)
+    for _ in range(MAX_AHEAD + 5):
+        await serve_as_previous_release(redis, keys)
+    now = float(await redis.hget(keys.tags(MODEL), "now") or 0)
+    assert now > BEHIND
+    # A job of b has joined then and ended; or ten others of b too, that had come before
+    await redis.hset(keys.tags(MODEL), "owner:b", BEHIND + share_end)
+    await ask(queue, "b", 0)
+    await serve(leases)
+    await ask_all(queue, c=40)
+    for number in range(1, 41):
+        await ask(queue, "b", number)
+    shares = await served(leases, 40)
+    assert abs(shares["b"] - shares["c"]) <= 2, shares
+    assert float(await redis.hget(keys.tags(MODEL), "now") or 0) < BEHIND / 2
+
+
+async def test_a_line_that_the_previous_release_has_laid_out_is_served_in_order(
+    queue: JobQueue, leases: JobLeases, redis: Redis, keys: RedisKeys
+) -> None:
+    """It gives each job a turn: however dear those that join then, nobody overtakes unduly."""
+    number = 3 * MAX_AHEAD
+    await ask_all(queue, a=number)
+    jobs = [f"a{place}" for place in range(number)]
+    turns = {f"a {job_id}": 10.0 * place for place, job_id in enumerate(jobs)}
+    await redis.zadd(keys.order(MODEL), turns)
+    dear = await ask(queue, "a", number, priority="high", max_tokens=10 * number)
+    await assert_turns(redis, keys, "a")
+    assert [await serve(leases) for _ in range(number + 1)] == [dear, *jobs]

@@ -3,6 +3,8 @@
 import asyncio
 import base64
 import json
+import re
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ from tests.integration.api import (
 )
 from tests.integration.conftest import RedisServer
 from tests.integration.openai_client import PATH, about, upload
+
+LARGE_BYTES = 300 * 2**20
 
 
 def data_url(clip: bytes, kind: str = "video/mp4") -> str:
@@ -153,3 +157,47 @@ async def test_a_uuid_names_a_video_among_ones_own(
         assert (status, error["param"]) == (400, "messages.0.content.1.video_url")
         status, error = await ask("b", {"video_url": video_id, "uuid": 5})
         assert (status, error["param"]) == (400, "messages.0.content.1.uuid")
+
+
+@pytest.mark.slow
+async def test_a_body_of_hundreds_of_megabytes_takes_a_few(
+    api_for_large: RunningApi, worker: ScriptedWorker
+) -> None:
+    """The client is in this process, too, and makes the body as it goes."""
+    piece = base64.b64encode(bytes(3 * 2**18))
+    clip = CLIP + bytes(-len(CLIP) % 3)
+    content = [{"type": "text", "text": "What happens?"}, {"type": "video_url", "video_url": "@"}]
+    head, tail = json.dumps({"messages": [{"role": "user", "content": content}]}).split("@")
+
+    async def body() -> AsyncIterator[bytes]:
+        yield f"{head}data:video/mp4;base64,".encode()
+        yield base64.b64encode(clip)
+        for _ in range(LARGE_BYTES // (3 * 2**18)):
+            yield piece
+        answering.append(asyncio.create_task(worker.answer(1)))
+        yield tail.encode()
+
+    answering: list[asyncio.Task[Any]] = []
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = peak_bytes()
+    headers = {"Content-Type": "application/json"}
+    reply = await api_for_large.client.post(PATH, content=body(), headers=headers, timeout=120)
+    assert reply.status_code == 200, reply.text
+    assert (await answering[0]).request.video_id is not None
+    assert peak_bytes() - before < LARGE_BYTES / 10
+
+
+def peak_bytes() -> int:
+    """The most resident memory of this process since it was last asked to count from there."""
+    (line,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return int(line) * 1024
+
+
+@pytest.fixture
+async def api_for_large(
+    redis_server: RedisServer, keys: RedisKeys, tmp_path: Path
+) -> AsyncIterator[RunningApi]:
+    async with running_api(
+        redis_server.url, keys, tmp_path, max_upload_bytes=2 * LARGE_BYTES
+    ) as api:
+        yield api

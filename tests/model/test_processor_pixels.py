@@ -4,7 +4,8 @@ The processors of images that need no torchvision run here. Those of videos do n
 resizing, which torchvision calls, stands for theirs.
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,15 @@ from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImagePr
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from dycoke_core.errors import ModelLoadError
+from dycoke_core.model.checkpoint import Checkpoint
+from dycoke_core.model.loader import load_model
 from dycoke_core.model.qwen2_5_vl import Qwen25VL
 from dycoke_core.model.temporal_patches import TemporalPatches
 from dycoke_core.preprocess import FrameNormalizer, resizing_of_processor
 from dycoke_core.video import FrameSpec, read_video_frames
 from tests.pictures import frame_list, painted, saved
+from tests.random_gemma import build_random_gemma3
+from tests.random_qwen import build_random_qwen2_5_vl, build_random_qwen3_vl
 
 HEIGHT, WIDTH = 250, 431
 CPU = torch.device("cpu")
@@ -89,3 +94,25 @@ def test_a_filter_that_readers_do_not_have_is_refused() -> None:
     for resample in (0, 1, 17, "bicubic", [3]):
         with pytest.raises(ModelLoadError, match="filter that is not supported"):
             resizing_of_processor({"resample": resample}, default="bicubic")
+
+
+@pytest.mark.parametrize(
+    ("build", "file"),
+    [
+        (build_random_qwen2_5_vl, "preprocessor_config.json"),
+        (build_random_qwen3_vl, "video_preprocessor_config.json"),
+        (build_random_gemma3, "preprocessor_config.json"),
+    ],
+    ids=["qwen2_5_vl", "qwen3_vl", "gemma3"],
+)
+def test_it_is_refused_before_weights_are_read(
+    build: Callable[[Path], None], file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(tmp_path)
+    said = json.loads((tmp_path / file).read_text())
+    (tmp_path / file).write_text(json.dumps(said | {"resample": 1}))
+    reads: list[object] = []
+    monkeypatch.setattr(Checkpoint, "load_weights", lambda _, of: reads.append(of))
+    with pytest.raises(ModelLoadError, match="filter that is not supported: 1"):
+        load_model(tmp_path, device="cpu", dtype="float32")
+    assert reads == []

@@ -22,6 +22,7 @@ from PIL import Image, ImageOps
 
 from dycoke_core.model_frames import PixelLimits, Resizing
 from dycoke_core.video import FrameReaders, FrameSpec, ReadLimits, VideoFrames
+from dycoke_core.video.frame_resizers import frame_resizer
 from tests.pictures import frame_list, painted, saved
 from tests.video_clips import make_clip, make_flat_clip
 
@@ -228,3 +229,33 @@ async def test_no_more_whole_frames_are_held_than_one_decodes_at_a_time(tmp_path
         await small.aclose()
     assert video.indices == tuple(range(24)) and video.warnings == ()
     assert len(np.unique(video.pixels.reshape(-1, 3), axis=0)) == 1
+
+
+@pytest.mark.parametrize(
+    ("pix_fmt", "across", "down"),
+    [("yuvj411p", 4, 1), ("yuvj420p", 2, 2), ("yuvj422p", 2, 1), ("yuvj440p", 1, 2)],
+)
+@pytest.mark.parametrize("short", [1, 2, 3])
+async def test_colours_stay_where_the_last_ones_are_stored_for_missing_pixels(
+    pix_fmt: str, across: int, down: int, short: int
+) -> None:
+    """A picture that ends within a colour's pixels is the start of one that has all of them."""
+    whole = coloured(pix_fmt, 64, 48)
+    part = coloured(pix_fmt, 64 - short % across, 48 - short % down)
+    resizers = [
+        frame_resizer("bicubic", picture.height, picture.width, of_pictures=True)
+        for picture in (whole, part)
+    ]
+    expected, pixels = (resize(f) for resize, f in zip(resizers, (whole, part), strict=True))
+    assert (pixels == expected[: part.height, : part.width]).all()
+    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 100
+
+
+def coloured(pix_fmt: str, width: int, height: int) -> av.VideoFrame:
+    """The same bytes at the same places, whatever the size."""
+    picture = av.VideoFrame(width, height, pix_fmt)
+    noise = np.random.default_rng(0).integers(0, 256, (3, 64, 64), np.uint8)
+    for plane, values in zip(picture.planes, noise, strict=True):
+        rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
+        rows[: plane.height, : plane.width] = values[: plane.height, : plane.width]
+    return picture

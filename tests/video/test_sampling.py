@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dycoke_core.video.sampling import frames_in_clip, sample_indices, shown_s
@@ -43,16 +43,18 @@ def test_nearest_frames_are_those_of_qwen3_vl(total: int, num_frames: int) -> No
 
 @settings(deadline=None)
 @given(num_units=st.integers(1, 128), extra=st.integers(0, 100_000))
+@example(num_units=95, extra=99_999)
 def test_starts_are_those_of_qwen2_vl(num_units: int, extra: int) -> None:
     """Of whole units, to which its processor rounds. It counts in float32, where a start that is a
-    whole frame may come out as a little less."""
+    whole frame may come out as a little less, and one a little below it as the whole frame."""
     num_frames = 2 * num_units
     total = num_frames + extra
     ours = sample_indices(range(total), num_frames, "starts")
     theirs = sample_qwen2_vl(total, num_frames)[:num_frames]
     for number, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
-        is_whole = number * total % num_frames == 0
-        assert mine == other or (is_whole and mine - other == 1)
+        start = number * total / num_frames
+        is_whole = abs(start - round(start)) <= total * 2.0**-22
+        assert mine == other or (is_whole and abs(mine - other) == 1)
 
 
 _TIMES = [0.0, 0.5, 1.0, 1.5]
@@ -83,3 +85,17 @@ def test_a_clip_is_shown_from_its_first_frame_to_where_its_last_one_ends(
     clip: range, shown: float
 ) -> None:
     assert shown_s(_TIMES, 2.0, clip) == shown
+
+
+@given(total=st.integers(1, 5000), fps=st.sampled_from([24000 / 1001, 24.0, 30000 / 1001, 60.0]))
+def test_of_rounded_times_it_is_frames_by_the_rate(total: int, fps: float) -> None:
+    """Matroska has milliseconds."""
+    times = [round(number / fps, 3) for number in range(total)]
+    end_s = times[-1] + 1 / fps
+    for clip in (range(total), range(total // 3, total)):
+        assert shown_s(times, end_s, clip, fps=fps, tick_s=0.001) == len(clip) / fps
+
+
+def test_a_rate_that_the_times_do_not_keep_says_nothing() -> None:
+    for fps in (1.99, 24.0, None):
+        assert shown_s(_TIMES, 2.0, range(4), fps=fps, tick_s=0.001) == 2.0

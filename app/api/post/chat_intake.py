@@ -86,18 +86,23 @@ class ChatIntake:
         return self._at_rate(TakenIn(fields, card, lease, upload_s=0.0, probe_s=0.0))
 
     def _at_rate(self, taken: TakenIn) -> TakenIn:
-        """With the number of frames that `fps` makes of the video, if it is given."""
+        """With the number of frames that `fps` makes of the video, if it is given. Whatever keeps
+        it from being counted leaves no lease behind."""
         fields, lease = taken.fields, taken.lease
         if fields.fps is None or lease is None:
             return taken
-        num_frames, warnings = count_by_rate(
-            fields.fps,
-            lease.video.probe,
-            taken.card,
-            clip=(fields.start_s, fields.end_s),
-            num_frames=fields.most_frames,
-            most=fields.most_frames or self._settings.max_frames,
-        )
+        try:
+            num_frames, warnings = count_by_rate(
+                fields.fps,
+                lease.video.probe,
+                taken.card,
+                clip=(fields.start_s, fields.end_s),
+                num_frames=fields.most_frames,
+                most=fields.most_frames or self._settings.max_frames,
+            )
+        except BaseException:
+            lease.release()
+            raise
         fields = fields.model_copy(update={"num_frames": num_frames})
         return replace(taken, fields=fields, extras=Extras(warnings=tuple(warnings)))
 

@@ -28,16 +28,16 @@ def count_by_rate(
     if probe.duration_s is None:
         warning = f"fps {asked_fps:g}: the container does not say how long the video is"
         return min(num_frames or DEFAULT_FRAMES, most), [warning]
-    fps, warnings = asked_fps, []
-    if probe.fps is not None and fps > probe.fps:
-        fps = probe.fps
-        warnings.append(f"fps {asked_fps:g}: the video has {fps:g}")
-    wanted, given = _wanted(fps, probe, clip)
+    warnings = []
+    if probe.fps is not None and asked_fps > probe.fps:
+        warnings.append(f"fps {asked_fps:g}: the video has {probe.fps:g}")
     if card.frame_rate is None:
-        whole = max(1, math.floor(wanted + _ROUNDING))
+        fps = min(asked_fps, probe.fps or asked_fps)
+        whole = max(1, math.floor(_length_s(probe.duration_s, clip) * fps + _ROUNDING))
         taken = min(whole, most)
     else:
         rule = card.frame_rate.rule()
+        wanted, given = _wanted(asked_fps, probe, probe.duration_s, clip)
         whole = rule.count(wanted, given=given, most=max(given, most))
         taken = rule.count(wanted, given=given, most=most)
     if whole > most:
@@ -45,14 +45,23 @@ def count_by_rate(
     return taken, warnings
 
 
-def _wanted(
-    fps: float, probe: VideoProbe, clip: tuple[float | None, float | None]
-) -> tuple[float, int]:
-    """The clip's length times the rate; the frames that it has, as far as the headers say."""
-    assert probe.duration_s is not None
+def _length_s(duration_s: float, clip: tuple[float | None, float | None]) -> float:
     start_s, end_s = clip
-    if clip == (None, None) and probe.num_frames and probe.fps:  # as the processors count
-        return probe.num_frames / probe.fps * fps, probe.num_frames
-    clip_s = max(min(end_s or probe.duration_s, probe.duration_s) - (start_s or 0.0), 0.0)
-    given = round(clip_s * probe.fps) if probe.fps else math.ceil(clip_s * fps)
-    return clip_s * fps + _ROUNDING, max(given, 1)
+    return max(min(end_s or duration_s, duration_s) - (start_s or 0.0), 0.0)
+
+
+def _wanted(
+    fps: float, probe: VideoProbe, duration_s: float, clip: tuple[float | None, float | None]
+) -> tuple[float, float]:
+    """What a model's rule takes: the clip's length times the rate, which may be above the video's
+    own, and the frames that the clip has, as far as the headers say; infinite where they do not."""
+    clip_s = _length_s(duration_s, clip)
+    if not probe.fps:
+        return clip_s * fps + _ROUNDING, math.inf
+    given = max(round(clip_s * probe.fps), 1)
+    if clip_s != duration_s:
+        return clip_s * fps + _ROUNDING, given
+    # As the processors count; but not the frames that an MP4 hides, which its headers count, too.
+    if probe.num_frames and abs(probe.num_frames / probe.fps - duration_s) < 1 / probe.fps:
+        given = probe.num_frames
+    return given / probe.fps * fps, given

@@ -52,13 +52,13 @@ if ARGV[22] ~= '' then
   local late_by = late_by_ms(model, job, tonumber(ARGV[22]))
   if late_by then return {'too_late', job_id, late_by, {}} end
 end
+local is_to_read = digest ~= '' and redis.call('EXISTS', frames_key(digest)) == 0
 if digest ~= '' then
-  local num_bytes = math.max(frames_share(digest), frame_bytes)
+  local num_bytes = math.max(frames_share(digest), is_to_read and frame_bytes or 0)
   if not may_hold_frames(owner, digest, num_bytes, tonumber(ARGV[17])) then
     return {'no_room', job_id, '', {}}
   end
 end
-local is_to_read = digest ~= '' and redis.call('EXISTS', frames_key(digest)) == 0
 if is_to_read and frames_share(digest) < frame_bytes
   and not resize_frames(digest, frame_bytes, tonumber(ARGV[17]), ARGV[12]) then
   return {'no_room', job_id, '', {}}

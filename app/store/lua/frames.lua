@@ -1,9 +1,10 @@
 -- Blobs of frames: which live jobs have pinned them, what they take of the byte budget, and which
 -- go when it is passed.
 --
--- A key alone may hold COMMON_SHARE of the budget by its live jobs. The rest is for whoever holds
--- none, and beyond that shared like places in the queue (`places`): so no key's jobs keep another
--- key's from their frames. Without keys everybody is one owner, who may hold all of it.
+-- A key alone may hold COMMON_SHARE of the budget by its live jobs, or one job's frames if these
+-- are more. The rest is for whoever holds none, and beyond that shared like places in the queue
+-- (`places`): so no key's jobs keep another key's from their frames. Without keys everybody is one
+-- owner, who may hold all of it.
 local FRAMES_LENGTH_BYTES = 4 -- app/store/frame_store.py
 local MAX_FORGETTINGS = 10000 -- deleted videos that a worker may have missed
 local COMMON_SHARE = 3 / 4
@@ -16,17 +17,6 @@ local function is_pinned(digest)
     redis.call('SREM', frame_pins_key(digest), job_id)
   end
   return false
-end
-
--- The owners whose live jobs have pinned a blob, as the keys of a table.
-local function holders_of(digest)
-  local holders = {}
-  for _, job_id in ipairs(redis.call('SMEMBERS', frame_pins_key(digest))) do
-    if redis.call('ZSCORE', live_key(), job_id) then
-      holders[redis.call('HGET', job_key(job_id), 'owner') or ANONYMOUS] = true
-    end
-  end
-  return holders
 end
 
 -- Removes a blob and all that is said of it. Its bytes are the caller's to take off the sum.
@@ -44,24 +34,37 @@ local function frames_share(digest)
   return tonumber(redis.call('HGET', frame_sizes_key(), digest) or 0)
 end
 
--- Whether an owner's live jobs may hold so many bytes more, for this blob. Looks at all blobs, but
--- only where the budget is nearly used up.
-local function may_hold_frames(owner, digest, num_bytes, max_bytes)
-  local common = COMMON_SHARE * max_bytes
-  local used = tonumber(redis.call('GET', frame_bytes_key()) or 0)
-  if owner == ANONYMOUS or used + num_bytes <= common then return true end
-  if holders_of(digest)[owner] then return true end
-  local held, num_owners, total = {[owner] = 0}, 1, 0
-  for _, other in ipairs(redis.call('ZRANGE', frame_uses_key(), 0, -1)) do
-    local share, holders = frames_share(other), holders_of(other)
-    if next(holders) then total = total + share end
-    for holder in pairs(holders) do
-      if not held[holder] then num_owners = num_owners + 1 end
-      held[holder] = (held[holder] or 0) + share
+-- What live jobs hold of the budget, by owner and in all; which owners hold this blob. What jobs of
+-- several owners hold counts for each of them, and once in all.
+local function held_by_owner(digest)
+  local held, total, has_counted, holders = {}, 0, {}, {}
+  for _, job_id in ipairs(redis.call('ZRANGE', live_key(), 0, -1)) do
+    local job = job_fields(job_id, 'owner', 'frames_digest')
+    local owner, of_job = job.owner or ANONYMOUS, job.frames_digest
+    if of_job and not has_counted[of_job .. owner] then
+      local share = frames_share(of_job)
+      held[owner] = (held[owner] or 0) + share
+      if not has_counted[of_job] then total = total + share end
+      has_counted[of_job], has_counted[of_job .. owner] = true, true
+      if of_job == digest then holders[owner] = true end
     end
   end
-  return held[owner] == 0 or total + num_bytes <= common
-    or (held[owner] + num_bytes) * num_owners <= max_bytes - total
+  return held, total, holders
+end
+
+-- Whether an owner's live jobs may hold this blob too. Looks at live jobs, however many blobs are
+-- stored.
+-- num_bytes: that it takes, stored or to be read
+local function may_hold_frames(owner, digest, num_bytes, max_bytes)
+  if owner == ANONYMOUS then return true end
+  local held, total, holders = held_by_owner(digest)
+  local own = held[owner] or 0
+  if own == 0 or holders[owner] then return true end
+  local more = next(holders) and 0 or num_bytes
+  if total + more <= COMMON_SHARE * max_bytes then return true end
+  local num_owners = 0
+  for _ in pairs(held) do num_owners = num_owners + 1 end
+  return (own + num_bytes) * num_owners <= max_bytes - total
 end
 
 -- Sets a blob's share of the budget, before its frames are read or when they are stored. Where it

@@ -9,8 +9,9 @@
 -- Within an owner's share, its jobs run by priority, then age (see `share`); other owners are
 -- unaffected, and a lower priority never brings a job forward. Only the first MAX_AHEAD jobs of an
 -- owner, at least half as many, have their turns; those behind them stand at BEHIND + the turn that
--- they would have had when they came, until it is clear who comes before them. So nothing that is
--- done to the line takes longer where many jobs wait.
+-- they would have had when they came or lost theirs to a better one, until it is clear who comes
+-- before them. So nothing that is done to the line takes longer where many jobs wait, but for what
+-- workers of the previous release have done to it: they know of no BEHIND.
 --
 -- The stream's entries are tickets. Each job brings one, and a worker that reads one is given the
 -- next job, whoever has brought the ticket: so workers wait for the stream and hold its entries as
@@ -65,16 +66,27 @@ local function first_turn(model, owner)
   return first and first.turn < BEHIND and first.turn or nil
 end
 
+-- An owner's first jobs in line: MAX_AHEAD, and all others that may have a turn. One that joins
+-- puts others at most two places back, one that leaves puts none back.
+local function all_with_turns(model, owner)
+  local number = MAX_AHEAD + NUM_RANKS
+  local jobs = first_in_line(model, owner, number)
+  if not jobs[number] or jobs[number].turn >= BEHIND then return jobs end
+  -- the previous release has given all of them turns
+  return first_in_line(model, owner, redis.call('ZCARD', share_of(model, owner)))
+end
+
 -- Gives an owner's first jobs their turns, from `start` on.
 local function lay_out(model, owner, start)
   local tags, turn, number = tags_key(model), start, 0
-  for place, job in ipairs(first_in_line(model, owner, MAX_AHEAD + 1)) do
+  for place, job in ipairs(all_with_turns(model, owner)) do
     if place <= MAX_AHEAD then
       if job.turn ~= turn then put(model, owner, job.job_id, turn) end
-      turn, number = turn + job.length, place
+      number = place
     elseif job.turn < BEHIND then
       put(model, owner, job.job_id, BEHIND + turn)
     end
+    turn = turn + job.length
   end
   if redis.call('ZCARD', share_of(model, owner)) > number then
     redis.call('HSET', tags, 'ahead:' .. owner, number)
@@ -94,17 +106,38 @@ local function adopt_line(model, owner)
       local job = job_fields(job_id, 'length', 'priority')
       job.owner = owner
       add_to_share(model, job_id, job)
-      jobs[#jobs + 1] = {job_id = job_id, turn = tonumber(fresh[i + 1])}
+      jobs[#jobs + 1] = {job_id = job_id, turn = tonumber(fresh[i + 1]) % BEHIND}
     end
   end
   for _, job in ipairs(jobs) do put(model, owner, job.job_id, BEHIND + job.turn) end
   if jobs[1] then lay_out(model, owner, jobs[1].turn) end
 end
 
+-- Virtual time, or the end of an owner's line, as saved. The previous release has counted BEHIND in
+-- once it has served a job behind, and takes from that the lengths of jobs that end.
+local function from_saved(saved)
+  local turn = tonumber(saved or 0)
+  return turn < BEHIND / 2 and turn or turn - BEHIND
+end
+
 -- When the turn of a job that joins now would be, after all others of its owner.
 local function end_of_line(model, owner)
   local saved = redis.call('HMGET', tags_key(model), 'now', 'owner:' .. owner)
-  return math.max(tonumber(saved[1] or 0), tonumber(saved[2] or 0))
+  return math.max(from_saved(saved[1]), from_saved(saved[2]))
+end
+
+-- Lays an owner's jobs out if all of them stand behind: workers of the previous release have served
+-- those that had turns. Returns its first turn; nil where no job of it waits.
+local function lay_out_if_starved(model, owner)
+  local first = first_turn(model, owner)
+  if first or not num_ahead(model, owner) then return first end
+  local start
+  for _, job in ipairs(first_in_line(model, owner, MAX_AHEAD)) do
+    start = math.min(start or job.turn, job.turn)
+  end
+  local now = from_saved(redis.call('HGET', tags_key(model), 'now'))
+  lay_out(model, owner, math.max(now, (start or 0) % BEHIND))
+  return first_turn(model, owner)
 end
 
 -- Puts a fresh job in line.
@@ -116,7 +149,7 @@ join_order = function(model, job_id, job)
   if not has_share and redis.call('HGET', tags, 'owner:' .. owner) then
     adopt_line(model, owner)
   end
-  local first = first_turn(model, owner) or turn
+  local first = lay_out_if_starved(model, owner) or turn
   add_to_share(model, job_id, job)
   redis.call('HSET', tags, 'owner:' .. owner, turn + (job.length or 1))
   redis.call('PEXPIRE', tags, DAY_MS)
@@ -296,6 +329,15 @@ local function give_to_next(model, entry_id)
   end
   redis.call('HSET', job_key(job_id), 'entry_id', entry_id)
   return job_id
+end
+
+-- Lays out every owner that is starved: as long as others have turns, theirs are all served first.
+local function lay_out_starved(model)
+  if redis.call('ZCOUNT', order_key(model), BEHIND, '+inf') == 0 then return end
+  for _, tag in ipairs(redis.call('HKEYS', tags_key(model))) do
+    local owner = string.match(tag, '^ahead:(.*)$')
+    if owner then lay_out_if_starved(model, owner) end
+  end
 end
 
 -- Makes up for tickets that are missing: workers of the previous release drop those that were

@@ -1,5 +1,5 @@
 -- Ends what nobody else will, jobs past their deadline; finds jobs whose reader is gone; puts
--- tickets into the queue where they are missing.
+-- tickets into the queue where they are missing, and gives turns to owners that have none.
 --
 -- A running job's worker enforces the deadline itself; it is swept only grace_ms later.
 -- ARGV: prefix, ttl_ms, grace_ms, deadline_fault, max_jobs
@@ -21,6 +21,7 @@ for i = 1, #late, 2 do
 end
 for _, model in ipairs(redis.call('SMEMBERS', models_key())) do
   replace_lost_tickets(model)
+  lay_out_starved(model)
   local places = places_key(model)
   for _, job_id in ipairs(redis.call('ZRANGEBYSCORE', places, '-inf', now, 'LIMIT', 0, ARGV[5])) do
     if redis.call('HGET', job_key(job_id), 'state') == 'reading' then

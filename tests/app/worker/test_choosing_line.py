@@ -2,11 +2,12 @@
 
 import asyncio
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
 
-from app.store.job_leases import Delivery
 from app.store.queue_snapshot import QueueSnapshot
 from app.worker.choosing_line import ChoosingLine
 from app.worker.running_jobs import RunningJob
@@ -19,10 +20,21 @@ def line() -> ChoosingLine:
     return ChoosingLine()
 
 
+@contextmanager
+def held(line: ChoosingLine, job: RunningJob) -> Iterator[None]:
+    """As the worker holds a job, from its being taken until the engine has it."""
+    line.note_taken(job)
+    try:
+        yield
+    finally:
+        line.note_left(job)
+
+
 async def take_turn(line: ChoosingLine, job: RunningJob, order: list[tuple[str, int]]) -> None:
-    async with line.turn(job):
-        order.append((job.job_id, len(line.outlook(job).waited_s)))
-        await asyncio.sleep(0)
+    with held(line, job):
+        async with line.turn(job):
+            order.append((job.job_id, len(line.outlook(job).waited_s)))
+            await asyncio.sleep(0)
 
 
 async def test_turns_come_in_order_and_each_sees_those_behind_it(line: ChoosingLine) -> None:
@@ -52,19 +64,44 @@ async def test_who_gives_up_is_waited_for_by_nobody(line: ChoosingLine) -> None:
     assert order == [("b", 0)] and line.is_empty_for(running_job("next"))
 
 
-async def test_a_better_one_goes_on_when_the_one_before_it_gives_up(line: ChoosingLine) -> None:
+async def test_better_ones_go_on_beside_one_whose_turn_has_come_but_that_has_to_wait(
+    line: ChoosingLine,
+) -> None:
     order: list[tuple[str, int]] = []
-    async with line.turn(running_job("first", priority="low")):
+    async with line.turn(running_job("first")):
         jobs = [running_job("low", priority="low")]
         jobs += [running_job(f"high {number}", priority="high") for number in range(6)]
         tasks = [asyncio.create_task(take_turn(line, job, order)) for job in jobs]
-        for _ in range(20):
-            await asyncio.sleep(0)
-        served = len(order)
-        assert served == MAX_OVERTAKES, "then it is the low one's turn, behind the first"
-        tasks[0].cancel()
-        await asyncio.gather(*tasks[1:])
-        assert len(order) == 6
+        await asyncio.wait(tasks[1:], timeout=30)
+        assert len(order) == 6, "the low one waits for the first, and they do not"
+        tasks += [asyncio.create_task(take_turn(line, running_job("normal"), order))]
+        await settle()
+    await asyncio.gather(*tasks)
+    assert [name for name, _ in order[6:]] == ["low", "normal"], "it was its turn"
+
+
+async def test_better_ones_are_called_while_one_whose_turn_has_come_has_it(
+    line: ChoosingLine,
+) -> None:
+    order: list[tuple[str, int]] = []
+    ends = asyncio.Event()
+
+    async def take_long(job: RunningJob) -> None:
+        async with line.turn(job):
+            order.append((job.job_id, 0))
+            await ends.wait()
+
+    async with line.turn(running_job("first")):
+        low = asyncio.create_task(take_long(running_job("low", priority="low")))
+        normals = [running_job(f"normal {number}") for number in range(MAX_OVERTAKES + 2)]
+        tasks = [asyncio.create_task(take_turn(line, job, order)) for job in normals]
+        await settle()
+        assert not order
+    await asyncio.wait(tasks, timeout=30)
+    assert not low.done() and len(order) == len(normals) + 1
+    assert order[MAX_OVERTAKES][0] == "low"
+    ends.set()
+    await low
 
 
 async def test_a_better_priority_goes_first_and_a_low_one_does_not_starve(
@@ -97,8 +134,9 @@ async def pass_by(
     async def passes() -> bool:
         return bool(keys & there)
 
-    async with line.turn(job, frozenset(keys), passes):
-        order.append(job.job_id)
+    with held(line, job):
+        async with line.turn(job, frozenset(keys), passes):
+            order.append(job.job_id)
 
 
 async def settle() -> None:
@@ -162,6 +200,18 @@ async def test_a_turn_that_comes_while_its_job_passes_by_goes_to_the_next(
     await slow
 
 
+async def test_jobs_that_are_being_prepared_or_have_a_turn_are_counted(line: ChoosingLine) -> None:
+    first, second = running_job("first"), running_job("second")
+    high = running_job("high", priority="high")
+    with held(line, first):
+        with held(line, second), held(line, high):
+            async with line.turn(first):
+                assert len(line.outlook(first).waited_s) == 2, "none has come to the line yet"
+                async with line.turn(high):
+                    assert len(line.outlook(first).waited_s) == 2, "one has a turn beside it"
+        assert len(line.outlook(first).waited_s) == 0
+
+
 async def test_what_waits_in_the_queue_comes_after_what_waits_here(line: ChoosingLine) -> None:
     line.note(QueueSnapshot.read(b"10000 2 9 2000 2000 7000 8000 9000 9500"))
     async with line.turn(running_job("first")):
@@ -177,9 +227,13 @@ async def test_what_waits_in_the_queue_comes_after_what_waits_here(line: Choosin
     assert 0 < outlook.arrivals_per_s <= 8 / 8 / 2
 
 
-def taken(queued_ms: int, started_ms: int, queue: QueueSnapshot | None = None) -> Delivery:
-    delivery = running_job("taken", queued_at_s=queued_ms / 1000).delivery
-    return replace(delivery, started_at_s=started_ms / 1000, queue=queue)
+def take_and_leave(
+    line: ChoosingLine, queued_ms: int, started_ms: int, queue: QueueSnapshot | None = None
+) -> None:
+    job = running_job("taken", queued_at_s=queued_ms / 1000)
+    job.delivery = replace(job.delivery, started_at_s=started_ms / 1000, queue=queue)
+    with held(line, job):
+        pass
 
 
 def num_waiting(line: ChoosingLine) -> int:
@@ -189,12 +243,12 @@ def num_waiting(line: ChoosingLine) -> int:
 def test_a_job_that_was_taken_waits_in_redis_no_more(line: ChoosingLine) -> None:
     line.note(QueueSnapshot.read(b"10000 1 9 2000 2000 7000 8000 9000"))
     assert num_waiting(line) == 3
-    line.note_taken(taken(7000, 10_100))  # of a policy that is fixed: it brings no news
+    take_and_leave(line, 7000, 10_100)  # of a policy that is fixed: it brings no news
     assert num_waiting(line) == 2
     line.note(QueueSnapshot.read(b"10050 1 9 2000 2000 7000 8000 9000 10040"))
     assert num_waiting(line) == 3, "that reply is of before it was taken"
     newest = QueueSnapshot.read(b"10300 1 9 2000 2000 9000")
-    line.note_taken(taken(8000, 10_300, newest))
+    take_and_leave(line, 8000, 10_300, newest)
     line.note(QueueSnapshot.read(b"10200 1 9 2000 2000 8000 9000"))
     assert num_waiting(line) == 1, "a reply that is overtaken says nothing new"
     line.note(QueueSnapshot.read(b"10400 1 9 2000 2000 7000 9000"))

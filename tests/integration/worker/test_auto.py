@@ -148,6 +148,8 @@ async def test_choices_are_made_when_the_engine_has_little_else_to_do(
             assert isinstance((await client.events(job_id))[-1], DoneEvent)
         await client.cancel(busy)
     assert len(worker.engine.outlooks) == 3
+    behind = [len(outlook.waited_s) for outlook in worker.engine.outlooks]
+    assert behind[1:] == [1, 0], "who has ended is counted no more"
 
 
 @pytest.mark.parametrize("waiting", [AUTO.as_dict(), DEFAULT_LADDER[2].as_dict()])

@@ -76,3 +76,59 @@ def test_a_video_that_does_not_say_how_long_it_is_gives_a_number() -> None:
         2.0, probe, model_card(), clip=(None, None), num_frames=None, most=128
     )
     assert num_frames == 32 and "does not say how long" in warnings[0]
+
+
+@pytest.mark.parametrize("total", [54, 107, 240])
+def test_a_rate_above_the_videos_own_takes_every_frame(total: int) -> None:
+    qwen2_5, qwen3 = (counted(total, FILM, 30.0, RULES[family][0]) for family in RULES)
+    assert (qwen2_5, qwen3) == (total // 2 * 2, total)
+    probe = VideoProbe("mp4", "h264", 64, 48, total / FILM, total, FILM)
+    card = model_card(frame_rate=RULES["qwen3_vl"][0])
+    _, warnings = count_by_rate(30.0, probe, card, clip=(None, None), num_frames=None, most=768)
+    assert warnings == ["fps 30: the video has 23.976"]
+
+
+@pytest.mark.parametrize("clip", [(None, None), (0.0, None), (None, 10.0), (0.0, 60.0)])
+@pytest.mark.parametrize("family", [*RULES, None])
+def test_frames_that_an_edit_list_hides_are_not_counted(
+    family: str | None, clip: tuple[float | None, float | None]
+) -> None:
+    """Headers have 14 s of frames, of which 10 s are shown."""
+    probe = VideoProbe("mp4", "h264", 64, 48, 10.0, 350, 25.0)
+    card = model_card(frame_rate=None if family is None else RULES[family][0])
+    for fps, expected in ((2.0, 20), (25.0, 250)):
+        taken = count_by_rate(fps, probe, card, clip=clip, num_frames=None, most=768)
+        assert taken == (expected, [])
+
+
+def test_without_a_rule_it_is_the_length_that_counts() -> None:
+    """Headers whose frames last longer than the clip."""
+    probe = VideoProbe("mp4", "h264", 64, 48, 9.99, 250, 25.0)
+    taken = count_by_rate(2.0, probe, model_card(), clip=(None, None), num_frames=None, most=768)
+    assert taken == (19, [])
+
+
+@pytest.mark.parametrize("duration_s", [10.0, 9.9997, 10.0004])
+@pytest.mark.parametrize("family", RULES)
+def test_headers_without_a_number_of_frames_give_it_by_length_and_rate(
+    family: str, duration_s: float
+) -> None:
+    """As those of Matroska, whose times are whole milliseconds."""
+    rate, sample = RULES[family]
+    probe = VideoProbe("mkv", "h264", 64, 48, duration_s, None, 24.0)
+    card = model_card(frame_rate=rate)
+    taken, _ = count_by_rate(2.0, probe, card, clip=(None, None), num_frames=None, most=768)
+    assert taken == len(sample(240, fps=2.0, video_fps=24.0)) == 20
+
+
+@pytest.mark.parametrize("clip", [(None, None), (1.0, 2.0)])
+@pytest.mark.parametrize(("fps", "expected"), [(2.0, 4), (30.0, 30)])
+def test_the_least_number_is_kept_where_a_videos_rate_is_unknown(
+    fps: float, expected: int, clip: tuple[float | None, float | None]
+) -> None:
+    probe = VideoProbe("webm", "vp9", 64, 48, clip[1] or 1.0, None, None)
+    for family, (rate, _) in RULES.items():
+        taken = count_by_rate(
+            fps, probe, model_card(frame_rate=rate), clip=clip, num_frames=None, most=768
+        )
+        assert taken == (expected, []), family

@@ -36,7 +36,7 @@ export function asOpenAI(origin, fields, model) {
     { type: "video_url", video_url: { url: fields.video_id, num_frames: fields.num_frames } },
     { type: "text", text: fields.question },
   ];
-  const extra = { compression: fields.compression };
+  const extra = { compression: fields.compression, kept_mask: fields.kept_mask };
   return `import os
 
 from openai import OpenAI
