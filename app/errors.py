@@ -14,8 +14,9 @@
         │   ├── QueueFullError
         │   ├── KeyLimitError            with what it has left
         │   ├── DeadlineUnreachableError
-        │   └── FrameStoreFullError
-        ├── TooManyStreamsError, VideoStoreFullError
+        │   ├── FrameStoreFullError
+        │   └── TooManyStreamsError
+        ├── VideoStoreFullError
         ├── NoWorkerError, ShuttingDownError, StoreUnavailableError
         ├── DeadlineExceededError, ReaderLostError, JobLostError, JobCancelledError
         ├── SamplerChangedError          an upgrade in mid-answer
@@ -115,13 +116,6 @@ class IdempotencyConflictError(ServiceError):
     code = "idempotency_conflict"
 
 
-class TooManyStreamsError(ServiceError):
-    """This client, or all clients together, have as many open answers as they may."""
-
-    code = "too_many_streams"
-    retryable = True
-
-
 class VideoStoreFullError(ServiceError):
     """No room for an upload, and every stored video is in use."""
 
@@ -141,6 +135,12 @@ class TryLaterError(ServiceError):
         super().__init__(message)
         self.retry_after_s = retry_after_s
         self.video_id = video_id
+
+
+class TooManyStreamsError(TryLaterError):
+    """This client, or all clients together, have as many open answers as they may."""
+
+    code = "too_many_streams"
 
 
 class QueueFullError(TryLaterError):

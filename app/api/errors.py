@@ -99,7 +99,6 @@ RETRY_AFTER_S: Mapping[str, int] = {
     "readers_unavailable": 2,
     "shutting_down": 1,
     "store_unavailable": 2,
-    "too_many_streams": 1,
     "too_many_uploads": 2,
     "video_store_full": 10,
 }

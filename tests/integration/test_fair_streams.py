@@ -1,8 +1,11 @@
 """Open answers are shared between keys, and requests that are still coming in hold none."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
+
+from starlette.requests import Request
 
 from app.store.keys import RedisKeys
 from tests.integration.api import CLIP, RunningApi, ScriptedWorker, running_api, until
@@ -49,6 +52,46 @@ async def test_readers_of_one_keys_events_keep_no_other_key_out(
         ):
             assert (refused.status_code, refused.json()["code"]) == (503, "too_many_streams")
         await answer(api, worker, others)
+
+
+async def test_video_that_has_come_is_kept_where_there_is_no_room_for_its_answer(
+    redis_server: RedisServer, keys: RedisKeys, tmp_path: Path, worker: ScriptedWorker
+) -> None:
+    async with (
+        running_api(redis_server.url, keys, tmp_path, api_keys=KEYS, max_streams=1) as api,
+        AsyncExitStack() as stack,
+    ):
+        streams, may_end = api.api.streams, asyncio.Event()
+
+        def form(fields: str) -> AsyncIterator[bytes]:
+            async def parts() -> AsyncIterator[bytes]:
+                yield f"--b\r\n{fields}".encode()
+                yield CLIP + b"\r\n"
+                await may_end.wait()
+                yield b"--b--\r\n"
+
+            return parts()
+
+        file = 'Content-Disposition: form-data; name="video"; filename="v"\r\n\r\n'
+        question = 'Content-Disposition: form-data; name="question"\r\n\r\nWhat?\r\n--b\r\n'
+        headers = {**A, "Content-Type": "multipart/form-data; boundary=b"}
+        posts = [
+            asyncio.create_task(api.client.post(path, content=form(fields), headers=headers))
+            for path, fields in (("/v1/video/chat", question + file), ("/v1/videos", file))
+        ]
+        await until(lambda: len(streams.taken) == 2)
+        no_body = Request({"type": "http", "headers": [], "client": None})
+        others = [streams.take(no_body, owner) for owner in ("a third", "a fourth")]
+        may_end.set()
+        refused, stored = await asyncio.gather(*posts)
+        assert (refused.status_code, refused.json()["code"]) == (503, "too_many_streams")
+        assert "retry-after" in refused.headers
+        assert (stored.status_code, stored.json()["video_id"]) == (201, refused.json()["video_id"])
+        assert streams.num_open == 2
+        for other in others:
+            other.release()
+        again = api.posting(clip=None, video_id=refused.json()["video_id"], headers=A)
+        assert (await stack.enter_async_context(again)).status_code == 200
 
 
 async def test_requests_that_are_coming_in_hold_no_stream(

@@ -1,7 +1,8 @@
 """ASGI middleware: how many requests may be sending their bodies, and how slow they may be.
 
 A slot is taken at the headers, by key and by the client's address, and given back with the body's
-last byte: a client that sends nothing holds nothing else, and not for long. The first byte must
+last byte: a client that sends nothing holds nothing else, and not for long. An upload for whose
+answer there is no room then keeps it until it is stored: see `StreamSlots`. The first byte must
 come within `FIRST_BYTE_S`; after that a body keeps up, all the time, with a rate that rises with
 the share of slots that are taken, so that slow clients make room when others need it.
 
@@ -80,10 +81,15 @@ class BodySlot:
         self._has_begun = False  # to come
         self._limit: asyncio.Timeout | None = None
         self._is_read = False
-        self._on_read: Callable[[], None] | None = None
+        self._on_read: Callable[[], bool] | None = None
 
-    def when_read(self, callback: Callable[[], None]) -> None:
-        """Calls back once the body is there; what that raises is for whoever reads its end."""
+    def when_read(self, callback: Callable[[], bool]) -> None:
+        """Calls back once the body is there; what that raises is for whoever reads its end.
+
+        Args:
+            callback: returns whether the slot is free now; else it is up to `release`, or the
+                request's end.
+        """
         if self._is_read:
             callback()
         self._on_read = callback
@@ -91,9 +97,13 @@ class BodySlot:
     def finish(self) -> None:
         """Says that the body is there. Raises what the callback does."""
         self._is_read = True
-        self.release()
-        if self._on_read is not None:
-            self._on_read()
+        is_free = True
+        try:
+            if self._on_read is not None:
+                is_free = self._on_read()
+        finally:
+            if is_free:
+                self.release()
 
     def release(self) -> None:
         self._slots.give_back(self)

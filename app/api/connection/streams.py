@@ -1,13 +1,16 @@
 """How many answers are open at a time, streamed or not: here, and in all processes on the port."""
 
 import asyncio
+from contextlib import suppress
 
 from starlette.requests import Request
 
-from app.api.connection.bodies import body_of, client_of
+from app.api.connection.bodies import BodySlot, body_of, client_of
 from app.errors import TooManyStreamsError
 from app.metrics import ApiMetrics
 from app.process_table import ProcessRow
+
+RETRY_AFTER_S = 1
 
 
 class StreamSlots:
@@ -29,30 +32,34 @@ class StreamSlots:
         self.num_open = 0
         self._metrics = metrics
 
-    def take(self, request: Request, owner: str) -> "StreamSlot":
+    def take(self, request: Request, owner: str, *, is_upload: bool = False) -> "StreamSlot":
         """For the answer to a request. As long as its body is to come it counts for nobody: where
         there is no room it is refused unread, and else it counts from its body's end, whose reader
         may be refused instead.
 
+        Args:
+            is_upload: the body may hold a video, which is not to be lost: where there is no room
+                at its end it keeps the body's slot instead, until `StreamSlot.open`.
+
         Raises: TooManyStreamsError.
         """
-        slot = StreamSlot(self, client_of(request.scope, owner))
+        slot = StreamSlot(self, client_of(request.scope, owner), body_of(request.scope))
         self.taken.add(slot)
         self._none_taken.clear()
         try:
-            if (body := body_of(request.scope)) is None:
+            if slot.body is None:
                 self.open(slot)
             else:
                 self._check_room(slot.client)
-                body.when_read(slot.open)
+                slot.body.when_read(slot.open_if_room if is_upload else slot.open)
         except TooManyStreamsError:
             self.give_back(slot)
             raise
         return slot
 
     def open(self, slot: "StreamSlot") -> None:
-        """Counts it, unless it has been given back. Raises: TooManyStreamsError."""
-        if slot not in self.taken:
+        """Counts it, unless it is open or has been given back. Raises: TooManyStreamsError."""
+        if slot.is_open or slot not in self.taken:
             return
         self._count(slot.client, 1)  # first, so that the others see it
         try:
@@ -83,7 +90,8 @@ class StreamSlots:
             return
         num_held = self._row.table.num_streams(client) - counted
         if num_held >= 2 * self._max_streams - num_open:
-            raise TooManyStreamsError("this client, or this server, has too many open answers")
+            message = "this client, or this server, has too many open answers"
+            raise TooManyStreamsError(message, retry_after_s=RETRY_AFTER_S)
 
     def _count(self, client: str, change: int) -> None:
         self.num_open += change
@@ -94,14 +102,23 @@ class StreamSlots:
 class StreamSlot:
     """Of one answer: taken at the headers, open once the body is there."""
 
-    def __init__(self, slots: StreamSlots, client: str) -> None:
+    def __init__(self, slots: StreamSlots, client: str, body: BodySlot | None) -> None:
         self.client = client
+        self.body = body
         self.is_open = False
         self._slots = slots
 
-    def open(self) -> None:
-        """Raises: TooManyStreamsError."""
+    def open(self) -> bool:
+        """Gives up the body's slot, too. Returns True. Raises: TooManyStreamsError."""
         self._slots.open(self)
+        if self.body is not None:
+            self.body.release()
+        return True
+
+    def open_if_room(self) -> bool:
+        with suppress(TooManyStreamsError):
+            return self.open()
+        return False
 
     def release(self) -> None:
         """May be called more than once."""

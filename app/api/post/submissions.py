@@ -9,12 +9,15 @@ import asyncio
 import logging
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from starlette.requests import Request
 
 from app.api.compressions import Compressions
 from app.api.connection.drain import Drain
+from app.api.connection.streams import StreamSlot
 from app.api.post.cancelling import Cancellations
 from app.api.post.chat_intake import Intake, TakenIn
 from app.api.post.intake import check_content_type, check_idempotency_key
@@ -34,8 +37,8 @@ from app.errors import (
     DeadlineUnreachableError,
     FrameStoreFullError,
     KeyLimitError,
-    QueueFullError,
     StoreUnavailableError,
+    TryLaterError,
 )
 from app.keys.access import limits_of
 from app.keys.entries import Principal, cache_salt
@@ -107,6 +110,7 @@ class Submissions:
         idempotency_key: str | None,
         traceparent: str | None,
         intake: Intake,
+        answer: StreamSlot,
     ) -> PostedJob:
         """Takes a request in and starts reading its video.
 
@@ -114,13 +118,16 @@ class Submissions:
             principal: who asks; idempotency keys of two never meet.
             traceparent: the span that the job belongs to.
             intake: reads the body.
+            answer: is opened before there is a job, and stays the caller's.
 
         Raises:
             DycokeError: refused; nothing of the request is left.
             ClientLeftError
         """
         try:
-            return await self._take(request, principal, idempotency_key, traceparent, intake)
+            return await self._take(
+                request, principal, idempotency_key, traceparent, intake, answer
+            )
         except KeyLimitError as error:
             for state in error.violated:
                 self._metrics.count_key_refusal(principal.name, state.name)
@@ -133,6 +140,7 @@ class Submissions:
         idempotency_key: str | None,
         traceparent: str | None,
         intake: Intake,
+        answer: StreamSlot,
     ) -> PostedJob:
         accepted_at_s = time.time()
         check_idempotency_key(idempotency_key)
@@ -146,7 +154,9 @@ class Submissions:
             salt = cache_salt(principal.owner, are_caches_shared=self._settings.share_caches)
             wanted = _wanted_frames(taken, salt)
             compression = self._check_video(taken, wanted)
-            admitted.take(await self._place(taken, principal.owner))
+            with _naming_video(taken):
+                answer.open()
+                admitted.take(await self._place(taken, principal.owner))
             job = make_job_request(
                 taken.fields,
                 taken.card,
@@ -208,19 +218,14 @@ class Submissions:
 
     async def _place(self, taken: TakenIn, owner: str) -> Place:
         """Takes a place, for which there was room at the headers and may be none by now."""
-        try:
-            return await Place.reserve(
-                self._queue,
-                taken.card.model,
-                f"job_{uuid.uuid4().hex}",
-                owner=owner,
-                max_jobs=self._settings.max_queued_jobs,
-                lease_s=self._settings.lease_s,
-            )
-        except QueueFullError as error:
-            if taken.lease is not None:
-                error.video_id = taken.lease.video.video_id
-            raise
+        return await Place.reserve(
+            self._queue,
+            taken.card.model,
+            f"job_{uuid.uuid4().hex}",
+            owner=owner,
+            max_jobs=self._settings.max_queued_jobs,
+            lease_s=self._settings.lease_s,
+        )
 
     def _check_video(self, taken: TakenIn, wanted: WantedFrames | None) -> Compression:
         """Refuses what the video does not allow; returns how it is compressed."""
@@ -294,6 +299,17 @@ class Submissions:
                 read_timeout_s=max(limit_s - taken.probe_s, MIN_READ_TIMEOUT_S),
             )
         )
+
+
+@contextmanager
+def _naming_video(taken: TakenIn) -> Iterator[None]:
+    """Whoever is refused here need not send the video again."""
+    try:
+        yield
+    except TryLaterError as error:
+        if taken.lease is not None:
+            error.video_id = taken.lease.video.video_id
+        raise
 
 
 def _wanted_frames(taken: TakenIn, cache_salt: str) -> WantedFrames | None:

@@ -12,6 +12,7 @@ from app.api.context import Api, ApiDep, AskerDep, AskingRoute
 from app.api.errors import INTERNAL_ERROR, is_our_fault
 from app.api.openapi import CHAT_REQUEST_BODY, CHAT_RESPONSES
 from app.api.post.chat_intake import Intake
+from app.api.post.intake import MULTIPART, content_type
 from app.keys.entries import Principal
 from app.store.job_queue import JobRecord
 from app.tracing import PostSpan
@@ -56,11 +57,12 @@ async def answer(
         path: of the route, for the trace.
         rendering_of: how the surface that was asked writes a job's events.
     """
-    slot = api.streams.take(request, principal.owner)
+    is_upload = content_type(request) == MULTIPART
+    slot = api.streams.take(request, principal.owner, is_upload=is_upload)
     span = api.tracing.start_post(request.headers.get("traceparent"), path)
     try:
         posted = await api.submissions.take(
-            request, principal, idempotency_key, span.traceparent, intake
+            request, principal, idempotency_key, span.traceparent, intake, slot
         )
     except BaseException as error:
         slot.release()

@@ -33,7 +33,7 @@ async def take_upload(
     """
     check_content_type(request, MULTIPART)
     api.drain.check()
-    slot = api.streams.take(request, principal.owner)
+    slot = api.streams.take(request, principal.owner, is_upload=True)
     try:
         async with api.uploads.limited(), api.uploads.receive(principal) as upload:
             form = await read_form(request, upload, file_field=file_field)

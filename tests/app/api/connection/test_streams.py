@@ -24,9 +24,10 @@ def take(
     *,
     address: str = "192.0.2.1",
     body: BodySlot | None = None,
+    is_upload: bool = False,
 ) -> StreamSlot:
     scope = {"type": "http", "headers": [], "client": (address, 1), BODY: body}
-    return slots.take(Request(scope), owner)
+    return slots.take(Request(scope), owner, is_upload=is_upload)
 
 
 def pending_body() -> BodySlot:
@@ -122,6 +123,38 @@ async def test_server_that_is_full_by_the_bodys_end_refuses_whoever_reads_it(
     with pytest.raises(TooManyStreamsError):
         take(here, body=pending)
     await here.wait_until_none()
+
+
+async def test_upload_keeps_its_bodys_slot_until_there_is_room_for_the_answer(
+    process_table: ProcessTable,
+) -> None:
+    slots = slots_of(process_table, 0, 1)
+    bodies = BodySlots(max_bodies=1, max_per_client=1)
+    pending = bodies.take()
+    slot = take(slots, body=pending, is_upload=True)
+    other = take(slots)
+    pending.finish()
+    assert bodies.load == 1.0 and not slot.is_open
+    with pytest.raises(TooManyStreamsError):
+        slot.open()
+    assert bodies.load == 1.0 and process_table.num_streams() == 1
+    other.release()
+    for _ in range(2):
+        slot.open()
+        assert bodies.load == 0.0 and process_table.num_streams() == 1
+    slot.release()
+    assert process_table.num_streams() == 0
+
+
+async def test_upload_that_finds_room_at_its_end_counts_from_there(
+    process_table: ProcessTable,
+) -> None:
+    slots = slots_of(process_table, 0, 1)
+    bodies = BodySlots(max_bodies=1, max_per_client=1)
+    pending = bodies.take()
+    slot = take(slots, body=pending, is_upload=True)
+    pending.finish()
+    assert bodies.load == 0.0 and slot.is_open and process_table.num_streams() == 1
 
 
 async def test_request_that_ends_before_its_body_never_counts(process_table: ProcessTable) -> None:
