@@ -21,11 +21,12 @@ def take_all(browser: Browser, url: str, folder: Path) -> None:
         page.get_by_text("Stage II").click()
         expect(page.locator("kept-view .legend")).to_contain_text("attended to")
         _save(page.locator("section:has(kept-view)").screenshot(), folder / "kept-tokens.webp")
+        _save(page.locator("section:has(receipt-table)").screenshot(), folder / "receipt.webp")
+        _save(page.locator("section:has(stage-waterfall)").screenshot(), folder / "stages.webp")
     with watched_page(browser, url, Look("dark", 360)) as page:
         _ask(page, is_comparing=False)
-        page.locator("section:has(kept-view)").scroll_into_view_if_needed()
-        page.evaluate("document.querySelector('#answer-title').scrollIntoView()")
-        _save(page.screenshot(), folder / "page-phone.webp")
+        answer = page.locator("section[aria-labelledby=answer-title]")
+        _save(answer.screenshot(), folder / "page-phone.webp")
 
 
 def _ask(page: Page, *, is_comparing: bool) -> None:
