@@ -155,7 +155,12 @@ async def test_models_of_one_size_refuse_a_budget_and_other_surfaces_say_that_it
     ("part", "body", "size", "warnings"),
     [
         ({}, {"mm_processor_kwargs": {"max_pixels": 200 * 200}}, (140, 252), []),
-        ({"max_pixels": 40 * 40}, {"mm_processor_kwargs": {"max_pixels": 9}}, (28, 28), []),
+        (
+            {"max_pixels": 40 * 40},
+            {"mm_processor_kwargs": {"max_pixels": 9}},
+            (28, 28),
+            ["max_pixels 9: the video's part says how many"],
+        ),
         ({"max_pixels": 10**9}, {}, (224, 392), ["max_pixels 1000000000: 90000 are the most"]),
         ({}, {"mm_processor_kwargs": {"max_pixels": "x"}}, (84, 140), ["max_pixels: not honoured"]),
     ],
