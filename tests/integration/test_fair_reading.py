@@ -73,4 +73,5 @@ async def test_a_key_waits_for_one_read_of_anothers_and_not_for_all_of_them(
         await until(lambda: starts == [0])
         api.readers.may_read.set()
         await until(lambda: len(starts) == 7)
-        assert starts == [0, 1, 9, 2, 3, 4, 5]
+        assert starts.index(9) <= 2, "after the read under way, and at most one more"
+        assert [start for start in starts if start != 9] == list(range(6))
