@@ -33,6 +33,7 @@ from app.store.shared_connection import SharedConnection
 
 CALL_TIMEOUT_S = 10.0
 CONNECT_TIMEOUT_S = 3.0
+RETRY_AFTER_S = 0.2  # between tries of a worker whose Redis did not answer
 # Conditions of the server, as opposed to mistakes of ours. Out of a script they come as an
 # ordinary ResponseError with the word inside the text.
 _SERVER_CONDITIONS = (

@@ -1,5 +1,5 @@
 """Jobs of policy `auto` wait here for their turn: each choice is made as late as possible, and
-takes the jobs behind it into account.
+takes the jobs that wait after it into account.
 
 A job waits until those ahead of it have been chosen for, which the engine does when it has little
 else to do. One whose prefix comes meanwhile costs the engine its question alone: it is called out
@@ -18,7 +18,7 @@ from app.worker.running_jobs import RunningJob
 from dycoke_core.level_choice import Outlook
 from dycoke_core.precedence import RANKS, Precedence
 
-MAX_OVERTAKEN_MS = 10_000  # by which a reply may be late; more is a clock that was set back
+MAX_REPLY_LAG_MS = 10_000  # by which a reply may be late; more is a clock that was set back
 MAX_TAKEN = 64  # jobs that are remembered until the queue is known as it was after them
 
 Passes = Callable[[], Awaitable[bool]]
@@ -44,7 +44,7 @@ class _Taken(NamedTuple):
     started_ms: int
 
 
-async def _passes_nobody() -> bool:
+async def _never_passes() -> bool:
     return False
 
 
@@ -68,7 +68,7 @@ class ChoosingLine:
         """Takes in what waits in Redis, as it was just now. Replies may overtake each other: what
         an older one says, or one from before a job was taken, is not counted again.
         """
-        if 0 < self._queue.now_ms - queue.now_ms < MAX_OVERTAKEN_MS:
+        if 0 < self._queue.now_ms - queue.now_ms < MAX_REPLY_LAG_MS:
             return
         self._taken = [taken for taken in self._taken if taken.started_ms >= queue.now_ms]
         for taken in self._taken:
@@ -114,7 +114,7 @@ class ChoosingLine:
         self,
         job: RunningJob,
         prefix_keys: frozenset[str] = frozenset(),
-        passes: Passes = _passes_nobody,
+        passes: Passes = _never_passes,
         *,
         is_chosen_for: bool = True,
     ) -> AsyncIterator[None]:

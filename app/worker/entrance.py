@@ -12,6 +12,7 @@ import time
 from app.errors import DeadlineUnreachableError, StoreUnavailableError
 from app.messages import CompressionChoice
 from app.metrics import WorkerMetrics
+from app.store.client import RETRY_AFTER_S
 from app.store.job_leases import JobLeases
 from app.worker.choice_request import ChoiceRequest
 from app.worker.choosing_line import ChoosingLine
@@ -22,7 +23,6 @@ from dycoke_core.auto import AutoConfig, Choice, resolved_compression
 from dycoke_core.config import CompressionConfig
 from dycoke_core.sequence import Sequence
 
-RETRY_AFTER_S = 0.2
 DEADLINE_MARGIN = 2.0  # how much faster than predicted a first token may come
 
 

@@ -2,7 +2,7 @@
 
 A job's blob stays in the store while the job lives (`app.store.frame_store`), so a worker keeps the
 pixels no longer than its engine needs them. A sequence that was preempted may need them again: it
-stands aside in the engine, and everything else goes on.
+stands aside in the engine and holds up no other.
 
 Waits while Redis is away, until the job's deadline (`app.worker.lease_keeper` ends the wait).
 """
@@ -12,14 +12,13 @@ import logging
 from collections.abc import Iterable
 
 from app.errors import StoreUnavailableError
+from app.store.client import RETRY_AFTER_S
 from app.store.frame_store import FrameStore, decode_frames
 from app.worker.engine_thread import EngineThread
 from app.worker.publisher import Publisher
 from app.worker.running_jobs import RunningJob, RunningJobs
 from dycoke_core.errors import DycokeError, EngineError
 from dycoke_core.video import VideoFrames
-
-RETRY_AFTER_S = 0.2
 
 logger = logging.getLogger(__name__)
 

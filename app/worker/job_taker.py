@@ -12,7 +12,6 @@ deadline (`app.worker.lease_keeper` ends the wait).
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
 
 from app.errors import (
     DeadlineExceededError,
@@ -20,6 +19,7 @@ from app.errors import (
     StoreUnavailableError,
 )
 from app.metrics import WorkerMetrics
+from app.store.client import RETRY_AFTER_S
 from app.store.job_leases import Delivery, JobLeases
 from app.worker.engine_thread import EngineThread
 from app.worker.entrance import Entrance
@@ -37,7 +37,6 @@ from dycoke_core.sequence import (
     Sequence,
 )
 
-RETRY_AFTER_S = 0.2
 MAX_POLL_S = 1.0
 MAX_COMPANY_S = 5.0  # that a suspect waits for the other jobs to end
 
@@ -219,15 +218,13 @@ class JobTaker:
                 self._jobs.drop(job)
 
     async def _enter(self, job: RunningJob) -> None:
-        """Leaves word that the job goes to the engine, for when this process leaves none."""
+        """Notes in Redis that the job goes to the engine, in case this process dies without a word.
+        A job that is no longer ours is dropped.
+        """
         job.is_in_engine = True
-        await self._hold(job, lambda: self._leases.enter(job.delivery))
-
-    async def _hold(self, job: RunningJob, note: Callable[[], Awaitable[bool]]) -> None:
-        """Notes something in Redis of a job that is still ours; drops it if it no longer is."""
         while True:
             try:
-                is_ours = await note()
+                is_ours = await self._leases.enter(job.delivery)
             except StoreUnavailableError:
                 await asyncio.sleep(RETRY_AFTER_S)
                 continue

@@ -11,6 +11,7 @@ from contextlib import aclosing
 
 from app.errors import DeadlineExceededError, StoreUnavailableError
 from app.messages import ModelCard
+from app.store.client import RETRY_AFTER_S
 from app.store.forgotten_videos import ForgottenVideos
 from app.store.job_leases import JobLeases
 from app.store.worker_registry import WorkerRegistry
@@ -20,7 +21,6 @@ from app.worker.running_jobs import RunningJobs
 from dycoke_core.errors import EngineError
 
 MAX_TICK_S = 1.0
-RETRY_AFTER_S = 0.2
 
 logger = logging.getLogger(__name__)
 

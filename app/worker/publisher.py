@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from app.errors import StoreUnavailableError
 from app.messages import CompressionChoice, DoneEvent, ErrorEvent, StatusEvent, TokenEvent
 from app.metrics import WorkerMetrics
+from app.store.client import RETRY_AFTER_S
 from app.store.job_leases import Append, Appended, JobLeases
 from app.store.kept_sets import KeptSets
 from app.tracing import Tracing
@@ -26,8 +27,6 @@ from app.worker.receipt import make_done_event
 from app.worker.running_jobs import RunningJob, RunningJobs
 from dycoke_core import sequence as core
 from dycoke_core.errors import DycokeError, EngineError
-
-RETRY_AFTER_S = 0.2
 
 logger = logging.getLogger(__name__)
 

@@ -222,7 +222,7 @@ class Engine:
         looked at.
 
         Args:
-            outlook: what waits behind the sequence, and how often requests arrive.
+            outlook: what waits after the sequence, and how often requests arrive.
             waited_s: since the request was accepted.
             queued_s: since it was queued, which may be later.
 

@@ -57,7 +57,7 @@ class Command:
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        """Behind the program, or behind the module."""
+        """After the program, or after the module."""
         return self.words[self.words.index("-m") + 2 if self.module else 1 :]
 
 

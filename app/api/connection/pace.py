@@ -2,8 +2,8 @@
 
 
 class Pace:
-    """How far a body is behind a rate. What comes faster makes up for what came slower before and
-    saves nothing for later: a body that has come fast must keep coming.
+    """How far a body lags behind a rate. Fast bytes make up for slow ones before them and earn no
+    credit for later: a body that has come fast must keep coming.
     """
 
     def __init__(self) -> None:

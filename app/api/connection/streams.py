@@ -19,8 +19,8 @@ class StreamSlots:
     first keeps nobody out, and no client ever has more than `max_streams`.
 
     Args:
-        max_streams: of all processes together. Two that are asked for the last slot at the same
-            instant may both refuse; never are there more.
+        max_streams: of all processes together. Two processes that are asked for the last slot
+            at the same instant may both refuse; there are never more.
     """
 
     def __init__(self, max_streams: int, row: ProcessRow, metrics: ApiMetrics) -> None:

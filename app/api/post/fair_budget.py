@@ -1,4 +1,4 @@
-"""Something of which this process has so much, and who waits for some of it.
+"""A bounded amount of something that this process shares out, and who waits for some of it.
 
 Whoever waits is served by owner, in turn, however many wait of each; those of one owner first come,
 first served. So an owner that has just come waits for what is in use, and not for another's queue.

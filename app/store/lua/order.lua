@@ -8,7 +8,7 @@
 --
 -- Within an owner's share, its jobs run by priority, then age (see `share`); other owners are
 -- unaffected, and a lower priority never brings a job forward. Only the first MAX_AHEAD jobs of an
--- owner, at least half as many, have their turns; those behind them stand at BEHIND + the turn that
+-- owner, at least half as many, have their turns; later ones are kept at BEHIND + the turn that
 -- they would have had when they came or lost theirs to a better one, until it is clear who comes
 -- before them. So nothing that is done to the line takes longer where many jobs wait, but for what
 -- workers of the previous release have done to it: they know of no BEHIND.

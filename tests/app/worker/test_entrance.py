@@ -103,7 +103,7 @@ async def test_nobody_waits_behind_a_choice_that_cannot_be_stored(door: Door) ->
     door.engine.auto_level = 3
     door.leases.is_away = False
     first, second = await asyncio.gather(*tasks)
-    assert first.compression == second.compression == DEFAULT_LADDER[3], "it is chosen anew"
+    assert first.compression == second.compression == DEFAULT_LADDER[3], "it is chosen again"
     assert {choice.level for choice in door.leases.noted.values()} == {3}
 
 

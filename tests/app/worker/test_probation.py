@@ -23,7 +23,7 @@ def test_each_further_suspect_leaves_the_turn_as_long_as_it_was() -> None:
 
 
 def test_a_probation_that_lasted_longer_than_the_turn_begins_no_other() -> None:
-    """A single prefill may take longer than all of it; the others' turn comes all the same."""
+    """A single prefill may take longer than all of it; the others still get their turn."""
     probation = Probation()
     probation.begin_probation(100.0)
     assert probation.who(100.0 + PROBATION_S + 1.0) is MayRun.OTHERS
