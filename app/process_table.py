@@ -5,7 +5,7 @@ started in place of a dead one takes over its row. Only a row's own process writ
 death, the supervisor), so numbers need no lock and nobody waits for a process that is stuck; those
 of different rows are not read at one instant.
 
-Streams and incoming bytes are counted by client too, in a count-min sketch for each row (Cormode,
+Streams, bodies and incoming bytes are counted by client too, in a count-min sketch for each row (Cormode,
 Muthukrishnan: Journal of Algorithms 55(1), 2005): in two counters by the client's digest, of which
 the smaller one counts. It is too large only where others share both; the digest is keyed, so that
 nobody can choose a name that does.
@@ -22,12 +22,13 @@ import os
 import secrets
 import struct
 import time
+from collections.abc import Iterable
 from enum import IntEnum
 
 HEARTBEAT_TIMEOUT_S = 2.0  # after which a process is taken to be stuck
 
 _HEADER = struct.Struct("=qq16s")  # version, rows, token
-_VERSION = 3
+_VERSION = 4
 _WORD_BYTES = 8
 _ROW_WORDS = 16  # two cache lines
 _HEADER_BYTES = _ROW_WORDS * _WORD_BYTES
@@ -49,6 +50,7 @@ class _Word(IntEnum):
     INCOMING_BYTES = 7
     WAITS_TO_PROBE_NS = 8  # since when, by the heartbeat's clock; 0: it does not
     WAITS_TO_READ_NS = 9
+    BODIES = 10
 
 
 class Wait(IntEnum):
@@ -58,13 +60,13 @@ class Wait(IntEnum):
     TO_READ = _Word.WAITS_TO_READ_NS
 
 
-_BY_CLIENT = (_Word.STREAMS, _Word.INCOMING_BYTES)  # counted by client too
+_BY_CLIENT = (_Word.STREAMS, _Word.INCOMING_BYTES, _Word.BODIES)  # counted by client too
 _SKETCH_WORDS = _SKETCH_WIDTH * _SKETCH_DEPTH
 _CLIENT_WORDS = _SKETCH_WORDS * len(_BY_CLIENT)  # of a row
 
 _OF_THE_LIVING = (
     *(_Word.HEARTBEAT_NS, _Word.CONNECTIONS, _Word.STREAMS, _Word.IS_DRAINING),
-    *(_Word.INCOMING_BYTES, _Word.WAITS_TO_PROBE_NS, _Word.WAITS_TO_READ_NS),
+    *(_Word.INCOMING_BYTES, _Word.BODIES, _Word.WAITS_TO_PROBE_NS, _Word.WAITS_TO_READ_NS),
 )
 
 
@@ -119,6 +121,12 @@ class ProcessTable:
     def num_streams(self, client: str | None = None) -> int:
         """Of all processes; of one client, where one is named."""
         return self._sum(_Word.STREAMS, client)
+
+    def num_bodies(self, client: str | None = None) -> int:
+        """Requests whose bodies are coming in, in all processes that are alive; those that count
+        for one client, where one is named.
+        """
+        return self._sum(_Word.BODIES, client)
 
     def stored_bytes(self) -> int:
         """What all processes, dead ones included, have stored less what they have removed."""
@@ -182,9 +190,9 @@ class ProcessTable:
         sums = (sum(self._words[self._sketch(row) + at] for row in rows) for at in counters)
         return min(sums)
 
-    def _add(self, number: int, word: _Word, change: int, client: str | None = None) -> None:
+    def _add(self, number: int, word: _Word, change: int, *clients: str) -> None:
         self._set(number, word, self._get(number, word) + change)
-        if client is not None:
+        for client in clients:
             for at in self._counters(word, client):
                 self._words[self._sketch(number) + at] += change
 
@@ -230,14 +238,18 @@ class ProcessRow:
         self.table._set(self.number, _Word.CONNECTIONS, count)
 
     def add_stream(self, client: str, change: int) -> None:
-        self._add_of_client(_Word.STREAMS, change, client)
+        self._add_open(_Word.STREAMS, change, client)
+
+    def add_body(self, clients: Iterable[str], change: int) -> None:
+        """Args: clients: all those that it counts for."""
+        self._add_open(_Word.BODIES, change, *clients)
 
     def add_stored(self, num_bytes: int, num_videos: int) -> None:
         self.table._add(self.number, _Word.STORED_BYTES, num_bytes)
         self.table._add(self.number, _Word.STORED_VIDEOS, num_videos)
 
     def add_incoming_bytes(self, client: str, num_bytes: int) -> None:
-        self._add_of_client(_Word.INCOMING_BYTES, num_bytes, client)
+        self._add_open(_Word.INCOMING_BYTES, num_bytes, client)
 
     def begin_wait(self, wait: Wait) -> None:
         """Says that from now on this process waits for something, behind those that do already."""
@@ -257,9 +269,9 @@ class ProcessRow:
                 return False
         return True
 
-    def _add_of_client(self, word: _Word, change: int, client: str) -> None:
+    def _add_open(self, word: _Word, change: int, *clients: str) -> None:
         if not self._has_left:
-            self.table._add(self.number, word, change, client)
+            self.table._add(self.number, word, change, *clients)
 
 
 class Lock:

@@ -127,7 +127,7 @@ class Settings(BaseSettings):
     max_held_frame_bytes: int = Field(256 * 2**20, ge=1)  # read and not stored, per API process
     max_queued_jobs: int = Field(64, ge=1)  # reserved, reading and queued together
     max_running_jobs: int | None = Field(None, ge=1)  # per worker; unset: 64 on a GPU, else 4
-    max_uploads: int = Field(128, ge=1)  # bodies that come in at a time, per API process
+    max_uploads: int = Field(128, ge=1)  # bodies that come in at a time
     max_uploads_per_client: int = Field(64, ge=1)  # of them, per key and per address
     max_streams: int = Field(512, ge=1)  # open answers, of all API processes on the port
     max_frames: int = Field(128, ge=1)

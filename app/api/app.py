@@ -172,7 +172,7 @@ def create_app(
     app.add_middleware(
         BodyGuard,
         slots=BodySlots(
-            max_bodies=settings.max_uploads, max_per_client=settings.max_uploads_per_client
+            row, max_bodies=settings.max_uploads, max_per_client=settings.max_uploads_per_client
         ),
         owner_of=keys.owner_of,
         count_rejection=metrics.count_rejection,

@@ -1,6 +1,8 @@
 """Open answers are shared between keys, and requests that are still coming in hold none."""
 
 import asyncio
+import base64
+import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -54,6 +56,16 @@ async def test_readers_of_one_keys_events_keep_no_other_key_out(
         await answer(api, worker, others)
 
 
+def completion() -> bytes:
+    """A chat completion's body with a clip in it."""
+    url = f"data:video/mp4;base64,{base64.b64encode(CLIP).decode()}"
+    content = [
+        {"type": "video_url", "video_url": {"url": url}},
+        {"type": "text", "text": "What?"},
+    ]
+    return json.dumps({"messages": [{"role": "user", "content": content}]}).encode()
+
+
 async def test_video_that_has_come_is_kept_where_there_is_no_room_for_its_answer(
     redis_server: RedisServer, keys: RedisKeys, tmp_path: Path, worker: ScriptedWorker
 ) -> None:
@@ -63,30 +75,35 @@ async def test_video_that_has_come_is_kept_where_there_is_no_room_for_its_answer
     ):
         streams, may_end = api.api.streams, asyncio.Event()
 
-        def form(fields: str) -> AsyncIterator[bytes]:
-            async def parts() -> AsyncIterator[bytes]:
-                yield f"--b\r\n{fields}".encode()
-                yield CLIP + b"\r\n"
-                await may_end.wait()
-                yield b"--b--\r\n"
+        async def parts(body: bytes, end: bytes) -> AsyncIterator[bytes]:
+            yield body
+            await may_end.wait()
+            yield end
 
-            return parts()
-
-        file = 'Content-Disposition: form-data; name="video"; filename="v"\r\n\r\n'
-        question = 'Content-Disposition: form-data; name="question"\r\n\r\nWhat?\r\n--b\r\n'
-        headers = {**A, "Content-Type": "multipart/form-data; boundary=b"}
+        file = b'Content-Disposition: form-data; name="video"; filename="v"\r\n\r\n' + CLIP
+        question = b'Content-Disposition: form-data; name="question"\r\n\r\nWhat?\r\n--b\r\n'
+        form = "multipart/form-data; boundary=b"
         posts = [
-            asyncio.create_task(api.client.post(path, content=form(fields), headers=headers))
-            for path, fields in (("/v1/video/chat", question + file), ("/v1/videos", file))
+            asyncio.create_task(
+                api.client.post(path, content=parts(body, end), headers={**A, "Content-Type": kind})
+            )
+            for path, kind, body, end in (
+                ("/v1/video/chat", form, b"--b\r\n" + question + file, b"\r\n--b--\r\n"),
+                ("/v1/videos", form, b"--b\r\n" + file, b"\r\n--b--\r\n"),
+                ("/v1/chat/completions", "application/json", completion()[:-1], b"}"),
+            )
         ]
-        await until(lambda: len(streams.taken) == 2)
+        await until(lambda: len(streams.taken) == 3)
         no_body = Request({"type": "http", "headers": [], "client": None})
         others = [streams.take(no_body, owner) for owner in ("a third", "a fourth")]
         may_end.set()
-        refused, stored = await asyncio.gather(*posts)
-        assert (refused.status_code, refused.json()["code"]) == (503, "too_many_streams")
-        assert "retry-after" in refused.headers
-        assert (stored.status_code, stored.json()["video_id"]) == (201, refused.json()["video_id"])
+        refused, stored, completion_refused = await asyncio.gather(*posts)
+        assert stored.status_code == 201
+        error = completion_refused.json()["error"]
+        for reply, problem in ((refused, refused.json()), (completion_refused, error)):
+            assert (reply.status_code, problem["code"]) == (503, "too_many_streams")
+            assert "retry-after" in reply.headers
+            assert problem["video_id"] == stored.json()["video_id"]
         assert streams.num_open == 2
         for other in others:
             other.release()

@@ -6,12 +6,13 @@ answer there is no room then keeps it until it is stored: see `StreamSlots`. The
 come within `FIRST_BYTE_S`; after that a body keeps up, all the time, with a rate that rises with
 the share of slots that are taken, so that slow clients make room when others need it.
 
-Of bodies under way, not of what becomes of them. Slots are a process's own.
+Of bodies under way, not of what becomes of them. Slots are counted over all API processes of the
+port; what changes in another process changes the patience with bodies here when one begins or ends
+here, or with their own next part.
 """
 
 import asyncio
 import ipaddress
-from collections import Counter
 from collections.abc import Callable
 
 from starlette.datastructures import Headers
@@ -21,6 +22,7 @@ from app.api.connection.pace import Pace
 from app.api.errors import response_for
 from app.errors import TooManyUploadsError, UploadTimeoutError
 from app.keys.entries import ANONYMOUS
+from app.process_table import ProcessRow
 
 FIRST_BYTE_S = 5.0
 IDLE_S = 30.0  # that a body may fall behind its minimum rate; FIRST_BYTE_S when no slot is free
@@ -31,28 +33,34 @@ BODY = "dycoke.body"  # of a scope: its slot
 
 
 class BodySlots:
-    """Args:
-    max_per_client: of one key, and of one address (an IPv6 network of 64 bits).
+    """
+    Args:
+        row: of this process, among those on the port.
+        max_bodies: of all processes together, and so `max_per_client`: of one key, and of one
+            address (an IPv6 network of 64 bits). Two processes that are asked for the last slot at
+            the same instant may both refuse; there are never more.
     """
 
-    def __init__(self, *, max_bodies: int, max_per_client: int) -> None:
+    def __init__(self, row: ProcessRow, *, max_bodies: int, max_per_client: int) -> None:
+        self._row = row
         self._max_bodies = max_bodies
         self._max_per_client = max_per_client
         self._open: set[BodySlot] = set()
-        self._by_client: Counter[str] = Counter()
 
     @property
     def load(self) -> float:
         """The share of slots that are taken."""
-        return len(self._open) / self._max_bodies
+        return min(1.0, self._row.table.num_bodies() / self._max_bodies)
 
     def take(self, *clients: str) -> "BodySlot":
         """Raises: TooManyUploadsError."""
-        is_too_many = any(self._by_client[client] >= self._max_per_client for client in clients)
-        if is_too_many or len(self._open) >= self._max_bodies:
+        table = self._row.table
+        self._row.add_body(clients, 1)  # first, so that the others see it
+        is_too_many = any(table.num_bodies(client) > self._max_per_client for client in clients)
+        if is_too_many or table.num_bodies() > self._max_bodies:
+            self._row.add_body(clients, -1)
             raise TooManyUploadsError("too many requests are being sent at a time")
         slot = BodySlot(self, clients)
-        self._by_client.update(clients)
         self._open.add(slot)
         self._on_change()
         return slot
@@ -61,7 +69,7 @@ class BodySlots:
         """May be called more than once."""
         if slot in self._open:
             self._open.remove(slot)
-            self._by_client -= Counter(slot.clients)
+            self._row.add_body(slot.clients, -1)
             self._on_change()
 
     def _on_change(self) -> None:

@@ -38,6 +38,14 @@ def content_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
+def may_hold_video(request: Request) -> bool:
+    """By the headers alone: whether the body is a form, or longer than text alone may be."""
+    if content_type(request) == MULTIPART:
+        return True
+    announced = request.headers.get("content-length", "")
+    return not announced.isdecimal() or int(announced) > MAX_TEXT_BYTES
+
+
 async def read_json_fields(request: Request) -> ChatFields:
     """Reads a question about a stored video."""
     fields = _validate(parse_object(await read_small_body(request)), is_strict=True)

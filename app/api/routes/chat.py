@@ -12,7 +12,7 @@ from app.api.context import Api, ApiDep, AskerDep, AskingRoute
 from app.api.errors import INTERNAL_ERROR, is_our_fault
 from app.api.openapi import CHAT_REQUEST_BODY, CHAT_RESPONSES
 from app.api.post.chat_intake import Intake
-from app.api.post.intake import MULTIPART, content_type
+from app.api.post.intake import may_hold_video
 from app.keys.entries import Principal
 from app.store.job_queue import JobRecord
 from app.tracing import PostSpan
@@ -57,8 +57,7 @@ async def answer(
         path: of the route, for the trace.
         rendering_of: how the surface that was asked writes a job's events.
     """
-    is_upload = content_type(request) == MULTIPART
-    slot = api.streams.take(request, principal.owner, is_upload=is_upload)
+    slot = api.streams.take(request, principal.owner, is_upload=may_hold_video(request))
     span = api.tracing.start_post(request.headers.get("traceparent"), path)
     try:
         posted = await api.submissions.take(

@@ -17,6 +17,7 @@ from app.api.connection.bodies import (
 )
 from app.errors import TooManyUploadsError, UploadTimeoutError
 from app.keys.entries import ANONYMOUS
+from app.process_table import ProcessRow, ProcessTable
 
 
 class Clock(asyncio.SelectorEventLoop):
@@ -83,8 +84,16 @@ async def lasts_for(clock: Clock, slot: BodySlot, seconds: float) -> bool:
     return is_waiting
 
 
+def new_row() -> ProcessRow:
+    return ProcessTable.create(1).take_row(0)
+
+
+def slots_of(row: ProcessRow, max_bodies: int, max_per_client: int) -> BodySlots:
+    return BodySlots(row, max_bodies=max_bodies, max_per_client=max_per_client)
+
+
 def slots_at(load: float) -> tuple[BodySlots, BodySlot]:
-    slots = BodySlots(max_bodies=100, max_per_client=100)
+    slots = slots_of(new_row(), 100, 100)
     taken = [slots.take(f"{n}") for n in range(round(100 * load))]
     return slots, taken[0]
 
@@ -158,7 +167,7 @@ def test_time_that_the_reader_takes_is_not_the_senders(clock: Clock) -> None:
 
 def test_slow_body_is_given_up_when_others_come(clock: Clock) -> None:
     async def run() -> None:
-        slots = BodySlots(max_bodies=4, max_per_client=4)
+        slots = slots_of(new_row(), 4, 4)
         slot = slots.take("slow")
         await body(slot, 10)
 
@@ -182,7 +191,7 @@ def test_slow_body_is_given_up_when_others_come(clock: Clock) -> None:
 
 def test_body_whose_time_is_up_harms_nobody_who_comes_in_that_moment(clock: Clock) -> None:
     async def run() -> None:
-        slots = BodySlots(max_bodies=4, max_per_client=4)
+        slots = slots_of(new_row(), 4, 4)
 
         async def receive() -> Message:
             try:
@@ -200,20 +209,26 @@ def test_body_whose_time_is_up_harms_nobody_who_comes_in_that_moment(clock: Cloc
     clock.run_until_complete(run())
 
 
-async def test_slots_are_bounded_in_all_and_for_each_client() -> None:
-    slots = BodySlots(max_bodies=3, max_per_client=2)
-    first = slots.take("key a", "address 1")
-    slots.take("key a", "address 2")
+async def test_slots_are_bounded_in_all_processes_together_and_for_each_client(
+    process_table: ProcessTable,
+) -> None:
+    here, there = (slots_of(process_table.take_row(number), 3, 2) for number in range(2))
+    first = here.take("key a", "address 1")
+    there.take("key a", "address 2")
     for clients in (("key a", "address 3"), ("key a",)):
-        with pytest.raises(TooManyUploadsError):
-            slots.take(*clients)
-    slots.take("key b", "address 2")
+        for slots in (here, there):
+            with pytest.raises(TooManyUploadsError):
+                slots.take(*clients)
+    here.take("key b", "address 2")
     with pytest.raises(TooManyUploadsError):
-        slots.take("key c", "address 9")
+        there.take("key c", "address 9")
     first.release()
     first.release()
-    slots.take("key a", "address 1")
-    assert slots.load == 1.0
+    there.take("key a", "address 1")
+    assert here.load == there.load == 1.0
+    process_table.note_death(1)
+    assert here.load == 1 / 3, "those of a dead process are free"
+    here.take("key a", "address 1")
 
 
 @pytest.mark.parametrize(

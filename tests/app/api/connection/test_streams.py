@@ -31,7 +31,8 @@ def take(
 
 
 def pending_body() -> BodySlot:
-    return BodySlots(max_bodies=9, max_per_client=9).take()
+    row = ProcessTable.create(1).take_row(0)
+    return BodySlots(row, max_bodies=9, max_per_client=9).take()
 
 
 def test_limit_holds_for_all_processes_together(process_table: ProcessTable) -> None:
@@ -129,7 +130,7 @@ async def test_upload_keeps_its_bodys_slot_until_there_is_room_for_the_answer(
     process_table: ProcessTable,
 ) -> None:
     slots = slots_of(process_table, 0, 1)
-    bodies = BodySlots(max_bodies=1, max_per_client=1)
+    bodies = BodySlots(process_table.take_row(1), max_bodies=1, max_per_client=1)
     pending = bodies.take()
     slot = take(slots, body=pending, is_upload=True)
     other = take(slots)
@@ -150,7 +151,7 @@ async def test_upload_that_finds_room_at_its_end_counts_from_there(
     process_table: ProcessTable,
 ) -> None:
     slots = slots_of(process_table, 0, 1)
-    bodies = BodySlots(max_bodies=1, max_per_client=1)
+    bodies = BodySlots(process_table.take_row(1), max_bodies=1, max_per_client=1)
     pending = bodies.take()
     slot = take(slots, body=pending, is_upload=True)
     pending.finish()
