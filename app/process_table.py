@@ -5,10 +5,10 @@ started in place of a dead one takes over its row. Only a row's own process writ
 death, the supervisor), so numbers need no lock and nobody waits for a process that is stuck; those
 of different rows are not read at one instant.
 
-Streams, bodies and incoming bytes are counted by client too, in a count-min sketch for each row (Cormode,
-Muthukrishnan: Journal of Algorithms 55(1), 2005): in two counters by the client's digest, of which
-the smaller one counts. It is too large only where others share both; the digest is keyed, so that
-nobody can choose a name that does.
+Streams, bodies and incoming bytes are counted by client too, in a count-min sketch for each row
+(Cormode, Muthukrishnan: Journal of Algorithms 55(1), 2005): in two counters by the client's digest,
+of which the smaller one counts. It is too large only where others share both; the digest is keyed,
+so that nobody can choose a name that does.
 
 The memory is an anonymous file that processes inherit by its descriptor, and so are the locks:
 both are gone with the last process, however it ends. Knows nothing of what the locks are for.

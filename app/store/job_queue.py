@@ -157,18 +157,28 @@ class JobQueue:
         self._result_ttl_ms = milliseconds(result_ttl_s)
 
     async def reserve(
-        self, model: str, job_id: str, *, max_jobs: int, lease_s: float, owner: str = ANONYMOUS
+        self,
+        model: str,
+        job_id: str,
+        *,
+        max_jobs: int,
+        lease_s: float,
+        owner: str = ANONYMOUS,
+        num_places: int = 1,
     ) -> None:
-        """Takes a place in the queue for a complete request.
+        """Takes a complete request's places in the queue.
 
-        The place is lost unless it is renewed within `lease_s`.
+        They are lost unless they are renewed within `lease_s`.
+
+        Args:
+            num_places: see `owner_limits.num_places`.
 
         Raises:
-            QueueFullError: `max_jobs` places and queued jobs are there already, and the owner has
-                its share of them (`lua/places.lua`).
+            QueueFullError: of `max_jobs` places too few are left, and the owner has its share of
+                them (`lua/places.lua`).
         """
         is_taken, retry_after_ms = await self._scripts.run(
-            "reserve", model, job_id, max_jobs, milliseconds(lease_s), owner
+            "reserve", model, job_id, max_jobs, milliseconds(lease_s), owner, num_places
         )
         if not is_taken:
             raise _queue_full(retry_after_ms)

@@ -17,6 +17,8 @@
                                        whose API renews the lease
     {p}:place_owners:{model} hash      job_id -> owner, of places taken and queued jobs; TTL
     {p}:owner_places:{model} zset      owner -> how many of those are the owner's; TTL
+    {p}:more_places:{model}  hash      job_id -> `number owner` of places beyond a large job's first
+                                       one; '' -> the sum of the numbers; TTL
     {p}:queued:{model}       zset      job_id -> time of queueing (ms), waiting for a worker
     {p}:order:{model}        zset      `owner job_id` -> when its turn is, of those that wait; below
                                        0 if it was handed back, above 2^46 if it stands behind those
@@ -105,6 +107,9 @@ class RedisKeys:
 
     def owner_places(self, model: str) -> str:
         return f"{self.prefix}:owner_places:{model}"
+
+    def more_places(self, model: str) -> str:
+        return f"{self.prefix}:more_places:{model}"
 
     def queued(self, model: str) -> str:
         return f"{self.prefix}:queued:{model}"

@@ -14,6 +14,7 @@ from app.keys.limits import NO_LIMITS, KeyLimits, LimitState, Unit
 
 WINDOW_S = 60
 FRAME_COST = 16  # in tokens of an answer: what seeing a frame takes an engine, about
+PLACE_COST = 1024  # that one place in the queue is good for: of 32 frames and 512 tokens
 MAX_GUESS_S = 60  # when one of a key's jobs may end
 
 
@@ -36,11 +37,21 @@ class Allowance:
     @property
     def length(self) -> float:
         """What it costs its owner in the order of the queue: see `order.lua`."""
-        return (1 + FRAME_COST * self.frames + self.max_tokens) / (self.limits.weight or 1.0)
+        return (1 + _cost(self.frames, self.max_tokens)) / (self.limits.weight or 1.0)
 
     @property
     def taken_words(self) -> str:
         return f"{self.prompt_tokens} {self.max_tokens} {self.frames}"
+
+
+def num_places(*, frames: int, max_tokens: int) -> int:
+    """How many places in the queue a job takes."""
+    return max(1, math.ceil(_cost(frames, max_tokens) / PLACE_COST))
+
+
+def _cost(frames: int, max_tokens: int) -> int:
+    """In tokens of an answer."""
+    return FRAME_COST * frames + max_tokens
 
 
 def refuse_over_limits(limit_states: Sequence[LimitState]) -> None:

@@ -127,6 +127,16 @@ async def test_full_queue_refuses_before_the_body_is_sent(
     assert 'rejections_total{reason="queue_full"} 2.0' in await api.metrics()
 
 
+async def test_a_large_job_takes_several_places(
+    redis_server: RedisServer, keys: RedisKeys, tmp_path: Path, worker: ScriptedWorker
+) -> None:
+    async with running_api(redis_server.url, keys, tmp_path, max_queued_jobs=3) as api:
+        api.readers.may_read.clear()
+        async with api.posting(num_frames=128) as large:
+            await EventReader(large).until("status", stage="reading_frames")
+            assert (await api.post()).json()["code"] == "queue_full"
+
+
 async def test_whoever_is_still_sending_holds_no_place(
     api: RunningApi, worker: ScriptedWorker
 ) -> None:

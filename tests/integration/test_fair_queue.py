@@ -83,7 +83,7 @@ async def assert_empty(redis: Redis, keys: RedisKeys, leases: JobLeases) -> None
     """Nothing is left once the last tickets have been read."""
     while await redis.xlen(keys.jobs(MODEL)):
         assert await leases.take(block_s=0.01) is None
-    counts = (keys.place_owners(MODEL), keys.owner_places(MODEL))
+    counts = (keys.place_owners(MODEL), keys.owner_places(MODEL), keys.more_places(MODEL))
     for key in (keys.order(MODEL), keys.queued(MODEL), keys.given(MODEL), keys.live, *counts):
         assert not await redis.exists(key), key
     for kind in ("owner_jobs", "share"):

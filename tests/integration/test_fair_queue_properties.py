@@ -78,7 +78,10 @@ class History:
         job_id = f"{owner}{len(self.jobs)}"
         fields = {"owner": owner, "priority": priority}
         request = make_request(job_id).model_copy(update=fields)
-        await self.queue.reserve(MODEL, job_id, max_jobs=1000, lease_s=30, owner=owner)
+        num_places = 1 + len(self.jobs) % 3
+        await self.queue.reserve(
+            MODEL, job_id, max_jobs=1000, lease_s=30, owner=owner, num_places=num_places
+        )
         await self.queue.create(request, allowance=Allowance(owner, NO_LIMITS, max_tokens=9))
         assert await self.queue.enqueue(with_frames(request))
         self.jobs.append(job_id)
@@ -193,7 +196,8 @@ class History:
         while await self.redis.xlen(self.keys.jobs(MODEL)):
             await self.claim(WORKERS[0])
             await self.take(WORKERS[0])
-        counts = (self.keys.owner_jobs, self.keys.place_owners, self.keys.owner_places)
+        places = (self.keys.place_owners, self.keys.owner_places, self.keys.more_places)
+        counts = (self.keys.owner_jobs, *places)
         for key in (self.keys.order, self.keys.queued, self.keys.given, *counts):
             for name in (MODEL, *OWNERS):
                 assert not await self.redis.exists(key(name))

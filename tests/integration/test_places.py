@@ -13,6 +13,7 @@ from app.messages import JobState
 from app.store.job_leases import JobLeases
 from app.store.job_queue import JobQueue
 from app.store.keys import RedisKeys
+from app.store.owner_limits import num_places
 from tests.integration.jobs import (
     LEASE_S,
     MODEL,
@@ -34,13 +35,18 @@ class Askers:
         self._number = 0
         self.held: Counter[str] = Counter()
 
-    async def ask(self, owner: str, *, is_queued: bool = True) -> str | None:
+    async def ask(self, owner: str, *, is_queued: bool = True, num_places: int = 1) -> str | None:
         """A job's id; None: refused."""
         self._number += 1
         job_id = f"{owner}/{self._number}"
         try:
             await self._queue.reserve(
-                MODEL, job_id, max_jobs=self._max_jobs, lease_s=30, owner=owner
+                MODEL,
+                job_id,
+                max_jobs=self._max_jobs,
+                lease_s=30,
+                owner=owner,
+                num_places=num_places,
             )
         except QueueFullError as error:
             assert error.retry_after_s >= 1
@@ -52,10 +58,10 @@ class Askers:
             assert await self._queue.enqueue(with_frames(request))
         return job_id
 
-    async def flood(self, owner: str) -> int:
-        """Asks until it is refused; returns how many it was granted."""
+    async def flood(self, owner: str, *, num_places: int = 1) -> int:
+        """Asks until it is refused; returns how many jobs it was granted."""
         granted = 0
-        while await self.ask(owner, is_queued=False):
+        while await self.ask(owner, is_queued=False, num_places=num_places):
             granted += 1
         return granted
 
@@ -132,6 +138,49 @@ async def test_one_place_is_enough_for_two_keys(queue: JobQueue) -> None:
     assert [await askers.flood(owner) for owner in ("a", "b", "c")] == [1, 1, 0]
 
 
+# --- jobs that take several ---
+
+
+@pytest.mark.parametrize(
+    ("frames", "max_tokens", "expected"),
+    [(32, 256, 1), (32, 512, 1), (33, 512, 2), (128, 256, 3), (128, 4096, 6), (0, 1, 1)],
+)
+def test_job_takes_places_by_its_frames_and_tokens(
+    frames: int, max_tokens: int, expected: int
+) -> None:
+    assert num_places(frames=frames, max_tokens=max_tokens) == expected
+
+
+async def test_large_jobs_fill_the_queue_sooner_and_keep_no_other_key_out(askers: Askers) -> None:
+    assert await askers.flood("greedy", num_places=6) == MAX_JOBS // 6
+    assert await askers.flood("greedy") == MAX_JOBS % 6
+    for number in range(5):
+        assert await askers.ask(f"key{number}", num_places=6), number
+    assert await askers.ask("key0", num_places=6) is None, "it has its share"
+    assert await askers.ask("late", num_places=6) is None, "a share has five places by now"
+    small = [await askers.flood(f"small{number}") for number in range(60)]
+    assert sum(small) == MAX_JOBS - 5 * 6, "there is an end, and nothing is left over"
+
+
+async def test_large_jobs_give_all_their_places_back(
+    queue: JobQueue, leases: JobLeases, redis: Redis, keys: RedisKeys, askers: Askers
+) -> None:
+    first = await askers.ask("a", num_places=6)
+    second = await askers.ask("b", num_places=3, is_queued=False)
+    third = await askers.ask("b", num_places=2)
+    assert first and second and third
+    assert await counted(redis, keys) == {"a": 6, "b": 5}
+    await queue.release(MODEL, second)
+    delivery = await take(leases)
+    assert delivery.job_id == first
+    assert await counted(redis, keys) == {"b": 2}
+    assert await leases.hand_back(delivery, lease_s=LEASE_S)
+    assert await counted(redis, keys) == {"a": 1, "b": 2}
+    for job_id in (first, third):
+        await askers.cancel(job_id)
+    assert await counted(redis, keys) == {}
+
+
 # --- what is counted ---
 
 
@@ -140,6 +189,12 @@ async def counted(redis: Redis, keys: RedisKeys) -> dict[str, int]:
     owners = Counter(
         owner.decode() for owner in (await redis.hgetall(keys.place_owners(MODEL))).values()
     )
+    more = await redis.hgetall(keys.more_places(MODEL))
+    num_more = int(more.pop(b"", 0))
+    for number, owner in (value.decode().split() for value in more.values()):
+        owners[owner] += int(number)
+        num_more -= int(number)
+    assert num_more == 0
     noted = await redis.zrange(keys.owner_places(MODEL), 0, -1, withscores=True)
     assert {owner.decode(): number for owner, number in noted} == owners
     return dict(owners)
@@ -179,13 +234,16 @@ async def test_places_and_jobs_that_ended_under_the_previous_release_are_pruned(
     queue: JobQueue, leases: JobLeases, redis: Redis, keys: RedisKeys, askers: Askers
 ) -> None:
     """That release ends jobs without a word to these counts."""
-    jobs = [await askers.ask("a") for _ in range(3)] + [await askers.ask("b")]
+    jobs = [await askers.ask("a") for _ in range(3)] + [await askers.ask("b", num_places=4)]
     running = await take(leases)
     assert running.job_id == jobs[0]
     for job_id in jobs[2:]:
         assert job_id
         await redis.zrem(keys.queued(MODEL), job_id)
         await redis.zrem(keys.live, job_id)
+    last = jobs[-1]
+    assert last and await redis.hdel(keys.place_owners(MODEL), last), "one knew of first places"
+    await redis.zincrby(keys.owner_places(MODEL), -1, "b")
     await queue.prune(["a", "b", "c"])
     assert await counted(redis, keys) == {"a": 1}
     assert await queue.num_jobs(["a", "b"]) == [(1, 1), (0, 0)]

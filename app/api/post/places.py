@@ -97,11 +97,19 @@ class Place:
         job_id: str,
         *,
         owner: str,
+        num_places: int,
         max_jobs: int,
         lease_s: float,
     ) -> "Place":
-        """Raises: QueueFullError."""
-        await queue.reserve(model, job_id, max_jobs=max_jobs, lease_s=lease_s, owner=owner)
+        """Args: num_places: that the job counts for. Raises: QueueFullError."""
+        await queue.reserve(
+            model,
+            job_id,
+            max_jobs=max_jobs,
+            lease_s=lease_s,
+            owner=owner,
+            num_places=num_places,
+        )
         return cls.held(queue, model, job_id, lease_s=lease_s)
 
     def when_lost(self, callback: Callable[[], None]) -> None:

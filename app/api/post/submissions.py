@@ -49,7 +49,7 @@ from app.settings import Settings
 from app.store.event_log import LoggedEvent
 from app.store.frame_store import parse_header
 from app.store.job_queue import Created, Idempotency, JobQueue, JobRecord, NeededFrames
-from app.store.owner_limits import Allowance
+from app.store.owner_limits import Allowance, num_places
 from app.tracing import Tracing
 from dycoke_core.auto import Compression
 from dycoke_core.config import CompressionConfig
@@ -156,7 +156,7 @@ class Submissions:
             compression = self._check_video(taken, wanted)
             with _naming_video(taken):
                 answer.open()
-                admitted.take(await self._place(taken, principal.owner))
+                admitted.take(await self._place(taken, wanted, principal.owner))
             job = make_job_request(
                 taken.fields,
                 taken.card,
@@ -216,14 +216,18 @@ class Submissions:
         except TimeoutError:
             raise StoreUnavailableError("the job store does not answer") from None
 
-    async def _place(self, taken: TakenIn, owner: str) -> Place:
+    async def _place(self, taken: TakenIn, wanted: WantedFrames | None, owner: str) -> Place:
         """Takes a place, for which there was room at the headers and may be none by now."""
+        max_jobs = self._settings.max_queued_jobs
+        frames = wanted.spec.num_frames if wanted is not None else 0
+        wants = num_places(frames=frames, max_tokens=taken.fields.max_tokens)
         return await Place.reserve(
             self._queue,
             taken.card.model,
             f"job_{uuid.uuid4().hex}",
             owner=owner,
-            max_jobs=self._settings.max_queued_jobs,
+            num_places=min(wants, max_jobs),
+            max_jobs=max_jobs,
             lease_s=self._settings.lease_s,
         )
 

@@ -17,7 +17,7 @@ end
 offer(model, job_id, ARGV[6], ARGV[7])
 begin_to_wait(model, job_id, job.queued_at)
 if job.owner then
-  note_place(model, job_id, job.owner)
+  note_place(model, job_id, job.owner, 1)
   join_order_again(model, job_id, job.owner, job.queued_at)
   note_started(job.owner, job_id, nil)
 end

@@ -1,28 +1,60 @@
 -- Who gets a place in a model's queue: a complete request holds one from its reservation until a
--- worker has its job.
+-- worker has its job. A large one takes several (`num_places` in app/store/owner_limits.py); one
+-- that a worker hands back takes one.
 --
 -- The first max_jobs places are anybody's, so a key alone may take them all. Once they are taken
 -- there are as many again, in which nobody gets more than an equal share of what is left: an owner
 -- with n places is let in while n x (owners with places) < (places left). So whoever has filled the
--- queue takes nothing from the others, whoever has nothing waiting gets in as long as one place is
--- left, and no more than 2 x max_jobs are ever let in. An owner alone never gets more than
--- max_jobs. The shares shrink with what is left, as thresholds of shared buffers do (Choudhury,
--- Hahne: IEEE/ACM Transactions on Networking 6(2), 1998).
+-- queue takes nothing from the others, whoever has nothing waiting gets in as long as there are
+-- places left for it, and no more than 2 x max_jobs are ever taken. An owner alone never gets more
+-- than max_jobs. The shares shrink with what is left, as thresholds of shared buffers do
+-- (Choudhury, Hahne: IEEE/ACM Transactions on Networking 6(2), 1998).
+--
+-- What a job takes beyond its first place is noted apart, since the previous release knows of
+-- first places alone: what that release has not given back is `prune_places`' to find.
+local ALL_MORE = '' -- field of `more_places`, whose other fields are job ids
 
-note_place = function(model, job_id, owner)
-  if redis.call('HSETNX', place_owners_key(model), job_id, owner) == 0 then return end
-  redis.call('ZADD', owner_places_key(model), 'INCR', 1, owner)
-  redis.call('PEXPIRE', place_owners_key(model), DAY_MS)
+local function change_owner_places(model, owner, change)
+  if tonumber(redis.call('ZADD', owner_places_key(model), 'INCR', change, owner)) <= 0 then
+    redis.call('ZREM', owner_places_key(model), owner)
+  end
   redis.call('PEXPIRE', owner_places_key(model), DAY_MS)
 end
 
+local function num_more_places(model)
+  return tonumber(redis.call('HGET', more_places_key(model), ALL_MORE) or 0)
+end
+
+local function note_more_places(model, job_id, owner, number)
+  local key = more_places_key(model)
+  if number == 0 or redis.call('HSETNX', key, job_id, number .. ' ' .. owner) == 0 then return end
+  redis.call('HINCRBY', key, ALL_MORE, number)
+  redis.call('PEXPIRE', key, DAY_MS)
+  change_owner_places(model, owner, number)
+end
+
+local function forget_more_places(model, job_id)
+  local key = more_places_key(model)
+  local number, owner = string.match(redis.call('HGET', key, job_id) or '', '^(%d+) (.*)$')
+  if not number then return end
+  redis.call('HDEL', key, job_id)
+  if redis.call('HINCRBY', key, ALL_MORE, -number) <= 0 then redis.call('HDEL', key, ALL_MORE) end
+  change_owner_places(model, owner, -number)
+end
+
+note_place = function(model, job_id, owner, num_places)
+  if redis.call('HSETNX', place_owners_key(model), job_id, owner) == 0 then return end
+  redis.call('PEXPIRE', place_owners_key(model), DAY_MS)
+  change_owner_places(model, owner, 1)
+  note_more_places(model, job_id, owner, num_places - 1)
+end
+
 forget_place = function(model, job_id)
+  forget_more_places(model, job_id)
   local owner = redis.call('HGET', place_owners_key(model), job_id)
   if not owner then return end -- of the previous release, or forgotten already
   redis.call('HDEL', place_owners_key(model), job_id)
-  if tonumber(redis.call('ZADD', owner_places_key(model), 'INCR', -1, owner)) <= 0 then
-    redis.call('ZREM', owner_places_key(model), owner)
-  end
+  change_owner_places(model, owner, -1)
 end
 
 -- Gives up a place that is held before its job is queued.
@@ -33,29 +65,33 @@ end
 
 -- Forgets places whose jobs went on under the previous release, which does not count by owner.
 local function prune_places(model)
-  local noted = redis.call('HGETALL', place_owners_key(model))
-  for i = 1, #noted, 2 do
-    local job_id = noted[i]
-    if not redis.call('ZSCORE', queued_key(model), job_id)
-      and not redis.call('ZSCORE', places_key(model), job_id) then
-      forget_place(model, job_id)
+  for _, key in ipairs({place_owners_key(model), more_places_key(model)}) do
+    for _, job_id in ipairs(redis.call('HKEYS', key)) do
+      if job_id ~= ALL_MORE and not redis.call('ZSCORE', queued_key(model), job_id)
+        and not redis.call('ZSCORE', places_key(model), job_id) then
+        forget_place(model, job_id)
+      end
     end
   end
 end
 
-local function is_within_share(model, owner, num_left)
+-- Whether an owner may have that many places beyond max_jobs, where num_left are left.
+local function is_within_share(model, owner, num_places, num_left)
   local held = tonumber(redis.call('ZSCORE', owner_places_key(model), owner) or 0)
   local num_owners = redis.call('ZCARD', owner_places_key(model)) + (held == 0 and 1 or 0)
-  return held * num_owners < num_left
+  local before_the_last = num_places - 1
+  return (held + before_the_last) * num_owners < num_left - before_the_last
 end
 
--- Whether there is room in a model's queue for an owner: {1, 0}, or {0, retry_after_ms}:
--- retry_after_ms is the mean time between the last jobs that left the queue, 0 if none is known.
-local function room(model, owner, max_jobs)
+-- Whether there is room in a model's queue for that many places of an owner: {1, 0}, or
+-- {0, retry_after_ms}: retry_after_ms is the mean time between the last jobs that left the queue, 0
+-- if none is known.
+local function room(model, owner, max_jobs, num_places)
   local now = now_ms()
-  local places = redis.call('ZCOUNT', places_key(model), '(' .. now, '+inf')
-  local waiting = places + redis.call('ZCARD', queued_key(model))
-  if waiting < max_jobs or is_within_share(model, owner, 2 * max_jobs - waiting) then
+  local taken = redis.call('ZCOUNT', places_key(model), '(' .. now, '+inf')
+    + redis.call('ZCARD', queued_key(model)) + num_more_places(model)
+  if taken + num_places <= max_jobs
+    or is_within_share(model, owner, num_places, 2 * max_jobs - taken) then
     return {1, 0}
   end
   local oldest = redis.call('LINDEX', starts_key(model), -1)

@@ -28,6 +28,7 @@ local function kept_key(job_id) return PREFIX .. ':kept:' .. job_id end
 local function places_key(model) return PREFIX .. ':places:' .. model end
 local function place_owners_key(model) return PREFIX .. ':place_owners:' .. model end
 local function owner_places_key(model) return PREFIX .. ':owner_places:' .. model end
+local function more_places_key(model) return PREFIX .. ':more_places:' .. model end
 local function queued_key(model) return PREFIX .. ':queued:' .. model end
 local function order_key(model) return PREFIX .. ':order:' .. model end
 local function tags_key(model) return PREFIX .. ':tags:' .. model end
