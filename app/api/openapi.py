@@ -8,10 +8,18 @@ from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 
 from app.api.errors import PROBLEM_MEDIA_TYPE, Problem
+from app.api.openai.rendering import NOT_IN_RECEIPT
 from app.api.schemas import ChatFields
 from app.messages import DoneEvent, ErrorEvent, JobEvent, StatusEvent, TokenEvent
 
 _REF = "#/components/schemas/{model}"
+
+
+def _object(**properties: dict[str, Any]) -> dict[str, Any]:
+    """An object that has all of these."""
+    return {"type": "object", "properties": properties, "required": list(properties)}
+
+
 _EVENTS = (JobEvent, StatusEvent, TokenEvent, DoneEvent, ErrorEvent)
 _VIDEO = {
     "type": "string",
@@ -63,26 +71,65 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
     }
 }
 
+_NULL = {"type": "null"}
+_COUNT = {"type": "integer", "minimum": 0}
+_COMPLETION = _object(
+    id={"type": "string"},
+    object={"const": "chat.completion"},
+    created=_COUNT,
+    model={"type": "string"},
+    choices={
+        "type": "array",
+        "minItems": 1,
+        "maxItems": 1,
+        "items": _object(
+            index={"const": 0},
+            message=_object(role={"const": "assistant"}, content={"type": "string"}, refusal=_NULL),
+            logprobs=_NULL,
+            finish_reason={"enum": ["stop", "length"]},
+        ),
+    },
+    usage=_object(
+        prompt_tokens=_COUNT,
+        completion_tokens=_COUNT,
+        total_tokens=_COUNT,
+        prompt_tokens_details=_object(
+            cached_tokens=_COUNT, multimodal_tokens=_object(video=_COUNT)
+        ),
+    ),
+    dycoke={"$ref": _REF.format(model="Receipt")},
+)
+
+COMPLETION_RESPONSE: dict[str, Any] = {
+    "description": "A chat completion, or with `stream` its chunks. The receipt is in `dycoke`.",
+    "content": {
+        "application/json": {"schema": _COMPLETION},
+        "text/event-stream": {
+            "schema": {
+                "type": "string",
+                "description": "Chunks as bare `data:` lines, then `data: [DONE]`.",
+            }
+        },
+    },
+}
+
 # On the paths of `app.api.openai.errors`.
 OPENAI_ERRORS: dict[int | str, dict[str, Any]] = {
     "default": {
         "description": "What went wrong, in OpenAI's form, with a stable code.",
         "content": {
             "application/json": {
-                "schema": {
-                    "type": "object",
-                    "properties": {
-                        "error": {
-                            "type": "object",
-                            "properties": {
-                                "message": {"type": "string"},
-                                "type": {"type": "string"},
-                                "param": {"type": ["string", "null"]},
-                                "code": {"type": "string"},
-                            },
-                        }
-                    },
-                }
+                "schema": _object(
+                    error={
+                        **_object(
+                            message={"type": "string"},
+                            type={"type": "string"},
+                            param={"type": ["string", "null"]},
+                            code={"type": "string"},
+                        ),
+                        "description": "With `video_id` where a retry need not send the video.",
+                    }
+                )
             }
         },
     }
@@ -139,5 +186,12 @@ def _schemas() -> dict[str, Any]:
         **fields,
         "title": "ChatForm",
         "properties": {"video": _VIDEO, **fields["properties"]},
+    }
+    done = schemas[DoneEvent.__name__]
+    schemas["Receipt"] = {
+        **done,
+        "title": "Receipt",
+        "properties": {k: v for k, v in done["properties"].items() if k not in NOT_IN_RECEIPT},
+        "required": [name for name in done["required"] if name not in NOT_IN_RECEIPT],
     }
     return schemas

@@ -21,6 +21,7 @@ from app.messages import DoneEvent, ErrorEvent, TokenEvent, token_text
 from app.store.job_queue import JobRecord
 
 DONE = b"data: [DONE]\n\n"
+NOT_IN_RECEIPT = {"type", "text"}  # of the job's last event: a completion says them elsewhere
 _NO_TEXT = b'"content":""'
 
 
@@ -150,7 +151,7 @@ def _counts(prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:
 
 def receipt(done: DoneEvent) -> dict[str, Any]:
     """The rest of what the job's last event says."""
-    return done.model_dump(mode="json", exclude={"type", "text"})
+    return done.model_dump(mode="json", exclude=NOT_IN_RECEIPT)
 
 
 def _frame(data: dict[str, Any]) -> bytes:

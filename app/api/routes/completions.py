@@ -8,7 +8,7 @@ from fastapi.responses import Response
 from app.api.context import ApiDep, AskerDep, AskingRoute
 from app.api.openai.fields import CompletionFields
 from app.api.openai.rendering import ChatCompletion
-from app.api.openapi import OPENAI_ERRORS
+from app.api.openapi import COMPLETION_RESPONSE, OPENAI_ERRORS
 from app.api.routes.chat import answer
 
 router = APIRouter(tags=["openai"], route_class=AskingRoute)
@@ -20,10 +20,7 @@ _BODY: dict[str, Any] = {
     "content": {"application/json": {"schema": CompletionFields.model_json_schema()}},
 }
 _RESPONSES: dict[int | str, dict[str, Any]] = {
-    200: {
-        "description": "A chat completion, or with `stream` its chunks. The receipt is in `dycoke`",
-        "content": {"application/json": {}, "text/event-stream": {}},
-    },
+    200: COMPLETION_RESPONSE,
     **OPENAI_ERRORS,
 }
 
