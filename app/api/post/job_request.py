@@ -59,7 +59,10 @@ def check_fields(
     _check_text(fields, card)
     check_prompt(fields, card)  # how many frames there are may come with the video
     if fields.max_pixels is not None and card.frame_limits is None:
-        message = f"the model's frames have {card.image_size} x {card.image_size} pixels"
+        message = (
+            f"must be left out: this model's frames always have {card.image_size} x "
+            f"{card.image_size} pixels"
+        )
         raise InvalidFieldsError.of("max_pixels", message)
     frame_spec(fields, card)
     return card
@@ -179,7 +182,8 @@ def _check_text(fields: ChatFields, card: ModelCard) -> None:
     num_chars = sum(len(turn.content) for turn in fields.turns())
     if num_chars > MAX_CHARS_PER_TOKEN * card.max_model_tokens:
         raise PromptTooLongError(
-            f"{num_chars} characters of text do not fit the model's {card.max_model_tokens} tokens"
+            f"{num_chars} characters of text do not fit the model's {card.max_model_tokens} "
+            "tokens: shorten 'question' or 'messages'"
         )
 
 

@@ -24,8 +24,8 @@ def check_prompt(fields: ChatFields, card: ModelCard, num_visual_tokens: int = 0
     num_tokens = num_visual_tokens + _min_text_tokens(fields.turns(), card)
     if num_tokens + fields.max_tokens > card.max_model_tokens:
         raise PromptTooLongError(
-            f"prompt (at least {num_tokens} tokens) and max_tokens exceed the model's "
-            f"{card.max_model_tokens} positions"
+            f"prompt (at least {num_tokens} tokens) and max_tokens ({fields.max_tokens}) exceed "
+            f"the model's {card.max_model_tokens} positions: ask for less of either"
         )
 
 
