@@ -23,7 +23,7 @@ from dycoke_core.sequence import (
     TokenEvent,
 )
 
-MAX_STEPS = 10_000  # of a test; whoever needs more waits for something that never comes
+MAX_STEPS = 10_000  # of a test; one that needs more waits for something that never comes
 
 
 @dataclass(repr=False)

@@ -1,4 +1,4 @@
-"""What an engine takes for its KV cache where no setting says it."""
+"""How much memory an engine takes for its KV cache where no setting says so."""
 
 from pathlib import Path
 

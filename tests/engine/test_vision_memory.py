@@ -1,4 +1,4 @@
-"""What is set aside for the vision tower, against tensors counted on a CPU."""
+"""Memory that is reserved for the vision tower, against tensors counted on a CPU."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
