@@ -201,9 +201,35 @@ def test_auto() -> None:
         f"DyCoke found {len(hits['dycoke'])},",
         f"took {rounded(p50['auto'], 2)} s in the median, {rounded(p50['dycoke'], 2)} s with",
     ]
-    assert figures_without_data(own, said) == []
+    assert figures_without_data(own, [*said, *said_of_medium()]) == []
     how = ["1.5 and 2.5 times", "a 429 or 503 count"]
     assert figures_without_data(written, how) == []
+
+
+def said_of_medium() -> list[str]:
+    content = run("auto-medium/results.json")
+    figures = {(f["phase"], f["setting"]): f for f in content["figures"]}
+    good = {at: percent(f["good"]["value"]) for at, f in figures.items()}
+    whole, far = "whole profile", "far overload"
+    bursts = {"burst": 10, "rest after burst": 11}
+    assert {phase: figures[phase, "auto"]["num_asked"] for phase in bursts} == bursts
+    with (RESULTS / "auto-medium" / "answers.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["phase"] in bursts]
+    late_s = {
+        setting: sorted(
+            seconds
+            for row in rows
+            if row["setting"] == setting
+            and (seconds := float(row["ttft_s"]) - content["objective_s"]) > 0
+        )
+        for setting in ("auto", "dycoke")
+    }
+    assert not late_s["dycoke"] and len(late_s["auto"]) == 2 and late_s["auto"][-1] < 1
+    return [
+        f"turn of {figures[whole, 'auto']['num_asked']} questions, {good[whole, 'auto']} of the",
+        f"`auto`, {good[whole, 'dycoke']} with DyCoke and {good[whole, 'full']} with",
+        f"({good[far, 'auto']} against {good[far, 'dycoke']})",
+    ]
 
 
 def test_uploads() -> None:
