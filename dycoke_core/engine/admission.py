@@ -16,6 +16,7 @@ import numpy.typing as npt
 from dycoke_core.compression.policies import Policy, make_policy
 from dycoke_core.config import Batching, CompressionConfig, EngineConfig
 from dycoke_core.engine.backend import Backend, PrefixLayout, SeatLayout
+from dycoke_core.engine.budget import max_frame_pixels
 from dycoke_core.engine.detokenizer import Detokenizer
 from dycoke_core.engine.faults import is_out_of_memory
 from dycoke_core.engine.kept_recording import KeptRecording
@@ -28,7 +29,6 @@ from dycoke_core.engine.prefix_cache import (
 )
 from dycoke_core.engine.room import Room
 from dycoke_core.engine.state import SequenceState
-from dycoke_core.engine.vision_memory import max_frame_pixels
 from dycoke_core.errors import InvalidRequestError, PromptTooLongError
 from dycoke_core.frame_content import content_of, frames_digest
 from dycoke_core.model.adapter import Clip, PromptLayout, VideoLanguageModel

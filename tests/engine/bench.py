@@ -8,10 +8,9 @@ import pytest
 from torch import Tensor
 
 from dycoke_core.config import BackendName, EngineConfig
-from dycoke_core.engine.backend import SeatLayout
+from dycoke_core.engine.backend import SeatLayout, StepPlan
 from dycoke_core.engine.backends.cpu.backend import CpuBackend
 from dycoke_core.engine.backends.cpu.step_attention import StepAttention
-from dycoke_core.engine.plan import StepPlan
 from dycoke_core.model.adapter import VideoLanguageModel
 from dycoke_core.model.fused import FusedDecoder
 from dycoke_core.sequence import Sequence, SequenceReport, TokenEvent

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dycoke_core.engine.plan import StepPlan
+from dycoke_core.engine.backend import StepPlan
 from dycoke_core.engine.state import SequenceState
 from dycoke_core.sequence import FinishReason, Sequence, Stage
 from tests.engine.bench import Bench

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dycoke_core.engine.plan import StepPlan
+from dycoke_core.engine.backend import StepPlan
 from dycoke_core.sequence import CacheReport, FinishReason
 from tests.engine.family_checks import (
     Work,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dycoke_core.engine.plan import StepPlan
+from dycoke_core.engine.backend import StepPlan
 from dycoke_core.model.llava_onevision import LlavaOnevision
 from dycoke_core.sequence import FinishReason
 from tests.engine.lab import Lab

@@ -12,9 +12,9 @@ from collections.abc import Callable, Collection
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.api.connection.hosts import is_allowed, is_loopback_name
 from app.api.errors import response_for
 from app.errors import HostNotAllowedError, OriginNotAllowedError
+from app.keys.access import is_allowed, is_loopback_name
 from dycoke_core.errors import DycokeError, InvalidRequestError
 
 # Probes and scrapes come by address. These paths say nothing of anybody and change nothing.

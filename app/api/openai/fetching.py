@@ -25,12 +25,12 @@ import httpcore
 import httpx
 
 from app.api.connection.bodies import IDLE_S, MIN_BYTES_S
-from app.api.connection.hosts import is_allowed
 from app.api.connection.pace import Pace
 from app.api.openai.dialling import CheckedBackend, Dial, Resolve, Resolver, dial_address
 from app.api.openai.fields import wrong
 from app.api.post.fair_budget import FairBudget
 from app.errors import UploadTooLargeError
+from app.keys.access import is_allowed
 from app.threads import in_thread
 
 MAX_REDIRECTS = 3
