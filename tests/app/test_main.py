@@ -16,7 +16,7 @@ from app.supervisor import EXIT_BAD_SETTINGS
 
 @pytest.fixture(autouse=True)
 def logging_as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """`main` has the process log to the standard error of its test, which is closed afterwards."""
+    """`main` makes the process log to the test's standard error, which is closed after the test."""
     for name in ("_srcfile", "logThreads", "logProcesses", "logMultiprocessing"):
         monkeypatch.setattr(logging, name, getattr(logging, name))
     root = logging.getLogger()
@@ -130,7 +130,7 @@ def test_a_model_that_cannot_be_read_is_named(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Whoever runs the tests may read everything, so the system's answer is given."""
+    """Tests may run as root, who can read everything, so the system's answer is simulated."""
     model = tmp_path / "model"
     model.mkdir()
     (model / "config.json").write_text("{}")

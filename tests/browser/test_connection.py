@@ -32,7 +32,7 @@ def ask(page: Page, question: str, max_tokens: int) -> None:
 
 @contextmanager
 def busy_worker(url: str) -> Iterator[None]:
-    """A job of somebody else's that runs for as long as the block."""
+    """Someone else's job, which runs for as long as the block."""
     with CLIP.open("rb") as file:
         video = httpx.post(f"{url}/v1/videos", files={"video": file}, timeout=60).json()
     fields = {

@@ -1,4 +1,4 @@
-"""Where a layout puts visual tokens, and models whose layers no backend runs."""
+"""Where a layout puts visual tokens, and models with layers that no backend runs."""
 
 from types import SimpleNamespace
 

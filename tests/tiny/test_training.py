@@ -1,4 +1,5 @@
-"""Training: resumable to the same losses, on scenes and dropped tokens that chance alone picks."""
+"""Training: resumable to the same losses, on scenes and dropped tokens that are picked at
+random."""
 
 from collections.abc import Iterator
 from pathlib import Path
