@@ -307,6 +307,9 @@ class ApiMetrics:
         self._open_streams = gauge("open_streams", "Answers that clients wait for or read.")
         self._frame_readings = gauge("reader_jobs", "Jobs whose frames this process reads.")
         self._queue_depth = gauge("queue_depth", "Jobs accepted and not with a worker.", "model")
+        self._queue_places = gauge(
+            "queue_places", "Places that these take; a large job takes several.", "model"
+        )
         self._queue_oldest_age = gauge(
             "queue_oldest_age_seconds", "Age of the oldest queued job since acceptance.", "model"
         )
@@ -315,7 +318,7 @@ class ApiMetrics:
             "store_up", "1 while Redis answers this process, which asks every second; else 0."
         )
         self._queue_capacity = gauge(
-            "queue_capacity", "Jobs above which keys with their share are refused."
+            "queue_capacity", "Places above which keys with their share are refused."
         )
         self._stream_capacity = gauge("stream_capacity", "Answers that this process may serve.")
         self._event_loop_lag = Histogram(
@@ -393,8 +396,11 @@ class ApiMetrics:
     def set_frame_readings(self, count: int) -> None:
         self._frame_readings.set(count)
 
-    def set_queue(self, model: str, *, depth: int, oldest_age_s: float, num_workers: int) -> None:
+    def set_queue(
+        self, model: str, *, depth: int, places: int, oldest_age_s: float, num_workers: int
+    ) -> None:
         self._queue_depth.labels(model).set(depth)
+        self._queue_places.labels(model).set(places)
         self._queue_oldest_age.labels(model).set(oldest_age_s)
         self._workers_alive.labels(model).set(num_workers)
 

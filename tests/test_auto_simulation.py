@@ -30,6 +30,7 @@ OBJECTIVE_S = 2.0
 NUM_KNOWN_ARRIVALS = 32
 RIGHT = (0.95, 0.94, 0.93, 0.91)  # share of right answers, by level
 CONFIG = AutoConfig(objective_s=OBJECTIVE_S)
+QUESTION_SHARE = 0.02  # of what a request takes with full tokens, that one with a prefix takes
 
 
 def cost_s(full_s: float, place: int) -> float:
@@ -62,6 +63,13 @@ class Moment:
     outlook: Outlook
     full_s: float  # of a request of late
     odd: "Odd"
+    cached: frozenset[int] = frozenset()  # levels at which its prefix is there
+
+    def cost_s(self, place: int) -> float:
+        """Of this request."""
+        if place in self.cached:
+            return self.full_s * QUESTION_SHARE
+        return cost_s(self.full_s, place) * self.odd.size
 
     def in_time(self, place: int) -> bool:
         """Whether all that wait are, given this level."""
@@ -86,7 +94,7 @@ def fixed(place: int) -> Rule:
     return lambda moment: (place, None)
 
 
-def auto() -> Rule:
+def auto(config: AutoConfig = CONFIG) -> Rule:
     chooser = Chooser()
 
     def choose(moment: Moment) -> tuple[int, Choice]:
@@ -94,11 +102,11 @@ def auto() -> Rule:
         levels = {
             place: Level(
                 DEFAULT_LADDER[place],
-                RETAINED[place],
-                False,
-                moment.ahead_s + cost * moment.odd.size,
+                retained,
+                place in moment.cached,
+                moment.ahead_s + moment.cost_s(place),
             )
-            for place, cost in enumerate(costs)
+            for place, retained in enumerate(RETAINED)
         }
         first = moment.arrivals_s[0]
         situation = Situation(
@@ -108,7 +116,7 @@ def auto() -> Rule:
             outlook=moment.outlook,
         )
         choice = chooser.choose(
-            CONFIG,
+            config,
             levels,
             situation,
             waited_s=moment.now_s - first + moment.odd.upload_s,
@@ -125,12 +133,16 @@ def serve(
     rule: Rule,
     noises: Iterator[float] | None = None,
     odd: Mapping[int, Odd] = MappingProxyType({}),
+    videos: Sequence[int] | None = None,
 ) -> list[Served]:
     """Args:
     noises: what work takes, per what was predicted.
     odd: requests that differ, by their place among the arrivals.
+    videos: which one each request is about, whose prefixes stay; None: all about different ones.
     """
     noises = repeat(1.0) if noises is None else noises
+    videos = range(len(arrivals_s)) if videos is None else videos
+    cached: dict[int, frozenset[int]] = {}
     served, free_at_s = [], 0.0
     for place, at_s in enumerate(arrivals_s):
         now_s = max(at_s, free_at_s - COMMITTED_SHARE * OBJECTIVE_S)
@@ -143,9 +155,11 @@ def serve(
             outlook_of(now_s, known[place + 1 :], known),
             full_s,
             own,
+            cached.get(videos[place], frozenset()),
         )
         level, choice = rule(moment)
-        free_at_s = max(free_at_s, now_s) + cost_s(full_s, level) * own.size * next(noises)
+        cached[videos[place]] = moment.cached | {level}
+        free_at_s = max(free_at_s, now_s) + moment.cost_s(level) * next(noises)
         served.append(Served(moment, choice, level, free_at_s - at_s + own.upload_s))
     return served
 
@@ -266,6 +280,36 @@ def test_what_one_request_needs_alone_is_not_given_to_the_others(
             if cost_s(full_s, level) * size <= OBJECTIVE_S - upload_s
         ]
         assert served[place].level == min(in_time, default=STRONGEST)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    gaps_s=gaps,
+    full_s=st.floats(0.05, 3.0),
+    num_videos=st.integers(1, 8),
+    at_least=st.sampled_from([0.0, 0.4, 0.5, 0.7]),
+    seed=st.integers(0, 10**6),
+)
+def test_prefix_that_is_there_is_used_within_what_the_request_allows(
+    gaps_s: list[float], full_s: float, num_videos: int, at_least: float, seed: int
+) -> None:
+    chance = random.Random(seed)
+    arrivals_s = [sum(gaps_s[: place + 1]) for place in range(len(gaps_s))]
+    videos = [chance.randrange(num_videos) for _ in arrivals_s]
+    config = AutoConfig(objective_s=OBJECTIVE_S, at_least=at_least)
+    allowed = [place for place, retained in enumerate(RETAINED) if retained >= at_least]
+    served = serve(arrivals_s, full_s, auto(config), videos=videos)
+    for place, one in enumerate(served):
+        moment, choice = one.moment, one.choice
+        assert choice is not None and one.level in allowed
+        assert choice.predicted_ttft_s == pytest.approx(one.ttft_s)
+        weaker = [hit for hit in moment.cached & set(allowed) if hit <= one.level]
+        assert min(weaker, default=one.level) == one.level, "a hit that keeps more is as quick"
+        if choice.reason is Reason.CACHED:
+            assert one.level in moment.cached
+        if any(moment.in_time(level) for level in allowed):
+            waiting = served[place : place + len(moment.arrivals_s)]
+            assert max(other.ttft_s for other in waiting) <= OBJECTIVE_S + 1e-6
 
 
 LOADS = (0.3, 0.7, 1.0, 1.6, 0.5)  # per what full tokens can take; the strongest takes 1.9

@@ -72,7 +72,8 @@ class JobRecord:
 
 @dataclass(frozen=True, slots=True)
 class QueueDepth:
-    waiting: int  # places in use + queued: what `reserve` counts
+    waiting: int  # reserved, reading or queued
+    places: int  # that they take, as `reserve` counts them
     queued: int
     running: int
     oldest_age_s: float | None  # of the oldest queued job, since its acceptance
@@ -439,9 +440,10 @@ class JobQueue:
         return list(zip(counts[::2], counts[1::2], strict=True))
 
     async def depth(self, model: str) -> QueueDepth:
-        places, queued, running, age_ms = await self._scripts.run("depth", model)
+        reading, queued, running, age_ms, places = await self._scripts.run("depth", model)
         return QueueDepth(
-            waiting=places + queued,
+            waiting=reading + queued,
+            places=places,
             queued=queued,
             running=running,
             oldest_age_s=age_ms / 1000 if age_ms >= 0 else None,

@@ -61,6 +61,7 @@ async def test_metrics_say_what_clients_experienced(
         "dycoke_client_disconnects_total 0.0",
         'dycoke_queue_oldest_age_seconds{model="tiny"} 0.0',
         'dycoke_queue_depth{model="tiny"} 0.0',
+        'dycoke_queue_places{model="tiny"} 0.0',
         'dycoke_workers_alive{model="tiny"} 1.0',
         "dycoke_reader_jobs 0.0",
         "dycoke_open_streams 0.0",

@@ -170,6 +170,8 @@ async def test_large_jobs_give_all_their_places_back(
     third = await askers.ask("b", num_places=2)
     assert first and second and third
     assert await counted(redis, keys) == {"a": 6, "b": 5}
+    depth = await queue.depth(MODEL)
+    assert (depth.waiting, depth.places) == (3, 11)
     await queue.release(MODEL, second)
     delivery = await take(leases)
     assert delivery.job_id == first

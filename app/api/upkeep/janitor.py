@@ -83,6 +83,7 @@ class Janitor:
             self._metrics.set_queue(
                 model,
                 depth=depth.waiting,
+                places=depth.places,
                 oldest_age_s=depth.oldest_age_s or 0.0,
                 num_workers=sum(card.model == model for card in cards),
             )

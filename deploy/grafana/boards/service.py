@@ -97,10 +97,11 @@ _saturation = Row(
     [
         graph(
             "Queue",
-            "Jobs accepted and not with a worker, and how many one key may have.",
+            "Jobs accepted and not with a worker, and their places; one key may have the capacity.",
             "none",
             [
                 Query(f"max(dycoke_queue_depth{M})", "jobs"),
+                Query(f"max(dycoke_queue_places{M})", "places that they take"),
                 Query("max(dycoke_queue_capacity)", "capacity"),
             ],
         ),
@@ -116,10 +117,7 @@ _saturation = Row(
             "200 %, all. At 100 % of answers, posts get 503.",
             "percentunit",
             [
-                Query(
-                    f"max(dycoke_queue_depth{M}) / max(dycoke_queue_capacity)",
-                    "queue",
-                ),
+                Query(f"max(dycoke_queue_places{M}) / max(dycoke_queue_capacity)", "queue"),
                 Query(
                     "max(sum by (instance) (dycoke_open_streams)"
                     " / max by (instance) (dycoke_stream_capacity))",
