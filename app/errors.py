@@ -6,7 +6,7 @@
         ├── KeysUnavailableError         the file of keys cannot be read
         ├── JobNotFoundError, VideoNotFoundError, ModelNotFoundError
         ├── KeptSetsNotFoundError, KeptSetDroppedError, JobNotDoneError
-        ├── IsFrameListError
+        ├── IsFrameListError, RangeNotSatisfiableError
         ├── UnsupportedMediaTypeError, UploadTooLargeError, UploadTimeoutError,
         │   TooManyUploadsError
         ├── IdempotencyConflictError
@@ -249,6 +249,12 @@ class IsFrameListError(ServiceError):
     """What was asked for is a list of frames, which no file of a video holds."""
 
     code = "is_frame_list"
+
+
+class RangeNotSatisfiableError(ServiceError):
+    """The `Range` header is malformed, or asks for nothing that the video has."""
+
+    code = "range_not_satisfiable"
 
 
 class JobNotDoneError(ServiceError):

@@ -60,6 +60,7 @@ STATUS_BY_CODE: Mapping[str, int] = {
     "unsupported_container": 415,
     "unsupported_codec": 415,
     "no_video_stream": 415,
+    "range_not_satisfiable": 416,
     "video_error": 422,
     "unreadable_frame": 422,
     "unreadable_video": 422,

@@ -32,17 +32,6 @@ from tests.integration.lua_clock import LuaClock
 from tests.integration.openai_client import client_of
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """These tests run several processes against real timeouts. On a machine that stalls for seconds
-    one may fail for no fault of the service, so each gets a second try; the summary lists it as a
-    rerun. Twice is a failure.
-    """
-    folder = Path(__file__).parent
-    for item in items:
-        if folder in item.path.parents:
-            item.add_marker(pytest.mark.flaky(reruns=1))
-
-
 class RedisServer:
     """A redis-server of a test's own, on a unix socket. What it wrote survives a restart."""
 

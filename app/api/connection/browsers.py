@@ -62,9 +62,12 @@ class BrowserGuard:
 
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
-        if "transfer-encoding" in headers and "content-length" in headers:
-            # A proxy may have gone by the other of the two: where this request ends is in doubt.
+        # Where a proxy may have gone by another of several headers, the request's end is in doubt.
+        encodings = headers.getlist("transfer-encoding")
+        if encodings and "content-length" in headers:
             raise InvalidRequestError("send Transfer-Encoding or Content-Length, not both")
+        if encodings and [encoding.lower() for encoding in encodings] != ["chunked"]:
+            raise InvalidRequestError("Transfer-Encoding may be 'chunked' alone, and once")
         hosts = headers.getlist("host")
         if len(hosts) > 1:
             raise InvalidRequestError("send one Host header")

@@ -39,7 +39,7 @@ async def readyz(api: ApiDep) -> dict[str, str]:
     "/metrics",
     summary="Prometheus metrics",
     response_class=Response,
-    responses=PROBLEMS,
+    responses={200: {"content": {"text/plain": {}}}, **PROBLEMS},
     dependencies=[Depends(may_see_metrics)],
     openapi_extra={"security": [{}]},  # beside a key's: without one, unless settings want it
 )

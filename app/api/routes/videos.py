@@ -11,7 +11,12 @@ from app.api.answer.png import encode_png
 from app.api.answer.video_content import VideoContent
 from app.api.context import ApiDep, MediaReaderDep, PrincipalDep, UploaderDep
 from app.api.errors import InvalidFieldsError
-from app.api.openapi import PROBLEMS, UPLOAD_REQUEST_BODY
+from app.api.openapi import (
+    PROBLEMS,
+    RANGE_PARAMETER,
+    UPLOAD_REQUEST_BODY,
+    VIDEO_CONTENT_RESPONSES,
+)
 from app.api.post.expiry import take_expiry
 from app.api.post.intake import VIDEO_FIELD
 from app.api.routes.uploading import take_upload
@@ -41,6 +46,8 @@ async def upload_video(request: Request, api: ApiDep, principal: UploaderDep) ->
     "/v1/videos/{video_id}/content",
     summary="A stored video's bytes, whole or by Range",
     response_class=Response,
+    responses=VIDEO_CONTENT_RESPONSES,
+    openapi_extra=RANGE_PARAMETER,
 )
 async def get_content(
     video_id: str, request: Request, api: ApiDep, principal: MediaReaderDep

@@ -19,7 +19,7 @@ from loadtest.accuracy import __main__ as program
 from loadtest.accuracy.clips import load_questions, sample_frames
 from loadtest.accuracy.settings import Setting, Sizes, cost_of
 from tests.engine.recording import RecordingEngine, report_of
-from tests.loadtest.test_accuracy import arbitrary_outcomes
+from tests.loadtest.accuracy.test_evaluation import arbitrary_outcomes
 from tests.random_gemma import build_random_gemma3
 from tests.random_qwen import build_random_qwen2_5_vl, build_random_qwen3_vl, limit_pixels
 

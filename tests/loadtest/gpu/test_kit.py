@@ -22,7 +22,7 @@ from loadtest.gpu.sections.busy import device_work
 from loadtest.gpu.sizes import REAL
 from loadtest.gpu.timing import by_turns
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 NEEDS_A_GPU = {"busy_share"}
 OF_REAL_SIZES = {"cached_64_full_over_dycoke", "cached_16_full_over_dycoke"}
 

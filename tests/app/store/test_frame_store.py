@@ -293,18 +293,6 @@ async def test_evicted_frames_leave_no_name_behind(
     assert await redis.hkeys(keys.frame_videos) == [b"b", b"c"]
 
 
-async def test_workers_read_once_which_videos_to_forget(redis: Redis, keys: RedisKeys) -> None:
-    api, worker = ForgottenVideos(redis, keys), ForgottenVideos(redis, keys)
-    await api.forget("before the worker was")
-    await asyncio.sleep(0.005)
-    assert await worker.news() == []
-    for video in ("a", "b"):
-        await api.forget(video)
-    assert await worker.news() == ["a", "b"]
-    assert await worker.news() == []
-    assert await redis.pttl(keys.forgotten) > 0 and await redis.pttl(keys.forgettings) > 0
-
-
 async def test_job_about_stored_frames_is_queued_as_it_is_created(
     queue: JobQueue, redis: Redis, keys: RedisKeys
 ) -> None:

@@ -21,6 +21,8 @@ from app.store.client import connect, store_call
 from app.supervisor import EXIT_BAD_SETTINGS, RestartPolicy, Supervisor
 from tests.integration.workers import PATIENCE_S, ROOT, is_alive, wait_until
 
+pytestmark = pytest.mark.flaky(reruns=1)  # on a machine that stalls, as tests/integration
+
 
 @pytest.fixture
 def data_dir() -> Iterator[Path]:

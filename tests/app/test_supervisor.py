@@ -26,6 +26,7 @@ from app.supervisor import (
 )
 from tests.integration.workers import PATIENCE_S, ROOT, is_alive, wait_until
 
+pytestmark = pytest.mark.flaky(reruns=1)  # on a machine that stalls, as tests/integration
 FAST = RestartPolicy(first_wait_s=0.02, max_wait_s=0.08)
 
 # Says in a file that it runs and when it is told to stop.

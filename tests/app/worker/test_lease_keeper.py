@@ -8,9 +8,9 @@ from app.messages import DoneEvent, ErrorEvent
 from app.settings import Settings
 from app.store.forgotten_videos import ForgottenVideos
 from app.store.keys import RedisKeys
+from tests.app.worker.conftest import LEASE_S
 from tests.integration.conftest import RedisServer
 from tests.integration.fake_engine import answer
-from tests.integration.worker.conftest import LEASE_S
 from tests.integration.workers import (
     Client,
     client_of,
