@@ -74,8 +74,8 @@ class JobNotFoundError(ServiceError):
 
     def __init__(
         self,
-        message: str = "there is no job of this id: it is another key's, or ended so long ago "
-        "(DYCOKE_RESULT_TTL_S) that its result is gone; post the request again",
+        message: str = "this key has no job with this id, or its result is gone "
+        "(DYCOKE_RESULT_TTL_S after the job's end): post the request again",
     ) -> None:
         super().__init__(message)
 
@@ -87,8 +87,8 @@ class VideoNotFoundError(ServiceError):
 
     def __init__(
         self,
-        message: str = "there is no video of this id: it is another key's, has expired, or was "
-        "deleted or evicted; upload it again with POST /v1/videos",
+        message: str = "this key has no video with this id: it may have expired, or been deleted or "
+        "evicted; upload it again with POST /v1/videos",
     ) -> None:
         super().__init__(message)
 
