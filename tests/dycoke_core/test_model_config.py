@@ -1,4 +1,4 @@
-"""What is said of a model's directory before anything of it is loaded."""
+"""What is checked in a model's directory before anything is loaded."""
 
 import json
 from pathlib import Path
