@@ -2,25 +2,10 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 from loadtest.report import write_report
-from loadtest.runs import Plan, summarise
-
-CLOSED = Plan("full", users=2, rate=0.0, duration_s=10.0, num_frames=32, seed=1)
-
-
-OPEN = Plan("full", users=0, rate=1.5, duration_s=10.0, num_frames=32, seed=1)
-
-
-def raw(**samples: list[tuple[float, float]]) -> dict[str, Any]:
-    return {
-        "failures": [],
-        "max_stall_s": 0.1,
-        "arrivals": {"ask_new": 2, "ask_again": 2, "upload": 3},
-        "samples": {name.replace("_", " "): values for name, values in samples.items()},
-        "locust": [],
-    }
+from loadtest.runs import summarise
+from tests.loadtest.samples import CLOSED, OPEN, raw
 
 
 def test_report_has_a_table_plots_and_everything_as_json(tmp_path: Path) -> None:

@@ -1,23 +1,9 @@
 """What the load generator counts; its runs against a service: tests/deploy."""
 
-from typing import Any
-
 import pytest
 
-from loadtest.runs import Plan, Spread, summarise
-
-CLOSED = Plan("full", users=2, rate=0.0, duration_s=10.0, num_frames=32, seed=1)
-OPEN = Plan("full", users=0, rate=1.5, duration_s=10.0, num_frames=32, seed=1)
-
-
-def raw(**samples: list[tuple[float, float]]) -> dict[str, Any]:
-    return {
-        "failures": [],
-        "max_stall_s": 0.1,
-        "arrivals": {"ask_new": 2, "ask_again": 2, "upload": 3},
-        "samples": {name.replace("_", " "): values for name, values in samples.items()},
-        "locust": [],
-    }
+from loadtest.runs import Spread, summarise
+from tests.loadtest.samples import OPEN, raw
 
 
 def test_quantile_is_a_value_that_so_many_do_not_exceed() -> None:
