@@ -6,7 +6,7 @@
         ├── KeysUnavailableError         the file of keys cannot be read
         ├── JobNotFoundError, VideoNotFoundError, ModelNotFoundError
         ├── KeptSetsNotFoundError, KeptSetDroppedError, JobNotDoneError
-        ├── IsFrameListError
+        ├── IsFrameListError, RangeNotSatisfiableError
         ├── UnsupportedMediaTypeError, UploadTooLargeError, UploadTimeoutError,
         │   TooManyUploadsError
         ├── IdempotencyConflictError
@@ -25,6 +25,8 @@
 
 Which HTTP status a code gets is known to `app.api.errors` alone.
 """
+
+from typing import Self
 
 from app.keys.limits import LimitState
 from dycoke_core.errors import DycokeError
@@ -70,11 +72,25 @@ class JobNotFoundError(ServiceError):
 
     code = "job_not_found"
 
+    def __init__(
+        self,
+        message: str = "this key has no job with this id, or its result is gone "
+        "(DYCOKE_RESULT_TTL_S after the job's end): post the request again",
+    ) -> None:
+        super().__init__(message)
+
 
 class VideoNotFoundError(ServiceError):
     """There is no such video, it belongs to another key, or it was evicted: upload it again."""
 
     code = "video_not_found"
+
+    def __init__(
+        self,
+        message: str = "this key has no video with this id: it may have expired, or been deleted or "
+        "evicted; upload it again with POST /v1/videos",
+    ) -> None:
+        super().__init__(message)
 
 
 class ModelNotFoundError(ServiceError):
@@ -93,6 +109,10 @@ class UploadTooLargeError(ServiceError):
     """The video is larger than `MAX_UPLOAD_BYTES`."""
 
     code = "upload_too_large"
+
+    @classmethod
+    def of_video(cls, max_bytes: int) -> Self:
+        return cls(f"the video is larger than {max_bytes} bytes (DYCOKE_MAX_UPLOAD_BYTES)")
 
 
 class TooManyUploadsError(ServiceError):
@@ -174,7 +194,10 @@ class FrameStoreFullError(TryLaterError):
     code = "frame_store_full"
 
     def __init__(self, *, video_id: str | None = None) -> None:
-        message = "the frames of jobs under way leave no room for more"
+        message = (
+            "the frames of jobs under way take all the room there is for frames "
+            "(DYCOKE_MAX_FRAME_STORE_BYTES): try again when some have ended"
+        )
         super().__init__(message, retry_after_s=2, video_id=video_id)
 
 
@@ -197,6 +220,9 @@ class ShuttingDownError(ServiceError):
 
     code = "shutting_down"
     retryable = True
+
+    def __init__(self) -> None:
+        super().__init__("this server is shutting down: send the request again")
 
 
 class StoreUnavailableError(ServiceError):
@@ -225,6 +251,12 @@ class IsFrameListError(ServiceError):
     code = "is_frame_list"
 
 
+class RangeNotSatisfiableError(ServiceError):
+    """The `Range` header is malformed, or asks for nothing that the video has."""
+
+    code = "range_not_satisfiable"
+
+
 class JobNotDoneError(ServiceError):
     """The job has not ended yet, and what was asked for is known at its end."""
 
@@ -247,6 +279,9 @@ class ReaderLostError(ServiceError):
 
     code = "reader_lost"
     retryable = True
+
+    def __init__(self) -> None:
+        super().__init__("the process that was reading the video is gone: post the request again")
 
 
 class JobLostError(ServiceError):

@@ -153,7 +153,10 @@ def tracing_from_environment(process: str) -> Tracing:
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError:
-        raise ValueError(f"{configured[0]} needs the extra 'tracing' installed") from None
+        raise ValueError(
+            f"{configured[0]} is set and OpenTelemetry is missing: install the extra 'tracing', or "
+            "unset it"
+        ) from None
     name = os.environ.get("OTEL_SERVICE_NAME", f"dycoke-{process}")
     provider = TracerProvider(
         resource=Resource.create({"service.name": name}),

@@ -55,7 +55,9 @@ class AutoConfig:
         if not 0 <= self.at_least <= 1:
             raise InvalidRequestError("compression.at_least must be between 0 and 1")
         if not 1 <= len(self.ladder) <= MAX_LEVELS:
-            raise InvalidRequestError(f"a ladder must have 1 to {MAX_LEVELS} levels")
+            raise InvalidRequestError(
+                f"a ladder must have 1 to {MAX_LEVELS} levels, and this one has {len(self.ladder)}"
+            )
 
     @classmethod
     def parse(cls, value: Mapping[str, Any], default: "AutoConfig") -> "AutoConfig":

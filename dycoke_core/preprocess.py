@@ -78,7 +78,10 @@ def resizing_of_processor(settings: Mapping[str, Any], *, default: Resizing) -> 
         return default
     resizing = _RESIZINGS.get(number) if isinstance(number, int) else None
     if resizing is None:
-        raise ModelLoadError(f"the processor resizes by a filter that is not supported: {number}")
+        raise ModelLoadError(
+            f"the processor resizes by a filter that is not supported: {number}; supported are "
+            f"{', '.join(map(str, _RESIZINGS))}"
+        )
     return resizing
 
 

@@ -21,6 +21,8 @@ MAX_STALE_S = 30.0
 
 logger = logging.getLogger(__name__)
 
+_NOT_VALID = "the API key is not valid: it is not known here, or was revoked"
+
 
 class ApiKeys:
     """Reads the file at once, later in `run`.
@@ -69,14 +71,16 @@ class ApiKeys:
             return EVERYBODY
         scheme, _, token = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not token.strip():
-            raise UnauthorizedError("send an API key as 'Authorization: Bearer <key>'")
+            raise UnauthorizedError(
+                "no API key was sent: send one as 'Authorization: Bearer <key>'"
+            )
         given = digest_of(token.strip())
         if configured := self._configured.get(given):
             return configured
         self._check_freshness()
         if stored := self._stored.get(given):
             return stored
-        raise UnauthorizedError("the API key is not valid")
+        raise UnauthorizedError(_NOT_VALID)
 
     def holder(self, owner: str) -> tuple[str, Principal]:
         """Returns the digest and the holder of an owner's key.
@@ -92,7 +96,7 @@ class ApiKeys:
         for digest, principal in self._stored.items():
             if principal.owner == owner:
                 return digest, principal
-        raise UnauthorizedError("the API key is not valid")
+        raise UnauthorizedError(_NOT_VALID)
 
     def owner_of(self, authorization: str | None) -> str | None:
         """Whom what this sender makes would belong to; None where `principal` refuses it."""
@@ -103,7 +107,9 @@ class ApiKeys:
 
     def _check_freshness(self) -> None:
         if self._now() - self._read_at > MAX_STALE_S:
-            raise KeysUnavailableError("the API keys cannot be checked")
+            raise KeysUnavailableError(
+                "the API keys cannot be checked, as the server cannot read them: try again later"
+            )
 
     async def run(self) -> None:
         """Follows the file until it is cancelled."""
@@ -121,7 +127,7 @@ class ApiKeys:
         began_at = self._now()
         signature = self._file.signature()
         if signature is None and self._signature is not None:
-            raise KeyFileError("the file of keys has disappeared")
+            raise KeyFileError("keys.json has disappeared from DYCOKE_DATA_DIR: put it back")
         if signature != self._signature:
             self._take(self._file.read())
             self._signature = signature

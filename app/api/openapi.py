@@ -8,7 +8,9 @@ from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 
 from app.api.errors import PROBLEM_MEDIA_TYPE, Problem
+from app.api.openai.fields import CompletionFields
 from app.api.openai.rendering import NOT_IN_RECEIPT
+from app.api.post.expiry import ANCHOR, MAX_SECONDS
 from app.api.schemas import ChatFields
 from app.messages import DoneEvent, ErrorEvent, JobEvent, StatusEvent, TokenEvent
 
@@ -20,6 +22,16 @@ def _object(**properties: dict[str, Any]) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": list(properties)}
 
 
+def _with_optional(schema: dict[str, Any], **properties: dict[str, Any]) -> dict[str, Any]:
+    """An object that may have these too."""
+    return {**schema, "properties": {**schema["properties"], **properties}}
+
+
+def _json_text(schema: dict[str, Any]) -> dict[str, Any]:
+    """A string that holds JSON."""
+    return {"type": "string", "contentMediaType": "application/json", "contentSchema": schema}
+
+
 _EVENTS = (JobEvent, StatusEvent, TokenEvent, DoneEvent, ErrorEvent)
 _VIDEO = {
     "type": "string",
@@ -27,18 +39,17 @@ _VIDEO = {
     "description": "The video: MP4, MOV, Matroska, WebM, AVI or MPEG-TS.",
 }
 
+_SECONDS = {"type": "integer", "minimum": 1, "maximum": MAX_SECONDS}
 EXPIRES_AFTER = {
     "description": "Seconds from now on, or OpenAI's {anchor: created_at, seconds}; then the video "
     "goes, with all that is kept of it. Left out: it stays while there is room.",
     "anyOf": [
-        {"type": "integer", "minimum": 1},
+        _SECONDS,
         {
             "type": "object",
-            "properties": {
-                "anchor": {"const": "created_at"},
-                "seconds": {"type": "integer", "minimum": 1},
-            },
+            "properties": {"anchor": {"const": ANCHOR}, "seconds": _SECONDS},
             "required": ["seconds"],
+            "additionalProperties": False,
         },
     ],
 }
@@ -51,6 +62,7 @@ UPLOAD_REQUEST_BODY: dict[str, Any] = {
                 "type": "object",
                 "properties": {"video": _VIDEO, "expires_after": EXPIRES_AFTER},
                 "required": ["video"],
+                "additionalProperties": False,
             }
         }
     },
@@ -64,6 +76,13 @@ CHAT_REQUEST_BODY: dict[str, Any] = {
     },
 }
 
+COMPLETION_REQUEST_BODY: dict[str, Any] = {
+    "required": True,
+    "content": {
+        "application/json": {"schema": {"$ref": _REF.format(model=CompletionFields.__name__)}}
+    },
+}
+
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     "default": {
         "description": "What went wrong, with a stable code.",
@@ -72,32 +91,61 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
 }
 
 _NULL = {"type": "null"}
-_COUNT = {"type": "integer", "minimum": 0}
+_STRING: dict[str, Any] = {"type": "string"}
+_COUNT: dict[str, Any] = {"type": "integer", "minimum": 0}
+_FINISH_REASONS = ["stop", "length"]
+_HEAD: dict[str, dict[str, Any]] = {"id": _STRING, "created": _COUNT, "model": _STRING}
+_COUNTS = {"prompt_tokens": _COUNT, "completion_tokens": _COUNT, "total_tokens": _COUNT}
 _COMPLETION = _object(
-    id={"type": "string"},
+    **_HEAD,
     object={"const": "chat.completion"},
-    created=_COUNT,
-    model={"type": "string"},
     choices={
         "type": "array",
         "minItems": 1,
         "maxItems": 1,
         "items": _object(
             index={"const": 0},
-            message=_object(role={"const": "assistant"}, content={"type": "string"}, refusal=_NULL),
+            message=_object(role={"const": "assistant"}, content=_STRING, refusal=_NULL),
             logprobs=_NULL,
-            finish_reason={"enum": ["stop", "length"]},
+            finish_reason={"enum": _FINISH_REASONS},
         ),
     },
     usage=_object(
-        prompt_tokens=_COUNT,
-        completion_tokens=_COUNT,
-        total_tokens=_COUNT,
+        **_COUNTS,
         prompt_tokens_details=_object(
             cached_tokens=_COUNT, multimodal_tokens=_object(video=_COUNT)
         ),
     ),
     dycoke={"$ref": _REF.format(model="Receipt")},
+)
+_CHUNK = _with_optional(
+    _object(
+        **_HEAD,
+        object={"const": "chat.completion.chunk"},
+        choices={
+            "type": "array",
+            "maxItems": 1,
+            "items": _object(
+                index={"const": 0},
+                delta=_with_optional(_object(content=_STRING), role={"const": "assistant"}),
+                logprobs=_NULL,
+                finish_reason={"enum": [*_FINISH_REASONS, None]},
+            ),
+        },
+    ),
+    usage={"anyOf": [_NULL, _object(**_COUNTS)]},
+    dycoke={"$ref": _REF.format(model="Receipt")},
+)
+_OPENAI_ERROR = _object(
+    error=_with_optional(
+        _object(
+            message=_STRING,
+            type=_STRING,
+            param={"type": ["string", "null"]},
+            code=_STRING,
+        ),
+        video_id={**_STRING, "description": "Stored meanwhile: a retry need not send the video."},
+    )
 )
 
 COMPLETION_RESPONSE: dict[str, Any] = {
@@ -105,10 +153,11 @@ COMPLETION_RESPONSE: dict[str, Any] = {
     "content": {
         "application/json": {"schema": _COMPLETION},
         "text/event-stream": {
-            "schema": {
-                "type": "string",
-                "description": "Chunks as bare `data:` lines, then `data: [DONE]`.",
-            }
+            "itemSchema": _object(
+                data={
+                    "anyOf": [{"const": "[DONE]"}, _json_text({"anyOf": [_CHUNK, _OPENAI_ERROR]})]
+                }
+            )
         },
     },
 }
@@ -117,31 +166,22 @@ COMPLETION_RESPONSE: dict[str, Any] = {
 OPENAI_ERRORS: dict[int | str, dict[str, Any]] = {
     "default": {
         "description": "What went wrong, in OpenAI's form, with a stable code.",
-        "content": {
-            "application/json": {
-                "schema": _object(
-                    error={
-                        **_object(
-                            message={"type": "string"},
-                            type={"type": "string"},
-                            param={"type": ["string", "null"]},
-                            code={"type": "string"},
-                        ),
-                        "description": "With `video_id` where a retry need not send the video.",
-                    }
-                )
-            }
-        },
+        "content": {"application/json": {"schema": _OPENAI_ERROR}},
     }
 }
 
+# Each event is described as OpenAPI has it from 3.2 on, and FastAPI already.
 _EVENT_STREAM = {
     "text/event-stream": {
-        "schema": {
-            "type": "string",
-            "description": "Server-sent events; the data of each is one of "
-            + ", ".join(f"`{event.__name__}`" for event in _EVENTS),
-        }
+        "itemSchema": _with_optional(
+            _object(
+                event={"enum": [event.model_fields["type"].default for event in _EVENTS]},
+                data=_json_text(
+                    {"anyOf": [{"$ref": _REF.format(model=event.__name__)} for event in _EVENTS]}
+                ),
+            ),
+            id={**_STRING, "description": "Of events that a reader may resume after."},
+        )
     }
 }
 
@@ -162,6 +202,25 @@ CHAT_RESPONSES: dict[int | str, dict[str, Any]] = {
     **PROBLEMS,
 }
 
+VIDEO_CONTENT_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The whole video.", "content": {"video/*": {}}},
+    206: {
+        "description": "The parts that `Range` asks for.",
+        "content": {"video/*": {}, "multipart/byteranges": {}},
+    },
+}
+RANGE_PARAMETER: dict[str, Any] = {
+    "parameters": [
+        {
+            "name": "Range",
+            "in": "header",
+            "required": False,
+            "description": "Parts of the video, such as `bytes=0-1023`.",
+            "schema": _STRING,
+        }
+    ]
+}
+
 
 def install_openapi(app: FastAPI) -> None:
     """Adds the schemas that the parts above refer to."""
@@ -178,7 +237,7 @@ def install_openapi(app: FastAPI) -> None:
 
 
 def _schemas() -> dict[str, Any]:
-    models = (ChatFields, Problem, *_EVENTS)
+    models = (ChatFields, CompletionFields, Problem, *_EVENTS)
     _, document = models_json_schema([(model, "validation") for model in models], ref_template=_REF)
     schemas: dict[str, Any] = document["$defs"]
     fields = schemas[ChatFields.__name__]

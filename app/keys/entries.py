@@ -54,7 +54,7 @@ class Principal:
     def require(self, scope: Scope) -> None:
         """Raises: ForbiddenError."""
         if scope not in self.scopes:
-            raise ForbiddenError(f"this API key lacks the scope '{scope}'")
+            raise ForbiddenError(f"this API key lacks the scope '{scope}': use one that has it")
 
 
 EVERYBODY = Principal(ANONYMOUS, ANONYMOUS, frozenset(Scope))  # where there are no keys
@@ -116,9 +116,9 @@ def parse_configured_keys(text: str) -> tuple[ConfiguredKey, ...]:
         raise ValueError(f"it is set but names no key: {FORM}")
     keys = tuple(_parse(number, entry) for number, entry in enumerate(entries, 1))
     if has_twice([key.name for key in keys]):
-        raise ValueError("two keys have the same name")
+        raise ValueError("two keys have the same name: give each its own")
     if has_twice([key.digest for key in keys]):
-        raise ValueError("two names have the same key")
+        raise ValueError("two names have the same key: give each its own")
     return keys
 
 

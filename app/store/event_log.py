@@ -60,7 +60,7 @@ class EventLog:
         with in_our_words:
             reply = await self._shared.call(*read_command({key: after}))
             if not reply and not await self._shared.call("EXISTS", key, self._keys.job(job_id)):
-                raise JobNotFoundError("no such job")
+                raise JobNotFoundError
         return [event for _, entries in reply or () for event in logged_events(entries)]
 
     async def last(self, job_id: str) -> Event | None:

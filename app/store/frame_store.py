@@ -121,7 +121,9 @@ class FrameStore:
         if outcome == 0:
             raise FrameStoreFullError
         if outcome < 0:
-            raise StoreUnavailableError("the frames were lost on their way into the store")
+            raise StoreUnavailableError(
+                "the frames were lost on their way into the job store: try again"
+            )
 
     async def get(self, digest: str) -> bytes | None:
         with in_our_words:

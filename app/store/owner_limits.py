@@ -61,7 +61,7 @@ def refuse_over_limits(limit_states: Sequence[LimitState]) -> None:
         reached = (state for state in limit_states if state.wait_s is not None)
         limits = ", ".join(f"{state.limit} {_WORDS[state.name]}" for state in reached)
         raise KeyLimitError(
-            f"this key may have {limits}",
+            f"this API key may have {limits}: try again when Retry-After has passed",
             retry_after_s=max(waits_s),
             limit_states=tuple(limit_states),
         )

@@ -55,7 +55,7 @@ def _lock(fd: int, give_up_at: float) -> None:
 
 
 def _stuck() -> StoreUnavailableError:
-    return StoreUnavailableError("the video storage does not answer")
+    return StoreUnavailableError("the video storage does not answer: try again")
 
 
 @contextmanager
@@ -65,7 +65,9 @@ def full_disk_told() -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise VideoStoreFullError("the video storage is full") from error
+            raise VideoStoreFullError(
+                "the disk of the video storage is full: delete videos, or try again later"
+            ) from error
         raise
 
 

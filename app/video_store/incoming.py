@@ -58,7 +58,7 @@ class Upload:
         """
         self.num_bytes += len(chunk)
         if self.num_bytes > self.max_bytes:
-            raise UploadTooLargeError(f"the video is larger than {self.max_bytes} bytes")
+            raise UploadTooLargeError.of_video(self.max_bytes)
         if len(self._head) < SNIFF_BYTES:
             self._head += bytes(chunk[: SNIFF_BYTES - len(self._head)])
         self._buffer += chunk

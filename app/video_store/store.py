@@ -229,7 +229,7 @@ class VideoStore:
         ids = [video_id for _, video_id in (reversed(uploads) if newest_first else uploads)]
         if after is not None:
             if after not in ids:
-                raise VideoNotFoundError("no such video")
+                raise VideoNotFoundError
             ids = ids[ids.index(after) + 1 :]
         videos = []
         for video_id in ids[:limit]:
@@ -240,7 +240,7 @@ class VideoStore:
     def _find(self, video_id: str, owner: str) -> StoredVideo:
         video = self._references.read(video_id, owner)
         if not self.path_of(video_id).exists():
-            raise VideoNotFoundError("no such video")
+            raise VideoNotFoundError
         return video
 
     def _drop_expired(self, video_id: str, owner: str) -> bool:
@@ -253,7 +253,7 @@ class VideoStore:
 
     def path_of(self, video_id: str) -> Path:
         if not VIDEO_ID.fullmatch(video_id):
-            raise VideoNotFoundError("no such video")
+            raise VideoNotFoundError
         return self._directory / video_id
 
     def _place(self, upload: Upload, video_id: str) -> int:
@@ -282,11 +282,11 @@ class VideoStore:
         try:
             fd = os.open(self.path_of(video_id), os.O_RDONLY)
         except FileNotFoundError:
-            raise VideoNotFoundError("no such video") from None
+            raise VideoNotFoundError from None
         try:
             fcntl.flock(fd, fcntl.LOCK_SH)  # waits for a removal under way, an instant
             if os.fstat(fd).st_nlink == 0:
-                raise VideoNotFoundError("no such video")
+                raise VideoNotFoundError
             os.utime(fd)
         except BaseException:
             os.close(fd)
@@ -311,11 +311,11 @@ class VideoStore:
         try:
             fd = os.open(path, os.O_RDWR)  # NFS locks exclusively only what is open for writing
         except FileNotFoundError:
-            raise VideoNotFoundError("no such video") from None
+            raise VideoNotFoundError from None
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.fstat(fd).st_nlink == 0:  # removed meanwhile; at the path lies a new upload
-                raise VideoNotFoundError("no such video")
+                raise VideoNotFoundError
             references = self._references.paths_of(video_id)
             if references and unless_referenced:
                 return False
@@ -343,7 +343,10 @@ class VideoStore:
         if quota == NO_STORAGE_QUOTA:
             return []
         if not quota.has_room(num_bytes, 1):
-            raise UploadTooLargeError(f"the video is larger than the {quota.max_bytes} bytes quota")
+            raise UploadTooLargeError(
+                f"the video has {num_bytes} bytes, and this API key may store {quota.max_bytes} "
+                "(DYCOKE_KEY_MAX_STORED_BYTES, or a limit of its own)"
+            )
         owned = sorted(use for use in self._uses_of(owner) if use[1] != new_id)
         total_bytes = num_bytes + sum(size for _, _, size in owned)
         displaced: list[str] = []
@@ -367,7 +370,10 @@ class VideoStore:
             self._evict()
         if self.room.is_over:
             self.room.remove_video(num_bytes)
-            raise VideoStoreFullError("the video storage is full and every video is in use")
+            raise VideoStoreFullError(
+                "the video storage is full and every video is in use: try again later "
+                "(DYCOKE_MAX_VIDEO_STORE_BYTES, DYCOKE_MAX_STORED_VIDEOS)"
+            )
 
     def _evict(self) -> None:
         """Removes videos by least recent use until the budget holds."""

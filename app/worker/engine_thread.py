@@ -175,7 +175,9 @@ class EngineThread:
     ) -> "asyncio.Future[Any]":
         reply = self._loop.create_future()
         if self._failure.done():
-            reply.set_exception(EngineError("the engine has stopped"))
+            reply.set_exception(
+                EngineError("the worker's engine has stopped: post the request again")
+            )
         else:
             self._inbox.put(_Command(run, reply, is_due))
         reply.add_done_callback(_consume)
@@ -278,7 +280,10 @@ class EngineThread:
                 commands.append(self._inbox.get_nowait())
         for command in commands:
             if command is not None:
-                _reject(command.reply, EngineError("the engine has stopped"))
+                _reject(
+                    command.reply,
+                    EngineError("the worker's engine has stopped: post the request again"),
+                )
         if None in commands:
             self._inbox.put(None)
 

@@ -140,7 +140,7 @@ class Entrance:
             left_s = job.deadline_at_s - time.time()
             if predicted_s is not None and predicted_s / DEADLINE_MARGIN > left_s:
                 raise DeadlineUnreachableError(
-                    "the first token would come after the deadline", retry_after_s=1
+                    "the first token would come after 'deadline_s'", retry_after_s=1
                 )
         self._line.note_prefix(await self._engine.add(sequence))
 

@@ -153,12 +153,14 @@ class JobTaker:
             self._publisher.fail(job, error)
         except Exception:
             logger.exception("a job could not be prepared", extra=job.log_fields)
-            self._publisher.fail(job, EngineError("the worker failed to prepare this request"))
+            self._publisher.fail(
+                job, EngineError("the worker failed to prepare this request: post it again")
+            )
 
     async def _make_sequence(self, job: RunningJob) -> Sequence:
         request, frames = job.delivery.request, job.delivery.request.frames
         if frames is None and request.video_id is not None:
-            raise EngineError("the request has no frames")
+            raise EngineError("the request has no frames: post it again")
         _check_sampler(job.delivery)
         video = None if frames is None else await self._frames.load(frames.digest)
         if job.is_suspect:

@@ -121,7 +121,9 @@ class Publisher:
             job.fresh.clear()
             job.final = None  # it would follow what is missing
             self._jobs.stop(job)
-            self.fail(job, EngineError("the worker failed to publish the answer"))
+            self.fail(
+                job, EngineError("the worker failed to publish the answer: post the request again")
+            )
             return None
 
     def _take_reply(self, job: RunningJob, append: Append, reply: Appended) -> None:
@@ -160,7 +162,10 @@ class Publisher:
                 job.final = self._done(job, event, now_s)
             except Exception:
                 logger.exception("a receipt could not be made", extra=job.log_fields)
-                self.fail(job, EngineError("the worker failed to publish the answer"))
+                self.fail(
+                    job,
+                    EngineError("the worker failed to publish the answer: post the request again"),
+                )
 
     def _done(self, job: RunningJob, event: core.TokenEvent, now_s: float) -> DoneEvent:
         assert event.report is not None and event.finish_reason is not None

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from dycoke_core.compression.policies import Policy, make_policy
 from dycoke_core.config import Batching, CompressionConfig, EngineConfig
 from dycoke_core.engine.backend import Backend, PrefixLayout, SeatLayout
+from dycoke_core.engine.budget import max_frame_pixels
 from dycoke_core.engine.detokenizer import Detokenizer
 from dycoke_core.engine.faults import is_out_of_memory
 from dycoke_core.engine.kept_recording import KeptRecording
@@ -28,7 +29,6 @@ from dycoke_core.engine.prefix_cache import (
 )
 from dycoke_core.engine.room import Room
 from dycoke_core.engine.state import SequenceState
-from dycoke_core.engine.vision_memory import max_frame_pixels
 from dycoke_core.errors import InvalidRequestError, PromptTooLongError
 from dycoke_core.frame_content import content_of, frames_digest
 from dycoke_core.model.adapter import Clip, PromptLayout, VideoLanguageModel
@@ -383,7 +383,10 @@ class Admission:
     def _check_frame_size(self, clip: Clip) -> None:
         """For larger frames no memory is set aside."""
         if clip.height * clip.width > self._max_frame_pixels:
-            raise InvalidRequestError(f"frames may have at most {self._max_frame_pixels} pixels")
+            raise InvalidRequestError(
+                f"frames may have at most {self._max_frame_pixels} pixels, and these have "
+                f"{clip.height} x {clip.width}"
+            )
 
     def _check_size(self, state: SequenceState) -> None:
         max_tokens = state.sequence.sampling.max_tokens
@@ -393,16 +396,16 @@ class Admission:
         first_own = max(state.num_prefix_tokens, state.layout.prefix.next_position)
         if first_own + state.num_question_tokens + max_tokens > limit:
             raise PromptTooLongError(
-                f"prompt ({state.num_prompt_tokens} tokens) and max_tokens exceed "
-                f"the model's {limit} positions"
+                f"prompt ({state.num_prompt_tokens} tokens) and max_tokens ({max_tokens}) exceed "
+                f"the model's {limit} positions: ask for less of either"
             )
         kv_bytes = self._backend.prefix_bytes(state.layout.prefix)
         kv_bytes += self._backend.seat_bytes(state.layout)
         feature_bytes = state.prompt.num_units * self._unit_feature_bytes(state)
         if kv_bytes > self.kv_budget.max_bytes or feature_bytes > self._videos.budget.max_bytes:
             raise PromptTooLongError(
-                f"prompt ({state.num_prompt_tokens} tokens) and max_tokens exceed "
-                "the memory that this server has for one request"
+                f"prompt ({state.num_prompt_tokens} tokens) and max_tokens ({max_tokens}) exceed "
+                "the memory that this server has for one request: ask for less of either"
             )
 
     def _unit_feature_bytes(self, state: SequenceState) -> int:

@@ -15,9 +15,8 @@ from torch import Tensor
 
 from dycoke_core.config import Priority
 from dycoke_core.engine.admission import Admission
-from dycoke_core.engine.backend import Backend, KeptPlaces, Mark, Pending
+from dycoke_core.engine.backend import Backend, KeptPlaces, Mark, Pending, PrefixChunk, StepPlan
 from dycoke_core.engine.faults import has_broken_device, is_out_of_memory
-from dycoke_core.engine.plan import PrefixChunk, StepPlan
 from dycoke_core.engine.prefix_cache import Video
 from dycoke_core.engine.scheduler import Schedule
 from dycoke_core.engine.state import SequenceState

@@ -13,10 +13,9 @@ from dataclasses import dataclass, field, replace
 
 from dycoke_core.compression.policies import Policy
 from dycoke_core.config import Priority
-from dycoke_core.engine.backend import SeatLayout
+from dycoke_core.engine.backend import DecodeRow, QuestionChunk, SeatLayout
 from dycoke_core.engine.detokenizer import Detokenizer
 from dycoke_core.engine.kept_recording import KeptRecording
-from dycoke_core.engine.plan import DecodeRow, QuestionChunk
 from dycoke_core.engine.prefix_cache import Prefix
 from dycoke_core.engine.sampler import Draw
 from dycoke_core.engine.scheduler import PromptWork, WorkKind

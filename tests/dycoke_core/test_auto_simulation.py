@@ -3,9 +3,9 @@
 The engine does prompt work in the order of arrival. As a worker does, it makes a choice when little
 work is left ahead of it, and then knows what waits behind and how often more comes.
 
-What a rule can promise that does not know the future: whoever waits while a choice is made, and
-would be in time were all that wait given some one level from then on, is in time. In hindsight
-alone could more be kept: the strongest level from the start leaves room for any burst.
+What a rule that does not know the future can promise: if some one level, given to all that wait
+from the moment of a choice on, would let a waiting request be in time, then it is in time. Only
+hindsight could do better: the strongest level from the start leaves room for any burst.
 """
 
 import random
@@ -223,7 +223,7 @@ def test_whoever_waits_is_in_time_wherever_a_level_from_then_on_can_do_that(
 def test_in_steady_state_no_more_compression_than_needed_by_more_than_one_level(
     full_s: float, load: float, burst: int, noise: float
 ) -> None:
-    """Whatever came before: a burst is forgotten."""
+    """A burst is forgotten, whatever came before."""
     gap_s = full_s / load
     needed = next((place for place in range(STRONGEST) if cost_s(full_s, place) < gap_s), STRONGEST)
     arrivals_s = [0.0] * burst + [at_s + 0.1 for at_s in steady(gap_s, 300)]
@@ -325,8 +325,8 @@ def noises(seed: int) -> Iterator[float]:
 def test_goodput_is_that_of_the_best_fixed_level_at_each_load_and_better_over_all(
     full_s: float, margin: float, seed: int
 ) -> None:
-    """But for requests that take a quarter of the objective each, of which a few that were given
-    all tokens before the load rose are enough to make others late.
+    """Except for requests that take a quarter of the objective each: a few of them that got all
+    tokens before the load rose are enough to make others late.
     """
     chance, span_s = random.Random(seed), 300 * full_s
     parts = [

@@ -89,7 +89,7 @@ def test_a_full_history_keeps_the_first_tokens_and_says_so(
         assert bits(history.stage_two(token) or b"") == sorted(kept[p] for p in steps[token - 1])
     with pytest.raises(KeptSetDroppedError):
         history.stage_two(history.num_stored)
-    # What the receipt says of the last step is right all the same.
+    # What the receipt says of the last step is still right.
     assert bits(history.last or b"") == sorted(kept[place] for place in steps[-1])
 
 

@@ -39,7 +39,7 @@ def situation(
 
 
 def after(ahead_s: float) -> dict[int, Level]:
-    """Of a request like those of late, behind so much work."""
+    """Of a request like the recent ones, after this much work."""
     return levels(*(ahead_s + cost_s for cost_s in COSTS_S))
 
 

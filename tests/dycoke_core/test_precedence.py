@@ -1,4 +1,4 @@
-"""Who goes first: by priority, then by age; the oldest at the latest after so many others."""
+"""Who goes first: by priority, then by age; the oldest at the latest after a number of others."""
 
 import re
 from dataclasses import dataclass

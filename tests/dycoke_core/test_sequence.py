@@ -1,4 +1,4 @@
-"""When frames are shown, for models that are told."""
+"""When frames are shown, for models that take times."""
 
 from dycoke_core.sequence import FrameTiming
 

@@ -79,7 +79,7 @@ class RedisServer:
         self._process.wait(20)
 
     def pause(self) -> None:
-        """Lets it answer nobody; connections stay open."""
+        """Stops it from answering; connections stay open."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
 
@@ -157,7 +157,7 @@ def sets(redis: Redis, keys: RedisKeys) -> KeptSets:
 
 @pytest.fixture
 async def clock(redis: Redis, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch) -> LuaClock:
-    """The store's scripts go by it."""
+    """The clock that the store's scripts read."""
     return await LuaClock.start(redis, keys, monkeypatch)
 
 

@@ -42,7 +42,7 @@ FRAMES = VideoFrames(
     warnings=(),
 )
 PATIENCE_S = 60.0  # for things that must happen, on a machine that may be busy
-LONG_LEASE_S = 10 * PATIENCE_S  # runs out for those alone whose leases a test expires
+LONG_LEASE_S = 10 * PATIENCE_S  # runs out only where a test expires it
 EXPIRE_LEASES = """
 for _, held in ipairs(redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', 1000, ARGV[2])) do
   redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, held[1], 'IDLE', ARGV[3], 'JUSTID')
@@ -165,11 +165,16 @@ async def client_of(settings: Settings) -> AsyncIterator[Client]:
 
 
 class WorkerProcess:
-    """A worker with a fake engine in a process of its own, killed at the end of the block."""
+    """A worker with a fake engine in a process of its own, killed at the end of the block.
 
-    def __init__(self, settings: Settings, child: int = 0) -> None:
+    Args:
+        image_size: pixels, of the frames that it wants; None: the fake engine's.
+    """
+
+    def __init__(self, settings: Settings, child: int = 0, image_size: int | None = None) -> None:
+        size = () if image_size is None else (str(image_size),)
         self._process = subprocess.Popen(
-            worker_argv(child), cwd=ROOT, env=os.environ | environment(settings)
+            worker_argv(child) + size, cwd=ROOT, env=os.environ | environment(settings)
         )
 
     def send(self, signum: signal.Signals) -> None:

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from app.store.keys import RedisKeys
-from tests.integration.conftest import RedisServer, redis_server
+from tests.integration.conftest import RedisServer, own_redis_server, redis_server
 from tests.security.service import Service, running
 from tests.security.tally import VARIABLE, Tally
+from tests.video.conftest import hostile, video_fd
 
-__all__ = ["redis_server"]  # a fixture
+__all__ = ["hostile", "own_redis_server", "redis_server", "video_fd"]  # fixtures
 
 
 @pytest.fixture(scope="session")

@@ -6,13 +6,16 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 
+from app.keys.entries import Scope, StoredKey, digest_of, new_owner
+from app.keys.file import KeyFile
 from app.settings import Settings
 from app.store.keys import RedisKeys
 from tests.integration.test_service import wait_until
@@ -21,11 +24,13 @@ from tests.integration.workers import ROOT, WorkerProcess
 PATIENCE_S = 60.0
 CLIP = ROOT / "dycoke_core" / "tiny" / "clips" / "shapes.mp4"
 NAMES = ("alice", "bob")
+OPERATOR = "operator"  # whose key has all scopes
 
 
 @dataclass(frozen=True)
 class Service:
     url: str
+    pid: int  # of the API
     log: Path
     clients: dict[str, httpx.Client]  # by key
     stranger: httpx.Client  # has none
@@ -39,11 +44,15 @@ class Service:
         return self.clients["bob"]
 
     @property
+    def operator(self) -> httpx.Client:
+        return self.clients[OPERATOR]
+
+    @property
     def port(self) -> int:
         return int(self.url.rpartition(":")[2])
 
     def has_failed_inside(self) -> bool:
-        """Whether the log tells of an error that nobody foresaw."""
+        """Whether the log reports an unexpected error."""
         return "Traceback" in self.log.read_text()
 
 
@@ -72,8 +81,21 @@ def upload(client: httpx.Client, content: bytes | None = None) -> dict[str, Any]
 
 
 @contextlib.contextmanager
-def running(redis_url: str, keys: RedisKeys, folder: Path, **settings: str) -> Iterator[Service]:
-    """An API on a free port, ready to answer; both processes end with the block."""
+def running(
+    redis_url: str,
+    keys: RedisKeys,
+    folder: Path,
+    *,
+    names: Sequence[str] = NAMES,
+    image_size: int | None = None,
+    **settings: str,
+) -> Iterator[Service]:
+    """An API on a free port, ready to answer; both processes end with the block.
+
+    Args:
+        names: of keys, beside which there is the operator's; none: everybody is let in.
+        image_size: pixels, of the frames that the worker wants.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -83,11 +105,14 @@ def running(redis_url: str, keys: RedisKeys, folder: Path, **settings: str) -> I
         "DYCOKE_REDIS_PREFIX": keys.prefix,
         "DYCOKE_DATA_DIR": str(folder / "data"),
         "DYCOKE_PORT": str(port),
-        "DYCOKE_API_KEYS": ",".join(f"{name}:{secret(name)}" for name in NAMES),
         "DYCOKE_MAX_UPLOAD_BYTES": str(4 * 2**20),
         "DYCOKE_MAX_UPLOADS": "64",
         **settings,
     }
+    if names:
+        env["DYCOKE_API_KEYS"] = ",".join(f"{name}:{secret(name)}" for name in names)
+        store_key(folder / "data", OPERATOR)
+        names = [*names, OPERATOR]
     log, url = folder / "log", f"http://127.0.0.1:{port}"
     worker = Settings(redis_url=redis_url, redis_prefix=keys.prefix, model="tiny")
     with (
@@ -95,7 +120,7 @@ def running(redis_url: str, keys: RedisKeys, folder: Path, **settings: str) -> I
         subprocess.Popen(
             [sys.executable, "-m", "app", "api"], cwd=ROOT, env=env, stderr=output
         ) as process,
-        WorkerProcess(worker.model_copy(update={"worker_metrics_port": 0})),
+        WorkerProcess(worker.model_copy(update={"worker_metrics_port": 0}), image_size=image_size),
         contextlib.ExitStack() as stack,
     ):
         stack.callback(process.wait, PATIENCE_S)
@@ -114,8 +139,21 @@ def running(redis_url: str, keys: RedisKeys, folder: Path, **settings: str) -> I
             return False
 
         wait_until(is_ready)
-        clients = {name: client(headers=bearer(name)) for name in NAMES}
-        yield Service(url, log, clients, stranger)
+        clients = {name: client(headers=bearer(name)) for name in names}
+        yield Service(url, process.pid, log, clients, stranger)
+
+
+def store_key(data_dir: Path, name: str) -> None:
+    """A key with all scopes, as `python -m app keys add` stores it."""
+    with KeyFile(data_dir).change() as change:
+        key = StoredKey(
+            owner=new_owner(),
+            name=name,
+            digest=digest_of(secret(name)),
+            scopes=frozenset(Scope),
+            created_at_s=time.time(),
+        )
+        change.put(key, "add")
 
 
 def metric(service: Service, sample: str) -> float:

@@ -1,24 +1,67 @@
-"""Bytes that are no HTTP, chunks that lie, and clients that are slow or go away."""
+"""Bytes that are not HTTP, chunks with false lengths, and clients that are slow or leave."""
 
 import random
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 
+from tests.security.scale import SCALE
 from tests.security.service import CLIP, Service, ask, bearer, upload
 from tests.security.tally import Tally
 
 SEED = 29
 PATIENCE_S = 30.0
+QUIET_S = 5.0
 NUM_SLOW = 48  # of the 64 uploads that a key and an address have
 KEY = f"authorization: {bearer('alice')['Authorization']}\r\n"
 CLOSED = b"closed"
 FIRST_BYTES = b'--b\r\ncontent-disposition: form-data; name="video"; filename="a"\r\n\r\n'
 FIRST_BYTES += CLIP.read_bytes()[:200]
-CHUNKED = (
-    f"POST /v1/video/chat HTTP/1.1\r\nhost: localhost\r\n{KEY}"
-    "content-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
+HEAD = f"POST /v1/video/chat HTTP/1.1\r\nhost: localhost\r\n{KEY}content-type: application/json\r\n"
+CHUNKED = f"{HEAD}transfer-encoding: chunked\r\n\r\n"
+HIDDEN = "GET /livez HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
+# Headers by which one reader and another find different ends of a request; {n} bytes are sent.
+DOUBTFUL = (
+    *(
+        "transfer-encoding: chunked\r\ncontent-length: {n}",
+        "content-length: 5\r\ncontent-length: {n}",
+    ),
+    *("content-length: {n}\r\ntransfer-encoding: chunked", "content-length: 5, {n}"),
+    *("content-length: +5", "content-length: 0x5", "content-length: 5 5", "content-length: 5_0"),
+    *("content-length: -5", "content-length:", "content-length: \x0b5", "content-length: 5,"),
+    *("content-length : 5", " content-length: 5", "content-length\x00: 5", "content-length: 5\x00"),
+    *("x: y\ncontent-length: 5", "x: y\rcontent-length: 5", "content-length: 5\n"),
+    *("transfer-encoding: xchunked", "transfer-encoding: chunked, identity"),
+    *("transfer-encoding: identity, chunked, identity", "transfer-encoding: \x0bchunked"),
+    *(
+        "transfer-encoding : chunked",
+        "transfer-encoding:\r\n chunked",
+        "transfer-encoding: chu nked",
+    ),
+    *(
+        "transfer-encoding: chunked\r\ntransfer-encoding: identity",
+        "transfer-encoding: gzip, chunked",
+    ),
+    *("transfer-encoding: identity\r\ntransfer-encoding: chunked", 'transfer-encoding: "chunked"'),
+    *("x: y\ntransfer-encoding: chunked", "x: y\rtransfer-encoding: chunked"),
+    *("transfer-encoding: chunked, chunked", "transfer-encoding: chunked\r\nhost: other"),
+)
+# Bodies whose chunks end elsewhere for a reader that is less strict.
+CHUNKS = (
+    *(
+        "2\n{{}}\n0\n\n",
+        "2\r\n{{}}\n0\r\n\r\n",
+        "2\r\n{{}}0\r\n\r\n",
+        "2 \x00\r\n{{}}\r\n0\r\n\r\n",
+    ),
+    *("0x2\r\n{{}}\r\n0\r\n\r\n", "+2\r\n{{}}\r\n0\r\n\r\n", "-2\r\n{{}}\r\n0\r\n\r\n"),
+    *("2;\n{{}}\r\n0\r\n\r\n", "2;a=\nb\r\n{{}}\r\n0\r\n\r\n", "2\r{{}}\r\n0\r\n\r\n"),
+    *(
+        "10000000000000002\r\n{{}}\r\n0\r\n\r\n",
+        "2\r\n{{}}\r\n\r\n0\r\n\r\n",
+        "2_\r\n{{}}\r\n0\r\n\r\n",
+    ),
 )
 
 
@@ -62,15 +105,49 @@ def requests() -> Iterator[bytes]:
     )
     chance = random.Random(SEED)
     sound = (CHUNKED + "2\r\n{}\r\n0\r\n\r\n").encode()
-    for _ in range(60):
+    for _ in range(SCALE.num_random):
         changed = bytearray(sound)
         for _ in range(chance.randint(1, 4)):
             changed[chance.randrange(len(changed))] = chance.randrange(256)
         yield bytes(changed)
 
 
+def requests_within_requests() -> Iterator[str]:
+    """After each there is another, which a reader that is less strict would answer."""
+    for headers in DOUBTFUL:
+        for body in ("0\r\n\r\n", "2\r\n{}\r\n0\r\n\r\n", "{}   "):
+            content = body + HIDDEN
+            yield f"{HEAD}{headers.format(n=len(content))}\r\n\r\n{content}"
+    for chunks in CHUNKS:
+        yield CHUNKED + chunks.format() + HIDDEN
+
+
+def test_no_request_is_found_within_another(service: Service, tally: Tally) -> None:
+    """Where the end of one is in doubt it is refused, and nothing after it is read."""
+    row = "request smuggling: requests whose end is in doubt, with another after them"
+    sound = f"{CHUNKED}2\r\n{{}}\r\n0\r\n\r\n{HIDDEN}"
+    assert answers_to(service, sound).count(b"HTTP/1.1 ") == 2, "both are answered"
+    for request in requests_within_requests():
+        reply = answers_to(service, request)
+        is_refused = reply.count(b"HTTP/1.1 ") <= 1 and b" 200 " not in reply.split(b"\r\n")[0]
+        tally.count(row, None if is_refused else f"{request[100:]!r}: {reply!r}")
+    assert not service.has_failed_inside()
+    tally.check(row)
+
+
+def answers_to(service: Service, request: str) -> bytes:
+    """All that is said until the server closes, or says nothing for a while."""
+    said = b""
+    with closing(connect(service)) as connection, suppress(ConnectionError, TimeoutError):
+        connection.settimeout(QUIET_S)
+        connection.sendall(request.encode("latin-1"))
+        while part := connection.recv(65536):
+            said += part
+    return said
+
+
 def exchange(service: Service, request: bytes) -> bytes:
-    """Sends bytes, says that no more come, and reads what is said to them."""
+    """Sends bytes, closes its side, and reads the answer."""
     with closing(connect(service)) as connection:
         try:
             connection.sendall(request)
@@ -142,7 +219,7 @@ def drip(connection: socket.socket, content: bytes = b"-") -> None:
 
 
 def first_line(connection: socket.socket, until: float, *, drips: bool) -> bytes:
-    """What it is told at last; it goes on dripping meanwhile."""
+    """The answer it gets in the end; it keeps trickling bytes meanwhile."""
     connection.settimeout(0.2)
     while time.monotonic() < until:
         try:

@@ -1,4 +1,4 @@
-"""What a child does once somebody else's code runs in it. Run by a fork server in the tests."""
+"""What a child does once an attacker's code runs in it. Run by a fork server in the tests."""
 
 import ctypes
 import mmap
@@ -43,7 +43,7 @@ def spin(task: Task) -> Result:
 
 
 def spin_natively(task: Task) -> Result:
-    """Holds the interpreter's lock for ever."""
+    """Holds the interpreter's lock forever."""
     return {"never": sum(range(10**15))}
 
 
@@ -145,7 +145,7 @@ def ask_for_threads_for_ever(task: Task) -> Result:
 
 
 def try_everything(task: Task) -> Result:
-    """Returns what was possible, of what must not be."""
+    """Returns what was tried of what must not be possible, and what was possible of it."""
     libc = ctypes.CDLL(None, use_errno=True)
     parent = os.getppid()
     attempts: dict[str, Callable[[], Any]] = {
@@ -184,14 +184,15 @@ def try_everything(task: Task) -> Result:
         "pidfd_open": (434, parent, 0),
         "setuid": (105, 0),
     }
+    later = "make memory executable later"
     possible = [name for name, attempt in attempts.items() if _succeeds(attempt)]
     possible += [name for name, call in raw.items() if _is_there(libc, call)]
     page = libc.mmap
     page.restype, page.argtypes = ctypes.c_void_p, [ctypes.c_void_p, *[ctypes.c_long] * 5]
     address = page(None, 4096, 3, 0x22, -1, 0)
     if libc.mprotect(ctypes.c_void_p(address), 4096, mmap.PROT_READ | mmap.PROT_EXEC) == 0:
-        possible.append("make memory executable later")
-    return {"possible": possible}
+        possible.append(later)
+    return {"tried": [*attempts, *raw, later], "possible": possible}
 
 
 def _succeeds(attempt: Callable[[], Any]) -> bool:

@@ -1,4 +1,4 @@
-"""How frames come to their size: the two ways, against whole frames and Pillow's filters.
+"""How frames are resized: the two ways, against whole frames and Pillow's filters.
 
 Whole frames are decord's, which the models' own code reads them with. Frames that are resized while
 they are decoded stay near to that in brightness alone: FFmpeg resizes colours as they are stored,
@@ -159,7 +159,7 @@ async def test_square_frames_are_resized_by_the_filter_asked_for(
 async def test_resized_by_the_decoder_colours_are_others(
     clips: Clips, readers: FrameReaders
 ) -> None:
-    """Else nothing here would tell the two ways apart."""
+    """Otherwise nothing here would tell the two ways apart."""
     path, frames = clips["patches.mp4"]
     video = await readers.read(path, FrameSpec(NUM_FRAMES, 112))
     difference = apart(video.pixels, by_pillow(frames, video, Image.Resampling.BICUBIC))

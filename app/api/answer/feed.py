@@ -110,7 +110,7 @@ class JobFeed:
         except StoreUnavailableError as error:
             return await self._sit_out(error)
         except JobNotFoundError:
-            lost = JobLostError("the job's record is gone; post it again")
+            lost = JobLostError("the job's record is gone: post the request again")
             return [FeedItem.of(ErrorEvent.of(lost, self.job_id))], True
         return batch, is_end
 

@@ -11,6 +11,8 @@ from starlette.responses import FileResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from app.api.connection.streams import StreamSlot
+from app.api.errors import response_for
+from app.errors import RangeNotSatisfiableError
 from app.video_store import StoredVideo, VideoLease
 from dycoke_core.video import Container
 
@@ -34,6 +36,10 @@ def file_name(video: StoredVideo) -> str:
 
 class _StalledError(Exception):
     pass
+
+
+class _RangeRefusedError(Exception):
+    """Starlette's refusal, which is plain text without a code, is not sent."""
 
 
 class VideoContent(FileResponse):
@@ -60,6 +66,8 @@ class VideoContent(FileResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_in_time(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] >= 400:
+                raise _RangeRefusedError
             try:
                 async with asyncio.timeout(self._stall_s):
                     await send(message)
@@ -68,8 +76,20 @@ class VideoContent(FileResponse):
 
         try:
             await super().__call__(scope, receive, send_in_time)
+        except _RangeRefusedError:
+            await self._refuse_range(scope, receive, send)
         except _StalledError:
             logger.info("a client took no more of a video; its download ends")
         finally:
             self._slot.release()
             self._lease.release()
+
+    async def _refuse_range(self, scope: Scope, receive: Receive, send: Send) -> None:
+        num_bytes = self.headers["content-length"]
+        refusal = response_for(
+            RangeNotSatisfiableError(
+                f"the video has {num_bytes} bytes, and none of those asked for"
+            )
+        )
+        refusal.headers["Content-Range"] = f"bytes */{num_bytes}"
+        await refusal(scope, receive, send)

@@ -12,9 +12,9 @@ from collections.abc import Callable, Collection
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.api.connection.hosts import is_allowed, is_loopback_name
 from app.api.errors import response_for
 from app.errors import HostNotAllowedError, OriginNotAllowedError
+from app.keys.access import is_allowed, is_loopback_name
 from dycoke_core.errors import DycokeError, InvalidRequestError
 
 # Probes and scrapes come by address. These paths say nothing of anybody and change nothing.
@@ -62,9 +62,12 @@ class BrowserGuard:
 
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
-        if "transfer-encoding" in headers and "content-length" in headers:
-            # A proxy may have gone by the other of the two: where this request ends is in doubt.
+        # Where a proxy may have gone by another of several headers, the request's end is in doubt.
+        encodings = headers.getlist("transfer-encoding")
+        if encodings and "content-length" in headers:
             raise InvalidRequestError("send Transfer-Encoding or Content-Length, not both")
+        if encodings and [encoding.lower() for encoding in encodings] != ["chunked"]:
+            raise InvalidRequestError("Transfer-Encoding may be 'chunked' alone, and once")
         hosts = headers.getlist("host")
         if len(hosts) > 1:
             raise InvalidRequestError("send one Host header")
@@ -78,7 +81,8 @@ class BrowserGuard:
             return
         if not self._is_ours(_PORT.sub("", host).lower()):
             raise HostNotAllowedError(
-                "this service does not go by this name; see DYCOKE_ALLOWED_HOSTS"
+                "the Host header names a host that this service does not answer for; "
+                "DYCOKE_ALLOWED_HOSTS lists those it does"
             )
 
     def _is_ours(self, name: str) -> bool:
@@ -93,7 +97,8 @@ class BrowserGuard:
         is_own = origin is None or _host_of(origin) == headers.get("host", "").lower()
         if not is_own or headers.get("sec-fetch-site") == "cross-site":
             raise OriginNotAllowedError(
-                "pages of other sites may not write here; see DYCOKE_ALLOWED_ORIGINS"
+                "the Origin header names another site, whose pages may not write here; "
+                "DYCOKE_ALLOWED_ORIGINS lists those that may"
             )
 
 

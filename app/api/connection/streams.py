@@ -90,7 +90,10 @@ class StreamSlots:
             return
         num_held = self._row.table.num_streams(client) - counted
         if num_held >= 2 * self._max_streams - num_open:
-            message = "this client, or this server, has too many open answers"
+            message = (
+                "this client has its share of the answers that may be open at a time "
+                "(DYCOKE_MAX_STREAMS): let one end, or try again later"
+            )
             raise TooManyStreamsError(message, retry_after_s=RETRY_AFTER_S)
 
     def _count(self, client: str, change: int) -> None:

@@ -125,7 +125,9 @@ class SecondTryReaders:
             except VideoReaderKilledError as error:
                 if error.cause != "killed":
                     raise
-                raise ReadersUnavailableError("the readers of this video were killed") from error
+                raise ReadersUnavailableError(
+                    "the readers of this video were killed, and others with them: try again"
+                ) from error
 
 
 def fell_back_after_kill(frames: VideoFrames) -> bool:

@@ -60,7 +60,10 @@ class Uploads:
         except TimeoutError:
             if not limit.expired():
                 raise
-            raise DeadlineExceededError("the request took too long to come in") from None
+            raise DeadlineExceededError(
+                f"the request took longer to come in than the {self._timeout_s:g} s of "
+                "DYCOKE_JOB_TIMEOUT_S"
+            ) from None
 
     def receive(self, principal: Principal) -> AbstractAsyncContextManager[Upload]:
         return self._videos.receive(principal.owner)

@@ -6,19 +6,14 @@ from fastapi import APIRouter, Header, Request
 from fastapi.responses import Response
 
 from app.api.context import ApiDep, AskerDep, AskingRoute
-from app.api.openai.fields import CompletionFields
 from app.api.openai.rendering import ChatCompletion
-from app.api.openapi import COMPLETION_RESPONSE, OPENAI_ERRORS
+from app.api.openapi import COMPLETION_REQUEST_BODY, COMPLETION_RESPONSE, OPENAI_ERRORS
 from app.api.routes.chat import answer
 
 router = APIRouter(tags=["openai"], route_class=AskingRoute)
 
 PATH = "/v1/chat/completions"
 
-_BODY: dict[str, Any] = {
-    "required": True,
-    "content": {"application/json": {"schema": CompletionFields.model_json_schema()}},
-}
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     200: COMPLETION_RESPONSE,
     **OPENAI_ERRORS,
@@ -30,7 +25,7 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
     summary="Ask in the form of OpenAI's chat completions",
     response_class=Response,
     responses=_RESPONSES,
-    openapi_extra={"requestBody": _BODY},
+    openapi_extra={"requestBody": COMPLETION_REQUEST_BODY},
 )
 async def complete(
     request: Request,

@@ -10,7 +10,12 @@ from pydantic import BaseModel
 from app.api.answer.video_content import file_name
 from app.api.context import ApiDep, PrincipalDep, UploaderDep
 from app.api.openai.fields import wrong
-from app.api.openapi import EXPIRES_AFTER, OPENAI_ERRORS
+from app.api.openapi import (
+    EXPIRES_AFTER,
+    OPENAI_ERRORS,
+    RANGE_PARAMETER,
+    VIDEO_CONTENT_RESPONSES,
+)
 from app.api.post.expiry import take_expiry
 from app.api.routes.uploading import take_upload
 from app.api.routes.videos import get_content
@@ -119,7 +124,11 @@ async def get_file(file_id: str, api: ApiDep, principal: PrincipalDep) -> FileRe
 
 
 @router.get(
-    "/{file_id}/content", summary="A file's bytes, whole or by Range", response_class=Response
+    "/{file_id}/content",
+    summary="A file's bytes, whole or by Range",
+    response_class=Response,
+    responses=VIDEO_CONTENT_RESPONSES,
+    openapi_extra=RANGE_PARAMETER,
 )
 async def get_file_content(
     file_id: str, request: Request, api: ApiDep, principal: PrincipalDep

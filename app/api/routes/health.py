@@ -30,7 +30,7 @@ async def readyz(api: ApiDep) -> dict[str, str]:
         async with asyncio.timeout(READY_LIMIT_S):
             await served_models(api.registry)
     except TimeoutError:
-        raise StoreUnavailableError("the job store does not answer") from None
+        raise StoreUnavailableError("the job store does not answer: try again") from None
     return {"status": "ok"}
 
 
@@ -38,7 +38,7 @@ async def readyz(api: ApiDep) -> dict[str, str]:
     "/metrics",
     summary="Prometheus metrics",
     response_class=Response,
-    responses=PROBLEMS,
+    responses={200: {"content": {"text/plain": {}}}, **PROBLEMS},
     dependencies=[Depends(may_see_metrics)],
     openapi_extra={"security": [{}]},  # beside a key's: without one, unless settings want it
 )

@@ -11,7 +11,12 @@ from app.api.answer.png import encode_png
 from app.api.answer.video_content import VideoContent
 from app.api.context import ApiDep, MediaReaderDep, PrincipalDep, UploaderDep
 from app.api.errors import InvalidFieldsError
-from app.api.openapi import PROBLEMS, UPLOAD_REQUEST_BODY
+from app.api.openapi import (
+    PROBLEMS,
+    RANGE_PARAMETER,
+    UPLOAD_REQUEST_BODY,
+    VIDEO_CONTENT_RESPONSES,
+)
 from app.api.post.expiry import take_expiry
 from app.api.post.intake import VIDEO_FIELD
 from app.api.routes.uploading import take_upload
@@ -41,6 +46,8 @@ async def upload_video(request: Request, api: ApiDep, principal: UploaderDep) ->
     "/v1/videos/{video_id}/content",
     summary="A stored video's bytes, whole or by Range",
     response_class=Response,
+    responses=VIDEO_CONTENT_RESPONSES,
+    openapi_extra=RANGE_PARAMETER,
 )
 async def get_content(
     video_id: str, request: Request, api: ApiDep, principal: MediaReaderDep
@@ -51,7 +58,10 @@ async def get_content(
         lease = await api.videos.lease(video_id, principal.owner)
         if lease.video.probe.container == Container.FRAMES:
             lease.release()
-            raise IsFrameListError("this is a list of frames, and no file of a video")
+            raise IsFrameListError(
+                "this is a list of frames, which has no video file; "
+                "GET /v1/videos/{video_id}/frames/{index} has what a job saw of it"
+            )
     except BaseException:
         slot.release()
         raise
@@ -80,10 +90,12 @@ async def get_frame(
     await api.videos.find(video_id, principal.owner)
     frames = await api.jobs.frames(job_id, video_id, principal.owner)
     if index >= frames.num_frames:
-        raise InvalidFieldsError.of("index", f"the job has {frames.num_frames} frames")
+        raise InvalidFieldsError.of(
+            "index", f"must be less than the job's {frames.num_frames} frames"
+        )
     found = await api.frames.frame(frames.digest, index)
     if found is None:
-        raise VideoNotFoundError("the job's frames are no longer kept")
+        raise VideoNotFoundError("the job's frames are no longer kept: ask about the video again")
     header, pixels = found
     _, height, width, _ = header.shape
     return Response(
@@ -107,5 +119,5 @@ async def delete_video(video_id: str, api: ApiDep, principal: UploaderDep) -> Re
 def _retention(fields: list[tuple[str, str]]) -> Retention:
     expires_at_s, others = take_expiry(fields, time.time())
     if others:
-        raise InvalidFieldsError.of(others[0][0], "Extra inputs are not permitted")
+        raise InvalidFieldsError.of(others[0][0], "is not a field of this request")
     return Retention(expires_at_s)

@@ -1,4 +1,4 @@
-"""The connection: cancellation, outages, errors in our words, scripts."""
+"""The connection: cancellation, outages, errors that clients may read, scripts."""
 
 import asyncio
 import re

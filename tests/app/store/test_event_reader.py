@@ -1,4 +1,4 @@
-"""One reader for all who wait: everybody gets every event of theirs, in order, whatever is lost."""
+"""One reader for all feeds: each gets every event of its job, in order, whatever is lost."""
 
 import asyncio
 import gc
@@ -50,7 +50,7 @@ async def running_job(queue: JobQueue, leases: JobLeases, job_id: str = "j") -> 
 
 
 async def follow(watch: Watch, after: str, num_tokens: int) -> list[TokenEvent]:
-    """Reads on until so many tokens have come behind `after`."""
+    """Reads on until this many tokens have come after `after`."""
     tokens: list[TokenEvent] = []
     async with asyncio.timeout(PATIENCE_S):
         while sum(len(event.token_ids) for event in tokens) < num_tokens:
@@ -101,7 +101,7 @@ async def test_events_that_nobody_announces_are_found(
 async def test_news_that_does_not_follow_is_not_believed(
     queue: JobQueue, leases: JobLeases, reader: EventReader, redis: Redis, keys: RedisKeys
 ) -> None:
-    """Whoever lacks what comes before an event gets it from the log, or not at all."""
+    """A feed that lacks what precedes an event gets it from the log, or gets nothing."""
     delivery = await running_job(queue, leases)
     with reader.watch("j") as fresh, reader.watch("j") as behind:
         readers = [
@@ -244,7 +244,7 @@ async def test_log_that_cannot_be_read_is_its_own_readers_matter(
 async def test_every_reader_gets_every_token_once(
     seed: int, queue: JobQueue, leases: JobLeases, reader: EventReader
 ) -> None:
-    """Whatever way the events come, and however slow a reader is."""
+    """However the events arrive, and however slow a reader is."""
     chance = random.Random(seed)
     num_tokens, job_ids = 60, [f"j{i}" for i in range(6)]
     deliveries = [await running_job(queue, leases, job_id) for job_id in job_ids]

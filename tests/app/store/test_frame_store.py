@@ -412,14 +412,14 @@ async def test_frames_that_are_stored_count_for_the_key_that_needs_them(
         await create_for(queue, "alice", f"a-{letter}", letter)
     with pytest.raises(FrameStoreFullError):
         await create_for(queue, "alice", "a-g", "g")
-    await create_for(queue, "bob", "b-new", "new")  # for which one that nobody needs goes
+    await create_for(queue, "bob", "b-new", "new")  # which evicts one that no job needs
     assert await reserved(redis, keys) == SHARED_BYTES
 
 
 async def test_stored_frames_count_as_they_are_and_not_as_they_might_be(
     queue: JobQueue, redis: Redis, keys: RedisKeys
 ) -> None:
-    """Of a video whose headers give no size as much is reserved as frames may have."""
+    """Where a video's headers give no size, the most that its frames may have is reserved."""
     store = FrameStore(redis, keys, max_bytes=SHARED_BYTES)
     await put(store, "s")
     await create_for(queue, "alice", "a0", "alice-0")
@@ -442,7 +442,7 @@ async def test_reservation_becomes_what_is_stored(
 ) -> None:
     await put(store, "e")
     await create(queue, "j", "a", num_bytes=2 * BLOB_BYTES)
-    assert await stored(store) == "", "what nobody needs makes room for it"
+    assert await stored(store) == "", "frames that no job needs make room for it"
     await put(store, "a", "j")
     assert await reserved(redis, keys) == BLOB_BYTES
     assert not await redis.exists(keys.frame_upload("j"))
@@ -465,7 +465,7 @@ async def test_frames_of_a_jobs_own_take_the_place_of_what_it_reserved(
 async def test_reservation_of_a_job_that_is_gone_makes_room(
     store: FrameStore, queue: JobQueue, redis: Redis, keys: RedisKeys
 ) -> None:
-    """Its API died, and so did whoever might have ended it."""
+    """Its API died, and so did every process that might have ended it."""
     for letter in "ab":
         await create(queue, f"j{letter}", letter)
     await redis.zrem(keys.live, "ja")

@@ -1,4 +1,4 @@
-"""What one key may take, on a real Redis: refusals, honest waits, and that every end gives back."""
+"""What one key may take, on a real Redis: refusals, honest waits, and what each end gives back."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""What each owner took, by day."""
+"""What each owner used, by day."""
 
 from redis.asyncio import Redis
 

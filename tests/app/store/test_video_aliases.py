@@ -14,7 +14,7 @@ async def test_a_name_is_its_owners_and_finds_the_last_video(redis: Redis, keys:
     assert await aliases.find("a", "holiday") == "vid_3"
     assert await aliases.find("b", "holiday") == "vid_2"
     assert await aliases.find("b", "work") is None
-    # An owner and a name are told apart wherever one ends.
+    # An owner and a name stay apart wherever one ends and the other begins.
     assert await aliases.find("a\0holi", "day") is None
 
 

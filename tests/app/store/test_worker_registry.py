@@ -1,4 +1,4 @@
-"""Who works, by their cards."""
+"""Which workers there are, by their cards."""
 
 from redis.asyncio import Redis
 

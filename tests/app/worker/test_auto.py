@@ -141,7 +141,7 @@ async def test_choices_are_made_when_the_engine_has_little_else_to_do(
         assert not worker.engine.outlooks and len(worker.engine.seen) == 1
         await client.cancel(jobs.pop())
         known = await client.ask("known", max_tokens=2, compression=AUTO.as_dict())
-        assert isinstance((await client.events(known))[-1], DoneEvent), "it waits for nobody"
+        assert isinstance((await client.events(known))[-1], DoneEvent), "it does not wait"
         assert len(worker.engine.outlooks) == 1
         worker.engine.may_choose = True
         for job_id in jobs:
@@ -149,7 +149,7 @@ async def test_choices_are_made_when_the_engine_has_little_else_to_do(
         await client.cancel(busy)
     assert len(worker.engine.outlooks) == 3
     behind = [len(outlook.waited_s) for outlook in worker.engine.outlooks]
-    assert behind[1:] == [1, 0], "who has ended is counted no more"
+    assert behind[1:] == [1, 0], "a job that has ended is no longer counted"
 
 
 @pytest.mark.parametrize("waiting", [AUTO.as_dict(), DEFAULT_LADDER[2].as_dict()])

@@ -1,5 +1,5 @@
-"""A worker lets a job's pixels go once its engine has encoded them, and fetches them again where
-they are needed again; how a job ends that waits for them."""
+"""A worker drops a job's pixels once its engine has encoded them, and fetches them where they are
+needed again; how a job ends that waits for them."""
 
 import asyncio
 import sys

@@ -1,4 +1,4 @@
-"""Jobs under suspicion and those beside them: both get on, though no answer here ever ends."""
+"""Suspects and other jobs on the same worker: both make progress, though no answer here ends."""
 
 import asyncio
 

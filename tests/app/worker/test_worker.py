@@ -57,7 +57,7 @@ async def test_receipt_holds_what_engine_and_queue_measured(
     assert done.compression.flops.paper.ratio == 0.5
     assert done.compression.flops.exact.ratio == 0.25
     timings = done.timings_s
-    assert 0.25 <= timings.queue < timings.total + 0.25  # 0.25 s of it are the engine's word
+    assert 0.25 <= timings.queue < timings.total + 0.25  # 0.25 s of it by the engine's report
     assert 0 < timings.ttft <= timings.total
     assert (timings.vision, timings.prefill, timings.decode) == (0.5, 0.125, 2.0)
     assert done.memory.peak_device_bytes == 1000

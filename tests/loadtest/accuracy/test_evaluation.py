@@ -28,7 +28,7 @@ from tests.engine.recording import RecordingEngine, make_sequence, moving_square
 
 
 def arbitrary_score(question: Question, answer: str) -> float:
-    """Tells texts apart: every text has a score of its own in [0, 1)."""
+    """Distinguishes texts: every text has its own score in [0, 1)."""
     return int.from_bytes(hashlib.sha256(answer.encode()).digest()[:4], "big") / 2**32
 
 
@@ -137,7 +137,7 @@ def test_processes_share_the_videos_and_find_what_one_finds(random_checkpoint: P
 def arbitrary_outcomes(
     source: ModelSource, questions: QuestionSet, settings: list[Setting], **_: object
 ) -> dict[str, Outcome]:
-    """Rights and wrongs drawn at random, the more of them right the later the setting comes."""
+    """Right and wrong answers drawn at random; later settings get more right."""
     rng = np.random.default_rng(0)
     outcomes = {}
     for place, setting in enumerate(settings):

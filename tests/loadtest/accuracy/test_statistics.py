@@ -73,7 +73,7 @@ def test_what_both_settings_share_cancels_in_a_difference() -> None:
 
 
 def test_exact_interval_is_clopper_and_pearsons() -> None:
-    """Of 100 questions that none or some of which only one setting gets right."""
+    """100 questions: none, or some, that only one setting answers right."""
     equal, better = np.ones(100), np.concatenate([np.ones(90), np.zeros(10)])
     same = exact_difference(equal, equal)
     assert (same.value, same.high) == (0.0, -same.low)

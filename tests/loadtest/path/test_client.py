@@ -1,4 +1,4 @@
-"""The clients of `loadtest.path` notice every token that is missing, and when each came."""
+"""The clients of `loadtest.path` notice every missing token, and when each one came."""
 
 import pytest
 

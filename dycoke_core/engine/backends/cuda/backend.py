@@ -26,6 +26,7 @@ from torch import Tensor
 
 from dycoke_core.config import Batching, EngineConfig
 from dycoke_core.engine.backend import (
+    DecodeRow,
     KeptPlaces,
     Mark,
     Pending,
@@ -33,6 +34,7 @@ from dycoke_core.engine.backend import (
     SeatLayout,
     SeatView,
     StepOutcome,
+    StepPlan,
 )
 from dycoke_core.engine.backends.cuda.graphs import (
     CudaGraphs,
@@ -50,7 +52,6 @@ from dycoke_core.engine.backends.cuda.staging import (
     to_device,
 )
 from dycoke_core.engine.budget import host_budget_bytes
-from dycoke_core.engine.plan import DecodeRow, StepPlan
 from dycoke_core.engine.sight import window_of
 from dycoke_core.errors import ModelLoadError
 from dycoke_core.model.adapter import EmbeddedPrefix, VideoLanguageModel

@@ -1,6 +1,7 @@
-"""A video on its way to a client: what it holds is given back, whatever the client does."""
+"""A video being sent: its lease and slot are given back, whatever the client does."""
 
 import asyncio
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -61,6 +62,20 @@ async def test_client_that_takes_nothing_holds_neither_the_video_nor_a_place(hel
             await asyncio.Event().wait()
 
     await content_of(held)(SCOPE, receive, send)
+    assert held.num_releases == 2
+
+
+@pytest.mark.parametrize("wanted", [b"bytes=999999-", b"bytes=9-2", b"bytes", b"lines=1-2", b""])
+async def test_range_that_cannot_be_given_is_refused_with_a_code(held: Held, wanted: bytes) -> None:
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    await content_of(held)({**SCOPE, "headers": [(b"range", wanted)]}, receive, send)
+    assert sent[0]["status"] == 416
+    assert dict(sent[0]["headers"])[b"content-range"] == f"bytes */{len(CONTENT)}".encode()
+    assert json.loads(sent[1]["body"])["code"] == "range_not_satisfiable"
     assert held.num_releases == 2
 
 

@@ -135,3 +135,7 @@ async def test_request_whose_end_is_in_doubt_is_refused() -> None:
     both = {**HOST, "transfer-encoding": "chunked", "content-length": "5"}
     assert await status(both, method="POST") == 400
     assert await status([("host", "localhost"), ("host", "evil.example")]) == 400
+    for codings in (["gzip, chunked"], ["identity", "chunked"], ["chunked", "chunked"], ["x"]):
+        lines = [("transfer-encoding", coding) for coding in codings]
+        assert await status([*HOST.items(), *lines], method="POST") == 400, codings
+    assert await status({**HOST, "transfer-encoding": "Chunked"}, method="POST") == 200

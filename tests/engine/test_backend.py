@@ -1,6 +1,6 @@
 """A plan's rows, in the order in which their outcomes come back."""
 
-from dycoke_core.engine.plan import DecodeRow, PrefixChunk, QuestionChunk, StepPlan
+from dycoke_core.engine.backend import DecodeRow, PrefixChunk, QuestionChunk, StepPlan
 from dycoke_core.engine.sampler import Draw
 from dycoke_core.sequence import SamplingParams
 
