@@ -233,8 +233,8 @@ class StoreUnavailableError(ServiceError):
 
 
 class KeptSetsNotFoundError(ServiceError):
-    """Nothing is known of what the job kept: it did not ask for `kept_mask`, has no video, or did
-    not come to its end."""
+    """What the job kept is not known: it did not ask for `kept_mask`, has no video, or was not
+    answered to its end."""
 
     code = "kept_not_found"
 
@@ -313,7 +313,7 @@ class WorkersLostError(ServiceError):
 
 
 class JobFailedRepeatedlyError(ServiceError):
-    """Two workers died while they ran nothing but this job."""
+    """Two workers died while they ran only this job."""
 
     code = "job_failed_repeatedly"
 

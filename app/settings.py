@@ -87,7 +87,7 @@ class Settings(BaseSettings):
     redis_prefix: str = Field("dycoke", pattern=r"^[A-Za-z0-9_.-]+$")
     data_dir: Path = Path(".dycoke")
 
-    # Who may use it. Without keys everybody may, on loopback addresses alone.
+    # Who may use it. Without keys everyone may, on loopback addresses alone.
     api_keys: Annotated[tuple[ConfiguredKey, ...], NoDecode, BeforeValidator(_keys)] = ()
     allow_anonymous: bool = False  # without keys, on other addresses too
     allowed_hosts: Annotated[list[str] | None, NoDecode, BeforeValidator(_hosts)] = None
@@ -106,7 +106,7 @@ class Settings(BaseSettings):
     key_max_stored_bytes: int | None = Field(None, ge=0, le=MAX_LIMIT)  # of videos
     key_max_stored_videos: int | None = Field(None, ge=0, le=MAX_LIMIT)
     key_max_priority: Priority = PRIORITIES[0]  # the highest that its jobs may have
-    limit_anonymous: bool = False  # true: whoever has no key shares these limits with all others
+    limit_anonymous: bool = False  # true: all clients without a key share these limits
     share_caches: bool = False  # between keys: answers are quicker, and reveal who asked before
 
     # The model.

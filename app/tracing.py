@@ -118,7 +118,7 @@ class Tracing:
 class PostSpan:
     """A request that the API has accepted, until its job has ended.
 
-    `traceparent`: what goes into the job; None where nobody traces.
+    `traceparent`: what goes into the job; None where tracing is off.
     """
 
     def __init__(self, span: "Span | None", traceparent: str | None) -> None:

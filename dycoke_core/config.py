@@ -52,7 +52,7 @@ PARAMETER_RANGES: Mapping[str, tuple[int, int]] = {
 class CompressionConfig:
     """Which policy compresses a sequence's visual tokens, and with what parameters.
 
-    `seed` is a setting of its own and 0 unless named, not the seed of sampling: with a seed drawn
+    `seed` is a separate setting, 0 unless named, not the seed of sampling: with a seed drawn
     for each request no two questions about a video could share its prefix.
 
     Raises:

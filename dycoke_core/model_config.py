@@ -1,4 +1,4 @@
-"""What a model's config.json says of whether it can be served. Standard library only: a service
+"""Whether a model can be served, by its config.json. Standard library only: a service
 refuses a model before it starts anything."""
 
 import json

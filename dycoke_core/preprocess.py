@@ -100,7 +100,7 @@ class PromptEncoder:
         """
         Args:
             video_token_id: what the chat template renders for a video.
-            unit_token_id: what stands for visual tokens in the text, if it is another.
+            unit_token_id: that represents visual tokens in the text, if it is another.
             content_type: of a video, as the template knows it.
         """
         self.tokenizer = tokenizer

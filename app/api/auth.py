@@ -1,10 +1,10 @@
 """Who asks: the keys of `DYCOKE_API_KEYS` and those of the file, whose changes take effect here.
 
-The file is looked at every `REFRESH_S`, so a new key is good, and a revoked one is good no longer,
-that soon (on a network file system: plus what it takes to show a change made elsewhere). While it
-cannot be read what was read last counts for `MAX_STALE_S`; then the keys that are not the
-environment's are refused with a 503, for nobody can tell which of them are revoked. A file that
-disappears is one that cannot be read. Where there never was a key, everybody is one principal.
+The file is checked every `REFRESH_S`, so a new key works, and a revoked one stops working, within
+that time (on a network file system: plus the time it takes to show a change made elsewhere). While
+it cannot be read, what was read last counts for `MAX_STALE_S`; then all keys but the environment's
+are refused with a 503, as it is unknown which of them are revoked. A file that disappears is one
+that cannot be read. Where there never was a key, everybody is one principal.
 """
 
 import asyncio
@@ -61,7 +61,7 @@ class ApiKeys:
         return [*self._configured.values(), *self._known] or [EVERYBODY]
 
     def principal(self, authorization: str | None) -> Principal:
-        """Tells who sends this header.
+        """Returns who sends this header.
 
         Raises:
             UnauthorizedError: there are keys, and it carries none of them.
@@ -99,7 +99,7 @@ class ApiKeys:
         raise UnauthorizedError(_NOT_VALID)
 
     def owner_of(self, authorization: str | None) -> str | None:
-        """Whom what this sender makes would belong to; None where `principal` refuses it."""
+        """The owner of what this sender would create; None where `principal` refuses it."""
         try:
             return self.principal(authorization).owner
         except (UnauthorizedError, KeysUnavailableError):

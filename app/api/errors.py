@@ -269,7 +269,7 @@ def install_error_handlers(app: FastAPI, count_rejection: Callable[[str], None])
 
 
 async def _on_client_left(request: Request, error: Exception) -> Response:
-    return Response(status_code=499)  # nobody reads it, but servers require an answer
+    return Response(status_code=499)  # no one reads it, but servers require an answer
 
 
 async def _on_validation_error(request: Request, error: Exception) -> JSONResponse:

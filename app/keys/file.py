@@ -47,7 +47,7 @@ class KeyFile:
         self._audit_path = data_dir / "keys.audit.jsonl"
 
     def signature(self) -> Signature | None:
-        """Tells one state of the file from another; None where there is no file.
+        """Distinguishes states of the file; None where there is no file.
 
         Raises: KeyFileError.
         """

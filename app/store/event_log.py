@@ -5,7 +5,7 @@ JSON that clients get, which is validated where it is made and passed on as it i
 event says where in the answer it belongs (`app/store/lua/prelude.lua`), so an id that a client has
 seen stays good for resuming, whatever happened since.
 
-Whoever waits for events of many jobs uses `app.store.event_reader`.
+To wait for events of many jobs, use `app.store.event_reader`.
 """
 
 import re

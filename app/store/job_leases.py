@@ -280,8 +280,8 @@ class JobLeases:
         """Gives a job up, so that any worker may take it over at once.
 
         Args:
-            crew: the job was in an engine that failed, with so many in all. It is redelivered as a
-                suspect.
+            crew: the job was in an engine that failed, with this many in all. It is redelivered as
+                a suspect.
             is_set_aside: this worker keeps running, with other jobs.
 
         Returns:
@@ -301,7 +301,7 @@ class JobLeases:
         """Yields the id of each job that is ended from outside its worker, as it happens.
 
         Yields None once when it starts to listen, and at least every `poll_s`. What was published
-        while nobody listened is lost: renewing a lease reports the same.
+        while no one listened is lost: renewing a lease reports the same.
 
         Raises:
             StoreUnavailableError: the connection is lost; call again.
@@ -317,7 +317,7 @@ class JobLeases:
 
     async def read_entry(self, block_s: float) -> bytes | None:
         """Reads one fresh entry; returns its id."""
-        block_ms = max(1, milliseconds(block_s))  # 0 would be for ever
+        block_ms = max(1, milliseconds(block_s))  # 0 would wait forever
         with in_our_words:
             try:
                 reply = await self._blocking.call(

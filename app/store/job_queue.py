@@ -8,7 +8,7 @@
 Each transition is one Lua script that refuses what the diagram does not show, so any number of
 APIs and workers may call them at once, and each may be sent twice. What workers do to a job is in
 `app.store.job_leases`, whose turn it is in `lua/order.lua`. The queue is bounded by `reserve`, as
-`lua/places.lua` says; a job that nobody ends is ended by `sweep`.
+`lua/places.lua` says; a job that nothing else ends is ended by `sweep`.
 """
 
 import json
@@ -81,7 +81,7 @@ class QueueDepth:
 
 @dataclass(frozen=True, slots=True)
 class Orphan:
-    """A job whose frames nobody reads any more."""
+    """A job whose reader is gone."""
 
     model: str
     job_id: str
@@ -192,8 +192,8 @@ class JobQueue:
         limits: KeyLimits = NO_LIMITS,
         key_hash: str = "",
     ) -> list[ModelCard]:
-        """Asks who works, and whether there is room in the queue of any of their models, and within
-        the limits of whoever asks, while nothing is known of the request.
+        """Asks which workers there are, and whether there is room in the queue of any of their
+        models and within the owner's limits, before anything is known of the request.
 
         Args:
             key_hash: of its idempotency key; where a job is known by it the limits do not matter.

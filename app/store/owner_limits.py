@@ -20,7 +20,7 @@ MAX_GUESS_S = 60  # when one of a key's jobs may end
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
-    """What a request may take: of whom, within which limits, and what it is predicted to use."""
+    """What a request may take: its owner, the limits, and what it is predicted to use."""
 
     owner: str
     limits: KeyLimits = NO_LIMITS

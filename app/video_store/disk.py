@@ -90,7 +90,7 @@ def is_old(status: os.stat_result) -> bool:
 
 
 def remove_unlocked(path: Path) -> None:
-    """Removes a file that nobody has locked."""
+    """Removes a file that is not locked."""
     with suppress(FileNotFoundError, BlockingIOError):
         fd = os.open(path, os.O_RDWR)
         try:

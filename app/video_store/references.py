@@ -105,8 +105,8 @@ class References:
         self.path(video_id, owner).unlink(missing_ok=True)
 
     def touch(self, video_id: str, owner: str) -> None:
-        """Notes that the owner uses the video now: nobody else's business, unlike the video's own
-        last use."""
+        """Notes that the owner uses the video now: private to it, unlike the video's own last
+        use."""
         with suppress(FileNotFoundError):
             os.utime(self.path(video_id, owner))
 

@@ -71,10 +71,10 @@ class VideoStore:
 
     @asynccontextmanager
     async def receive(self, owner: str = ANONYMOUS) -> AsyncIterator[Upload]:
-        """An upload; what was not committed when the block ends is gone.
+        """An upload; what is not committed when the block ends is gone.
 
         Args:
-            owner: who has a share of what may come in at a time; everybody together has all of it.
+            owner: has a share of what may come in at a time; all owners together have all of it.
         """
         upload = await in_thread(
             lambda: Upload.begin(self.room, self._incoming, self._max_upload_bytes, owner),
@@ -131,7 +131,7 @@ class VideoStore:
     ) -> tuple[list[StoredVideo], bool]:
         """Some of an owner's videos in the order of their uploads, and whether there are more.
 
-        Waits: for others who list theirs, so that they leave threads to everybody else.
+        Waits: for other listings, so that they leave threads for other work.
 
         Args:
             purpose: of these alone.
@@ -278,7 +278,7 @@ class VideoStore:
         return lease
 
     def _lock_file(self, video_id: str) -> int:
-        """The descriptor of a video that nobody removes until it is closed."""
+        """The descriptor of a video, which is not removed until it is closed."""
         try:
             fd = os.open(self.path_of(video_id), os.O_RDONLY)
         except FileNotFoundError:
@@ -319,7 +319,7 @@ class VideoStore:
             references = self._references.paths_of(video_id)
             if references and unless_referenced:
                 return False
-            # First: whoever finds no video finds no reference that is about to go.
+            # First: where no video is found, no reference is found that is about to go.
             for reference in references:
                 reference.unlink(missing_ok=True)
             num_bytes = os.fstat(fd).st_size

@@ -106,8 +106,8 @@ class Publisher:
             self._take_reply(job, append, reply)
 
     async def _store_kept(self, job: RunningJob) -> None:
-        """Before the job's end, so that whoever has seen that finds it. One that is no longer this
-        worker's is refused, and learns so from its append."""
+        """Before the job's end, so that a client that has seen the end finds it. A job that is no
+        longer this worker's is refused, and its append says so."""
         if job.kept is not None:
             await self._kept_sets.put(job.delivery, job.kept)
             job.kept = None

@@ -41,7 +41,7 @@ _NO_COMPRESSION = CompressionConfig(policy="full")
 
 @dataclass(frozen=True, slots=True)
 class ResolvedSequence:
-    """What of a sequence's state does not depend on its compression."""
+    """The part of a sequence's state that does not depend on its compression."""
 
     sequence: Sequence
     prompt: PromptLayout
@@ -208,7 +208,7 @@ class Admission:
         return True
 
     def fits(self, states: Collection[SequenceState]) -> bool:
-        """Whether `admit` would find the bytes for all of them if nobody else ran. They may still
+        """Whether `admit` would find the bytes for all of them if nothing else ran. They may still
         not be in pieces that fit."""
         return self._room.fits(tuple(states))
 
@@ -304,12 +304,12 @@ class Admission:
 
     @property
     def leaked_bytes(self) -> int:
-        """With no sequence in the engine, only what nobody holds may be left."""
+        """With no sequence in the engine, only items without a holder may be left."""
         kv_bytes = self.kv_budget.used_bytes - self._prefixes.idle_bytes
         return kv_bytes + self._videos.budget.used_bytes - self._videos.idle_bytes
 
     def clear_prefixes(self) -> None:
-        """Drops prefixes that nobody holds, and keeps their videos' features."""
+        """Drops prefixes without a holder, and keeps their videos' features."""
         self._prefixes.clear()
 
     def forget_video(self, name: str) -> None:

@@ -223,7 +223,8 @@ class Backend(Protocol):
         ...
 
     def check(self, *, num_prefixes: int) -> None:
-        """Raises AssertionError: with no seat and so many prefixes open, more is held, or twice."""
+        """Raises AssertionError: with no seat and this many prefixes open, more is held, or held
+        twice."""
         ...
 
     # --- prefixes and seats ---

@@ -250,8 +250,8 @@ class SequenceState:
     def resumed(
         self, detokenizer: Detokenizer, kept_recording: KeptRecording | None
     ) -> "SequenceState":
-        """What waits in the place of a sequence that is preempted: it runs what it has again, and
-        goes on from there. What is still on its way is chosen again, by the same draw."""
+        """What waits in place of a preempted sequence: it runs what it has again, and continues
+        from there. What is still on its way is chosen again, by the same draw."""
         sequence = self.sequence
         forced = max(self.forced_token_ids, tuple(sequence.output_token_ids), key=len)
         sequence.output_token_ids.clear()

@@ -99,7 +99,8 @@ class VisionEncoder:
         return []
 
     def drop_orphans(self) -> None:
-        """Forgets videos that nobody waits for any more, unless others share their micro-batch."""
+        """Forgets videos that no sequence waits for any more, unless others share their
+        micro-batch."""
         self._suspects = [video for video in self._suspects if video.holders]
         if self._batch and all(video.holders == 0 for video in self._batch):
             self._drop_batch()

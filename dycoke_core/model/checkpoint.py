@@ -30,7 +30,7 @@ from dycoke_core.model_config import read_json
 logger = logging.getLogger(__name__)
 
 _DIGEST_THREADS = 8
-# Whatever transformers may read of a directory without being told to run code of it.
+# Whatever transformers may read of a directory as long as it may not run code from it.
 _READ = ("*.json", "*.jinja", "*.txt", "*.model", "*.safetensors", "*/*.jinja")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
 
@@ -153,7 +153,7 @@ def _file_digest(file: Path) -> str:
 
 
 def check_no_pickles(directory: Path) -> None:
-    """Refuses weights that run code when they are loaded, even where safetensors lie beside them.
+    """Refuses weights that run code when they are loaded, even where safetensors lie next to them.
 
     Raises:
         ModelLoadError: names one of the files.

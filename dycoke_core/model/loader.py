@@ -53,7 +53,7 @@ def load_model(
         ModelLoadError: a model that is not supported, or an incomplete checkpoint.
     """
     resolved_device = _resolve_device(device)
-    # Before 145 GB are fetched in vain.
+    # Before 145 GB are fetched for nothing.
     family = _FAMILIES[check_config(_resolve(path, _CONFIGURATION, revision))]
     directory = _resolve(path, _FILES, revision)
     check_no_pickles(directory)

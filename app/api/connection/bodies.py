@@ -6,9 +6,9 @@ answer there is no room then keeps it until it is stored: see `StreamSlots`. The
 come within `FIRST_BYTE_S`; after that a body keeps up, all the time, with a rate that rises with
 the share of slots that are taken, so that slow clients make room when others need it.
 
-Of bodies under way, not of what becomes of them. Slots are counted over all API processes of the
-port; what changes in another process changes the patience with bodies here when one begins or ends
-here, or with their own next part.
+Knows bodies under way, not what happens to them afterwards. Slots are counted over all API
+processes of the port; what changes in another process changes the patience with bodies here when
+one begins or ends here, or with their own next part.
 """
 
 import asyncio
@@ -96,14 +96,14 @@ class BodySlot:
         self._slots = slots
         self._now = asyncio.get_running_loop().time
         self._pace = Pace()
-        self._waits_since = 0.0  # whoever reads
+        self._waits_since = 0.0  # the reader of the body
         self._has_begun = False  # to come
         self._limit: asyncio.Timeout | None = None
         self._is_read = False
         self._on_read: Callable[[], bool] | None = None
 
     def when_read(self, callback: Callable[[], bool]) -> None:
-        """Calls back once the body is there; what that raises is for whoever reads its end.
+        """Calls back once the body is there; what that raises goes to the reader of its end.
 
         Args:
             callback: returns whether the slot is free now; else it is up to `release`, or the

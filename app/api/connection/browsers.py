@@ -2,8 +2,8 @@
 
 A name that an attacker points at this machine (DNS rebinding) makes a page's requests same-origin,
 and a form needs no permission to be posted anywhere. A key stops both; without one, only requests
-for names that the service goes by are taken, and only those that write from pages of its own or of
-allowed origins. Clients that are no browsers send no `Origin`.
+for the service's own names are taken, and only those that write from pages of its own or of allowed
+origins. Clients other than browsers send no `Origin`.
 """
 
 import re

@@ -58,7 +58,7 @@ async def read_json_fields(request: Request) -> ChatFields:
 
 
 def parse_object(body: bytes, *, is_as_sent: bool = True) -> dict[str, Any]:
-    """Args: is_as_sent: else a place in it says nothing to its client.
+    """Args: is_as_sent: False: positions in it mean nothing to the client, and are left out.
 
     Raises: InvalidRequestError: it is no JSON object.
     """
@@ -135,7 +135,7 @@ async def write_recognisable(upload: Upload, data: bytes) -> None:
 
 
 def check_container(head: bytes) -> None:
-    if sniff_container(head) in (None, Container.FRAMES):  # nobody uploads that form as it is
+    if sniff_container(head) in (None, Container.FRAMES):  # it is never uploaded as such
         raise UnsupportedContainerError
 
 

@@ -1,7 +1,7 @@
 """multipart/form-data as a stream: text parts into bounded memory, one file part into a sink.
 
 The file is neither held in memory nor spooled: its bytes are passed on as they arrive. What the
-client says about it (file name, content type) is not even looked at.
+client says about it (file name, content type) is ignored.
 """
 
 import asyncio

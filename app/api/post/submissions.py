@@ -308,7 +308,7 @@ class Submissions:
 
 @contextmanager
 def _naming_video(taken: TakenIn) -> Iterator[None]:
-    """Whoever is refused here need not send the video again."""
+    """A client that is refused here need not send the video again."""
     try:
         yield
     except TryLaterError as error:

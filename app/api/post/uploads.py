@@ -76,9 +76,10 @@ class Uploads:
         self, upload: Upload, principal: Principal, retention: Retention = FOREVER
     ) -> tuple[VideoLease, float]:
         """Stores an upload that the readers can read, unless its owner has its content already.
-        Nothing is displaced for one that they cannot read.
+        Nothing is evicted for one that they cannot read.
 
-        Another owner's does not spare the probe: its time would reveal that somebody has the video.
+        Another owner's copy does not save the probe: its time would reveal that someone has the
+        video.
 
         Returns:
             The video, and the seconds that the probe took.

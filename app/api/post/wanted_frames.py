@@ -181,9 +181,7 @@ class FoundFrames:
         self._headers: dict[str, bytes] = {}  # by digest, the oldest first
 
     def note(self, digest: str, header: bytes) -> None:
-        """Args:
-        header: what the blob says of its frames, before their pixels.
-        """
+        """Args: header: the blob's description of its frames, before their pixels."""
         self._headers.pop(digest, None)
         self._headers[digest] = header
         if len(self._headers) > MAX_FOUND:

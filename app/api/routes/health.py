@@ -1,4 +1,5 @@
-"""Is the process alive, can it take a job: open to everybody. Its numbers: unless set otherwise."""
+"""Is the process alive, can it take a job: open to everyone. So are its metrics, unless set
+otherwise."""
 
 import asyncio
 

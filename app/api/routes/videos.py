@@ -52,7 +52,7 @@ async def upload_video(request: Request, api: ApiDep, principal: UploaderDep) ->
 async def get_content(
     video_id: str, request: Request, api: ApiDep, principal: MediaReaderDep
 ) -> Response:
-    """Of a list of frames there is no file: it gives 409."""
+    """A list of frames has no file: it gives 409."""
     slot = api.streams.take(request, principal.owner)
     try:
         lease = await api.videos.lease(video_id, principal.owner)

@@ -102,10 +102,10 @@ def test_a_disk_that_fails_is_told_and_leaves_no_litter(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "no file of keys"),
-        ("[]", "no file of keys"),
-        ('{"version": 1, "keys": [{"name": "a"}]}', "no file of keys"),
-        ('{"version": 1, "keys": [], "more": 1}', "no file of keys"),
+        ("", "not a file of keys"),
+        ("[]", "not a file of keys"),
+        ('{"version": 1, "keys": [{"name": "a"}]}', "not a file of keys"),
+        ('{"version": 1, "keys": [], "more": 1}', "not a file of keys"),
         ('{"version": 2, "keys": []}', "of version 2"),
     ],
 )

@@ -44,7 +44,7 @@ async def test_client_outlives_a_restart_of_redis(own_redis_server: RedisServer)
     with pytest.raises(StoreUnavailableError):
         await scripts.run("depth", "m")
     own_redis_server.start()
-    assert await scripts.run("depth", "m") == [0, 0, 0, -1]
+    assert await scripts.run("depth", "m") == [0, 0, 0, -1, 0]
     await redis.aclose()
 
 
@@ -53,7 +53,7 @@ async def test_scripts_that_redis_has_forgotten_are_loaded_again(
 ) -> None:
     scripts = Scripts(redis, keys.prefix)
     await redis.script_flush()
-    assert await scripts.run("depth", "m") == [0, 0, 0, -1]
+    assert await scripts.run("depth", "m") == [0, 0, 0, -1, 0]
 
 
 async def test_full_or_read_only_redis_is_unavailable(own_redis_server: RedisServer) -> None:
@@ -61,14 +61,14 @@ async def test_full_or_read_only_redis_is_unavailable(own_redis_server: RedisSer
     scripts = Scripts(redis, "p")
     await redis.config_set("maxmemory", 1)
     with pytest.raises(StoreUnavailableError):
-        await scripts.run("reserve", "m", "j", 1, 1000, "a")
+        await scripts.run("reserve", "m", "j", 1, 1000, "a", 1)
     with pytest.raises(StoreUnavailableError):
         async with store_call():
             await redis.set("a", "b")
     await redis.config_set("maxmemory", 0)
     await redis.replicaof("127.0.0.1", "1")
     with pytest.raises(StoreUnavailableError):
-        await scripts.run("reserve", "m", "j", 1, 1000, "a")
+        await scripts.run("reserve", "m", "j", 1, 1000, "a", 1)
     await redis.aclose()
 
 
