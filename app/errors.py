@@ -87,8 +87,8 @@ class VideoNotFoundError(ServiceError):
 
     def __init__(
         self,
-        message: str = "this key has no video with this id: it may have expired, or been deleted or "
-        "evicted; upload it again with POST /v1/videos",
+        message: str = "this key has no video with this id: it may have expired, been deleted or "
+        "been evicted; upload it again with POST /v1/videos",
     ) -> None:
         super().__init__(message)
 
