@@ -79,7 +79,7 @@ async def test_a_video_is_probed_once_for_each_owner(
     assert fake_readers.num_probes == 1
     assert first.video.video_id == again.video.video_id
     await send(uploads, b"a video", BOB)
-    assert fake_readers.num_probes == 2, "its time would reveal that somebody has it"
+    assert fake_readers.num_probes == 2, "its time would reveal that someone has it"
     (usage,) = await service.usage.read("alice", [today()])
     assert usage == {"uploads": 1, "upload_bytes": 7}
 
@@ -166,7 +166,7 @@ async def test_without_redis_a_video_is_stored_and_none_is_deleted(service: Serv
 
 
 async def test_a_body_has_a_time_limit_and_ends_with_the_process(service: Service) -> None:
-    with pytest.raises(DeadlineExceededError, match="too long to come in"):
+    with pytest.raises(DeadlineExceededError, match="longer to come in"):
         async with service.uploads(timeout_s=0.01).limited():
             await asyncio.Event().wait()
     with pytest.raises(TimeoutError):
