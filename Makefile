@@ -43,8 +43,8 @@ demo: $(READY)  ## ask about the bundled clip, with and without DyCoke
 serve: $(READY)  ## the whole service on http://127.0.0.1:8000
 	@$(BIN)/python -m app serve
 
-# TEST_PROCESSES: so many processes share the files of tests; each holds up to 2 GB. On a GPU leave it
-# at 0, one process without others: tests measure the device's memory.
+# TEST_PROCESSES: how many processes share the files of tests; each holds up to 2 GB. On a GPU leave
+# it at 0, one process without others: tests measure the device's memory.
 TEST_PROCESSES ?= 0
 
 test: $(TEST_READY)  ## the suite; PYTEST_ARGS="tests/engine -q" for a part, TEST_PROCESSES=2
@@ -59,7 +59,7 @@ $(BROWSER_READY): $(READY)
 		--constraint constraints.txt --editable '.[browser]'
 	@touch $@
 
-# CHAOS_SEED: a run that has been seen before; CHAOS_MINUTES: how long the faults go on.
+# CHAOS_SEED: a run that has been seen before; CHAOS_MINUTES: how long faults are injected.
 CHAOS_ARGS = $(if $(CHAOS_SEED),--seed $(CHAOS_SEED))
 chaos: $(TEST_READY)  ## five minutes of faults, then one of a single machine; CHAOS_SEED=, CHAOS_MINUTES=
 	$(BIN)/python -m tests.chaos --minutes $(or $(CHAOS_MINUTES),5) $(CHAOS_ARGS)
@@ -78,7 +78,7 @@ $(CLIENTS_READY): tests/clients/requirements.txt tests/clients/constraints.txt
 	@touch $@
 
 # lmms-eval wants an av of before 16 and a torchvision, which we have not: it is installed without
-# its dependencies, beside what it imports for the task of our test.
+# its dependencies, and what it imports for the task of our test.
 lmms-eval: $(LMMS_READY)  ## the real lmms-eval: our model in it, and its model on the service
 	$(LMMS_VENV)/bin/python -m pytest tests/lmms_plugin $(PYTEST_ARGS)
 

@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from app.api.listener import bind
 from app.api.pool import Inherited, api_specs, num_processes
@@ -80,11 +81,7 @@ def _settings(command: str) -> Settings:
     try:
         settings = load_settings()
     except ValidationError as error:
-        problems = (
-            f"{ENV_PREFIX}{'_'.join(map(str, e['loc'])).upper()}: "
-            + e["msg"].removeprefix("Value error, ")
-            for e in error.errors(include_input=False)
-        )
+        problems = map(_problem, error.errors(include_input=False))
         raise SettingsError("; ".join(problems)) from error
     except ValueError as error:
         raise SettingsError(str(error)) from error
@@ -92,11 +89,21 @@ def _settings(command: str) -> Settings:
         try:
             connect(settings.redis_url)  # does no more than read it yet
         except ValueError:  # its text may hold a part of the password
-            message = "is no Redis URL; reserved characters in a password must be percent-encoded"
+            message = (
+                "write a URL such as redis://:password@host:6379/0, with reserved characters of "
+                "the password percent-encoded"
+            )
             raise SettingsError(f"{ENV_PREFIX}REDIS_URL: {message}") from None
     elif command not in ("serve", "keys"):
         raise SettingsError(f"'{command}' needs {ENV_PREFIX}REDIS_URL; 'serve' brings its own")
     return settings
+
+
+def _problem(error: ErrorDetails) -> str:
+    """A setting's name and what is wrong with it; what concerns several names them itself."""
+    message = error["msg"].removeprefix("Value error, ")
+    name = "_".join(map(str, error["loc"])).upper()
+    return f"{ENV_PREFIX}{name}: {message}" if name else message
 
 
 def _serve(settings: Settings) -> int:
@@ -187,8 +194,10 @@ def _listening(settings: Settings) -> socket.socket:
     try:
         return bind(settings.host, settings.port)
     except OSError as error:
-        message = f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}"
-        raise SettingsError(message) from error
+        raise SettingsError(
+            f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}; "
+            f"set {ENV_PREFIX}HOST or {ENV_PREFIX}PORT"
+        ) from error
 
 
 def _api_specs(

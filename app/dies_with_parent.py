@@ -3,8 +3,8 @@
     python -I -S dies_with_parent.py PARENT_PID SIGNAL_NUMBER COMMAND [ARGUMENT ...]
 
 The kernel sends the signal when the parent is gone, however it went; the setting survives exec.
-A program of its own, on the standard library, because code between fork and exec of a threaded
-parent can deadlock. Only Linux has this; elsewhere the command just runs.
+A separate program, on the standard library, because code between fork and exec of a threaded parent
+can deadlock. Only Linux has this; elsewhere the command just runs.
 """
 
 import ctypes

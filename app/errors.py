@@ -26,6 +26,8 @@
 Which HTTP status a code gets is known to `app.api.errors` alone.
 """
 
+from typing import Self
+
 from app.keys.limits import LimitState
 from dycoke_core.errors import DycokeError
 
@@ -70,11 +72,25 @@ class JobNotFoundError(ServiceError):
 
     code = "job_not_found"
 
+    def __init__(
+        self,
+        message: str = "this key has no job with this id, or its result is gone "
+        "(DYCOKE_RESULT_TTL_S after the job's end): post the request again",
+    ) -> None:
+        super().__init__(message)
+
 
 class VideoNotFoundError(ServiceError):
     """There is no such video, it belongs to another key, or it was evicted: upload it again."""
 
     code = "video_not_found"
+
+    def __init__(
+        self,
+        message: str = "this key has no video with this id: it may have expired, been deleted or "
+        "been evicted; upload it again with POST /v1/videos",
+    ) -> None:
+        super().__init__(message)
 
 
 class ModelNotFoundError(ServiceError):
@@ -93,6 +109,10 @@ class UploadTooLargeError(ServiceError):
     """The video is larger than `MAX_UPLOAD_BYTES`."""
 
     code = "upload_too_large"
+
+    @classmethod
+    def of_video(cls, max_bytes: int) -> Self:
+        return cls(f"the video is larger than {max_bytes} bytes (DYCOKE_MAX_UPLOAD_BYTES)")
 
 
 class TooManyUploadsError(ServiceError):
@@ -174,7 +194,10 @@ class FrameStoreFullError(TryLaterError):
     code = "frame_store_full"
 
     def __init__(self, *, video_id: str | None = None) -> None:
-        message = "the frames of jobs under way leave no room for more"
+        message = (
+            "the frames of jobs under way take all the room there is for frames "
+            "(DYCOKE_MAX_FRAME_STORE_BYTES): try again when some have ended"
+        )
         super().__init__(message, retry_after_s=2, video_id=video_id)
 
 
@@ -198,6 +221,9 @@ class ShuttingDownError(ServiceError):
     code = "shutting_down"
     retryable = True
 
+    def __init__(self) -> None:
+        super().__init__("this server is shutting down: send the request again")
+
 
 class StoreUnavailableError(ServiceError):
     """Redis, or the storage of videos, does not answer."""
@@ -207,8 +233,8 @@ class StoreUnavailableError(ServiceError):
 
 
 class KeptSetsNotFoundError(ServiceError):
-    """Nothing is known of what the job kept: it did not ask for `kept_mask`, has no video, or did
-    not come to its end."""
+    """What the job kept is not known: it did not ask for `kept_mask`, has no video, or was not
+    answered to its end."""
 
     code = "kept_not_found"
 
@@ -254,6 +280,9 @@ class ReaderLostError(ServiceError):
     code = "reader_lost"
     retryable = True
 
+    def __init__(self) -> None:
+        super().__init__("the process that was reading the video is gone: post the request again")
+
 
 class JobLostError(ServiceError):
     """The job's record vanished while its answer was being read: Redis lost its data, or newer
@@ -284,7 +313,7 @@ class WorkersLostError(ServiceError):
 
 
 class JobFailedRepeatedlyError(ServiceError):
-    """Two workers died while they ran nothing but this job."""
+    """Two workers died while they ran only this job."""
 
     code = "job_failed_repeatedly"
 

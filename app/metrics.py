@@ -23,7 +23,7 @@ from app.messages import CacheUse, CompressionChoice, CompressionReceipt, DoneEv
 from dycoke_core.config import PRIORITIES, Priority
 from dycoke_core.engine_card import EngineStats
 
-# Otherwise each counter and histogram gets a second series that nobody reads.
+# Otherwise each counter and histogram gets a second series that is never read.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 # From a millisecond (compression on a GPU) to minutes (prefill on a CPU).
@@ -43,7 +43,7 @@ LAG_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5
 # How a job ends, besides by an error's code.
 DONE = "done"
 CLIENT_DEADLINE_EXCEEDED = "client_deadline_exceeded"  # `deadline_exceeded`, of the request's own
-ANY_KEY = "any"  # where names of keys are not for everybody who reads the metrics
+ANY_KEY = "any"  # where readers of the metrics may not know the names of keys
 INTERRUPTED = "interrupted"  # this process was shut down before the job's end
 STAGES = ("upload", "read_frames", "queue", "vision", "compress", "prefill", "decode")
 CACHES = ("frames", "features", "prefix")
@@ -227,7 +227,7 @@ class ApiMetrics:
     A job is observed once, by the process whose connection posted it.
 
     Args:
-        names_keys: whoever reads the metrics may know the names of keys and what each asks.
+        names_keys: readers of the metrics may know the names of keys and what each asks.
     """
 
     def __init__(self, registry: CollectorRegistry, *, names_keys: bool = True) -> None:
@@ -355,7 +355,7 @@ class ApiMetrics:
         return observe
 
     def expect_request(self, labels: RequestLabels) -> None:
-        """Makes the counters of every end that a job may come to, at 0."""
+        """Makes the counters of all ways in which a job may end, at 0."""
         if labels not in self._known_requests:
             self._known_requests.add(labels)
             for outcome in self._outcomes:

@@ -2,13 +2,13 @@
 
 A table with a row for each process, by its number: 0 to `num_processes` - 1. A process that is
 started in place of a dead one takes over its row. Only a row's own process writes to it (after its
-death, the supervisor), so numbers need no lock and nobody waits for a process that is stuck; those
+death, the supervisor), so numbers need no lock and no process waits for one that is stuck; numbers
 of different rows are not read at one instant.
 
 Streams, bodies and incoming bytes are counted by client too, in a count-min sketch for each row
 (Cormode, Muthukrishnan: Journal of Algorithms 55(1), 2005): in two counters by the client's digest,
 of which the smaller one counts. It is too large only where others share both; the digest is keyed,
-so that nobody can choose a name that does.
+so that no client can choose a name that does.
 
 The memory is an anonymous file that processes inherit by its descriptor, and so are the locks:
 both are gone with the last process, however it ends. Knows nothing of what the locks are for.
@@ -88,7 +88,7 @@ class ProcessTable:
 
     @classmethod
     def create(cls, num_processes: int) -> "ProcessTable":
-        """Makes a table for so many processes, all of which are yet to start."""
+        """Makes a table for this many processes, all of which are yet to start."""
         fd = os.memfd_create("api-processes", os.MFD_CLOEXEC)
         by_client_bytes = _CLIENT_WORDS * _WORD_BYTES * num_processes
         os.ftruncate(fd, _HEADER_BYTES * (1 + num_processes) + by_client_bytes)
@@ -211,8 +211,8 @@ class ProcessTable:
 
 
 class ProcessRow:
-    """What one process says of itself. Belongs to it; setters of different threads must not meet
-    on the same number.
+    """What one process publishes about itself. It alone writes; two threads must not set the same
+    number.
     """
 
     def __init__(self, table: ProcessTable, number: int) -> None:
@@ -252,7 +252,7 @@ class ProcessRow:
         self._add_open(_Word.INCOMING_BYTES, num_bytes, client)
 
     def begin_wait(self, wait: Wait) -> None:
-        """Says that from now on this process waits for something, behind those that do already."""
+        """Notes that from now on this process waits for something, after those that already do."""
         if not self._has_left:
             self.table._set(self.number, _Word(wait), time.monotonic_ns())
 

@@ -3,6 +3,7 @@
 A variable with the prefix that names no setting, or a value out of range, fails at start.
 """
 
+import difflib
 import ipaddress
 import os
 import re
@@ -38,7 +39,7 @@ def _words(value: object) -> object:
         return value
     words = [word.strip().lower() for word in value.split(",") if word.strip()]
     if not words:
-        raise ValueError("it is set but empty")
+        raise ValueError("it is set but empty: unset it, or list values with commas between them")
     return words
 
 
@@ -48,7 +49,7 @@ def _hosts(value: object) -> object:
         words = [f"[{word}]" if word.count(":") > 1 and word[0] != "[" else word for word in words]
         for word in words:
             if not _HOST.fullmatch(word):
-                raise ValueError(f"'{word}' is no name of a host; leave out scheme and port")
+                raise ValueError(f"'{word}' is not a host name; leave out scheme and port")
     return words
 
 
@@ -59,7 +60,9 @@ def _networks(value: object) -> object:
             try:
                 ipaddress.ip_network(word)
             except ValueError:
-                raise ValueError(f"'{word}' is no address and no network of addresses") from None
+                raise ValueError(
+                    f"'{word}' is neither an IP address nor a network such as 10.0.0.0/8"
+                ) from None
     return words
 
 
@@ -68,7 +71,7 @@ def _origins(value: object) -> object:
     if isinstance(words, list):
         for word in words:
             if not _ORIGIN.fullmatch(word):
-                raise ValueError(f"'{word}' is no origin such as https://app.example.com")
+                raise ValueError(f"'{word}' is not an origin such as https://app.example.com")
     return words
 
 
@@ -84,7 +87,7 @@ class Settings(BaseSettings):
     redis_prefix: str = Field("dycoke", pattern=r"^[A-Za-z0-9_.-]+$")
     data_dir: Path = Path(".dycoke")
 
-    # Who may use it. Without keys everybody may, on loopback addresses alone.
+    # Who may use it. Without keys everyone may, on loopback addresses alone.
     api_keys: Annotated[tuple[ConfiguredKey, ...], NoDecode, BeforeValidator(_keys)] = ()
     allow_anonymous: bool = False  # without keys, on other addresses too
     allowed_hosts: Annotated[list[str] | None, NoDecode, BeforeValidator(_hosts)] = None
@@ -103,7 +106,7 @@ class Settings(BaseSettings):
     key_max_stored_bytes: int | None = Field(None, ge=0, le=MAX_LIMIT)  # of videos
     key_max_stored_videos: int | None = Field(None, ge=0, le=MAX_LIMIT)
     key_max_priority: Priority = PRIORITIES[0]  # the highest that its jobs may have
-    limit_anonymous: bool = False  # true: whoever has no key shares these limits with all others
+    limit_anonymous: bool = False  # true: all clients without a key share these limits
     share_caches: bool = False  # between keys: answers are quicker, and reveal who asked before
 
     # The model.
@@ -154,7 +157,10 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _has_room_for_an_upload(self) -> Self:
         if self.max_incoming_bytes is not None and self.max_incoming_bytes < self.max_upload_bytes:
-            raise ValueError("DYCOKE_MAX_INCOMING_BYTES is less than DYCOKE_MAX_UPLOAD_BYTES")
+            raise ValueError(
+                f"{ENV_PREFIX}MAX_INCOMING_BYTES must be at least {ENV_PREFIX}MAX_UPLOAD_BYTES, "
+                f"which is {self.max_upload_bytes}"
+            )
         return self
 
     @property
@@ -175,5 +181,11 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     given = {n for n in (os.environ if environ is None else environ) if n.startswith(ENV_PREFIX)}
     unknown = given - {ENV_PREFIX + name.upper() for name in Settings.model_fields}
     if unknown:
-        raise ValueError(f"unknown settings: {', '.join(sorted(unknown))}")
+        raise ValueError(f"unknown settings: {'; '.join(map(_with_hint, sorted(unknown)))}")
     return Settings()
+
+
+def _with_hint(variable: str) -> str:
+    name = variable.removeprefix(ENV_PREFIX).lower()
+    close = difflib.get_close_matches(name, Settings.model_fields, n=1)
+    return f"{variable} (did you mean {ENV_PREFIX}{close[0].upper()}?)" if close else variable

@@ -10,8 +10,8 @@ T = TypeVar("T")
 
 async def in_thread(work: Callable[[], T], undo: Callable[[T], None] | None = None) -> T:
     """Runs `work` in a thread, to its end even if the caller is cancelled: a thread cannot be
-    stopped, and what it uses (a descriptor!) must not be closed under it. Then `undo` takes back
-    what nobody received.
+    stopped, and what it uses (a descriptor!) must not be closed under it. Then `undo` takes back a
+    result that was not received.
     """
     done = asyncio.get_running_loop().run_in_executor(None, work)
     try:

@@ -118,7 +118,7 @@ class Tracing:
 class PostSpan:
     """A request that the API has accepted, until its job has ended.
 
-    `traceparent`: what goes into the job; None where nobody traces.
+    `traceparent`: what goes into the job; None where tracing is off.
     """
 
     def __init__(self, span: "Span | None", traceparent: str | None) -> None:
@@ -153,7 +153,10 @@ def tracing_from_environment(process: str) -> Tracing:
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError:
-        raise ValueError(f"{configured[0]} needs the extra 'tracing' installed") from None
+        raise ValueError(
+            f"{configured[0]} is set and OpenTelemetry is missing: install the extra 'tracing', or "
+            "unset it"
+        ) from None
     name = os.environ.get("OTEL_SERVICE_NAME", f"dycoke-{process}")
     provider = TracerProvider(
         resource=Resource.create({"service.name": name}),

@@ -60,7 +60,7 @@ def _answer(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
     )
     if not arguments.video.is_file():
-        raise InvalidRequestError("the video file does not exist")
+        raise InvalidRequestError(f"there is no file {arguments.video}")
     config = EngineConfig(
         device=arguments.device,
         dtype=arguments.dtype,

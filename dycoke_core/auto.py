@@ -55,7 +55,9 @@ class AutoConfig:
         if not 0 <= self.at_least <= 1:
             raise InvalidRequestError("compression.at_least must be between 0 and 1")
         if not 1 <= len(self.ladder) <= MAX_LEVELS:
-            raise InvalidRequestError(f"a ladder must have 1 to {MAX_LEVELS} levels")
+            raise InvalidRequestError(
+                f"a ladder must have 1 to {MAX_LEVELS} levels, and this one has {len(self.ladder)}"
+            )
 
     @classmethod
     def parse(cls, value: Mapping[str, Any], default: "AutoConfig") -> "AutoConfig":
@@ -130,7 +132,7 @@ class Reason(StrEnum):
     """Why a level was chosen."""
 
     OBJECTIVE = "objective"  # the least that meets it
-    QUEUE = "queue"  # the least at which those that wait behind would meet it too
+    QUEUE = "queue"  # the least at which those that wait after it would meet it too
     LOAD = "load"  # the least that keeps up with the requests that come
     STEADY = "steady"  # requests like those of late need a stronger one, or did just now
     CACHED = "cached"  # its prefix is there, at a weaker level or at the next stronger one
@@ -151,7 +153,7 @@ class CachedChoice:
 
     Args:
         choice: None: there is no prefix that it should take.
-        prefix_keys: of the prefixes that it may take; once one of them comes, ask again.
+        prefix_keys: of the prefixes that it may take; once one of them is there, ask again.
     """
 
     choice: Choice | None

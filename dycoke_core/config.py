@@ -52,7 +52,7 @@ PARAMETER_RANGES: Mapping[str, tuple[int, int]] = {
 class CompressionConfig:
     """Which policy compresses a sequence's visual tokens, and with what parameters.
 
-    `seed` is a setting of its own and 0 unless named, not the seed of sampling: with a seed drawn
+    `seed` is a separate setting, 0 unless named, not the seed of sampling: with a seed drawn
     for each request no two questions about a video could share its prefix.
 
     Raises:
@@ -108,14 +108,19 @@ class CompressionConfig:
         try:
             value = json.loads(text)
         except ValueError as error:
-            raise InvalidRequestError("compression is not valid JSON") from error
+            raise InvalidRequestError(
+                "compression is neither a policy's name nor a valid JSON object"
+            ) from error
         return cls.parse(value)
 
     def check_num_frames(self, num_frames: int) -> None:
         """Raises InvalidRequestError: the policy cannot work on so few frames."""
         takes_variant = "variant" in POLICY_PARAMETERS[self.policy]
         if takes_variant and self.variant == "released" and num_frames < 5:
-            raise InvalidRequestError("compression.variant 'released' needs at least 5 frames")
+            raise InvalidRequestError(
+                "compression.variant 'released' needs at least 5 frames, "
+                f"and there are {num_frames}"
+            )
 
     def as_dict(self) -> dict[str, Any]:
         """The policy's name and the parameters it takes, for receipts and the wire."""

@@ -1,4 +1,5 @@
-"""What an engine says of itself. Standard library only: processes without torch read it too."""
+"""What an engine publishes about itself. Standard library only: processes without torch read it
+too."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,14 +26,14 @@ class EngineCard:
     frames_per_unit: int  # that become one set of visual tokens
     num_layers: int
     max_model_tokens: int
-    max_words_per_token: int  # a text has at least a token for so many words
+    max_words_per_token: int  # a text has at least one token for this many words
     prefill_chunk_tokens: int
     sampler_version: int
     backend: str
     max_running_sequences: int
 
     def frame_size(self, num_frames: int, max_pixels: int | None = None) -> int | PixelLimits:
-        """How `FrameSpec` is told the size of so many frames.
+        """The size of this many frames, for a `FrameSpec`.
 
         Args:
             max_pixels: of each; None: as many as the square frames have. Without effect where the
@@ -46,7 +47,7 @@ class EngineStats:
     num_waiting: int
     num_running: int
     kv_bytes_in_use: int  # reserved by running sequences: their prefixes and their own rows
-    kv_bytes_cached: int  # prefixes that nobody holds: free on demand
+    kv_bytes_cached: int  # prefixes without a holder: free on demand
     kv_bytes_budget: int
     device_memory_bytes: int  # allocated on a GPU now; 0 on a CPU
     # Sequences that made room so far, by the priority of who came; 0 may be missing.

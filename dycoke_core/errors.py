@@ -62,6 +62,11 @@ class UnsupportedContainerError(VideoError):
 
     code = "unsupported_container"
 
+    def __init__(self) -> None:
+        super().__init__(
+            "the file is not in a container we take (MP4, MOV, Matroska, WebM, AVI, MPEG-TS)"
+        )
+
 
 class UnsupportedCodecError(VideoError):
     """The video's codec is not on the list."""

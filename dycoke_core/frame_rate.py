@@ -1,4 +1,4 @@
-"""How many frames a rate makes of a clip, as a model's video processor counts them. Standard
+"""How many frames a rate takes of a clip, as a model's video processor counts them. Standard
 library only."""
 
 import math
@@ -26,7 +26,7 @@ class RateRule:
 
         Args:
             wanted: the clip's frames, divided by its own rate, times the rate asked for.
-            given: frames that the clip has; infinite where nobody knows.
+            given: frames that the clip has; infinite where it is not known.
             most: that may be taken in any case.
 
         Source: `sample_frames` of Qwen2-VL's and of Qwen3-VL's video processor in transformers.

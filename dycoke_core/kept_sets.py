@@ -130,7 +130,7 @@ class KeptHistory:
 class KeptRecorder:
     """Takes the sets of one sequence as they become known, and makes its `KeptHistory`.
 
-    Holds no more than the history may take, and one set.
+    Holds at most what the history may take, and one set.
 
     Args:
         kept: [V], which of the units * N tokens stage I kept, in the order in which they stand.

@@ -4,7 +4,7 @@ Feedback and feed-forward control of the queue. A request gets the weakest level
 
 1. the request's first token is predicted within its objective (what it has waited, the prompt work
    ahead of it, its own);
-2. the requests waiting behind it would be in time too, if all of them got the same level (a fluid
+2. the requests waiting after it would be in time too, if all of them got the same level (a fluid
    model of the queue, which keeps a fifth of the objective in reserve);
 3. the engine keeps up with the requests that come: their rate of arrival times what one takes of
    the engine, the utilisation rho, stays below `MAX_UTILISATION`. A rate is an estimate, so this
@@ -13,8 +13,8 @@ Feedback and feed-forward control of the queue. A request gets the weakest level
 Where no level is enough, it gets the strongest that it allows. To avoid flapping, compression eases
 only once a stronger level has not been needed for one objective and, where load required it, rho is
 below `EASED_UTILISATION`. So whatever the load, it eases at most once per objective. What counts
-here is what the requests of late need: a large one, or one that has waited before it was queued,
-gets the level that it needs itself, and holds no other at it. Nor does one of another objective or
+here is what recent requests need: a large one, or one that has waited before it was queued, gets
+the level that it needs itself, and holds no other at it. Nor does one of another objective or
 priority.
 
 A cached prefix costs only the question, so its level is used if it is weaker than needed, or the
@@ -33,9 +33,9 @@ from dycoke_core.config import DEFAULT_PRIORITY, CompressionConfig, Priority
 MAX_UTILISATION = 0.9
 EASED_UTILISATION = 0.75
 RATE_SHARE = 0.5  # of the objective, over which arrivals have a rate
-QUIET_SHARE = 0.25  # of the objective: a line that is through by then is no sign of overload
+QUIET_SHARE = 0.25  # of the objective: a line that is served by then is no sign of overload
 MAX_COURSES = 32  # objectives and priorities whose past is remembered
-LINE_SHARE = 0.8  # of the objective, within which the requests behind must be in time
+LINE_SHARE = 0.8  # of the objective, within which later requests must be in time
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class Outlook:
     """What is not in the engine yet. Where several workers serve a queue, this one's share of it.
 
     Args:
-        waited_s: how long each request behind this one has been queued, oldest first.
+        waited_s: how long each request after this one has been queued, oldest first.
         arrivals_per_s: of requests, of late; 0: not known.
         last_arrivals_per_s: of the last few, which came within `last_s`.
     """
@@ -111,7 +111,7 @@ class Situation:
         return self.ahead_s + self.prompt_s[place]
 
     def is_line_in_time(self, seconds: float, place: int, limit_s: float) -> bool:
-        """Whether all requests behind one that takes so long to its first token would be in time,
+        """Whether all requests after one that takes this long to its first token would be in time,
         if they got this level.
         """
         return all(
@@ -120,7 +120,7 @@ class Situation:
         )
 
     def least_below(self, utilisation: float, rate: float) -> int:
-        """The weakest level at which so many arrivals per second use less of the engine."""
+        """The weakest level at which this many arrivals per second use less of the engine."""
         below = (place for place in self.places if rate * self.cost_s(place) < utilisation)
         return next(below, self.places[-1])
 

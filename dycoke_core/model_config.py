@@ -1,4 +1,4 @@
-"""What a model's config.json says of whether it can be served. Standard library only: a service
+"""Whether a model can be served, by its config.json. Standard library only: a service
 refuses a model before it starts anything."""
 
 import json
@@ -20,7 +20,7 @@ def check_config(directory: Path) -> str:
     """
     settings = read_json(directory / "config.json")
     if not settings:
-        raise ModelLoadError("the model directory has no readable config.json")
+        raise ModelLoadError("the model directory has no config.json: fetch the whole repository")
     model_type = str(settings.get("model_type"))
     if model_type not in SUPPORTED_TYPES:
         raise ModelLoadError(

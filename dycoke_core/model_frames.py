@@ -1,4 +1,4 @@
-"""The frames that a model takes: which of a clip, at what size, and how they come to it. Standard
+"""The frames that a model takes: which of a clip, at what size, and how they are resized. Standard
 library only.
 """
 
@@ -15,11 +15,11 @@ MAX_ASPECT_RATIO = 200
 # floor: the first, the last and others evenly between, rounded down (LLaVA-OneVision; models that
 #   know images alone);
 # nearest: the same, rounded to the nearest frame (Qwen3-VL);
-# starts: the first frame of each of so many equal parts (Qwen2.5-VL).
+# starts: the first frame of each of as many equal parts (Qwen2.5-VL).
 Spread = Literal["floor", "nearest", "starts"]
 DEFAULT_SPREAD: Spread = "floor"
 
-# How they come to their size.
+# How they are resized.
 # decoder: while they are decoded, by FFmpeg's bicubic filter, colours at the resolution that the
 #   video has them in, mostly half (LLaVA-OneVision);
 # bicubic, bilinear: decoded whole, turned into RGB, then by Pillow's filter of that name, as the
@@ -43,7 +43,7 @@ class PixelLimits:
     frames_per_unit: int | None = None
 
     def within(self, max_pixels: int, *, num_frames: int) -> "PixelLimits":
-        """The limits of so many frames, each of which is to have at most so many pixels."""
+        """The limits of this many frames, each of which is to have at most this many pixels."""
         most = min(self.count(max_pixels, 1, num_frames), self.max_pixels)
         return replace(self, min_pixels=min(self.min_pixels, most), max_pixels=most)
 
@@ -95,7 +95,7 @@ class PixelLimits:
         return sides[0], sides[1]
 
     def _cut(self, height: int, width: int, num_frames: int) -> tuple[int, int]:
-        """To the most pixels that so many frames may have, if no side comes to less than one
+        """To the most pixels that this many frames may have, unless a side would be less than one
         multiple."""
         ratio = math.sqrt(num_frames * height * width / self.max_pixels)
         sides = [self._whole(side / ratio, math.floor) for side in (height, width)]

@@ -78,7 +78,10 @@ def resizing_of_processor(settings: Mapping[str, Any], *, default: Resizing) -> 
         return default
     resizing = _RESIZINGS.get(number) if isinstance(number, int) else None
     if resizing is None:
-        raise ModelLoadError(f"the processor resizes by a filter that is not supported: {number}")
+        raise ModelLoadError(
+            f"the processor resizes by a filter that is not supported: {number}; supported are "
+            f"{', '.join(map(str, _RESIZINGS))}"
+        )
     return resizing
 
 
@@ -97,7 +100,7 @@ class PromptEncoder:
         """
         Args:
             video_token_id: what the chat template renders for a video.
-            unit_token_id: what stands for visual tokens in the text, if it is another.
+            unit_token_id: that represents visual tokens in the text, if it is another.
             content_type: of a video, as the template knows it.
         """
         self.tokenizer = tokenizer

@@ -24,7 +24,7 @@ class Work:
         )
 
     def towards(self, other: "Work", share: float) -> "Work":
-        """So much of the way to `other`."""
+        """This share of the way to `other`."""
         return Work(
             self.vision_patches + share * (other.vision_patches - self.vision_patches),
             self.prompt_tokens + share * (other.prompt_tokens - self.prompt_tokens),
@@ -70,12 +70,13 @@ class Rates:
         self._max_prompt_tokens = max_prompt_tokens
 
     def note_vision(self, num_patches: int, seconds: float, num_steps: int) -> None:
-        """Takes in that patches were encoded in slices of so many steps."""
+        """Takes in that patches were encoded in slices of this many steps."""
         self._patch.note(seconds, num_patches)
         self._steps_per_patch.note(num_steps, num_patches)
 
     def note_pass(self, seconds: float, *, num_prompt_tokens: int, is_decoding: bool) -> None:
-        """Takes in a pass. A decode step beside a prompt is assumed to cost what it costs alone."""
+        """Takes in a pass. A decode step that runs with a prompt is assumed to cost what it costs
+        alone."""
         if not num_prompt_tokens:
             self._step.note(seconds, 1.0)
             return
@@ -89,7 +90,7 @@ class Rates:
         return self._token.is_measured and has_vision
 
     def seconds(self, work: Work, *, is_decoding: bool) -> float:
-        """For how long the work takes, with a decode step beside each of its steps."""
+        """How long the work takes, with a decode step in each of its steps."""
         seconds = work.vision_patches * self._patch.value + work.prompt_tokens * self._token.value
         if is_decoding:
             num_steps = work.vision_patches * self._steps_per_patch.value

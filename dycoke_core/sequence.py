@@ -126,7 +126,7 @@ class FrameTiming:
 
 @dataclass(frozen=True, slots=True)
 class FrameContent:
-    """What frames are, as far as it can be told without a model.
+    """The content of frames, as far as it is known without a model.
 
     Args:
         key: names their content.
@@ -156,9 +156,9 @@ class Sequence:
         video_name: of the video, however many keys it has, for `Engine.forget_video`.
         wants_kept_sets: the report says which visual tokens were kept at each token.
         priority: sequences of a better one go first, see `dycoke_core.precedence`.
-        can_reload_frames: whoever adds it will bring its frames again if the engine asks for them
+        can_reload_frames: its owner will bring its frames again if the engine asks for them
             (`Engine.waiting_for_frames`). The engine then sets `frames` to None when the sequence
-            is admitted: from there on they are held until the video is encoded, and no longer.
+            is admitted: from then on they are held only until the video is encoded.
 
     Raises:
         InvalidRequestError: no such priority.

@@ -14,7 +14,7 @@ def to_device(values: Tensor, device: torch.device) -> Tensor:
 class HostCopy:
     """A device's tensor on its way to the host.
 
-    Whoever reads it once the device has got past later work waits for nothing.
+    A reader that comes once the device has finished later work does not wait.
     """
 
     def __init__(self, values: Tensor) -> None:

@@ -29,7 +29,7 @@ stream = client.chat.completions.create(
     max_completion_tokens=20,
     stream=True,
     stream_options={"include_usage": True},
-    # What OpenAI's interface does not know goes into the body beside it.
+    # Fields that OpenAI's interface does not have go into the body as extras.
     extra_body={"compression": {"policy": "dycoke", "k": 0.7}},
     # The client's own retries send no key. With one, all tries are one job.
     extra_headers={"Idempotency-Key": str(uuid.uuid4())},

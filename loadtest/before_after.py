@@ -68,7 +68,7 @@ def compare(before: Path, turns: int) -> dict[str, Any]:
     for name, (num_turns, _) in MEASUREMENTS.items():
         seen: dict[str, list[float]] = {side: [] for side in sides}
         for turn in range(-1, turns * num_turns):  # the first one warms up
-            # The order alternates, so that what one run leaves behind favours neither.
+            # The order alternates, so that leftovers of one run favour neither.
             for side in list(sides) if turn % 2 else list(reversed(sides)):
                 seconds = sides[side].turn(name)
                 if turn >= 0:

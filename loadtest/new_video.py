@@ -78,7 +78,7 @@ def _describe_scene(service: Service, seed: int, policy: str, folder: Path) -> F
             answer.see(event)
     if answer.receipt is None or answer.ttft_s is None or answer.total_s is None:
         raise RuntimeError(f"no answer: {answer.error}")
-    assert answer.receipt["cache"]["prefix"] == "miss", "a video that nobody has seen"
+    assert answer.receipt["cache"]["prefix"] == "miss", "a video that is not known yet"
     stages = {stage: float(answer.receipt["timings_s"][stage]) for stage in STAGES}
     return {"end to end": answer.total_s, "first token": answer.ttft_s} | stages
 

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from dycoke_core.config import CompressionConfig, EngineConfig
 from dycoke_core.engine import Engine, SamplingParams, Sequence
-from dycoke_core.engine.backend import Pending
-from dycoke_core.engine.plan import StepPlan
+from dycoke_core.engine.backend import Pending, StepPlan
 from dycoke_core.engine.state import SequenceState
 from dycoke_core.model.llava_onevision import LlavaOnevision
 from dycoke_core.sequence import ChatMessage

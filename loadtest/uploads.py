@@ -1,4 +1,4 @@
-"""How fast a large upload is stored, beside what the machine can do with the same bytes.
+"""How fast a large upload is stored, compared with what the machine can do with the same bytes.
 
     python -m loadtest.uploads [--megabytes 300] [--turns 5] [--before CHECKOUT] [--json]
 

@@ -1,4 +1,4 @@
-"""What a small worker says of itself."""
+"""The card of a small worker."""
 
 from typing import Any
 

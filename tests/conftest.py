@@ -22,6 +22,7 @@ from tests.random_checkpoint import build_random_checkpoint
 
 # `make test` installs Triton, `make demo` does not. In CI its absence is an error.
 has_kernels = find_spec("triton") is not None or os.environ.get("CI") == "true"
+REDIS_FIXTURES = {"redis_server", "own_redis_server"}
 # What is in `clients` has an environment of its own: `make clients`.
 collect_ignore_glob = ["clients/*", *([] if has_kernels else ["gpu_kernels/*"])]
 
@@ -30,6 +31,19 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     """Tests that need a browser run where they are named: `make browser`."""
     is_named = any("tests/browser" in argument for argument in config.args)
     return True if collection_path.name == "browser" and not is_named else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of `integration`, and those of `app` that use a Redis, run several processes or
+    connections against real timeouts. On a machine that stalls for seconds one may fail for no
+    fault of the service, so each gets a second try; the summary lists it as a rerun. Twice is a
+    failure.
+    """
+    integration, app = (Path(__file__).parent / name for name in ("integration", "app"))
+    for item in items:
+        has_redis = not REDIS_FIXTURES.isdisjoint(getattr(item, "fixturenames", ()))
+        if integration in item.path.parents or (app in item.path.parents and has_redis):
+            item.add_marker(pytest.mark.flaky(reruns=1))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,4 +1,4 @@
-"""What an engine says of itself, for tests that need no engine."""
+"""An engine's statistics, for tests that need no engine."""
 
 from dataclasses import replace
 

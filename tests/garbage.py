@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def collection_paused() -> Iterator[None]:
-    """No finalizer of what is garbage runs in the block.
+    """No finalizer runs on garbage inside the block.
 
     Before 3.11.8, `ast.parse` raises `SystemError` (AST constructor recursion depth mismatch) where
     something else parses meanwhile: a collection that starts within it, and in it the logging of a

@@ -52,7 +52,7 @@ def _scale_weights(
 
 @torch.no_grad()
 def scale_matrices(model: nn.Module) -> None:
-    """Gives every matrix a gain at which what it reads shows in what it writes."""
+    """Gives every matrix a gain at which its output depends visibly on its input."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d):
             fan_in = module.weight[0].numel()

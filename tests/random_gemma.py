@@ -18,7 +18,7 @@ from tests.random_checkpoint import SEED, scale_matrices, speakable
 
 BOS, TURN_START, TURN_END = "<bos>", "<start_of_turn>", "<end_of_turn>"
 IMAGE_START, IMAGE_END, IMAGE = "<start_of_image>", "<end_of_image>", "<image_soft_token>"
-IMAGE_SIZE, PATCH_SIZE, TOKENS_PER_SIDE = 56, 7, 2  # 8 patches a side, of which 4 x 4 are a token
+IMAGE_SIZE, PATCH_SIZE, TOKENS_PER_SIDE = 56, 7, 2  # 8 patches a side; 4 x 4 of them are a token
 WINDOW = 12  # positions: less than two frames and their markers
 LAYER_TYPES = ["sliding_attention", "sliding_attention", "full_attention"] * 2
 

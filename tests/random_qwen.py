@@ -81,7 +81,7 @@ def qwen_tokenizer() -> PreTrainedTokenizerFast:
 def build_random_qwen2_5_vl(
     directory: Path, *, seed: int = SEED, is_tied: bool = False, **of_vision: Any
 ) -> None:
-    """Four layers of text, three of vision of which the second attends to whole units.
+    """Four layers of text and three of vision, the second of which attends to whole units.
 
     Args:
         is_tied: the head is the embedding, as published small ones have it.
@@ -114,7 +114,7 @@ def build_random_qwen2_5_vl(
 def build_random_qwen3_vl(
     directory: Path, *, seed: int = SEED, is_tied: bool = False, **of_vision: Any
 ) -> None:
-    """Four layers of text, three of vision of which the first two hand over features as well.
+    """Four layers of text and three of vision, the first two of which pass features on as well.
 
     Args:
         is_tied, of_vision: as of Qwen2.5-VL.

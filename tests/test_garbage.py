@@ -1,4 +1,4 @@
-"""A failure is reported whatever the garbage that its test left does when it is collected."""
+"""A failure is reported whatever its test's garbage does when it is collected."""
 
 import ast
 import gc

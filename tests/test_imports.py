@@ -1,4 +1,5 @@
-"""Who may import whom. The layout's rules, read off the sources, and one run without torch."""
+"""Which modules may import which: the layout's rules, read off the sources, and a run without
+torch."""
 
 import ast
 import subprocess

@@ -116,7 +116,10 @@ def create_app(
         ReadersDoNotStartError
     """
     if settings.redis_url is None:
-        raise ValueError("DYCOKE_REDIS_URL is not set")
+        raise ValueError(
+            "DYCOKE_REDIS_URL is not set: name the Redis that the workers use, or run "
+            "'python -m app serve', which brings its own"
+        )
     redis_url = settings.redis_url
     compressions = Compressions.of(settings)
     keys = _api_keys(settings)

@@ -1,10 +1,10 @@
 """Who asks: the keys of `DYCOKE_API_KEYS` and those of the file, whose changes take effect here.
 
-The file is looked at every `REFRESH_S`, so a new key is good, and a revoked one is good no longer,
-that soon (on a network file system: plus what it takes to show a change made elsewhere). While it
-cannot be read what was read last counts for `MAX_STALE_S`; then the keys that are not the
-environment's are refused with a 503, for nobody can tell which of them are revoked. A file that
-disappears is one that cannot be read. Where there never was a key, everybody is one principal.
+The file is checked every `REFRESH_S`, so a new key works, and a revoked one stops working, within
+that time (on a network file system: plus the time it takes to show a change made elsewhere). While
+it cannot be read, what was read last counts for `MAX_STALE_S`; then all keys but the environment's
+are refused with a 503, as it is unknown which of them are revoked. A file that disappears is one
+that cannot be read. Where there never was a key, everybody is one principal.
 """
 
 import asyncio
@@ -20,6 +20,8 @@ REFRESH_S = 1.0
 MAX_STALE_S = 30.0
 
 logger = logging.getLogger(__name__)
+
+_NOT_VALID = "the API key is not valid: it is not known here, or was revoked"
 
 
 class ApiKeys:
@@ -59,7 +61,7 @@ class ApiKeys:
         return [*self._configured.values(), *self._known] or [EVERYBODY]
 
     def principal(self, authorization: str | None) -> Principal:
-        """Tells who sends this header.
+        """Returns who sends this header.
 
         Raises:
             UnauthorizedError: there are keys, and it carries none of them.
@@ -69,14 +71,16 @@ class ApiKeys:
             return EVERYBODY
         scheme, _, token = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not token.strip():
-            raise UnauthorizedError("send an API key as 'Authorization: Bearer <key>'")
+            raise UnauthorizedError(
+                "no API key was sent: send one as 'Authorization: Bearer <key>'"
+            )
         given = digest_of(token.strip())
         if configured := self._configured.get(given):
             return configured
         self._check_freshness()
         if stored := self._stored.get(given):
             return stored
-        raise UnauthorizedError("the API key is not valid")
+        raise UnauthorizedError(_NOT_VALID)
 
     def holder(self, owner: str) -> tuple[str, Principal]:
         """Returns the digest and the holder of an owner's key.
@@ -92,10 +96,10 @@ class ApiKeys:
         for digest, principal in self._stored.items():
             if principal.owner == owner:
                 return digest, principal
-        raise UnauthorizedError("the API key is not valid")
+        raise UnauthorizedError(_NOT_VALID)
 
     def owner_of(self, authorization: str | None) -> str | None:
-        """Whom what this sender makes would belong to; None where `principal` refuses it."""
+        """The owner of what this sender would create; None where `principal` refuses it."""
         try:
             return self.principal(authorization).owner
         except (UnauthorizedError, KeysUnavailableError):
@@ -103,7 +107,9 @@ class ApiKeys:
 
     def _check_freshness(self) -> None:
         if self._now() - self._read_at > MAX_STALE_S:
-            raise KeysUnavailableError("the API keys cannot be checked")
+            raise KeysUnavailableError(
+                "the API keys cannot be checked, as the server cannot read them: try again later"
+            )
 
     async def run(self) -> None:
         """Follows the file until it is cancelled."""
@@ -121,7 +127,7 @@ class ApiKeys:
         began_at = self._now()
         signature = self._file.signature()
         if signature is None and self._signature is not None:
-            raise KeyFileError("the file of keys has disappeared")
+            raise KeyFileError("keys.json has disappeared from DYCOKE_DATA_DIR: put it back")
         if signature != self._signature:
             self._take(self._file.read())
             self._signature = signature

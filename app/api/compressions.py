@@ -10,6 +10,10 @@ from dycoke_core.auto import AutoConfig, Compression, parse_compression
 from dycoke_core.config import CompressionConfig
 from dycoke_core.errors import InvalidRequestError
 
+_LADDER_FORM = (
+    "write a JSON list of policies' names or objects, from the least compression to the strongest"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Compressions:
@@ -46,9 +50,9 @@ def _auto(settings: Settings) -> AutoConfig:
     try:
         ladder = json.loads(settings.auto_ladder)
     except ValueError as error:
-        raise InvalidRequestError("not valid JSON") from error
-    if not isinstance(ladder, list):
-        raise InvalidRequestError("a ladder is a list of compressions, from least to strongest")
+        raise InvalidRequestError(f"not valid JSON; {_LADDER_FORM}") from error
+    if not isinstance(ladder, list) or not all(isinstance(level, str | dict) for level in ladder):
+        raise InvalidRequestError(_LADDER_FORM)
     return replace(default, ladder=tuple(map(CompressionConfig.parse, ladder)))
 
 
@@ -58,5 +62,7 @@ def _from_text(text: str) -> str | dict[str, Any]:
     try:
         value: dict[str, Any] = json.loads(text)
     except ValueError as error:
-        raise InvalidRequestError("compression is not valid JSON") from error
+        raise InvalidRequestError(
+            "compression is neither a policy's name nor a valid JSON object"
+        ) from error
     return value

@@ -246,7 +246,7 @@ def log_incident(error: BaseException, **extra: str) -> str:
 
 
 def incident_message(incident: str) -> str:
-    return f"internal error, incident {incident}"
+    return f"internal error; the server's log says more under incident {incident}"
 
 
 def install_error_handlers(app: FastAPI, count_rejection: Callable[[str], None]) -> None:
@@ -269,7 +269,7 @@ def install_error_handlers(app: FastAPI, count_rejection: Callable[[str], None])
 
 
 async def _on_client_left(request: Request, error: Exception) -> Response:
-    return Response(status_code=499)  # nobody reads it, but servers require an answer
+    return Response(status_code=499)  # no one reads it, but servers require an answer
 
 
 async def _on_validation_error(request: Request, error: Exception) -> JSONResponse:
@@ -281,8 +281,14 @@ async def _on_http_exception(request: Request, error: Exception) -> JSONResponse
     """What the framework refuses by itself: no such route, no such method on it."""
     assert isinstance(error, HTTPException)
     code, detail = {
-        404: ("not_found", "no such resource"),
-        405: ("method_not_allowed", "this resource does not take this method"),
+        404: (
+            "not_found",
+            "there is nothing at this path; /openapi.json lists the paths there are",
+        ),
+        405: (
+            "method_not_allowed",
+            "this path does not take this method; the Allow header lists those it takes",
+        ),
     }.get(error.status_code, ("invalid_request", "the request is malformed"))
     return problem_response(code, detail, retryable=False, headers=error.headers)
 
@@ -322,7 +328,7 @@ class LastErrors:
         except asyncio.CancelledError:
             if scope["type"] != "http" or has_started or not self._is_draining():
                 raise
-            refusal = response_for(ShuttingDownError("this server is shutting down"))
+            refusal = response_for(ShuttingDownError())
             await refusal(scope, receive, send)
         except Exception as error:
             if scope["type"] != "http":

@@ -63,7 +63,7 @@ class SignedLinks:
             target: path and query, as the client sent them.
 
         Raises:
-            UnauthorizedError: nobody's whose key is good, or it has expired.
+            UnauthorizedError: it has expired, or its holder's key is no longer valid.
             KeysUnavailableError, StoreUnavailableError
         """
         signed, _, signature = target.rpartition(f"&{SIGNATURE}=")

@@ -1,1 +1,1 @@
-"""Who may use the service, and whom jobs and videos belong to."""
+"""Who may use the service, and who owns jobs and videos."""

@@ -1,8 +1,10 @@
-"""What the settings say of who may use the service: no address but loopback is open to everybody
-unless the operator says so, and a key without limits of its own has those of the settings.
+"""What the settings say of who may use the service: which names of hosts are allowed, that no
+address but loopback is open to everybody unless the operator says so, and that a key without limits
+of its own has those of the settings.
 """
 
 import ipaddress
+from collections.abc import Iterable
 
 from app.keys.entries import ANONYMOUS, Principal
 from app.keys.limits import NO_LIMITS, KeyLimits
@@ -16,6 +18,24 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:  # a name may come to mean another address
         return False
+
+
+def is_loopback_name(host: str) -> bool:
+    """Whether a Host header, without its port, names this machine to itself."""
+    if host.startswith("[") and host.endswith("]") and ":" in host:
+        return is_loopback(host[1:-1])
+    return ":" not in host and is_loopback(host)
+
+
+def is_allowed(host: str, allowed: Iterable[str]) -> bool:
+    """Args:
+    host: in lower case.
+    allowed: names, `*.suffix` for all below one, or `*` for any.
+    """
+    return any(
+        pattern in ("*", host) or (pattern.startswith("*.") and host.endswith(pattern[1:]))
+        for pattern in allowed
+    )
 
 
 def check_open_door(settings: Settings, *, has_keys: bool) -> None:

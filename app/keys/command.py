@@ -10,6 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,9 +130,11 @@ def _carry_out(
 
 def _add(change: Change, args: argparse.Namespace, configured: Sequence[ConfiguredKey]) -> _Made:
     if not NAME.fullmatch(args.name):
-        raise KeyCommandError("a name is 1 to 64 of A-Z, a-z, 0-9, '.', '_' and '-'")
+        raise KeyCommandError(
+            "a key's name is 1 to 64 of A-Z, a-z, 0-9, '.', '_' and '-', a letter or digit first"
+        )
     if any(key.name == args.name for key in configured):
-        raise KeyCommandError(f"DYCOKE_API_KEYS has a key '{args.name}' already")
+        raise KeyCommandError(f"DYCOKE_API_KEYS has a key '{args.name}' already: take another name")
     if _active(change, args.name) is not None:
         raise KeyCommandError(f"there is a key '{args.name}'; 'keys rotate' exchanges its secret")
     secret = new_secret()
@@ -200,21 +203,23 @@ def _scopes(text: str) -> frozenset[Scope]:
     try:
         scopes = frozenset(Scope(word.strip()) for word in text.split(",") if word.strip())
     except ValueError:
-        raise argparse.ArgumentTypeError(f"scopes are {', '.join(Scope)}") from None
+        raise argparse.ArgumentTypeError(f"must be some of {', '.join(Scope)}") from None
     if not scopes:
-        raise argparse.ArgumentTypeError("a key needs a scope")
+        raise argparse.ArgumentTypeError(f"must have at least one of {', '.join(Scope)}")
     return scopes
 
 
 def _weight(text: str) -> float:
-    weight = float(text)
-    if not MIN_WEIGHT <= weight <= MAX_WEIGHT:
-        raise argparse.ArgumentTypeError(f"must be {MIN_WEIGHT} to {MAX_WEIGHT}")
-    return weight
+    with suppress(ValueError):
+        weight = float(text)
+        if MIN_WEIGHT <= weight <= MAX_WEIGHT:
+            return weight
+    raise argparse.ArgumentTypeError(f"must be a number from {MIN_WEIGHT} to {MAX_WEIGHT}")
 
 
 def _limit(text: str) -> int:
-    number = int(text)
-    if not 0 <= number <= MAX_LIMIT:
-        raise argparse.ArgumentTypeError(f"must be 0 to {MAX_LIMIT}")
-    return number
+    with suppress(ValueError):
+        number = int(text)
+        if 0 <= number <= MAX_LIMIT:
+            return number
+    raise argparse.ArgumentTypeError(f"must be a whole number from 0 to {MAX_LIMIT}")

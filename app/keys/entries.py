@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from app.errors import ForbiddenError
 from app.keys.limits import NO_LIMITS, KeyLimits
 
-ANONYMOUS = "anonymous"  # the owner of what everybody has, where there are no keys
+ANONYMOUS = "anonymous"  # the owner of everything, where there are no keys
 OWNER_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 MIN_KEY_CHARS = 32
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -42,7 +42,7 @@ class Principal:
     """Who asks.
 
     Args:
-        owner: whom its jobs and videos belong to; says nothing about the key.
+        owner: of its jobs and videos; reveals nothing about the key.
         name: of the key, for people.
     """
 
@@ -54,7 +54,7 @@ class Principal:
     def require(self, scope: Scope) -> None:
         """Raises: ForbiddenError."""
         if scope not in self.scopes:
-            raise ForbiddenError(f"this API key lacks the scope '{scope}'")
+            raise ForbiddenError(f"this API key lacks the scope '{scope}': use one that has it")
 
 
 EVERYBODY = Principal(ANONYMOUS, ANONYMOUS, frozenset(Scope))  # where there are no keys
@@ -116,9 +116,9 @@ def parse_configured_keys(text: str) -> tuple[ConfiguredKey, ...]:
         raise ValueError(f"it is set but names no key: {FORM}")
     keys = tuple(_parse(number, entry) for number, entry in enumerate(entries, 1))
     if has_twice([key.name for key in keys]):
-        raise ValueError("two keys have the same name")
+        raise ValueError("two keys have the same name: give each its own")
     if has_twice([key.digest for key in keys]):
-        raise ValueError("two names have the same key")
+        raise ValueError("two names have the same key: give each its own")
     return keys
 
 
@@ -141,6 +141,6 @@ def _parse(number: int, entry: str) -> ConfiguredKey:
 
 
 def cache_salt(owner: str, *, are_caches_shared: bool) -> str:
-    """What keeps an owner's frames and features from the others, to whom a hit would reveal that
-    somebody has asked about the same video."""
+    """Keeps an owner's frames and features from the others, to whom a cache hit would reveal that
+    someone has asked about the same video."""
     return "" if owner == ANONYMOUS or are_caches_shared else owner

@@ -47,7 +47,7 @@ class KeyFile:
         self._audit_path = data_dir / "keys.audit.jsonl"
 
     def signature(self) -> Signature | None:
-        """Tells one state of the file from another; None where there is no file.
+        """Distinguishes states of the file; None where there is no file.
 
         Raises: KeyFileError.
         """
@@ -56,7 +56,7 @@ class KeyFile:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise KeyFileError(f"{self._path}: {error.strerror}") from error
+            raise KeyFileError(f"cannot use {self._path}: {error.strerror}") from error
         return status.st_ino, status.st_mtime_ns, status.st_size
 
     def read(self) -> list[StoredKey]:
@@ -69,15 +69,18 @@ class KeyFile:
         except FileNotFoundError:
             return []
         except OSError as error:
-            raise KeyFileError(f"{self._path}: {error.strerror}") from error
+            raise KeyFileError(f"cannot use {self._path}: {error.strerror}") from error
         except ValidationError as error:
             raise KeyFileError(
-                f"{self._path} is no file of keys that this release reads"
+                f"{self._path} is not a file of keys that this release reads: put back a good copy"
             ) from error
         if contents.version != VERSION:
-            raise KeyFileError(f"{self._path} is of version {contents.version}")
+            raise KeyFileError(
+                f"{self._path} is of version {contents.version}, and this release reads version "
+                f"{VERSION}: run the release that wrote it"
+            )
         if has_twice([key.digest for key in contents.keys]):
-            raise KeyFileError(f"{self._path} has the same key twice")
+            raise KeyFileError(f"{self._path} has the same key twice: put back a good copy")
         return contents.keys
 
     @contextmanager
@@ -90,7 +93,7 @@ class KeyFile:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             lock_fd = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise KeyFileError(f"{self._lock_path}: {error.strerror}") from error
+            raise KeyFileError(f"cannot use {self._lock_path}: {error.strerror}") from error
         try:
             fcntl.flock(lock_fd, fcntl.LOCK_EX)  # another change takes an instant
             change = Change(self.read())
@@ -99,7 +102,7 @@ class KeyFile:
                 self._audit(change.lines)
                 self._write(change.keys)
             except OSError as error:
-                raise KeyFileError(f"{self._path}: {error.strerror}") from error
+                raise KeyFileError(f"cannot use {self._path}: {error.strerror}") from error
         finally:
             os.close(lock_fd)
 

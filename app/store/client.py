@@ -133,11 +133,13 @@ class _InOurWords:
         traceback: TracebackType | None,
     ) -> None:
         if isinstance(error, TimeoutError | RedisTimeoutError | ConnectionError):
-            raise StoreUnavailableError("the job store does not answer") from error
+            raise StoreUnavailableError("the job store does not answer: try again") from error
         if isinstance(error, ReadOnlyError | OutOfMemoryError) or (
             isinstance(error, ResponseError) and is_server_condition(str(error))
         ):
-            raise StoreUnavailableError("the job store refuses to write") from error
+            raise StoreUnavailableError(
+                "the job store takes no writes just now: try again"
+            ) from error
 
 
 in_our_words = _InOurWords()
@@ -175,7 +177,7 @@ class Scripts:
                     return await self._shared.call("EVALSHA", digest, 0, self._prefix, *args)
                 except NoScriptError:
                     await self._shared.call("SCRIPT", "LOAD", source)
-        raise StoreUnavailableError("the job store loses its scripts")
+        raise StoreUnavailableError("the job store loses its scripts: try again")
 
 
 @cache

@@ -5,7 +5,7 @@ JSON that clients get, which is validated where it is made and passed on as it i
 event says where in the answer it belongs (`app/store/lua/prelude.lua`), so an id that a client has
 seen stays good for resuming, whatever happened since.
 
-Whoever waits for events of many jobs uses `app.store.event_reader`.
+To wait for events of many jobs, use `app.store.event_reader`.
 """
 
 import re
@@ -60,7 +60,7 @@ class EventLog:
         with in_our_words:
             reply = await self._shared.call(*read_command({key: after}))
             if not reply and not await self._shared.call("EXISTS", key, self._keys.job(job_id)):
-                raise JobNotFoundError("no such job")
+                raise JobNotFoundError
         return [event for _, entries in reply or () for event in logged_events(entries)]
 
     async def last(self, job_id: str) -> Event | None:

@@ -1,13 +1,13 @@
 """Waiting for the events of many jobs at once, over two connections.
 
-Whoever appends events says so on a channel, by job, and mostly the events with it: a
-waiter that has all events before them gets them at once. Otherwise the log is read, all
-logs of which there is news and for which somebody waits in one command. While that is under way
-further news gathers, so what is read at a time grows with the load. The log alone says what
-happened: news may be lost, for every log somebody waits for is read every `POLL_S` anyway, unless
-it was heard of. That is also how events of releases that tell nobody are found.
+A script that appends events announces them on a channel, by job, and mostly sends them along: a
+waiter that has all events before them gets them at once. Otherwise the log is read: one command
+reads all logs that have news and a waiter. Meanwhile further news gathers, so what is read at a
+time grows with the load. The log alone is authoritative: news may be lost, as every log with a
+waiter is read every `POLL_S` anyway, unless there was news of it. That is also how events of
+releases without the channel are found.
 
-Bounded in memory: somebody who does not wait is read nothing for, somebody who does gets one page.
+Bounded in memory: nothing is read without a waiter, and a waiter gets one page.
 """
 
 import asyncio
@@ -133,7 +133,7 @@ class EventReader:
                 watch.give(found.get(job_id, []))
 
     async def _serve_one_by_one(self, batch: dict[str, list["Watch"]], error: Exception) -> None:
-        """A log that cannot be read is a matter of its own readers, who get the error."""
+        """A log that cannot be read concerns its own readers alone, who get the error."""
         for job_id, watches in batch.items():
             alone = {job_id: watches}
             try:
@@ -215,7 +215,7 @@ class Watch:
         try:
             await self._waiter
         except BaseException:
-            self._may_have_news = True  # it may have been given some, which nobody gets now
+            self._may_have_news = True  # it may have been given some, which are lost now
             raise
         finally:
             self._waiter = None
@@ -238,8 +238,8 @@ class Watch:
             self.tell()
 
     def _takes(self, waiter: asyncio.Future[None], news: bytes) -> bool:
-        """Gives an event that is told, if it is what comes next for whoever waits, or who has just
-        been given what comes before it."""
+        """Gives an announced event to its waiters if it is their next one, or follows what they
+        were just given."""
         before, own, data = news.split(b" ", 2)
         # What comes next by its index may follow a status that is still to be read.
         has_all = not self._may_have_news and not self._is_being_read

@@ -45,7 +45,7 @@ _LENGTH_BYTES = 4  # of the header, big endian
 _UPLOAD_TTL_S = 60.0  # of a blob that is sent and not stored
 _MAX_HEADER_BYTES = 4096  # beside those of each frame
 _MAX_HEADER_BYTES_PER_FRAME = 64
-_HEADER_BYTES = 8192  # length and header nearly always fit in so many
+_HEADER_BYTES = 8192  # length and header nearly always fit into this many
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ class FrameStore:
         """Pins a blob for a live job, without fetching its pixels.
 
         Returns:
-            What it says of its frames; None if it is not stored.
+            Its description of the frames; None if it is not stored.
         """
         header = await self._scripts.run("pin_frames", digest, job_id, 0, 0, "")
         return parse_header(header) if header else None
@@ -127,7 +127,9 @@ class FrameStore:
         if outcome == 0:
             raise FrameStoreFullError
         if outcome < 0:
-            raise StoreUnavailableError("the frames were lost on their way into the store")
+            raise StoreUnavailableError(
+                "the frames were lost on their way into the job store: try again"
+            )
 
     def _drop(self, upload: str) -> None:
         """Takes a blob back that may have been sent, and that no budget counts. Follows it on the
@@ -233,7 +235,7 @@ def max_blob_bytes(spec: FrameSpec, height: int, width: int) -> int:
 
 
 def header_of(frames: VideoFrames) -> FramesHeader:
-    """What a blob of these frames says beside their pixels."""
+    """What a blob holds of these frames besides their pixels."""
     num_frames, height, width, channels = frames.pixels.shape
     return FramesHeader(
         shape=(num_frames, height, width, channels),

@@ -144,8 +144,17 @@ class JobLeases:
         self._result_ttl_ms = milliseconds(result_ttl_s)
         self._faults = json.dumps(
             {
-                "deaths": fault(JobFailedRepeatedlyError("the job ended two workers")),
-                "deliveries": fault(WorkersLostError("the workers that took the job were lost")),
+                "deaths": fault(
+                    JobFailedRepeatedlyError(
+                        "two workers died while they ran nothing but this job: do not post it "
+                        "again as it is"
+                    )
+                ),
+                "deliveries": fault(
+                    WorkersLostError(
+                        "the workers that took the job were lost: post the request again"
+                    )
+                ),
             }
         )
 
@@ -271,8 +280,8 @@ class JobLeases:
         """Gives a job up, so that any worker may take it over at once.
 
         Args:
-            crew: the job was in an engine that failed, with so many in all. It is redelivered as a
-                suspect.
+            crew: the job was in an engine that failed, with this many in all. It is redelivered as
+                a suspect.
             is_set_aside: this worker keeps running, with other jobs.
 
         Returns:
@@ -292,7 +301,7 @@ class JobLeases:
         """Yields the id of each job that is ended from outside its worker, as it happens.
 
         Yields None once when it starts to listen, and at least every `poll_s`. What was published
-        while nobody listened is lost: renewing a lease reports the same.
+        while no one listened is lost: renewing a lease reports the same.
 
         Raises:
             StoreUnavailableError: the connection is lost; call again.
@@ -308,7 +317,7 @@ class JobLeases:
 
     async def read_entry(self, block_s: float) -> bytes | None:
         """Reads one fresh entry; returns its id."""
-        block_ms = max(1, milliseconds(block_s))  # 0 would be for ever
+        block_ms = max(1, milliseconds(block_s))  # 0 would wait forever
         with in_our_words:
             try:
                 reply = await self._blocking.call(
@@ -366,7 +375,7 @@ class JobLeases:
         return tuple(event for event in events if isinstance(event, TokenEvent))
 
     async def _end_unreadable(self, job_id: str) -> None:
-        error = EngineError("this worker cannot read the job")
+        error = EngineError("this worker's release cannot read the job: post the request again")
         logger.error("dropped a job whose request cannot be read", extra={"job_id": job_id})
         event = ErrorEvent.of(error, job_id)
         await self._scripts.run(
@@ -409,5 +418,5 @@ def _appended(reply: int | Sequence[Any]) -> Appended:
         return Appended(bool(is_accepted), next_index, bool(is_suspect))
     text = reply[0].decode(errors="replace")
     if is_server_condition(text):
-        raise StoreUnavailableError("the job store refuses to write")
+        raise StoreUnavailableError("the job store takes no writes just now: try again")
     return Appended(is_accepted=False, next_index=0, error=text)

@@ -8,7 +8,7 @@
 Each transition is one Lua script that refuses what the diagram does not show, so any number of
 APIs and workers may call them at once, and each may be sent twice. What workers do to a job is in
 `app.store.job_leases`, whose turn it is in `lua/order.lua`. The queue is bounded by `reserve`, as
-`lua/places.lua` says; a job that nobody ends is ended by `sweep`.
+`lua/places.lua` says; a job that nothing else ends is ended by `sweep`.
 """
 
 import json
@@ -81,7 +81,7 @@ class QueueDepth:
 
 @dataclass(frozen=True, slots=True)
 class Orphan:
-    """A job whose frames nobody reads any more."""
+    """A job whose reader is gone."""
 
     model: str
     job_id: str
@@ -192,8 +192,8 @@ class JobQueue:
         limits: KeyLimits = NO_LIMITS,
         key_hash: str = "",
     ) -> list[ModelCard]:
-        """Asks who works, and whether there is room in the queue of any of their models, and within
-        the limits of whoever asks, while nothing is known of the request.
+        """Asks which workers there are, and whether there is room in the queue of any of their
+        models and within the owner's limits, before anything is known of the request.
 
         Args:
             key_hash: of its idempotency key; where a job is known by it the limits do not matter.
@@ -279,16 +279,18 @@ class JobQueue:
         )
         limit_states = parse_limit_states(allowance.limits, states)
         if outcome == b"conflict":
-            raise IdempotencyConflictError("the idempotency key was used for another request")
+            raise IdempotencyConflictError(
+                "the Idempotency-Key was used for another request: send this one with a new key"
+            )
         if outcome == b"too_late":
-            message = "too many jobs are waiting to meet this deadline"
+            message = "too many jobs are waiting to meet 'deadline_s'"
             if not found:
-                message = "the deadline passed before the request was complete"
+                message = "'deadline_s' passed before the request was complete"
             raise DeadlineUnreachableError(message, retry_after_s=_retry_after_s(found))
         if outcome == b"no_room":
             raise FrameStoreFullError
         if outcome == b"no_place":
-            raise StoreUnavailableError("the request's place in the queue was lost")
+            raise StoreUnavailableError("the request's place in the queue was lost: post it again")
         refuse_over_limits(limit_states)
         return Created(
             job_id.decode(),
@@ -317,7 +319,7 @@ class JobQueue:
         async with store_call():
             fields: Any = await self._redis.hgetall(self._keys.job(job_id))
             if not fields:
-                raise JobNotFoundError("no such job")
+                raise JobNotFoundError
             record = {name.decode(): value for name, value in fields.items()}
             is_queued = record["state"] == JobState.QUEUED.value.encode()
             position = await self._position(record, job_id) if is_queued else None
@@ -377,7 +379,7 @@ class JobQueue:
             "" if reader is None else reader,
         )
         if reply < 0:
-            raise JobNotFoundError("no such job")
+            raise JobNotFoundError
         return bool(reply)
 
     async def sweep(self, *, grace_s: float = 5.0) -> Sweep:
@@ -406,7 +408,7 @@ class JobQueue:
             The request, and a number that earlier readers do not have (see `end`).
             None where there is nothing to do: somebody else has it, or it has ended.
         """
-        lost = ReaderLostError("the processes that read the video are gone")
+        lost = ReaderLostError()
         reply = await self._scripts.run(
             "adopt_reading",
             orphan.model,
@@ -451,7 +453,10 @@ class JobQueue:
 
 
 def _queue_full(retry_after_ms: int) -> QueueFullError:
-    return QueueFullError("the queue is full", retry_after_s=_retry_after_s(retry_after_ms))
+    return QueueFullError(
+        "the queue is full (DYCOKE_MAX_QUEUED_JOBS): try again when Retry-After has passed",
+        retry_after_s=_retry_after_s(retry_after_ms),
+    )
 
 
 def _retry_after_s(retry_after_ms: int) -> int:

@@ -23,10 +23,10 @@ class LostWorkers:
         self._scripts = Scripts(redis, keys.prefix)
 
     async def report(self, worker_id: str, fate: Fate, *, lease_s: float) -> int:
-        """Says how a process ended that will never write again.
+        """Records how a process ended that will never write again.
 
-        Its jobs are free at once, without waiting for their leases, and are charged with what the
-        end says of them; what was charged before is revised.
+        Its jobs are free at once, without waiting for their leases, and are blamed as its end
+        suggests; earlier blame is revised.
 
         Returns:
             How many jobs it held.

@@ -20,7 +20,7 @@ MAX_GUESS_S = 60  # when one of a key's jobs may end
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
-    """What a request may take: of whom, within which limits, and what it is predicted to use."""
+    """What a request may take: its owner, the limits, and what it is predicted to use."""
 
     owner: str
     limits: KeyLimits = NO_LIMITS
@@ -61,7 +61,7 @@ def refuse_over_limits(limit_states: Sequence[LimitState]) -> None:
         reached = (state for state in limit_states if state.wait_s is not None)
         limits = ", ".join(f"{state.limit} {_WORDS[state.name]}" for state in reached)
         raise KeyLimitError(
-            f"this key may have {limits}",
+            f"this API key may have {limits}: try again when Retry-After has passed",
             retry_after_s=max(waits_s),
             limit_states=tuple(limit_states),
         )

@@ -1,12 +1,12 @@
 """One connection to Redis for all of a process's short calls.
 
-A pool lends each call a connection of its own, which costs several times what the call does. Here
+A pool lends each call its own connection, which costs several times what the call does. Here
 calls go out in the order in which they come, those of one round of the event loop together, and
-replies come back in that order; nobody waits for another's reply before sending. What blocks or is
-large belongs on a connection of its own, or every other call would wait for it.
+replies come back in that order; no call waits for another's reply before it is sent. What blocks or
+is large belongs on its own connection, or every other call would wait for it.
 
-Redis holds a reply until it has gone out, even if whoever asked has gone: where replies are large,
-few calls are sent before their turn, and those whose callers go meanwhile never are.
+Redis holds a reply until it is sent, even if the caller has gone. Where replies are large, only a
+few calls are sent at a time, and a call whose caller has gone by then is not sent at all.
 
 Every call ends: with its reply, or with an error after `timeout_s`, or when its connection was lost
 `MAX_LOSSES` times. Until then it is sent again, so it must be one that may be sent twice. A
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 class _Call:
     command: list[bytes]
     reply: asyncio.Future[Any]
-    timer: asyncio.TimerHandle  # until it has been answered or has failed, whoever still waits
+    timer: asyncio.TimerHandle  # until it has been answered or has failed, even if no one waits
     num_losses: int = 0
 
     def answer(self, reply: Any) -> None:
@@ -50,8 +50,8 @@ class SharedConnection:
     """Connects with the first call.
 
     Args:
-        connection: nobody else's.
-        max_unanswered: calls that have been sent and have no reply yet; None: any number.
+        connection: used by nothing else.
+        max_unanswered: calls sent and not answered yet; None: any number.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class SharedConnection:
         commands: list[bytes] = []
         while self._unsent and not self._is_full:
             call = self._unsent.popleft()
-            if call.reply.done():  # whoever asked has gone
+            if call.reply.done():  # the caller has gone
                 call.timer.cancel()
             else:
                 self._unanswered.append(call)

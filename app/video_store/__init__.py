@@ -1,4 +1,4 @@
-"""Uploaded videos on disk, by content, each there for whoever has uploaded it.
+"""Uploaded videos on disk, by content, each visible to the owners that have uploaded it.
 
     {directory}/vid_<sha256>                        a video; its modification time is its last use
     {directory}/owners/<owner>/vid_<sha256>.json    a reference: what this owner may know of it; its
@@ -10,15 +10,15 @@
 Owners share bytes and nothing else: a video without a reference of theirs is not there. It goes
 with its last reference.
 
-Several API processes, of one machine or several, may share the directory. Whoever uses a file
+Several API processes, of one machine or several, may share the directory. Every user of a file
 holds a shared `flock` on it, and no video is removed without the exclusive one, so neither eviction
 nor DELETE takes one from under a live job, in this process or another; a lock ends with its
 process.
 
-An upload displaces nothing while it comes in: uploads under way have a budget of their own. It
+An upload evicts nothing while it comes in: uploads under way have their own budget. It
 takes its place when it is committed, and then its owner's quota and the store's budget are kept.
 
-Knows neither HTTP nor what a video is. No file name of a client's is kept.
+Knows neither HTTP nor what a video is. No client's file name is kept.
 """
 
 from app.video_store.incoming import Upload

@@ -55,7 +55,7 @@ def _lock(fd: int, give_up_at: float) -> None:
 
 
 def _stuck() -> StoreUnavailableError:
-    return StoreUnavailableError("the video storage does not answer")
+    return StoreUnavailableError("the video storage does not answer: try again")
 
 
 @contextmanager
@@ -65,7 +65,9 @@ def full_disk_told() -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise VideoStoreFullError("the video storage is full") from error
+            raise VideoStoreFullError(
+                "the disk of the video storage is full: delete videos, or try again later"
+            ) from error
         raise
 
 
@@ -88,7 +90,7 @@ def is_old(status: os.stat_result) -> bool:
 
 
 def remove_unlocked(path: Path) -> None:
-    """Removes a file that nobody has locked."""
+    """Removes a file that is not locked."""
     with suppress(FileNotFoundError, BlockingIOError):
         fd = os.open(path, os.O_RDWR)
         try:

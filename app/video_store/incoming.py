@@ -58,7 +58,7 @@ class Upload:
         """
         self.num_bytes += len(chunk)
         if self.num_bytes > self.max_bytes:
-            raise UploadTooLargeError(f"the video is larger than {self.max_bytes} bytes")
+            raise UploadTooLargeError.of_video(self.max_bytes)
         if len(self._head) < SNIFF_BYTES:
             self._head += bytes(chunk[: SNIFF_BYTES - len(self._head)])
         self._buffer += chunk
@@ -71,13 +71,13 @@ class Upload:
         return f"vid_{self._hash.hexdigest()}"
 
     async def settle(self) -> None:
-        """Waits for what is being written: nobody may close the descriptor under it."""
+        """Waits for what is being written: the descriptor must not be closed under it."""
         if self._writing is not None:
             await outlast(self._writing)
-            self._writing.exception()  # whoever wrote more, or finished, has had the error
+            self._writing.exception()  # the caller that wrote more, or finished, has had the error
 
     def hand_over(self) -> int:
-        """Gives up the locked descriptor to whoever holds the video from now on."""
+        """Hands the locked descriptor to the video's next holder."""
         fd, self._fd = self._fd, None
         assert fd is not None
         self._leave_room()

@@ -61,7 +61,7 @@ class References:
         """Raises VideoNotFoundError: such an id no video has."""
         assert OWNER_ID.fullmatch(owner)
         if not VIDEO_ID.fullmatch(video_id):
-            raise VideoNotFoundError("no such video")
+            raise VideoNotFoundError
         return self._folder(owner) / f"{video_id}.json"
 
     def paths_of(self, video_id: str) -> list[Path]:
@@ -77,11 +77,11 @@ class References:
         try:
             text = self.path(video_id, owner).read_bytes()
         except FileNotFoundError:
-            raise VideoNotFoundError("no such video") from None
+            raise VideoNotFoundError from None
         record: dict[str, Any] = json.loads(text)
         retention = _retention(record)
         if retention.is_over:  # and removed soon
-            raise VideoNotFoundError("no such video")
+            raise VideoNotFoundError
         probe = VideoProbe(**record["probe"])
         return StoredVideo(video_id, record["num_bytes"], record["created_at_s"], probe, retention)
 
@@ -105,8 +105,8 @@ class References:
         self.path(video_id, owner).unlink(missing_ok=True)
 
     def touch(self, video_id: str, owner: str) -> None:
-        """Notes that the owner uses the video now: nobody else's business, unlike the video's own
-        last use."""
+        """Notes that the owner uses the video now: private to it, unlike the video's own last
+        use."""
         with suppress(FileNotFoundError):
             os.utime(self.path(video_id, owner))
 

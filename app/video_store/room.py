@@ -67,7 +67,10 @@ class Room:
         is_over_share = owner != ANONYMOUS and table.incoming_bytes(owner) > share_bytes
         if left_bytes < 0 or is_over_share:
             self.give_back_incoming(owner, num_bytes)
-            raise TooManyUploadsError("the uploads under way take all the room there is for them")
+            raise TooManyUploadsError(
+                "the uploads under way take all the room there is for them "
+                "(DYCOKE_MAX_INCOMING_BYTES): try again when some have ended"
+            )
 
     def give_back_incoming(self, owner: str, num_bytes: int) -> None:
         with self._guard:

@@ -71,10 +71,10 @@ class VideoStore:
 
     @asynccontextmanager
     async def receive(self, owner: str = ANONYMOUS) -> AsyncIterator[Upload]:
-        """An upload; what was not committed when the block ends is gone.
+        """An upload; what is not committed when the block ends is gone.
 
         Args:
-            owner: who has a share of what may come in at a time; everybody together has all of it.
+            owner: has a share of what may come in at a time; all owners together have all of it.
         """
         upload = await in_thread(
             lambda: Upload.begin(self.room, self._incoming, self._max_upload_bytes, owner),
@@ -131,7 +131,7 @@ class VideoStore:
     ) -> tuple[list[StoredVideo], bool]:
         """Some of an owner's videos in the order of their uploads, and whether there are more.
 
-        Waits: for others who list theirs, so that they leave threads to everybody else.
+        Waits: for other listings, so that they leave threads for other work.
 
         Args:
             purpose: of these alone.
@@ -229,7 +229,7 @@ class VideoStore:
         ids = [video_id for _, video_id in (reversed(uploads) if newest_first else uploads)]
         if after is not None:
             if after not in ids:
-                raise VideoNotFoundError("no such video")
+                raise VideoNotFoundError
             ids = ids[ids.index(after) + 1 :]
         videos = []
         for video_id in ids[:limit]:
@@ -240,7 +240,7 @@ class VideoStore:
     def _find(self, video_id: str, owner: str) -> StoredVideo:
         video = self._references.read(video_id, owner)
         if not self.path_of(video_id).exists():
-            raise VideoNotFoundError("no such video")
+            raise VideoNotFoundError
         return video
 
     def _drop_expired(self, video_id: str, owner: str) -> bool:
@@ -253,7 +253,7 @@ class VideoStore:
 
     def path_of(self, video_id: str) -> Path:
         if not VIDEO_ID.fullmatch(video_id):
-            raise VideoNotFoundError("no such video")
+            raise VideoNotFoundError
         return self._directory / video_id
 
     def _place(self, upload: Upload, video_id: str) -> int:
@@ -278,15 +278,15 @@ class VideoStore:
         return lease
 
     def _lock_file(self, video_id: str) -> int:
-        """The descriptor of a video that nobody removes until it is closed."""
+        """The descriptor of a video, which is not removed until it is closed."""
         try:
             fd = os.open(self.path_of(video_id), os.O_RDONLY)
         except FileNotFoundError:
-            raise VideoNotFoundError("no such video") from None
+            raise VideoNotFoundError from None
         try:
             fcntl.flock(fd, fcntl.LOCK_SH)  # waits for a removal under way, an instant
             if os.fstat(fd).st_nlink == 0:
-                raise VideoNotFoundError("no such video")
+                raise VideoNotFoundError
             os.utime(fd)
         except BaseException:
             os.close(fd)
@@ -311,15 +311,15 @@ class VideoStore:
         try:
             fd = os.open(path, os.O_RDWR)  # NFS locks exclusively only what is open for writing
         except FileNotFoundError:
-            raise VideoNotFoundError("no such video") from None
+            raise VideoNotFoundError from None
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.fstat(fd).st_nlink == 0:  # removed meanwhile; at the path lies a new upload
-                raise VideoNotFoundError("no such video")
+                raise VideoNotFoundError
             references = self._references.paths_of(video_id)
             if references and unless_referenced:
                 return False
-            # First: whoever finds no video finds no reference that is about to go.
+            # First: where no video is found, no reference is found that is about to go.
             for reference in references:
                 reference.unlink(missing_ok=True)
             num_bytes = os.fstat(fd).st_size
@@ -343,7 +343,10 @@ class VideoStore:
         if quota == NO_STORAGE_QUOTA:
             return []
         if not quota.has_room(num_bytes, 1):
-            raise UploadTooLargeError(f"the video is larger than the {quota.max_bytes} bytes quota")
+            raise UploadTooLargeError(
+                f"the video has {num_bytes} bytes, and this API key may store {quota.max_bytes} "
+                "(DYCOKE_KEY_MAX_STORED_BYTES, or a limit of its own)"
+            )
         owned = sorted(use for use in self._uses_of(owner) if use[1] != new_id)
         total_bytes = num_bytes + sum(size for _, _, size in owned)
         displaced: list[str] = []
@@ -367,7 +370,10 @@ class VideoStore:
             self._evict()
         if self.room.is_over:
             self.room.remove_video(num_bytes)
-            raise VideoStoreFullError("the video storage is full and every video is in use")
+            raise VideoStoreFullError(
+                "the video storage is full and every video is in use: try again later "
+                "(DYCOKE_MAX_VIDEO_STORE_BYTES, DYCOKE_MAX_STORED_VIDEOS)"
+            )
 
     def _evict(self) -> None:
         """Removes videos by least recent use until the budget holds."""

@@ -28,7 +28,7 @@ class Retention:
 
     Args:
         expires_at_s: Unix time; None: until it is deleted, or its bytes are needed.
-        purpose: kept and shown, of no consequence.
+        purpose: stored and shown, without any effect.
     """
 
     expires_at_s: float | None = None
@@ -55,7 +55,7 @@ class StorageQuota:
     max_videos: int | None = None
 
     def has_room(self, num_bytes: int, num_videos: int) -> bool:
-        """Whether so much in all is within it."""
+        """Whether this much in all is within it."""
         return (self.max_bytes is None or num_bytes <= self.max_bytes) and (
             self.max_videos is None or num_videos <= self.max_videos
         )
@@ -66,7 +66,7 @@ NO_STORAGE_QUOTA = StorageQuota()
 
 @dataclass(slots=True, eq=False)
 class VideoLease:
-    """A stored video that nobody removes until `release`."""
+    """A stored video, which is not removed until `release`."""
 
     video: StoredVideo
     path: Path

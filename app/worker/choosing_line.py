@@ -104,7 +104,7 @@ class ChoosingLine:
         self._call_next()
 
     def is_empty_for(self, job: RunningJob) -> bool:
-        """Whether nobody has to go before a job whose compression is known."""
+        """Whether no job has to go before one whose compression is known."""
         waiting = _Waiting(job, frozenset(), is_chosen_for=False)
         others = (*self._holders, *self._waiting)
         return not any(self._goes_before(other, waiting) for other in others)
@@ -137,8 +137,8 @@ class ChoosingLine:
             self._let_go(waiting)
 
     def outlook(self, job: RunningJob) -> Outlook:
-        """What waits beside a job that is chosen for: in Redis, and here, where some are still
-        being prepared. May be called on any thread.
+        """What waits with a job that is chosen for: in Redis, and here, where some are still being
+        prepared. May be called on any thread.
         """
         others = (at for other, at in self._held.items() if other is not job)
         return self._queue.outlook(tuple(sorted(others)))

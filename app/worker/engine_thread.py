@@ -58,7 +58,7 @@ class Update:
 class _Command:
     """Args:
     is_due: whether a busy engine should run it now; asked again after every step. An idle engine
-        runs it at once. None: it is run in any case, also if nobody waits for it any more.
+        runs it at once. None: it is run in any case, also if no caller waits for it any more.
     """
 
     run: "Callable[[Engine], Any]"
@@ -175,7 +175,9 @@ class EngineThread:
     ) -> "asyncio.Future[Any]":
         reply = self._loop.create_future()
         if self._failure.done():
-            reply.set_exception(EngineError("the engine has stopped"))
+            reply.set_exception(
+                EngineError("the worker's engine has stopped: post the request again")
+            )
         else:
             self._inbox.put(_Command(run, reply, is_due))
         reply.add_done_callback(_consume)
@@ -264,7 +266,7 @@ class EngineThread:
     def _hand_over(self, update: Update) -> None:
         try:
             self._on_update(update)
-        except Exception as error:  # nobody would miss the events of a callback that only logs
+        except Exception as error:  # the events of a callback that only logs would not be missed
             logger.exception("a step's outcome could not be handed over")
             self._fail(error)
 
@@ -278,7 +280,10 @@ class EngineThread:
                 commands.append(self._inbox.get_nowait())
         for command in commands:
             if command is not None:
-                _reject(command.reply, EngineError("the engine has stopped"))
+                _reject(
+                    command.reply,
+                    EngineError("the worker's engine has stopped: post the request again"),
+                )
         if None in commands:
             self._inbox.put(None)
 
@@ -286,8 +291,7 @@ class EngineThread:
 class _StageWatch:
     """Progress of sequences before their first token; reports significant changes.
 
-    Progress never goes back: of one that was preempted nothing is told until it has got further
-    than it was.
+    Progress never goes back: a preempted sequence reports nothing until it is further than before.
     """
 
     def __init__(self) -> None:
@@ -327,6 +331,6 @@ def _reject(future: "asyncio.Future[Any]", error: Exception) -> None:
 
 
 def _consume(future: "asyncio.Future[Any]") -> None:
-    """Marks an outcome as seen, where nobody waits for it."""
+    """Marks an outcome as seen, where no caller waits for it."""
     if not future.cancelled():
         future.exception()

@@ -43,8 +43,8 @@ class Entrance:
         self._line = ChoosingLine()
 
     def note_taken(self, job: RunningJob) -> None:
-        """Takes in that a job waits in Redis no more, and what it says of those that do. Choices
-        count it from now on, while it is prepared as well. `note_left` has to follow."""
+        """Notes that a job no longer waits in Redis, and what its delivery says of those that do.
+        Choices count it from now on, while it is prepared as well. `note_left` has to follow."""
         self._line.note_taken(job)
 
     def note_left(self, job: RunningJob) -> None:
@@ -110,9 +110,7 @@ class Entrance:
         await self._add(job, request.sequence)
 
     async def _add_in_turn(self, job: RunningJob, sequence: Sequence) -> None:
-        """Keeps arrival order behind jobs that are waiting for a choice, unless its prefix is
-        there.
-        """
+        """Keeps arrival order after jobs that wait for a choice, unless its prefix is there."""
         if self._line.is_empty_for(job):
             await self._add(job, sequence)
             return
@@ -140,7 +138,7 @@ class Entrance:
             left_s = job.deadline_at_s - time.time()
             if predicted_s is not None and predicted_s / DEADLINE_MARGIN > left_s:
                 raise DeadlineUnreachableError(
-                    "the first token would come after the deadline", retry_after_s=1
+                    "the first token would come after 'deadline_s'", retry_after_s=1
                 )
         self._line.note_prefix(await self._engine.add(sequence))
 

@@ -41,7 +41,9 @@ class FrameLoader:
                 await asyncio.sleep(RETRY_AFTER_S)
                 continue
             if blob is None:
-                raise StoreUnavailableError("the frames of this request are no longer stored")
+                raise StoreUnavailableError(
+                    "the frames of this request are no longer stored: post it again"
+                )
             return decode_frames(blob)
 
     def load_again(self, sequence_ids: Iterable[str]) -> None:
@@ -63,7 +65,10 @@ class FrameLoader:
             self._fail(job, error)
         except Exception:
             logger.exception("frames could not be fetched again", extra=job.log_fields)
-            self._fail(job, EngineError("the worker failed to fetch the frames of this request"))
+            self._fail(
+                job,
+                EngineError("the worker failed to fetch the frames of this request: post it again"),
+            )
 
     def _fail(self, job: RunningJob, error: DycokeError) -> None:
         self._publisher.fail(job, error)

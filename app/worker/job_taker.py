@@ -81,7 +81,7 @@ class JobTaker:
                     has_group = True
                 await self._take_one()
             except StoreUnavailableError:
-                # Whoever holds a lease could not renew it either: give them the time to do so.
+                # Holders of leases could not renew them either: give them time to do so.
                 self._take_over_from = time.monotonic() + self._lease_s
                 await asyncio.sleep(RETRY_AFTER_S)
 
@@ -153,12 +153,14 @@ class JobTaker:
             self._publisher.fail(job, error)
         except Exception:
             logger.exception("a job could not be prepared", extra=job.log_fields)
-            self._publisher.fail(job, EngineError("the worker failed to prepare this request"))
+            self._publisher.fail(
+                job, EngineError("the worker failed to prepare this request: post it again")
+            )
 
     async def _make_sequence(self, job: RunningJob) -> Sequence:
         request, frames = job.delivery.request, job.delivery.request.frames
         if frames is None and request.video_id is not None:
-            raise EngineError("the request has no frames")
+            raise EngineError("the request has no frames: post it again")
         _check_sampler(job.delivery)
         video = None if frames is None else await self._frames.load(frames.digest)
         if job.is_suspect:
@@ -190,7 +192,7 @@ class JobTaker:
         )
 
     async def _look_at_frames(self, sequence: Sequence) -> None:
-        """On a thread of its own, so that the engine's steps do not wait for it."""
+        """On another thread than the engine's, so that its steps do not wait."""
         if sequence.frames is not None:
             card = await self._engine.card()
             await asyncio.to_thread(content_of, sequence, card.frames_per_unit)
@@ -218,8 +220,8 @@ class JobTaker:
                 self._jobs.drop(job)
 
     async def _enter(self, job: RunningJob) -> None:
-        """Notes in Redis that the job goes to the engine, in case this process dies without a word.
-        A job that is no longer ours is dropped.
+        """Notes in Redis that the job goes to the engine, in case this process dies without
+        reporting. A job that is no longer ours is dropped.
         """
         job.is_in_engine = True
         while True:
@@ -237,8 +239,8 @@ class JobTaker:
 def _check_sampler(delivery: Delivery) -> None:
     """Refuses to resume an answer whose tokens another version of the sampler has drawn.
 
-    A greedy answer does not depend on the version, and one of which nothing is published may begin
-    under any.
+    A greedy answer does not depend on the version, and one without published tokens may begin under
+    any.
     """
     is_drawn = delivery.request.temperature > 0.0
     if is_drawn and delivery.sampler_version not in (None, SAMPLER_VERSION):

@@ -66,7 +66,7 @@ class LeaseKeeper:
         """Raises EngineError: the engine hangs."""
         while True:
             if self._engine.step_age_s() > self._max_step_s:
-                raise EngineError("the engine hangs in a step")
+                raise EngineError("the worker's engine hangs in a step: post the request again")
             self._enforce_deadlines()
             try:
                 await self._renew()

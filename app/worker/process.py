@@ -82,13 +82,15 @@ def run(settings: Settings, child: int, *, engine_factory: EngineFactory = load_
     try:
         server, _ = start_http_server(port, addr=settings.host, registry=registry)
     except OSError as error:
-        logger.error("cannot serve metrics on port %d: %s", port, error.strerror)
+        logger.error(
+            "cannot serve metrics on port %d (DYCOKE_WORKER_METRICS_PORT): %s", port, error.strerror
+        )
         return EXIT_BAD_SETTINGS
     logger.info("serving metrics", extra={"port": server.server_port})
     try:
         return event_loop.run(_run_worker(settings, child, engine_factory, metrics, tracing))
     except ModelLoadError as error:
-        logger.error("cannot load the model: %s", error.message)
+        logger.error("cannot load the model (DYCOKE_MODEL): %s", error.message)
         return EXIT_BAD_SETTINGS
     finally:
         server.shutdown()

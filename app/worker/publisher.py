@@ -106,8 +106,8 @@ class Publisher:
             self._take_reply(job, append, reply)
 
     async def _store_kept(self, job: RunningJob) -> None:
-        """Before the job's end, so that whoever has seen that finds it. One that is no longer this
-        worker's is refused, and learns so from its append."""
+        """Before the job's end, so that a client that has seen the end finds it. A job that is no
+        longer this worker's is refused, and its append says so."""
         if job.kept is not None:
             await self._kept_sets.put(job.delivery, job.kept)
             job.kept = None
@@ -121,7 +121,9 @@ class Publisher:
             job.fresh.clear()
             job.final = None  # it would follow what is missing
             self._jobs.stop(job)
-            self.fail(job, EngineError("the worker failed to publish the answer"))
+            self.fail(
+                job, EngineError("the worker failed to publish the answer: post the request again")
+            )
             return None
 
     def _take_reply(self, job: RunningJob, append: Append, reply: Appended) -> None:
@@ -160,7 +162,10 @@ class Publisher:
                 job.final = self._done(job, event, now_s)
             except Exception:
                 logger.exception("a receipt could not be made", extra=job.log_fields)
-                self.fail(job, EngineError("the worker failed to publish the answer"))
+                self.fail(
+                    job,
+                    EngineError("the worker failed to publish the answer: post the request again"),
+                )
 
     def _done(self, job: RunningJob, event: core.TokenEvent, now_s: float) -> DoneEvent:
         assert event.report is not None and event.finish_reason is not None

@@ -101,7 +101,7 @@ def _events(fresh: list[core.TokenEvent], tells_prompt_tokens: bool) -> list[Tok
     """Text without a token, at an answer's very end, stays apart: it has an index of its own.
 
     Raises:
-        ValueError: what the engine made can be no event.
+        ValueError: the engine's output cannot be an event.
     """
     prompt_tokens = fresh[0].prompt_tokens if tells_prompt_tokens else None
     if len(fresh) == 1:

@@ -239,7 +239,8 @@ def _text(line: str) -> str:
 
 def _messages(messages: Messages, metadata: dict[str, Any] | None) -> Messages:
     """The conversation without answers that were stopped before they began, and with the last
-    question as its user wrote it: beside files, Open WebUI wraps it into a template for citations.
+    question as its user wrote it: where there are files, Open WebUI wraps it into a template for
+    citations.
     """
     copied = [
         {"role": message["role"], "content": message["content"]}
@@ -269,8 +270,8 @@ def _type(file: dict[str, Any]) -> str:
 
 
 def _local_path(file: dict[str, Any], folder: str) -> Path:
-    """Where an upload can be read. What a browser says of a path is not believed: the file is
-    Open WebUI's own, and is named after its id, which only those know who may see it.
+    """Where an upload can be read. A path from a browser is not trusted: the file is Open WebUI's
+    own, and is named after its id, which is known only to those who may see it.
 
     Raises: FileNotFoundError.
     """

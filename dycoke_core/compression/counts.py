@@ -1,5 +1,5 @@
-"""How many visual tokens stay, and of which frames, before any is known. Standard library only, so
-that processes without torch can see what fits.
+"""How many visual tokens stay, and of which frames, computed before there are any. Standard library
+only, so that processes without torch can see what fits.
 """
 
 import math

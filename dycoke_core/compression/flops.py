@@ -36,7 +36,7 @@ class TextGeometry:
     num_kv_heads: int
     head_size: int
     vocab_size: int
-    num_windowed_layers: int = 0  # of them, that see so many tokens alone, a query's own included
+    num_windowed_layers: int = 0  # of them, that see only this many tokens, a query's own included
     window: int = 0
 
 
@@ -126,7 +126,7 @@ def _prompt_flops(text: TextGeometry, num_tokens: int, *, is_causal: bool = True
 
 
 def _pairs_within(window: int, num_tokens: int) -> float:
-    """Of queries and keys, in a layer in which a token sees so many, its own included."""
+    """Of queries and keys, in a layer in which a token sees this many, its own included."""
     first = min(num_tokens, window)
     return first * (first + 1) / 2 + (num_tokens - first) * window
 

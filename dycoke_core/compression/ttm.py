@@ -1,8 +1,8 @@
 """Stage I, temporal token merging: drops what a frame repeats from an earlier one.
 
 Works on the features of a video as the language model takes them, before a newline, marker or time
-is put beside them. What is called a frame here is a unit of the model: a frame, or several that it
-makes one set of tokens of. It does not see the question, so every question about a video gets the
+is put next to them. What is called a frame here is a unit of the model: a frame, or several that
+become one set of tokens. It does not see the question, so every question about a video gets the
 same tokens. "Merging" is the paper's word; nothing is averaged.
 """
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from dycoke_core.compression.policies import Policy, make_policy
 from dycoke_core.config import Batching, CompressionConfig, EngineConfig
 from dycoke_core.engine.backend import Backend, PrefixLayout, SeatLayout
+from dycoke_core.engine.budget import max_frame_pixels
 from dycoke_core.engine.detokenizer import Detokenizer
 from dycoke_core.engine.faults import is_out_of_memory
 from dycoke_core.engine.kept_recording import KeptRecording
@@ -28,7 +29,6 @@ from dycoke_core.engine.prefix_cache import (
 )
 from dycoke_core.engine.room import Room
 from dycoke_core.engine.state import SequenceState
-from dycoke_core.engine.vision_memory import max_frame_pixels
 from dycoke_core.errors import InvalidRequestError, PromptTooLongError
 from dycoke_core.frame_content import content_of, frames_digest
 from dycoke_core.model.adapter import Clip, PromptLayout, VideoLanguageModel
@@ -41,7 +41,7 @@ _NO_COMPRESSION = CompressionConfig(policy="full")
 
 @dataclass(frozen=True, slots=True)
 class ResolvedSequence:
-    """What of a sequence's state does not depend on its compression."""
+    """The part of a sequence's state that does not depend on its compression."""
 
     sequence: Sequence
     prompt: PromptLayout
@@ -208,7 +208,7 @@ class Admission:
         return True
 
     def fits(self, states: Collection[SequenceState]) -> bool:
-        """Whether `admit` would find the bytes for all of them if nobody else ran. They may still
+        """Whether `admit` would find the bytes for all of them if nothing else ran. They may still
         not be in pieces that fit."""
         return self._room.fits(tuple(states))
 
@@ -304,12 +304,12 @@ class Admission:
 
     @property
     def leaked_bytes(self) -> int:
-        """With no sequence in the engine, only what nobody holds may be left."""
+        """With no sequence in the engine, only items without a holder may be left."""
         kv_bytes = self.kv_budget.used_bytes - self._prefixes.idle_bytes
         return kv_bytes + self._videos.budget.used_bytes - self._videos.idle_bytes
 
     def clear_prefixes(self) -> None:
-        """Drops prefixes that nobody holds, and keeps their videos' features."""
+        """Drops prefixes without a holder, and keeps their videos' features."""
         self._prefixes.clear()
 
     def forget_video(self, name: str) -> None:
@@ -383,7 +383,10 @@ class Admission:
     def _check_frame_size(self, clip: Clip) -> None:
         """For larger frames no memory is set aside."""
         if clip.height * clip.width > self._max_frame_pixels:
-            raise InvalidRequestError(f"frames may have at most {self._max_frame_pixels} pixels")
+            raise InvalidRequestError(
+                f"frames may have at most {self._max_frame_pixels} pixels, and these have "
+                f"{clip.height} x {clip.width}"
+            )
 
     def _check_size(self, state: SequenceState) -> None:
         max_tokens = state.sequence.sampling.max_tokens
@@ -393,16 +396,16 @@ class Admission:
         first_own = max(state.num_prefix_tokens, state.layout.prefix.next_position)
         if first_own + state.num_question_tokens + max_tokens > limit:
             raise PromptTooLongError(
-                f"prompt ({state.num_prompt_tokens} tokens) and max_tokens exceed "
-                f"the model's {limit} positions"
+                f"prompt ({state.num_prompt_tokens} tokens) and max_tokens ({max_tokens}) exceed "
+                f"the model's {limit} positions: ask for less of either"
             )
         kv_bytes = self._backend.prefix_bytes(state.layout.prefix)
         kv_bytes += self._backend.seat_bytes(state.layout)
         feature_bytes = state.prompt.num_units * self._unit_feature_bytes(state)
         if kv_bytes > self.kv_budget.max_bytes or feature_bytes > self._videos.budget.max_bytes:
             raise PromptTooLongError(
-                f"prompt ({state.num_prompt_tokens} tokens) and max_tokens exceed "
-                "the memory that this server has for one request"
+                f"prompt ({state.num_prompt_tokens} tokens) and max_tokens ({max_tokens}) exceed "
+                "the memory that this server has for one request: ask for less of either"
             )
 
     def _unit_feature_bytes(self, state: SequenceState) -> int:

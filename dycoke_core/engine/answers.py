@@ -63,7 +63,7 @@ class Answers:
         """
         state, sequence = answer.state, answer.state.sequence
         if not answer.is_finite:
-            raise EngineError("the model's logits are not finite")
+            raise EngineError("the model's logits are not finite: it may need another dtype")
         state.num_refreshes = answer.num_refreshes
         index = len(sequence.output_token_ids)
         is_forced = index < state.num_forced

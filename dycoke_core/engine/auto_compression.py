@@ -230,7 +230,7 @@ class _Overhead:
         """Args:
         queued_s: for how long this request has waited. What waited at the last choice may have left
             otherwise: the time since then counts only if this one waited all of it.
-        is_waited_for: requests wait behind this one.
+        is_waited_for: requests wait after this one.
         """
         since_s = now_s - self._chosen_at_s
         if self._is_waited_for and self._num_requests and queued_s >= since_s:

@@ -1,8 +1,8 @@
 """The seam between the engine and a device: who holds keys and values, and who runs a step.
 
-The engine decides what a step does (`StepPlan`), a backend does it. A backend owns every tensor of
-the KV cache and of stage II; the engine holds the numbers of prefixes and seats. It knows no
-sequence, no text and no queue.
+The engine decides what a step does (`StepPlan`), a backend does it, and says what it chose
+(`StepOutcome`). A backend owns every tensor of the KV cache and of stage II; the engine holds the
+numbers of prefixes and seats. It knows no sequence, no text and no queue.
 
     open_prefix ── embed_prefix ── run … run ── finish_prefix ────────────── close_prefix
                                      open_seat ── run … run ── close_seat
@@ -21,7 +21,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from dycoke_core.compression.kv_pruning import StageTwo
-from dycoke_core.engine.plan import StepPlan
+from dycoke_core.engine.sampler import Draw
 from dycoke_core.model.adapter import EmbeddedPrefix
 
 KeptPlaces = npt.NDArray[np.integer[Any]]
@@ -64,6 +64,72 @@ class SeatLayout:
     def num_front(self) -> int:
         """Tokens before the question that a pruned layer attends to: kept ones and text."""
         return 0 if self.stage_two is None else self.stage_two.num_kept + self.prefix.num_text
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixChunk:
+    """The next rows of a prompt prefix that is being prefilled."""
+
+    prefix: int
+    start: int  # rows of the prefix already run
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class QuestionChunk:
+    """The next tokens of a question, after its prefix.
+
+    draw: for the token that follows its last one; None where more of the question is to come, or
+        where that token is known already.
+    """
+
+    seat: int
+    start: int  # own tokens already run
+    token_ids: tuple[int, ...]
+    draw: Draw | None
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeRow:
+    """One decode step of one sequence.
+
+    token_id: the input token; None: the token that the seat's last row drew, which may not have
+        left the device yet.
+    draw: for the token that follows; None in a replay, where it is known.
+    wants_kept: its outcome says which visual tokens stage II kept.
+    """
+
+    seat: int
+    start: int  # own tokens already run
+    token_id: int | None
+    draw: Draw | None
+    wants_kept: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """What one step computes, as integers: all that a backend needs to know about a step.
+
+    Prefixes and seats are named by the numbers that the backend gave them when they were opened. A
+    plan holds no tensor and knows no queue and no text.
+    """
+
+    prefixes: tuple[PrefixChunk, ...] = ()
+    questions: tuple[QuestionChunk, ...] = ()
+    decode: tuple[DecodeRow, ...] = ()
+
+    @property
+    def answering(self) -> tuple[QuestionChunk | DecodeRow, ...]:
+        """The rows that may choose a token, in the order of a `StepOutcome`."""
+        return (*self.questions, *self.decode)
+
+    @property
+    def draws(self) -> tuple[Draw, ...]:
+        """Of the rows that do, in the same order."""
+        return tuple(row.draw for row in self.answering if row.draw is not None)
+
+    def __bool__(self) -> bool:
+        return bool(self.prefixes or self.questions or self.decode)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +223,8 @@ class Backend(Protocol):
         ...
 
     def check(self, *, num_prefixes: int) -> None:
-        """Raises AssertionError: with no seat and so many prefixes open, more is held, or twice."""
+        """Raises AssertionError: with no seat and this many prefixes open, more is held, or held
+        twice."""
         ...
 
     # --- prefixes and seats ---

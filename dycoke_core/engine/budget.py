@@ -1,6 +1,10 @@
-"""How many bytes of keys and values an engine may hold, on its device and in host memory.
+"""How an engine's memory is divided: what keys and values may take, on its device and in host
+memory, and what is set aside for the vision tower while it encodes. Decided once, at start.
 
-Decided once, at start.
+A micro-batch of the tower has a fixed number of units of usual size, fewer of larger ones, and at
+least one. Frames above `EngineConfig.max_frame_pixels` are refused, so the largest micro-batch is
+known at start. Bytes per patch are estimated from the tower's sizes, for towers as transformers
+runs them with fused attention, and come out slightly above the counted ones (tested).
 """
 
 import os
@@ -8,14 +12,14 @@ from pathlib import Path
 
 import torch
 
-from dycoke_core.compression.flops import TextGeometry
+from dycoke_core.compression.flops import TextGeometry, VisionGeometry
 from dycoke_core.config import Batching, EngineConfig
-from dycoke_core.engine.vision_memory import vision_bytes
 from dycoke_core.model.adapter import VideoLanguageModel
 
 _GPU_SHARE = 0.85  # of what is free once the weights are loaded; the rest is for fragments
 _CPU_SHARE = 0.25  # of what is available: other processes live here too
 _CPU_MAX_BYTES = 8 * 2**30
+_USUAL_PATCHES = 1024  # per unit: of larger ones fewer go together
 
 # The control group's limit and use, as a container sees its own: of version 2, and of version 1.
 _CGROUPS = (
@@ -63,6 +67,45 @@ def pass_bytes(model: VideoLanguageModel, batching: Batching) -> int:
     num_rows = batching.max_prompt_tokens_per_pass + batching.max_running_sequences
     row = 3 * geometry.intermediate_size + 8 * geometry.hidden_size
     return num_rows * row * model.dtype.itemsize
+
+
+def units_per_batch(batch_units: int, patches_per_unit: int) -> int:
+    """
+    Args:
+        batch_units: of usual size.
+    """
+    return max(min(batch_units, batch_units * _USUAL_PATCHES // patches_per_unit), 1)
+
+
+def vision_bytes(model: VideoLanguageModel, config: EngineConfig, batching: Batching) -> int:
+    """What the largest micro-batch holds at once."""
+    batch_units = max(batching.vision_batch_frames // model.frames_per_unit, 1)
+    vision = model.vision_geometry(model.image_size, model.image_size)
+    if model.frame_limits is None:
+        num_patches = units_per_batch(batch_units, vision.num_patches) * vision.num_patches
+    else:
+        most_pixels = max_frame_pixels(model, config)
+        largest = -(-most_pixels * vision.num_patches // model.image_size**2)
+        num_patches = max(batch_units * _USUAL_PATCHES, largest)
+    return num_patches * patch_bytes(vision, model.dtype)
+
+
+def max_frame_pixels(model: VideoLanguageModel, config: EngineConfig) -> int:
+    """The most that a frame may have: frames of the size that suits the model are always taken."""
+    return max(config.max_frame_pixels, model.image_size**2)
+
+
+def patch_bytes(vision: VisionGeometry, dtype: torch.dtype) -> int:
+    """Bytes that a micro-batch holds of a patch where it holds most."""
+    size, width = dtype.itemsize, vision.hidden_size
+    pixels = vision.patch_inputs * (1 + 2 * torch.float32.itemsize)  # as read, and normalised
+    # Residual, norm, queries, keys, values, attention's output and two in between; where they are
+    # rotated, queries and keys with what that takes in float32.
+    attention = width * (8 * size + (8 * torch.float32.itemsize if vision.is_rotary else 0))
+    mlp = size * (10 * width + vision.num_mlp_matrices * vision.intermediate_size)
+    projector = size * vision.projector_values
+    inputs = vision.patch_inputs * size  # held until the end
+    return int(inputs + max(pixels, attention, mlp, projector))
 
 
 def available_bytes(root: Path = Path("/")) -> int:

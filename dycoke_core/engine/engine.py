@@ -309,7 +309,7 @@ class Engine:
         state.sequence.stage = Stage.FINISHED
 
     def _check_idle(self) -> None:
-        """With no sequence in the engine, only what nobody holds may be left."""
+        """With no sequence in the engine, only items without a holder may be left."""
         if self.admission.leaked_bytes:
             logger.error("%d cached bytes have leaked", self.admission.leaked_bytes)
         try:

@@ -1,7 +1,7 @@
 """Carries out what the scheduler decided: the vision tower, stage I, and one pass over all rows.
 
 Where a pass fails it is run again, one sequence at a time, so that only the culprits end. On a
-device that runs behind the host, a step's outcome comes back with a later step; the executor keeps
+device that lags behind the host, a step's outcome comes back with a later step; the executor keeps
 what was launched in order and lets no more be outstanding than the backend allows.
 """
 
@@ -15,9 +15,8 @@ from torch import Tensor
 
 from dycoke_core.config import Priority
 from dycoke_core.engine.admission import Admission
-from dycoke_core.engine.backend import Backend, KeptPlaces, Mark, Pending
+from dycoke_core.engine.backend import Backend, KeptPlaces, Mark, Pending, PrefixChunk, StepPlan
 from dycoke_core.engine.faults import has_broken_device, is_out_of_memory
-from dycoke_core.engine.plan import PrefixChunk, StepPlan
 from dycoke_core.engine.prefix_cache import Video
 from dycoke_core.engine.scheduler import Schedule
 from dycoke_core.engine.state import SequenceState
@@ -58,7 +57,7 @@ Observer = Callable[[StepPlan, tuple[SequenceState, ...], Pending], None]
 
 @dataclass(slots=True)
 class _Launched:
-    """A pass whose outcome is outstanding, and whose time counts for whom."""
+    """A pass whose outcome is outstanding, and the sequences that its time counts for."""
 
     pending: Pending
     answering: tuple[SequenceState | None, ...]  # None: more of the question is to come
@@ -275,7 +274,7 @@ class Executor:
     # --- outcomes ---
 
     def _collect(self, outcome: Outcome, *, max_outstanding: int) -> None:
-        """Takes outcomes in, oldest first, until no more than so many are outstanding."""
+        """Takes outcomes in, oldest first, until at most this many are outstanding."""
         num_outstanding = sum(isinstance(item, _Launched) for item in self._launched)
         while num_outstanding > max_outstanding:
             item = self._launched.popleft()

@@ -36,5 +36,9 @@ def public_error(error: Exception) -> DycokeError:
     if isinstance(error, DycokeError):
         return error
     if is_out_of_memory(error):
-        return OutOfMemoryError("the device ran out of memory for this request")
-    return EngineError("the engine failed on this request")
+        return OutOfMemoryError(
+            "the device ran out of memory for this request: ask for fewer frames, or try it again"
+        )
+    return EngineError(
+        "the engine failed on this request, and the worker's log says why: try it again"
+    )

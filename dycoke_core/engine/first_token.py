@@ -31,7 +31,7 @@ class FirstTokenPredictor:
         self._rates = rates
 
     def seconds(self, work: Work) -> float:
-        """For how long the work takes beside what decodes now."""
+        """How long the work takes next to what decodes now."""
         is_decoding = any(state.can_decode for state in self._scheduler.running)
         return self._rates.seconds(work, is_decoding=is_decoding)
 
@@ -54,7 +54,7 @@ class FirstTokenPredictor:
 
         Args:
             priority: the lowest of what counts.
-            shared_keys: of prefixes and videos that count whoever makes them.
+            shared_keys: of prefixes and videos that count whichever sequence makes them.
         """
         running = (state for state in self._scheduler.running if state.has_prompt_left)
         everyone = (*running, *self._scheduler.waiting)

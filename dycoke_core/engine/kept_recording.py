@@ -29,8 +29,8 @@ class KeptRecording:
         """Takes what stage I kept, once.
 
         Args:
-            kept: int64 [V] on the device. None of a prefix that came ready-made, of which nobody
-                knows it: then nothing is recorded.
+            kept: int64 [V] on the device. None for a ready-made prefix, where it is not known: then
+                nothing is recorded.
         """
         if self._stage_one is None and kept is not None:
             self._stage_one = HostCopy(kept)

@@ -84,7 +84,7 @@ def attend_causally(query: Tensor, keys: Tensor, values: Tensor, *, scaling: flo
 def attend_masked(
     query: Tensor, keys: Tensor, values: Tensor, is_seen: Tensor, *, scaling: float
 ) -> Tensor:
-    """Attention of q tokens, each of which sees some of the keys.
+    """Attention of q tokens, each seeing some of the keys.
 
     Args:
         query: [q, H, E]; keys, values: [S, G, E].

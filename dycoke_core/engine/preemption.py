@@ -1,4 +1,4 @@
-"""Who makes room when a sequence finds none: those of low priority, for better ones.
+"""Which sequences make room when another finds none: those of low priority, for better ones.
 
 A sequence that is preempted gives back its seat and lets go of its prefix, which stays or is
 evicted as the cache decides, and waits in the place of its age. When it is admitted again it is
@@ -7,10 +7,10 @@ path, so its answer continues as if nothing had happened. Its video's features a
 that, as memory is what is short; its frames may have to come again
 (`Sequence.can_reload_frames`).
 
-Whoever asks for low priority agrees to that. Others do not make room, for they may be those of
-another client, who has not been asked. Sequences with the least work to repeat go first, then the
-youngest, and no more than are needed. None goes in vain: where all that may go would not make
-enough room, in bytes (`dycoke_core.engine.room`), nobody does. None makes room more than
+A client that asks for low priority agrees to that. Others do not make room, as they may belong to
+another client, which has not agreed. Sequences with the least work to repeat go first, then the
+youngest, and no more than are needed. None goes without need: where all that may go would not make
+enough room, in bytes (`dycoke_core.engine.room`), none does. None makes room more than
 `MAX_PREEMPTIONS` times, nor if it was admitted because its turn had come while better ones waited
 (`dycoke_core.precedence`), so all of them end.
 """

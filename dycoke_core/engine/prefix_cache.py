@@ -2,7 +2,7 @@
 
 A `Video` is the features of a video's units before stage I; a `Prefix` is the prompt up to the
 question under one stage-I setting. Sequences hold (pin) what they use from admission to their end;
-what nobody holds stays until its bytes are needed, least recently used first. Work that is under
+what has no holder stays until its bytes are needed, least recently used first. Work that is under
 way when its last holder leaves is dropped.
 
 Owns no scheduling and does no model work.
@@ -121,7 +121,7 @@ class SharedPool(Generic[Item]):
 
     @property
     def idle_bytes(self) -> int:
-        """Of items that nobody holds."""
+        """Of items without a holder."""
         return sum(item.num_bytes for item in self._items.values() if item.holders == 0)
 
     def get(self, key: str) -> Item | None:
@@ -164,11 +164,12 @@ class SharedPool(Generic[Item]):
         item.num_host_bytes += num_host_bytes
 
     def can_make_room(self, num_bytes: int) -> bool:
-        """Whether so many bytes are free or could be, by evicting what nobody holds."""
+        """Whether this many bytes are free or could be, by evicting items without a holder."""
         return num_bytes <= self.budget.free_bytes + self.idle_bytes
 
     def make_room(self, num_bytes: int) -> None:
-        """Evicts what nobody holds until so many bytes are free. Check `can_make_room` before."""
+        """Evicts items without a holder until this many bytes are free. Check `can_make_room`
+        before."""
         self._evict_until(lambda: num_bytes <= self.budget.free_bytes)
 
     def make_host_room(self, num_bytes: int) -> bool:
@@ -180,11 +181,11 @@ class SharedPool(Generic[Item]):
         return True
 
     def clear(self) -> None:
-        """Drops what nobody holds."""
+        """Drops items without a holder."""
         self._evict_until(lambda: False)
 
     def evict_one(self) -> bool:
-        """Drops the least recently used item that nobody holds; False: there is none."""
+        """Drops the least recently used item without a holder; False: there is none."""
         num_before = len(self)
         self._evict_until(lambda: len(self) < num_before)
         return len(self) < num_before

@@ -1,7 +1,7 @@
-"""Whether sequences find the bytes that they need beside each other.
+"""Whether sequences find the bytes that they need at the same time.
 
 Bytes are summed: keys and values of seats and prefixes on the device, features of the videos that
-are still to become prefixes. What several share counts once, and what nobody holds counts as free.
+are still to become prefixes. What several share counts once, and what has no holder counts as free.
 Where a backend's allocations are of one height, bytes that suffice are room; where heights mix
 (prefixes of which a part may lie in host memory), they may still not be in pieces that fit, which
 only opening a seat shows.
@@ -33,7 +33,7 @@ class Room:
         self._video_bytes = video_bytes
 
     def fits(self, states: Sequence[SequenceState]) -> bool:
-        """Whether all of them, running or waiting, could run at once, and nobody else."""
+        """Whether all of them, running or waiting, could run at once, without any others."""
         num_holders = Counter(state.prefix_key for state in states if state.prefix is not None)
         kv_bytes = sum(self._seat_bytes(state) for state in states)
         feature_bytes: dict[str, int] = {}

@@ -10,14 +10,14 @@ nothing starves (`dycoke_core.precedence`). What is left of a step's budget goes
 whose piece fits, such as a question about a known video that waits after a long new one. Chunks are
 never cut to the budget: their boundaries depend on the prompt alone.
 
-A sequence without room may preempt low-priority ones (`dycoke_core.engine.preemption`). Else it
-waits, at most until all that run have ended, and nobody of its priority or a worse one passes it.
+A sequence without room may preempt low-priority ones (`dycoke_core.engine.preemption`). Otherwise
+it waits, at most until all that run have ended, and none of its priority or a worse one passes it.
 One of worse priority, whose turn has come, is passed by better ones that fit beside it: they take
 nothing that it will need once those that ran before have ended. Only what does not fit beside it is
-held up, for no longer than that and its own answer. Who passes may preempt as well.
+held up, for no longer than that and its own answer. Those that pass may preempt as well.
 
 One that was preempted may find, when there is room for it, that its video has to be encoded again
-and that its frames are gone: it stands aside until they come, and everybody passes it.
+and that its frames are gone: it stands aside until they come, and all others pass it.
 """
 
 from bisect import insort
@@ -80,7 +80,7 @@ class Admits(Protocol[State]):
         ...
 
     def fits(self, states: Sequence[State]) -> bool:
-        """Whether the bytes for all of them would be there if nobody else ran. They may still not
+        """Whether the bytes for all of them would be there if nothing else ran. They may still not
         be in pieces that fit."""
         ...
 

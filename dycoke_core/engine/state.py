@@ -13,10 +13,9 @@ from dataclasses import dataclass, field, replace
 
 from dycoke_core.compression.policies import Policy
 from dycoke_core.config import Priority
-from dycoke_core.engine.backend import SeatLayout
+from dycoke_core.engine.backend import DecodeRow, QuestionChunk, SeatLayout
 from dycoke_core.engine.detokenizer import Detokenizer
 from dycoke_core.engine.kept_recording import KeptRecording
-from dycoke_core.engine.plan import DecodeRow, QuestionChunk
 from dycoke_core.engine.prefix_cache import Prefix
 from dycoke_core.engine.sampler import Draw
 from dycoke_core.engine.scheduler import PromptWork, WorkKind
@@ -251,8 +250,8 @@ class SequenceState:
     def resumed(
         self, detokenizer: Detokenizer, kept_recording: KeptRecording | None
     ) -> "SequenceState":
-        """What waits in the place of a sequence that is preempted: it runs what it has again, and
-        goes on from there. What is still on its way is chosen again, by the same draw."""
+        """What waits in place of a preempted sequence: it runs what it has again, and continues
+        from there. What is still on its way is chosen again, by the same draw."""
         sequence = self.sequence
         forced = max(self.forced_token_ids, tuple(sequence.output_token_ids), key=len)
         sequence.output_token_ids.clear()

@@ -1,7 +1,7 @@
 """Runs the vision tower in slices: a micro-batch of units, a few layers at a time.
 
 Micro-batches take units of several videos of one frame size, by their priority and age. Their size
-depends on that of the frames alone, which bounds their memory (`vision_memory`); what adapts to the
+depends on that of the frames alone, which bounds their memory (`budget`); what adapts to the
 load is how many layers run between two decode steps, which changes no number: a fixed number, or as
 many as fill a time slice, judged by the slices before; all of them while nothing decodes.
 """
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from dycoke_core.config import Priority
 from dycoke_core.engine.backend import Backend, Mark
+from dycoke_core.engine.budget import units_per_batch
 from dycoke_core.engine.prefix_cache import Video
-from dycoke_core.engine.vision_memory import units_per_batch
 from dycoke_core.frame_content import frames_of_unit
 from dycoke_core.model.adapter import VideoLanguageModel
 from dycoke_core.precedence import Precedence
@@ -99,7 +99,8 @@ class VisionEncoder:
         return []
 
     def drop_orphans(self) -> None:
-        """Forgets videos that nobody waits for any more, unless others share their micro-batch."""
+        """Forgets videos that no sequence waits for any more, unless others share their
+        micro-batch."""
         self._suspects = [video for video in self._suspects if video.holders]
         if self._batch and all(video.holders == 0 for video in self._batch):
             self._drop_batch()

@@ -1,8 +1,8 @@
 """What a decoder layer does besides matrix products and attention, each in one launch.
 
 Values are rounded where transformers' Qwen2 rounds them: additions, products and norms are in
-float32, their results in the model's dtype. A norm whose weight is in float32 beside a model of
-less multiplies by it before it rounds, as Gemma's do.
+float32, their results in the model's dtype. A norm whose weight is in float32 in a model of lower
+precision multiplies by it before it rounds, as Gemma's do.
 """
 
 import torch

@@ -28,7 +28,10 @@ def compression_of(*, dycoke: bool, policy: str | None, **settings: Any) -> Comp
     """
     unknown = [name for name in settings if not name.startswith(_PREFIX)]
     if unknown:
-        raise InvalidRequestError(f"the model takes no argument '{unknown[0]}'")
+        raise InvalidRequestError(
+            f"the model takes no argument '{unknown[0]}'; "
+            f"the policy's parameters begin with '{_PREFIX}'"
+        )
     name = policy or (DEFAULT_POLICY if dycoke else "full")
     parameters = {key.removeprefix(_PREFIX): value for key, value in settings.items()}
     if name == "full" and not policy:
@@ -43,7 +46,7 @@ def sampling_of(generation: Mapping[str, Any], *, seed: int) -> SamplingParams:
         InvalidRequestError: beam search, or values outside their ranges.
     """
     if generation.get("num_beams", 1) not in (1, None):
-        raise InvalidRequestError("beam search is not supported")
+        raise InvalidRequestError("num_beams must be 1: beam search is not supported")
     until = generation.get("until") or ()
     temperature = generation.get("temperature") or 0.0
     is_sampled = generation.get("do_sample", temperature > 0) and temperature > 0

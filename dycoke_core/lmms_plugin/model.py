@@ -146,7 +146,9 @@ class DycokeLlavaOnevision(Dycoke):
         **arguments: Any,
     ) -> None:
         if (conv_template, model_name) != ("qwen_1_5", "llava_qwen"):
-            raise InvalidRequestError("conv_template and model_name are those of LLaVA-OneVision")
+            raise InvalidRequestError(
+                "conv_template must be 'qwen_1_5', and model_name 'llava_qwen'"
+            )
         super().__init__(pretrained, **arguments)
 
 

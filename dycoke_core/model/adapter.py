@@ -120,7 +120,7 @@ class PromptLayout:
         return sum(sizes)
 
     def visual_runs(self, kept_per_unit: Sequence[int]) -> tuple[range, ...]:
-        """Places of the visual tokens in a prefix that keeps so many of each unit, ascending."""
+        """Places of the visual tokens in a prefix that keeps this many of each unit, ascending."""
         runs: list[range] = []
         place = 0
         for segment in self.prefix:
@@ -144,7 +144,7 @@ class EmbeddedPrefix:
         embeds: [P, D].
         positions: int64 [axes, P].
         visual: places of the visual tokens, as ascending runs.
-        layer_adds: [layers, P, D], what each of so many first layers adds to its output. None: no
+        layer_adds: [layers, P, D], what each of the first layers adds to its output. None: no
             layer of this model ever adds anything; a prefix of text alone adds zeros.
         sees_whole_runs: a visual token sees those of its run that come after it, too.
     """
@@ -271,8 +271,8 @@ class VideoLanguageModel(Protocol):
         ...
 
     def next_position(self, layout: PromptLayout, num_visual: int) -> int:
-        """Of the first token after a prefix that keeps so many visual tokens, on every axis; those
-        that follow it count on."""
+        """Of the first token after a prefix that keeps this many visual tokens, on every axis;
+        later tokens continue from there."""
         ...
 
     def encode_frames(self, frames: Tensor) -> Iterator[Tensor | None]:

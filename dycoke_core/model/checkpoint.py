@@ -30,7 +30,7 @@ from dycoke_core.model_config import read_json
 logger = logging.getLogger(__name__)
 
 _DIGEST_THREADS = 8
-# Whatever transformers may read of a directory without being told to run code of it.
+# Whatever transformers may read of a directory as long as it may not run code from it.
 _READ = ("*.json", "*.jinja", "*.txt", "*.model", "*.safetensors", "*/*.jinja")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
 
@@ -53,7 +53,9 @@ class Checkpoint:
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
         if not (self.directory / "tokenizer.json").is_file():
-            raise ModelLoadError("the model directory has no tokenizer.json")
+            raise ModelLoadError(
+                "the model directory has no tokenizer.json: fetch the whole repository"
+            )
         return cast(PreTrainedTokenizerFast, AutoTokenizer.from_pretrained(self.directory))
 
     @cached_property
@@ -65,7 +67,10 @@ class Checkpoint:
         template = read_json(self.directory / "chat_template.json").get("chat_template")
         template = template or self.tokenizer.chat_template
         if not isinstance(template, str):
-            raise ModelLoadError("the model directory has no chat template")
+            raise ModelLoadError(
+                "the model directory has no chat template: it must have a chat_template.jinja, a "
+                "chat_template.json, or one in tokenizer_config.json"
+            )
         return template
 
     @cached_property
@@ -89,7 +94,7 @@ class Checkpoint:
             eos = cast(int | None, self.tokenizer.eos_token_id)
         if eos is None:
             raise ModelLoadError(
-                "neither generation_config.json nor the tokenizer names an end token"
+                "neither generation_config.json nor tokenizer_config.json names an eos token"
             )
         return frozenset([eos] if isinstance(eos, int) else eos)
 
@@ -109,10 +114,16 @@ class Checkpoint:
                 use_safetensors=True,
             )
         except (OSError, ValueError, RuntimeError) as error:
-            raise ModelLoadError("the model directory has no complete set of weights") from error
+            raise ModelLoadError(
+                "the model directory has no complete set of weights: it must have all safetensors "
+                "files of the repository"
+            ) from error
         faults = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
         if faults:
-            raise ModelLoadError(f"the checkpoint lacks {len(faults)} tensors, first '{faults[0]}'")
+            raise ModelLoadError(
+                f"the checkpoint lacks {len(faults)} tensors that config.json asks for, first "
+                f"'{faults[0]}': fetch the whole repository"
+            )
         if info["unexpected_keys"]:
             logger.warning("checkpoint has %d tensors of no use", len(info["unexpected_keys"]))
         model = cast(Model, model.to(self.device).eval())
@@ -142,7 +153,7 @@ def _file_digest(file: Path) -> str:
 
 
 def check_no_pickles(directory: Path) -> None:
-    """Refuses weights that run code when they are loaded, even where safetensors lie beside them.
+    """Refuses weights that run code when they are loaded, even where safetensors lie next to them.
 
     Raises:
         ModelLoadError: names one of the files.

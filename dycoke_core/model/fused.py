@@ -8,8 +8,8 @@ keeps working, and nothing is held twice. Moving or casting the model afterwards
     and one more where queries and keys have norms of their own
 
 Where what is added goes through a norm of its own first, as in Gemma's, that is in the same launch.
-From the second layer on the first norm takes the addition of the layer before. What rows attend to
-is the caller's business, and so is where keys and values are stored: `run` is handed slots.
+From the second layer on the first norm takes the addition of the layer before. The caller decides
+what rows attend to and where keys and values are stored: `run` takes slots.
 
 What is not covered: layers of other forms than those checked here, which are refused; quantized
 weights; sharding.

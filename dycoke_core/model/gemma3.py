@@ -64,7 +64,10 @@ class Gemma3(TransformersModel):
             config.text_config.attn_logit_softcapping
             or config.text_config.use_bidirectional_attention
         ):
-            raise ModelLoadError("soft caps and bidirectional attention to text are not supported")
+            raise ModelLoadError(
+                "config.json asks for attn_logit_softcapping or use_bidirectional_attention, "
+                "which are not supported"
+            )
         prompt_encoder = PromptEncoder(
             checkpoint.tokenizer,
             chat_template=checkpoint.chat_template,

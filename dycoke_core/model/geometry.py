@@ -34,7 +34,10 @@ def layer_specs(config: Any) -> tuple[LayerSpec, ...]:
     names = getattr(config, "layer_types", None) or [LayerKind.FULL] * geometry.num_layers
     unknown = sorted(set(names) - set(LayerKind))
     if unknown:
-        raise ModelLoadError(f"layers of kind '{unknown[0]}' are not supported")
+        raise ModelLoadError(
+            f"config.json's layer_types has '{unknown[0]}', which is not supported; supported are: "
+            f"{', '.join(LayerKind)}"
+        )
     kinds = [LayerKind(name) for name in names]
     return tuple(
         LayerSpec(

@@ -62,7 +62,9 @@ class LlavaOnevision(TransformersModel):
         config = checkpoint.config
         assert isinstance(config, LlavaOnevisionConfig)
         if config.vision_feature_select_strategy != "full":
-            raise ModelLoadError("only vision_feature_select_strategy 'full' is supported")
+            raise ModelLoadError(
+                "config.json's vision_feature_select_strategy must be 'full'; no other is supported"
+            )
         prompt_encoder = PromptEncoder(
             checkpoint.tokenizer,
             chat_template=checkpoint.chat_template,

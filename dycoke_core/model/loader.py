@@ -53,14 +53,16 @@ def load_model(
         ModelLoadError: a model that is not supported, or an incomplete checkpoint.
     """
     resolved_device = _resolve_device(device)
-    # Before 145 GB are fetched in vain.
+    # Before 145 GB are fetched for nothing.
     family = _FAMILIES[check_config(_resolve(path, _CONFIGURATION, revision))]
     directory = _resolve(path, _FILES, revision)
     check_no_pickles(directory)
     try:
         config = AutoConfig.from_pretrained(directory)
     except (OSError, ValueError) as error:
-        raise ModelLoadError("the model directory has no readable config.json") from error
+        raise ModelLoadError(
+            "transformers cannot use the config.json of the model directory: fetch it again"
+        ) from error
     resolved_dtype = _resolve_dtype(dtype, config, resolved_device)
     _check_kernels(resolved_device, resolved_dtype)
     return family(Checkpoint(directory, config, resolved_device, resolved_dtype))
@@ -73,7 +75,9 @@ def _resolve(path: str | Path, files: Sequence[str], revision: str | None) -> Pa
             raise ModelLoadError("a directory has no revision: leave it out, or name a hub id")
         return Path(path)
     if os.sep in str(path).strip(os.sep).replace(os.sep, "", 1) or str(path).startswith((".", "/")):
-        raise ModelLoadError("the model directory does not exist")
+        raise ModelLoadError(
+            "the model directory does not exist: name one, or a hub id such as owner/name"
+        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -81,7 +85,8 @@ def _resolve(path: str | Path, files: Sequence[str], revision: str | None) -> Pa
         copy = Path(snapshot_download(str(path), revision=revision, allow_patterns=list(files)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ModelLoadError(
-            "the model is no directory and cannot be fetched from a hub"
+            "the model is not a directory, and cannot be fetched from a hub: check its name, its "
+            "revision and the connection"
         ) from error
     if revision is None:
         logger.warning("the model is not pinned: its revision is %s now", copy.name)
@@ -94,9 +99,13 @@ def _resolve_device(device: str) -> torch.device:
     try:
         resolved = torch.device(device)
     except RuntimeError as error:
-        raise ModelLoadError(f"unknown device '{device}'") from error
+        raise ModelLoadError(
+            f"unknown device '{device}': write auto, cpu, cuda or cuda:N"
+        ) from error
     if resolved.type == "cuda" and not torch.cuda.is_available():
-        raise ModelLoadError("no CUDA device can be used here")
+        raise ModelLoadError(
+            f"no CUDA device can be used here: set device to 'cpu' or 'auto', not '{device}'"
+        )
     return resolved
 
 

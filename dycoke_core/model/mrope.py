@@ -30,7 +30,7 @@ class RunPositions:
     next_position: int
 
 
-# The positions of so many units that stand together.
+# The positions of this many consecutive units.
 PositionsOfRun = Callable[[int], RunPositions]
 
 

@@ -218,7 +218,7 @@ def _layer_adds(extra: Tensor, visual_places: Tensor, embeds: Tensor) -> Tensor 
 def _positions_of_run(
     model: Any, num_units: int, rows: int, columns: int, seconds_per_unit: float
 ) -> RunPositions:
-    """By transformers' own rule, whatever its release makes of it: a run, and a token after it."""
+    """By transformers' own rule, in whichever release: a run, and a token after it."""
     num_visual = num_units * rows * columns // model.config.vision_config.spatial_merge_size**2
     is_video = torch.full((1, num_visual + 1), 2)
     is_video[0, -1] = 0

@@ -66,7 +66,10 @@ class TemporalPatches:
         num_frames, height, width, _ = shape
         multiple, most = self.limits.multiple, self.limits.max_pixels
         if height % multiple or width % multiple or not height * width:
-            raise InvalidRequestError(f"frames must have sides that are multiples of {multiple}")
+            raise InvalidRequestError(
+                f"frames must have sides that are multiples of {multiple}, and these have "
+                f"{height} x {width}"
+            )
         if self.limits.count(height, width, num_frames) > most:
             of = "each" if self.limits.frames_per_unit is None else "together"
             raise InvalidRequestError(f"frames must have at most {most} pixels {of}")

@@ -1,8 +1,8 @@
 """What happens in a forked child: confine, do one task, reply, exit.
 
 Replies are lines of JSON on a pipe: any number of {"progress": 0..1}, then one of {"result": {...}}
-and {"error": code, "detail": text}. Whoever reads them must not trust them: from the moment a video
-is opened, this process may be somebody else's.
+and {"error": code, "detail": text}. Their reader must not trust them: from the moment a video is
+opened, this process may be under an attacker's control.
 """
 
 import json

@@ -1,9 +1,9 @@
 """decord in the child: the first reader. Imported by children only.
 
 Frames are resized while they are decoded: with whole frames decord's queue takes gigabytes within
-seconds. It applies rotation metadata on its own.
+seconds. It applies rotation metadata by itself.
 
-What a decoder puts in the place of lost data depends on its number of threads. So that frames never
+What a decoder substitutes for lost data depends on its number of threads. So that frames never
 depend on how busy a machine is, a video that FFmpeg has complained of is read once more with one.
 """
 
@@ -75,7 +75,7 @@ def _without_padding(
 ) -> npt.NDArray[np.uint8]:
     """Takes the pixels out of the rows that FFmpeg has padded in memory.
 
-    Where the padded row is so many times the width (of 16, 32, 48, 96 pixels and others), decord
+    Where the padded row is a multiple of the width (of 16, 32, 48, 96 pixels and others), decord
     calls that the number of channels: [height, width, 4], [height, width, 6].
     """
     rows = frame.reshape(height, -1)

@@ -33,7 +33,7 @@ class DemuxerGuess:
         return cls(ctypes.CDLL(paths.pop()) if len(paths) == 1 else None)
 
     def names(self, path: str) -> tuple[str, ...]:
-        """Returns the names of the demuxer that would be chosen; none where nobody knows."""
+        """Returns the names of the demuxer that would be chosen; none where that is not known."""
         if self._library is None:
             return ()
         file, chosen = ctypes.c_void_p(), ctypes.POINTER(_InputFormat)()

@@ -11,7 +11,7 @@ On the socket FD (SOCK_SEQPACKET) it takes
 and answers each run, once, with
     {"exited": id, "status": as of waitpid, "max_rss_bytes": n, "cpu_s": x},
 or with {"exited": id} alone where it could not fork.
-When the other end closes it kills and reaps its children and exits. Should it be killed itself, the
+When the other end closes it kills and reaps its children and exits. If it is killed itself, the
 kernel kills them (PR_SET_PDEATHSIG).
 """
 
@@ -58,7 +58,7 @@ class _Child:
             self._handover = None
         elif event & select.POLLIN:
             thread_limit.answer(fd, self._max_threads)
-        else:  # nobody is left to ask
+        else:  # there is no one left to ask
             self._close_listener()
 
     def kill(self) -> None:

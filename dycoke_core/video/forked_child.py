@@ -1,6 +1,6 @@
 """A child as its parent sees it: what it is allowed, what it replies, how it ended.
 
-Nothing that it says of itself is trusted. Knows nothing of videos.
+Nothing that it reports is trusted. Knows nothing of videos.
 """
 
 import asyncio
@@ -43,10 +43,10 @@ class Confinement:
     memory_bytes: int
     cpu_s: int
     is_strict: bool
-    max_threads: int = 6  # all of them; decord has one of its own
+    max_threads: int = 6  # all of them; decord adds one
 
     def with_threads(self, number: int) -> "Confinement":
-        """For a child that decodes with so many threads: each brings its CPU time and, in some
+        """For a child that decodes with this many threads: each brings its CPU time and, in some
         decoders, another one.
         """
         return replace(
@@ -122,7 +122,7 @@ def _cause_of_end(ended: Mapping[str, Any], confinement: Confinement) -> Failure
     killed_by = os.WTERMSIG(ended["status"])
     if killed_by == signal.SIGXCPU or ended["cpu_s"] >= confinement.cpu_s:
         return "cpu"
-    if killed_by == signal.SIGKILL:  # no limit of its own ends it so: the kernel, or an operator
+    if killed_by == signal.SIGKILL:  # none of its own limits does that: the kernel, or an operator
         return "killed"
     # A library that died of an allocation that failed, or of itself.
     return "memory" if ended["max_rss_bytes"] >= confinement.memory_bytes / 2 else "crash"

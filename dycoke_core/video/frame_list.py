@@ -2,8 +2,8 @@
 
     MAGIC | the pictures, as they came | index: JSON | length of the index: 4 bytes, little endian
 
-Written as the pictures come in, whose sizes nobody knows before. Whoever reads such a file must
-trust nothing in it: readers do so in their sandbox.
+Written as the pictures come in, whose sizes are not known before. Nothing in such a file may be
+trusted: it is read in the readers' sandbox.
 """
 
 import json

@@ -49,7 +49,7 @@ from dycoke_core.video.video_file import VideoFile, open_video
 
 logger = logging.getLogger(__name__)
 
-# More gain little at the sizes of most videos, and every thread holds frames of its own.
+# More gain little at the sizes of most videos, and every thread holds its own frames.
 _MAX_THREADS = 8
 
 _FOR_DECORD = frozenset({Container.MP4, Container.MATROSKA})

@@ -81,9 +81,9 @@ def list_frames(container: InputContainer, stream: VideoStream, max_frames: int)
 class FrameSource:
     """Decodes frames by number, asked for in ascending order.
 
-    Frames that no other is predicted from are not decoded where nobody wants them, unless a wanted
-    one turns out not to decode (then its neighbours are wanted) or to be made of two fields (which
-    may come in two packets).
+    Frames that no other is predicted from are decoded only if they are wanted, or if a wanted one
+    turns out not to decode (then its neighbours are wanted) or to be made of two fields (which may
+    come in two packets).
 
     `has_failed`: whether a packet did not decode.
 

@@ -31,10 +31,12 @@ DECORD_CODECS = frozenset({*CODECS, "aac", "mp3", "opus", "vorbis"})
 KILL_REASONS: tuple[FailureCode, ...] = ("timeout", "memory", "cpu", "crash", "killed")
 
 _LOST: dict[FailureCode, str] = {
-    "memory": "reading the video takes more memory than a reader may have",
-    "cpu": "reading the video takes more CPU time than a reader may have",
-    "crash": "a reader of this video crashed",
-    "killed": "the readers of this video were killed",
+    "memory": "reading the video takes more memory than a reader may have: encode it with smaller "
+    "frames",
+    "cpu": "reading the video takes more CPU time than a reader may have: take a shorter part of "
+    "it, or encode it with smaller frames",
+    "crash": "a reader of this video crashed: encode it again, as H.264 in MP4",
+    "killed": "the readers of this video were killed: encode it again, as H.264 in MP4",
 }
 
 
@@ -47,10 +49,13 @@ def refuse_beyond_limits(headers: Headers, limits: ReadLimits) -> None:
             f"the video codec {probe.codec} is not one we take ({', '.join(taken)})"
         )
     if probe.width * probe.height == 0:
-        raise UnreadableVideoError("the video has no picture size")
+        raise UnreadableVideoError(
+            "the video has no picture size: encode it again, as H.264 in MP4"
+        )
     if probe.width * probe.height > limits.max_pixels:
         raise VideoLimitError(
-            f"a frame has {probe.width}x{probe.height} pixels; the limit is {limits.max_pixels}"
+            f"a frame has {probe.width}x{probe.height} pixels; "
+            f"the limit is {limits.max_pixels} pixels"
         )
     if probe.duration_s is not None and probe.duration_s > limits.max_duration_s:
         raise VideoLimitError(
@@ -61,16 +66,18 @@ def refuse_beyond_limits(headers: Headers, limits: ReadLimits) -> None:
     if headers.extradata_bytes > limits.max_extradata_bytes:
         raise VideoLimitError(
             f"the codec's parameters take {headers.extradata_bytes} bytes; "
-            f"the limit is {limits.max_extradata_bytes}"
+            f"the limit is {limits.max_extradata_bytes} bytes"
         )
 
 
 def as_dycoke_error(failure: TaskFailure, limits: ReadLimits, timeout_s: float) -> DycokeError:
     """Says what a failed task means for the video."""
     if failure.code == "no_process":
-        return ReadersUnavailableError("no process can be started to read the video")
+        return ReadersUnavailableError("no process can be started to read the video: try again")
     if failure.code == "exception":
-        return VideoReaderFailedError("a reader of this video failed")
+        return VideoReaderFailedError(
+            "a reader of this video failed: encode it again, as H.264 in MP4"
+        )
     if failure.code == "unknown_codec":
         return UnsupportedCodecError(f"the video codec is not one we take ({', '.join(CODECS)})")
     if failure.code == "no_video":
@@ -78,10 +85,13 @@ def as_dycoke_error(failure: TaskFailure, limits: ReadLimits, timeout_s: float) 
     if failure.code == "too_many_frames":
         return _too_many_frames(limits.max_source_frames)
     if failure.code == "timeout":
-        return VideoReadTimeoutError(f"the video could not be read within {timeout_s:.1f} s")
+        return VideoReadTimeoutError(
+            f"the video could not be read within {timeout_s:.1f} s: take a shorter part of it, or "
+            "encode it with smaller frames"
+        )
     if failure.code in _LOST:
         return VideoReaderKilledError(_LOST[failure.code], failure.code)
-    return UnreadableVideoError("the video cannot be decoded")
+    return UnreadableVideoError("the video cannot be decoded: encode it again, as H.264 in MP4")
 
 
 def unreadable_frame(number: int) -> UnreadableFrameError:
@@ -92,4 +102,4 @@ def unreadable_frame(number: int) -> UnreadableFrameError:
 
 
 def _too_many_frames(limit: int) -> VideoLimitError:
-    return VideoLimitError(f"the video has more than {limit} frames")
+    return VideoLimitError(f"the video has more than {limit} frames, which is the limit: cut it")

@@ -47,7 +47,7 @@ class Plan:
     timestamps_s: tuple[float, ...]
     num_keyframes: int  # of the clip, where it was sampled by keyframe
     key_pts: tuple[int, ...]  # the file's own times of the indices; empty if not so sampled
-    upright_size: tuple[int, int]  # height and width as shown; as stored where nobody asked
+    upright_size: tuple[int, int]  # height, width as shown; as stored if not asked for
 
     def warnings(self, spec: FrameSpec) -> list[str]:
         """What the list of frames shows, before any is decoded."""

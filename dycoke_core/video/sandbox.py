@@ -88,7 +88,7 @@ def confine(
 
 
 def has_random_layout() -> bool:
-    """Whether a process that is started gets addresses of its own, stack, heap and libraries."""
+    """Whether a new process gets its own addresses for stack, heap and libraries."""
     try:
         with open("/proc/sys/kernel/randomize_va_space") as file:
             is_on = file.read().strip() == "2"
@@ -98,7 +98,7 @@ def has_random_layout() -> bool:
 
 
 def _give_up_new_privileges() -> None:
-    """What Landlock and seccomp want of whoever is not root: no program gains rights any more."""
+    """What Landlock and seccomp require unless one is root: no program gains rights any more."""
     if _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "no_new_privs")
 
@@ -135,7 +135,7 @@ def observe_refusals(max_threads: int) -> dict[str, bool]:
 
 
 def _can_start_threads(number: int) -> bool:
-    """Whether so many can run at once, in addition to this one."""
+    """Whether this many can run at once, in addition to this one."""
     may_end = threading.Event()
     threading.stack_size(_SMALL_STACK_BYTES)
     try:

@@ -1,11 +1,11 @@
 """How many threads a reading child may have: its server is asked before each new one.
 
-An address space bounds threads by their stacks, unless they share one: then thousands fit, and
-nobody else on the machine can start a process. RLIMIT_NPROC does not hold for root, and counts what
-all processes of a user have. So a seccomp filter of its own hands every `clone` to whoever holds
-the listener (seccomp_unotify(2), Linux 5.5), who counts the threads that there are.
+An address space bounds threads by their stacks, unless they share one: then thousands fit, and no
+one else on the machine can start a process. RLIMIT_NPROC does not hold for root, and counts what
+all processes of a user have. So a separate seccomp filter passes every `clone` to the holder of the
+listener (seccomp_unotify(2), Linux 5.5), which counts the existing threads.
 
-A child that asks from many threads at once may be allowed one by each before the first appears:
+A child that asks from many threads at once may be allowed one for each before the first appears:
 twice the limit is the bound.
 """
 

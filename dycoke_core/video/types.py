@@ -73,7 +73,7 @@ class FrameSpec:
         image_size: side of square frames, in pixels, whatever the video's shape; or the limits
             within which frames keep it.
         spread: where they stand in the clip, or among its keyframes.
-        resizing: how they come to their size.
+        resizing: how they are resized.
 
     Raises:
         InvalidRequestError: a value outside its range.

@@ -50,12 +50,10 @@ def _open(path: Path) -> VideoFile:
             raise UnreadableVideoError("the video is not a regular file")
         head = os.pread(fd, SNIFF_BYTES, 0)
         if not head:
-            raise UnreadableVideoError("the video is empty")
+            raise UnreadableVideoError("the video is empty: send the file's bytes")
         container = sniff_container(head)
         if container is None:
-            raise UnsupportedContainerError(
-                "the file is not in a container we take (MP4, MOV, Matroska, WebM, AVI, MPEG-TS)"
-            )
+            raise UnsupportedContainerError
     except BaseException:
         os.close(fd)
         raise

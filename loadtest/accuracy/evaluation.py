@@ -2,7 +2,7 @@
 
 What a video's questions and settings share is computed once: its features, and one prefix for each
 stage I. Baselines that cannot share a prefix run one answer at a time, and reach inside
-LLaVA-OneVision: of other families they are no settings.
+LLaVA-OneVision: for other families they are not offered.
 """
 
 from collections.abc import Iterator, Sequence

@@ -209,7 +209,7 @@ def _policy(name: str, **parameters: Any) -> Setting:
 
 
 def _mean(num_layers: int, num_pruned: int, before: int, after: int) -> float:
-    """The mean over layers, of which so many see `after` tokens."""
+    """The mean over layers, this many of which see `after` tokens."""
     return ((num_layers - num_pruned) * before + num_pruned * after) / num_layers
 
 

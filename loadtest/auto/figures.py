@@ -37,7 +37,7 @@ class Figures:
         good: share of the arrivals whose first token came within the objective and whose answer
             was right (or was not judged).
         goodput_per_s: such answers.
-        accuracy: share of the answers that were right; None: none came, or nobody judged them.
+        accuracy: share of the answers that were right; None: none came, or none was judged.
         ttft_s: of those that got a first token.
         levels: share of the answers, by compression.
     """

@@ -23,7 +23,7 @@ BURST_S = 1.0  # within which a burst arrives
 class Phase:
     """Args:
     share: of the capacity: the mean rate of arrivals.
-    burst_s: beside these, as many at its start as the capacity serves in so many seconds.
+    burst_s: in addition, as many at its start as the capacity serves in this many seconds.
     """
 
     name: str

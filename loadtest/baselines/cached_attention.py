@@ -37,7 +37,7 @@ class CachedAttention:
 
 
 def attend_causally(query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
-    """Attention of the newest q tokens: [q, H, E] over rows [S, G, E], S >= q, of which the last q
+    """Attention of the newest q tokens: [q, H, E] over rows [S, G, E], S >= q, the last q of which
     are their own. Returns [q, H, E]."""
     num_queries, num_rows = query.shape[0], keys.shape[0]
     group = query.shape[1] // keys.shape[1]

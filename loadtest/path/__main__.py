@@ -76,7 +76,7 @@ def _take_turns(
     for stack in stacks.values():
         stack.measure_idle(options.seconds)
     for turn in range(-1, options.turns):  # the first one warms up
-        # The order alternates, so that what one run leaves behind favours neither.
+        # The order alternates, so that leftovers of one run favour neither.
         for name in list(stacks) if turn % 2 else list(reversed(stacks)):
             is_warm_up = turn < 0
             seconds = 1.0 if is_warm_up else options.seconds

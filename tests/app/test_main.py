@@ -16,7 +16,7 @@ from app.supervisor import EXIT_BAD_SETTINGS
 
 @pytest.fixture(autouse=True)
 def logging_as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """`main` has the process log to the standard error of its test, which is closed afterwards."""
+    """`main` makes the process log to the test's standard error, which is closed after the test."""
     for name in ("_srcfile", "logThreads", "logProcesses", "logMultiprocessing"):
         monkeypatch.setattr(logging, name, getattr(logging, name))
     root = logging.getLogger()
@@ -65,6 +65,27 @@ def test_setting_that_cannot_be_used_is_named(
     assert name in line and "must-not-be-shown" not in line
 
 
+def test_a_setting_spelt_wrong_is_answered_with_the_right_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DYCOKE_MAX_FRAME", "8")
+    monkeypatch.setenv("DYCOKE_QZX", "1")
+    line = refusal(capsys, "serve")
+    assert "DYCOKE_MAX_FRAME (did you mean DYCOKE_MAX_FRAMES?)" in line
+    assert line.endswith("; DYCOKE_QZX")
+
+
+def test_settings_that_do_not_fit_each_other_are_both_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DYCOKE_MAX_INCOMING_BYTES", "1000")
+    monkeypatch.setenv("DYCOKE_MAX_UPLOAD_BYTES", "2000")
+    expected = (
+        "dycoke: DYCOKE_MAX_INCOMING_BYTES must be at least DYCOKE_MAX_UPLOAD_BYTES, which is 2000"
+    )
+    assert refusal(capsys, "serve") == expected
+
+
 @pytest.mark.parametrize("command", ["api", "worker"])
 def test_parts_need_a_shared_redis(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -109,7 +130,7 @@ def test_a_model_that_cannot_be_read_is_named(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Whoever runs the tests may read everything, so the system's answer is given."""
+    """Tests may run as root, who can read everything, so the system's answer is simulated."""
     model = tmp_path / "model"
     model.mkdir()
     (model / "config.json").write_text("{}")

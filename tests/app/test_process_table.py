@@ -1,4 +1,4 @@
-"""What processes know of each other: numbers of the living, locks that end with their process."""
+"""What processes know of each other: counts of those alive, locks that end with their process."""
 
 import subprocess
 import sys
@@ -49,7 +49,7 @@ def test_numbers_of_another_process_are_seen_and_cleared_at_its_death(
         finally:
             holder.kill()
     lock = process_table.try_lock(7)
-    assert lock is not None, "it has gone with its process"
+    assert lock is not None, "it is gone with its process"
     process_table.note_death(1)
     assert process_table.num_streams() == 2
     assert [process_table.num_streams(client) for client in "abc"] == [1, 1, 0]
@@ -120,7 +120,7 @@ def test_who_has_waited_longest_of_the_living_is_next(process_table: ProcessTabl
     for each in (row, other):
         each.beat()
     assert other.is_next(Wait.TO_READ) and not row.is_next(Wait.TO_READ)
-    assert row.is_next(Wait.TO_PROBE), "of that it is the only one"
+    assert row.is_next(Wait.TO_PROBE), "it is the only holder of that"
     other.end_wait(Wait.TO_READ)
     assert row.is_next(Wait.TO_READ)
     other.begin_wait(Wait.TO_READ)

@@ -26,7 +26,7 @@ def browser() -> Iterator[Browser]:
     path = shutil.which("chromium") or shutil.which("chromium-browser")
     assert path, "install Debian's chromium: apt-get install chromium"
     with sync_playwright() as playwright:
-        # Chromium's own sandbox needs privileges that a CI's container has not.
+        # Chromium's own sandbox needs privileges that CI containers lack.
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield browser
         browser.close()

@@ -32,7 +32,7 @@ def ask(page: Page, question: str, max_tokens: int) -> None:
 
 @contextmanager
 def busy_worker(url: str) -> Iterator[None]:
-    """A job of somebody else's that runs for as long as the block."""
+    """Someone else's job, which runs for as long as the block."""
     with CLIP.open("rb") as file:
         video = httpx.post(f"{url}/v1/videos", files={"video": file}, timeout=60).json()
     fields = {
@@ -118,7 +118,7 @@ def test_questions_are_text_and_never_markup(page: Page) -> None:
 def test_link_to_a_job_that_is_gone_says_so(browser: Browser, slow_url: str) -> None:
     with watched_page(browser, slow_url, LIGHT, tolerated="status of 404") as page:
         page.goto("/#job=gone")
-        expect(page.locator("#answers")).to_have_text("Job gone: no such job")
+        expect(page.locator("#answers")).to_contain_text("Job gone: this key has no job")
 
 
 def test_event_source_reads_a_job_to_its_end(page: Page) -> None:

@@ -33,7 +33,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def ask(page: Page, url: str, clip: Path, model: str) -> dict[str, Any]:
-    """The receipt of a question that is asked as a person would."""
+    """The receipt of a question that is asked as a person would ask it."""
     page.goto("/")
     page.get_by_label("Choose a clip").set_input_files(clip)
     page.get_by_role("combobox", name="Model").select_option(model)

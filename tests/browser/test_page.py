@@ -213,7 +213,7 @@ def test_question_can_be_copied_for_elsewhere(page: Page, service: str) -> None:
 
 
 def run(interpreter: list[str], copied: str) -> str:
-    """What it prints, as somebody who pastes it sees it."""
+    """What it prints for someone who pastes it."""
     environment = {**os.environ, "DYCOKE_API_KEY": "none"}
     done = subprocess.run(
         [*interpreter, copied], env=environment, capture_output=True, text=True, timeout=120

@@ -1,4 +1,4 @@
-"""A page of a real Chromium that notes what must never happen on ours: errors on the console,
+"""A page of a real Chromium that records what must never happen on ours: errors on the console,
 reports of the content security policy, requests to other hosts."""
 
 from collections.abc import Iterator
@@ -56,7 +56,7 @@ class Watched:
 def watched_page(
     browser: Browser, url: str, look: Look, *, tolerated: str | None = None
 ) -> Iterator[Page]:
-    """A page with storage of its own; fails at its end for whatever was noted.
+    """A page with its own storage; fails when it closes if anything was recorded.
 
     Args:
         tolerated: part of a console message, of a request that the test has the service refuse.

@@ -3,7 +3,7 @@ anything broke that should not.
 
 Two APIs, two pools of workers with fake engines and a Redis are killed, paused, drained and cut off
 from one another while clients ask, leave, resume and retry. Then every answer must be whole, every
-job ended once, and nothing left over. `--embedded` does the like to `python -m app serve`.
+job ended once, and nothing left over. `--embedded` does the same to `python -m app serve`.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What must hold once the faults are over, whatever they were."""
+"""What must hold after the faults, whatever they were."""
 
 import asyncio
 import json
@@ -18,8 +18,8 @@ from tests.chaos.ledger import EXCUSED, JobEntry, Ledger
 PATIENCE_S = 30.0
 FROM_REDIS = re.compile(r"\d+:([CM] \d|signal-handler)")
 FINAL_STATES = ("done", "error", "cancelled")
-# Keys that may live for ever: each is bounded by what it counts or by a budget. All others must
-# have a TTL.
+# Keys without a time to live: each is bounded by what it counts or by a budget. All others have a
+# TTL.
 LASTING = (
     "dead", "ended_bytes", "ended_jobs", "ended_sizes", "frame_bytes", "frame_sizes", "frame_uses",
     "frame_videos", "models", "workers",
@@ -28,7 +28,7 @@ LASTING_BY_MODEL = ("jobs",)
 
 
 async def check_answers(ledger: Ledger, client: Client, http: httpx.AsyncClient, url: str) -> None:
-    """Reads every accepted job's record and its whole log, and holds both against the question."""
+    """Reads every accepted job's record and its whole log, and compares both with the question."""
     places = asyncio.Semaphore(8)
 
     async def check(entry: JobEntry) -> None:
@@ -61,7 +61,7 @@ def _judge_end(job: dict[str, object], entry: JobEntry, ledger: Ledger) -> None:
 
 
 def check_redis(redis: SyncRedis, ledger: Ledger) -> None:
-    """Nothing but records of ended jobs, and what is kept under a budget."""
+    """Redis holds only records of ended jobs, and what is kept under a budget."""
     prefix = b"dycoke:"
     for key in sorted(redis.scan_iter(count=1000)):
         if not key.startswith(prefix):
@@ -110,7 +110,7 @@ def check_dead_letters(redis: SyncRedis, ledger: Ledger) -> None:
 
 
 async def check_idle(fleet: Fleet, ledger: Ledger) -> None:
-    """The parts, with nothing left to do, hold nothing of what they did."""
+    """The idle processes hold nothing of the jobs they ran."""
 
     def leaks() -> list[str]:
         found = []
@@ -132,7 +132,7 @@ async def check_idle(fleet: Fleet, ledger: Ledger) -> None:
 async def check_videos(
     http: httpx.AsyncClient, url: str, video_ids: list[str], ledger: Ledger
 ) -> None:
-    """Nobody holds a video any more: each can be deleted."""
+    """No video is in use any more: each can be deleted."""
     for video_id in video_ids:
         reply = await http.delete(f"{url}/v1/videos/{video_id}")
         if reply.status_code not in (204, 404):
@@ -173,7 +173,7 @@ async def check_processes(ledger: Ledger, *, but: int | None = None) -> None:
 
 
 def check_logs(logs: Path, ledger: Ledger) -> None:
-    """Every line but Redis' own is JSON, and tells of no internal error."""
+    """Every line but Redis' own is JSON, and none reports an internal error."""
     for path in sorted(logs.iterdir()):
         for text in path.read_text().splitlines():
             if FROM_REDIS.match(text):

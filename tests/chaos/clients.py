@@ -1,7 +1,7 @@
 """Clients that ask, read, resume, leave, retry and cancel, and write down what they saw.
 
 What a client may meet: connections that break, refusals that invite it to ask again, answers that
-pause. It goes on until its answer has ended, at whichever API is there.
+pause. It continues until its answer has ended, at whichever API is up.
 """
 
 import asyncio
@@ -29,14 +29,14 @@ _LEAVING = ("resume", "desert", "delete", "abort")  # by themselves, before the 
 
 
 class Unanswered(Exception):
-    """The request was not accepted, or nobody knows whether it was."""
+    """The request was not accepted, or it is unknown whether it was."""
 
 
 class Client:
     """Args:
     urls: of the APIs.
     clips: the videos' content; each is stored already, under the id beside it.
-    must_end: set when what has not ended by now is lost.
+    must_end: set once everything must have ended.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class Client:
             views = (self.read(entry, reader=f"reader {i}") for i in range(3))
             await asyncio.gather(*views)
         if manner == "abort":
-            return  # whoever checks at the end reads it
+            return  # the checks at the end read it
         await self.read(entry, reader="poster", view=view)
 
     async def _ask_for_the_whole(self, question: Question) -> None:
@@ -258,7 +258,7 @@ class Client:
             await asyncio.sleep(RETRY_S)
 
     async def _refusal(self, reply: httpx.Response, entry: JobEntry | None = None) -> str:
-        """Counts a refusal and returns its code; blames the service for one that is not its."""
+        """Counts a refusal and returns its code; one without a code of the service is a fault."""
         await reply.aread()
         kind = reply.headers.get("content-type", "")
         code = reply.json()["code"] if kind.startswith("application/problem+json") else ""

@@ -1,7 +1,7 @@
 """A whole service on one machine, `python -m app serve` with its own Redis and a real model, whose
 parts are killed and paused, and now and then all of it at once.
 
-One job at a time on each worker, so that answers do not depend on who else is there.
+One job at a time on each worker, so that answers do not depend on other jobs.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ NUM_WORKERS = 2
 NUM_CLIENTS = 3
 TEXTS = ("What moves?", "What color is it?", "Where does it go?", "How many are there?")
 MAX_TOKENS = 200
-# By a word of its command line; `serve` is everything.
+# Found by a word of its command line; `serve` is all of them.
 VICTIMS = ("redis-server", "worker", "api", "api", "worker", "serve")
 
 
@@ -183,6 +183,6 @@ class EmbeddedRun:
 def _is(process: psutil.Process, word: str) -> bool:
     with suppress(psutil.NoSuchProcess):
         words = process.cmdline()
-        # Redis writes its socket behind its name.
+        # Redis' command line has its socket after its name.
         return word in words or (bool(words) and words[0].split(" ")[0].endswith(word))
     return False

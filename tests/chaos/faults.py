@@ -30,7 +30,7 @@ class Faults:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self, faults: list[Fault]) -> None:
-        """Lets each strike at its time; several may be under way. Returns when all are undone."""
+        """Runs each fault at its time; several may overlap. Returns when all are undone."""
         for fault in faults:
             await asyncio.sleep(max(0.0, fault.at_s - self._ledger.now_s()))
             task = asyncio.create_task(self._strike(fault))
@@ -80,7 +80,7 @@ class Faults:
     # --- of their children ---
 
     async def signal_worker(self, fault: Fault, signum: signal.Signals) -> None:
-        """To the worker itself, whose pool lives on and sees it."""
+        """To the worker itself; its pool survives and notices."""
         pool = self.fleet.pools[fault.number]
         async with pool.lock:
             for worker in pool.processes()[1:] if pool.is_running else []:
@@ -96,7 +96,7 @@ class Faults:
             await _pause(workers, fault.for_s)
 
     async def kill_api_process(self, fault: Fault) -> None:
-        """One of several on a port, whose supervisor lives and starts another."""
+        """One of several on a port; its supervisor survives and starts another."""
         for api in self.fleet.apis:
             async with api.lock:
                 processes = api.processes()[1:] if api.is_running else []

@@ -1,7 +1,7 @@
 """The service under test: a Redis, two APIs (one process, and two on one port) and two pools of one
 worker, each in processes of its own, each with a link to Redis of its own.
 
-Whatever ends a part by force or in order, `up` starts it again, as systemd or Kubernetes would.
+However a part ends, `up` starts it again, as systemd or Kubernetes would.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""What the run knows of its jobs: what each asked for, what its readers saw, what went wrong.
+"""The run's record of its jobs: what each asked for, what its readers saw, what went wrong.
 
 A client's view of an answer is a `View`: it checks every event against the tokens that an
 undisturbed run makes, over as many connections as it takes.
@@ -17,8 +17,8 @@ from tests.integration.api import SseEvent
 from tests.integration.fake_engine import answer, text_of
 
 POISON = "poison"
-# How a job that nobody cancelled and that is no poison may end beside `done`: each invites the
-# client to ask again, and each names something that the faults took away.
+# How a job that was not cancelled and kills no worker may end other than `done`: each error invites
+# the client to ask again, and names something that the faults took away.
 EXCUSED = ("store_unavailable", "reader_lost", "shutting_down", "no_worker")
 
 
@@ -102,7 +102,7 @@ class Ledger:
         self.refusals[code] += 1
 
     def check_that_it_was_chaos(self) -> None:
-        """A run in which nothing was hit, or nothing answered, shows nothing."""
+        """A run in which no fault hit, or nothing was answered, shows nothing."""
         if not self.num_faults.total():
             self.blame("no fault struck")
         if not any(entry.outcome == "done" for entry in self.jobs.values()):
@@ -113,7 +113,7 @@ class Ledger:
 
 
 class View:
-    """One reader's sight of an answer, from its start."""
+    """What one reader has seen of an answer, from its start."""
 
     def __init__(self, entry: JobEntry, ledger: Ledger, reader: str) -> None:
         self.entry = entry

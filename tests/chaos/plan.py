@@ -1,4 +1,4 @@
-"""What a seed stands for: which faults strike when, and what clients ask. Pure functions."""
+"""What a seed determines: which faults happen when, and what clients ask. Pure functions."""
 
 import random
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from tests.chaos.ledger import POISON, Question
 NUM_CLIPS = 6
 MANNERS = {
     "stream": 6,  # reads to the end, resuming where a connection breaks
-    "resume": 3,  # breaks off now and then by itself, and resumes
+    "resume": 3,  # disconnects now and then, and resumes
     "whole": 2,  # stream=false
     "desert": 2,  # leaves with on_disconnect=continue, reads it all later
     "abort": 2,  # leaves, which cancels
@@ -90,7 +90,7 @@ def plan_faults(seed: int, duration_s: float, lease_s: float) -> list[Fault]:
 
 
 def plan_questions(seed: int, stream: str) -> Iterator[Question]:
-    """An endless row of questions, for one of the run's clients."""
+    """Endless questions for one of the run's clients."""
     rng = random.Random(f"questions {seed} {stream}")
     number = 0
     while True:

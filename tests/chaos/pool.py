@@ -1,5 +1,5 @@
-"""A pool of workers with fake engines: what `python -m app worker` runs, but for the engine and for
-restarts that a run of minutes has the time for.
+"""A pool of workers with fake engines: what `python -m app worker` runs, with another engine, and
+restarts quick enough for a run of minutes.
 """
 
 import asyncio

@@ -11,9 +11,9 @@ CHUNK_BYTES = 65_536
 class Link:
     """One process's way to Redis: a TCP port that forwards to Redis' socket.
 
-    Mended, it passes everything. Cut, connections break and no new ones are made. Stalled, they
-    stay open and nothing passes. Losing replies, requests reach Redis and the connection breaks
-    where a reply would come.
+    While it is mended, everything passes. While it is cut, connections break and no new ones are
+    made. While it is stalled, they stay open and nothing passes. While it loses replies, requests
+    reach Redis and the connection breaks where a reply would come.
     """
 
     def __init__(self, name: str, redis_socket: Path) -> None:
@@ -86,7 +86,7 @@ class Link:
                     pump.cancel()
                 await asyncio.gather(*pumps, return_exceptions=True)
         except OSError:
-            pass  # Redis is down, or somebody has broken the connection
+            pass  # Redis is down, or the connection was broken
         finally:
             for end in (writer, upstream):
                 if end is not None:

@@ -1,4 +1,4 @@
-"""What a run has to tell: a summary, and of each problem the job's history among the faults."""
+"""The report of a run: a summary, and for each problem the job's history among the faults."""
 
 import json
 from collections import Counter

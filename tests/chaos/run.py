@@ -1,7 +1,6 @@
-"""One run: the service comes up, clients ask while faults strike, all ends, everything is checked.
+"""One run: the service starts, clients ask while faults happen, every job ends, all is checked.
 
-Nothing is asserted of how fast things go: only of what is there in the end. What ends a run that
-hangs is `settle_s`.
+Nothing is asserted about speed, only about the final state. `settle_s` ends a run that hangs.
 """
 
 import asyncio
@@ -148,6 +147,6 @@ class Run:
 
 
 def become_subreaper() -> None:
-    """Orphans of what this process starts become its own children, so that none can hide."""
+    """Orphaned descendants become this process's own children, so that none can hide."""
     if ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         sys.exit("cannot become the reaper of orphans")

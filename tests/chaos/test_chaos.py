@@ -1,4 +1,4 @@
-"""A minute of chaos with a fixed seed, and that the suite would see what it looks for."""
+"""A minute of chaos with a fixed seed, and a check that the suite finds what it looks for."""
 
 import subprocess
 import sys
@@ -31,7 +31,7 @@ def test_a_seed_stands_for_the_same_faults_and_questions() -> None:
 
 
 def view_of(*events: SseEvent) -> list[str]:
-    """What a view of these events has to complain about, in an answer of three tokens."""
+    """The problems that a view finds in these events, of an answer of three tokens."""
     ledger = Ledger()
     entry = ledger.accept("j", QUESTION)
     view = View(entry, ledger, "reader")

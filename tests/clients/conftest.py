@@ -24,7 +24,7 @@ def url() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def http(url: str) -> Iterator[httpx.Client]:
-    """For what a client under test does not do itself."""
+    """For what the client under test does not do itself."""
     with httpx.Client(base_url=url, timeout=60) as http:
         yield http
 

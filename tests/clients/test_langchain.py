@@ -53,7 +53,7 @@ def test_two_at_a_time(chat: ChatOpenAI, video_id: str, expected: Any) -> None:
 
 
 def test_its_standard_block_raises_on_its_own_side(chat: ChatOpenAI) -> None:
-    """Should this begin to work, tell people to use it."""
+    """If this begins to work, the documents should recommend it."""
     block = {"type": "video", "base64": "AAAA", "mime_type": "video/mp4"}
     with pytest.raises(ValueError, match="video"):
         chat.invoke([HumanMessage(content=[block])])

@@ -121,7 +121,7 @@ def _likeness(row: Tensor, center: Tensor) -> float:
 
 
 def highest(scores: Tensor, num_kept: int, step: int) -> list[int]:
-    """Places of the highest scores, equal ones by lower index."""
+    """Places of the highest scores; among equals the lower index wins."""
     order = sorted(range(len(scores)), key=lambda place: (-float(scores[place]), place))
     return sorted(order[:num_kept])
 

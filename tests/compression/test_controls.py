@@ -47,7 +47,7 @@ def test_random_tokens_depend_on_the_seed_and_on_nothing_else() -> None:
     assert torch.equal(select_random_tokens(torch.randn(8, 49, 4), 0.7, seed=1), first)
     assert not torch.equal(select_random_tokens(torch.randn(8, 49, 4), 0.7, seed=2), first)
     second_frame, third_frame = (first[(first // 49) == frame] % 49 for frame in (1, 2))
-    assert not torch.equal(second_frame, third_frame), "each frame has a draw of its own"
+    assert not torch.equal(second_frame, third_frame), "each frame has its own draw"
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_fewer_frames_are_whole_and_spread_as_llava_samples(
     assert len(set(frames)) == len(frames), "no frame twice"
     slow = [frame * num_tokens + n for frame in frames for n in range(num_tokens)]
     assert select_fewer_frames(features, k).tolist() == slow
-    # numpy's linspace may come out a hair below a whole number; ours is exact
+    # numpy's linspace may be slightly below a whole number; ours is exact
     differences = zip(frames, sample_indices(range(num_frames), len(frames)), strict=True)
     assert all(ours - theirs in (0, 1) for ours, theirs in differences)
     if (num_frames, num_tokens, k) == (32, 196, 0.7):

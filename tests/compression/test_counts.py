@@ -1,4 +1,4 @@
-"""Counts of visual tokens, which processes without torch reckon with."""
+"""Counts of visual tokens, as processes without torch compute them."""
 
 from hypothesis import given, settings
 from hypothesis import strategies as st

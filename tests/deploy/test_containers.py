@@ -26,7 +26,7 @@ DOCKERFILE = (ROOT / "Dockerfile").read_text()
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 OURS = ("api", "worker", "worker-cpu")
-TRACES = "OTEL_EXPORTER_OTLP_ENDPOINT"  # not one of ours, but documented beside them
+TRACES = "OTEL_EXPORTER_OTLP_ENDPOINT"  # not one of ours, but documented with them
 # Settings that a container fixes: by its image, its ports, its grace period or its kind.
 FIXED = {
     "api": {"HOST", "PORT", "DATA_DIR", "REDIS_URL", "DRAIN_TIMEOUT_S", "ALLOW_ANONYMOUS"},
@@ -144,7 +144,7 @@ def test_ports_are_published_on_this_machine_only_and_redis_not_at_all(name: str
 
 
 def test_api_lets_everybody_in_where_only_this_machine_reaches_it_and_keys_go_first() -> None:
-    """The two hold each other: an anonymous API and a port on loopback alone."""
+    """These two belong together: an anonymous API and a port on loopback alone."""
     environment = SERVICES["api"]["environment"]
     assert environment["DYCOKE_ALLOW_ANONYMOUS"] == "true"
     assert SERVICES["api"]["ports"] == ["127.0.0.1:8000:8000"]

@@ -58,7 +58,7 @@ TARGETS = targets()
 
 @dataclass(frozen=True)
 class Loaded:
-    """A service that has been under load, and everybody's figures of it."""
+    """A service that has been under load, and the figures of all who measured it."""
 
     prometheus: Prometheus
     results: list[Result]
@@ -162,7 +162,7 @@ def test_prometheus_counts_the_jobs_that_locust_counts(loaded: Loaded, setting: 
 def test_prometheus_and_locust_agree_on_what_clients_waited(loaded: Loaded, setting: str) -> None:
     """The client's clock runs a little longer: it includes the connection and the last hop.
 
-    Its answers are a part of Prometheus', which has those cancelled after a first token as well.
+    Prometheus counts more answers: also those cancelled after a first token.
     """
     result = next(r for r in loaded.results if r.plan.compression == setting)
     selector = f'{{policy="{setting}"}}'

@@ -160,7 +160,7 @@ def example_secret(name: str) -> dict[str, str]:
 
 
 def test_example_secrets_and_trigger_tell_of_the_same_redis() -> None:
-    """With TLS or without, each as a user of its own, and what each reads of a secret is in it."""
+    """With TLS or without, each as its own user, and every key that it reads is in its secret."""
     url = urllib.parse.urlsplit(example_secret("dycoke-redis")["url"])
     of_keda = example_secret("dycoke-redis-keda")
     assert url.netloc.rpartition("@")[2] == of_keda["address"]

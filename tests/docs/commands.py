@@ -1,4 +1,4 @@
-"""The commands in the documents: found, taken apart, and what may be asked of their words."""
+"""The commands in the documents: finding them, parsing them, and checking their words."""
 
 import argparse
 import importlib
@@ -79,7 +79,7 @@ def parse(document: Path, text: str, *, is_whole: bool) -> Iterator[Command]:
 
 @cache
 def all_commands() -> tuple[Command, ...]:
-    """Behind a prompt in fenced blocks, and within the prose where they begin as commands do."""
+    """After a prompt in fenced blocks, and in the prose where they begin as commands do."""
     found: list[Command] = []
     for document in DOCUMENTS:
         for block in blocks(document):
@@ -94,7 +94,7 @@ def all_commands() -> tuple[Command, ...]:
 
 
 def expanded(command: Command) -> Iterator[Command]:
-    """What `make` would run of Python: the recipe with the variables in their places."""
+    """The Python commands that `make` would run: its recipe with the variables filled in."""
     dry_run = ["make", "--dry-run", *command.arguments]
     done = subprocess.run(dry_run, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, f"{command.text}: {done.stderr}"
@@ -113,7 +113,7 @@ def main_module(command: Command) -> ModuleType:
 
 
 class _ParsedError(BaseException):
-    """Raised in place of what a program does with its arguments."""
+    """Raised instead of running the program with its arguments."""
 
 
 def check_arguments(command: Command) -> None:

@@ -24,9 +24,9 @@ class Block:
 
     @property
     def commands(self) -> list[str]:
-        """What follows a prompt, with the lines it goes on over."""
+        """What follows a prompt, with its continuation lines."""
         joined = self.text.replace("\\\n", " ")
-        # A quoted argument may go on over lines, too.
+        # A quoted argument may continue over lines, too.
         found = re.findall(r"^\$ ((?:'[^']*'|[^'\n])*)", joined, flags=re.MULTILINE)
         return [command.split("   #")[0].strip() for command in found]
 

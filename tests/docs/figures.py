@@ -1,4 +1,4 @@
-"""Figures of committed runs as the documents write them, and what of a text is left without one."""
+"""Figures of committed runs as the documents write them, and the figures of a text with no run."""
 
 import json
 import re

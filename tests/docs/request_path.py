@@ -4,7 +4,7 @@
 
 Starts `python -m app serve` of a checkout with the bundled model, waits until it is ready, and
 notes each function of `app` and `dycoke_core` that runs in any of its processes while one video and
-question are posted and answered. Not in the count: what only runs beside it by the clock
+question are posted and answered. Not counted: what only runs meanwhile by the clock
 (`BY_THE_CLOCK`: heartbeats, clean-up), the sandboxed readers, which start as isolated programs, and
 classes that only hold fields for pydantic.
 """
@@ -77,7 +77,7 @@ class RequestPath:
 
     @property
     def classes(self) -> frozenset[tuple[str, str]]:
-        """Those of which a method ran, and those around them."""
+        """Classes with a method that ran, and the classes around them."""
         parents = {
             (file, name.split(".<locals>")[0].rpartition(".")[0]) for file, name in self.functions
         }

@@ -41,13 +41,14 @@ def codes(cell: str) -> list[str]:
 
 
 def plain(cell: str) -> str:
-    """Without the marks of code and of links, and with the x that a keyboard has."""
+    """Without the marks of code and links, and with the letter x for the multiplication sign."""
     text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", cell)
     return text.replace("`", "").replace("\N{MULTIPLICATION SIGN}", "x")
 
 
 def defaults(names: Sequence[str], cell: str) -> Iterator[tuple[str, str]]:
-    """Each name with the default that a cell gives it: the last one holds for all that follow."""
+    """Each name with the default that its cell gives; the last default holds for all names after
+    it."""
     parts = plain(cell).split(", ", len(names) - 1)
     for place, name in enumerate(names):
         yield name, parts[min(place, len(parts) - 1)]

@@ -38,7 +38,7 @@ def ratios(rows: dict[str, Row], starts: Iterable[str]) -> list[float | None]:
 
 
 def limits(starts: Iterable[str]) -> list[float]:
-    """Of one limit for both, once; none where nothing limits."""
+    """Once where both share a limit; none where nothing limits."""
     rows = (row for start in starts for name, row in INTEL.items() if name.startswith(start))
     return list(dict.fromkeys(row["limit"] for row in rows if row["limit"] is not None))
 
@@ -93,7 +93,8 @@ PATH = by_name("path-64.json")
 
 
 def path_rows() -> Iterator[tuple[Row, float, tuple[str, ...]]]:
-    """Each of the table's rows with that of the run, and what a unit of its is of the run's."""
+    """Each of the table's rows with that of the run, and how many of the run's units one of its
+    is."""
     names = iter(
         (
             *(f"token, 64 streams: {part}, us" for part in ("all", "worker", "redis", "api")),

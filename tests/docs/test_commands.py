@@ -145,7 +145,7 @@ def test_lmms_eval_finds_the_model_and_its_arguments() -> None:
 
 
 def runs_as_it_stands(command: Command) -> bool:
-    """Ends by itself within seconds and asks for nothing that is the user's own."""
+    """Ends within seconds and needs nothing of the user's own."""
     arguments = command.arguments
     if command.module == "dycoke_core":
         return command.is_whole and (ROOT / arguments[0]).exists()

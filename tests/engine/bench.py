@@ -8,10 +8,9 @@ import pytest
 from torch import Tensor
 
 from dycoke_core.config import BackendName, EngineConfig
-from dycoke_core.engine.backend import SeatLayout
+from dycoke_core.engine.backend import SeatLayout, StepPlan
 from dycoke_core.engine.backends.cpu.backend import CpuBackend
 from dycoke_core.engine.backends.cpu.step_attention import StepAttention
-from dycoke_core.engine.plan import StepPlan
 from dycoke_core.model.adapter import VideoLanguageModel
 from dycoke_core.model.fused import FusedDecoder
 from dycoke_core.sequence import Sequence, SequenceReport, TokenEvent
@@ -19,13 +18,13 @@ from tests.engine.recording import Recording, RecordingEngine, report_of
 
 Model = TypeVar("Model", bound=VideoLanguageModel)
 
-# Called behind each layer's attention, stage II's selection included; may raise.
+# Called after each layer's attention and stage II's selection; may raise.
 LayerHook = Callable[[StepPlan, int], None]
 
 
 @dataclass(frozen=True, repr=False)
 class Answer:
-    """What became of a sequence."""
+    """How a sequence ended."""
 
     sequence: Sequence
     events: list[TokenEvent]
@@ -78,7 +77,7 @@ class Bench(Generic[Model]):
     # --- engines and sequences ---
 
     def engine(self, model: Model | None = None, **settings: Any) -> RecordingEngine:
-        """An engine, which `check` will look at."""
+        """An engine that `check` will examine."""
         config = EngineConfig(backend=self.backend, **{**self.settings, **settings})
         engine = RecordingEngine(model or self.model, config)
         self._engines.append(engine)
@@ -88,7 +87,7 @@ class Bench(Generic[Model]):
         return self._make_sequence(name, **ask)
 
     def alone(self, **ask: Any) -> Answer:
-        """What becomes of a sequence that has an engine for itself. Remembered: don't change it.
+        """How a sequence ends that has an engine for itself. Cached: do not change it.
 
         Not to be called while faults are injected.
         """
@@ -127,7 +126,7 @@ class Bench(Generic[Model]):
     # --- inside a pass ---
 
     def watch_layers(self, monkeypatch: pytest.MonkeyPatch, hook: LayerHook) -> None:
-        """Calls the hook behind each layer's attention of every pass, until the test ends.
+        """Calls the hook after each layer's attention in every pass, until the test ends.
 
         Not in passes that a GPU replays from a graph.
         """
@@ -167,7 +166,8 @@ class Bench(Generic[Model]):
     # --- the end ---
 
     def check(self) -> None:
-        """Runs each engine until it is idle: then it holds what nobody uses, and then nothing."""
+        """Runs each engine until it is idle and holds its caches alone, then clears them: it holds
+        nothing."""
         engines, self._engines = self._engines, []
         for engine in engines:
             engine.drain()

@@ -1,4 +1,4 @@
-"""What must hold of every family of models, on either backend; what differs is the caller's."""
+"""What must hold for every family of models, on either backend; the caller brings what differs."""
 
 from collections.abc import Mapping
 from typing import Any, Literal, Protocol
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dycoke_core.engine.plan import StepPlan
+from dycoke_core.engine.backend import StepPlan
 from dycoke_core.engine.state import SequenceState
 from dycoke_core.sequence import FinishReason, Sequence, Stage
 from tests.engine.bench import Bench
@@ -99,7 +99,7 @@ def assert_kernels_give_the_cpus_numbers(kernels: Bench[Any], cpu: Bench[Any], a
     cpu.check()
 
 
-# --- company: whoever leaves frees all that was theirs, and nobody else notices ---
+# --- company: a sequence that leaves frees all it held, and no other is affected ---
 
 
 def assert_abort_at_any_step_leaves_others(
@@ -204,7 +204,7 @@ def assert_video_that_breaks_the_tower_breaks_no_other(
 def assert_answer_that_made_room_is_the_same(
     low: Ask, high: Ask, bench: Bench[Any], **config: Any
 ) -> None:
-    """It is preempted in mid-answer, and replays what it had said."""
+    """It is preempted in mid-answer, and replays the tokens it had."""
     engine = tight_engine(bench, dict(low), dict(high), **config)
     first = prioritized(bench, "low", "low", **low)
     events = preempt(engine, first, prioritized(bench, "high", "high", **high), num_tokens=5)

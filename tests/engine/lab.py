@@ -39,7 +39,7 @@ class Lab(Bench[LlavaOnevision]):
         super().__init__(model, backend, sequence, settings)
         self.directory, self.reference_model = directory, reference_model
         self.num_steps_compared = 0  # by `agreed_steps`
-        self.num_steps_skipped = 0  # of those: behind a choice that hung on rounding
+        self.num_steps_skipped = 0  # of those: after a choice that depended on rounding
 
     @property
     def tokens_per_frame(self) -> int:
@@ -47,7 +47,7 @@ class Lab(Bench[LlavaOnevision]):
 
     @cached_property
     def transformers_model(self) -> LlavaOnevisionForConditionalGeneration:
-        """What transformers makes of the checkpoint, by itself."""
+        """The checkpoint in transformers alone."""
         model = LlavaOnevisionForConditionalGeneration.from_pretrained(
             self.directory, dtype=torch.float32, attn_implementation="sdpa"
         )
@@ -68,7 +68,7 @@ class Lab(Bench[LlavaOnevision]):
 
     @contextmanager
     def spoiled_embedding(self, token_id: int) -> Any:
-        """While it lasts, whoever is fed this token gets logits that are not finite."""
+        """Inside the block, a sequence that is fed this token gets logits that are not finite."""
         weight = self.model.model.get_input_embeddings().weight.data
         before = weight[token_id].clone()
         weight[token_id] = torch.nan

@@ -39,7 +39,7 @@ def tokens_of(events: list[TokenEvent], *, first: int = 0) -> list[int]:
 def preempt(
     engine: RecordingEngine, low: Sequence, high: Sequence, *, num_tokens: int
 ) -> dict[str, list[TokenEvent]]:
-    """Events of a sequence of low priority that makes room once it has so many tokens, and of the
+    """Events of a sequence of low priority that makes room once it has this many tokens, and of the
     one of high priority that it makes room for."""
     engine.add(low)
     events = {

@@ -47,7 +47,7 @@ def mixes_are_random(max_examples: int) -> Any:
         deadline=None,
         max_examples=max_examples,
         derandomize=True,
-        # A bench keeps nothing but answers.
+        # A bench keeps only answers.
         suppress_health_check=[HealthCheck.function_scoped_fixture],
     )
 

@@ -33,10 +33,10 @@ NAN = float("nan")
 
 
 def install(monkeypatch: pytest.MonkeyPatch) -> list[AssertionError]:
-    """Puts these in the place of the kernels until the test ends.
+    """Replaces the kernels by these until the test ends.
 
     Returns:
-        What was wrong with a kernel's arguments, as it happens: the engine survives any error.
+        What was wrong with kernels' arguments so far: the engine survives any error.
     """
     violations: list[AssertionError] = []
     for module in (decode, prompts):

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from dycoke_core.config import EngineConfig
-from dycoke_core.engine.backend import Pending
+from dycoke_core.engine.backend import Pending, StepPlan
 from dycoke_core.engine.engine import Engine
-from dycoke_core.engine.plan import StepPlan
 from dycoke_core.engine.state import SequenceState
 from dycoke_core.model.llava_onevision import LlavaOnevision
 from dycoke_core.sequence import (
@@ -23,7 +22,7 @@ from dycoke_core.sequence import (
     TokenEvent,
 )
 
-MAX_STEPS = 10_000  # of a test; whoever needs more waits for something that never comes
+MAX_STEPS = 10_000  # of a test; one that needs more waits for something that never comes
 
 
 @dataclass(repr=False)

@@ -1,4 +1,4 @@
-"""What policy `auto` goes by in a real engine: its backlog, what is cached, what fits."""
+"""What policy `auto` decides by in a real engine: its backlog, what is cached, what fits."""
 
 import gc
 import time
@@ -176,7 +176,7 @@ def test_what_prompts_do_not_explain_counts_while_requests_wait(lab: Lab) -> Non
     choose_often(NOTHING_WAITS, 90 * alone_s)  # the engine waits for requests
     assert auto.choose(lab.sequence("a"), config, often, waited_s=0.0).level == 0
     now_s += alone_s
-    choose_often(one_waits, 1.5 * alone_s)  # rho is 0.75 now, of which prompts are 0.5
+    choose_often(one_waits, 1.5 * alone_s)  # rho is 0.75 now, 0.5 of it from prompts
     assert auto.choose(lab.sequence("b"), config, often, waited_s=0.0).level == 0
     now_s += alone_s
     choose_often(one_waits, 2.0 * alone_s)
@@ -185,7 +185,7 @@ def test_what_prompts_do_not_explain_counts_while_requests_wait(lab: Lab) -> Non
 
 
 def test_time_without_requests_that_wait_is_no_cost_of_theirs(lab: Lab) -> None:
-    """Who waited at a choice may not be who is chosen for next."""
+    """The job that waited at one choice need not be the next that is chosen for."""
     engine = lab.engine()
     alone_s = predicted_s(lab, 0)
     now_s = 0.0

@@ -1,4 +1,4 @@
-"""What an engine takes for its KV cache where no setting says it."""
+"""How much memory an engine takes for its KV cache where no setting says so."""
 
 from pathlib import Path
 
@@ -12,8 +12,8 @@ from dycoke_core.engine.budget import (
     gpu_kv_budget_bytes,
     host_budget_bytes,
     pass_bytes,
+    vision_bytes,
 )
-from dycoke_core.engine.vision_memory import vision_bytes
 from dycoke_core.model.llava_onevision import LlavaOnevision
 
 GIB = 2**30

@@ -1,4 +1,4 @@
-"""Aborts and failures: whoever leaves frees all that was theirs, and nobody else notices."""
+"""Aborts and failures: a sequence that leaves frees all it held, and no other is affected."""
 
 import itertools
 import weakref
@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dycoke_core.engine.plan import StepPlan
+from dycoke_core.engine.backend import StepPlan
 from dycoke_core.sequence import CacheReport, FinishReason
 from tests.engine.family_checks import (
     Work,
@@ -85,7 +85,7 @@ def test_the_failure_of_one_sequence_is_its_own(
 def test_a_failed_pass_is_repeated_without_what_it_held(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else a retry for want of memory would find less of it."""
+    """Otherwise a retry after running out of memory would find less of it."""
     held: list[weakref.ref[Tensor]] = []
     were_freed: list[bool] = []
 
@@ -235,7 +235,8 @@ FAULTY_BATCH: dict[str, dict[str, Any]] = {
 def test_a_passing_fault_anywhere_changes_no_answer_that_is_finished(
     fault: Fault, dp_cache: str, lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fails one call of each kind in turn: whoever ends well, ends as if nothing had happened."""
+    """Fails one call of each kind in turn: sequences that end well end as if nothing had
+    happened."""
     expected = {name: lab.alone(**ask) for name, ask in FAULTY_BATCH.items()}
     num_faults = 0
     for failing_call in (0, 1, 4, 9, 30, 67):
@@ -323,7 +324,7 @@ def test_a_failed_step_restores_only_rows_that_had_selected(
 def test_a_failed_step_leaves_no_trace_of_what_it_selected(
     dp_cache: str, lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Were it repeated with other scores, as rounding may have it, its selection must be gone."""
+    """If rounding gives the repeated step other scores, its first selection must be gone."""
     gated: dict[str, Any] = {"compression": {"policy": "dycoke", "l": 1, "threshold": 0.1}}
     asks = {"one": {**gated, "max_tokens": 20}, "two": {**gated, "max_tokens": 20, "video": 2}}
     expected = {name: lab.alone(**ask).recording for name, ask in asks.items()}
@@ -368,7 +369,7 @@ def test_a_failed_step_leaves_no_trace_of_what_it_selected(
 def test_rows_that_cannot_be_brought_back_after_a_failed_step_end_their_sequence_alone(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The failed step selected anew and copied what it selected; so must the next one, or end."""
+    """The failed step made a new selection and copied its rows; so must the next one, or end."""
     gated: dict[str, Any] = {"compression": {"policy": "dycoke", "l": 1, "threshold": 0.1}}
     asks = {"one": {**gated, "max_tokens": 20}, "two": {**gated, "max_tokens": 20, "video": 2}}
     expected = {name: lab.alone(**ask).recording for name, ask in asks.items()}

@@ -1,4 +1,4 @@
-"""What becomes of an exception: one sequence's end, or the engine's."""
+"""What an exception ends: one sequence, or the engine."""
 
 import pytest
 import torch

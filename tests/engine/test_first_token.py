@@ -1,4 +1,4 @@
-"""When a sequence would have its first token, were it added now."""
+"""When a sequence would have its first token if it were added now."""
 
 import pytest
 

@@ -160,7 +160,7 @@ def test_full_tokens_equal_transformers_greedy_generate(
 
 
 def test_answers_depend_on_video_and_question(bench: Bench[Gemma3]) -> None:
-    """Else the tests here would prove little."""
+    """Otherwise the tests here would prove little."""
     asks: list[dict[str, Any]] = [{}, {"video": 2}, {"question": QUESTIONS[1]}, {"num_frames": 3}]
     assert_answers_differ(asks, bench)
 
@@ -241,7 +241,7 @@ def test_a_mix_equals_single_runs(bench: Bench[Gemma3]) -> None:
 def test_chunked_prefill_equals_whole_prefill(
     size: int, dp_cache: str, bench: Bench[Gemma3]
 ) -> None:
-    """An image, whose tokens see each other, goes in one chunk even where that is too small."""
+    """An image's tokens see each other, so it goes in one chunk even where that is too small."""
     ask = {"question": QUESTIONS[2]}
     assert_chunks_equal_whole_prefill(ask, bench, size=size, dp_cache=dp_cache)
 

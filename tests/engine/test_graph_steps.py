@@ -20,7 +20,7 @@ pytestmark = [
 
 @dataclass(frozen=True)
 class CalledAgain:
-    """A graph: its results lie where the first ones were."""
+    """A graph: its results replace the first ones in place."""
 
     run: Callable[[], tuple[Tensor, Tensor]]
     outputs: tuple[Tensor, Tensor]

@@ -64,7 +64,7 @@ def test_questions_about_videos_here_and_there_run_in_one_step(chunk_tokens: int
 
 
 def test_who_joins_while_a_prefix_is_prefilled_reads_it_where_it_goes(lab: Lab) -> None:
-    """Their seats are opened before it moves; a later one's behind it."""
+    """Their seats are opened before it moves; a later one after it."""
     ask = with_layer(1)
     engine = lab.engine(dp_cache="host", prefill_chunk_tokens=8)
     engine.add(lab.sequence("first", **ask))
@@ -112,7 +112,7 @@ def room_for(num_prefixes: int, lab: Lab) -> int:
     num_bytes = num_prefixes * host_bytes(probe, lab)
     if lab.backend == "cpu":
         return num_bytes
-    unused = 2**23 - probe.backend.host_budget_bytes  # a page that is nobody's
+    unused = 2**23 - probe.backend.host_budget_bytes  # a page without an owner
     return 1 << (num_bytes + unused - 1).bit_length()
 
 

@@ -180,7 +180,7 @@ def assert_equals_slow_loops(
 
 
 def test_the_random_models_keep_some_selections_and_change_others(lab: Lab) -> None:
-    """Else the tests of the gate above would prove nothing."""
+    """Otherwise the tests of the gate above would prove nothing."""
     ask = {"compression": {"policy": "dycoke", "threshold": 0.1}, "num_frames": 7, "max_tokens": 10}
     answer = lab.alone(**ask)
     counts = answer.report.compression
@@ -275,7 +275,7 @@ def test_a_replayed_answer_continues_as_if_undisturbed(
 
 
 class PromptWithAnswer:
-    """A prompt encoder that puts an answer's ids behind the prompt, to be prefilled."""
+    """A prompt encoder that appends an answer's ids to the prompt, to be prefilled."""
 
     def __init__(self, model: LlavaOnevision, answer: list[int]) -> None:
         self.tokenizer = model.prompt_encoder.tokenizer
@@ -291,13 +291,13 @@ def test_prefilling_an_answer_is_no_replay_of_it_where_stage_two_prunes(
     compression: str, is_same: bool, lab: Lab
 ) -> None:
     """Keys of generated tokens depend on the kept sets of their steps, so failover replays them."""
-    # The last layer's keys show in no layer behind it.
+    # The last layer's keys show in no later layer.
     settings = {"policy": compression} | ({} if is_same else {"l": 1, "p": 0.9})
     whole = lab.alone(compression=settings)
     model = replace_prompt_encoder(lab.model, whole.token_ids[:8])
     prefilled = lab.engine(model)
     prefilled.run(lab.sequence(compression=settings, max_tokens=4))
-    # The first token behind a prefill sees all; pruning shows from the second on.
+    # The first token after a prefill sees all; pruning shows from the second on.
     ours, theirs = prefilled.recordings["a"].logits[1:], whole.recording.logits[9:]
     differences = [
         float((a - b).abs().max() / b.abs().max()) for a, b in zip(ours, theirs, strict=True)

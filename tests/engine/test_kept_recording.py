@@ -1,4 +1,4 @@
-"""What a sequence that asks gets to know of its kept sets, on both backends."""
+"""What a sequence that asks for its kept sets gets, on both backends."""
 
 from typing import Any
 

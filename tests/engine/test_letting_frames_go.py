@@ -1,4 +1,4 @@
-"""Sequences whose frames can be brought again hold them no longer than the vision tower needs them.
+"""Sequences whose frames can be loaded again keep them only as long as the vision tower needs them.
 
 Those that are preempted, and whose videos have to be encoded again, wait for them; nothing else
 does, and no answer shows it.
@@ -42,7 +42,7 @@ def reloadable(lab: Lab, name: str, priority: Priority = "low", **ask: Any) -> S
 
 
 def give_frames(engine: RecordingEngine, lab: Lab, name: str, **ask: Any) -> "weakref.ref[Any]":
-    """As whoever added the sequence would. Returns the array, if it is still there."""
+    """As the sequence's owner would. Returns the array, if it still exists."""
     frames = lab.sequence(**ask).frames
     assert frames is not None and engine.give_frames(name, frames)
     return weakref.ref(frames)
@@ -198,7 +198,7 @@ def test_who_waits_for_frames_holds_up_nobody(lab: Lab) -> None:
 
 
 def test_another_question_about_the_video_brings_what_is_missing(lab: Lab) -> None:
-    """Whoever has asked for the frames may bring them all the same."""
+    """Frames that were asked for may still be brought."""
     engine = tight_engine(lab, LOW, HIGH)
     events = preempt_and_evict(engine, lab, reloadable(lab, "low", **LOW), num_tokens=5)
     engine.run(reloadable(lab, "other", **LOW | {"question": "How?", "max_tokens": 2}))
@@ -272,7 +272,7 @@ def test_a_deleted_video_comes_again_for_who_was_there_before(lab: Lab) -> None:
 def test_a_failed_batch_of_frames_is_tried_again(
     lab: Lab, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Though the sequences have let their frames go, and no pixels outlive them."""
+    """Though the sequences have dropped their frames, and no pixels outlive them."""
     caplog.set_level(logging.ERROR, executor.__name__)  # pytest would keep the failure's traceback
     encode = LlavaOnevision.encode_frames
 

@@ -1,13 +1,13 @@
 """A device that runs a step behind the host: what comes back late changes nothing that shows.
 
-What of this can go wrong on a device that does not, cannot go wrong there.
+What can go wrong here cannot happen on a device that keeps up with its host.
 """
 
 from typing import Any
 
 import pytest
 
-from dycoke_core.engine.plan import StepPlan
+from dycoke_core.engine.backend import StepPlan
 from dycoke_core.model.llava_onevision import LlavaOnevision
 from dycoke_core.sequence import FinishReason
 from tests.engine.lab import Lab
@@ -225,7 +225,7 @@ def test_a_failed_step_takes_back_no_token_that_was_chosen_before(
 
 
 def test_an_answer_that_has_ended_does_not_fail(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The step behind an end token computes nothing that anyone wants; it may as well fail."""
+    """The step after an end token computes nothing that is used; it may as well fail."""
     text = lab.alone().report.text
     stop = text[20:24]
     expected = lab.alone(stop=(stop,))

@@ -1,4 +1,4 @@
-"""Who makes room for whom: as few as possible, none in vain, none too often."""
+"""Which sequences make room: as few as possible, none without need, none too often."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

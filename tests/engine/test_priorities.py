@@ -1,4 +1,4 @@
-"""Priorities in an engine: who goes first, and that nobody's answer depends on it."""
+"""Priorities in an engine: which sequence goes first, and that no answer depends on it."""
 
 from typing import Any, cast
 

@@ -169,7 +169,7 @@ def test_full_tokens_equal_transformers_greedy_generate(
 
 
 def test_answers_depend_on_video_question_and_time(bench: Bench[QwenVL]) -> None:
-    """Else the tests here would prove little."""
+    """Otherwise the tests here would prove little."""
     asks: list[dict[str, Any]] = [
         {},
         {"video": 2},
@@ -282,7 +282,7 @@ def test_no_position_offset_of_one_request_reaches_another(bench: Bench[QwenVL])
             engine.step()
         engine.add(second)
         engine.drain()
-        assert wrapper.rope_deltas.tolist() == [[1000]]  # nobody wrote it either
+        assert wrapper.rope_deltas.tolist() == [[1000]]  # and nothing wrote it
     finally:
         wrapper.rope_deltas = None
     for name in asks:

@@ -354,8 +354,8 @@ def test_first_come_first_served_and_all_are_served(
 def test_nobody_waits_longer_than_its_bound_whatever_comes_with_better_priority(
     max_running: int, plans: list[tuple[int, int]], data: st.DataObject
 ) -> None:
-    """So many admissions, its own included, and then so many steps that work on prompts. Who is
-    preempted waits again, as one more before all that are younger."""
+    """This many admissions, its own included, and then this many steps of prompt work. A preempted
+    sequence waits again, before all that are younger."""
     num = len(plans)
     priorities = data.draw(st.lists(st.sampled_from(PRIORITIES), min_size=num, max_size=num))
     sizes = data.draw(st.lists(st.integers(0, LARGEST), min_size=num, max_size=num))
@@ -429,7 +429,7 @@ def test_whose_turn_has_come_waits_only_for_those_that_ran_before(
         running = {item.name for item in step.running}
         if scheduler.waiting and turns.has_oldest_its_turn:
             ahead = waits_for.setdefault(scheduler.waiting[0].arrival, running - passing)
-            assert ahead & running, "nobody whom it waits for runs any more"
+            assert ahead & running, "nothing that it waits for is still running"
     assert len(load.ended) == num
 
 
@@ -458,7 +458,7 @@ def test_those_let_past_the_one_whose_turn_has_come_preempt_like_others() -> Non
         assert [each.made_room_for for each in step.preempted] == ["high"]
     assert {item.name[0] for item in step.running} == {"h"}
     scheduler.add(prioritized("h late"))
-    assert not scheduler.schedule().preempted, "nobody is left who may make room"
+    assert not scheduler.schedule().preempted, "nothing is left that may make room"
     scheduler.remove(scheduler.running[0])
     oldest = scheduler.waiting[0]
     assert oldest in scheduler.schedule().running and oldest.has_come_in_turn
@@ -499,7 +499,7 @@ def test_who_lacks_frames_stands_aside_and_comes_back_to_the_place_of_its_age() 
     scheduler: Scheduler[Item] = Scheduler(1, 1000, door)
     for name in "abc":
         scheduler.add(Item(name, chunk(name, 1)))
-    assert names(scheduler.schedule().running) == "b", "nobody waits for the frames"
+    assert names(scheduler.schedule().running) == "b", "no sequence waits for the frames"
     assert (names(scheduler.waiting_for_frames), names(scheduler.waiting)) == ("a", "c")
     (lacking,) = scheduler.waiting_for_frames
     door.lacking.clear()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dycoke_core.engine.plan import StepPlan
+from dycoke_core.engine.backend import StepPlan
 from dycoke_core.errors import PromptTooLongError
 from dycoke_core.frame_content import distinct_units
 from dycoke_core.model.adapter import EmbeddedPrefix

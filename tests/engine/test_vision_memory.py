@@ -1,4 +1,4 @@
-"""What is set aside for the vision tower, against tensors counted on a CPU."""
+"""Memory that is reserved for the vision tower, against tensors counted on a CPU."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dycoke_core.config import Batching, EngineConfig
-from dycoke_core.engine.vision_memory import patch_bytes, units_per_batch, vision_bytes
+from dycoke_core.engine.budget import patch_bytes, units_per_batch, vision_bytes
 from dycoke_core.errors import InvalidRequestError
 from dycoke_core.model.loader import load_model
 from dycoke_core.model.qwen2_5_vl import Qwen25VL

@@ -195,7 +195,7 @@ def decode_until_steady(engine: Engine, decoding: list[Sequence]) -> None:
 def test_a_decode_step_never_waits_for_the_device(
     temperature: float, has_graphs: bool, cuda_model: LlavaOnevision
 ) -> None:
-    """But for the event of the step before, which torch does not count as a wait."""
+    """Except for the previous step's event, which torch does not count as a wait."""
     config = EngineConfig(device="cuda", kv_cache_bytes=2**30)
     engine = Engine(cuda_model, config)  # a recording one would look at the device
     if not has_graphs:

@@ -69,7 +69,7 @@ def int32(values: list[int] | list[list[int]]) -> Tensor:
 
 
 def table_row(**columns: int | float) -> list[int]:
-    """A row of ROWS: an idle one, as padding has it, but for the named columns."""
+    """A row of ROWS: idle like padding, except for the named columns."""
     row = [0] * layout.ROW_COLUMNS
     row[layout.SCORING_LAYER] = layout.NO_LAYER
     row[layout.TOKEN_ID] = layout.LAST_TOKEN

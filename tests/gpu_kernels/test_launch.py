@@ -1,4 +1,4 @@
-"""Launches are counted by name, and can be written down instead."""
+"""Launches are counted by name, and can be recorded instead."""
 
 import pytest
 import torch

@@ -17,7 +17,7 @@ def random(*shape: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
 
 
 def assert_nearly_equal(result: Tensor, expected: Tensor) -> None:
-    """To the last bit, but for the few values that other square roots round the other way."""
+    """Bit for bit, except for a few values that a different square root rounds the other way."""
     precision = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}[expected.dtype]
     if expected.dtype != torch.float32:
         assert (result == expected).float().mean() > 0.98

@@ -32,17 +32,6 @@ from tests.integration.lua_clock import LuaClock
 from tests.integration.openai_client import client_of
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """These tests run several processes against real timeouts. On a machine that stalls for seconds
-    one may fail for no fault of the service, so each gets a second try; the summary lists it as a
-    rerun. Twice is a failure.
-    """
-    folder = Path(__file__).parent
-    for item in items:
-        if folder in item.path.parents:
-            item.add_marker(pytest.mark.flaky(reruns=1))
-
-
 class RedisServer:
     """A redis-server of a test's own, on a unix socket. What it wrote survives a restart."""
 
@@ -90,7 +79,7 @@ class RedisServer:
         self._process.wait(20)
 
     def pause(self) -> None:
-        """Lets it answer nobody; connections stay open."""
+        """Stops it from answering; connections stay open."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
 
@@ -168,7 +157,7 @@ def sets(redis: Redis, keys: RedisKeys) -> KeptSets:
 
 @pytest.fixture
 async def clock(redis: Redis, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch) -> LuaClock:
-    """The store's scripts go by it."""
+    """The clock that the store's scripts read."""
     return await LuaClock.start(redis, keys, monkeypatch)
 
 

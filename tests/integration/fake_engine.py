@@ -8,7 +8,7 @@ A question may hold words that steer it:
     fail         the sequence fails at the third new token
     refuse       `add` refuses the sequence
     known        its prefix is there
-    video:NAME   others that say so have the same prefix, at the same compression
+    video:NAME   questions with the same name share a prefix, at the same compression
     evicted      the sequence waits for its frames at the third new token, once
 """
 

@@ -1,4 +1,4 @@
-"""Jobs as the tests make them, and the steps that bring them along."""
+"""Jobs as the tests make them, and the steps from one state to the next."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""Time as a test says it is, for what the scripts of the store reckon with.
+"""A clock that a test sets, for the scripts of the store.
 
 How long an entry of a stream has been idle, and when a key expires, stay Redis' own business.
 """

@@ -282,6 +282,18 @@ async def test_malformed_json_is_a_400(
     assert response.json()["code"] == "invalid_request"
 
 
+@pytest.mark.parametrize(
+    ("body", "place"),
+    [(b"", "line 1, column 0"), (b'{"question": "x",\n "k": }', "line 2, column 7")],
+)
+async def test_malformed_json_is_refused_with_its_place(
+    api: RunningApi, worker: ScriptedWorker, body: bytes, place: str
+) -> None:
+    headers = {"content-type": "application/json"}
+    response = await api.client.post("/v1/video/chat", content=body, headers=headers)
+    assert response.json()["detail"] == f"the body is not valid JSON: see {place}"
+
+
 async def test_other_content_types_are_a_415(api: RunningApi, worker: ScriptedWorker) -> None:
     response = await api.client.post("/v1/video/chat", data={"question": "x"})
     assert response.status_code == 415

@@ -1,4 +1,4 @@
-"""Models that take frames of any size: what is asked, read, stored, shown and said of it."""
+"""Models that take frames of any size, from the request to the receipt."""
 
 import asyncio
 import io

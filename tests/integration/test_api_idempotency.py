@@ -150,7 +150,7 @@ async def test_job_whose_creation_got_no_answer_ends_retryable_if_nobody_asks_ag
 async def test_retry_after_a_lost_connection_gets_a_job_of_its_own(
     api: RunningApi, worker: ScriptedWorker
 ) -> None:
-    """A cancelled job stands for its key no longer; one that is done does."""
+    """A cancelled job gives its idempotency key back; one that is done keeps it."""
     headers = {"Idempotency-Key": "k"}
     async with api.posting(headers=headers) as first:
         lost = await worker.take()

@@ -168,7 +168,7 @@ async def test_job_tells_how_it_stands_and_ended(api: RunningApi, worker: Script
 async def test_state_of_an_ended_job_is_its_last_event_alone(
     api: RunningApi, worker: ScriptedWorker, redis: Redis, keys: RedisKeys
 ) -> None:
-    """Of a long answer nothing else is read: what lies before it need not even be an event."""
+    """Of a long answer only the last event is read: what comes before need not even be one."""
     post = asyncio.create_task(api.post(stream=False))
     delivery = await worker.answer(3)
     receipt = (await post).json()

@@ -68,7 +68,7 @@ async def test_answers_and_refusals_say_how_a_key_stands(
     assert refused.status_code == 429
     problem = refused.json()
     assert (problem["code"], problem["retryable"]) == ("key_limit_exceeded", True)
-    assert problem["detail"] == "this key may have 120 tokens a minute"
+    assert "may have 120 tokens a minute" in problem["detail"]
     assert refused.headers["retry-after"] == "2"
     assert refused.headers["ratelimit"] == '"jobs";r=2, "tokens";r=97;t=2'
     assert "ratelimit-policy" in refused.headers

@@ -244,4 +244,4 @@ async def test_request_whose_end_is_in_doubt_is_refused_and_its_connection_close
             reply = await reader.read()
         writer.close()
         assert reply.startswith(b"HTTP/1.1 400 ")
-        assert b"200 OK" not in reply, "nothing behind it is a request of its own"
+        assert b"200 OK" not in reply, "nothing after it is taken for a request"

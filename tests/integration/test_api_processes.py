@@ -266,7 +266,7 @@ async def test_second_signal_ends_answers_but_no_job(
     assert await processes.wait_for_end() == 0
     assert not [e for e in processes.entries if e["message"] == "child did not stop in time"]
     for delivery in deliveries:
-        assert await worker.say(delivery, 0), "the job goes on"
+        assert await worker.say(delivery, 0), "the job continues"
 
 
 @pytest.mark.parametrize("num_processes", ["1", "2"])

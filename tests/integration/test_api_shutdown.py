@@ -1,4 +1,4 @@
-"""An API that is told to stop: answers go on, jobs live on, clients resume elsewhere."""
+"""A stopping API: open answers finish, jobs survive, clients resume elsewhere."""
 
 import asyncio
 import os

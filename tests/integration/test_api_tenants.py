@@ -1,4 +1,4 @@
-"""Two keys who try to see each other: ids, metadata, receipts."""
+"""Two keys that try to see each other's ids, metadata and receipts."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -66,7 +66,7 @@ async def test_same_bytes_are_a_new_video_to_another_key(
     assert len({video["video_id"] for video in uploads}) == 1
     assert uploads[0]["created_at_s"] < uploads[1]["created_at_s"]
     assert uploads[2] == uploads[0]
-    assert api.readers.num_probes == 2, "what a probe takes tells nothing either"
+    assert api.readers.num_probes == 2, "nor does the time of a probe tell"
     url = f"/v1/videos/{uploads[0]['video_id']}"
     assert (await api.client.delete(url, headers=A)).status_code == 204
     assert (await api.client.get(url, headers=A)).status_code == 404

@@ -1,4 +1,4 @@
-"""Whom the loss of a worker is charged to: what a job pays for, and what it gets back."""
+"""Which jobs are blamed for the loss of a worker, and when the blame is taken back."""
 
 import asyncio
 
@@ -172,7 +172,7 @@ async def test_job_that_was_loading_is_no_suspect_of_its_neighbours_death(
 
 
 async def test_fenced_worker_that_comes_back_gives_the_delivery_back(fleet: Fleet) -> None:
-    """A link to Redis that is cut, again and again: nobody died."""
+    """The link to Redis is cut again and again: no worker died."""
     away, delivery = await fleet.start_job()
     for _ in range(MAX_DELIVERIES + 2):
         back, earlier = away, delivery

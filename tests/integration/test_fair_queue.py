@@ -339,7 +339,7 @@ async def test_repeated_take_gives_the_same_job(
     scripts = Scripts(redis, keys.prefix)
     first = await scripts.run("start", *args)
     again = await scripts.run("start", *args)
-    assert first[0] == b"a0" and again[:12] == first[:12], "but for how the queue stands by now"
+    assert first[0] == b"a0" and again[:12] == first[:12], "all but the state of the queue"
     assert await redis.hget(keys.job("a0"), "attempt") == b"1"
     assert (await take(leases)).job_id == "b0"
     await end(queue, "a0")
@@ -378,7 +378,7 @@ async def test_lost_tickets_are_replaced(
     await redis.delete(keys.jobs(MODEL))
     for _ in range(3):
         await queue.sweep()
-    assert await redis.xlen(keys.jobs(MODEL)) == 3, "and no more than there are jobs"
+    assert await redis.xlen(keys.jobs(MODEL)) == 3, "and no more tickets than jobs"
     await leases.ensure_group()
     assert [await serve(leases) for _ in range(3)] == ["a0", "a1", "a2"]
     await queue.sweep()
@@ -401,7 +401,7 @@ async def test_jobs_in_the_hands_of_workers_need_no_tickets(
 async def queue_in_the_old_form(
     redis: Redis, keys: RedisKeys, queue: JobQueue, job_id: str
 ) -> None:
-    """As a release does that knows no order: an entry for the job, and a place by time."""
+    """As a release without an order does: an entry for the job, and a place by time."""
     await queue.reserve(MODEL, job_id, max_jobs=1000, lease_s=30)
     await queue.create(make_request(job_id).model_copy(update={"owner": "old"}))
     await redis.hdel(keys.job(job_id), "length")
@@ -416,7 +416,7 @@ async def queue_in_the_old_form(
 
 
 async def take_in_the_old_form(redis: Redis, keys: RedisKeys, worker_id: str) -> str | None:
-    """As a worker of that release does: an entry is its job's, or nobody's."""
+    """As a worker of that release does: an entry belongs to its job, or to none."""
     stream = keys.jobs(MODEL)
     reply = await redis.xreadgroup(GROUP, worker_id, {stream: ">"}, count=1)
     if not reply:
@@ -467,7 +467,7 @@ async def test_running_job_of_the_previous_release_is_taken_over(
 async def test_no_job_is_lost_between_workers_of_both_releases(
     queue: JobQueue, leases: JobLeases, redis: Redis, keys: RedisKeys
 ) -> None:
-    """Old workers drop the entry of a job that has another one's by now."""
+    """Old workers drop the entry of a job that holds another job's entry by now."""
     expected = {await ask(queue, "b", number) for number in range(6)}
     expected |= {await ask(queue, "a", number) for number in range(6)}
     taken: list[str] = []

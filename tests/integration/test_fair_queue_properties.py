@@ -2,7 +2,7 @@
 priority of a key.
 
 What may happen: keys ask, workers take, die before or after they have a job, come back with what is
-no longer theirs, hand back and answer; clients cancel; sweeps come between.
+no longer theirs, hand back and answer; clients cancel; sweeps run in between.
 """
 
 import asyncio
@@ -161,7 +161,7 @@ class History:
         if delivery is None:
             return
         job_id = delivery.job_id
-        assert self.ends[job_id] == 0, "an ended job is given to nobody"
+        assert self.ends[job_id] == 0, "no worker gets a job that has ended"
         if job_id in self.waiting:
             self.note_fresh(job_id)
         self.deliveries.append(delivery)

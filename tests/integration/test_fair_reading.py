@@ -1,4 +1,4 @@
-"""Keys whose frames are to be read take turns, before any of their jobs is in the queue."""
+"""Keys take turns at the frame readers, before any of their jobs is in the queue."""
 
 from contextlib import AsyncExitStack
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""What frames may take: their bytes are reserved before they are read, and given back after all."""
+"""The frame budget: bytes are reserved before frames are read, and given back however a job
+ends."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -220,7 +221,7 @@ async def test_sixty_posts_take_no_more_memory_than_their_budget(
 
 
 async def _post(service: Processes, video_id: str, end_s: float) -> tuple[int, str]:
-    """Returns the status, and the job's id or the error's code. The job goes on."""
+    """Returns the status, and the job's id or the error's code. The job continues."""
     body = {
         "question": "What happens?",
         "video_id": video_id,

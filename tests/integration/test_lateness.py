@@ -1,4 +1,4 @@
-"""Deadlines that nobody could meet, refused from the pace of the jobs before, on a real Redis."""
+"""Deadlines that cannot be met, judged by the pace of earlier jobs, are refused; a real Redis."""
 
 from typing import Any
 

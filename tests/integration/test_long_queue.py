@@ -1,7 +1,7 @@
-"""Many waiting jobs of one owner: whose turn it is, the places that are told, and what that costs.
+"""Many waiting jobs of one owner: whose turn it is, the places that clients see, and the cost.
 
-Only an owner's first jobs have their turns in the line (`lua/order.lua`): what is here waits behind
-them too.
+Only an owner's first jobs have their turns in the line (`lua/order.lua`): most of the jobs here
+wait after them.
 """
 
 import random
@@ -107,7 +107,7 @@ async def test_owners_share_by_cost_however_many_of_theirs_wait(
 
 
 async def assert_turns(redis: Redis, keys: RedisKeys, owner: str) -> None:
-    """As many of its jobs have turns as are said to, and no fewer than a half of what may."""
+    """As many of its jobs have turns as are counted, and at least half of the most that may."""
     found = await redis.zrange(keys.order(MODEL), 0, "+inf", byscore=True, withscores=True)
     turns = [turn for member, turn in found if member.startswith(f"{owner} ".encode())]
     ahead = await redis.hget(keys.tags(MODEL), f"ahead:{owner}")
@@ -144,7 +144,7 @@ async def test_overtaking_gives_no_job_the_turn_of_another(
 
 
 async def num_commands(redis: Redis) -> int:
-    """That the server has run so far, those in scripts too."""
+    """Commands that the server has run so far, those in scripts included."""
     stats = await redis.info("commandstats")
     return sum(stat["calls"] for name, stat in stats.items() if name != "cmdstat_info")
 
@@ -212,7 +212,7 @@ async def test_a_line_of_the_previous_release_is_taken_over(
 
 
 async def serve_as_previous_release(redis: Redis, keys: RedisKeys) -> str:
-    """Takes the job whose turn is the first, and ends it; returns its id. There is no BEHIND."""
+    """Takes the job whose turn comes first and ends it; returns its id. There is no BEHIND."""
     order = keys.order(MODEL)
     ((member, turn),) = await redis.zrange(
         order, 0, "+inf", byscore=True, offset=0, num=1, withscores=True
@@ -288,7 +288,7 @@ async def test_virtual_time_in_which_the_previous_release_counts_behind_harms_no
 async def test_a_line_that_the_previous_release_has_laid_out_is_served_in_order(
     queue: JobQueue, leases: JobLeases, redis: Redis, keys: RedisKeys
 ) -> None:
-    """It gives each job a turn: however dear those that join then, nobody overtakes unduly."""
+    """It gives each job a turn: however costly those that join later, none overtakes unduly."""
     number = 3 * MAX_AHEAD
     await ask_all(queue, a=number)
     jobs = [f"a{place}" for place in range(number)]

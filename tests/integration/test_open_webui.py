@@ -1,9 +1,9 @@
 """The pipe function for Open WebUI: what it asks the service, and what it gives back.
 
-Open WebUI is not installed here. It is stood in for by what its documentation says of pipe
-functions and reserved arguments: how a pipe is found and called, what a file looks like, what
-becomes of what it returns. Not tried: the real one's page, its storage in buckets, and which
-uploads it hands on without processing them.
+Open WebUI is not installed here. The stand-in follows its documentation of pipe functions and
+reserved arguments: how a pipe is found and called, what a file looks like, what happens to what it
+returns. Not tried: the real one's page, its storage in buckets, and which uploads it hands on
+without processing them.
 """
 
 import asyncio
@@ -98,7 +98,7 @@ class OpenWebUI:
 
 
 def shown(line: str) -> str:
-    """A line that begins with `data:` is handed on, any other would become text of the answer."""
+    """A line that begins with `data:` is passed on; any other would become text of the answer."""
     assert line.startswith("data: ") and "\n" not in line
     if line == "data: [DONE]":
         return ""
@@ -225,7 +225,7 @@ async def test_what_the_service_refuses_is_told(
         assert webui.statuses[-1] == "DyCoke: failed"
     else:
         answer = await webui.call("What?", stream=False, __files__=files)
-    assert answer.lower().startswith("error") and "the file is no MP4" in answer
+    assert answer.lower().startswith("error") and "not in a container we take" in answer
 
 
 async def test_a_service_that_is_not_there_is_told(tmp_path: Path) -> None:
@@ -266,7 +266,7 @@ async def test_the_key_and_the_compression_of_its_valves_are_used(
 async def test_no_file_but_an_upload_is_sent(
     webui: OpenWebUI, worker: ScriptedWorker, api: RunningApi, tmp_path: Path
 ) -> None:
-    """A browser says where a file lies; whoever forges that gets nothing."""
+    """The browser names a file's location; a forged one opens nothing."""
     secret = tmp_path / "secret.mp4"
     secret.write_bytes(CLIP)
     link = webui.upload()

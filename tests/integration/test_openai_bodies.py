@@ -178,7 +178,7 @@ async def test_a_body_of_hundreds_of_megabytes_takes_a_few(
         yield tail.encode()
 
     answering: list[asyncio.Task[Any]] = []
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
     before = peak_bytes()
     headers = {"Content-Type": "application/json"}
     reply = await api_for_large.client.post(PATH, content=body(), headers=headers, timeout=120)

@@ -83,6 +83,22 @@ async def test_what_is_wrong_is_named(
     assert error["code"] in ("invalid_request", "model_not_found") and error["message"]
 
 
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b'{"messages": []', "the body is not valid JSON: see line 1, column 15"),
+        # The place would be one in the text that is parsed, which lacks the medium.
+        (b'{"url": "data:video/mp4;base64,AAAA"', "the body is not valid JSON"),
+    ],
+)
+async def test_malformed_json_is_refused_with_its_place_where_that_is_the_client_s(
+    body: bytes, message: str, api: RunningApi, worker: ScriptedWorker
+) -> None:
+    headers = {"content-type": "application/json"}
+    response = await api.client.post(PATH, content=body, headers=headers)
+    assert response.status_code == 400 and response.json()["error"]["message"] == message
+
+
 async def test_errors_are_openais_own_classes(
     redis_server: RedisServer, keys: RedisKeys, tmp_path: Path, worker: ScriptedWorker
 ) -> None:

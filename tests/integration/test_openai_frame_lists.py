@@ -279,7 +279,7 @@ async def test_two_lists_or_a_list_and_a_video_are_too_much(
 async def test_the_form_of_our_own_cannot_be_uploaded(
     api: RunningApi, worker: ScriptedWorker
 ) -> None:
-    """A list's file is nobody's to write but ours."""
+    """Only the service writes files of this form."""
     response = await api.client.post("/v1/videos", files={"video": frame_list(PICTURES)})
     assert (response.status_code, response.json()["code"]) == (415, "unsupported_container")
     url = f"data:video/mp4;base64,{encoded(frame_list(PICTURES))}"

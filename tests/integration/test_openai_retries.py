@@ -76,7 +76,7 @@ async def test_every_try_carries_the_key_that_a_caller_gives(
         second = await client.chat.completions.create(
             **QUESTION, extra_headers={"Idempotency-Key": "mine"}
         )
-    assert second.id == first.id  # no third job: nobody has answered one
+    assert second.id == first.id  # no third job: none has been answered
     assert [headers[KEY] for headers in sent] == ["mine"] * len(sent)
 
 

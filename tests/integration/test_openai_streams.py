@@ -1,4 +1,5 @@
-"""Streams of chat completions: in any packets, two hundred at a time, and after their clients."""
+"""Streams of chat completions: in any packets, two hundred at a time, and once their clients
+leave."""
 
 import asyncio
 import json

@@ -1,5 +1,5 @@
-"""Who gets a place in a queue that is full, on a real Redis: a key that has taken all places keeps
-nobody else out, and there is an end to how many there are.
+"""Who gets a place in a full queue, on a real Redis: a key that has taken all places keeps no other
+key out, and the number of places stays bounded.
 """
 
 from collections import Counter
@@ -83,7 +83,8 @@ async def test_a_key_alone_has_all_places_and_no_more(askers: Askers) -> None:
 async def test_key_with_ten_times_the_jobs_keeps_another_out_of_nothing(
     queue: JobQueue, leases: JobLeases, askers: Askers
 ) -> None:
-    """Ten posts of one to each of the other, far more than are served: the other always gets in."""
+    """One posts ten times as often as the other, far more than is served: the other always gets
+    in."""
     refused = Counter[str]()
     for _ in range(40):
         for owner in ("a",) * 10 + ("b",):
@@ -235,7 +236,7 @@ async def test_place_that_was_never_used_is_nobodys_after_its_lease(
 async def test_places_and_jobs_that_ended_under_the_previous_release_are_pruned(
     queue: JobQueue, leases: JobLeases, redis: Redis, keys: RedisKeys, askers: Askers
 ) -> None:
-    """That release ends jobs without a word to these counts."""
+    """That release ends jobs without updating these counts."""
     jobs = [await askers.ask("a") for _ in range(3)] + [await askers.ask("b", num_places=4)]
     running = await take(leases)
     assert running.job_id == jobs[0]

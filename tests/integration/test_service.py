@@ -51,7 +51,7 @@ class Service:
         return video_id
 
     def children(self, kind: str) -> list[psutil.Process]:
-        """The supervisor's children by the word behind `python -m app`."""
+        """The supervisor's children by the word after `python -m app`."""
         processes = psutil.Process(self.process.pid).children()
         return [process for process in processes if kind in process.cmdline()]
 
@@ -317,7 +317,7 @@ def test_workers_share_the_jobs(pair: Service) -> None:
 def test_an_answer_survives_the_death_of_its_worker(
     compression: str | dict[str, object], pair: Service
 ) -> None:
-    """The other worker goes on at the next token; the answer is that of an undisturbed run."""
+    """The other worker continues at the next token; the answer is that of an undisturbed run."""
     pair.wait_for_workers(2)
     video_id = pair.upload()
     fields: dict[str, Any] = {

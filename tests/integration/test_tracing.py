@@ -199,7 +199,7 @@ def test_tracing_is_off_unless_a_collector_is_named(monkeypatch: pytest.MonkeyPa
     monkeypatch.delenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", raising=False)
     tracing = tracing_from_environment("api")
     span = tracing.start_post(TRACEPARENT, "/v1/video/chat")
-    assert span.traceparent == TRACEPARENT, "the client's trace id reaches the log all the same"
+    assert span.traceparent == TRACEPARENT, "the client's trace id still reaches the log"
     span.end("done", is_error=False)
     tracing.close()
     assert tracing.start_post(None, "/v1/video/chat").traceparent is None

@@ -1,5 +1,5 @@
-"""What uploads may displace: nothing while they come in, their own key's videos where it has a
-quota, and others' where the store is full.
+"""What uploads may evict: nothing while they come in, their own key's videos where it has a quota,
+and others' where the store is full.
 """
 
 from collections.abc import AsyncIterator

@@ -100,7 +100,7 @@ async def test_stalled_worker_that_comes_back_writes_nothing(
 async def test_poison_job_goes_to_the_dead_letters_and_its_neighbours_live(
     settings: Settings, client: Client, redis: Redis, keys: RedisKeys
 ) -> None:
-    env = environment(settings.model_copy(update={"lease_s": 1.0}))  # nobody reports its worker
+    env = environment(settings.model_copy(update={"lease_s": 1.0}))  # its end goes unreported
     specs = [ChildSpec(f"worker-{i}", worker_argv(i), env=env) for i in range(2)]
     restarts = RestartPolicy(first_wait_s=0.05, max_wait_s=0.2)
     supervisor = asyncio.create_task(Supervisor(specs, restarts=restarts).run())
@@ -191,7 +191,7 @@ async def test_pauses_past_the_lease_bury_nobody(
             paused.send(signal.SIGSTOP)
             await client.wait_for_takeover(job_id)
             paused.send(signal.SIGCONT)
-            # It finds its lease lost, and its life acquits the job.
+            # It finds its lease lost; as it is alive, the job is acquitted.
             await wait_until(lambda: has(redis, keys.job(job_id), losses=0, deliveries=1))
         last = int(await redis.hget(keys.job(job_id), "next_index"))
         await client.wait_for_token(job_id, last + 5)

@@ -42,7 +42,7 @@ FRAMES = VideoFrames(
     warnings=(),
 )
 PATIENCE_S = 60.0  # for things that must happen, on a machine that may be busy
-LONG_LEASE_S = 10 * PATIENCE_S  # runs out for those alone whose leases a test expires
+LONG_LEASE_S = 10 * PATIENCE_S  # runs out only where a test expires it
 EXPIRE_LEASES = """
 for _, held in ipairs(redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', 1000, ARGV[2])) do
   redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, held[1], 'IDLE', ARGV[3], 'JUSTID')

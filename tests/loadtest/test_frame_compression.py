@@ -1,4 +1,4 @@
-"""The measurement of compressed frames: nothing is lost, and rows say what they should."""
+"""The measurement of compressed frames: nothing is lost, and rows have the right figures."""
 
 import numpy as np
 

@@ -87,7 +87,7 @@ def test_copies_that_do_not_wait_count_once_and_are_memory_of_their_own() -> Non
         x.copy_(rows, non_blocking=True)
         ids = torch.empty(4, 6)
         ids.copy_(on_device + x, non_blocking=True)
-        assert ids.tolist()[0][0] == 2.0  # on a GPU behind an event
+        assert ids.tolist()[0][0] == 2.0  # on a GPU after an event
         rows[0, 0] = 5.0
         with pytest.raises(HostWait):
             on_device.tolist()

@@ -1,4 +1,4 @@
-"""A load generator that stood still is noticed, and its run repeated."""
+"""A load generator that stalled is noticed, and its run repeated."""
 
 import threading
 import time

@@ -1,4 +1,4 @@
-"""The kernels of a decoder layer in plain operations: what the fused ones have to compute."""
+"""The kernels of a decoder layer in plain operations: the reference for the fused ones."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Where a layout puts visual tokens, and models whose layers no backend runs."""
+"""Where a layout puts visual tokens, and models with layers that no backend runs."""
 
 from types import SimpleNamespace
 
@@ -70,7 +70,7 @@ def test_layers_are_those_of_the_configuration() -> None:
 
 def test_a_kind_of_layer_that_nobody_knows_is_refused() -> None:
     kinds = ["linear_attention", "full_attention", "full_attention"]
-    with pytest.raises(ModelLoadError, match="'linear_attention' are not supported"):
+    with pytest.raises(ModelLoadError, match="'linear_attention', which is not supported"):
         layer_specs(SimpleNamespace(**SIZES, layer_types=kinds))
 
 

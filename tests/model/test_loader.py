@@ -1,4 +1,4 @@
-"""Loading: today's layout, that of 2024, and checkpoints that must be refused."""
+"""Loading: today's layout, the layout of 2024, and checkpoints that must be refused."""
 
 import json
 import shutil

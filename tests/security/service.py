@@ -52,7 +52,7 @@ class Service:
         return int(self.url.rpartition(":")[2])
 
     def has_failed_inside(self) -> bool:
-        """Whether the log tells of an error that nobody foresaw."""
+        """Whether the log reports an unexpected error."""
         return "Traceback" in self.log.read_text()
 
 

@@ -1,4 +1,4 @@
-"""Bytes that are no HTTP, chunks that lie, and clients that are slow or go away."""
+"""Bytes that are not HTTP, chunks with false lengths, and clients that are slow or leave."""
 
 import random
 import socket
@@ -149,7 +149,7 @@ def answers_to(service: Service, request: str) -> bytes:
 
 
 def exchange(service: Service, request: bytes) -> bytes:
-    """Sends bytes, says that no more come, and reads what is said to them."""
+    """Sends bytes, closes its side, and reads the answer."""
     with closing(connect(service)) as connection:
         try:
             connection.sendall(request)
@@ -222,7 +222,7 @@ def drip(connection: socket.socket, content: bytes = b"-") -> None:
 
 
 def first_line(connection: socket.socket, until: float, *, drips: bool) -> bytes:
-    """What it is told at last; it goes on dripping meanwhile."""
+    """The answer it gets in the end; it keeps trickling bytes meanwhile."""
     connection.settimeout(0.2)
     while time.monotonic() < until:
         try:

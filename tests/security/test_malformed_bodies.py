@@ -1,4 +1,4 @@
-"""Bodies that are none: refused with a 4xx that has a code, and nothing breaks inside."""
+"""Malformed bodies: refused with a 4xx that has a code, and nothing breaks inside."""
 
 import json
 import random
@@ -74,7 +74,7 @@ def data_urls() -> Iterator[str]:
 
 
 def form_bodies() -> Iterator[bytes]:
-    """Parts without end, name or meaning."""
+    """Parts without an end, a name or a meaning."""
     line = b"--" + BOUNDARY.encode()
     disposition = b'Content-Disposition: form-data; name="%s"'
     yield b""

@@ -30,7 +30,7 @@ def small(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def flood(service: Service, video_id: str) -> Counter[int]:
-    """Posts as fast as it goes, with a connection of its own."""
+    """Posts as fast as possible, on its own connection."""
     statuses: Counter[int] = Counter()
     with httpx.Client(base_url=service.url, headers=bearer("alice"), timeout=120) as client:
         for _ in range(NUM_POSTS):
@@ -40,7 +40,7 @@ def flood(service: Service, video_id: str) -> Counter[int]:
 
 
 def ask_beside_a_flood(service: Service, tally: Tally) -> Counter[int]:
-    """Counts what came of each; returns what the flood was told. The other is not refused once."""
+    """Counts each outcome; returns the flood's. The other key is not refused once."""
     theirs, mine = (upload(client)["video_id"] for client in (service.alice, service.bob))
     with ThreadPoolExecutor(NUM_FLOODERS) as threads:
         floods = [threads.submit(flood, service, theirs) for _ in range(NUM_FLOODERS)]

@@ -1,5 +1,5 @@
-"""What one key can hold before any job of its is in the queue, and another key beside it: readers,
-answers, requests that are coming in, bytes of uploads.
+"""What one key can hold before any of its jobs is in the queue, and what is left to another key:
+readers, answers, requests that are coming in, bytes of uploads.
 """
 
 import socket

@@ -53,7 +53,7 @@ class Times:
         self.add(act, is_hers, time.perf_counter() - began_at)
 
     def count(self, tally: Tally) -> None:
-        """A guess for each time; where they tell, the last of them has got through."""
+        """A guess for each time; where times tell, the last of them has got through."""
         for act, taken in self._taken.items():
             hers, nobodys = taken[True], taken[False]
             for _ in (*hers, *nobodys[1:]):

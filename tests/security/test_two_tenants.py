@@ -1,4 +1,4 @@
-"""Two keys who try to see each other: by ids, lists, receipts, caches, aliases, usage, metrics.
+"""Two keys that try to see each other: by ids, lists, receipts, caches, aliases, usage, metrics.
 
 Every operation of the OpenAPI document that takes an id is tried, so that a new one is, too.
 """
@@ -105,7 +105,7 @@ def test_lists_usage_and_metrics_are_ones_own(
 def test_the_same_bytes_and_questions_are_new_to_another_key(
     service: Service, receipt: dict[str, Any], tally: Tally
 ) -> None:
-    """And what one deletes stays the other's."""
+    """And what one key deletes, the other keeps."""
     before = service.alice.get(f"/v1/videos/{receipt['video_id']}").json()
     mine = upload(service.bob, CLIP.read_bytes() + b"\0" * 64)
     assert mine["video_id"] == before["video_id"], "ids are digests of content"

@@ -1,4 +1,4 @@
-"""Answers read off the pixels of a rendered scene, without a look at what the scene says of itself.
+"""Answers read off the pixels of a rendered scene, without looking at the scene's own description.
 
 Written apart from `dycoke_core.tiny`: from a table of colours and the outlines' areas alone.
 """

@@ -2,7 +2,7 @@
 
 A change of the engine, the compression or the checkpoint that costs accuracy fails here. The test
 set is the beginning of the one that the figures were taken on. Decoding is greedy, so the same
-questions get the same scores, but for a few that another machine's rounding may turn.
+questions get the same scores, except for a few that another machine's rounding may change.
 """
 
 import json

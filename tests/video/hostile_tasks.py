@@ -1,4 +1,4 @@
-"""What a child does once somebody else's code runs in it. Run by a fork server in the tests."""
+"""What a child does once an attacker's code runs in it. Run by a fork server in the tests."""
 
 import ctypes
 import mmap
@@ -43,7 +43,7 @@ def spin(task: Task) -> Result:
 
 
 def spin_natively(task: Task) -> Result:
-    """Holds the interpreter's lock for ever."""
+    """Holds the interpreter's lock forever."""
     return {"never": sum(range(10**15))}
 
 

@@ -1,4 +1,4 @@
-"""Children that misbehave, and what their parent makes of it."""
+"""Children that misbehave, and how their parent takes it."""
 
 import asyncio
 import json
@@ -275,7 +275,7 @@ asyncio.run(main())
 
 
 def test_a_server_whose_client_died_says_nothing() -> None:
-    """The kernel tells of a client that left a message unread by a reset, not by an end."""
+    """The kernel reports a client that left a message unread by a reset, not by an end."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with (
         theirs,

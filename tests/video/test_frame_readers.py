@@ -1,4 +1,4 @@
-"""Videos of all kinds through the whole way: sniff, plan, decord, PyAV."""
+"""Videos of all kinds, end to end: sniff, plan, decord, PyAV."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -218,7 +218,7 @@ async def test_progress_rises_to_one(shared: FrameReaders, tmp_path: Path) -> No
     assert shares[-1] == 1.0
 
 
-# --- videos that are none, or too much ---
+# --- files that are no videos, or too large ---
 
 _NOISE = np.random.default_rng(0).bytes(50_000)
 

@@ -1,4 +1,4 @@
-"""Damaged files of every container through the whole way: each is read, or refused for a reason.
+"""Damaged files of every container, end to end: each is read, or refused for a reason.
 
 No reader may end in an exception, whatever is in the file: that would be a bug. Seeded, so that a
 mutant which finds one can be found again by its name.

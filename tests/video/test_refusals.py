@@ -1,4 +1,4 @@
-"""What is refused, in which words."""
+"""Which videos are refused, and with which words."""
 
 from dataclasses import replace
 

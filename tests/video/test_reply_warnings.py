@@ -1,4 +1,4 @@
-"""What a receipt warns of, from what the children said of a video."""
+"""What a receipt warns of, from the children's replies about a video."""
 
 from dataclasses import replace
 

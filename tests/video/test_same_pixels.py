@@ -81,7 +81,7 @@ async def test_both_readers_give_the_same_pixels(
 async def test_at_every_size(
     readers: FrameReaders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, image_size: int
 ) -> None:
-    """Of several of these decord says that a frame has four channels or more."""
+    """For several of these decord reports frames of four channels or more."""
     path = make_clip(tmp_path / "clip.mp4", num_frames=10)
     first, second = await read_by_both(readers, path, FrameSpec(3, image_size), monkeypatch)
     assert difference(first, second) <= TOLERANCE

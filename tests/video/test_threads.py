@@ -59,7 +59,7 @@ async def test_frames_are_the_same_with_any_number_of_threads(
     reader: str,
     num_damaged_bytes: int,
 ) -> None:
-    """What a decoder puts in the place of lost data differs with the number of its threads."""
+    """What a decoder substitutes for lost data differs with the number of its threads."""
     containers = frozenset(Container) if reader == "decord" else frozenset[Container]()
     monkeypatch.setattr("dycoke_core.video.frame_readers._FOR_DECORD", containers)
     content = bytearray(make_clip(tmp_path / name, width=320, height=192, **clip).read_bytes())

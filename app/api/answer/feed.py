@@ -61,7 +61,7 @@ class JobFeed:
         record: the job as it was just now.
         after: id of the last durable event that the reader has seen.
         opening: the job's first event, where it is known and the reader has seen none.
-        heartbeat_s: an empty batch comes after so much silence.
+        heartbeat_s: an empty batch comes after this much silence.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class JobFeed:
         except StoreUnavailableError as error:
             return await self._sit_out(error)
         except JobNotFoundError:
-            lost = JobLostError("the job's record is gone; post it again")
+            lost = JobLostError("the job's record is gone: post the request again")
             return [FeedItem.of(ErrorEvent.of(lost, self.job_id))], True
         return batch, is_end
 

@@ -28,17 +28,19 @@ class Jobs:
     async def find(self, job_id: str, owner: str) -> JobRecord:
         """Raises: JobNotFoundError; for another owner's job the same as for one that never was."""
         if not _JOB_ID.fullmatch(job_id):
-            raise JobNotFoundError("no such job")
+            raise JobNotFoundError
         record = await self.queue.get(job_id)
         if record.request.owner != owner:
-            raise JobNotFoundError("no such job")
+            raise JobNotFoundError
         return record
 
     async def frames(self, job_id: str, video_id: str, owner: str) -> FramesRef:
         """Which frames of a video a job is about. Raises: JobNotFoundError."""
         request = (await self.find(job_id, owner)).request
         if request.video_id != video_id or request.frames is None:
-            raise JobNotFoundError("no such job about this video, or its frames are not read yet")
+            raise JobNotFoundError(
+                "the job of 'job_id' is not about this video, or its frames are not read yet"
+            )
         return request.frames
 
     def feed(
@@ -66,4 +68,6 @@ class Jobs:
         last = await self._log.last(record.job_id)
         if isinstance(last, FINAL_EVENTS):
             return last
-        return ErrorEvent.of(JobLostError("the job's events are gone"), record.job_id)
+        return ErrorEvent.of(
+            JobLostError("the job's events are gone: post the request again"), record.job_id
+        )

@@ -65,7 +65,7 @@ class JobObserver:
     def _see_end(self, event: Event) -> None:
         if isinstance(event, DoneEvent):
             if event.policy_label != self._labels.policy:
-                self._label(event.policy_label)  # the choice was published while nobody listened
+                self._label(event.policy_label)  # the choice was published while no one listened
             self._metrics.observe_done(event)
             self.close(DONE)
         elif isinstance(event, ErrorEvent):

@@ -63,7 +63,8 @@ class Rendering(Protocol):
 
 
 class JobEvents:
-    """The events as they are, under their names. Whoever is interrupted resumes by the ids."""
+    """The events as they are, under their names. A client that is interrupted resumes by the
+    ids."""
 
     heartbeat = HEARTBEAT
 
@@ -168,7 +169,7 @@ class EventStream(Response):
                         await _send(send, chunk, is_last=is_end)
                         timer.stop()
                         if is_end:
-                            # At once: to whoever watches the connection it is over now.
+                            # At once: for anyone watching the connection it ends here.
                             self._is_over = True
                             return
         except TimeoutError:

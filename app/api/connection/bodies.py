@@ -6,9 +6,9 @@ answer there is no room then keeps it until it is stored: see `StreamSlots`. The
 come within `FIRST_BYTE_S`; after that a body keeps up, all the time, with a rate that rises with
 the share of slots that are taken, so that slow clients make room when others need it.
 
-Of bodies under way, not of what becomes of them. Slots are counted over all API processes of the
-port; what changes in another process changes the patience with bodies here when one begins or ends
-here, or with their own next part.
+Knows bodies under way, not what happens to them afterwards. Slots are counted over all API
+processes of the port; what changes in another process changes the patience with bodies here when
+one begins or ends here, or with their own next part.
 """
 
 import asyncio
@@ -56,10 +56,10 @@ class BodySlots:
         """Raises: TooManyUploadsError."""
         table = self._row.table
         self._row.add_body(clients, 1)  # first, so that the others see it
-        is_too_many = any(table.num_bodies(client) > self._max_per_client for client in clients)
-        if is_too_many or table.num_bodies() > self._max_bodies:
+        is_over_share = any(table.num_bodies(client) > self._max_per_client for client in clients)
+        if is_over_share or table.num_bodies() > self._max_bodies:
             self._row.add_body(clients, -1)
-            raise TooManyUploadsError("too many requests are being sent at a time")
+            raise TooManyUploadsError(self._too_many(is_over_share=is_over_share))
         slot = BodySlot(self, clients)
         self._open.add(slot)
         self._on_change()
@@ -71,6 +71,17 @@ class BodySlots:
             self._open.remove(slot)
             self._row.add_body(slot.clients, -1)
             self._on_change()
+
+    def _too_many(self, *, is_over_share: bool) -> str:
+        if is_over_share:
+            return (
+                f"this client is sending {self._max_per_client} requests already, which is as many "
+                "as one may at a time (DYCOKE_MAX_UPLOADS_PER_CLIENT): let one end first"
+            )
+        return (
+            f"{self._max_bodies} requests are being sent already, which is as many as this server "
+            "takes at a time (DYCOKE_MAX_UPLOADS): try again later"
+        )
 
     def _on_change(self) -> None:
         for slot in self._open:
@@ -85,14 +96,14 @@ class BodySlot:
         self._slots = slots
         self._now = asyncio.get_running_loop().time
         self._pace = Pace()
-        self._waits_since = 0.0  # whoever reads
+        self._waits_since = 0.0  # the reader of the body
         self._has_begun = False  # to come
         self._limit: asyncio.Timeout | None = None
         self._is_read = False
         self._on_read: Callable[[], bool] | None = None
 
     def when_read(self, callback: Callable[[], bool]) -> None:
-        """Calls back once the body is there; what that raises is for whoever reads its end.
+        """Calls back once the body is there; what that raises goes to the reader of its end.
 
         Args:
             callback: returns whether the slot is free now; else it is up to `release`, or the
@@ -130,7 +141,10 @@ class BodySlot:
         except TimeoutError:
             if not limit.expired():
                 raise
-            raise UploadTimeoutError("the body came to a halt, or comes too slowly") from None
+            raise UploadTimeoutError(
+                "the body stopped arriving, or arrived too slowly: send at least "
+                f"{self._min_bytes_s():.0f} bytes a second"
+            ) from None
         finally:
             self._limit = None
             self._pace.wait(self._now() - self._waits_since)

@@ -2,8 +2,8 @@
 
 A name that an attacker points at this machine (DNS rebinding) makes a page's requests same-origin,
 and a form needs no permission to be posted anywhere. A key stops both; without one, only requests
-for names that the service goes by are taken, and only those that write from pages of its own or of
-allowed origins. Clients that are no browsers send no `Origin`.
+for the service's own names are taken, and only those that write from pages of its own or of allowed
+origins. Clients other than browsers send no `Origin`.
 """
 
 import re
@@ -12,9 +12,9 @@ from collections.abc import Callable, Collection
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.api.connection.hosts import is_allowed, is_loopback_name
 from app.api.errors import response_for
 from app.errors import HostNotAllowedError, OriginNotAllowedError
+from app.keys.access import is_allowed, is_loopback_name
 from dycoke_core.errors import DycokeError, InvalidRequestError
 
 # Probes and scrapes come by address. These paths say nothing of anybody and change nothing.
@@ -81,7 +81,8 @@ class BrowserGuard:
             return
         if not self._is_ours(_PORT.sub("", host).lower()):
             raise HostNotAllowedError(
-                "this service does not go by this name; see DYCOKE_ALLOWED_HOSTS"
+                "the Host header names a host that this service does not answer for; "
+                "DYCOKE_ALLOWED_HOSTS lists those it does"
             )
 
     def _is_ours(self, name: str) -> bool:
@@ -96,7 +97,8 @@ class BrowserGuard:
         is_own = origin is None or _host_of(origin) == headers.get("host", "").lower()
         if not is_own or headers.get("sec-fetch-site") == "cross-site":
             raise OriginNotAllowedError(
-                "pages of other sites may not write here; see DYCOKE_ALLOWED_ORIGINS"
+                "the Origin header names another site, whose pages may not write here; "
+                "DYCOKE_ALLOWED_ORIGINS lists those that may"
             )
 
 

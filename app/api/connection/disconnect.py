@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class ClientLeftError(Exception):
-    """There is nobody to answer any more."""
+    """There is no one left to answer."""
 
 
 async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:

@@ -31,7 +31,7 @@ class Drain:
     def check(self) -> None:
         """Raises ShuttingDownError once draining has begun."""
         if self.is_draining:
-            raise ShuttingDownError("this server is shutting down")
+            raise ShuttingDownError
 
     @asynccontextmanager
     async def until_expired(self) -> AsyncIterator[None]:
@@ -46,5 +46,5 @@ class Drain:
                     self._limits.remove(limit)
         except TimeoutError:
             if limit.expired():
-                raise ShuttingDownError("this server is shutting down") from None
+                raise ShuttingDownError from None
             raise

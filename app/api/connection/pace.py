@@ -14,5 +14,5 @@ class Pace:
         self.behind_s += seconds
 
     def take(self, num_bytes: int, bytes_s: float) -> None:
-        """Counts what has come, at a rate of so many bytes per second."""
+        """Counts what has come, at this rate in bytes per second."""
         self.behind_s = max(0.0, self.behind_s - num_bytes / bytes_s)

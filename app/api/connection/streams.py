@@ -14,9 +14,9 @@ RETRY_AFTER_S = 1
 
 
 class StreamSlots:
-    """The first `max_streams` are anybody's, so a client alone may take them all. Once they are
-    taken there are as many again, for whoever has fewer than are left: who has taken all of the
-    first keeps nobody out, and no client ever has more than `max_streams`.
+    """The first `max_streams` are open to all, so a client alone may take them all. Once they are
+    taken there are as many again, for clients that have fewer than are left: one that has taken all
+    of the first keeps no other out, and no client ever has more than `max_streams`.
 
     Args:
         max_streams: of all processes together. Two processes that are asked for the last slot
@@ -33,9 +33,9 @@ class StreamSlots:
         self._metrics = metrics
 
     def take(self, request: Request, owner: str, *, is_upload: bool = False) -> "StreamSlot":
-        """For the answer to a request. As long as its body is to come it counts for nobody: where
-        there is no room it is refused unread, and else it counts from its body's end, whose reader
-        may be refused instead.
+        """For the answer to a request. While its body is still to come it is not counted: where
+        there is no room the request is refused unread; otherwise it counts from its body's end,
+        where it may still be refused.
 
         Args:
             is_upload: the body may hold a video, which is not to be lost: where there is no room
@@ -90,7 +90,10 @@ class StreamSlots:
             return
         num_held = self._row.table.num_streams(client) - counted
         if num_held >= 2 * self._max_streams - num_open:
-            message = "this client, or this server, has too many open answers"
+            message = (
+                "this client has its share of the answers that may be open at a time "
+                "(DYCOKE_MAX_STREAMS): let one end, or try again later"
+            )
             raise TooManyStreamsError(message, retry_after_s=RETRY_AFTER_S)
 
     def _count(self, client: str, change: int) -> None:

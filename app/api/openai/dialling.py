@@ -18,7 +18,7 @@ import httpcore
 MAX_LOOKUPS = 32  # at a time; others wait
 MAX_LOOKUPS_OF_A_KEY = 4  # of those
 
-# Not public by newer registries, or leading to other addresses, which nobody has checked: protocol
+# Not public by newer registries, or leading to other addresses, which are not checked: protocol
 # assignments (a cloud keeps its metadata there), 6to4 and its relays, Teredo.
 _NOT_PUBLIC = tuple(map(ip_network, ("192.0.0.0/24", "192.88.99.0/24", "2001::/23", "2002::/16")))
 _PUBLIC_IPV6 = ip_network("2000::/3")  # neither NAT64 nor mapped addresses are in it
@@ -38,9 +38,9 @@ def is_global(text: str) -> bool:
 
 
 class Resolver:
-    """Asks the system, in threads of its own: a client chooses the name, its server may take half
-    a minute not to answer, and a thread cannot be stopped. Uploads share the loop's own threads,
-    and a key has few of these.
+    """Asks the system, in its own threads: a client chooses the name, whose server may leave a
+    query unanswered for half a minute, and a thread cannot be stopped. Uploads share the loop's own
+    threads, and a key has few of these.
     """
 
     def __init__(self) -> None:
@@ -62,7 +62,7 @@ class Resolver:
                 loop.call_soon_threadsafe(turns.release)
 
         lookup = self._threads.submit(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
-        # With the thread: one that nobody waits for any more keeps both.
+        # With the thread: one that is no longer waited for keeps both.
         lookup.add_done_callback(give_back)
         found = await asyncio.wrap_future(lookup)
         return list(dict.fromkeys(str(address[0]) for *_, address in found))
@@ -98,7 +98,7 @@ class CheckedBackend(httpcore.AsyncNetworkBackend):
 
 
 class _NotAllowedError(httpcore.ConnectError):
-    """An address that nobody may dial."""
+    """An address that may not be dialled."""
 
 
 async def dial_address(

@@ -25,12 +25,12 @@ import httpcore
 import httpx
 
 from app.api.connection.bodies import IDLE_S, MIN_BYTES_S
-from app.api.connection.hosts import is_allowed
 from app.api.connection.pace import Pace
 from app.api.openai.dialling import CheckedBackend, Dial, Resolve, Resolver, dial_address
 from app.api.openai.fields import wrong
 from app.api.post.fair_budget import FairBudget
 from app.errors import UploadTooLargeError
+from app.keys.access import is_allowed
 from app.threads import in_thread
 
 MAX_REDIRECTS = 3
@@ -94,7 +94,7 @@ class MediaFetcher:
                 backend = CheckedBackend(self._resolve_for(owner), self._dial)
                 await self._fetch(url, param, write, backend)
         except UnicodeError:
-            raise wrong(param, "the URL's host is no name of a host") from None
+            raise wrong(param, "the URL's host is not a host name") from None
         except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, OSError):
             _fail(param)  # a TimeoutError is an OSError
 
@@ -114,7 +114,7 @@ class MediaFetcher:
         return write_capped
 
     def _too_large(self) -> UploadTooLargeError:
-        return UploadTooLargeError(f"the video is larger than {self._max_bytes} bytes")
+        return UploadTooLargeError.of_video(self._max_bytes)
 
     # --- http and https ---
 
@@ -128,25 +128,29 @@ class MediaFetcher:
                     continue
                 await self._take(response, param, write)
                 return
-        raise wrong(param, "the URL is redirected too often")
+        raise wrong(param, f"the URL is redirected more than {MAX_REDIRECTS} times")
 
     def _checked(self, text: str, param: str) -> httpx.URL:
         """A URL that may be dialled, if its addresses may."""
         try:
             url = httpx.URL(text)
         except (httpx.InvalidURL, ValueError):
-            raise wrong(param, "is not a valid URL") from None
+            raise wrong(param, "is not a valid URL such as https://example.com/clip.mp4") from None
         if url.scheme not in _PORTS:
             raise wrong(param, "must be a data:, http or https URL, or the id of a stored video")
         if url.userinfo or not url.host:
-            raise wrong(param, "a URL must have a host and no user")
+            raise wrong(param, "a URL must have a host, and no user name or password")
         if url.port not in (None, *_PORTS.values()):
-            raise wrong(param, "a URL may name the ports 80 and 443 alone")
+            raise wrong(param, "a URL's port must be 80 or 443")
         host = url.raw_host.decode("ascii")
         if not _HOST.fullmatch(host):
-            raise wrong(param, "is not a valid URL")
+            raise wrong(param, "is not a valid URL such as https://example.com/clip.mp4")
         if not self._is_allowed(host):
-            raise wrong(param, "this server fetches nothing from there")
+            raise wrong(
+                param,
+                "this server does not fetch from this host; DYCOKE_ALLOWED_MEDIA_DOMAINS lists "
+                "those it does, and POST /v1/videos takes any video",
+            )
         return url
 
     def _is_allowed(self, host: str) -> bool:
@@ -211,7 +215,10 @@ class MediaFetcher:
 
     def _open(self, url: str, param: str) -> int:
         """Opens a regular file under the folder, following no symbolic link below it."""
-        refusal = wrong(param, "this server reads no such file")
+        refusal = wrong(
+            param,
+            "this server reads no such file; those it does are below DYCOKE_ALLOWED_MEDIA_PATH",
+        )
         try:
             parts = urlsplit(url)
             path = PurePosixPath(unquote(parts.path, errors="strict"))
@@ -261,4 +268,6 @@ def _header(response: httpcore.Response, name: bytes) -> str | None:
 
 
 def _fail(param: str) -> NoReturn:
-    raise wrong(param, "the URL could not be fetched") from None
+    raise wrong(
+        param, "the URL could not be fetched; POST /v1/videos takes the video itself"
+    ) from None

@@ -1,7 +1,7 @@
 """The fields of a chat completion, in three groups: honoured, without effect, and refused.
 
 Refused is what would change the answer's meaning if it were dropped, and what is dangerous in other
-servers. Any other field that nobody here knows is let through, with a warning in the receipt.
+servers. Any other unknown field is let through, with a warning in the receipt.
 """
 
 from collections.abc import Callable, Mapping
@@ -111,7 +111,7 @@ REFUSED: Mapping[str, Refusal] = {
 
 
 def parse_fields(data: dict[str, Any]) -> tuple[CompletionFields, list[str]]:
-    """Checks all but what the messages say.
+    """Checks everything but the messages' content.
 
     Returns:
         The fields, and warnings.

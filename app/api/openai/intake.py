@@ -126,7 +126,7 @@ class CompletionIntake:
         async with aclosing(read_body(request, max_bytes=max_bytes)) as chunks:
             async for chunk in chunks:
                 await scanner.feed(chunk)
-        return _Body(parse_object(scanner.text), media)
+        return _Body(parse_object(scanner.text, is_as_sent=not scanner.num_media), media)
 
     def _set_options(self, fields: CompletionFields, warnings: list[str]) -> None:
         options = fields.stream_options
@@ -197,7 +197,9 @@ class CompletionIntake:
         if part.uuid is not None and not part.source and not part.frames:
             video_id = await self._aliases.find(owner, part.uuid)
             if video_id is None:
-                raise VideoNotFoundError("no video of yours has come under this 'uuid' lately")
+                raise VideoNotFoundError(
+                    "no video was sent with this 'uuid' lately: send it with the video itself"
+                )
             part = replace(part, source=video_id)
         finding = self._finder.find(part, body.media, principal)
         lease, probe_s = await unless_disconnected(request.receive, finding)
@@ -219,7 +221,10 @@ class CompletionIntake:
     ) -> ChatFields:
         probe = lease.video.probe
         if part.start_s and probe.duration_s is not None and part.start_s >= probe.duration_s:
-            raise wrong(f"{part.param}.start_s", f"the video ends at {probe.duration_s:.3f} s")
+            raise wrong(
+                f"{part.param}.start_s",
+                f"must be before the video's end at {probe.duration_s:.3f} s",
+            )
         num_frames, count_warnings = count_frames(part, probe, card, self._settings.max_frames)
         max_pixels, pixel_warnings = limit_pixels(part, card, self._settings.max_frame_pixels)
         warnings += count_warnings + pixel_warnings

@@ -52,7 +52,9 @@ class BodyMedia:
         self.principal.require(Scope.UPLOAD)
         is_picture = key == b"video" and kind in TYPES_OF_PICTURES
         if not (is_picture or kind in _OCTETS or kind.startswith("video/")):
-            raise wrong("messages", f"data: URLs of type '{kind[:32]}' are not taken")
+            raise wrong(
+                "messages", f"data: URLs of type '{kind[:32]}' are not taken; send video/..."
+            )
         is_first = self.upload is None and self.frames is None
         if not (is_first or (is_picture and self.has_pictures)):
             raise wrong("messages", "a conversation has one video, and this is a second one")

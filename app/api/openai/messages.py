@@ -172,7 +172,7 @@ def _uuid(options: dict[str, Any], where: str) -> str | None:
 
 
 def _said(options: dict[str, Any], where: str) -> dict[str, Any]:
-    """What an object says of the sampling, checked."""
+    """An object's sampling fields, checked."""
     said = {n: options[n] for n in SAMPLING_FIELDS if options.get(n) is not None}
     for name, value in said.items():
         if name == "sampling":

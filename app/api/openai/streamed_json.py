@@ -64,7 +64,7 @@ class Base64Sink:
         """Raises: UploadTooLargeError, InvalidFieldsError."""
         self._num_chars += len(text)
         if self._num_chars > self._max_chars:
-            raise UploadTooLargeError(f"the video is larger than {self._max_bytes} bytes")
+            raise UploadTooLargeError.of_video(self._max_bytes)
         if not text:
             return
         text = self._rest + text
@@ -105,7 +105,7 @@ class StreamedJson:
         self._string = bytearray()  # the beginning of the last one
         self._head = bytearray()  # of a value that may be a medium, and of a medium
         self._sink: Sink | None = None
-        self._num_media = 0
+        self.num_media = 0  # that have begun
 
     @property
     def text(self) -> bytes:
@@ -122,7 +122,7 @@ class StreamedJson:
         self._text += data
         if len(self._text) > self._max_text_bytes:
             raise UploadTooLargeError(
-                f"the body's text is larger than {self._max_text_bytes} bytes"
+                f"the body's text, without data: URLs, is larger than {self._max_text_bytes} bytes"
             )
 
     # --- states: each takes bytes from a place on and returns the next place ---
@@ -186,8 +186,8 @@ class StreamedJson:
         if not parameters or parameters[-1].strip().lower() != "base64":
             raise _wrong_form()
         self._sink = await self._open_sink(kind.strip().lower(), self._key)
-        self._keep(MEDIUM.format(self._num_media).encode())
-        self._num_media += 1
+        self._keep(MEDIUM.format(self.num_media).encode())
+        self.num_media += 1
         self._state = self._medium
         return comma + 1
 

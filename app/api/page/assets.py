@@ -1,7 +1,7 @@
 """Files that browsers load from this service itself: the page's own, and Swagger UI's.
 
-They hold nothing of anybody, so nobody needs a key for them. Browsers ask each time whether a file
-is still the same, so a new release shows at once and no file name has to change.
+They hold no one's data, so they need no key. Browsers ask each time whether a file is still the
+same, so a new release shows at once and no file name has to change.
 """
 
 from pathlib import Path

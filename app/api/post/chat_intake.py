@@ -86,8 +86,8 @@ class ChatIntake:
         return self._at_rate(TakenIn(fields, card, lease, upload_s=0.0, probe_s=0.0))
 
     def _at_rate(self, taken: TakenIn) -> TakenIn:
-        """With the number of frames that `fps` makes of the video, if it is given. Whatever keeps
-        it from being counted leaves no lease behind."""
+        """With the number of frames that `fps` yields from the video, if it is given. A failure to
+        count them releases the lease."""
         fields, lease = taken.fields, taken.lease
         if fields.fps is None or lease is None:
             return taken

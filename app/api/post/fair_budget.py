@@ -1,7 +1,7 @@
-"""A bounded amount of something that this process shares out, and who waits for some of it.
+"""A bounded amount of something that this process shares out, and those that wait for some of it.
 
-Whoever waits is served by owner, in turn, however many wait of each; those of one owner first come,
-first served. So an owner that has just come waits for what is in use, and not for another's queue.
+Owners are served in turn, however many wait of each; those of one owner first come, first served.
+So an owner that has just arrived waits for what is in use, not for another's queue.
 
 Waits: for those that have some, until they give it back, which their own time limits see to.
 """
@@ -33,7 +33,7 @@ class FairBudget:
         return self._held.total()
 
     async def take(self, num_units: int, owner: str) -> None:
-        """Waits until there is room; whoever is cancelled meanwhile holds nothing."""
+        """Waits until there is room; a waiter that is cancelled meanwhile holds nothing."""
         entry = (num_units, asyncio.get_running_loop().create_future())
         self._waiting.setdefault(owner, deque()).append(entry)
         self._admit()
@@ -51,7 +51,7 @@ class FairBudget:
         self._held[owner] -= num_units
         if not self._held[owner]:
             del self._held[owner]
-        self._put_last(owner)  # it has had its turn, whoever came meanwhile
+        self._put_last(owner)  # it has had its turn, whatever arrived meanwhile
         self._admit()
 
     @asynccontextmanager
@@ -65,7 +65,7 @@ class FairBudget:
     def _admit(self) -> None:
         while (owner := self._next_owner()) is not None:
             num_units, admitted = entry = self._waiting[owner][0]
-            if admitted.done():  # cancelled, and not yet told so
+            if admitted.done():  # cancelled, and not yet aware of it
                 self._drop(owner, entry)
                 continue
             if self.used and self.used + num_units > self._max_units:

@@ -1,4 +1,4 @@
-"""How many frames `fps` makes of a clip: as the model's own processor counts them, within this
+"""How many frames `fps` takes of a clip: as the model's own processor counts them, within this
 server's limits."""
 
 import math

@@ -25,6 +25,7 @@ MULTIPART = "multipart/form-data"
 JSON = "application/json"
 VIDEO_FIELD = "video"
 
+_LINE_AND_COLUMN = re.compile(r"line (\d+) column (\d+)$")
 _IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
 
@@ -56,12 +57,16 @@ async def read_json_fields(request: Request) -> ChatFields:
     return fields
 
 
-def parse_object(body: bytes) -> dict[str, Any]:
-    """Raises: InvalidRequestError: it is no JSON object."""
+def parse_object(body: bytes, *, is_as_sent: bool = True) -> dict[str, Any]:
+    """Args: is_as_sent: False: positions in it mean nothing to the client, and are left out.
+
+    Raises: InvalidRequestError: it is no JSON object.
+    """
     try:
         data = from_json(body, allow_inf_nan=False)
-    except ValueError:
-        raise InvalidRequestError("the body is not valid JSON") from None
+    except ValueError as error:
+        place = _place(error) if is_as_sent else ""
+        raise InvalidRequestError(f"the body is not valid JSON{place}") from None
     if not isinstance(data, dict):
         raise InvalidRequestError("the body must be a JSON object")
     return data
@@ -130,14 +135,14 @@ async def write_recognisable(upload: Upload, data: bytes) -> None:
 
 
 def check_container(head: bytes) -> None:
-    if sniff_container(head) in (None, Container.FRAMES):  # nobody uploads that form as it is
-        raise UnsupportedContainerError("the file is no MP4, MOV, Matroska, WebM, AVI or MPEG-TS")
+    if sniff_container(head) in (None, Container.FRAMES):  # it is never uploaded as such
+        raise UnsupportedContainerError
 
 
 def check_content_type(request: Request, *taken: str) -> str:
     given = content_type(request)
     if given not in taken:
-        raise UnsupportedMediaTypeError(f"send the body as {' or '.join(taken)}")
+        raise UnsupportedMediaTypeError(f"the Content-Type must be {' or '.join(taken)}")
     return given
 
 
@@ -172,7 +177,7 @@ def _from_form(fields: Sequence[tuple[str, str]]) -> dict[str, Any]:
         if name == "stop":
             data.setdefault(name, []).append(text)
         elif name in data:
-            raise InvalidFieldsError.of(name, "given twice")
+            raise InvalidFieldsError.of(name, "is given twice: give it once")
         elif name == "messages" or (name == "compression" and text.lstrip().startswith("{")):
             data[name] = _json_field(name, text)
         else:
@@ -185,8 +190,14 @@ def _from_form(fields: Sequence[tuple[str, str]]) -> dict[str, Any]:
 def _json_field(name: str, text: str) -> Any:
     try:
         return from_json(text, allow_inf_nan=False)
-    except ValueError:
-        raise InvalidFieldsError.of(name, "not valid JSON") from None
+    except ValueError as error:
+        raise InvalidFieldsError.of(name, f"not valid JSON{_place(error)}") from None
+
+
+def _place(error: ValueError) -> str:
+    """Where the parser of JSON gave up: two numbers, and nothing else of its message."""
+    place = _LINE_AND_COLUMN.search(str(error))
+    return f": see line {place[1]}, column {place[2]}" if place else ""
 
 
 def _list_or_text(text: str) -> Any:

@@ -1,26 +1,29 @@
 """From the fields of a post to a job as resolved: what is checked before there is one, and what it
-then says. Pure functions.
+then says. A prompt that no worker could take is refused before its video is read; counting tokens
+exactly is the worker's, as the API has no tokenizer. Pure functions.
 """
 
 import hashlib
 import json
 import secrets
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 from app.api.compressions import Compressions
 from app.api.errors import InvalidFieldsError
 from app.api.post.places import choose_model
-from app.api.post.prompt_size import check_prompt
 from app.api.post.wanted_frames import WantedFrames, frame_spec, frames_wanted
 from app.api.schemas import ChatFields
 from app.keys.limits import KeyLimits
-from app.messages import JobRequest, ModelCard
+from app.messages import JobRequest, ModelCard, Turn
 from app.settings import Settings
 from app.store.job_queue import Idempotency
 from app.store.owner_limits import Allowance
-from dycoke_core.auto import Compression
+from dycoke_core.auto import AutoConfig, Compression
+from dycoke_core.compression.counts import count_visual_tokens
 from dycoke_core.config import DEFAULT_PRIORITY
 from dycoke_core.errors import PromptTooLongError
+from dycoke_core.video import FrameSpec, VideoProbe
 
 MAX_DRAWN_SEED = 2**53  # exact in every client's JSON
 CHARS_PER_TOKEN = 4  # on average; tokenizers come to 3 to 5
@@ -59,10 +62,48 @@ def check_fields(
     _check_text(fields, card)
     check_prompt(fields, card)  # how many frames there are may come with the video
     if fields.max_pixels is not None and card.frame_limits is None:
-        message = f"the model's frames have {card.image_size} x {card.image_size} pixels"
+        message = (
+            f"must be left out: this model's frames always have {card.image_size} x "
+            f"{card.image_size} pixels"
+        )
         raise InvalidFieldsError.of("max_pixels", message)
     frame_spec(fields, card)
     return card
+
+
+def check_prompt(fields: ChatFields, card: ModelCard, num_visual_tokens: int = 0) -> None:
+    """Refuses what is certain not to fit, as the worker would.
+
+    Args:
+        num_visual_tokens: `min_visual_tokens`; 0: without a video, or not known yet.
+
+    Raises:
+        PromptTooLongError
+    """
+    num_tokens = num_visual_tokens + _min_text_tokens(fields.turns(), card)
+    if num_tokens + fields.max_tokens > card.max_model_tokens:
+        raise PromptTooLongError(
+            f"prompt (at least {num_tokens} tokens) and max_tokens ({fields.max_tokens}) exceed "
+            f"the model's {card.max_model_tokens} positions: ask for less of either"
+        )
+
+
+def min_visual_tokens(
+    spec: FrameSpec, probe: VideoProbe, card: ModelCard, compression: Compression
+) -> int:
+    """How many visual tokens the model sees at least.
+
+    Raises:
+        InvalidRequestError: too few frames for the compression, or of a shape that nothing takes.
+    """
+    if card.max_words_per_token is None:  # an earlier release, which may not say its units either
+        return 0
+    num_units = -(-spec.num_frames // card.frames_per_unit)
+    tokens_per_unit = _min_tokens_per_unit(spec, probe, card)
+    if isinstance(compression, AutoConfig):
+        return _min_of_ladder(compression, num_units, tokens_per_unit)
+    compression.check_num_frames(num_units)
+    return count_visual_tokens(compression, num_units, tokens_per_unit)
 
 
 def make_job_request(
@@ -175,12 +216,40 @@ def make_idempotency(
 
 
 def _check_text(fields: ChatFields, card: ModelCard) -> None:
-    """Keeps out of Redis what no worker could take. Counting tokens is the worker's."""
+    """Keeps out of Redis what no worker could take."""
     num_chars = sum(len(turn.content) for turn in fields.turns())
     if num_chars > MAX_CHARS_PER_TOKEN * card.max_model_tokens:
         raise PromptTooLongError(
-            f"{num_chars} characters of text do not fit the model's {card.max_model_tokens} tokens"
+            f"{num_chars} characters of text do not fit the model's {card.max_model_tokens} "
+            "tokens: shorten 'question' or 'messages'"
         )
+
+
+def _min_of_ladder(auto: AutoConfig, num_units: int, tokens_per_unit: int) -> int:
+    """Of the level that keeps least, whichever is chosen in the end."""
+    try:
+        return min(count_visual_tokens(level, num_units, tokens_per_unit) for level in auto.ladder)
+    except ValueError:  # a level that cannot work on so few
+        return 0
+
+
+def _min_tokens_per_unit(spec: FrameSpec, probe: VideoProbe, card: ModelCard) -> int:
+    if card.frame_limits is None:
+        return card.tokens_per_frame
+    if not (probe.height and probe.width):
+        return 0
+    _, height, width, _ = spec.shape(probe.height, probe.width)
+    pixels_per_token = max(
+        card.image_size**2 / card.tokens_per_frame, card.frame_limits.multiple**2
+    )
+    return int(height * width / pixels_per_token)
+
+
+def _min_text_tokens(turns: Sequence[Turn], card: ModelCard) -> int:
+    if card.max_words_per_token is None:
+        return 0
+    num_words = sum(len(turn.content.split()) for turn in turns)
+    return -(-num_words // card.max_words_per_token)
 
 
 def _digest(text: str) -> str:

@@ -1,7 +1,7 @@
 """multipart/form-data as a stream: text parts into bounded memory, one file part into a sink.
 
 The file is neither held in memory nor spooled: its bytes are passed on as they arrive. What the
-client says about it (file name, content type) is not even looked at.
+client says about it (file name, content type) is ignored.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ MAX_PARTS = 48
 MAX_TEXT_BYTES = 1 << 20  # of all text parts together
 SLICE_BYTES = 1 << 16  # parsed between two rounds of the event loop
 
-MALFORMED = "the multipart body is malformed"
+MALFORMED = "the multipart body is malformed: write it as RFC 7578 says"
 
 
 @dataclass(slots=True)
@@ -40,7 +40,9 @@ async def read_multipart(
     """
     boundary = parse_options_header(content_type)[1].get(b"boundary")
     if not boundary:
-        raise InvalidRequestError("the multipart content type names no boundary")
+        raise InvalidRequestError(
+            "the Content-Type names no boundary: write multipart/form-data; boundary=..."
+        )
     collector = _Collector(file_field)
     try:
         parser = MultipartParser(boundary, collector.callbacks())  # type: ignore[arg-type]
@@ -53,7 +55,7 @@ async def read_multipart(
     except FormParserError:
         raise InvalidRequestError(MALFORMED) from None
     if not collector.is_complete:
-        raise InvalidRequestError("the multipart body is cut short")
+        raise InvalidRequestError("the multipart body ends before its closing boundary")
     return collector.form
 
 
@@ -110,11 +112,13 @@ class _Collector:
     def _on_headers_finished(self) -> None:
         kind, options = parse_options_header(self._disposition)
         if kind != b"form-data" or b"name" not in options:
-            raise InvalidRequestError("a part of the form has no name")
+            raise InvalidRequestError("a part of the form has no name in its Content-Disposition")
         self._name = _decode(options[b"name"])
         if self._name == self._file_field:
             if self.form.has_file:
-                raise InvalidRequestError(f"'{self._file_field}' is given twice")
+                raise InvalidRequestError(
+                    f"'{self._file_field}' is given twice: a form has one file"
+                )
             self.form.has_file = True
 
     def _on_part_data(self, data: bytes, start: int, end: int) -> None:
@@ -149,4 +153,4 @@ def _decode(data: bytes) -> str:
     try:
         return data.decode()
     except UnicodeDecodeError:
-        raise InvalidRequestError("the form's text must be UTF-8") from None
+        raise InvalidRequestError("the names of a form's parts must be UTF-8") from None

@@ -61,7 +61,7 @@ class Orphans:
         """None for a job without a video."""
         if request.video_id is None:
             return None
-        lost = ReaderLostError("the process that read the video is gone")
+        lost = ReaderLostError()
         spec = wanted_spec(request)
         if spec is None:
             raise lost

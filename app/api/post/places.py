@@ -53,7 +53,9 @@ def choose_model(models: dict[str, ModelCard], name: str | None) -> ModelCard:
     """
     if name is not None:
         if name not in models:
-            raise ModelNotFoundError(f"no worker serves this model; served: {', '.join(models)}")
+            raise ModelNotFoundError(
+                f"no worker serves the model in 'model'; served: {', '.join(models)}"
+            )
         return models[name]
     if len(models) > 1:
         raise InvalidRequestError(f"name one of the models in 'model': {', '.join(models)}")
@@ -63,7 +65,7 @@ def choose_model(models: dict[str, ModelCard], name: str | None) -> ModelCard:
 def _by_model(cards: Sequence[ModelCard]) -> dict[str, ModelCard]:
     """One card for each model, by its name: that of the first worker."""
     if not cards:
-        raise NoWorkerError("no worker is ready")
+        raise NoWorkerError("no worker is ready to answer: one may be starting, so try again")
     return dict(sorted({card.model: card for card in reversed(cards)}.items()))
 
 

@@ -2,12 +2,12 @@
 
 Slots are locks in the processes' table (`app.process_table`), so those of a process that died are
 free at once. Waits: for a slot, until another reader ends, which the readers' own time limits see
-to; waiters look again every `POLL_S`, since other processes' locks notify nobody.
+to; waiters look again every `POLL_S`, since other processes' locks send no notification.
 
-One of a process looks for a slot at a time, by owner, in turn: see `FairBudget`. Of the processes,
-the one whose looker has waited longest is next, and the others leave the slot to it, as long as it
-is alive. So before each of its turns a process waits for one reader of every other one, and not
-for their queues.
+In each process one waiter at a time looks for a slot, by owner, in turn: see `FairBudget`. The
+process whose waiter has looked longest is next, and the others leave the slot to it as long as it
+is alive. So before each of its turns a process waits for one reader of every other process, not for
+their queues.
 """
 
 import asyncio
@@ -49,9 +49,9 @@ class ReaderSlots:
 
     @asynccontextmanager
     async def alone(self, owner: str) -> AsyncIterator[bool]:
-        """Holds every slot, once those that have one are through; nobody gets one meanwhile.
+        """Holds every slot, once their holders are done; no one else gets one meanwhile.
 
-        Says False, and holds nothing, where the same owner is alone, is about to be, or was until
+        Yields False, and holds nothing, where the same owner is alone, is about to be, or was until
         just now: it must leave the others as much time as it took.
         """
         turn = self._table.try_lock(_number_of(owner))

@@ -2,10 +2,10 @@
 
 A reading belongs to the process, not to the connection that posted the job. Jobs about the same
 frames share one read, if their cache salt is the same too. What ends a reading early: `cancel`, the
-job's end by anybody (another API's DELETE, its deadline), the loss of its place. Bounded by the
+job's end from elsewhere (another API's DELETE, its deadline), the loss of its place. Bounded by the
 queue: each reading holds a place, and room in Redis for its frames before they are read. Pixels are
-held from the reader until they are stored, so many at a time. Keys take turns, both for that and
-for a reader.
+held from the reader until they are stored, under a limit. Keys take turns, both for that and for a
+reader.
 """
 
 import asyncio
@@ -68,9 +68,7 @@ class _ReadFrames:
 
 @dataclass(slots=True, eq=False)
 class _SharedRead:
-    """One read of some frames, for as long as somebody waits for it, in the turn of whoever came
-    first.
-    """
+    """One read of some frames, as long as any job waits for it, in the turn of the first one."""
 
     owner: str
     task: asyncio.Task[_ReadFrames] | None = None

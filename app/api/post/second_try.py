@@ -1,12 +1,12 @@
 """Frame readers that give a video one more try when its reader was lost.
 
-A reader that is killed from outside was so by the video's memory, or by somebody else's: by the
-kernel, an operator, the end of the server that all readers are forked from. Its second try is
-alone, so that only a video that loses its reader twice, the second time with no other reader
-running, is to blame. That holds up everybody, so an owner gets it once at a time: others of its
-videos are tried again beside the rest, and what is killed there may come again later.
+A reader is killed from outside because of its own video's memory, or of something else: another
+video's memory, an operator, the end of the server that all readers are forked from. Its second try
+is alone, so that only a video that loses its reader twice, the second time with no other reader
+running, is to blame. That holds up all other readers, so an owner gets it once at a time: its other
+videos are tried again among the rest, and what is killed there may be sent again later.
 
-A crash, or an end for want of memory within the child's own limit, is mostly the video's doing, and
+A crash, or running out of memory within the child's own limit, is mostly the video's doing, and
 neighbours have no part in it: the second try is one like any other. CPU time that was used up is
 the video's for certain, and is not spent twice.
 """
@@ -103,7 +103,7 @@ class SecondTryReaders:
         except (VideoError, ReadersUnavailableError):
             if frames is None:
                 raise
-            # Nobody knows whether the loss comes twice: no better than one from outside.
+            # Whether the loss would repeat is unknown: no better than one from outside.
             warnings = (*frames.warnings, _NO_SECOND_TRY)
             return replace(frames, warnings=warnings, fallback_cause="killed")
 
@@ -125,7 +125,9 @@ class SecondTryReaders:
             except VideoReaderKilledError as error:
                 if error.cause != "killed":
                     raise
-                raise ReadersUnavailableError("the readers of this video were killed") from error
+                raise ReadersUnavailableError(
+                    "the readers of this video were killed, and others with them: try again"
+                ) from error
 
 
 def fell_back_after_kill(frames: VideoFrames) -> bool:

@@ -22,13 +22,14 @@ from app.api.post.cancelling import Cancellations
 from app.api.post.chat_intake import Intake, TakenIn
 from app.api.post.intake import check_content_type, check_idempotency_key
 from app.api.post.job_request import (
+    check_prompt,
     idempotency_hash,
     make_idempotency,
     make_job_request,
+    min_visual_tokens,
     predict_use,
 )
 from app.api.post.places import Admitted, Place, admit
-from app.api.post.prompt_size import check_prompt, min_visual_tokens
 from app.api.post.reading import FrameReading, Reading
 from app.api.post.uploads import Uploads
 from app.api.post.wanted_frames import FoundFrames, WantedFrames, check_wanted, frame_spec
@@ -214,7 +215,7 @@ class Submissions:
                     key_hash=idempotency_hash(owner, idempotency_key) if idempotency_key else "",
                 )
         except TimeoutError:
-            raise StoreUnavailableError("the job store does not answer") from None
+            raise StoreUnavailableError("the job store does not answer: try again") from None
 
     async def _place(self, taken: TakenIn, wanted: WantedFrames | None, owner: str) -> Place:
         """Takes a place, for which there was room at the headers and may be none by now."""
@@ -307,7 +308,7 @@ class Submissions:
 
 @contextmanager
 def _naming_video(taken: TakenIn) -> Iterator[None]:
-    """Whoever is refused here need not send the video again."""
+    """A client that is refused here need not send the video again."""
     try:
         yield
     except TryLaterError as error:

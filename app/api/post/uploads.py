@@ -60,7 +60,10 @@ class Uploads:
         except TimeoutError:
             if not limit.expired():
                 raise
-            raise DeadlineExceededError("the request took too long to come in") from None
+            raise DeadlineExceededError(
+                f"the request took longer to come in than the {self._timeout_s:g} s of "
+                "DYCOKE_JOB_TIMEOUT_S"
+            ) from None
 
     def receive(self, principal: Principal) -> AbstractAsyncContextManager[Upload]:
         return self._videos.receive(principal.owner)
@@ -73,9 +76,10 @@ class Uploads:
         self, upload: Upload, principal: Principal, retention: Retention = FOREVER
     ) -> tuple[VideoLease, float]:
         """Stores an upload that the readers can read, unless its owner has its content already.
-        Nothing is displaced for one that they cannot read.
+        Nothing is evicted for one that they cannot read.
 
-        Another owner's does not spare the probe: its time would reveal that somebody has the video.
+        Another owner's copy does not save the probe: its time would reveal that someone has the
+        video.
 
         Returns:
             The video, and the seconds that the probe took.

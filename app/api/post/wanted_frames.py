@@ -71,9 +71,12 @@ def check_wanted(fields: ChatFields, wanted: WantedFrames, *, max_bytes: int) ->
         wanted.spec.shape(probe.height, probe.width)
     end_s = probe.duration_s
     if fields.start_s is not None and end_s is not None and fields.start_s >= end_s:
-        raise InvalidFieldsError.of("start_s", f"the video ends at {end_s:.3f} s")
+        raise InvalidFieldsError.of("start_s", f"must be before the video's end at {end_s:.3f} s")
     if wanted.max_bytes > max_bytes:
-        message = f"so many frames take more than the {max_bytes} bytes that this server allows"
+        message = (
+            f"so many frames take more than the {max_bytes} bytes there are for frames "
+            "(DYCOKE_MAX_FRAME_STORE_BYTES): take fewer, or smaller ones"
+        )
         raise InvalidFieldsError.of("num_frames", message)
 
 
@@ -178,9 +181,7 @@ class FoundFrames:
         self._headers: dict[str, bytes] = {}  # by digest, the oldest first
 
     def note(self, digest: str, header: bytes) -> None:
-        """Args:
-        header: what the blob says of its frames, before their pixels.
-        """
+        """Args: header: the blob's description of its frames, before their pixels."""
         self._headers.pop(digest, None)
         self._headers[digest] = header
         if len(self._headers) > MAX_FOUND:

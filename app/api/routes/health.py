@@ -1,4 +1,5 @@
-"""Is the process alive, can it take a job: open to everybody. Its numbers: unless set otherwise."""
+"""Is the process alive, can it take a job: open to everyone. So are its metrics, unless set
+otherwise."""
 
 import asyncio
 
@@ -30,7 +31,7 @@ async def readyz(api: ApiDep) -> dict[str, str]:
         async with asyncio.timeout(READY_LIMIT_S):
             await served_models(api.registry)
     except TimeoutError:
-        raise StoreUnavailableError("the job store does not answer") from None
+        raise StoreUnavailableError("the job store does not answer: try again") from None
     return {"status": "ok"}
 
 

@@ -46,16 +46,26 @@ async def get_kept(
     """Of a job that asked for `kept_mask`, once it is done."""
     record = await api.jobs.find(job_id, principal.owner)
     if record.request.kept_mask and not record.state.is_final:
-        raise JobNotDoneError("the job has not ended yet")
+        raise JobNotDoneError(
+            "the job has not ended yet, and what it kept is known then: ask again"
+        )
     blob = await api.kept_sets.get(job_id) if record.state is JobState.DONE else None
     if blob is None:
-        raise KeptSetsNotFoundError("nothing is stored of what this job kept")
+        raise KeptSetsNotFoundError(
+            "nothing is stored of what this job kept: it must have had a video and 'kept_mask', "
+            "and have been answered to its end"
+        )
     try:
         return await asyncio.to_thread(lambda: KeptResource.of(KeptHistory.decode(blob), token))
     except IndexError:
-        raise InvalidFieldsError.of("token", "the answer has no such token") from None
+        raise InvalidFieldsError.of(
+            "token", "the answer has fewer tokens: count them from 0"
+        ) from None
     except kept_sets.KeptSetDroppedError:
-        raise KeptSetDroppedError("what was kept at this token is not stored") from None
+        raise KeptSetDroppedError(
+            "what was kept at this token is not stored, as earlier tokens took all the room: "
+            "ask for an earlier one"
+        ) from None
 
 
 @router.get(

@@ -71,7 +71,7 @@ async def get_model(model: str, api: ApiDep, _: PrincipalDep) -> ModelResource:
     for resource in await _models(api):
         if resource.id == model:
             return resource
-    raise ModelNotFoundError("no worker serves this model")
+    raise ModelNotFoundError("no worker serves this model; GET /v1/models lists those served")
 
 
 async def _models(api: Api) -> list[ModelResource]:

@@ -1,4 +1,4 @@
-"""The page on `/`. It and its files are open to everybody: what it shows it asks the API for."""
+"""The page on `/`. It and its files are open to everyone: it gets what it shows from the API."""
 
 from fastapi import APIRouter
 from fastapi.responses import FileResponse
@@ -31,5 +31,5 @@ async def access(api: ApiDep) -> Access:
 
 @router.get(SAMPLE_PATH)
 async def sample() -> FileResponse:
-    """The bundled clip, for whoever has none at hand."""
+    """The bundled clip, for those without one of their own."""
     return FileResponse(CLIP, media_type="video/mp4")

@@ -52,13 +52,16 @@ async def upload_video(request: Request, api: ApiDep, principal: UploaderDep) ->
 async def get_content(
     video_id: str, request: Request, api: ApiDep, principal: MediaReaderDep
 ) -> Response:
-    """Of a list of frames there is no file: it gives 409."""
+    """A list of frames has no file: it gives 409."""
     slot = api.streams.take(request, principal.owner)
     try:
         lease = await api.videos.lease(video_id, principal.owner)
         if lease.video.probe.container == Container.FRAMES:
             lease.release()
-            raise IsFrameListError("this is a list of frames, and no file of a video")
+            raise IsFrameListError(
+                "this is a list of frames, which has no video file; "
+                "GET /v1/videos/{video_id}/frames/{index} has what a job saw of it"
+            )
     except BaseException:
         slot.release()
         raise
@@ -87,10 +90,12 @@ async def get_frame(
     await api.videos.find(video_id, principal.owner)
     frames = await api.jobs.frames(job_id, video_id, principal.owner)
     if index >= frames.num_frames:
-        raise InvalidFieldsError.of("index", f"the job has {frames.num_frames} frames")
+        raise InvalidFieldsError.of(
+            "index", f"must be less than the job's {frames.num_frames} frames"
+        )
     found = await api.frames.frame(frames.digest, index)
     if found is None:
-        raise VideoNotFoundError("the job's frames are no longer kept")
+        raise VideoNotFoundError("the job's frames are no longer kept: ask about the video again")
     header, pixels = found
     _, height, width, _ = header.shape
     return Response(
@@ -114,5 +119,5 @@ async def delete_video(video_id: str, api: ApiDep, principal: UploaderDep) -> Re
 def _retention(fields: list[tuple[str, str]]) -> Retention:
     expires_at_s, others = take_expiry(fields, time.time())
     if others:
-        raise InvalidFieldsError.of(others[0][0], "Extra inputs are not permitted")
+        raise InvalidFieldsError.of(others[0][0], "is not a field of this request")
     return Retention(expires_at_s)

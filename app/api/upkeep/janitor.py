@@ -1,5 +1,5 @@
-"""What every API process does in the background: end jobs that nobody else ends, adopt those that
-nobody reads, keep the video store within its budget and rid of what has expired, look at the queue
+"""What every API process does in the background: end jobs that nothing else ends, adopt those whose
+reader is gone, keep the video store within its budget and free of expired videos, look at the queue
 and at the event loop's lag for the metrics, and forget what is counted but gone.
 """
 
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 SWEEP_S = 1.0
 TIDY_S = 60.0
-EXPIRY_S = 30.0  # nobody finds what has expired: this is when its bytes go
+EXPIRY_S = 30.0  # expired videos are not found any more: this is when their bytes go
 LAG_S = 0.1  # a stall of the event loop that is shorter is seen by chance, a longer one always
 
 
@@ -101,7 +101,7 @@ class Janitor:
             self._metrics.set_key_jobs(label, waiting=waiting[label], running=running[label])
 
     async def _watch_loop_lag(self) -> None:
-        """By how much a timer is late: what every stream waits for, whoever is to blame."""
+        """How late a timer is: every stream waits as long, whatever the cause."""
         loop = asyncio.get_running_loop()
         while True:
             due_at = loop.time() + LAG_S

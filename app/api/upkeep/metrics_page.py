@@ -5,8 +5,8 @@ socket of Linux' abstract kind, which leaves no file; the process that is scrape
 others' pages and puts them together. So gauges, exemplar-free histograms and the collectors of
 processes stay what they are, a counter belongs to one process and is reset by its restart as
 Prometheus expects; the label is the process' number, so that a restart makes no new series. (The
-client library's multiprocess mode adds counters up in files instead, keeps those of the dead for
-ever, has no collectors of its own, and labels gauges by process id.)
+client library's multiprocess mode adds counters up in files instead, keeps those of dead processes
+forever, has no collectors of its own, and labels gauges by process id.)
 
 A process that is dead or does not answer in time is on the page with `dycoke_api_process_up` 0 and
 with nothing else.
@@ -67,7 +67,7 @@ class MetricsPage:
         try:
             async with asyncio.timeout(FETCH_TIMEOUT_S):
                 return await _fetch(_address(self._row.table, number))
-        except (OSError, TimeoutError, ValueError):  # the first: nobody is there
+        except (OSError, TimeoutError, ValueError):  # the first: no process is there
             return None
 
     async def _show(self, _: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -139,7 +139,7 @@ def _address(table: ProcessTable, number: int) -> str:
 
 
 async def _fetch(address: str) -> bytes:
-    """Raises ValueError: another user's, or far too large. Else OSError where nobody is there."""
+    """Raises ValueError: another user's, or far too large. OSError: no process is there."""
     reader, writer = await asyncio.open_unix_connection(sock=_connect(address))
     try:
         page = bytearray()

@@ -64,7 +64,7 @@ local function acquit(job_id, attempt)
   if not job.state or FINAL[job.state] then return end
   if job.crew and job.attempt == attempt then redis.call('HDEL', key, 'crew') end
   if not withdraw_charge(job_id, attempt) then return end
-  if job.attempt == attempt then -- nobody has taken it over: its lease continues
+  if job.attempt == attempt then -- no other worker has it: its lease continues
     redis.call('HDEL', key, 'judged')
   else
     redis.call('HINCRBY', key, 'deliveries', -1)
@@ -105,7 +105,7 @@ end
 
 -- Gives a job's entry to a consumer of its own, from which any worker may claim it at once: so the
 -- one that had it holds nothing and can be removed. Idle workers get a suspect sooner than busy
--- ones, see `claim`. job_id: nil or false where the entry is nobody's.
+-- ones, see `claim`. job_id: nil or false where the entry has no job.
 local function offer(model, job_id, entry_id, lease_ms)
   local is_suspect = job_id and redis.call('HGET', job_key(job_id), 'is_suspect') == '1'
   redis.call('XCLAIM', jobs_key(model), GROUP, HANDED_BACK, 0, entry_id, 'IDLE',

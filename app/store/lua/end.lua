@@ -1,7 +1,7 @@
 -- Any live state -> a final one, by anyone but the job's worker: cancel, deadline, reader's error.
 --
 -- ARGV: prefix, job_id, state, event, ttl_ms, unless_adopted (1, or anything else for no),
---       reader (the number of one whose reading failed; or '' for nobody's)
+--       reader (the number of one whose reading failed; or '' for none)
 -- Returns 1, 0 if the job had ended already, is spared as adopted, or has another reader by now, -1
 -- if there is no such job.
 local job_id = ARGV[2]

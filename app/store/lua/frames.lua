@@ -2,8 +2,8 @@
 -- go when it is passed.
 --
 -- A key alone may hold COMMON_SHARE of the budget by its live jobs, or one job's frames if these
--- are more. The rest is for whoever holds none, and beyond that shared like places in the queue
--- (`places`): so no key's jobs keep another key's from their frames. Without keys everybody is one
+-- are more. The rest is for keys that hold none, beyond that shared like places in the queue
+-- (`places`): so no key's jobs keep another key's from their frames. Without keys everyone is one
 -- owner, who may hold all of it.
 local FRAMES_LENGTH_BYTES = 4 -- app/store/frame_store.py
 local MAX_FORGETTINGS = 10000 -- deleted videos that a worker may have missed
@@ -19,7 +19,7 @@ local function is_pinned(digest)
   return false
 end
 
--- Removes a blob and all that is said of it. Its bytes are the caller's to take off the sum.
+-- Removes a blob and all records of it. Its bytes are the caller's to take off the sum.
 local function drop_frames(digest)
   local video = redis.call('HGET', frame_videos_key(), digest)
   if video then redis.call('SREM', video_frames_key(video), digest) end

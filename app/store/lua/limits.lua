@@ -32,7 +32,7 @@ local function fill(bucket, per_minute, amount, now)
   return level
 end
 
--- When a bucket will hold so much, at most all that it can hold. 0: it does.
+-- When a bucket will hold this much, at most all that it can hold. 0: it does.
 local function wait_ms(level, per_minute, amount)
   if amount <= 0 then return 0 end
   local missing = math.min(amount, per_minute) - level
@@ -113,7 +113,7 @@ local function is_refused(states)
   return false
 end
 
--- Remembers an owner's current limits for `settle`: whoever ends a job does not know them.
+-- Remembers an owner's current limits for `settle`: a job may end where they are not known.
 local function note_limits(owner, limits)
   redis.call('SET', owner_limits_key(owner), limits, 'PX', DAY_MS)
 end

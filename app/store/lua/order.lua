@@ -4,19 +4,19 @@
 --     max(virtual time, finish of its owner's last job),    finish = start + cost / weight,
 -- and the smallest start is next; virtual time is the start of the job that was given out last. So
 -- one owner's jobs are first in, first out; owners who all have jobs waiting are given equal cost,
--- by their weights; and whoever comes back has saved up nothing and owes nothing.
+-- by their weights; and an owner that comes back has neither credit nor debt.
 --
 -- Within an owner's share, its jobs run by priority, then age (see `share`); other owners are
 -- unaffected, and a lower priority never brings a job forward. Only the first MAX_AHEAD jobs of an
 -- owner, at least half as many, have their turns; later ones are kept at BEHIND + the turn that
 -- they would have had when they came or lost theirs to a better one, until it is clear who comes
 -- before them. So nothing that is done to the line takes longer where many jobs wait, but for what
--- workers of the previous release have done to it: they know of no BEHIND.
+-- workers of the previous release have done to it: they do not know BEHIND.
 --
 -- The stream's entries are tickets. Each job brings one, and a worker that reads one is given the
--- next job, whoever has brought the ticket: so workers wait for the stream and hold its entries as
--- their leases, and its length is what waits and what runs. An entry's holder is the job that it
--- was given to, noted in `given` unless it is the one that has brought it.
+-- next job, whichever job brought the ticket: so workers wait for the stream and hold its entries
+-- as their leases, and its length is what waits and what runs. An entry's holder is the job that
+-- it was given to, noted in `given` unless it is the one that has brought it.
 local HANDED_BACK_START = -1e13 -- plus the time of queueing (ms): before all fresh ones, in order
 local NO_JOB = '-' -- has brought a ticket that was missing
 
@@ -95,7 +95,7 @@ local function lay_out(model, owner, start)
   end
 end
 
--- Puts into an owner's share what the previous release has in line. All of it stands behind until
+-- Puts into an owner's share what the previous release has in line. All of it waits behind until
 -- it is laid out.
 local function adopt_line(model, owner)
   local prefix, jobs = owner .. ' ', {}
@@ -292,7 +292,7 @@ local function next_in_order(model)
   end
 end
 
--- The job that has brought an entry; nil for one that is no ticket.
+-- The job that has brought an entry; nil for one that is not a ticket.
 local function brought_by(model, entry_id)
   local entry = redis.call('XRANGE', jobs_key(model), entry_id, entry_id)[1]
   return entry and entry[2][1] == 'job_id' and entry[2][2] or nil

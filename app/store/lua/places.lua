@@ -2,10 +2,10 @@
 -- worker has its job. A large one takes several (`num_places` in app/store/owner_limits.py); one
 -- that a worker hands back takes one.
 --
--- The first max_jobs places are anybody's, so a key alone may take them all. Once they are taken
--- there are as many again, in which nobody gets more than an equal share of what is left: an owner
--- with n places is let in while n x (owners with places) < (places left). So whoever has filled the
--- queue takes nothing from the others, whoever has nothing waiting gets in as long as there are
+-- The first max_jobs places are open to all, so a key alone may take them all. Once they are taken
+-- there are as many again, in which none gets more than an equal share of what is left: an owner
+-- with n places is let in while n x (owners with places) < (places left). So an owner that has
+-- filled the queue takes nothing from others, one with nothing waiting gets in as long as there are
 -- places left for it, and no more than 2 x max_jobs are ever taken. An owner alone never gets more
 -- than max_jobs. The shares shrink with what is left, as thresholds of shared buffers do
 -- (Choudhury, Hahne: IEEE/ACM Transactions on Networking 6(2), 1998).
@@ -63,7 +63,7 @@ local function give_up_place(model, job_id)
   if not redis.call('ZSCORE', queued_key(model), job_id) then forget_place(model, job_id) end
 end
 
--- Forgets places whose jobs went on under the previous release, which does not count by owner.
+-- Forgets places whose jobs were continued by the previous release, which does not count by owner.
 local function prune_places(model)
   for _, key in ipairs({place_owners_key(model), more_places_key(model)}) do
     for _, job_id in ipairs(redis.call('HKEYS', key)) do

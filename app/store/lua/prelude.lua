@@ -14,7 +14,7 @@ local MAX_FORGOTTEN = 1000 -- ended jobs at a time; more than the largest one ev
 local MAX_HELD = 10000 -- more than a worker ever has pending
 local PROBATION_TOKENS = 16 -- that a suspect makes alone before others may join it
 local DAY_MS = 24 * 3600 * 1000
-local MAX_ARRIVALS = 32 -- of which the rate of arrivals is the mean
+local MAX_ARRIVALS = 32 -- whose mean is the rate of arrivals
 local LAST_ARRIVALS = 8 -- that show a burst first; `app/store/queue_snapshot.py` has it too
 local MAX_LINE = 64 -- waiting jobs that a worker hears of
 local USAGE_DAYS = 92 -- that usage is kept
@@ -211,8 +211,8 @@ local function enqueue(model, job_id, request)
   if job.owner then join_order(model, job_id, job) end
 end
 
--- Gives a queued or running job to a worker. The attempt is the fencing token: whoever held the
--- job before is refused from here on.
+-- Gives a queued or running job to a worker. The attempt is the fencing token: the one that held
+-- the job before is refused from here on.
 local function start(job_id, worker_id, take_id)
   local key = job_key(job_id)
   local job = job_fields(job_id, 'model', 'next_index', 'owner', 'length')

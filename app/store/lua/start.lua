@@ -1,8 +1,7 @@
 -- queued -> running, for an entry that this worker has just read from the group: the job that is
 -- next by the order of the queue.
---
--- Also meets entries that are nobody's, and, after the group was recreated, entries of jobs that
--- were given out before. That loss is Redis', and nobody is blamed for it.
+-- Also meets entries without a job, and, after the group was recreated, entries of jobs that
+-- were given out before. That loss is Redis', and no job is blamed for it.
 -- ARGV: prefix, model, entry_id, worker_id, take_id, faults, ttl_ms
 -- Returns the delivery; {} when no job waits or the entry is not this worker's any more; {'dead',
 -- job_id} when this ended the job (dead letter).

@@ -1,9 +1,9 @@
--- Ends what nobody else will, jobs past their deadline; finds jobs whose reader is gone; puts
+-- Ends what nothing else will, jobs past their deadline; finds jobs whose reader is gone; puts
 -- tickets into the queue where they are missing, and gives turns to owners that have none.
 --
 -- A running job's worker enforces the deadline itself; it is swept only grace_ms later.
 -- ARGV: prefix, ttl_ms, grace_ms, deadline_fault, max_jobs
--- Returns {ids past their deadline, model and id of each job that nobody reads any more}, of at
+-- Returns {ids past their deadline, model and id of each job without a reader}, of at
 -- most max_jobs jobs each (of the latter, per model).
 local ttl_ms, grace_ms = ARGV[2], tonumber(ARGV[3])
 local now = now_ms()

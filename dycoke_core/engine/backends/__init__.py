@@ -44,4 +44,6 @@ def _check_layers(model: VideoLanguageModel) -> None:
     window_of(model.layers)
     sizes = {(layer.num_kv_heads, layer.head_size) for layer in model.layers}
     if len(sizes) > 1:
-        raise ModelLoadError("no backend runs layers whose keys differ in size")
+        raise ModelLoadError(
+            "the model has layers whose keys differ in size, which no backend runs"
+        )

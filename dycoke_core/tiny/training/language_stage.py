@@ -60,7 +60,7 @@ _LATE_WEIGHTS = (
     | dict.fromkeys(("direction", "position"), 2.0)
     | dict.fromkeys(("first", "last", "stationary", "action_count", "brief_event"), 3.0)
 )
-_TEST_EVERY, _TEST_PARTS, _TEST_VIDEOS = 200, 6, 2  # steps, batches of so many videos
+_TEST_EVERY, _TEST_PARTS, _TEST_VIDEOS = 200, 6, 2  # steps, batches, videos in each
 
 
 @dataclass(frozen=True, slots=True)

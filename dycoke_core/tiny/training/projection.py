@@ -2,9 +2,9 @@
 
 After stage 1 linear heads can read from a token what its cell shows, but some of it is in numbers
 so small that a language model takes many thousand steps to find it. So the projector's last matrix
-is multiplied by another: each known fact about a cell gets a direction of its own, all equally
-strong, in addition to what the token held before. This adds nothing that a linear map of the tokens
-did not contain.
+is multiplied by another: each known fact about a cell gets its own direction, all equally strong,
+in addition to what the token held before. This adds nothing that a linear map of the tokens did not
+contain.
 """
 
 from dataclasses import fields
@@ -33,7 +33,7 @@ FACTS = (
 TOKEN_SCALE = 0.25  # standard deviation of a visual token's numbers
 _LOUDNESS = 3.5  # strength of the facts, in standard deviations of what was there before
 _RIDGE = 1e-6
-_EMPTY_WEIGHT = 0.3  # of cells that show nothing but background
+_EMPTY_WEIGHT = 0.3  # of cells that show only background
 
 
 def visual_tokens(model: LlavaOnevisionForConditionalGeneration, frames: Tensor) -> Tensor:

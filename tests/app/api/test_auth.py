@@ -1,4 +1,4 @@
-"""Who asks: configured keys, stored ones as they change, and nobody else."""
+"""Who is let in: holders of configured keys and of stored ones as they change, and no one else."""
 
 import logging
 from pathlib import Path
@@ -80,7 +80,7 @@ def test_stored_keys_come_change_and_go_without_a_restart(tmp_path: Path) -> Non
         keys.principal(f"Bearer {STORED}")
     with pytest.raises(UnauthorizedError):
         keys.principal(None)
-    assert keys.has_any, "the last key's end opens the service to nobody"
+    assert keys.has_any, "revoking the last key does not open the service"
 
 
 def test_keys_that_cannot_be_read_stand_for_a_while_and_then_for_nothing(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_keys_that_cannot_be_read_stand_for_a_while_and_then_for_nothing(tmp_pat
         for secret in (STORED, "unknown-" + "4" * 32):
             with pytest.raises(KeysUnavailableError):
                 keys.principal(f"Bearer {secret}")
-        assert keys.principal(f"Bearer {ONE}").name == "one", "the environment's stay good"
+        assert keys.principal(f"Bearer {ONE}").name == "one", "the environment's keys stay valid"
         path.write_text(text)
         keys.refresh()
         assert keys.principal(f"Bearer {STORED}").name == "stored"

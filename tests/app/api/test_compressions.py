@@ -35,6 +35,8 @@ def test_auto_may_be_the_default_with_a_ladder_of_one_s_own() -> None:
         ("auto_ladder", "[]"),
         ("auto_ladder", '{"policy": "full"}'),
         ("auto_ladder", '["auto"]'),
+        ("auto_ladder", "[1]"),
+        ("auto_ladder", '[["full"]]'),
     ],
 )
 def test_a_setting_that_means_nothing_is_named(name: str, value: str) -> None:

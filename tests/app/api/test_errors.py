@@ -1,4 +1,4 @@
-"""Every error has a status of its own choosing."""
+"""Every error code has a status that was chosen for it."""
 
 from app import errors as service_errors
 from app.api.errors import RETRY_AFTER_S, STATUS_BY_CODE, response_for

@@ -67,15 +67,29 @@ def test_scopes_limits_and_priority_are_data_on_the_key(data_dir: Path, capsys: 
     assert key.principal.limits.max_priority == "normal"
     assert main(["keys", "limit", "bob", "--max-priority", "low"]) == 0
     assert only_key(data_dir).limits.max_priority == "low"
-    for wrong in (
-        ["--scopes", "all"],
-        ["--max-priority", "3"],
-        ["--scopes", ","],
-        ["--max-queued-jobs", "-1"],
-    ):
-        with pytest.raises(SystemExit) as ended:
-            main(["keys", "add", "eve", *wrong])
-        assert ended.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "right"),
+    [
+        ("--scopes", "all", "some of ask, upload"),
+        ("--scopes", ",", "at least one of ask, upload"),
+        ("--max-priority", "3", "normal"),
+        ("--max-queued-jobs", "-1", "a whole number from 0 to"),
+        ("--max-jobs", "many", "a whole number from 0 to"),
+        ("--weight", "heavy", "a number from"),
+        ("--weight", "nan", "a number from"),
+    ],
+)
+def test_what_cannot_be_of_a_key_is_refused_with_what_can(
+    option: str, value: str, right: str, data_dir: Path, capsys: Capture
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["keys", "add", "eve", option, value])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert option in said and right in said
+    assert KeyFile(data_dir).read() == []
 
 
 def test_limits_change_one_by_one_and_are_in_the_audit_log(data_dir: Path, capsys: Capture) -> None:

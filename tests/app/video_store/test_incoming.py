@@ -1,4 +1,4 @@
-"""Uploads on their way in: their budget, and what is left of those that are given up."""
+"""Uploads under way: their budget, and what remains of those that are abandoned."""
 
 import asyncio
 import errno
@@ -88,7 +88,7 @@ async def test_bytes_come_in_while_those_before_are_written(
         await upload.write(b"efg")
         third = asyncio.create_task(upload.write(b"h"))
         await asyncio.sleep(0.02)
-        assert not third.done(), "no more than two buffers are held"
+        assert not third.done(), "at most two buffers are held"
         may_write.set()
         await third
         assert await upload.finish() == f"vid_{hashlib.sha256(b'abcdefgh').hexdigest()}"
@@ -130,7 +130,7 @@ async def test_upload_given_up_in_mid_write_closes_its_file_after_that(
     assert store.room.used_bytes == 0
 
 
-# --- what an upload may displace, and when ---
+# --- what an upload may evict, and when ---
 
 
 async def test_upload_displaces_nothing_until_it_is_committed(tmp_path: Path) -> None:

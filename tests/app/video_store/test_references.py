@@ -144,7 +144,7 @@ async def test_owner_over_its_quota_loses_its_own_videos_alone(
 
 
 async def test_quota_goes_by_the_owners_own_use(tmp_path: Path) -> None:
-    """Else an owner could tell by what is displaced that somebody else uses the same bytes."""
+    """Otherwise evictions would tell an owner that someone else uses the same bytes."""
     store = await open_store(tmp_path)
     quota = StorageQuota(max_videos=2)
     oldest = await put_and_release(store, b"aaaa", 1.0, OWNER, quota)

@@ -1,4 +1,4 @@
-"""Uploads on disk: content addresses, leases, restarts, and what nobody may remove."""
+"""Uploads on disk: content addresses, leases, restarts, and what may not be removed."""
 
 import asyncio
 import fcntl
@@ -118,7 +118,7 @@ async def test_malformed_id_is_not_found(tmp_path: Path, video_id: str) -> None:
 async def test_removal_that_comes_late_spares_a_new_upload_of_the_same_content(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It has opened the old file when the old one is removed and the content uploaded anew."""
+    """It opens the old file just before that one is removed and the content uploaded again."""
     store = await open_store(tmp_path)
     video_id = await put_and_release(store, b"abc", used_at_s=1.0)
     flock = fcntl.flock
@@ -136,7 +136,7 @@ async def test_removal_that_comes_late_spares_a_new_upload_of_the_same_content(
 
 
 async def test_uploads_and_deletions_of_the_same_content_leave_it_whole(tmp_path: Path) -> None:
-    """Whoever has committed has the video, whatever others delete meanwhile."""
+    """An owner that has committed has the video, whatever others delete meanwhile."""
     stores = [await open_store(tmp_path), await open_store(tmp_path)]
 
     async def come_and_go(store: VideoStore, owner: str) -> None:

@@ -1,4 +1,4 @@
-"""Jobs that wait for their choice: their order, and what each knows of those behind."""
+"""Jobs that wait for their choice: their order, and what each choice knows of later ones."""
 
 import asyncio
 import time
@@ -22,7 +22,7 @@ def line() -> ChoosingLine:
 
 @contextmanager
 def held(line: ChoosingLine, job: RunningJob) -> Iterator[None]:
-    """As the worker holds a job, from its being taken until the engine has it."""
+    """A job as the worker holds it, from when it is taken until the engine has it."""
     line.note_taken(job)
     try:
         yield
@@ -46,7 +46,7 @@ async def test_turns_come_in_order_and_each_sees_those_behind_it(line: ChoosingL
         tasks = [asyncio.create_task(take_turn(line, job, order)) for job in jobs]
         await asyncio.sleep(0)
         assert len(line.outlook(running_job("next")).waited_s) == 3
-        assert len(line.outlook(jobs[0]).waited_s) == 2, "it does not wait behind itself"
+        assert len(line.outlook(jobs[0]).waited_s) == 2, "it does not wait for itself"
     await asyncio.gather(*tasks)
     assert order == [("a", 2), ("b", 1), ("c", 0)]
     assert line.is_empty_for(jobs[0])

@@ -1,4 +1,4 @@
-"""How jobs of policy `auto` and others come into the engine, and what an outage of Redis does."""
+"""How jobs of policy `auto` and others get into the engine, and what an outage of Redis does."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""Whose turn it is, where suspects wait beside others."""
+"""Whose turn it is while suspects and other jobs wait."""
 
 from app.worker.probation import OTHERS_S, PROBATION_S, MayRun, Probation
 

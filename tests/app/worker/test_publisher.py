@@ -1,4 +1,4 @@
-"""What the publisher makes of an engine's steps, of an outage, and of a job that fails."""
+"""What the publisher does with an engine's steps, in an outage, and with a job that fails."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -25,7 +25,7 @@ from tests.integration.jobs import make_request, with_frames
 
 
 class FakeLeases:
-    """Takes what is appended, unless it is away; refuses what it is told to."""
+    """Takes what is appended, unless it is down; refuses the jobs that a test names."""
 
     def __init__(self) -> None:
         self.may_answer = asyncio.Event()

@@ -1,4 +1,4 @@
-"""What a job has to say, and how its tokens share events."""
+"""What a job has to publish, and how its tokens share events."""
 
 import pytest
 from hypothesis import given

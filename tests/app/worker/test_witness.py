@@ -1,4 +1,4 @@
-"""What the end of a worker's process says of the jobs that it ran."""
+"""What a worker process's end says about the jobs that it ran."""
 
 import signal
 from pathlib import Path
@@ -12,7 +12,7 @@ from app.worker.witness import Witness, num_oom_kills
 
 
 def judge(exit_code: int, *oom_kills: int | None) -> Fate:
-    """What a witness makes of an exit code, having counted these kills before and after."""
+    """A witness's verdict on an exit code, with these kills counted before and after."""
     counts = iter(oom_kills)
     witness = Witness(Settings(), "redis://nowhere", count_oom_kills=lambda: next(counts))
     return witness.judge(0, exit_code)

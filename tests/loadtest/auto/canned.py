@@ -22,7 +22,7 @@ def answered(
     compression: str = "full",
     choice: Choice | None = None,
 ) -> Outcome:
-    """What became of a question that was due at a time of the profile."""
+    """The outcome of a question that was due at a time of the profile."""
     arrival = Arrival(at_s, int(at_s / PHASE_S), video=0, scene=0, question=QUESTION)
     return Outcome(arrival, ttft_s, ttft_s + 0.5, is_right, compression, choice)
 

@@ -18,7 +18,7 @@ K9 = '{"policy": "dycoke", "k": 0.9}'
 
 
 class Loop:
-    """Takes the place of the open loop: notes what it is given and answers at once."""
+    """Replaces the open loop: records what it is given and answers at once."""
 
     runs: list[tuple[str, Any, Sequence[Arrival]]]
     stalls_s: Iterator[float]

@@ -1,4 +1,4 @@
-"""The open loop and the calibration against a server that answers by the script."""
+"""The open loop and the calibration against a server with scripted answers."""
 
 import json
 import re

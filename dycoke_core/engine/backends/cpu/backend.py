@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dycoke_core.config import EngineConfig
 from dycoke_core.engine.backend import (
+    DecodeRow,
     KeptPlaces,
     Mark,
     Pending,
@@ -25,11 +26,11 @@ from dycoke_core.engine.backend import (
     SeatLayout,
     SeatView,
     StepOutcome,
+    StepPlan,
 )
 from dycoke_core.engine.backends.cpu.kv_cache import PrefixKV, SequenceKV, Slab
 from dycoke_core.engine.backends.cpu.step_attention import StepAttention
 from dycoke_core.engine.budget import cpu_kv_budget_bytes, host_budget_bytes, row_bytes
-from dycoke_core.engine.plan import DecodeRow, StepPlan
 from dycoke_core.engine.sampler import sample
 from dycoke_core.engine.sight import window_of
 from dycoke_core.model.adapter import EmbeddedPrefix, VideoLanguageModel

@@ -60,7 +60,7 @@ class PrefixKV:
 
     Slabs are allocated when its embeddings are there. `num_tokens` grows while it is prefilled;
     then nothing writes to it again. That host and device are one memory here is why a prefix with
-    layers "on the host" needs no code of its own: only the budgets tell the two apart.
+    layers "on the host" needs no separate code: only the budgets distinguish the two.
     """
 
     layout: PrefixLayout

@@ -1,7 +1,8 @@
 """What one step's rows attend to, layer by layer: chunks of prompts beside decode rows.
 
 All rows of a step go through the model's layers together, so its weights are read once for all;
-only attention tells them apart. Implements `dycoke_core.model.layer_attention.LayerAttention`.
+only attention treats them differently. Implements
+`dycoke_core.model.layer_attention.LayerAttention`.
 """
 
 from collections.abc import Callable, Sequence
@@ -142,7 +143,7 @@ class StepAttention:
         """By place: attention over the prefix, for those that need it in this layer.
 
         Sequences that share a prefix share one read of it: their queries are packed together. Those
-        whose window has left it behind need none of it.
+        whose window has moved past it need none of it.
         """
         sharing: dict[tuple[int, int], list[int]] = {}
         for place, sequence in enumerate(self.decoding):

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from dycoke_core.config import Batching, EngineConfig
 from dycoke_core.engine.backend import (
+    DecodeRow,
     KeptPlaces,
     Mark,
     Pending,
@@ -33,6 +34,7 @@ from dycoke_core.engine.backend import (
     SeatLayout,
     SeatView,
     StepOutcome,
+    StepPlan,
 )
 from dycoke_core.engine.backends.cuda.graphs import (
     CudaGraphs,
@@ -50,7 +52,6 @@ from dycoke_core.engine.backends.cuda.staging import (
     to_device,
 )
 from dycoke_core.engine.budget import host_budget_bytes
-from dycoke_core.engine.plan import DecodeRow, StepPlan
 from dycoke_core.engine.sight import window_of
 from dycoke_core.errors import ModelLoadError
 from dycoke_core.model.adapter import EmbeddedPrefix, VideoLanguageModel
@@ -58,7 +59,7 @@ from dycoke_core.model.fused import FusedDecoder
 
 logger = logging.getLogger(__name__)
 
-_PASSES_PER_STEP = 2  # each has a download of its own
+_PASSES_PER_STEP = 2  # each has its own download
 EAGER_STEPS = 64  # after memory ran out, before graphs are captured again
 
 
@@ -185,12 +186,12 @@ class CudaBackend:
     def check(self, *, num_prefixes: int) -> None:
         assert not self._seats, f"{len(self._seats)} seats are open"
         assert len(self._prefixes) == num_prefixes, f"{len(self._prefixes)} prefixes are open"
-        assert self._pool.num_live_extents == num_prefixes, "pages belong to nobody"
+        assert self._pool.num_live_extents == num_prefixes, "pages have no owner"
         self._pool.check()
         self._tables.check()
         if self._host_pool is not None:
             num_moved = sum(p.host_extent is not None for p in self._prefixes.values())
-            assert self._host_pool.num_live_extents == num_moved, "host pages belong to nobody"
+            assert self._host_pool.num_live_extents == num_moved, "host pages have no owner"
             self._host_pool.check()
 
     # --- prefixes and seats ---

@@ -133,7 +133,7 @@ class DecodePass:
 
     def restore(self, before: Before, seats: Sequence[Seat]) -> None:
         """Undoes what a step has done to stage II. Rows of its own that it copied to a seat are
-        copied again before the seat's next step, by `copy_kept`: that may fail in its turn."""
+        copied again before the seat's next step, by `copy_kept`, which may fail, too."""
         tables = self._tables
         lists = tables.slots[: (tables.num_seats + 1) * tables.max_tokens]
         tables.reference.index_copy_(0, before.rows, before.reference)

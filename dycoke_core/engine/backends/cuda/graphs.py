@@ -186,7 +186,7 @@ class CudaGraphs:
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 outputs = run()
         finally:
-            torch.cuda.set_stream(current)  # a capture that fails to end leaves its own behind
+            torch.cuda.set_stream(current)  # a capture that fails to end leaves its own
         return _CudaGraph(graph, outputs)
 
     def wait(self) -> None:

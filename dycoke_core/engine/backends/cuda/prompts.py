@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dycoke_core.engine.backend import PrefixChunk, QuestionChunk
 from dycoke_core.engine.backends.cuda.pool import KVPool
 from dycoke_core.engine.backends.cuda.seats import Prefix, Seat, SeatTables
 from dycoke_core.engine.backends.cuda.staging import to_device
@@ -34,7 +35,6 @@ from dycoke_core.engine.partial_attention import (
     pack_queries,
     unpack_rows,
 )
-from dycoke_core.engine.plan import PrefixChunk, QuestionChunk
 from dycoke_core.engine.sight import end_seen, first_seen, window_of
 from dycoke_core.gpu_kernels import rows as columns
 from dycoke_core.gpu_kernels.attention import merge_parts, split_attend

@@ -1,9 +1,9 @@
 """Prefixes and seats in the pool, the slot lists that name their tokens, and stage II's state.
 
 Owns the tables on the device that outlive a step. A prefix's list is `[visual | text]`, a seat's
-`[kept | prefix text | own]`: attention does not mind the order, for keys carry their positions. A
-refresh rewrites the kept part of a seat's list; no key or value moves. Only where a prefix's pruned
-layers lie in host memory has a seat rows of its own for its kept and text tokens.
+`[kept | prefix text | own]`: the order does not matter to attention, as keys carry their positions.
+A refresh rewrites the kept part of a seat's list; no key or value moves. Only where a prefix's
+pruned layers lie in host memory has a seat rows of its own for its kept and text tokens.
 
 A list is sent to the device when a seat first needs it, and takes a place of fixed size there, so
 that graphs find it: as many places for prefixes as there are seats, since no more can be in use.
@@ -100,7 +100,7 @@ class SeatTables:
 
     Args:
         num_seats: without the null seat.
-        max_tokens: of a sequence; a list has at most so many slots.
+        max_tokens: of a sequence; a list has at most this many slots.
         has_host_tier: whether prefixes may lie in host memory.
         has_windows: whether prefixes have a second list, in the order of their tokens, of which
             layers with windows read the end.

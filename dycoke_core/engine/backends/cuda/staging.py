@@ -9,8 +9,8 @@ device has copied it.
 The device's buffer is one for all steps: a step's copy and its work are queued on one stream, so
 the next copy waits for the work before. Copies go to the stream that is current at the call.
 
-Knows no meaning of what it carries but the values that make a row padding. Filling, copying and
-reading back 256 rows costs the host 0.03 ms beside the calls to the device. On a CPU, where tests
+Knows nothing of what it carries except the values that make a row padding. Filling, copying and
+reading back 256 rows costs the host 0.03 ms, without the calls to the device. On a CPU, where tests
 run, both sides are plain memory and nothing is waited for.
 
 What is not covered: several streams; copies that only take what has changed, as a step of 256 rows

@@ -20,6 +20,7 @@ from dycoke_core.compression.kv_pruning import (
     choose_lowest,
 )
 from dycoke_core.config import CompressionConfig
+from dycoke_core.engine.backend import DecodeRow
 from dycoke_core.engine.backends.cuda.pool import KVPool
 from dycoke_core.engine.backends.cuda.seats import Int32s, Seat, SeatTables
 from dycoke_core.engine.backends.cuda.staging import (
@@ -40,7 +41,6 @@ from dycoke_core.engine.backends.cuda.tiles import (
     sizes_of_groups,
 )
 from dycoke_core.engine.backends.cuda.windows import rows_in_windows, seat_window
-from dycoke_core.engine.plan import DecodeRow
 from dycoke_core.engine.sampler import Draw
 from dycoke_core.engine.sight import window_of
 from dycoke_core.gpu_kernels import rows as columns

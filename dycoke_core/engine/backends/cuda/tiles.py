@@ -3,7 +3,7 @@
 A row's lists, by side: below its first pruned layer L (the *low* side) the prefix, which it may
 share with other rows, and its seat's own part; from L on (*high*) the seat's whole list
 `[kept | prefix text | own]`. A *unit* is one list read by up to M // R neighbouring rows: those
-that share a prefix, or the consecutive rows of one question, of which each sees one own slot more
+that share a prefix, or the consecutive rows of one question, each of which sees one own slot more
 than the one before. A unit is split along its slots into items of about equal length.
 
 The split length is chosen per side as the shortest multiple of 64, from 256 on, with which the
@@ -202,7 +202,7 @@ def _high_units(rows: TileRows, shape: TileShape) -> Integers:
 def _seat_units(
     rows: TileRows, first_slot: Integers, num_seen: Integers, shape: TileShape
 ) -> Integers:
-    """Of a list of which each row of a tile sees one slot more than the row before."""
+    """Of a list where each row of a tile sees one slot more than the row before."""
     units = _units(_begins_seat(rows), first_slot, shape)
     units[:, CAUSAL] = num_seen[units[:, FIRST_ROW]]
     units[:, NUM_SLOTS] = num_seen[units[:, FIRST_ROW] + units[:, NUM_ROWS] - 1]
@@ -226,7 +226,7 @@ def _begins_prefix(rows: TileRows) -> npt.NDArray[np.bool_]:
 
 
 def _begins_seat(rows: TileRows) -> npt.NDArray[np.bool_]:
-    """Or breaks off a seat's rows, of which each sees one slot more than the one before."""
+    """Or breaks off a seat's rows, each of which sees one slot more than the one before."""
     surplus = rows.num_own - np.arange(len(rows))
     return _differs(rows.seat_first, surplus, rows.first_pruned)
 
@@ -293,7 +293,7 @@ def _multiple_above(lengths: Integers) -> Integers:
 def _parts(items: Integers, num_rows: int, shape: TileShape) -> tuple[Integers, Integers]:
     """Each row's parts, row after row, and where each row's begin: [num_rows + 1].
 
-    A row gets no part of an item of which it sees nothing.
+    A row gets no part of an item in which it sees nothing.
     """
     rows_in = items[:, NUM_ROWS]
     item = np.repeat(np.arange(len(items)), rows_in)

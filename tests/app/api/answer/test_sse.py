@@ -1,4 +1,4 @@
-"""Framing, and the ends that a stream can come to."""
+"""Framing, and the ways in which a stream can end."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence

@@ -1,4 +1,4 @@
-"""A video on its way to a client: what it holds is given back, whatever the client does."""
+"""A video being sent: its lease and slot are given back, whatever the client does."""
 
 import asyncio
 import json

@@ -196,7 +196,7 @@ def test_body_whose_time_is_up_harms_nobody_who_comes_in_that_moment(clock: Cloc
         async def receive() -> Message:
             try:
                 await asyncio.Event().wait()
-            finally:  # the time is up, and the task has not been told to its end
+            finally:  # the time is up, and the task has not heard of it yet
                 slots.take("other")
             raise AssertionError
 

@@ -63,7 +63,7 @@ def test_streams_of_a_dead_process_make_room(process_table: ProcessTable) -> Non
 
 
 def test_who_has_all_of_the_first_keeps_nobody_out(process_table: ProcessTable) -> None:
-    """In either process; the others share as many again, and nobody has more than those."""
+    """In either process; the other clients share as many again, and none of them has more."""
     here, there = (slots_of(process_table, slot, 8) for slot in range(2))
     for number in range(8):
         take(here if number % 2 else there)

@@ -1,4 +1,4 @@
-"""A network of a test's own: names, addresses, and one server behind whatever is dialled."""
+"""A network for one test: names, addresses, and one server that answers whatever is dialled."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence

@@ -227,7 +227,7 @@ async def test_a_second_resolution_has_no_say(net: Net) -> None:
     net.answers["cdn.example.com"] = [[PUBLIC], ["127.0.0.1"]]
     assert await fetch(net, "http://cdn.example.com/clip.mp4", "*") == VIDEO
     assert net.dialled == [(PUBLIC, 80)]
-    with pytest.raises(InvalidFieldsError):  # and is checked anew with the next URL
+    with pytest.raises(InvalidFieldsError):  # and is checked again with the next URL
         await fetch(net, "http://cdn.example.com/clip.mp4", "*")
     assert net.dialled == [(PUBLIC, 80)]
 

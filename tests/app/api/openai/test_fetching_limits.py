@@ -1,5 +1,5 @@
-"""What a host may cost that never ends: in bytes, in seconds, in headers. And under which name
-it is spoken to.
+"""What a host that never stops sending may cost: in bytes, in seconds, in headers. And under which
+name it is addressed.
 """
 
 import asyncio
@@ -268,7 +268,7 @@ async def test_dialling_has_a_limit(net: Net) -> None:
 
 
 class Handshake(httpcore.AsyncNetworkStream):
-    """Notes what a TLS handshake would be about, and goes no further."""
+    """Records the server name of a TLS handshake, and stops there."""
 
     def __init__(self) -> None:
         self.names: list[str | None] = []

@@ -1,4 +1,4 @@
-"""Frames by a rate, against the rules of Qwen's processors; of other models as ever."""
+"""Frames by a rate, against the rules of Qwen's processors; other models are unchanged."""
 
 import math
 
@@ -93,7 +93,7 @@ def test_a_rate_above_the_videos_own_takes_every_frame(total: int) -> None:
 def test_frames_that_an_edit_list_hides_are_not_counted(
     family: str | None, clip: tuple[float | None, float | None]
 ) -> None:
-    """Headers have 14 s of frames, of which 10 s are shown."""
+    """Headers list 14 s of frames; 10 s of them are shown."""
     probe = VideoProbe("mp4", "h264", 64, 48, 10.0, 350, 25.0)
     card = model_card(frame_rate=None if family is None else RULES[family][0])
     for fps, expected in ((2.0, 20), (25.0, 250)):

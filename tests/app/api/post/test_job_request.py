@@ -13,7 +13,7 @@ def fingerprint(**fields: str | int) -> str:
 
 
 def test_a_retry_across_an_upgrade_is_still_the_same_request() -> None:
-    """Older releases had none of these fields to say."""
+    """Older releases had none of these fields."""
     said = ChatFields(question="What happens?", video_id="video").model_dump(mode="json")
     del said["sampling"], said["max_pixels"], said["kept_mask"]
     del said["priority"], said["deadline_s"], said["fps"]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.api.post.prompt_size import check_prompt, min_visual_tokens
+from app.api.post.job_request import check_prompt, min_visual_tokens
 from app.api.post.wanted_frames import frame_spec
 from app.api.schemas import ChatFields
 from app.messages import FrameLimits, ModelCard

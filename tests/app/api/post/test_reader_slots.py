@@ -34,7 +34,7 @@ def both(rows: tuple[ProcessRow, ProcessRow]) -> tuple[ReaderSlots, ReaderSlots]
 
 
 class Visit:
-    """A reader that stays in its slot until it is told to go."""
+    """A reader that stays in its slot until it is released."""
 
     def __init__(self, slot: AbstractAsyncContextManager[object]) -> None:
         self.is_in = asyncio.Event()
@@ -250,7 +250,7 @@ async def test_an_owner_is_alone_once_at_a_time_and_leaves_others_as_much_time(
         async with there.alone(OWNER) as is_alone:
             assert not is_alone
     async with there.alone(OWNER) as is_alone:
-        assert not is_alone, "it was so until just now"
+        assert not is_alone, "that was true until just now"
     async with there.alone(OTHER) as is_alone:
         assert is_alone
     is_alone_now = False

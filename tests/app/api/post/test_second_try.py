@@ -31,7 +31,7 @@ def frames(fallback_cause: FailureCode | None = None) -> VideoFrames:
 
 
 class Readers:
-    """Reads as a video's list of outcomes says, one after another."""
+    """Reads with a video's listed outcomes, one after another."""
 
     def __init__(self) -> None:
         self.outcomes: dict[str, list[VideoFrames | VideoError]] = {}
@@ -109,7 +109,7 @@ async def test_used_up_cpu_time_is_not_spent_twice(
 async def test_own_limits_and_crashes_hold_nobody_up(
     inner: Readers, readers: SecondTryReaders, cause: str
 ) -> None:
-    """The second try begins beside a read that does not end before it."""
+    """The second try begins while another read is under way and outlasts it."""
     lost = VideoReaderKilledError("1", cause)
     inner.outcomes = {"a": [lost, frames()], "b": [frames()]}
     inner.may_end["b"] = asyncio.Event()
@@ -124,7 +124,7 @@ async def test_own_limits_and_crashes_hold_nobody_up(
 async def test_one_video_of_a_key_is_tried_alone_at_a_time(
     inner: Readers, readers: SecondTryReaders
 ) -> None:
-    """Of another that is killed twice meanwhile nobody knows by what: it may come again."""
+    """What killed another video's reader twice meanwhile is unknown, so it may be sent again."""
     killed = VideoReaderKilledError("killed")
     inner.outcomes = {"a": [killed, killed], "b": [killed, killed]}
     reads = [readers.read(Path(name), SPEC, owner=OWNER, timeout_s=30) for name in "ab"]
@@ -168,7 +168,7 @@ async def test_second_try_that_fails_takes_nothing_away(
     inner.outcomes = {"a": [crashed, VideoReaderKilledError("killed")]}
     read = await readers.read(Path("a"), SPEC, owner=OWNER, timeout_s=30)
     assert read.pixels is crashed.pixels
-    assert fell_back_after_kill(read), "nobody knows whether the crash comes twice"
+    assert fell_back_after_kill(read), "it is unknown whether the crash comes twice"
 
 
 async def test_cancelled_second_try_lets_the_others_in(

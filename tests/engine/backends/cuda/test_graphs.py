@@ -20,7 +20,7 @@ from dycoke_core.engine.backends.cuda.tiles import LARGE_TILE, SMALL_TILE, choos
 
 @dataclass
 class FakeGraph:
-    """Calls the captured function again, and leaves its results where the first ones were."""
+    """Calls the captured function again, and writes its results over the first ones."""
 
     run: Callable[[], Any]
     outputs: Any

@@ -48,7 +48,7 @@ def assert_filled(step: DeviceStep, layout: StepLayout, seed: int) -> None:
 
 
 class FakeEvent:
-    """Notes what was asked of it, in a list that all events share."""
+    """Records what was asked of it, in a list that all events share."""
 
     log: list[tuple[int, str]]
 

@@ -184,7 +184,7 @@ def test_a_buckets_capacity_holds_any_batch_of_allowed_lengths(
     shape = TileShape(tile_rows, num_heads_per_group, num_kv_heads, NUM_LAYERS)
     capacity = TileCapacity.for_batch(batch, max_tokens, shape)
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
-    # Few distinct prefixes or many, of lengths at both ends of what is allowed or in between.
+    # Few or many distinct prefixes, of lengths at both ends of what is allowed or in between.
     num_prefixes = data.draw(st.integers(1, batch))
     lengths = rng.integers(0, max_tokens, num_prefixes)
     lengths[rng.random(num_prefixes) < data.draw(st.sampled_from([0.0, 0.5, 1.0]))] = max_tokens - 1
