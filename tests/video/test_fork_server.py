@@ -220,7 +220,7 @@ async def test_signals_to_the_whole_service_leave_the_server_to_its_parent(
 async def test_a_stopped_server_is_given_up_when_its_time_is_over(
     hostile: ForkServer, video_fd: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dycoke_core.video.fork_client._KILL_PATIENCE_S", 0.2)
+    monkeypatch.setattr("dycoke_core.video.fork_client.KILL_PATIENCE_S", 0.2)
     assert await _is_well(hostile, video_fd)
     [server] = descendants()
     server.suspend()
