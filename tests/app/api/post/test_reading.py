@@ -207,7 +207,7 @@ async def test_a_retryable_failure_is_told_as_one(
     videos: VideoStore,
     fake_readers: FakeReaders,
 ) -> None:
-    fake_readers.read_error = ShuttingDownError("this server is shutting down")
+    fake_readers.read_error = ShuttingDownError()
     reading.start(await accepted(queue, await stored(videos)))
     await all_read(reading)
     event = await log.last("j")
