@@ -16,7 +16,7 @@ CLIENTS_READY := $(CLIENTS_VENV)/.ready
 
 # The lines below that have a `##` are what `make help` prints.
 .PHONY: help setup demo serve test browser chaos clients lmms-eval evaluate lint loadtest dashboards
-.PHONY: requirements sbom clean
+.PHONY: requirements review sbom clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z][a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-12s %s\n", $$1, $$2}'
@@ -92,6 +92,9 @@ $(LMMS_READY): pyproject.toml constraints.txt $(wildcard tests/lmms_plugin/*.txt
 	$(LMMS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) \
 		--no-deps lmms-eval==0.7.3
 	@touch $@
+
+review: $(TEST_READY)  ## an attacker's review of the service, in full: SECURITY.md's table
+	$(BIN)/python -m tests.security --full
 
 # Both ask the model with full tokens and with DyCoke. TASKS: lmms-eval's, on one video per question;
 # some read HF_HOME, and say no more than that it is missing.

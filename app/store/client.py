@@ -74,6 +74,7 @@ def connect(url: str, *, max_connections: int = 64) -> Redis:
 
 
 Use = Literal["short", "blocking", "large"]
+MAX_LARGE = 2  # calls with large replies, which Redis holds for a process at a time
 
 
 def shared_connection(redis: Redis, use: Use = "short") -> SharedConnection:
@@ -97,7 +98,11 @@ class _Pool(BlockingConnectionPool):
     def shared(self, use: Use) -> SharedConnection:
         if use not in self._shared:
             connection = self.make_connection()  # type: ignore[no-untyped-call]
-            self._shared[use] = SharedConnection(connection, timeout_s=CALL_TIMEOUT_S)
+            self._shared[use] = SharedConnection(
+                connection,
+                timeout_s=CALL_TIMEOUT_S,
+                max_unanswered=MAX_LARGE if use == "large" else None,
+            )
         return self._shared[use]
 
     async def disconnect(self, inuse_connections: bool = True) -> None:

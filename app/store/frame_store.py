@@ -20,6 +20,7 @@ The worker drops its blob once the last micro-batch is through. A sequence that 
 have it fetched again (`app.worker.frame_loader`): its job is live, so it is still stored.
 """
 
+import asyncio
 import json
 import math
 from contextlib import suppress
@@ -71,6 +72,7 @@ class FrameStore:
         self._large = shared_connection(redis, "large")
         self._scripts = Scripts(redis, keys.prefix)
         self._max_bytes = max_bytes
+        self._dropping: set[asyncio.Task[None]] = set()
 
     async def pin(self, digest: str, job_id: str) -> FramesHeader | None:
         """Pins a blob for a live job, without fetching its pixels.
@@ -114,16 +116,33 @@ class FrameStore:
         Raises:
             FrameStoreFullError: live jobs hold too much of the budget.
         """
-        with in_our_words:
-            upload, ttl_ms = self._keys.frame_upload(job_id), milliseconds(_UPLOAD_TTL_S)
-            await self._large.call("SET", upload, blob, "PX", ttl_ms)
-        outcome = await self._scripts.run("put_frames", digest, job_id, self._max_bytes, video)
+        upload = self._keys.frame_upload(job_id)
+        try:
+            with in_our_words:
+                await self._large.call("SET", upload, blob, "PX", milliseconds(_UPLOAD_TTL_S))
+            outcome = await self._scripts.run("put_frames", digest, job_id, self._max_bytes, video)
+        except BaseException:  # the job was cancelled, for one
+            self._drop(upload)
+            raise
         if outcome == 0:
             raise FrameStoreFullError
         if outcome < 0:
             raise StoreUnavailableError(
                 "the frames were lost on their way into the job store: try again"
             )
+
+    def _drop(self, upload: str) -> None:
+        """Takes a blob back that may have been sent, and that no budget counts. Follows it on the
+        same connection.
+        """
+
+        async def unlink() -> None:
+            with suppress(RedisError):  # it expires
+                await self._large.call("UNLINK", upload)
+
+        dropping = asyncio.create_task(unlink())
+        self._dropping.add(dropping)
+        dropping.add_done_callback(self._dropping.discard)
 
     async def get(self, digest: str) -> bytes | None:
         with in_our_words:

@@ -3,7 +3,10 @@
 A pool lends each call its own connection, which costs several times what the call does. Here
 calls go out in the order in which they come, those of one round of the event loop together, and
 replies come back in that order; no call waits for another's reply before it is sent. What blocks or
-is large belongs on a connection of the pool, or every other call would wait for it.
+is large belongs on its own connection, or every other call would wait for it.
+
+Redis holds a reply until it is sent, even if the caller has gone. Where replies are large, only a
+few calls are sent at a time, and a call whose caller has gone by then is not sent at all.
 
 Every call ends: with its reply, or with an error after `timeout_s`, or when its connection was lost
 `MAX_LOSSES` times. Until then it is sent again, so it must be one that may be sent twice. A
@@ -48,11 +51,19 @@ class SharedConnection:
 
     Args:
         connection: used by nothing else.
+        max_unanswered: calls sent and not answered yet; None: any number.
     """
 
-    def __init__(self, connection: AbstractConnection, *, timeout_s: float) -> None:
+    def __init__(
+        self,
+        connection: AbstractConnection,
+        *,
+        timeout_s: float,
+        max_unanswered: int | None = None,
+    ) -> None:
         self._connection = connection
         self._timeout_s = timeout_s
+        self._max_unanswered = max_unanswered
         self._unsent: deque[_Call] = deque()
         self._unanswered: deque[_Call] = deque()
         self._has_unsent = asyncio.Event()
@@ -120,11 +131,16 @@ class SharedConnection:
         while True:
             await self._has_unsent.wait()
             self._has_unsent.clear()
-            await self._connection.send_packed_command(self._take_unsent(), check_health=False)
+            if not self._is_full:
+                await self._connection.send_packed_command(self._take_unsent(), check_health=False)
+
+    @property
+    def _is_full(self) -> bool:
+        return len(self._unanswered) == self._max_unanswered
 
     def _take_unsent(self) -> list[bytes]:
         commands: list[bytes] = []
-        while self._unsent:
+        while self._unsent and not self._is_full:
             call = self._unsent.popleft()
             if call.reply.done():  # the caller has gone
                 call.timer.cancel()
@@ -146,6 +162,8 @@ class SharedConnection:
     def _next_unanswered(self) -> _Call:
         if not self._unanswered:
             raise ConnectionError("a reply that nobody has asked for")
+        if self._unsent:
+            self._has_unsent.set()
         return self._unanswered.popleft()
 
     def _give_up(self, reply: asyncio.Future[Any]) -> None:

@@ -4,6 +4,7 @@ ends."""
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -11,7 +12,7 @@ import pytest
 from redis.asyncio import Redis
 
 from app.store.client import connect
-from app.store.frame_store import max_blob_bytes
+from app.store.frame_store import FrameStore, max_blob_bytes
 from app.store.keys import RedisKeys
 from dycoke_core.video import FrameSpec
 from tests.integration.api import (
@@ -113,6 +114,30 @@ async def test_times_less_than_a_hundredth_of_a_second_apart_share_their_frames(
     assert {(r["frames"]["start_s"], r["frames"]["end_s"]) for r in receipts} == {(1.5, 5.01)}
 
 
+async def test_jobs_that_wait_for_the_same_frames_send_them_once(
+    api: RunningApi, worker: ScriptedWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[str] = []
+    put_and_pin = FrameStore.put_and_pin
+
+    async def counted(store: FrameStore, digest: str, *args: Any) -> None:
+        sent.append(digest)
+        await put_and_pin(store, digest, *args)
+
+    monkeypatch.setattr(FrameStore, "put_and_pin", counted)
+    video_id = await upload(api)
+    api.readers.may_read.clear()
+    posts = [ask(api, video_id, seed=number) for number in range(5)]
+    async with asyncio.timeout(20):
+        while (await api.api.jobs.queue.depth("tiny")).waiting < len(posts):
+            await asyncio.sleep(0.01)
+    api.readers.may_read.set()
+    for _ in posts:
+        await worker.answer()
+    assert [(await post).status_code for post in posts] == [200] * len(posts)
+    assert len(sent) == 1
+
+
 async def test_request_that_no_budget_could_hold_is_wrong(
     api: RunningApi, worker: ScriptedWorker
 ) -> None:
@@ -162,6 +187,7 @@ async def test_sixty_posts_take_no_more_memory_than_their_budget(
             tmp_path,
             DYCOKE_MAX_FRAME_STORE_BYTES=str(3 * LARGE),
             DYCOKE_MAX_HELD_FRAME_BYTES=str(LARGE),
+            DYCOKE_MAX_QUEUED_JOBS=str(4 * NUM_POSTS),  # each takes two places
         ) as service,
     ):
         video_id = await service.upload()

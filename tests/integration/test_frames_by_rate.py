@@ -1,5 +1,5 @@
-"""`fps` of `/v1/video/chat`: how many frames it makes of a video of 10 s at 25 frames a second, and
-what the job and its receipt say of it."""
+"""`fps` of `/v1/video/chat`: how many frames it takes of a video of 10 s at 25 frames a second, and
+how the job and its receipt report it."""
 
 import asyncio
 from typing import Any

@@ -22,6 +22,6 @@ class Scale:
     timeout_s: int
 
 
-IN_CI = Scale(num_examples=30, num_mutants=12, num_random=60, timeout_s=900)
+IN_CI = Scale(num_examples=60, num_mutants=12, num_random=60, timeout_s=900)
 IN_FULL = Scale(num_examples=400, num_mutants=60, num_random=600, timeout_s=4 * 3600)
 SCALE = IN_FULL if os.environ.get(VARIABLE) else IN_CI

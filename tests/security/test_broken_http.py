@@ -6,6 +6,8 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, suppress
 
+import pytest
+
 from tests.security.scale import SCALE
 from tests.security.service import CLIP, Service, ask, bearer, upload
 from tests.security.tally import Tally
@@ -168,6 +170,7 @@ def read_all(connection: socket.socket) -> bytes:
     return b"".join(parts)
 
 
+@pytest.mark.timeout(SCALE.timeout_s)
 def test_no_bytes_break_the_server(service: Service, tally: Tally) -> None:
     row = "broken HTTP: chunks, lengths, headers, mutated bytes"
     for request in requests():

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
+from tests.security.scale import SCALE
 from tests.security.service import CLIP, Service
 from tests.security.tally import Tally
 
 SEED = 13
-NUM_RANDOM = 40  # of each kind
 POSTS = ("/v1/video/chat", "/v1/chat/completions")
 FORMS = ("/v1/video/chat", "/v1/videos", "/v1/files")
 BOUNDARY = "b"
@@ -62,7 +62,7 @@ def json_bodies() -> Iterator[bytes]:
         yield json.dumps({"messages": [{"role": "user", "content": [part]}]}).encode()
     chance = random.Random(SEED)
     sound = b'{"messages": [{"role": "user", "content": "hello"}], "max_tokens": 4, "stop": ["a"]}'
-    for _ in range(NUM_RANDOM):
+    for _ in range(SCALE.num_random):
         yield mutated(sound, chance)
 
 
@@ -93,7 +93,7 @@ def form_bodies() -> Iterator[bytes]:
     chance = random.Random(SEED)
     part = line + b"\r\n" + disposition % b"video" + b'; filename="a"\r\n\r\n'
     sound = part + CLIP.read_bytes()[:500] + b"\r\n" + line + b"--\r\n"
-    for _ in range(NUM_RANDOM):
+    for _ in range(SCALE.num_random):
         yield mutated(sound, chance)
 
 
@@ -128,6 +128,7 @@ def post(service: Service, path: str, kind: str, body: bytes, row: str, tally: T
     tally.count(row, found and f"{path} {body[:80]!r}: {found}")
 
 
+@pytest.mark.timeout(SCALE.timeout_s)
 @pytest.mark.parametrize("path", POSTS)
 def test_no_json_breaks_anything(path: str, service: Service, tally: Tally) -> None:
     row = "malformed JSON bodies and `data:` URLs"
@@ -137,6 +138,7 @@ def test_no_json_breaks_anything(path: str, service: Service, tally: Tally) -> N
     tally.check(row)
 
 
+@pytest.mark.timeout(SCALE.timeout_s)
 @pytest.mark.parametrize("path", FORMS)
 def test_no_form_breaks_anything(path: str, service: Service, tally: Tally) -> None:
     row = "malformed forms"

@@ -4,22 +4,24 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+from tests.security.scale import SCALE
 from tests.security.service import Service, metric
 from tests.security.tally import Tally
 from tests.video.test_fuzz import CLIPS, MUTATIONS, SMALL
 from tests.video_clips import make_clip
 
-NUM_MUTANTS = 6  # of each clip; other ones than those of tests/video
-FIRST_SEED = 1000
+FIRST_SEED = 1000  # other ones than those of tests/video
 ROW = "mutated videos of every container, uploaded"
 
 
+@pytest.mark.timeout(SCALE.timeout_s)
 def test_no_damaged_video_breaks_anything(service: Service, tally: Tally, tmp_path: Path) -> None:
     outcomes: Counter[int] = Counter()
     for name, options in CLIPS.items():
         whole = make_clip(tmp_path / name, **(SMALL | options)).read_bytes()
-        for number in range(NUM_MUTANTS):
+        for number in range(SCALE.num_mutants):
             seed = FIRST_SEED + number
             content = bytearray(whole)
             MUTATIONS[seed % len(MUTATIONS)](content, np.random.default_rng([seed, *name.encode()]))

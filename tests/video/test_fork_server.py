@@ -300,7 +300,7 @@ def test_a_server_whose_client_died_says_nothing() -> None:
             pass
         os.close(read_end)
         theirs.close()
-        assert select.select([ours], [], [], PATIENCE_S)[0]  # its end is told, and left unread
+        assert select.select([ours], [], [], PATIENCE_S)[0]  # its end is reported, and left unread
         ours.close()
         assert server.wait(PATIENCE_S) == 0
         assert server.stderr is not None

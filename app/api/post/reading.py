@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from app.api.errors import INTERNAL_ERROR, incident_message, log_incident
@@ -75,6 +75,7 @@ class _SharedRead:
     num_waiting: int = 0
     progress: float = 0.0
     held_bytes: int = 0  # in hand
+    storing: asyncio.Lock = field(default_factory=asyncio.Lock)  # so that one job sends them
 
 
 class FrameReading:
@@ -220,12 +221,13 @@ class FrameReading:
                 frames = await asyncio.shield(read.task)
             if frames.is_own:
                 digest = own_digest(digest, job_id)
-            # Another job may have stored them meanwhile; that spares the transfer.
-            if await self._persist(lambda: self._frames.pin(digest, job_id)) is None:
-                video = cached_video(wanted.video_id, reading.request.cache_salt)
-                await self._persist(
-                    lambda: self._frames.put_and_pin(digest, frames.blob, job_id, video)
-                )
+            async with read.storing:
+                # Another job may have stored them meanwhile; that spares the transfer.
+                if await self._persist(lambda: self._frames.pin(digest, job_id)) is None:
+                    video = cached_video(wanted.video_id, reading.request.cache_salt)
+                    await self._persist(
+                        lambda: self._frames.put_and_pin(digest, frames.blob, job_id, video)
+                    )
             return frames.header, digest
         finally:
             read.num_waiting -= 1

@@ -11,6 +11,7 @@ from redis.exceptions import ConnectionError
 from app.errors import FrameStoreFullError, JobNotFoundError
 from app.keys.entries import ANONYMOUS
 from app.messages import JobState
+from app.store.client import connect
 from app.store.forgotten_videos import ForgottenVideos
 from app.store.frame_store import (
     FramesHeader,
@@ -27,6 +28,7 @@ from app.store.keys import RedisKeys
 from app.store.shared_connection import SharedConnection
 from dycoke_core.model_frames import Resizing, Spread
 from dycoke_core.video import SAMPLINGS, FrameSpec, VideoFrames
+from tests.integration.conftest import RedisServer
 from tests.integration.jobs import MODEL, cancelled, make_request
 
 BLOB_BYTES = 400
@@ -61,6 +63,31 @@ async def put(store: FrameStore, digest: str, job_id: str = "none") -> None:
 
 async def stored(store: FrameStore) -> str:
     return "".join([letter for letter in "abcde" if await store.get(letter)])
+
+
+async def test_storing_that_is_cancelled_leaves_nothing_beyond_the_budget(
+    own_redis_server: RedisServer, keys: RedisKeys
+) -> None:
+    redis, other = connect(own_redis_server.url), connect(own_redis_server.url)
+    store = FrameStore(redis, keys, max_bytes=2 * BLOB_BYTES)
+    await other.execute_command("CLIENT PAUSE", 60_000, "WRITE")
+    storing = asyncio.create_task(store.put_and_pin("digest", blob("d"), "job", VIDEO))
+    async with asyncio.timeout(20):
+        while "set" not in [client["cmd"] for client in await other.client_list()]:
+            await asyncio.sleep(0.01)
+    storing.cancel()
+    await asyncio.gather(storing, return_exceptions=True)
+    await other.execute_command("CLIENT UNPAUSE")
+    async with asyncio.timeout(20):  # by itself it goes after a minute
+        while not await is_stored_and_dropped(other, keys.frame_upload("job")):
+            await asyncio.sleep(0.01)
+    for client in (redis, other):
+        await client.aclose()
+
+
+async def is_stored_and_dropped(redis: Redis, key: str) -> bool:
+    """Whether something has been set, and this is not there."""
+    return "cmdstat_set" in await redis.info("commandstats") and not await redis.exists(key)
 
 
 async def test_blob_comes_back_as_it_was(store: FrameStore) -> None:
@@ -369,7 +396,7 @@ async def test_job_whose_frames_have_no_room_is_not_created(
 
 # --- shares of the budget: what each key's live jobs hold ---
 
-SHARED_BYTES = 8 * BLOB_BYTES  # of which six are anybody's
+SHARED_BYTES = 8 * BLOB_BYTES  # six of them open to all keys
 
 
 async def create_for(

@@ -11,6 +11,7 @@ from redis.exceptions import ConnectionError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from app.store.client import connect, shared_connection
+from app.store.keys import RedisKeys
 from app.store.shared_connection import SharedConnection
 from tests.garbage import collection_paused
 from tests.integration.conftest import RedisServer
@@ -111,6 +112,26 @@ async def _query_bytes(redis: Redis, client: int) -> int:
         if int(about["id"]) == client:
             return int(about["qbuf"]) + (about["cmd"] == "incr")
     return 0
+
+
+async def test_calls_that_wait_for_their_turn_are_sent_only_if_somebody_still_waits(
+    redis: Redis, keys: RedisKeys
+) -> None:
+    connection: AbstractConnection = redis.connection_pool.make_connection()
+    shared = SharedConnection(connection, timeout_s=PATIENCE_S, max_unanswered=2)
+    client = await client_id(shared)
+    queue, counter = keys.job("queue"), keys.job("counter")
+    blocking = asyncio.create_task(shared.call("BLPOP", queue, 0))
+    calls = [asyncio.create_task(shared.call("INCR", counter)) for _ in range(5)]
+    async with asyncio.timeout(PATIENCE_S):
+        while await _query_bytes(redis, client) == 0:
+            await asyncio.sleep(0.01)
+    for call in calls[:3]:  # of which one was sent
+        call.cancel()
+    await redis.rpush(queue, "x")
+    await blocking
+    assert (await asyncio.gather(*calls, return_exceptions=True))[3:] == [2, 3]
+    await shared.aclose()
 
 
 async def test_idle_connection_may_be_lost(redis: Redis, shared: SharedConnection) -> None:
