@@ -27,7 +27,7 @@ def test_variables_are_read_under_their_prefix(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_variable_that_names_no_setting_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="unknown settings: DYCOKE_LEASE, DYCOKE_PROT"):
+    with pytest.raises(ValueError, match=r"unknown settings: DYCOKE_LEASE\b.*DYCOKE_PROT\b"):
         load_settings({"DYCOKE_PROT": "1", "DYCOKE_LEASE": "2", "DYCOKE_PORT": "3", "OTHER": "4"})
 
 
@@ -80,7 +80,7 @@ def test_what_comes_in_at_a_time_has_room_for_the_largest_upload(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     load(monkeypatch, max_incoming_bytes="1000", max_upload_bytes="1000")
-    with pytest.raises(ValueError, match="DYCOKE_MAX_INCOMING_BYTES is less than"):
+    with pytest.raises(ValueError, match="DYCOKE_MAX_INCOMING_BYTES"):
         load(monkeypatch, max_incoming_bytes="999")
 
 

@@ -79,7 +79,7 @@ async def test_a_video_is_probed_once_for_each_owner(
     assert fake_readers.num_probes == 1
     assert first.video.video_id == again.video.video_id
     await send(uploads, b"a video", BOB)
-    assert fake_readers.num_probes == 2, "its time would reveal that someone has it"
+    assert fake_readers.num_probes == 2, "its time would reveal that somebody has it"
     (usage,) = await service.usage.read("alice", [today()])
     assert usage == {"uploads": 1, "upload_bytes": 7}
 
