@@ -20,7 +20,9 @@ def check_config(directory: Path) -> str:
     """
     settings = read_json(directory / "config.json")
     if not settings:
-        raise ModelLoadError("the model directory has no config.json: fetch the whole repository")
+        raise ModelLoadError(
+            "the model directory has no config.json, or an empty one: fetch the whole repository"
+        )
     model_type = str(settings.get("model_type"))
     if model_type not in SUPPORTED_TYPES:
         raise ModelLoadError(

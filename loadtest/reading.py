@@ -151,7 +151,7 @@ async def _read_as_the_service_does(contender: str, clip: Path) -> Cost:
     from dycoke_core.video import FrameReaders, FrameSpec, ReadLimits, frame_readers
 
     if contender == "pyav":
-        frame_readers._FOR_DECORD = frozenset()  # as for a container that it cannot read
+        frame_readers.FOR_DECORD = frozenset()  # as for a container that it cannot read
     spec = FrameSpec(
         NUM_FRAMES,
         IMAGE_SIZE,
@@ -191,7 +191,7 @@ def measure(
             for turn in range(turns):
                 order = contenders if turn % 2 else contenders[::-1]
                 for name in order:
-                    seen[name].append(_in_a_process(name, clip, num_cores))
+                    seen[name].append(in_a_process(name, clip, num_cores))
                 print(
                     f"{duration_s} s, {num_cores} cores: turn {turn + 1} of {turns}",
                     file=sys.stderr,
@@ -201,7 +201,7 @@ def measure(
     return rows
 
 
-def _in_a_process(contender: str, clip: Path, num_cores: int) -> Cost:
+def in_a_process(contender: str, clip: Path, num_cores: int) -> Cost:
     command = [sys.executable, "-m", "loadtest.reading", "--child", contender, str(num_cores)]
     done = subprocess.run([*command, str(clip)], stdout=subprocess.PIPE, text=True, check=True)
     return Cost(**json.loads(done.stdout))

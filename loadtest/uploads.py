@@ -51,7 +51,7 @@ def main() -> int:
         folder = Path(name)
         with running_stacks(checkouts, folder) as stacks:
             rates, cpu_s = _take_turns(folder, stacks, options.megabytes, options.turns)
-    rows = [_row(name, each, rates, cpu_s.get(name)) for name, each in rates.items()]
+    rows = [row_of(name, each, rates, cpu_s.get(name)) for name, each in rates.items()]
     print(f"{'':16}{'MB/s':>8}{'of cp':>8}{'of sha256sum':>14}{'CPU s/GB':>10}", end="")
     print(f"   medians of {options.turns} turns")
     for row in rows:
@@ -71,7 +71,7 @@ def _take_turns(
     rates: dict[str, list[float]] = {}
     cpu_s: dict[str, list[float]] = {name: [] for name in stacks}
     for turn in range(-1, num_turns):  # the first one warms up
-        _write_video(video, megabytes)
+        write_video(video, megabytes)
         works: dict[str, Callable[[], None]] = {
             "cp": lambda: _copy(video, folder / "copy"),
             "sha256sum": lambda: _run("sha256sum", str(video)),
@@ -96,7 +96,7 @@ def _api_cpu_s(stack: Stack | None) -> float:
     return stack.cpu_s()["api"] if stack is not None else 0.0
 
 
-def _write_video(path: Path, megabytes: int) -> None:
+def write_video(path: Path, megabytes: int) -> None:
     """Another one each time."""
     num_bytes = megabytes * 10**6
     with path.open("wb") as file:
@@ -157,7 +157,7 @@ def _run(*argv: str) -> None:
     subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)
 
 
-def _row(
+def row_of(
     name: str, each: list[float], rates: dict[str, list[float]], cpu_s: list[float] | None
 ) -> dict[str, Any]:
     def ratio(of: str) -> float:

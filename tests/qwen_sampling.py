@@ -22,7 +22,7 @@ class SampleFrames(Protocol):
         video_fps: float = 25.0,
         max_frames: int = 768,
     ) -> list[int]:
-        """Indices of the frames taken of so many."""
+        """Indices of the frames taken out of this many."""
         ...
 
 

@@ -31,7 +31,7 @@ def running_service(
     """Yields its URL once it is ready.
 
     Args:
-        command: `api` for an API alone, whose worker is somebody else's.
+        command: `api` for an API alone, with workers from elsewhere.
         python: of an environment that has the project's dependencies.
     """
     with tempfile.TemporaryDirectory(prefix="dycoke-test-") as folder:

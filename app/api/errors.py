@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 PROBLEM_MEDIA_TYPE = "application/problem+json"
 INTERNAL_ERROR = "internal_error"
+NO_SUCH_FIELD = "is not a field of this request: leave it out"
 
 STATUS_BY_CODE: Mapping[str, int] = {
     "invalid_request": 400,
@@ -155,7 +156,9 @@ class InvalidFieldsError(InvalidRequestError):
             [
                 FieldProblem(
                     field=".".join(str(part) for part in error["loc"]) or "body",
-                    message=error["msg"].removeprefix("Value error, "),
+                    message=NO_SUCH_FIELD
+                    if error["type"] == "extra_forbidden"
+                    else error["msg"].removeprefix("Value error, "),
                 )
                 for error in errors
             ]

@@ -59,7 +59,7 @@ def visible_gpus(settings: Settings) -> list[str]:
     if not is_possible or not any(device.exists() for device in GPU_DEVICES):
         return []
     try:
-        num_gpus = _count_gpus()
+        num_gpus = count_gpus()
     except (subprocess.SubprocessError, ValueError):
         logger.exception("cannot count the GPUs; starting one worker")
         return []
@@ -67,7 +67,7 @@ def visible_gpus(settings: Settings) -> list[str]:
     return chosen[:num_gpus] or [str(gpu) for gpu in range(num_gpus)]
 
 
-def _count_gpus() -> int:
+def count_gpus() -> int:
     count = subprocess.run(
         [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"],
         capture_output=True,

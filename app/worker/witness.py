@@ -98,7 +98,7 @@ def num_oom_kills() -> int | None:
     """How many processes the kernel has killed for want of memory: of this process's control group,
     or where groups do not say, of the whole machine. None where nothing does.
     """
-    for path in (*_memory_events(), VMSTAT):
+    for path in (*memory_events(), VMSTAT):
         try:
             text = path.read_text()
         except OSError:
@@ -109,7 +109,7 @@ def num_oom_kills() -> int | None:
     return None
 
 
-def _memory_events() -> list[Path]:
+def memory_events() -> list[Path]:
     """Of the group that this process is in, then of those around it, which count it too."""
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()

@@ -60,7 +60,7 @@ class Engine:
             batch_frames=self.batching.vision_batch_frames,
             slice_layers=config.vision_slice_layers or self.backend.vision_slice_layers,
         )
-        self._scheduler: Scheduler[SequenceState] = Scheduler(
+        self.scheduler: Scheduler[SequenceState] = Scheduler(
             max_running=self.batching.max_running_sequences,
             max_prompt_tokens=self.batching.max_prompt_tokens_per_pass,
             admission=self.admission,
@@ -68,7 +68,7 @@ class Engine:
         rates = seeded_rates(
             model, self.backend, max_prompt_tokens=self.batching.max_prompt_tokens_per_pass
         )
-        self._predictor = FirstTokenPredictor(model, self.admission, self._scheduler, rates)
+        self._predictor = FirstTokenPredictor(model, self.admission, self.scheduler, rates)
         self._auto = AutoCompression(self.admission, self._predictor)
         self._executor = Executor(
             model, self.backend, self._vision, self.admission, rates, observer
@@ -118,13 +118,13 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether a step has anything to do. For what waits for its frames, it has not."""
-        return self._scheduler.has_work or self._executor.has_outstanding
+        return self.scheduler.has_work or self._executor.has_outstanding
 
     def stats(self) -> EngineStats:
         budget, cached_bytes = self.admission.kv_budget, self.admission.idle_prefix_bytes
         return EngineStats(
-            num_waiting=len(self._scheduler.waiting) + len(self._scheduler.waiting_for_frames),
-            num_running=len(self._scheduler.running),
+            num_waiting=len(self.scheduler.waiting) + len(self.scheduler.waiting_for_frames),
+            num_running=len(self.scheduler.running),
             kv_bytes_in_use=budget.used_bytes - cached_bytes,
             kv_bytes_cached=cached_bytes,
             kv_bytes_budget=budget.max_bytes,
@@ -156,7 +156,7 @@ class Engine:
         state = self.admission.prepare(sequence)
         self._auto.note_added(state)
         self._states[sequence.sequence_id] = state
-        self._scheduler.add(state)
+        self.scheduler.add(state)
         return state.prefix_key
 
     @property
@@ -164,7 +164,7 @@ class Engine:
         """Sequences that stand still until `give_frames`, or `abort`: they were preempted, what was
         made of their videos is gone, and so are their frames (`Sequence.can_reload_frames`).
         """
-        waiting = self._scheduler.waiting_for_frames
+        waiting = self.scheduler.waiting_for_frames
         return tuple(state.sequence.sequence_id for state in waiting)
 
     def give_frames(self, sequence_id: str, frames: npt.NDArray[np.uint8]) -> bool:
@@ -177,7 +177,7 @@ class Engine:
             return False
         state = self._states[sequence_id]
         self.admission.take_frames(state, frames)
-        self._scheduler.resume(state)
+        self.scheduler.resume(state)
         return True
 
     def predict_first_token_s(self, sequence: Sequence) -> float | None:
@@ -270,12 +270,12 @@ class Engine:
         Raises:
             RuntimeError: the device is lost, and the engine with it.
         """
-        schedule = self._scheduler.schedule()
+        schedule = self.scheduler.schedule()
         self._take_preempted(schedule)
         outcome = self._executor.run(schedule)
         events, ended = self._answers.postprocess(outcome)
         self._free_ended(ended)
-        for state in self._scheduler.running:
+        for state in self.scheduler.running:
             state.note_stage()
         if not self.has_work:
             self._check_idle()
@@ -303,7 +303,7 @@ class Engine:
         """The one place where a sequence leaves."""
         state.is_finished = True
         del self._states[state.sequence.sequence_id]
-        self._scheduler.remove(state)
+        self.scheduler.remove(state)
         self.admission.release(state)
         self._vision.drop_orphans()
         state.sequence.stage = Stage.FINISHED

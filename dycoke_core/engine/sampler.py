@@ -33,7 +33,7 @@ from dycoke_core.transfer import to_device
 # Rows are drawn in blocks of about this many logits (6 rows of a vocabulary of 152 thousand): some
 # 40 MB of working memory, mostly float64. Larger blocks were slower on a CPU (2.4 ms a row; 3.9 at
 # 2**21), smaller ones no faster.
-_BLOCK_LOGITS = 2**20
+BLOCK_LOGITS = 2**20
 
 # Weights are at most 1, so they have 30 significant bits; the search reads ten of them per pass.
 _DIGIT_BITS = 10
@@ -94,7 +94,7 @@ def sample(logits: Tensor, draws: Sequence[Draw]) -> Sampled:
         )
         settings = to_device(settings, logits.device)
         has_nucleus = any(draws[row].top_p < 1.0 for row in drawn)
-        block = max(1, _BLOCK_LOGITS // logits.shape[-1])
+        block = max(1, BLOCK_LOGITS // logits.shape[-1])
         picked = []
         for first in range(0, len(drawn), block):
             here = slice(first, first + block)

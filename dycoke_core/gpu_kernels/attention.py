@@ -27,7 +27,7 @@ from dycoke_core.gpu_kernels.launch import check_rows, check_tensors, launch, re
 TILE_ROWS = (16, 64)  # M: what a tensor-core instruction takes, and what sequences may share
 _TILE_SLOTS = 64  # 128 slots at M = 64 need more registers than there are
 # Few programs must each have many reads in flight; many programs must leave each other room.
-_TILE_PARTS_OF_FEW, _TILE_PARTS_OF_MANY, _FEW = 64, 16, 512
+_TILE_PARTS_OF_FEW, _TILE_PARTS_OF_MANY, FEW = 64, 16, 512
 
 
 def split_attend(
@@ -164,7 +164,7 @@ def merge_parts(
         G=num_kv_heads,
         E=head_size,
         M=tile_rows,
-        P=_TILE_PARTS_OF_FEW if num_rows * num_heads <= _FEW else _TILE_PARTS_OF_MANY,
+        P=_TILE_PARTS_OF_FEW if num_rows * num_heads <= FEW else _TILE_PARTS_OF_MANY,
         num_warps=4,
     )
 

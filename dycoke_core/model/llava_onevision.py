@@ -177,7 +177,7 @@ def encode_frames(model: LlavaOnevisionModel, pixel_values: Tensor) -> Iterator[
     Source: LLaVA-OneVision's video path; equal to transformers' `get_video_features` (tested) but
         for the newline, which that appends in the same call: stage I has to come before it.
     """
-    hidden = yield from _run_tower(model, pixel_values)
+    hidden = yield from run_tower(model, pixel_values)
     pooled = model.apply_pooling(model.multi_modal_projector(hidden))
     assert isinstance(pooled, Tensor)
     yield pooled
@@ -188,7 +188,7 @@ def num_layers_run(model: LlavaOnevisionModel) -> int:
     return max(_feature_depths(model))
 
 
-def _run_tower(model: LlavaOnevisionModel, pixel_values: Tensor) -> Generator[None, None, Tensor]:
+def run_tower(model: LlavaOnevisionModel, pixel_values: Tensor) -> Generator[None, None, Tensor]:
     """Hidden states at the feature layers, concatenated: [F, patches, features].
 
     Steps through the layers instead of asking for all hidden states, which would hold every layer's

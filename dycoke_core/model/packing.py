@@ -118,11 +118,11 @@ def _in_blocks(mlp: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
     num_rows = math.prod(rows.shape[:-1])
     if num_rows <= _BLOCK_ROWS:
         return mlp(rows)
-    blocks = torch.split(rows.flatten(0, -2), _block_sizes(num_rows))
+    blocks = torch.split(rows.flatten(0, -2), block_sizes(num_rows))
     return torch.cat([mlp(block) for block in blocks]).view(*rows.shape[:-1], -1)
 
 
-def _block_sizes(num_rows: int) -> list[int]:
+def block_sizes(num_rows: int) -> list[int]:
     """Of at most _BLOCK_ROWS rows each: whole tiles but for the last, and as equal as they get."""
     num_blocks = math.ceil(num_rows / _BLOCK_ROWS)
     fewest, num_larger = divmod(math.ceil(num_rows / _TILE_ROWS), num_blocks)

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 MAX_TASKS = 1000  # of one server: starting another takes a quarter of a second
 _START_PATIENCE_S = 60.0
-_KILL_PATIENCE_S = 5.0
+KILL_PATIENCE_S = 5.0
 # All that a reader sees of the environment; the rest carries keys and passwords.
 _ENVIRONMENT = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "LANG", "LC_ALL")
 
@@ -180,7 +180,7 @@ class ForkServer:
         is_late = not await _is_done(child.ended, timeout_s)
         if is_late:
             self._kill(task_id)
-            if not await _is_done(child.ended, _KILL_PATIENCE_S):
+            if not await _is_done(child.ended, KILL_PATIENCE_S):
                 self._end_abruptly()
             raise TaskFailure("timeout")
         child.read_replies()  # what came between the last look and the end
@@ -270,7 +270,7 @@ async def _is_done(future: asyncio.Future[Any], timeout_s: float) -> bool:
 
 def _await_end(process: subprocess.Popen[bytes]) -> None:
     try:
-        process.wait(_KILL_PATIENCE_S)
+        process.wait(KILL_PATIENCE_S)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()

@@ -52,7 +52,7 @@ logger = logging.getLogger(__name__)
 # More gain little at the sizes of most videos, and every thread holds its own frames.
 _MAX_THREADS = 8
 
-_FOR_DECORD = frozenset({Container.MP4, Container.MATROSKA})
+FOR_DECORD = frozenset({Container.MP4, Container.MATROSKA})
 
 OnProgress = Callable[[float], None]
 T = TypeVar("T")
@@ -379,7 +379,7 @@ def _is_for_decord(reading: _Reading) -> bool:
     has_only_known_codecs = plan.headers.codecs <= DECORD_CODECS
     return (
         reading.spec.resizing == DEFAULT_RESIZING
-        and reading.video.container in _FOR_DECORD
+        and reading.video.container in FOR_DECORD
         and plan.has_times
         and has_only_known_codecs
     )

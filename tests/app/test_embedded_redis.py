@@ -1,4 +1,4 @@
-"""The embedded Redis under the supervisor: one owner, data kept, restarted, gone when told."""
+"""The embedded Redis under the supervisor: one owner, data kept, restarted, stopped on request."""
 
 import asyncio
 import os

@@ -140,7 +140,8 @@ def test_a_process_without_a_supervisor_has_a_life_of_its_own(
     assert this_life() != this_life()
     monkeypatch.setenv(LIFE_VARIABLE, f"{os.getppid()}:abc")
     assert this_life() == "abc"
-    monkeypatch.setenv(LIFE_VARIABLE, "1:abc")  # inherited from somebody else's supervisor
+    # Inherited from another supervisor.
+    monkeypatch.setenv(LIFE_VARIABLE, f"{os.getpid()}:abc")
     assert this_life() != "abc"
 
 

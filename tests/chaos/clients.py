@@ -35,7 +35,7 @@ class Unanswered(Exception):
 class Client:
     """Args:
     urls: of the APIs.
-    clips: the videos' content; each is stored already, under the id beside it.
+    clips: the videos' content; each is stored already, under the given id.
     must_end: set once everything must have ended.
     """
 

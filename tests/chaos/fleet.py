@@ -30,7 +30,7 @@ FORK_SERVER = "dycoke_core.video.fork_server"
 
 @dataclass(eq=False)
 class Part:
-    """One process of the service, of which there is one at a time. A fault holds `lock`."""
+    """A part of the service, with one process at a time. A fault holds `lock`."""
 
     name: str
     argv: tuple[str, ...]

@@ -1,4 +1,5 @@
-"""Stage I behind its interface: what is announced is what is selected, and keys tell all apart."""
+"""Stage I behind its interface: the announced counts are selected, and keys differ where results
+do."""
 
 from itertools import combinations
 

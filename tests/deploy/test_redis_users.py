@@ -56,7 +56,7 @@ def start(folder: Path, **variables: str) -> subprocess.Popen[bytes]:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    """With an administrator beside the users that are tested, to look at what they were denied."""
+    """With an administrator besides the users under test, to see what they were denied."""
     with tempfile.TemporaryDirectory(prefix="dycoke-test-") as name:
         folder = Path(name)
         for file in FOLDER.iterdir():
@@ -133,7 +133,7 @@ def test_every_command_of_the_scripts_is_allowed() -> None:
 
 
 def test_every_command_of_the_sources_is_allowed() -> None:
-    """What is called by the client's methods, beside scripts."""
+    """What the client's methods call, besides scripts."""
     names = {
         "delete": "del", "script_load": "script|load", "xgroup_create": "xgroup|create",
         "pubsub": "subscribe", "execute": "exec", "pipeline": "multi", "aclose": "ping",

@@ -1,4 +1,4 @@
-"""What a card says of the frames that suit a model, without torch."""
+"""A card's account of the frames that suit a model, without torch."""
 
 import subprocess
 import sys

@@ -17,7 +17,7 @@ QWEN = RateRule(min_frames=4, max_frames=768, multiple=2)
         (20.0, 250, 1000, 20),
         (21.9, 250, 1000, 20),  # down to a whole unit
         (1.0, 250, 1000, 4),  # never fewer than a clip needs
-        (1.0, 3, 1000, 2),  # unless it has not so many
+        (1.0, 3, 1000, 2),  # unless it has fewer
         (1.0, 1, 1000, 1),  # a clip of one frame has one
         (5000.0, 10**6, 10**6, 768),
         (100.0, 250, 64, 64),

@@ -1,4 +1,4 @@
-"""What is said of a model's directory before anything of it is loaded."""
+"""What is checked in a model's directory before anything is loaded."""
 
 import json
 from pathlib import Path
@@ -56,9 +56,9 @@ def test_an_empty_part_of_a_configuration_says_nothing_of_quantisation(tmp_path:
 
 
 def test_a_directory_without_a_configuration_is_told(tmp_path: Path) -> None:
-    with pytest.raises(ModelLoadError, match=r"no readable config\.json"):
+    with pytest.raises(ModelLoadError, match=r"no config\.json"):
         check_config(tmp_path)
-    with pytest.raises(ModelLoadError, match=r"no readable config\.json"):
+    with pytest.raises(ModelLoadError, match=r"no config\.json"):
         check_config(config(tmp_path))
 
 

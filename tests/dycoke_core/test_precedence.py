@@ -54,7 +54,7 @@ class Item:
     number: int
     priority: Priority
     num_older: int  # that waited when it came
-    waited: int = 0  # times that somebody was served since
+    waited: int = 0  # times that another was served since
 
 
 @given(arrivals=st.lists(st.lists(st.sampled_from(PRIORITIES), max_size=3), max_size=60))

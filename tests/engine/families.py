@@ -1,4 +1,4 @@
-"""The families of models beside LLaVA-OneVision: their checkpoints, what a test asks of them, and
+"""The families of models besides LLaVA-OneVision: their checkpoints, what a test asks of them, and
 benches over them."""
 
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""What transformers makes of a Gemma 3 checkpoint and a sequence, put together without our adapter.
+"""A Gemma 3 checkpoint and a sequence in transformers, put together without our adapter.
 
 Ids, pixels and image blocks are the processor's own.
 """

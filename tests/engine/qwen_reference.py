@@ -1,4 +1,4 @@
-"""What transformers makes of a Qwen checkpoint and a sequence, put together without our adapter.
+"""A Qwen checkpoint and a sequence in transformers, put together without our adapter.
 
 The processors need torchvision, which may be missing: ids and patches are made here by plain loops
 from what the processors document.

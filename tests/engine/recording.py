@@ -85,7 +85,7 @@ class RecordingEngine(Engine):
         return events
 
     def _trim(self, end: TokenEvent) -> None:
-        """Drops what a device that runs a step behind has computed after the last token."""
+        """Drops what a device that lags a step behind has computed after the last token."""
         recording = self.recordings[end.sequence_id]
         num_tokens = end.index + len(end.token_ids)
         num_sampled = max(num_tokens - self._num_forced.pop(end.sequence_id), 0)

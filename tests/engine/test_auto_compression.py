@@ -41,7 +41,7 @@ def choose(
 def auto_of(engine: Engine, clock: Callable[[], float] = time.monotonic) -> AutoCompression:
     """With rates that are known: nothing is measured while a test looks."""
     rates = Rates(PATCH_S, TOKEN_S, 0.0, max_prompt_tokens=10**6)
-    predictor = FirstTokenPredictor(engine.model, engine.admission, engine._scheduler, rates)
+    predictor = FirstTokenPredictor(engine.model, engine.admission, engine.scheduler, rates)
     return AutoCompression(engine.admission, predictor, clock=clock)
 
 

@@ -1,5 +1,5 @@
-"""Company in the families beside LLaVA-OneVision, with M-RoPE, deepstack and windows: aborts,
-failures, sequences that make room and random mixes, on both backends."""
+"""Several sequences in the families besides LLaVA-OneVision, with M-RoPE, deepstack and windows:
+aborts, failures, sequences that make room and random mixes, on both backends."""
 
 from collections.abc import Iterator
 from pathlib import Path

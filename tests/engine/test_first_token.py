@@ -18,7 +18,7 @@ def predicted_s(engine: Engine, sequence: Sequence) -> float:
     rates = Rates(PATCH_S, TOKEN_S, 0.0, max_prompt_tokens=10**6)
     rates.note_vision(1, PATCH_S, 1)
     rates.note_pass(TOKEN_S, num_prompt_tokens=1, is_decoding=False)
-    predictor = FirstTokenPredictor(engine.model, engine.admission, engine._scheduler, rates)
+    predictor = FirstTokenPredictor(engine.model, engine.admission, engine.scheduler, rates)
     predicted = predictor.earliest_s(engine.admission.prepare(sequence))
     assert predicted is not None
     return predicted

@@ -107,7 +107,7 @@ def host_bytes(engine: RecordingEngine, lab: Lab) -> int:
 
 
 def room_for(num_prefixes: int, lab: Lab) -> int:
-    """A setting that leaves room for at least so many, whatever the backend rounds it to."""
+    """A setting that leaves room for at least this many, whatever the backend rounds it to."""
     probe = lab.engine(dp_cache="host", host_cache_bytes=2**23)
     num_bytes = num_prefixes * host_bytes(probe, lab)
     if lab.backend == "cpu":

@@ -203,7 +203,7 @@ def test_a_row_is_drawn_as_if_it_were_alone(monkeypatch: pytest.MonkeyPatch) -> 
     together = sample(logits, draws)
     alone = [int(sample(logits[row : row + 1], [draws[row]]).ids) for row in range(7)]
     assert together.ids.tolist() == alone
-    monkeypatch.setattr(sampler, "_BLOCK_LOGITS", 900)
+    monkeypatch.setattr(sampler, "BLOCK_LOGITS", 900)
     assert torch.equal(sample(logits, draws).ids, together.ids)
 
 

@@ -34,7 +34,7 @@ class Item:
 
 @dataclass
 class Door:
-    """Admits everybody, or only those named, while there is room."""
+    """Admits all, or only those named, while there is room."""
 
     names: set[str] | None = None
     room: int = 10**9
@@ -223,7 +223,7 @@ def test_better_ones_that_fit_beside_it_pass_the_one_whose_turn_has_come() -> No
 
     before = [f"h{number}" for number in range(MAX_OVERTAKES)]
     assert come(*before) == before
-    assert come("n1", "h4", "h5", "h6") == [*before, "h4", "h5"], "there is room for two beside it"
+    assert come("n1", "h4", "h5", "h6") == [*before, "h4", "h5"], "there is room for two next to it"
     for item in list(scheduler.running[:MAX_OVERTAKES]):
         door.inside.remove(item)
         scheduler.remove(item)
@@ -268,7 +268,7 @@ class Turns:
 
 
 class Load:
-    """Sequences that need so many pieces of prompt work, then so many tokens."""
+    """Sequences that need this many pieces of prompt work, then this many tokens."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Runs `gate_select` on rows beside the project's own `KVPruner`, and compares them exactly."""
+"""Runs `gate_select` and the project's own `KVPruner` on the same rows, and compares exactly."""
 
 import torch
 from torch import Tensor

@@ -199,7 +199,7 @@ def test_queries_may_lie_among_keys_and_values() -> None:
 def test_any_number_of_parts_merges_into_what_the_engine_attends_to(
     num_parts: int, tile_parts: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention, "_FEW", 4 if tile_parts == 64 else 3)
+    monkeypatch.setattr(attention, "FEW", 4 if tile_parts == 64 else 3)
     pool, plan = SlotPool(1, 32), Plan(16, group=4)
     slots = pool.take(2 * num_parts)
     offset = pool.put(slots)

@@ -192,7 +192,7 @@ async def test_stored_key_has_limits_of_its_own_and_they_change_without_a_restar
             await ask(api, worker, carol)
         assert (await post(api, carol)).status_code == 429
         assert main(["keys", "limit", "carol", "--frames-per-minute", "60"]) == 0
-        await clock.advance(1)  # brings one frame anew; before it would have brought none
+        await clock.advance(1)  # brings one frame by the new limit; by the old, none
         answered = asyncio.create_task(worker.answer())
         async with asyncio.timeout(20):
             while (reply := await post(api, carol)).status_code == 429:

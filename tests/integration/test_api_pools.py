@@ -1,4 +1,4 @@
-"""Several models behind one API, each with a pool of workers of its own.
+"""Several models behind one API, each with its own pool of workers.
 
 The engines are real ones over small random checkpoints of every family but the bundled one's: two
 of frames of any size, and one whose frames are all square.

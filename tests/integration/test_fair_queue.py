@@ -48,7 +48,7 @@ async def ask(
 
 
 async def ask_all(queue: JobQueue, **numbers: int) -> None:
-    """Queues so many jobs of each owner, numbered from 0, one owner after the other."""
+    """Queues this many jobs of each owner, numbered from 0, one owner after the other."""
     for owner, num_jobs in numbers.items():
         for number in range(num_jobs):
             await ask(queue, owner, number)
@@ -67,7 +67,7 @@ async def finish(leases: JobLeases, delivery: Delivery) -> None:
 
 
 async def served(leases: JobLeases, number: int) -> Counter[str]:
-    """How many jobs of each owner are among the next so many."""
+    """How many of the next jobs, in this number, are each owner's."""
     return Counter([(await serve(leases))[0] for _ in range(number)])
 
 

@@ -108,7 +108,7 @@ async def test_sixty_keys_get_in_beside_one_that_has_filled_the_queue(askers: As
 
 async def test_sixty_floods_leave_room_for_none_but_those_without_a_job(askers: Askers) -> None:
     granted = [await askers.flood(f"key{number}") for number in range(60)]
-    assert granted == sorted(granted, reverse=True), "nobody gains by coming late"
+    assert granted == sorted(granted, reverse=True), "no one gains by coming late"
     assert granted[0] == MAX_JOBS and sum(granted) == 2 * MAX_JOBS
     assert granted[1] == 22, "until 2 x 22 >= 64 - 22"
     assert sum(map(bool, granted)) > 15

@@ -67,7 +67,7 @@ class Service:
         }
 
     def wait_for_workers(self, number: int) -> None:
-        """Until so many serve, also after others have been killed."""
+        """Until this many serve, also after others have been killed."""
         wait_until(lambda: len(self.worker_metrics()) == number)
         wait_until(lambda: self.client.get("/readyz").status_code == 200)
 

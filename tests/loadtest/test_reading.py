@@ -28,7 +28,7 @@ def test_clips_are_as_long_as_they_are_called_and_repeat_their_unit(
 
 
 def test_whole_frames_are_read_as_well(tmp_path: Path, small: None) -> None:
-    cost = reading._in_a_process("whole", reading.make_clips(tmp_path, [1])[1], num_cores=1)
+    cost = reading.in_a_process("whole", reading.make_clips(tmp_path, [1])[1], num_cores=1)
     assert cost.cpu_s > 0
 
 

@@ -78,7 +78,7 @@ class PlainKernels:
 
 
 def _times(weight: Tensor, normed: Tensor, dtype: torch.dtype) -> Tensor:
-    """A weight in float32 beside a model of less is multiplied before anything is rounded."""
+    """A float32 weight in a model of lower precision is multiplied before anything is rounded."""
     if weight.dtype == dtype:
         return weight * normed.to(dtype)
     return (weight * normed).to(dtype)

@@ -44,7 +44,7 @@ def fused(model: LlavaOnevision, kernels: LayerKernels | None = None) -> FusedDe
 
 
 def new_pool(model: LlavaOnevision, num_tokens: int) -> tuple[KVPool, Tensor]:
-    """A pool and the slots of so many tokens in it, in no particular order."""
+    """A pool and the slots of this many tokens in it, in no particular order."""
     geometry = model.text_geometry
     shape = RowShape(geometry.num_layers, geometry.num_kv_heads, geometry.head_size, torch.float32)
     pool = KVPool(shape, 8 * PAGE * geometry.num_layers, CPU)

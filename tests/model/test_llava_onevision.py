@@ -5,7 +5,7 @@ from collections.abc import Generator
 import pytest
 import torch
 
-from dycoke_core.model.llava_onevision import LlavaOnevision, _run_tower, encode_frames
+from dycoke_core.model.llava_onevision import LlavaOnevision, encode_frames, run_tower
 
 
 def pixels(num_frames: int) -> torch.Tensor:
@@ -59,7 +59,7 @@ def test_every_choice_of_feature_layer_is_followed(
     states = model.vision_tower(pixels(2), output_hidden_states=True).hidden_states
     wanted = [layer] if isinstance(layer, int) else layer
     expected = torch.cat([states[place] for place in wanted], dim=-1)
-    hidden = run_to_end(_run_tower(model, pixels(2)))
+    hidden = run_to_end(run_tower(model, pixels(2)))
     torch.testing.assert_close(hidden, expected)
 
 

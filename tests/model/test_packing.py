@@ -18,7 +18,7 @@ from dycoke_core.model.packing import (
     PackedGatedMlp,
     PackedLinear,
     PackedMlp,
-    _block_sizes,
+    block_sizes,
     can_pack,
     pack_weights,
 )
@@ -67,7 +67,7 @@ def test_a_packed_module_is_as_exact_as_the_plain_one(
 
 @pytest.mark.parametrize("num_rows", [513, 544, 1000, 2960, 4096, 7681, 8748])
 def test_blocks_of_rows_are_nearly_equal_and_never_too_large(num_rows: int) -> None:
-    sizes = _block_sizes(num_rows)
+    sizes = block_sizes(num_rows)
     assert sum(sizes) == num_rows
     assert max(sizes) <= 512
     assert max(sizes) - min(sizes) <= 63, "a tile, and what the last tile lacks"

@@ -1,4 +1,4 @@
-"""The file of figures beside the bundled model: first scores, and the table of them."""
+"""The bundled model's file of figures: first scores, and the table of them."""
 
 import json
 from pathlib import Path

@@ -49,7 +49,7 @@ _bystanders: set[int] = set()
 
 @pytest.fixture(scope="module", autouse=True)
 def note_bystanders() -> None:
-    """Other tests' servers, which may live beside these tests."""
+    """Other tests' servers, which may run at the same time."""
     _bystanders.update(process.pid for process in psutil.Process().children(recursive=True))
 
 
@@ -62,7 +62,7 @@ def descendants() -> list[psutil.Process]:
 @contextmanager
 def leaving_nothing_behind() -> Iterator[None]:
     """Fails if the block opens descriptors or starts processes that outlive it. Frames have a
-    descriptor for as long as somebody holds them."""
+    descriptor for as long as they are held."""
     gc.collect()
     before, pids = open_files(), {process.pid for process in descendants()}
     yield

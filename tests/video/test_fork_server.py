@@ -220,7 +220,7 @@ async def test_signals_to_the_whole_service_leave_the_server_to_its_parent(
 async def test_a_stopped_server_is_given_up_when_its_time_is_over(
     hostile: ForkServer, video_fd: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dycoke_core.video.fork_client._KILL_PATIENCE_S", 0.2)
+    monkeypatch.setattr("dycoke_core.video.fork_client.KILL_PATIENCE_S", 0.2)
     assert await _is_well(hostile, video_fd)
     [server] = descendants()
     server.suspend()
@@ -300,7 +300,7 @@ def test_a_server_whose_client_died_says_nothing() -> None:
             pass
         os.close(read_end)
         theirs.close()
-        assert select.select([ours], [], [], PATIENCE_S)[0]  # its end is told, and left unread
+        assert select.select([ours], [], [], PATIENCE_S)[0]  # its end is reported, and left unread
         ours.close()
         assert server.wait(PATIENCE_S) == 0
         assert server.stderr is not None

@@ -12,7 +12,7 @@ SHAPE = (2, 3, 4, 3)
 
 def test_what_the_child_wrote_is_what_the_parent_reads() -> None:
     with open_frame_buffer(SHAPE) as fd:
-        assert not map_pixels(fd, SHAPE).any()  # zeros where nobody wrote
+        assert not map_pixels(fd, SHAPE).any()  # zeros where nothing was written
         pixels = np.arange(72, dtype=np.uint8).reshape(SHAPE)
         map_for_writing(fd, SHAPE)[:] = pixels
         seen = map_pixels(fd, SHAPE)

@@ -38,12 +38,12 @@ async def shared() -> AsyncIterator[FrameReaders]:
 
 @pytest.fixture
 def without_decord(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dycoke_core.video.frame_readers._FOR_DECORD", frozenset())
+    monkeypatch.setattr("dycoke_core.video.frame_readers.FOR_DECORD", frozenset())
 
 
 @pytest.fixture
 def with_decord_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dycoke_core.video.frame_readers._FOR_DECORD", frozenset(Container))
+    monkeypatch.setattr("dycoke_core.video.frame_readers.FOR_DECORD", frozenset(Container))
 
 
 _KINDS = [

@@ -108,7 +108,7 @@ def encode(path: Path, frame: Callable[[int, int, int], Pixels], height: int, wi
 
 
 def by_pillow(frames: Pixels, video: VideoFrames, resampling: Image.Resampling) -> Pixels:
-    """What Pillow makes of whole frames, at the size of those that were read."""
+    """Whole frames resized by Pillow, to the size of those that were read."""
     height, width = video.pixels.shape[1:3]
     resized = [
         np.asarray(Image.fromarray(frames[index]).resize((width, height), resampling))

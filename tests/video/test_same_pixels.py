@@ -54,7 +54,7 @@ async def read_by_both(
 ) -> tuple[VideoFrames, VideoFrames]:
     by_reader = []
     for containers in (frozenset(Container), frozenset[Container]()):
-        monkeypatch.setattr("dycoke_core.video.frame_readers._FOR_DECORD", containers)
+        monkeypatch.setattr("dycoke_core.video.frame_readers.FOR_DECORD", containers)
         by_reader.append(await readers.read(path, spec))
     first, second = by_reader
     assert (first.reader, second.reader) == ("decord", "pyav")

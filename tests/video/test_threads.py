@@ -61,7 +61,7 @@ async def test_frames_are_the_same_with_any_number_of_threads(
 ) -> None:
     """What a decoder substitutes for lost data differs with the number of its threads."""
     containers = frozenset(Container) if reader == "decord" else frozenset[Container]()
-    monkeypatch.setattr("dycoke_core.video.frame_readers._FOR_DECORD", containers)
+    monkeypatch.setattr("dycoke_core.video.frame_readers.FOR_DECORD", containers)
     content = bytearray(make_clip(tmp_path / name, width=320, height=192, **clip).read_bytes())
     random = np.random.default_rng(3)
     for at in random.integers(len(content) // 4, len(content) * 3 // 4, num_damaged_bytes):

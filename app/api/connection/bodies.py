@@ -195,7 +195,7 @@ class BodyGuard:
             await self._app(scope, receive, send)
             return
         try:
-            slot = self._slots.take(*_clients(scope, owner))
+            slot = self._slots.take(*clients_of(scope, owner))
         except TooManyUploadsError as error:
             self._count_rejection(error.code)
             await response_for(error)(scope, receive, send)
@@ -232,10 +232,10 @@ def client_of(scope: Scope, owner: str) -> str:
     """Whose share of the service a request takes: its key's, or where there are none its
     address's.
     """
-    return next(iter(_clients(scope, owner)), ANONYMOUS)
+    return next(iter(clients_of(scope, owner)), ANONYMOUS)
 
 
-def _clients(scope: Scope, owner: str) -> list[str]:
+def clients_of(scope: Scope, owner: str) -> list[str]:
     clients = [] if owner == ANONYMOUS else [f"key {owner}"]
     if scope.get("client"):
         clients.append(f"address {_network(scope['client'][0])}")

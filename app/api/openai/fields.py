@@ -17,7 +17,7 @@ from dycoke_core.config import Priority
 MAX_WARNINGS = 16
 
 WITHOUT_EFFECT = ("user", "metadata", "store", "service_tier", "parallel_tool_calls")
-_IS_NOT_SUPPORTED = "is not supported"
+IS_NOT_SUPPORTED = "is not supported: leave it out"
 
 
 class _Lenient(BaseModel):
@@ -57,7 +57,7 @@ class Refusal:
     """A field that is taken with harmless values alone."""
 
     is_harmless: Callable[[Any, Mapping[str, Any]], bool]
-    message: str = _IS_NOT_SUPPORTED
+    message: str = IS_NOT_SUPPORTED
 
 
 def _unless(*values: Any) -> Callable[[Any, Mapping[str, Any]], bool]:

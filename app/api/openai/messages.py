@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
-from app.api.openai.fields import unknown, wrong
+from app.api.openai.fields import IS_NOT_SUPPORTED, unknown, wrong
 from app.api.schemas import MAX_TEXT_CHARS, TurnField
 from dycoke_core.video.types import Sampling
 
@@ -80,7 +80,7 @@ def _turn(message: dict[str, Any], index: int, conversation: Conversation) -> Tu
         raise wrong(f"{where}.role", "must be system, developer, user or assistant")
     for name in ("tool_calls", "function_call"):
         if message.get(name):
-            raise wrong(f"{where}.{name}", "is not supported")
+            raise wrong(f"{where}.{name}", IS_NOT_SUPPORTED)
     _warn_of_unknown(message, _MESSAGE_FIELDS, where, conversation)
     texts = list(_texts(message.get("content"), f"{where}.content", index, conversation))
     if conversation.video is not None and conversation.video.turn == index and role != "user":

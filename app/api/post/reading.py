@@ -221,13 +221,8 @@ class FrameReading:
                 frames = await asyncio.shield(read.task)
             if frames.is_own:
                 digest = own_digest(digest, job_id)
-            async with read.storing:
-                # Another job may have stored them meanwhile; that spares the transfer.
-                if await self._persist(lambda: self._frames.pin(digest, job_id)) is None:
-                    video = cached_video(wanted.video_id, reading.request.cache_salt)
-                    await self._persist(
-                        lambda: self._frames.put_and_pin(digest, frames.blob, job_id, video)
-                    )
+            video = cached_video(wanted.video_id, reading.request.cache_salt)
+            await self._persist(lambda: self._store(frames, read, digest, job_id, video))
             return frames.header, digest
         finally:
             read.num_waiting -= 1
@@ -236,6 +231,14 @@ class FrameReading:
                 if self._reads.get(shared_digest) is read:
                     del self._reads[shared_digest]
                 self._in_hand.give_back(read.held_bytes, read.owner)
+
+    async def _store(
+        self, frames: _ReadFrames, read: _SharedRead, digest: str, job_id: str, video: str
+    ) -> None:
+        """Stores frames, unless another job that has waited for them has done so."""
+        async with read.storing:
+            if await self._frames.pin(digest, job_id) is None:
+                await self._frames.put_and_pin(digest, frames.blob, job_id, video)
 
     async def _read_video(
         self, wanted: WantedFrames, read: _SharedRead, *, timeout_s: float

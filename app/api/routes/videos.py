@@ -10,7 +10,7 @@ from fastapi.responses import Response
 from app.api.answer.png import encode_png
 from app.api.answer.video_content import VideoContent
 from app.api.context import ApiDep, MediaReaderDep, PrincipalDep, UploaderDep
-from app.api.errors import InvalidFieldsError
+from app.api.errors import NO_SUCH_FIELD, InvalidFieldsError
 from app.api.openapi import (
     PROBLEMS,
     RANGE_PARAMETER,
@@ -119,5 +119,5 @@ async def delete_video(video_id: str, api: ApiDep, principal: UploaderDep) -> Re
 def _retention(fields: list[tuple[str, str]]) -> Retention:
     expires_at_s, others = take_expiry(fields, time.time())
     if others:
-        raise InvalidFieldsError.of(others[0][0], "is not a field of this request")
+        raise InvalidFieldsError.of(others[0][0], NO_SUCH_FIELD)
     return Retention(expires_at_s)

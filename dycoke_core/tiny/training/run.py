@@ -32,8 +32,8 @@ from dycoke_core.tiny.training.language_stage import LanguageStage
 from dycoke_core.tiny.training.schedule import learning_rate_factor, steps_to_finish
 from dycoke_core.tiny.training.vision_stage import VisionStage
 
-_LOG_EVERY = 25  # steps
-_SAVE_EVERY_S = 150.0
+LOG_EVERY = 25  # steps
+SAVE_EVERY_S = 150.0
 
 Figures = dict[str, float]
 
@@ -149,10 +149,10 @@ class _Run:
             num_steps = self._agree_on(self._end(step, num_steps))
             recent.append(_take_step(stage, step, num_steps))
             step += 1
-            if self.rank == 0 and (step % _LOG_EVERY == 0 or step == num_steps):
+            if self.rank == 0 and (step % LOG_EVERY == 0 or step == num_steps):
                 self._note(stage.name, step, num_steps, _mean(recent), stage.test(step))
                 recent = []
-            if self.rank == 0 and time.monotonic() - self.saved_at > _SAVE_EVERY_S:
+            if self.rank == 0 and time.monotonic() - self.saved_at > SAVE_EVERY_S:
                 self._save(stage, step, num_steps)
         stage.finish()
         if self.rank == 0:

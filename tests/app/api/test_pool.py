@@ -1,4 +1,4 @@
-"""Which API processes run: how many, and what each is told."""
+"""Which API processes run: how many, and with which arguments."""
 
 import socket
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What a question about a video may say, and how the server's limits are told."""
+"""What a question about a video may say, and how the server's limits are reported."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The file of keys: replaced whole, changed by one at a time, and never opened to everybody."""
+"""The file of keys: replaced whole, changed by one process at a time, never mistaken for empty."""
 
 import json
 import os

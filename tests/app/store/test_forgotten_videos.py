@@ -1,4 +1,4 @@
-"""News of deleted videos, which every worker reads. What becomes of frames: `test_frame_store`."""
+"""News of deleted videos, which every worker reads. What happens to frames: `test_frame_store`."""
 
 import asyncio
 

@@ -396,7 +396,7 @@ async def test_job_whose_frames_have_no_room_is_not_created(
 
 # --- shares of the budget: what each key's live jobs hold ---
 
-SHARED_BYTES = 8 * BLOB_BYTES  # of which six are anybody's
+SHARED_BYTES = 8 * BLOB_BYTES  # six of them open to all keys
 
 
 async def create_for(

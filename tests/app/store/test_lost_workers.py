@@ -1,4 +1,4 @@
-"""Jobs of a worker whose end was seen: free at once, and charged with what the end says of them."""
+"""Jobs of a worker whose end was seen: free at once, and blamed as its end suggests."""
 
 import pytest
 from redis.asyncio import Redis

@@ -1,4 +1,4 @@
-"""What a worker makes of a queue: its share of what waits, and the rate of arrivals."""
+"""What a worker knows of a queue: its share of what waits, and the rate of arrivals."""
 
 from app.store.queue_snapshot import QueueSnapshot
 

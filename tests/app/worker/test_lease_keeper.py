@@ -1,4 +1,4 @@
-"""What a worker keeps up beside its jobs: leases, deadlines, its card, the news of what ended."""
+"""What a worker maintains besides its jobs: leases, deadlines, its card, news of ended jobs."""
 
 import asyncio
 

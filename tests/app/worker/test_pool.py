@@ -16,7 +16,7 @@ from app.worker.process import num_torch_threads
 def gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
     """A machine on which torch finds three GPUs."""
     monkeypatch.setattr(pool, "GPU_DEVICES", (tmp_path,))
-    monkeypatch.setattr(pool, "_count_gpus", lambda: 3)
+    monkeypatch.setattr(pool, "count_gpus", lambda: 3)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     return monkeypatch
 
@@ -67,7 +67,7 @@ def test_failing_count_leaves_one_worker(
     def fail() -> int:
         raise subprocess.TimeoutExpired("torch", 1)
 
-    gpus.setattr(pool, "_count_gpus", fail)
+    gpus.setattr(pool, "count_gpus", fail)
     assert pins(Settings()) == [None]
     assert "cannot count the GPUs; starting one worker" in caplog.messages
 

@@ -51,7 +51,7 @@ def test_kills_are_counted_where_the_control_group_does(
     group = tmp_path / "a" / "b"
     group.mkdir(parents=True)
     vmstat = tmp_path / "vmstat"
-    monkeypatch.setattr(witness, "_memory_events", lambda: [group / "memory.events"])
+    monkeypatch.setattr(witness, "memory_events", lambda: [group / "memory.events"])
     monkeypatch.setattr(witness, "VMSTAT", vmstat)
     assert num_oom_kills() is None
     vmstat.write_text("nr_free_pages 12\noom_kill 5\n")

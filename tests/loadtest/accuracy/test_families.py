@@ -111,7 +111,7 @@ def test_any_family_is_asked_the_whole_test_set(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """By one engine, whose answer is drawn, too: on a GPU another finds no memory beside it."""
+    """By one engine, whose answer is drawn, too: on a GPU there is no memory for a second one."""
     opened: list[Engine] = []
     initialize = Engine.__init__
 

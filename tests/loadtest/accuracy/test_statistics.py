@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 
-from loadtest.accuracy.claims import verdict_on
 from loadtest.accuracy.statistics import Estimate, Paired, exact_difference, mcnemar
 
 
@@ -71,25 +70,6 @@ def test_what_both_settings_share_cancels_in_a_difference() -> None:
     difference = paired.difference(ours, theirs, (0, 1))
     alone = paired.mean(ours, (0, 1))
     assert difference.high - difference.low < (alone.high - alone.low) / 3
-
-
-@pytest.mark.parametrize(
-    ("interval", "margin", "verdict"),
-    [
-        ((0.05, 0.01, 0.09), 0.0, "holds"),
-        ((0.05, -0.01, 0.09), 0.0, "not shown"),
-        ((-0.05, -0.09, -0.01), 0.0, "fails"),
-        ((0.0, 0.0, 0.0), 0.0, "not shown"),
-        ((-0.01, -0.015, 0.0), -0.02, "holds"),
-        ((-0.01, -0.03, 0.01), -0.02, "in the mean"),
-        ((-0.025, -0.03, 0.01), -0.02, "not shown"),
-        ((-0.05, -0.07, -0.03), -0.02, "fails"),
-    ],
-)
-def test_a_claim_holds_only_where_its_interval_says_so(
-    interval: tuple[float, float, float], margin: float, verdict: str
-) -> None:
-    assert verdict_on(Estimate(*interval), margin) == verdict
 
 
 def test_exact_interval_is_clopper_and_pearsons() -> None:

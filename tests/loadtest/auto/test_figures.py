@@ -27,7 +27,7 @@ def of(comparison: Comparison, phase: str, setting: str) -> Figures:
 
 
 def spread_over(phase: int, number: int, ttft_s: float, *, is_right: bool = True) -> list[Outcome]:
-    """So many outcomes at even distances over a phase."""
+    """This many outcomes at even distances over a phase."""
     first_s = phase * PHASE_S
     return [
         answered(first_s + PHASE_S * place / number, ttft_s, is_right=is_right)

@@ -26,7 +26,7 @@ def alone(tmp_path: Path) -> Iterator[None]:
 @pytest.fixture
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vision_stage, "FRAMES_PER_STEP", 4)
-    monkeypatch.setattr(run, "_LOG_EVERY", 1)
+    monkeypatch.setattr(run, "LOG_EVERY", 1)
     monkeypatch.setattr(
         language_stage, "plan_step", lambda *_, **__: StepPlan(num_frames=8, num_videos=1)
     )
@@ -47,7 +47,7 @@ def test_a_resumed_run_has_the_losses_of_an_undisturbed_one(
 
     run_stages(plan("undisturbed"), rank=0)
 
-    monkeypatch.setattr(run, "_SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr(run, "SAVE_EVERY_S", 0.0)
     trained = {"vision": vision_stage.VisionStage, "language": language_stage.LanguageStage}[stage]
     losses = trained.losses
 

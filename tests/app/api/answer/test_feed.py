@@ -127,7 +127,7 @@ async def test_a_record_that_is_gone_ends_the_feed(
 
 
 class Outage:
-    """A reader whose waits fail so many times, then bring a job's end."""
+    """A reader whose waits fail this many times, then bring a job's end."""
 
     def __init__(self, num_failures: int) -> None:
         self.num_left = num_failures

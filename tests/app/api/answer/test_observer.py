@@ -136,7 +136,7 @@ async def test_what_is_watched_passes_on_as_it_is() -> None:
 
 
 class Feed:
-    """A feed that ends when it is told."""
+    """A feed that ends when the test says so."""
 
     job_id = "j"
 

@@ -13,7 +13,7 @@ from app.api.connection.bodies import (
     MIN_BYTES_S,
     BodySlot,
     BodySlots,
-    _clients,
+    clients_of,
 )
 from app.errors import TooManyUploadsError, UploadTimeoutError
 from app.keys.entries import ANONYMOUS
@@ -244,4 +244,4 @@ async def test_slots_are_bounded_in_all_processes_together_and_for_each_client(
 def test_clients_are_keys_and_networks(
     owner: str, address: str | None, expected: list[str]
 ) -> None:
-    assert _clients({"client": (address, 1) if address else None}, owner) == expected
+    assert clients_of({"client": (address, 1) if address else None}, owner) == expected

@@ -10,7 +10,7 @@ from app.api.openai.fields import REFUSED, WITHOUT_EFFECT, parse_fields
 BODY: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}]}
 TOOL = {"type": "function", "function": {"name": "f"}}
 
-# What clients send that does no harm, beside null.
+# Harmless values that clients send, besides null.
 HARMLESS: list[dict[str, Any]] = [
     {"n": 1},
     {"logprobs": False},

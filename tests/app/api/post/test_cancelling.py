@@ -74,7 +74,7 @@ async def test_a_job_that_a_later_request_has_found_is_spared(
 
 
 class AwayAtFirst:
-    """A queue's `end` that fails so many times before it works."""
+    """A queue's `end` that fails this many times before it works."""
 
     def __init__(self, queue: JobQueue, num_failures: int) -> None:
         self._end = queue.end

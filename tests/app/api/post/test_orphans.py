@@ -1,4 +1,4 @@
-"""Jobs that nobody reads any more: adopted once, by who has the video, or ended."""
+"""Jobs whose reader is gone: adopted once, by an API that has the video, or ended."""
 
 import asyncio
 

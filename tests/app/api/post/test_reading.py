@@ -46,7 +46,7 @@ async def test_a_job_is_queued_with_its_frames_and_gives_its_video_back(
     assert record.state is JobState.QUEUED and record.request.frames is not None
     assert record.request.frames.indices == [0, 1] and not record.request.frames.is_cached
     await videos.delete(video.video.video_id, OWNER)
-    assert not video.path.exists(), "nobody holds it any more"
+    assert not video.path.exists(), "no job holds it any more"
     assert registry.get_sample_value("dycoke_reader_jobs") == 0 and not reading.has("j")
 
 
@@ -148,7 +148,7 @@ async def test_frames_that_are_another_readers_for_want_of_the_first_are_the_job
     digests = [
         frames.digest for job_id in "ab" if (frames := (await queue.get(job_id)).request.frames)
     ]
-    assert len(set(digests)) == 2, "nobody else should find them"
+    assert len(set(digests)) == 2, "no other job should find them"
 
 
 async def test_a_job_that_another_process_ends_is_read_no_further(
@@ -207,7 +207,7 @@ async def test_a_retryable_failure_is_told_as_one(
     videos: VideoStore,
     fake_readers: FakeReaders,
 ) -> None:
-    fake_readers.read_error = ShuttingDownError("this server is shutting down")
+    fake_readers.read_error = ShuttingDownError()
     reading.start(await accepted(queue, await stored(videos)))
     await all_read(reading)
     event = await log.last("j")

@@ -30,7 +30,7 @@ operations = st.lists(
 
 
 def small_pool(num_pages: int = 20, num_more_rows: int = 0) -> KVPool:
-    """Room for so many pages of all layers beside the one set aside."""
+    """Room for this many pages of all layers besides the one set aside."""
     num_rows = (num_pages + 1) * NUM_LAYERS * PAGE + num_more_rows
     return KVPool(SHAPE, num_rows, CPU)
 

@@ -96,7 +96,7 @@ def read_slots(tiles: Tiles, shape: TileShape, row: int, side: int) -> list[int]
         assert rest == 0 and row_in_item < entry[NUM_ROWS]
         assert entry[FIRST_ROW] + row_in_item == row
         count = min(entry[NUM_SLOTS], entry[CAUSAL] + row_in_item)
-        assert count > 0, "a part of which the row sees nothing"
+        assert count > 0, "a part in which the row sees nothing"
         slots += range(entry[FIRST_SLOT], entry[FIRST_SLOT] + count)
     return sorted(slots)
 
