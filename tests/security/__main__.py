@@ -12,7 +12,7 @@ from tests.security import scale, tally
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.security", description=__doc__)
-    parser.add_argument("--full", action="store_true", help="as much as takes most of an hour")
+    parser.add_argument("--full", action="store_true", help="for ten minutes or so instead of two")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         counts = Path(folder) / "tally.json"

@@ -22,7 +22,7 @@ MAX_INCOMING_BYTES = 16 * 2**20  # four uploads of the largest size
 NUM_QUESTIONS = 6
 READERS = "one key keeps the frame readers busy: questions of another with frames to read"
 ANSWERS = "one key holds all the open answers that it can: questions of another"
-HEADERS = "one key holds all the requests with headers alone that it can: questions of another"
+HEADERS = "one key holds all the requests of headers alone that it can: questions of another"
 BYTES = "one key holds all the incoming bytes that it can: uploads of another"
 
 

@@ -28,7 +28,7 @@ MAX_API_BYTES = 2 * HELD_BYTES + 2 * JOB_BYTES + 64 * MIB
 MAX_REDIS_BYTES = 2 * BUDGET_BYTES
 LONG = "sleep:0.1"  # each step of its answer, of which there are more than a test waits for
 MAX_TOKENS = 2000
-FRAMES = "small posts for 128 frames each, by a key: bytes reserved, memory, another key's question"
+FRAMES = "small posts for 128 frames each: bytes reserved, memory, another key's question"
 PROMPTS = "prompts that no model could take"
 
 

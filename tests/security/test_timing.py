@@ -19,7 +19,7 @@ NUM_VIDEOS = 12  # of each half
 # Of NUM_VIDEOS^2 pairs: so few out of order are chance's work less than once in 100,000 times.
 MAX_OUT_OF_ORDER = 4
 SEED = 31
-ROW = "two keys: guesses, by times and receipts, whether another key has a video or has asked"
+ROW = "two keys: guesses by times and receipts at what another has or has asked"
 STAGES = ("read_frames", "queue", "ttft", "total")  # what the fake engine does not make up
 OWN = ("job_id", "video_id", "timings_s", "memory")  # of a receipt; the rest is as for anybody
 

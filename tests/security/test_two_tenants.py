@@ -13,7 +13,7 @@ import pytest
 from tests.security.service import CLIP, Service, ask, upload
 from tests.security.tally import Tally
 
-ROW = "two keys: foreign ids, lists, receipts, caches, aliases, idempotency keys, usage, metrics"
+ROW = "two keys: ids, lists, receipts, caches, aliases, idempotency keys, usage, metrics"
 NO_JOB, NO_VIDEO = "job_" + "0" * 32, "vid_" + "0" * 64
 
 
