@@ -1,17 +1,14 @@
 """The fused decoder computes what transformers' Qwen2 does, from the same memory."""
 
 from collections import Counter
-from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers.activations import GELUTanh
 
 from dycoke_core.engine.backends.cuda.pool import KVPool, RowShape
-from dycoke_core.errors import ModelLoadError
 from dycoke_core.gpu_kernels import layers as triton_kernels
 from dycoke_core.gpu_kernels.rows import PAGE
 from dycoke_core.model.fused import FusedDecoder, LayerKernels
@@ -205,62 +202,6 @@ def test_positions_may_have_several_axes(model: LlavaOnevision) -> None:
     cos, _ = fused(model).rotary(torch.tensor([[1, 2, 3], [4, 5, 6]]))
     assert cos.shape == (3, 64)
     assert torch.equal(cos[:, [0, -1]], torch.tensor([[1.0, 4], [2, 5], [3, 6]]).cos())
-
-
-def slide(model: Any) -> None:
-    model.config.layer_types = [*model.config.layer_types[:-1], "sliding_attention"]
-
-
-def add_query_norm(model: Any) -> None:
-    model.layers[1].self_attn.q_norm = nn.LayerNorm(64)
-
-
-def exchange_activation(model: Any) -> None:
-    model.layers[2].mlp.act_fn = GELUTanh()
-
-
-def drop_one_bias(model: Any) -> None:
-    model.layers[3].self_attn.k_proj.bias = None
-
-
-def exchange_norm(model: Any) -> None:
-    model.norm = nn.RMSNorm(256)
-
-
-def exchange_linear(model: Any) -> None:
-    class Quantized(nn.Linear):
-        pass
-
-    model.layers[0].mlp.down_proj = Quantized(512, 256, bias=False)
-
-
-def scale_by_length(model: Any) -> None:
-    model.rotary_emb.rope_type = "dynamic"
-
-
-def narrow(model: Any) -> None:
-    model.layers[0].self_attn.k_proj = nn.Linear(256, 64)
-
-
-@pytest.mark.parametrize(
-    ("change", "found"),
-    [
-        (slide, "layers of kind sliding_attention"),
-        (add_query_norm, "layer 1 with self_attn.q_norm.bias"),
-        (exchange_activation, "layer 2 with GELUTanh in its MLP"),
-        (drop_one_bias, "layer 3 with a bias in some of"),
-        (exchange_norm, "norms of type RMSNorm"),
-        (exchange_linear, "layer 0 with mlp.down_proj a Quantized"),
-        (scale_by_length, "rotary embeddings of type dynamic"),
-        (narrow, "layer 0 with projections of"),
-    ],
-)
-def test_a_model_of_another_form_is_refused_by_what_it_has(
-    change: Callable[[Any], None], found: str, model: LlavaOnevision
-) -> None:
-    change(language_model(model))
-    with pytest.raises(ModelLoadError, match=f"no kernels for this model: it has {found}"):
-        fused(model)
 
 
 @torch.inference_mode()
