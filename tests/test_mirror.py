@@ -37,7 +37,7 @@ TESTED_BY: Mapping[tuple[str, ...], tuple[str, ...]] = {
         "app/api/routes/models.py",
     ),
     ("integration/test_api_tenants.py",): ("app/api/routes/usage.py",),
-    ("app/api/test_app.py", "docs/test_reference.py"): ("app/api/openapi.py",),
+    ("app/api/test_app.py", "security/test_contract.py"): ("app/api/openapi.py",),
     # Processes, with signals and exit codes.
     ("integration/test_api_shutdown.py",): ("app/api/server.py", "app/event_loop.py"),
     ("integration/test_worker_process.py",): ("app/worker/process.py",),

@@ -13,11 +13,15 @@ from tests.security.service import CLIP, ask, upload
 
 JSON, FORM = "application/json", "multipart/form-data"
 REPLACED = frozenset({"question", "messages", "video_id", "video", "file"})
-_NUMBER = (int, float)
 # By field what is sound by the document, and may be more than this server takes.
 LIMITED: Mapping[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("num_frames", "max_pixels", "max_tokens", "max_completion_tokens"), _NUMBER),
-    **dict.fromkeys(("fps", "start_s", "end_s", "deadline_s"), _NUMBER),
+    **dict.fromkeys(
+        (
+            *("num_frames", "max_pixels", "max_tokens", "max_completion_tokens"),
+            *("fps", "start_s", "end_s", "deadline_s"),
+        ),
+        (int, float),
+    ),
     **dict.fromkeys(("stream_options", "media_io_kwargs", "mm_processor_kwargs"), dict),
     "expires_after": (int, dict),
     "model": str,
@@ -36,7 +40,7 @@ class SoundRequest:
 
 
 class Known:
-    """Things that a key has: a video and jobs about it, and a second video that may be deleted."""
+    """What a key has: a video and a job about it, and a second video that may be deleted."""
 
     def __init__(self, client: httpx.Client) -> None:
         self._client = client
