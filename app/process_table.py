@@ -24,6 +24,7 @@ import struct
 import time
 from collections.abc import Iterable
 from enum import IntEnum
+from functools import lru_cache
 
 HEARTBEAT_TIMEOUT_S = 2.0  # after which a process is taken to be stuck
 
@@ -123,8 +124,8 @@ class ProcessTable:
         return self._sum(_Word.STREAMS, client)
 
     def num_bodies(self, client: str | None = None) -> int:
-        """Requests whose bodies are coming in, in all processes that are alive; those that count
-        for one client, where one is named.
+        """Requests whose bodies are coming in, in all processes; those that count for one client,
+        where one is named.
         """
         return self._sum(_Word.BODIES, client)
 
@@ -202,12 +203,16 @@ class ProcessTable:
 
     def _counters(self, word: _Word, client: str) -> list[int]:
         """Where a client's are among those."""
-        digest = hashlib.blake2b(client.encode(), key=self._digest_key, digest_size=8).digest()
         begin = _BY_CLIENT.index(word) * _SKETCH_WORDS
-        return [
-            begin + row * _SKETCH_WIDTH + int.from_bytes(part) % _SKETCH_WIDTH
-            for row, part in enumerate((digest[:4], digest[4:]))
-        ]
+        return [begin + at for at in _places_in_sketch(client, self._digest_key)]
+
+
+@lru_cache(maxsize=1024)
+def _places_in_sketch(client: str, key: bytes) -> tuple[int, ...]:
+    """Where a client's counters are in a sketch, one in each row of it."""
+    digest = hashlib.blake2b(client.encode(), key=key, digest_size=8).digest()
+    parts = enumerate((digest[:4], digest[4:]))
+    return tuple(row * _SKETCH_WIDTH + int.from_bytes(part) % _SKETCH_WIDTH for row, part in parts)
 
 
 class ProcessRow:

@@ -175,8 +175,8 @@ class JobQueue:
             num_places: see `owner_limits.num_places`.
 
         Raises:
-            QueueFullError: of `max_jobs` places too few are left, and the owner has its share of
-                them (`lua/places.lua`).
+            QueueFullError: all of `max_jobs` places are taken, and the owner has its share of
+                those beyond (`lua/places.lua`).
         """
         is_taken, retry_after_ms = await self._scripts.run(
             "reserve", model, job_id, max_jobs, milliseconds(lease_s), owner, num_places

@@ -84,8 +84,9 @@ class BodySlots:
         )
 
     def _on_change(self) -> None:
+        load = self.load
         for slot in self._open:
-            slot.reschedule()
+            slot.reschedule(load)
 
 
 class BodySlot:
@@ -135,7 +136,7 @@ class BodySlot:
         """
         self._waits_since = self._now()
         try:
-            async with asyncio.timeout_at(self._deadline()) as limit:
+            async with asyncio.timeout_at(self._deadline(self._slots.load)) as limit:
                 self._limit = limit
                 message = await receive()
         except TimeoutError:
@@ -153,13 +154,12 @@ class BodySlot:
         self._pace.take(len(body), self._min_bytes_s())
         return message
 
-    def reschedule(self) -> None:
+    def reschedule(self, load: float) -> None:
         """Keeps to the load as it is now, unless the time is up already."""
         if self._limit is not None and not self._limit.expired():
-            self._limit.reschedule(self._deadline())
+            self._limit.reschedule(self._deadline(load))
 
-    def _deadline(self) -> float:
-        load = self._slots.load
+    def _deadline(self, load: float) -> float:
         patience_s = IDLE_S + (FIRST_BYTE_S - IDLE_S) * load if self._has_begun else FIRST_BYTE_S
         return self._waits_since + patience_s - self._pace.behind_s
 

@@ -24,6 +24,7 @@ from app.api.post.wanted_frames import WantedFrames, with_frames
 from app.errors import JobNotFoundError, StoreUnavailableError
 from app.messages import ErrorEvent, JobRequest, JobState, StatusEvent, cached_video
 from app.metrics import ApiMetrics
+from app.store.client import CALL_TIMEOUT_S
 from app.store.frame_store import (
     FramesHeader,
     FrameStore,
@@ -235,10 +236,19 @@ class FrameReading:
     async def _store(
         self, frames: _ReadFrames, read: _SharedRead, digest: str, job_id: str, video: str
     ) -> None:
-        """Stores frames, unless another job that has waited for them has done so."""
-        async with read.storing:
+        """Stores frames, unless another job that has waited for them has done so. Raises what
+        `FrameStore` does, also where the others are not through in time.
+        """
+        try:
+            async with asyncio.timeout(self._patience_s + CALL_TIMEOUT_S):
+                await read.storing.acquire()
+        except TimeoutError:
+            raise StoreUnavailableError("the job store does not answer: try again later") from None
+        try:
             if await self._frames.pin(digest, job_id) is None:
                 await self._frames.put_and_pin(digest, frames.blob, job_id, video)
+        finally:
+            read.storing.release()
 
     async def _read_video(
         self, wanted: WantedFrames, read: _SharedRead, *, timeout_s: float

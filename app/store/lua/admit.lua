@@ -25,7 +25,7 @@ for _, worker_id in ipairs(redis.call('SMEMBERS', workers_key())) do
 end
 local retry_after_ms = nil
 for model in pairs(models) do
-  local reply = room(model, ARGV[3], tonumber(ARGV[2]), 1)
+  local reply = room(model, ARGV[3], tonumber(ARGV[2]))
   if reply[1] == 1 then return {cards, 1, 0, states} end
   retry_after_ms = math.min(retry_after_ms or reply[2], reply[2])
 end

@@ -5,13 +5,17 @@
 -- The first max_jobs places are open to all, so a key alone may take them all. Once they are taken
 -- there are as many again, in which none gets more than an equal share of what is left: an owner
 -- with n places is let in while n x (owners with places) < (places left). So an owner that has
--- filled the queue takes nothing from others, one with nothing waiting gets in as long as there are
--- places left for it, and no more than 2 x max_jobs are ever taken. An owner alone never gets more
--- than max_jobs. The shares shrink with what is left, as thresholds of shared buffers do
--- (Choudhury, Hahne: IEEE/ACM Transactions on Networking 6(2), 1998).
+-- filled the queue takes nothing from others, one with nothing waiting gets in as long as a place is
+-- left, and no more than 2 x max_jobs are ever taken. An owner alone never gets more than max_jobs.
+-- The shares shrink with what is left, as thresholds of shared buffers do (Choudhury, Hahne:
+-- IEEE/ACM Transactions on Networking 6(2), 1998).
+--
+-- A large job is let in where a small one would be, else it would hardly ever get into a queue that
+-- is nearly full. So each of these bounds may be passed by what the last job takes beyond its first
+-- place.
 --
 -- What a job takes beyond its first place is noted apart, since the previous release knows of
--- first places alone: what that release has not given back is `prune_places`' to find.
+-- first places alone: what that release does not give back, `sweep` finds.
 local ALL_MORE = '' -- field of `more_places`, whose other fields are job ids
 
 local function change_owner_places(model, owner, change)
@@ -63,37 +67,33 @@ local function give_up_place(model, job_id)
   if not redis.call('ZSCORE', queued_key(model), job_id) then forget_place(model, job_id) end
 end
 
--- Forgets places whose jobs were continued by the previous release, which does not count by owner.
-local function prune_places(model)
-  for _, key in ipairs({place_owners_key(model), more_places_key(model)}) do
-    for _, job_id in ipairs(redis.call('HKEYS', key)) do
-      if job_id ~= ALL_MORE and not redis.call('ZSCORE', queued_key(model), job_id)
-        and not redis.call('ZSCORE', places_key(model), job_id) then
-        forget_place(model, job_id)
-      end
+local function forget_gone(model, noted)
+  for _, job_id in ipairs(redis.call('HKEYS', noted)) do
+    if job_id ~= ALL_MORE and not redis.call('ZSCORE', queued_key(model), job_id)
+      and not redis.call('ZSCORE', places_key(model), job_id) then
+      forget_place(model, job_id)
     end
   end
 end
 
--- Whether an owner may have that many places beyond max_jobs, where num_left are left.
-local function is_within_share(model, owner, num_places, num_left)
+-- Forgets places whose jobs were continued by a release that does not count them: by owner, or
+-- beyond the first.
+local function prune_places(model) forget_gone(model, place_owners_key(model)) end
+local function prune_more_places(model) forget_gone(model, more_places_key(model)) end
+
+local function is_within_share(model, owner, num_left)
   local held = tonumber(redis.call('ZSCORE', owner_places_key(model), owner) or 0)
   local num_owners = redis.call('ZCARD', owner_places_key(model)) + (held == 0 and 1 or 0)
-  local before_the_last = num_places - 1
-  return (held + before_the_last) * num_owners < num_left - before_the_last
+  return held * num_owners < num_left
 end
 
--- Whether there is room in a model's queue for that many places of an owner: {1, 0}, or
--- {0, retry_after_ms}: retry_after_ms is the mean time between the last jobs that left the queue, 0
--- if none is known.
-local function room(model, owner, max_jobs, num_places)
+-- Whether there is room in a model's queue for an owner: {1, 0}, or {0, retry_after_ms}:
+-- retry_after_ms is the mean time between the last jobs that left the queue, 0 if none is known.
+local function room(model, owner, max_jobs)
   local now = now_ms()
   local taken = redis.call('ZCOUNT', places_key(model), '(' .. now, '+inf')
     + redis.call('ZCARD', queued_key(model)) + num_more_places(model)
-  if taken + num_places <= max_jobs
-    or is_within_share(model, owner, num_places, 2 * max_jobs - taken) then
-    return {1, 0}
-  end
+  if taken < max_jobs or is_within_share(model, owner, 2 * max_jobs - taken) then return {1, 0} end
   local oldest = redis.call('LINDEX', starts_key(model), -1)
   if not oldest then return {0, 0} end
   return {0, math.floor((now - oldest) / redis.call('LLEN', starts_key(model)))}

@@ -22,6 +22,7 @@ end
 for _, model in ipairs(redis.call('SMEMBERS', models_key())) do
   replace_lost_tickets(model)
   lay_out_starved(model)
+  prune_more_places(model)
   local places = places_key(model)
   for _, job_id in ipairs(redis.call('ZRANGEBYSCORE', places, '-inf', now, 'LIMIT', 0, ARGV[5])) do
     if redis.call('HGET', job_key(job_id), 'state') == 'reading' then

@@ -1,6 +1,7 @@
 """Jobs' frames on their way into the queue: one read for all who wait, failures, early ends."""
 
 import asyncio
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -11,6 +12,7 @@ from app.api.post.reading import FrameReading
 from app.errors import ShuttingDownError
 from app.messages import ErrorEvent, JobState
 from app.store.event_log import EventLog
+from app.store.frame_store import FrameStore
 from app.store.job_queue import JobQueue
 from app.store.keys import RedisKeys
 from app.video_store import VideoStore
@@ -94,6 +96,34 @@ async def test_a_shared_read_goes_on_while_one_of_its_jobs_waits(
     fake_readers.may_read.set()
     await all_read(reading)
     assert (await queue.get("b")).state is JobState.QUEUED
+
+
+async def test_jobs_that_wait_for_anothers_transfer_give_up_together(
+    queue: JobQueue,
+    log: EventLog,
+    reading: FrameReading,
+    videos: VideoStore,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However many they are: each waits no longer than if it had been the only one."""
+    may_end = asyncio.Event()
+    put_and_pin = FrameStore.put_and_pin
+
+    async def hanging(store: FrameStore, *args: Any) -> None:
+        await may_end.wait()
+        await put_and_pin(store, *args)
+
+    monkeypatch.setattr(FrameStore, "put_and_pin", hanging)
+    monkeypatch.setattr("app.api.post.reading.CALL_TIMEOUT_S", 0.2)
+    for job_id in "abc":
+        reading.start(await accepted(queue, await stored(videos), job_id))
+    await until(lambda: sum(map(reading.has, "abc")) == 1)
+    (storing,) = [job_id for job_id in "abc" if reading.has(job_id)]
+    for job_id in set("abc") - {storing}:
+        assert await last_error(log, job_id) == "store_unavailable"
+    may_end.set()
+    await all_read(reading)
+    assert (await queue.get(storing)).state is JobState.QUEUED
 
 
 async def test_the_last_that_leaves_ends_the_read(
