@@ -426,12 +426,14 @@ async def test_time_over_for_both_readers_is_said_so(shared: FrameReaders, tmp_p
 
 
 async def test_a_reader_without_enough_memory_is_said_to_be_lost(tmp_path: Path) -> None:
-    """By an allocation that fails, or by the next page of its stack, which is a crash."""
+    """By an allocation that fails, or by the next page of its stack, which is a crash. Where that
+    was decord's, PyAV tries too.
+    """
     readers = FrameReaders(ReadLimits(memory_bytes=100 * 2**20), max_readers=1)
     try:
         with pytest.raises(VideoReaderKilledError, match=r"memory|crashed"):
             await readers.read(make_clip(tmp_path / "clip.mp4"), SPEC)
-        assert readers.kills["memory"] + readers.kills["crash"] == 1
+        assert readers.kills["memory"] + readers.kills["crash"] in (1, 2)
     finally:
         await readers.aclose()
 
