@@ -5,10 +5,10 @@
 -- The first max_jobs places are open to all, so a key alone may take them all. Once they are taken
 -- there are as many again, in which none gets more than an equal share of what is left: an owner
 -- with n places is let in while n x (owners with places) < (places left). So an owner that has
--- filled the queue takes nothing from others, one with nothing waiting gets in as long as a place is
--- left, and no more than 2 x max_jobs are ever taken. An owner alone never gets more than max_jobs.
--- The shares shrink with what is left, as thresholds of shared buffers do (Choudhury, Hahne:
--- IEEE/ACM Transactions on Networking 6(2), 1998).
+-- filled the queue takes nothing from others, one with nothing waiting gets in as long as a place
+-- is left, and no more than 2 x max_jobs are ever taken. An owner alone never gets more than
+-- max_jobs. The shares shrink with what is left, as thresholds of shared buffers do (Choudhury,
+-- Hahne: IEEE/ACM Transactions on Networking 6(2), 1998).
 --
 -- A large job is let in where a small one would be, else it would hardly ever get into a queue that
 -- is nearly full. So each of these bounds may be passed by what the last job takes beyond its first
@@ -93,7 +93,9 @@ local function room(model, owner, max_jobs)
   local now = now_ms()
   local taken = redis.call('ZCOUNT', places_key(model), '(' .. now, '+inf')
     + redis.call('ZCARD', queued_key(model)) + num_more_places(model)
-  if taken < max_jobs or is_within_share(model, owner, 2 * max_jobs - taken) then return {1, 0} end
+  if taken < max_jobs or is_within_share(model, owner, 2 * max_jobs - taken) then
+    return {1, 0}
+  end
   local oldest = redis.call('LINDEX', starts_key(model), -1)
   if not oldest then return {0, 0} end
   return {0, math.floor((now - oldest) / redis.call('LLEN', starts_key(model)))}
