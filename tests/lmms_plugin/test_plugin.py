@@ -99,7 +99,7 @@ def test_any_family_answers_as_its_engine_does(
     ("arguments", "message"),
     [
         ("dycoke=True,dycoke_k=2", "compression.k must be between 0 and 1"),
-        ("conv_template=vicuna", "conv_template and model_name"),
+        ("conv_template=vicuna", "conv_template must be 'qwen_1_5'"),
     ],
 )
 def test_arguments_that_make_no_sense_end_the_run(arguments: str, message: str, task: Path) -> None:
