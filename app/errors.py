@@ -231,6 +231,9 @@ class StoreUnavailableError(ServiceError):
     code = "store_unavailable"
     retryable = True
 
+    def __init__(self, message: str = "the job store does not answer: try again") -> None:
+        super().__init__(message)
+
 
 class KeptSetsNotFoundError(ServiceError):
     """What the job kept is not known: it did not ask for `kept_mask`, has no video, or was not

@@ -133,7 +133,7 @@ class _InOurWords:
         traceback: TracebackType | None,
     ) -> None:
         if isinstance(error, TimeoutError | RedisTimeoutError | ConnectionError):
-            raise StoreUnavailableError("the job store does not answer: try again") from error
+            raise StoreUnavailableError from error
         if isinstance(error, ReadOnlyError | OutOfMemoryError) or (
             isinstance(error, ResponseError) and is_server_condition(str(error))
         ):

@@ -7,14 +7,13 @@ A test fails if the document is not up to date.
 
 import json
 import sys
-import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from loadtest.accuracy.statistics import Estimate
 from loadtest.auto.figures import AUTO, GOODPUT
-from loadtest.auto.report import as_difference, as_levels
+from loadtest.auto.report import as_difference, as_levels, wrapped
 from loadtest.report import NOTHING, markdown_table
 
 ROOT = Path(__file__).parent.parent.parent
@@ -23,7 +22,6 @@ RESULTS = ROOT / "loadtest" / "results"
 FOLDERS = ("auto", "auto-medium")
 BEGIN = "<!-- begin: loadtest.auto.document -->\n"
 END = "<!-- end: loadtest.auto.document -->\n"
-WIDTH = 100
 
 Figures = dict[str, Any]
 
@@ -54,7 +52,7 @@ def _part(path: Path) -> Iterator[str]:
         f"{len(profile['phases'])} phases of {profile['phase_s']:g} s "
         f"(`loadtest/results/{path.parent.name}/report.md`)."
     )
-    yield from textwrap.wrap(sentence, WIDTH, break_long_words=False, break_on_hyphens=False)
+    yield wrapped(sentence)
     yield ""
     yield from _table(content)
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +16,7 @@ from loadtest.auto.run import Outcome
 from loadtest.report import NOTHING, as_pair, markdown_table
 
 PLOT = "timeline.png"
+WIDTH = 100  # of prose
 COLUMNS = (
     *("setting", "at_s", "phase", "video", "scene", "family", "ttft_s", "total_s", "right"),
     *("compression", "reason", "predicted_ttft_s", "prefix", "refused", "failure"),
@@ -45,22 +47,25 @@ def _markdown(comparison: Comparison, about: dict[str, Any]) -> Iterator[str]:
     figures = comparison.figures()
     is_judged = any(each.accuracy is not None for each in figures)
     yield "# Policy auto against fixed settings, at the same arrivals\n"
-    yield _measured_with(comparison, about)
-    yield (
+    yield wrapped(_measured_with(comparison, about))
+    yield ""
+    yield wrapped(
         f"Goodput: {'right answers' if is_judged else 'answers'} whose first token came within "
         f"{comparison.objective_s:.2f} s, as a share of all questions and per second. Square "
         "brackets: 95 % interval, from resampling quarters of phases. Times are the client's, from "
         "when the question was due; refused ones have none. Load: arrivals, as a multiple of what "
-        "full tokens manage.\n"
+        "full tokens manage."
     )
+    yield ""
     yield from figures_table(figures, comparison.phases)
     yield f"\n![]({PLOT})\n"
     if claims := comparison.claims():
         yield "## What was to be shown\n"
-        yield (
+        yield wrapped(
             "Low load: the phases whose arrivals are half of what full tokens manage, without the "
-            "burst. The interval of accuracy is exact, on answers that both settings gave.\n"
+            "burst. The interval of accuracy is exact, on answers that both settings gave."
         )
+        yield ""
         yield from claims_table(claims)
     if reasons := comparison.by_reason():
         yield "\n## Why auto chose what it chose\n"
@@ -82,8 +87,12 @@ def _measured_with(comparison: Comparison, about: dict[str, Any]) -> str:
         f"{comparison.num_turns}, each setting against a fresh service; phases of "
         f"{comparison.phase_s:g} s. {NEW_SHARE:.0%} of the questions are about a new video, the "
         "others about one of the latest. The load generator's longest stall: "
-        f"{about['max_stall_s']:.2f} s.\n"
+        f"{about['max_stall_s']:.2f} s."
     )
+
+
+def wrapped(paragraph: str) -> str:
+    return textwrap.fill(paragraph, WIDTH, break_long_words=False, break_on_hyphens=False)
 
 
 def figures_table(figures: Sequence[Figures], phases: Sequence[Phase]) -> list[str]:

@@ -84,7 +84,7 @@ def test_a_sequence_that_is_preempted_runs_what_it_has_again(
     assert again.decode_row().token_id == 11 and again.decode_row().draw is None
     again.note_launched(1)
     row = again.decode_row()
-    assert row.token_id == 12 and row.draw is not None, "from here on it goes on"
+    assert row.token_id == 12 and row.draw is not None, "from here on tokens are drawn"
 
 
 def test_a_second_preemption_forgets_nothing_of_the_first(

@@ -67,7 +67,7 @@ class Known:
             yield SoundRequest(parameters, query, headers)
 
     def deletable(self) -> dict[str, str]:
-        """The second video, which is stored anew."""
+        """The second video, uploaded and stored again."""
         video_id = upload(self._client)["video_id"]
         return {"video_id": video_id, "file_id": video_id}
 

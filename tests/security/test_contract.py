@@ -116,7 +116,7 @@ class Document:
 
     def try_out(self, operation: Any, mode: GenerationMode, tally: Tally) -> None:
         """Sends what the document makes of an operation, half of it about known things."""
-        # A body with a file cannot be judged anew once a known one has been put in.
+        # A body with a file cannot be checked again once a known one has been put in.
         without = ["negative_data_rejection"] if mode is GenerationMode.POSITIVE else []
 
         @settings(

@@ -115,7 +115,7 @@ def test_many_small_posts_take_no_more_than_their_budget(
 
 
 def post(service: Service, video_id: str, end_s: float) -> tuple[str, str]:
-    """Returns the job's id, or "" and the error's code. The job goes on."""
+    """Returns the job's id, or "" and the error's code. The job keeps running."""
     body = {
         "question": LONG,
         "video_id": video_id,

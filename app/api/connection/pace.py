@@ -2,8 +2,8 @@
 
 
 class Pace:
-    """How far a body lags behind a rate. Fast bytes make up for slow ones before them and earn no
-    credit for later: a body that has come fast must keep coming.
+    """How many seconds a body is behind its minimum rate. Fast bytes make up for slow ones before
+    them and earn no credit for later: a body that has come fast must keep coming.
     """
 
     def __init__(self) -> None:

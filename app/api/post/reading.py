@@ -243,7 +243,7 @@ class FrameReading:
             async with asyncio.timeout(self._patience_s + CALL_TIMEOUT_S):
                 await read.storing.acquire()
         except TimeoutError:
-            raise StoreUnavailableError("the job store does not answer: try again later") from None
+            raise StoreUnavailableError from None
         try:
             if await self._frames.pin(digest, job_id) is None:
                 await self._frames.put_and_pin(digest, frames.blob, job_id, video)

@@ -215,7 +215,7 @@ class Submissions:
                     key_hash=idempotency_hash(owner, idempotency_key) if idempotency_key else "",
                 )
         except TimeoutError:
-            raise StoreUnavailableError("the job store does not answer: try again") from None
+            raise StoreUnavailableError from None
 
     async def _place(self, taken: TakenIn, wanted: WantedFrames | None, owner: str) -> Place:
         """Takes a place, for which there was room at the headers and may be none by now."""

@@ -31,7 +31,7 @@ async def readyz(api: ApiDep) -> dict[str, str]:
         async with asyncio.timeout(READY_LIMIT_S):
             await served_models(api.registry)
     except TimeoutError:
-        raise StoreUnavailableError("the job store does not answer: try again") from None
+        raise StoreUnavailableError from None
     return {"status": "ok"}
 
 
