@@ -74,7 +74,7 @@ class JobNotFoundError(ServiceError):
 
     def __init__(
         self,
-        message: str = "this key has no job with this id, or its result is gone "
+        message: str = "no job of yours has this id, or its result is gone "
         "(DYCOKE_RESULT_TTL_S after the job's end): post the request again",
     ) -> None:
         super().__init__(message)
@@ -87,8 +87,8 @@ class VideoNotFoundError(ServiceError):
 
     def __init__(
         self,
-        message: str = "this key has no video with this id: it may have expired, been deleted or "
-        "been evicted; upload it again with POST /v1/videos",
+        message: str = "no video of yours has this id: it may have expired, been deleted or been "
+        "evicted; upload it again with POST /v1/videos",
     ) -> None:
         super().__init__(message)
 

@@ -118,7 +118,7 @@ def test_questions_are_text_and_never_markup(page: Page) -> None:
 def test_link_to_a_job_that_is_gone_says_so(browser: Browser, slow_url: str) -> None:
     with watched_page(browser, slow_url, LIGHT, tolerated="status of 404") as page:
         page.goto("/#job=gone")
-        expect(page.locator("#answers")).to_contain_text("Job gone: this key has no job")
+        expect(page.locator("#answers")).to_contain_text("Job gone: no job of yours has this id")
 
 
 def test_event_source_reads_a_job_to_its_end(page: Page) -> None:

@@ -17,7 +17,7 @@ async def test_a_job_is_found_by_its_owner_alone(jobs: Jobs, queue: JobQueue) ->
     await submit(queue, "j")
     assert (await jobs.find("j", ANONYMOUS)).job_id == "j"
     for job_id, owner in (("j", "somebody else"), ("none", ANONYMOUS)):
-        with pytest.raises(JobNotFoundError, match="this key has no job"):
+        with pytest.raises(JobNotFoundError, match="no job of yours"):
             await jobs.find(job_id, owner)
 
 
