@@ -36,14 +36,14 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests of `integration`, and those of `app` that use a Redis, run several processes or
     connections against real timeouts. On a machine that stalls for seconds one may fail for no
-    fault of the service, so each gets a second try; the summary lists it as a rerun. Twice is a
-    failure.
+    fault of the service, so each gets a second try, a little later; the summary lists it as a
+    rerun. Twice is a failure.
     """
     integration, app = (Path(__file__).parent / name for name in ("integration", "app"))
     for item in items:
         has_redis = not REDIS_FIXTURES.isdisjoint(getattr(item, "fixturenames", ()))
         if integration in item.path.parents or (app in item.path.parents and has_redis):
-            item.add_marker(pytest.mark.flaky(reruns=1))
+            item.add_marker(pytest.mark.flaky(reruns=1, reruns_delay=5))
 
 
 @pytest.hookimpl(wrapper=True)

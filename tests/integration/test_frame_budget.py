@@ -157,10 +157,11 @@ async def test_frames_in_hand_wait_for_their_turn(
         video_id = await upload(api)
         api.readers.may_read.clear()
         posts = [ask(api, video_id, start_s=float(second)) for second in range(3)]
-        depth = api.api.jobs.queue.depth
         async with asyncio.timeout(20):
-            while (await depth("tiny")).waiting < 3:
+            while "dycoke_reader_jobs 3" not in await api.metrics():
                 await asyncio.sleep(0.01)
+        await until(lambda: api.readers.num_reads > 0)
+        await asyncio.sleep(0.2)  # in which another read would begin
         assert api.readers.num_reads == 1, "one is held, though another reader is free"
         api.readers.may_read.set()
         for _ in posts:

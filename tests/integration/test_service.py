@@ -25,6 +25,7 @@ from dycoke_core.tiny import CLIP
 from tests.video_clips import make_audio, make_clip
 
 PATIENCE_S = 120.0  # a worker takes six seconds of CPU time to start
+LEASE_S = "5"  # short, and yet longer than a busy machine leaves a worker without its turn
 NUM_TOKENS = 600  # of an answer in whose middle its worker is found and killed
 METRICS_LINE = "serving metrics"
 Event = tuple[str, dict[str, Any]]
@@ -155,7 +156,7 @@ def running_service(folder: Path, **settings: str) -> Iterator[Service]:
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory, random_checkpoint: Path) -> Iterator[Service]:
-    settings = {"DYCOKE_MODEL": str(random_checkpoint), "DYCOKE_LEASE_S": "1"}
+    settings = {"DYCOKE_MODEL": str(random_checkpoint), "DYCOKE_LEASE_S": LEASE_S}
     with running_service(tmp_path_factory.mktemp("service"), **settings) as service:
         yield service
 
@@ -167,7 +168,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory, random_checkpoint: Path) -> I
         "DYCOKE_MODEL": str(random_checkpoint),
         "DYCOKE_WORKERS": "2",
         "DYCOKE_MAX_RUNNING_JOBS": "1",
-        "DYCOKE_LEASE_S": "1",
+        "DYCOKE_LEASE_S": LEASE_S,
     }
     with running_service(tmp_path_factory.mktemp("pair"), **settings) as service:
         wait_until(lambda: service.client.get("/v1/models").json()["data"][0]["num_workers"] == 2)
