@@ -11,6 +11,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
 
 from app.api.answer.answers import Answers
+from app.api.answer.frame_images import FrameImages
 from app.api.answer.jobs import Jobs
 from app.api.answer.observer import Followers
 from app.api.auth import ApiKeys
@@ -288,7 +289,7 @@ async def _start(
         streams=StreamSlots(settings.max_streams, row, metrics),
         registry=registry,
         videos=videos,
-        frames=frames,
+        frame_images=FrameImages(frames),
         compressions=compressions,
         chat_intake=ChatIntake(settings, compressions, uploads),
         completion_intake=partial(
