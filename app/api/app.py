@@ -30,6 +30,7 @@ from app.api.openapi import install_openapi
 from app.api.page.assets import docs_assets, page_assets
 from app.api.post.cancelling import Cancellations
 from app.api.post.chat_intake import ChatIntake
+from app.api.post.fair_budget import FairBudget
 from app.api.post.orphans import Orphans
 from app.api.post.reader_slots import ReaderSlots
 from app.api.post.reading import FrameReading
@@ -289,6 +290,7 @@ async def _start(
         streams=StreamSlots(settings.max_streams, row, metrics),
         registry=registry,
         videos=videos,
+        listings=FairBudget(1),
         frame_images=FrameImages(frames),
         compressions=compressions,
         chat_intake=ChatIntake(settings, compressions, uploads),

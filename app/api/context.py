@@ -19,6 +19,7 @@ from app.api.connection.streams import StreamSlots
 from app.api.openai.intake import CompletionIntake
 from app.api.post.cancelling import Cancellations
 from app.api.post.chat_intake import ChatIntake
+from app.api.post.fair_budget import FairBudget
 from app.api.post.submissions import Submissions
 from app.api.post.uploads import Uploads
 from app.api.signed_links import SIGNATURE, SignedLinks
@@ -44,6 +45,7 @@ class Api:
     streams: StreamSlots
     registry: WorkerRegistry
     videos: VideoStore
+    listings: FairBudget  # of stored videos, one at a time
     frame_images: FrameImages
     compressions: Compressions
     chat_intake: ChatIntake
