@@ -1,6 +1,6 @@
-"""Clients' own names of videos (`uuid`), each good among one owner's videos alone.
+"""Clients' own names for videos (`uuid`), each valid only among one owner's videos.
 
-An alias finds a video and is never a key of a cache: what is kept is kept by content.
+An alias finds a video but is never the key of a cache: caches go by content.
 """
 
 from hashlib import sha256
