@@ -22,7 +22,7 @@ class VideoAliases:
         self._keys = keys
 
     async def note(self, owner: str, alias: str, video_id: str) -> None:
-        """The last video that came under a name has it."""
+        """Gives a name to a video; the last one that comes under a name keeps it."""
         async with store_call():
             await self._redis.set(self._key(owner, alias), video_id, px=milliseconds(ALIAS_TTL_S))
 
