@@ -8,6 +8,7 @@ import pytest
 from app.messages import CompressionChoice
 from dycoke_core.auto import AutoConfig, Reason
 from tests.integration.api import RunningApi, ScriptedWorker
+from tests.integration.openai_client import PATH, about
 
 
 @pytest.mark.parametrize(
@@ -25,6 +26,25 @@ async def test_a_request_for_auto_reaches_the_worker_complete(
     assert delivery.request.compression == expected.as_dict()
     await worker.finish(delivery, 1)
     assert (await post).status_code == 200
+
+
+@pytest.mark.parametrize(("deadline_s", "objective_s"), [(30, 30.0), (90, 60.0)])
+async def test_the_objective_is_at_most_the_deadline_on_both_surfaces(
+    api: RunningApi, worker: ScriptedWorker, deadline_s: float, objective_s: float
+) -> None:
+    """A first token after it would be of no use."""
+    asked = {"policy": "auto", "objective_s": 60}
+    post = asyncio.create_task(api.post(compression=asked, deadline_s=deadline_s, stream=False))
+    delivery = await worker.answer()
+    assert (await post).status_code == 200
+    video = delivery.request.video_id
+    assert video is not None
+    body = {"messages": about(video), "compression": asked, "deadline_s": deadline_s}
+    completion = asyncio.create_task(api.client.post(PATH, json=body))
+    other = await worker.answer()
+    assert (await completion).status_code == 200
+    for request in (delivery.request, other.request):
+        assert request.compression == AutoConfig(objective_s).as_dict()
 
 
 async def test_metrics_have_the_policy_that_was_chosen_beside_who_chose(
