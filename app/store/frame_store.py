@@ -72,7 +72,7 @@ class FrameStore:
         self._large = shared_connection(redis, "large")
         self._scripts = Scripts(redis, keys.prefix)
         self._max_bytes = max_bytes
-        self._dropping: set[asyncio.Task[None]] = set()
+        self._following: set[asyncio.Task[None]] = set()
 
     async def pin(self, digest: str, job_id: str) -> FramesHeader | None:
         """Pins a blob for a live job, without fetching its pixels.
@@ -132,25 +132,30 @@ class FrameStore:
             )
 
     def _drop(self, upload: str) -> None:
-        """Takes a blob back that may have been sent, and that no budget counts. Follows it on the
-        same connection.
+        """Takes a blob back that may have been sent, and that no budget counts. Where that fails,
+        it expires.
         """
-
-        async def unlink() -> None:
-            with suppress(RedisError):  # it expires
-                await self._large.call("UNLINK", upload)
-
-        dropping = asyncio.create_task(unlink())
-        self._dropping.add(dropping)
-        dropping.add_done_callback(self._dropping.discard)
+        self._follow("UNLINK", upload)
 
     async def get(self, digest: str) -> bytes | None:
         with in_our_words:
             blob: bytes | None = await self._large.call("GET", self._keys.frames(digest))
         # The client keeps the buffer of a reply, as large as the blob, until the next one.
-        with suppress(RedisError):
-            await self._large.call("PING")
+        self._follow("PING")
         return blob
+
+    def _follow(self, *command: str) -> None:
+        """Sends a command behind all that was sent before. It may wait for other blobs, and nobody
+        waits for it.
+        """
+
+        async def call() -> None:
+            with suppress(RedisError):
+                await self._large.call(*command)
+
+        following = asyncio.create_task(call())
+        self._following.add(following)
+        following.add_done_callback(self._following.discard)
 
     async def frame(self, digest: str, index: int) -> tuple[FramesHeader, bytes] | None:
         """One frame's pixels, [height, width, 3], with what the blob says of all; None if it is not

@@ -221,7 +221,7 @@ class JobQueue:
         return bool(reply)
 
     async def release(self, model: str, job_id: str) -> None:
-        """Gives up a place whose job was never created."""
+        """Gives up a place; one whose job was created, unknown to who posted it, is abandoned."""
         await self._scripts.run("release", model, job_id)
 
     async def create(

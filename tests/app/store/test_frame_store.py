@@ -112,6 +112,23 @@ async def test_blob_that_has_come_stays_when_the_connection_breaks_behind_it(
     assert await store.get("a") == blob("a")
 
 
+async def test_blob_that_has_come_waits_for_no_other(
+    store: FrameStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What comes behind it on the connection may be the blobs of dozens of jobs."""
+    call = SharedConnection.call
+
+    async def only_blobs_come(self: SharedConnection, *args: str | bytes | int | float) -> Any:
+        if args[0] == "PING":
+            await asyncio.Event().wait()
+        return await call(self, *args)
+
+    await put(store, "a")
+    monkeypatch.setattr(SharedConnection, "call", only_blobs_come)
+    async with asyncio.timeout(20):
+        assert await store.get("a") == blob("a")
+
+
 async def test_least_recently_used_blob_goes_first(store: FrameStore) -> None:
     await put(store, "a")
     await put(store, "b")

@@ -263,6 +263,21 @@ async def test_sweep_ends_overdue_jobs_and_finds_those_of_lost_readers(
     assert (await queue.sweep(grace_s=0)).overdue == ()
 
 
+async def test_job_whose_post_was_cancelled_while_it_was_created_finds_a_reader(
+    queue: JobQueue, redis: Redis, keys: RedisKeys
+) -> None:
+    """A shutdown cancels a post that waits for Redis, which then hears of the job and, right after
+    it, that the post gives its place up."""
+    await queue.reserve(MODEL, "j", max_jobs=1, lease_s=0.0)
+    await queue.create(make_request("j"))
+    await queue.release(MODEL, "j")
+    orphan = Orphan(MODEL, "j")
+    assert (await queue.sweep()).orphans == (orphan,)
+    assert await queue.adopt(orphan, lease_s=30) is not None
+    assert await queue.end("j", JobState.CANCELLED, cancelled("j"))
+    assert (await queue.depth(MODEL)).places == 0
+
+
 async def test_orphan_is_adopted_by_one_and_not_for_ever(queue: JobQueue, log: EventLog) -> None:
     await queue.reserve(MODEL, "reads", max_jobs=100, lease_s=0.01)
     request = make_request("reads")
