@@ -14,6 +14,7 @@ from dycoke_core.config import (
     POLICY_PARAMETERS,
     CompressionConfig,
     no_such_parameter,
+    to_float,
 )
 from dycoke_core.errors import InvalidRequestError
 
@@ -122,7 +123,7 @@ def is_auto(compression: object) -> bool:
 def _number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InvalidRequestError(f"compression.{name} must be a number")
-    return float(value)
+    return to_float(value)
 
 
 # --- the choice ---

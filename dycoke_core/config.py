@@ -5,6 +5,7 @@ pruning rate.
 """
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
@@ -134,7 +135,15 @@ def _checked(name: str, value: Any) -> Any:
     accepted, wanted = _ACCEPTED.get(kind, (str, "a string"))
     if not isinstance(value, accepted) or isinstance(value, bool):
         raise InvalidRequestError(f"compression.{name} must be {wanted}")
-    return float(value) if kind is float else value
+    return to_float(value) if kind is float else value
+
+
+def to_float(number: float) -> float:
+    """A whole number beyond all floats becomes infinite, which no range includes."""
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf if number > 0 else -math.inf
 
 
 # What a parameter of a type may be given as, and what to say of it; others are strings.

@@ -11,6 +11,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
 
 from app.api.answer.answers import Answers
+from app.api.answer.frame_images import FrameImages
 from app.api.answer.jobs import Jobs
 from app.api.answer.observer import Followers
 from app.api.auth import ApiKeys
@@ -29,6 +30,7 @@ from app.api.openapi import install_openapi
 from app.api.page.assets import docs_assets, page_assets
 from app.api.post.cancelling import Cancellations
 from app.api.post.chat_intake import ChatIntake
+from app.api.post.fair_budget import FairBudget
 from app.api.post.orphans import Orphans
 from app.api.post.reader_slots import ReaderSlots
 from app.api.post.reading import FrameReading
@@ -288,7 +290,8 @@ async def _start(
         streams=StreamSlots(settings.max_streams, row, metrics),
         registry=registry,
         videos=videos,
-        frames=frames,
+        listings=FairBudget(1),
+        frame_images=FrameImages(frames),
         compressions=compressions,
         chat_intake=ChatIntake(settings, compressions, uploads),
         completion_intake=partial(

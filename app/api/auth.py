@@ -46,14 +46,16 @@ class ApiKeys:
         self._now = now
         self._stored: dict[str, Principal] = {}
         self._known: list[Principal] = []  # stored ones, revoked ones too
+        self._has_had_any = bool(configured)
         self._signature: Signature | None = None
         self._is_readable = True
         self.refresh()
 
     @property
     def has_any(self) -> bool:
-        """Whether the service asks for keys; it still does after the last one is revoked."""
-        return bool(self._configured or self._known)
+        """Whether the service asks for keys; it still does after the last one is revoked, or is
+        gone from the file."""
+        return self._has_had_any
 
     @property
     def holders(self) -> list[Principal]:
@@ -139,6 +141,7 @@ class ApiKeys:
         before = {principal.name for principal in self._stored.values()}
         names = {principal.name for principal in stored.values()}
         self._stored, self._known = stored, [key.principal for key in keys]
+        self._has_had_any = self._has_had_any or bool(keys)
         logger.info(
             "API keys read",
             extra={

@@ -10,6 +10,7 @@ from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 
 from app.api.answer.answers import Answers
+from app.api.answer.frame_images import FrameImages
 from app.api.answer.jobs import Jobs
 from app.api.auth import ApiKeys
 from app.api.compressions import Compressions
@@ -18,13 +19,13 @@ from app.api.connection.streams import StreamSlots
 from app.api.openai.intake import CompletionIntake
 from app.api.post.cancelling import Cancellations
 from app.api.post.chat_intake import ChatIntake
+from app.api.post.fair_budget import FairBudget
 from app.api.post.submissions import Submissions
 from app.api.post.uploads import Uploads
 from app.api.signed_links import SIGNATURE, SignedLinks
 from app.api.upkeep.metrics_page import MetricsPage
 from app.keys.entries import Principal, Scope
 from app.metrics import ApiMetrics
-from app.store.frame_store import FrameStore
 from app.store.kept_sets import KeptSets
 from app.store.usage import UsageLog
 from app.store.worker_registry import WorkerRegistry
@@ -44,7 +45,8 @@ class Api:
     streams: StreamSlots
     registry: WorkerRegistry
     videos: VideoStore
-    frames: FrameStore
+    listings: FairBudget  # of stored videos, one at a time
+    frame_images: FrameImages
     compressions: Compressions
     chat_intake: ChatIntake
     completion_intake: Callable[[], CompletionIntake]

@@ -2,11 +2,26 @@
 
 import time
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import NamedTuple, Self
 
+from dycoke_core.config import DEFAULT_PRIORITY
 from dycoke_core.level_choice import Outlook
+from dycoke_core.precedence import RANKS
 
 LAST_ARRIVALS = 8  # fewer have no rate; `lua/prelude.lua` has it too
+
+_RANKS = {str(priority): rank for priority, rank in RANKS.items()}
+_WORST_RANK = max(RANKS.values())
+
+
+class Queued(NamedTuple):
+    at_ms: int
+    rank: int
+
+    @classmethod
+    def read(cls, word: str) -> Self:
+        at_ms, _, priority = word.partition(":")
+        return cls(int(at_ms), _RANKS.get(priority, RANKS[DEFAULT_PRIORITY]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +33,7 @@ class QueueSnapshot:
         num_workers: that share what waits.
         num_arrivals: recent ones; `first_arrival_ms` is the first of them, `last_arrival_ms` the
             first of the last `LAST_ARRIVALS`.
-        queued_ms: when each of the oldest waiting jobs was queued, oldest first.
+        queued: the oldest waiting jobs, oldest first.
     """
 
     now_ms: int = 0
@@ -26,32 +41,44 @@ class QueueSnapshot:
     num_arrivals: int = 0
     first_arrival_ms: int = 0
     last_arrival_ms: int = 0
-    queued_ms: tuple[int, ...] = ()
+    queued: tuple[Queued, ...] = ()
     read_at: float = field(default_factory=time.monotonic)
 
     @classmethod
     def read(cls, words: bytes) -> Self:
         """From what `queue_snapshot` of `lua/prelude.lua` says, just now."""
-        now_ms, num_workers, num_arrivals, first_ms, last_ms, *queued_ms = map(int, words.split())
-        num_workers = max(num_workers, 1)
-        return cls(now_ms, num_workers, num_arrivals, first_ms, last_ms, tuple(queued_ms))
+        now_ms, num_workers, num_arrivals, first_ms, last_ms, *queued = words.decode().split()
+        return cls(
+            int(now_ms),
+            max(int(num_workers), 1),
+            int(num_arrivals),
+            int(first_ms),
+            int(last_ms),
+            tuple(map(Queued.read, queued)),
+        )
+
+    @property
+    def queued_ms(self) -> tuple[int, ...]:
+        return tuple(job.at_ms for job in self.queued)
 
     def without(self, queued_ms: int) -> Self:
         """Without a job that was queued then, if it has one."""
         if queued_ms not in self.queued_ms:
             return self
         place = self.queued_ms.index(queued_ms)
-        return replace(self, queued_ms=self.queued_ms[:place] + self.queued_ms[place + 1 :])
+        return replace(self, queued=self.queued[:place] + self.queued[place + 1 :])
 
-    def outlook(self, held_at: tuple[float, ...] = ()) -> Outlook:
+    def outlook(self, held_at: tuple[float, ...] = (), *, worst_rank: int = _WORST_RANK) -> Outlook:
         """This worker's share of what waits, and what it holds back itself.
 
         Args:
             held_at: when the jobs that this worker holds back were queued, on the monotonic clock;
                 they come first.
+            worst_rank: of the jobs that count.
         """
         now = time.monotonic()
-        share = self.queued_ms[self.num_workers - 1 :: self.num_workers]
+        counted = [job.at_ms for job in self.queued if job.rank <= worst_rank]
+        share = counted[self.num_workers - 1 :: self.num_workers]
         held_s = (now - at for at in held_at)
         waited_s = (*held_s, *(self._age_s(at_ms, now) for at_ms in share))
         all_s, last_s = (

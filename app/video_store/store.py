@@ -60,7 +60,6 @@ class VideoStore:
             max_incoming_bytes=max_incoming_bytes,
         )
         self._lock = DirectoryLock(directory / ".lock")
-        self._listing = asyncio.Semaphore(1)
 
     async def open(self) -> None:
         await asyncio.to_thread(self._open)
@@ -131,7 +130,7 @@ class VideoStore:
     ) -> tuple[list[StoredVideo], bool]:
         """Some of an owner's videos in the order of their uploads, and whether there are more.
 
-        Waits: for other listings, so that they leave threads for other work.
+        Looks at all of them, which takes a thread a moment: callers take turns.
 
         Args:
             purpose: of these alone.
@@ -140,8 +139,7 @@ class VideoStore:
         Raises:
             VideoNotFoundError: `after` is none of them.
         """
-        async with self._listing:
-            return await asyncio.to_thread(self._page, owner, limit, purpose, after, newest_first)
+        return await asyncio.to_thread(self._page, owner, limit, purpose, after, newest_first)
 
     async def expired(self) -> list[tuple[str, str]]:
         """Videos whose time is over, with their owners."""

@@ -34,7 +34,7 @@ class _Waiting:
 
     @property
     def rank(self) -> int:
-        return RANKS[self.job.delivery.request.priority]
+        return _rank(self.job)
 
 
 class _Taken(NamedTuple):
@@ -138,10 +138,13 @@ class ChoosingLine:
 
     def outlook(self, job: RunningJob) -> Outlook:
         """What waits with a job that is chosen for: in Redis, and here, where some are still being
-        prepared. May be called on any thread.
+        prepared. Those of worse priority give way, so they do not count. May be called on any
+        thread.
         """
-        others = (at for other, at in self._held.items() if other is not job)
-        return self._queue.outlook(tuple(sorted(others)))
+        rank = _rank(job)
+        held = self._held.items()
+        others = (at for other, at in held if other is not job and _rank(other) <= rank)
+        return self._queue.outlook(tuple(sorted(others)), worst_rank=rank)
 
     def _call_next(self) -> None:
         """Calls all that may have a turn now."""
@@ -171,6 +174,10 @@ class ChoosingLine:
         self._waiting = _without(waiting, self._waiting)
         self._holders = _without(waiting, self._holders)
         self._call_next()
+
+
+def _rank(job: RunningJob) -> int:
+    return RANKS[job.delivery.request.priority]
 
 
 async def _passes_by(waiting: _Waiting, passes: Passes) -> bool:

@@ -4,6 +4,7 @@ See `dycoke_core.level_choice` for the rule. This module supplies its inputs: th
 token at each level, and what recent requests have cost the engine.
 """
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from dycoke_core.sequence import Sequence
 
 COMMITTED_SHARE = 1 / 8  # share of the objective that prompt work ahead of a choice may take
 _NEWEST_SHARE = 1 / 20  # of the mean work of requests
+_FORGET_S = 120.0  # after which an overhead that is not measured any more counts for a third
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +214,8 @@ class AutoCompression:
 
 class _Overhead:
     """What a request costs besides its prompt: decoding, full slots, whatever the rates miss. While
-    requests wait, it is the time between two choices minus the prompts run in between.
+    requests wait, it is the time between two choices minus the prompts run in between. While none
+    do, it is forgotten: those that come now may have shorter answers.
     """
 
     def __init__(self) -> None:
@@ -237,6 +240,8 @@ class _Overhead:
             overhead_s = (since_s - self._prompts_s) / self._num_requests
             share = min(self._num_requests * _NEWEST_SHARE, 1.0)
             self._mean_s += share * (overhead_s - self._mean_s)
+        else:
+            self._mean_s *= math.exp(-since_s / _FORGET_S)
         self._chosen_at_s, self._is_waited_for = now_s, is_waited_for
         self._num_requests, self._prompts_s = 0, 0.0
 

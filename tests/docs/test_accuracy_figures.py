@@ -65,7 +65,10 @@ def test_the_table_of_the_readme() -> None:
             share(setting["describe"]["value"]),
         )
     (number,) = set(RUN["test_set"]["questions"].values())
-    assert f"on {number} questions per family" in words("README.md")
+    text = words("README.md")
+    assert f"on {number} questions per family" in text
+    right = [share(setting["short"]["value"]) for setting in (DYCOKE, FULL)]
+    assert f"gets {right[0]} of the short questions right instead of {right[1]} " in text
 
 
 def brief_events(better: str) -> list[str]:

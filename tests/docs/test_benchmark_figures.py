@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from tests.docs.figures import percent, rounded, run
-from tests.docs.tables import plain, table
+from tests.docs.tables import plain, table, words
 
 DOCUMENT = "docs/benchmarks.md"
 Row = dict[str, Any]
@@ -58,6 +58,15 @@ def test_the_engine() -> None:
         assert_rounds_to(intel, ratios(INTEL, starts))
         assert_rounds_to(limit, limits(starts))
         assert_rounds_to(amd, ratios(AMD, starts))
+
+
+def test_what_the_readme_says_that_compression_saves() -> None:
+    prefill, decode = (
+        rounded(float(ratios(INTEL, (start,))[0] or 0), digits)
+        for start, digits in (("prefill, full / dycoke", 1), (ENGINE[2][0], 2))
+    )
+    said = f"prefill is {prefill} times as fast and decoding at batch 8 is {decode} times as fast"
+    assert said in words("README.md")
 
 
 def test_reading() -> None:

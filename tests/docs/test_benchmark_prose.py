@@ -55,9 +55,9 @@ def test_the_engine() -> None:
         ],
         how=["0.5B with random weights, 32 frames", "reads 1,065 MB", "over 6,300 keys"],
         not_kept=[
-            "at 2.3 TFLOP/s, gave 1.39 and 1.07 for",
+            "at 2.3 TFLOP/s: 1.39 and 1.07 for",
             "and 14.7 for the last line",
-            "at 1.9 TFLOP/s and 21 GB/s, gave 1.5 for",
+            "at 1.9 TFLOP/s and 21 GB/s: 1.5 for",
             "1.6 for the third and 11.5 for",
         ],
     )

@@ -41,6 +41,8 @@ def test_the_wire_keeps_everything() -> None:
         ({"objective_s": 0}, "objective_s"),
         ({"objective_s": float("nan")}, "objective_s"),
         ({"objective_s": True}, "objective_s"),
+        ({"objective_s": 10**400}, "objective_s"),  # beyond all floats
+        ({"at_least": -(10**400)}, "at_least"),
         ({"at_least": 1.1}, "at_least"),
         ({"at_least": "much"}, "at_least"),
         ({"k": 0.5}, "'k'"),

@@ -78,6 +78,8 @@ def test_full_tokens_have_no_parameters() -> None:
         ({"policy": "dycoke", "q": 1}, "takes no parameter 'q'"),
         ({"k": 1.5}, "compression.k must be between 0 and 1"),
         ({"k": float("nan")}, "compression.k must be between 0 and 1"),
+        ({"k": 10**400}, "compression.k must be between 0 and 1"),
+        ({"threshold": -(10**400)}, "compression.threshold must be between -1 and 1"),
         ({"p": "0.7"}, "compression.p must be a number"),
         ({"p": True}, "compression.p must be a number"),
         ({"l": -1}, "compression.l must be between 0 and 1000"),

@@ -184,6 +184,24 @@ def test_what_prompts_do_not_explain_counts_while_requests_wait(lab: Lab) -> Non
     assert (choice.level > 0, choice.reason) == (True, Reason.LOAD)
 
 
+def test_what_requests_cost_beside_their_prompts_is_forgotten_once_none_wait(lab: Lab) -> None:
+    """Answers were long under the last load, and compression must not stay strong for that."""
+    alone_s = predicted_s(lab, 0)
+    now_s = 0.0
+    auto = auto_of(lab.engine(), lambda: now_s)
+    config = AutoConfig(100 * alone_s)
+    often = Outlook(waited_s=(30 * alone_s,), arrivals_per_s=0.5 / alone_s)
+    for number in range(100):
+        auto.choose(lab.sequence(f"long {number}"), config, often, waited_s=0.0, queued_s=now_s)
+        now_s += 2.0 * alone_s
+    assert auto.choose(lab.sequence("a"), config, often, waited_s=0.0).reason is Reason.LOAD
+    for number in range(60):
+        now_s += 10.0
+        auto.choose(lab.sequence(f"short {number}"), config, NOTHING_WAITS, waited_s=0.0)
+    choice = auto.choose(lab.sequence("b"), config, often, waited_s=0.0)
+    assert (choice.level, choice.reason) == (0, Reason.OBJECTIVE)
+
+
 def test_time_without_requests_that_wait_is_no_cost_of_theirs(lab: Lab) -> None:
     """The job that waited at one choice need not be the next that is chosen for."""
     engine = lab.engine()

@@ -49,7 +49,7 @@ async def ask(
     post = asyncio.create_task(api.post(clip=clip, stream=False, **fields))
     delivery = await worker.take()
     assert delivery.request.frames is not None
-    blob = await api.api.frames.get(delivery.request.frames.digest)
+    blob = await api.api.frame_images.frames.get(delivery.request.frames.digest)
     assert blob is not None
     await worker.finish(delivery, 1)
     response = await post

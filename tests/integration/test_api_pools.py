@@ -124,7 +124,7 @@ async def test_the_field_chooses_the_pool_and_each_model_sees_its_frames(
         assert kept["visual_tokens_in"] == kept["units"] * kept["tokens_per_unit"]
         record = await api.api.jobs.find(receipt["job_id"], "anonymous")
         assert record.request.frames is not None
-        blob = await api.api.frames.get(record.request.frames.digest)
+        blob = await api.api.frame_images.frames.get(record.request.frames.digest)
         assert blob is not None
         expected = await asyncio.to_thread(answer_alone, checkpoints[name], blob)
         assert receipt["text"] == expected

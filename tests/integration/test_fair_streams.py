@@ -44,6 +44,8 @@ async def test_readers_of_one_keys_events_keep_no_other_key_out(
         mine, others = [await upload(api, who) for who in (A, B)]
         first = await stack.enter_async_context(api.posting(clip=None, video_id=mine, headers=A))
         await worker.take()
+        frame = f"/v1/videos/{mine}/frames/0?job_id={first.headers['x-job-id']}"
+        assert (await api.client.get(frame, headers=A)).status_code == 200
         url = f"/v1/jobs/{first.headers['x-job-id']}/events"
         for _ in range(MAX_STREAMS - 1):
             await stack.enter_async_context(api.client.stream("GET", url, headers=A))
@@ -51,6 +53,7 @@ async def test_readers_of_one_keys_events_keep_no_other_key_out(
             await api.client.get(url, headers=A),
             await api.post(clip=None, video_id=mine, headers=A),
             await api.client.get(f"/v1/videos/{mine}/content", headers=A),
+            await api.client.get(frame, headers=A),
         ):
             assert (refused.status_code, refused.json()["code"]) == (503, "too_many_streams")
         await answer(api, worker, others)

@@ -100,13 +100,14 @@ async def list_files(
     after: Annotated[str | None, Query(description="The last id of the page before.")] = None,
 ) -> FileList:
     try:
-        videos, has_more = await api.videos.page(
-            principal.owner,
-            limit=min(limit, MAX_PAGE),
-            purpose=purpose,
-            after=after,
-            newest_first=order == "desc",
-        )
+        async with api.listings.taken(1, principal.owner):
+            videos, has_more = await api.videos.page(
+                principal.owner,
+                limit=min(limit, MAX_PAGE),
+                purpose=purpose,
+                after=after,
+                newest_first=order == "desc",
+            )
     except VideoNotFoundError:
         raise wrong("after", "no such file") from None
     page = [FileResource.of(video) for video in videos]

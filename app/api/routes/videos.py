@@ -1,13 +1,12 @@
 """Videos by id: uploading one ahead of its questions, looking it up, deleting it."""
 
-import asyncio
 import time
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import Response
 
-from app.api.answer.png import encode_png
+from app.api.answer.frame_images import FrameImage
 from app.api.answer.video_content import VideoContent
 from app.api.context import ApiDep, MediaReaderDep, PrincipalDep, UploaderDep
 from app.api.errors import NO_SUCH_FIELD, InvalidFieldsError
@@ -83,26 +82,31 @@ async def get_frame(
     video_id: str,
     index: Annotated[int, Path(ge=0, description="Among the frames of the job's receipt.")],
     job_id: Annotated[str, Query(description="A job about this video.")],
+    request: Request,
     api: ApiDep,
     principal: MediaReaderDep,
 ) -> Response:
     """As long as the job is known and its frames are kept; asking again brings them back."""
-    await api.videos.find(video_id, principal.owner)
-    frames = await api.jobs.frames(job_id, video_id, principal.owner)
-    if index >= frames.num_frames:
-        raise InvalidFieldsError.of(
-            "index", f"must be less than the job's {frames.num_frames} frames"
-        )
-    found = await api.frames.frame(frames.digest, index)
-    if found is None:
-        raise VideoNotFoundError("the job's frames are no longer kept: ask about the video again")
-    header, pixels = found
-    _, height, width, _ = header.shape
-    return Response(
-        await asyncio.to_thread(encode_png, pixels, width=width, height=height),
-        media_type="image/png",
+    slot = api.streams.take(request, principal.owner)
+    try:
+        await api.videos.find(video_id, principal.owner)
+        frames = await api.jobs.frames(job_id, video_id, principal.owner)
+        if index >= frames.num_frames:
+            raise InvalidFieldsError.of(
+                "index", f"must be less than the job's {frames.num_frames} frames"
+            )
+        png = await api.frame_images.png(frames.digest, index, principal.owner)
+        if png is None:
+            raise VideoNotFoundError(
+                "the job's frames are no longer kept: ask about the video again"
+            )
+    except BaseException:
+        slot.release()
+        raise
+    return FrameImage(
+        png,
+        slot,
         headers={
-            "Cache-Control": "private, no-store",
             "X-Frame-Index": str(frames.indices[index]),
             "X-Frame-Timestamp-S": str(frames.timestamps_s[index]),
         },

@@ -250,16 +250,36 @@ local function num_workers_of(model)
   return number
 end
 
+-- Adds the times of queueing of waiting jobs, from one place in their order to another, each with
+-- its priority unless that is normal. Returns whether one is low.
+local function add_line(words, model, from, to, leaves_out_low)
+  local line = redis.call('ZRANGE', queued_key(model), from, to, 'WITHSCORES')
+  local has_low = false
+  for i = 1, #line, 2 do
+    local priority = redis.call('HGET', job_key(line[i]), 'priority') or 'normal'
+    local is_low = priority == 'low'
+    if not (is_low and leaves_out_low) then
+      words[#words + 1] = line[i + 1] .. (priority == 'normal' and '' or ':' .. priority)
+    end
+    has_low = has_low or is_low
+  end
+  return has_low
+end
+
 -- The queue as `QueueSnapshot.read` takes it, in words: now, the number of workers, the number of
 -- arrivals, the times of the first and of the first of the last ones, and when each of the oldest
--- jobs was queued. Times are in ms.
+-- jobs was queued. Times are in ms. Better jobs overtake a backlog of low ones, so they are looked
+-- for among the newest.
 local function queue_snapshot(model)
   local arrivals = arrivals_key(model)
   local words = {now_ms(), num_workers_of(model), redis.call('LLEN', arrivals),
     redis.call('LINDEX', arrivals, -1) or now_ms(),
     redis.call('LINDEX', arrivals, LAST_ARRIVALS - 1) or now_ms()}
-  local line = redis.call('ZRANGE', queued_key(model), 0, MAX_LINE - 1, 'WITHSCORES')
-  for i = 2, #line, 2 do words[#words + 1] = line[i] end
+  local has_low = add_line(words, model, 0, MAX_LINE - 1, false)
+  local number = redis.call('ZCARD', queued_key(model))
+  if has_low and number > MAX_LINE then
+    add_line(words, model, math.max(MAX_LINE, number - MAX_LINE), -1, true)
+  end
   return table.concat(words, ' ')
 end
 

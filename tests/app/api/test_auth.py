@@ -105,6 +105,17 @@ def test_keys_that_cannot_be_read_stand_for_a_while_and_then_for_nothing(tmp_pat
         assert keys.principal(f"Bearer {STORED}").name == "stored"
 
 
+def test_a_file_that_loses_all_its_keys_does_not_open_the_service(tmp_path: Path) -> None:
+    put(tmp_path)
+    keys = ApiKeys([], KeyFile(tmp_path))
+    (tmp_path / "keys.json").write_text('{"version": 1, "keys": []}')
+    keys.refresh()
+    assert keys.has_any
+    for header in (None, f"Bearer {STORED}"):
+        with pytest.raises(UnauthorizedError):
+            keys.principal(header)
+
+
 def test_log_names_keys_and_shows_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     put(tmp_path)

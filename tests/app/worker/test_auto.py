@@ -124,6 +124,21 @@ async def test_a_worker_learns_what_waits_with_each_job_and_each_choice(
     assert last.queue is None, "a job whose policy is named learns nothing, and costs nothing"
 
 
+async def test_a_worker_sees_better_jobs_behind_a_long_backlog_of_low_ones(
+    client: Client, redis: Redis, keys: RedisKeys
+) -> None:
+    leases = leases_of(redis, keys, "a", model=client.model)
+    await leases.ensure_group()
+    for _ in range(70):
+        await client.ask("why?", compression={"policy": "full"}, priority="low")
+    for priority in ("normal", "normal", "low", "high"):
+        await client.ask("why?", compression=AUTO.as_dict(), priority=priority)
+    first = await take(leases)
+    assert first.request.priority == "high" and first.queue is not None
+    seen = [len(first.queue.outlook(worst_rank=rank).waited_s) for rank in range(3)]
+    assert seen == [0, 2, 66], "no more of the backlog than a worker could look at"
+
+
 async def test_choices_are_made_when_the_engine_has_little_else_to_do(
     settings: Settings, client: Client
 ) -> None:

@@ -227,6 +227,16 @@ async def test_what_waits_in_the_queue_comes_after_what_waits_here(line: Choosin
     assert 0 < outlook.arrivals_per_s <= 8 / 8 / 2
 
 
+async def test_a_backlog_of_low_priority_presses_on_no_better_job(line: ChoosingLine) -> None:
+    """They give way: however late they are, a better job needs no more compression for them."""
+    line.note(QueueSnapshot.read(b"10000 1 9 2000 2000 1000:low 2000:low 9000"))
+    low, normal = running_job("low", priority="low"), running_job("normal")
+    with held(line, low), held(line, normal):
+        assert len(line.outlook(running_job("high", priority="high")).waited_s) == 0
+        assert len(line.outlook(normal).waited_s) == 1
+        assert len(line.outlook(low).waited_s) == 4
+
+
 def take_and_leave(
     line: ChoosingLine, queued_ms: int, started_ms: int, queue: QueueSnapshot | None = None
 ) -> None:
