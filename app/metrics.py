@@ -159,7 +159,8 @@ class WorkerMetrics:
         )
         self._auto_objectives = counter(
             "auto_objectives",
-            "Finished jobs of policy `auto`, by whether they met their objective.",
+            "Jobs of policy `auto` that finished or reached their deadline, by whether their first "
+            "token met the objective.",
             "met",
         )
         self._auto_prediction_error = Histogram(
@@ -174,6 +175,9 @@ class WorkerMetrics:
 
     def count_choice(self, choice: CompressionChoice) -> None:
         self._auto_choices.labels(self._model, str(choice.level), choice.reason).inc()
+
+    def count_objective(self, *, is_met: bool) -> None:
+        self._auto_objectives.labels(self._model, "true" if is_met else "false").inc()
 
     def count_generated(self, policy: str, num_tokens: int) -> None:
         self._child(self._generation_tokens, self._model, policy).inc(num_tokens)
@@ -202,8 +206,7 @@ class WorkerMetrics:
             seconds.observe(getattr(timings, stage))
         self._child(self._prompt_tokens, model, policy).inc(done.usage.prompt_tokens)
         if (auto := done.compression.auto) is not None:
-            met = "true" if timings.ttft <= auto.objective_s else "false"
-            self._auto_objectives.labels(model, met).inc()
+            self.count_objective(is_met=timings.ttft <= auto.objective_s)
             self._auto_prediction_error.observe(timings.ttft - auto.predicted_ttft_s)
         if done.cache is not None:
             self._observe_video(policy, done.compression, done.cache)

@@ -5,7 +5,7 @@ the rule, `dycoke_core.engine.auto_compression` its inputs. Standard library onl
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -74,6 +74,10 @@ class AutoConfig:
             _number("at_least", value.get("at_least", default.at_least)),
             default.ladder,
         )
+
+    def within(self, limit_s: float) -> "AutoConfig":
+        """With an objective of at most this."""
+        return replace(self, objective_s=min(self.objective_s, limit_s))
 
     def as_dict(self) -> dict[str, Any]:
         """For the wire."""

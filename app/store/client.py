@@ -154,14 +154,10 @@ MAX_LOADS = 3  # tries within one call, if Redis has just lost the script
 
 
 class Scripts:
-    """Runs the scripts of `app/store/lua` by their digest, and loads those that Redis lacks.
+    """Runs the scripts of `app/store/lua` by their digest, and loads those that Redis lacks."""
 
-    Args:
-        use: see `shared_connection`.
-    """
-
-    def __init__(self, redis: Redis, prefix: str, use: Use = "short") -> None:
-        self._shared = shared_connection(redis, use)
+    def __init__(self, redis: Redis, prefix: str) -> None:
+        self._shared = shared_connection(redis)
         self._prefix = prefix
 
     async def run(self, name: str, *args: ScriptArg) -> Any:

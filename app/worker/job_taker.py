@@ -22,6 +22,7 @@ from app.errors import (
 from app.metrics import WorkerMetrics
 from app.store.client import RETRY_AFTER_S
 from app.store.job_leases import Delivery, JobLeases
+from app.worker.clock_check import ClockCheck
 from app.worker.engine_thread import EngineThread
 from app.worker.entrance import Entrance
 from app.worker.frame_loader import FrameLoader
@@ -66,6 +67,7 @@ class JobTaker:
         self._poll_s = min(MAX_POLL_S, lease_s / 3)
         self._take_over_from = 0.0  # on the monotonic clock
         self._probation = Probation()
+        self._clock = ClockCheck()
         self._entrance = Entrance(leases, engine, publisher, jobs, metrics)
         self._is_stopping = False
 
@@ -125,6 +127,7 @@ class JobTaker:
         return delivery
 
     def _start(self, delivery: Delivery) -> None:
+        self._clock.note(delivery.started_at_s)
         if earlier := self._jobs.get(delivery.job_id):
             self._jobs.drop(earlier)  # our own lease ran out, and this is the job's next attempt
         logger.info(

@@ -68,6 +68,11 @@ class BrowserGuard:
             raise InvalidRequestError("send Transfer-Encoding or Content-Length, not both")
         if encodings and [encoding.lower() for encoding in encodings] != ["chunked"]:
             raise InvalidRequestError("Transfer-Encoding may be 'chunked' alone, and once")
+        if _asks_for_upgrade(headers) and (encodings or headers.get("content-length", "0") != "0"):
+            # httptools takes the body for what comes after the upgrade, and then for requests.
+            raise InvalidRequestError(
+                "a request with a body may not ask for an upgrade: leave out its Upgrade header"
+            )
         hosts = headers.getlist("host")
         if len(hosts) > 1:
             raise InvalidRequestError("send one Host header")
@@ -100,6 +105,10 @@ class BrowserGuard:
                 "the Origin header names another site, whose pages may not write here; "
                 "DYCOKE_ALLOWED_ORIGINS lists those that may"
             )
+
+
+def _asks_for_upgrade(headers: Headers) -> bool:
+    return "upgrade" in headers and "upgrade" in ",".join(headers.getlist("connection")).lower()
 
 
 def _host_of(origin: str) -> str | None:
