@@ -1,12 +1,11 @@
--- What the live workers serve, and whether there is room for an owner in the queue of any model of
--- theirs: which one a post is for is known once its body is there, and `reserve` decides then.
+-- What the live workers serve, and whether an owner has room in the queue of any of these models.
+-- The model of a post is known once its body has arrived; `reserve` decides then.
 --
 -- ARGV: prefix, max_jobs, owner, limits of the owner (see `limits`), idempotency_hash ('' for none)
 -- Returns {cards, 1 or 0 for no room, retry_after_ms, states}. Drops workers whose card is gone.
--- `states` is what the owner has left of its limits, see `limit_states`; {} where it has none, and
--- for a key that a job is known by: `create` decides then, since a retry that finds its job takes
--- nothing.
--- Of frames nothing is asked: the request may be about none.
+-- `states` is what the owner has left of its limits, see `limit_states`; {} if it has no limits, or
+-- if a job is known by the idempotency key: a retry that finds its job takes nothing, so `create`
+-- decides. The limit of frames is not checked: the request may be about none.
 local cards, models = {}, {}
 local states = {}
 local is_known = ARGV[5] ~= '' and redis.call('EXISTS', idempotency_key(ARGV[5])) == 1

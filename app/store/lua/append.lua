@@ -1,19 +1,18 @@
 -- Appends what a worker produced for its running jobs, and ends those that come with a final state.
 --
--- Each job is fenced on its own, and what goes wrong with one of them stays with it. Sending the
+-- Each job is fenced on its own, and an error of one job does not affect the others. Sending the
 -- same again is harmless: tokens below next_index are skipped, and a job that this attempt has
--- ended says so. A gap (Redis lost the last tokens) writes nothing.
--- ARGV: prefix, worker_id, ttl_ms, sampler_version (of the tokens), lines. Of each job:
+-- already ended is reported as such. After a gap (Redis lost the last tokens) nothing is written.
+-- ARGV: prefix, worker_id, ttl_ms, sampler_version (of the tokens), lines. For each job:
 --           job_id attempt final_state first_token_at_ms num_events
 --           final_event
 --       and for each event
 --           first_index index_behind_its_last_token event
---       where what is unknown is empty, as are both indexes of a status. JSON has no line breaks.
--- Publishes, for readers that have all that comes before it, a line for each event that it
--- appended:
+--       Unknown values are empty, and so are both indexes of a status. JSON has no line breaks.
+-- Publishes a line for each event that it appended, for readers that have all events before it:
 --     job_id first_index index_behind_its_last_token event
--- or of a status, instead of indexes, the ids of the event before it and of its own. Of a job that
--- has caught up with more than MAX_TOLD events, or sends again what is there, only the job_id.
+-- For a status, the ids of the event before it and of itself take the place of the indexes. If a
+-- job appends more than MAX_TOLD events, or sends some again, only its job_id is published.
 -- Returns for each job next_index, or {1 or 0 for refused, next_index, 1 while the job must run
 -- alone} where that is not {1, next_index, 0}, or {the error's text}.
 local worker_id, ttl_ms, sampler_version, lines = ARGV[2], ARGV[3], ARGV[4], ARGV[5]

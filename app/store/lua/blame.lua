@@ -1,16 +1,16 @@
--- Who is to blame when a worker is gone.
+-- Decides which job is to blame when a worker is gone.
 --
--- `is_in_engine` of a job, set before the worker's engine gets it, outlives the process: the jobs
--- of a worker that have it are its crew, and one of them may have killed it. Several become
--- suspects and are charged with nothing. One that was alone is charged with a death, unless there
--- is reason to think otherwise. What is charged is noted as lost:{attempt}, so that it can be
--- taken back: by the worker, which was only away, or by whatever saw how it ended.
+-- A job's `is_in_engine` is set before the worker's engine gets it, and outlives the process. The
+-- jobs of a lost worker that have it set are its crew, and one of them may have killed the worker.
+-- If there are several, they become suspects and are charged with nothing. A job that was alone is
+-- charged with a death, unless there is reason to think otherwise. The charge is stored as
+-- lost:{attempt}, so that it can be withdrawn: by the worker, if it was only away, or by its
+-- supervisor, which saw how it ended.
 --
--- The `fate` of a worker is what its supervisor saw: `own`, it ended itself (a crash, an exit
--- code); `outside`, somebody has killed it, and no job is to blame; `unknown`. A worker whose whole
--- machine or container went has no witness either. Then a job alone is charged only where the
--- delivery had brought it no further: what a job does to a worker, it does to the next one at the
--- same place.
+-- A worker's `fate` is what its supervisor saw: `own`, it ended itself (a crash, an exit code);
+-- `outside`, somebody killed it, and no job is to blame; or `unknown`. If its whole machine or
+-- container is gone, nobody saw it, either. Then a job that was alone is charged only if it made no
+-- progress in this delivery, because a job that kills workers does so at the same point each time.
 local MAX_DEATHS = 2 -- of a job's own
 local MAX_DELIVERIES = 8 -- that were not given back
 local FURTHER_TOKENS = 4 -- made in a delivery: whatever kills at once has not
@@ -57,7 +57,7 @@ local function withdraw_charge(job_id, attempt)
   return true
 end
 
--- The worker of an attempt that was given up for lost is there: the job has not killed it.
+-- Withdraws a charge: the worker of an attempt that was given up turns out to be alive.
 local function acquit(job_id, attempt)
   local key = job_key(job_id)
   local job = job_fields(job_id, 'state', 'attempt', 'crew')
@@ -71,7 +71,7 @@ local function acquit(job_id, attempt)
   end
 end
 
--- Judges, once, the loss of the attempt that is under way, before `claimant` takes the job over.
+-- Judges, once, the loss of the current attempt, before `claimant` takes the job over.
 local function judge(job_id, claimant)
   local key = job_key(job_id)
   local job = job_fields(job_id, 'state', 'model', 'worker', 'attempt', 'is_in_engine', 'judged',
@@ -97,7 +97,7 @@ local function judge(job_id, claimant)
   redis.call('PEXPIRE', lost_worker, LOST_TTL_MS)
 end
 
--- Whether this worker, by this attempt, still holds the job; hears what its being there proves.
+-- Whether this worker, by this attempt, still holds the job. If so, it is alive: see `acquit`.
 local function is_held_by_living(job_id, job, worker_id, attempt)
   acquit(job_id, attempt)
   return is_held(job, worker_id, attempt)

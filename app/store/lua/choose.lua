@@ -1,5 +1,5 @@
--- Notes the compression that was chosen for a job, unless it has one: whatever comes late or twice,
--- this attempt and later ones answer with the same.
+-- Stores the compression that was chosen for a job, unless it has one. So all attempts answer with
+-- the same one, even if a call arrives late or twice.
 --
 -- ARGV: prefix, job_id, worker_id, attempt, choice
 -- Returns {the choice that holds, what waits for the workers (see `queue_snapshot`)}; {} when the

@@ -1,10 +1,10 @@
 -- Takes over one job whose lease ran out or that was handed back.
 --
--- XPENDING + XCLAIM instead of XAUTOCLAIM: what is claimed is chosen before it is claimed. A job
--- that was in the engine of a worker that died is a suspect, and is left alone unless it has been
--- idle for suspect_idle_ms (-1: always).
--- A repeated call gives what the first one gave: the job that carries its take_id. Only the dead
--- letters are not reported twice.
+-- It uses XPENDING and XCLAIM instead of XAUTOCLAIM, to choose the job before claiming it. A job
+-- that was in the engine of a worker that died is a suspect, and is skipped unless it has been idle
+-- for suspect_idle_ms (-1: always skipped).
+-- A repeated call returns the same job, which carries the call's take_id. Dead letters are reported
+-- only once.
 -- ARGV: prefix, model, worker_id, take_id, lease_ms, suspect_idle_ms, faults, ttl_ms,
 --       must_be_suspect (1: none but a suspect will do)
 -- Returns {ids of jobs that this ended (dead letters), delivery or {}}.
@@ -14,7 +14,7 @@ local suspect_idle_ms = tonumber(ARGV[6])
 local stream = jobs_key(model)
 local dead = {}
 
--- A ticket whose reader died, before it was given a job, is good for the next one.
+-- A ticket whose reader died before it got a job can be used for the next job.
 local function consider_ticket(entry_id)
   if ARGV[9] == '1' then return nil end
   local job_id = give_to_next(model, entry_id)

@@ -1,4 +1,4 @@
--- A video was deleted: what is kept of it goes, at once or with the live jobs that need it.
+-- Deletes what is cached of a deleted video, at once or when the live jobs that need it end.
 --
 -- ARGV: prefix, video (as caches name it)
 local now = now_ms()

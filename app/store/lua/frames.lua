@@ -1,16 +1,16 @@
--- Blobs of frames: which live jobs have pinned them, what they take of the byte budget, and which
--- go when it is passed.
+-- Blobs of frames: which live jobs have pinned them, how much of the byte budget they take, and
+-- which are evicted when it is exceeded.
 --
--- A key alone may hold COMMON_SHARE of the budget by its live jobs, or one job's frames if these
--- are more. The rest is for keys that hold none, beyond that shared like places in the queue
--- (`places`): so no key's jobs keep another key's from their frames. Without keys everyone is one
--- owner, who may hold all of it.
+-- The live jobs of a single key may hold COMMON_SHARE of the budget, or one job's frames if these
+-- are larger. The rest is for other keys, and is shared like places in the queue (`places`). So no
+-- key's jobs keep another key from its frames. Without keys everyone is one owner, who may hold all
+-- of it.
 local FRAMES_LENGTH_BYTES = 4 -- app/store/frame_store.py
 local MAX_FORGETTINGS = 10000 -- deleted videos that a worker may have missed
 local COMMON_SHARE = 3 / 4
 local ANONYMOUS = 'anonymous' -- app/keys/entries.py
 
--- A pin counts while its job is live: a process that died before its job's end leaks none.
+-- A pin counts while its job is live, so a process that dies before its job's end leaks none.
 local function is_pinned(digest)
   for _, job_id in ipairs(redis.call('SMEMBERS', frame_pins_key(digest))) do
     if redis.call('ZSCORE', live_key(), job_id) then return true end
@@ -19,7 +19,7 @@ local function is_pinned(digest)
   return false
 end
 
--- Removes a blob and all records of it. Its bytes are the caller's to take off the sum.
+-- Removes a blob and all records of it. The caller subtracts its bytes from the sum.
 local function drop_frames(digest)
   local video = redis.call('HGET', frame_videos_key(), digest)
   if video then redis.call('SREM', video_frames_key(video), digest) end
@@ -93,7 +93,7 @@ local function resize_frames(digest, num_bytes, max_bytes, video)
   return true
 end
 
--- A job needs a blob no longer: what was reserved for it is free, unless it is stored or somebody
+-- Releases a job's hold on a blob: its reservation is freed, unless the blob is stored or somebody
 -- else waits for it.
 unpin_frames = function(digest, job_id)
   redis.call('SREM', frame_pins_key(digest), job_id)
@@ -115,8 +115,8 @@ forget_video = function(video)
   redis.call('PEXPIRE', forgettings_key(), DAY_MS)
 end
 
--- A live job needs this blob, stored or reserved, until its end, and none that it has needed
--- before.
+-- Notes that a live job needs this blob, stored or reserved, until its end, and no longer any that
+-- it needed before.
 local function pin_frames(digest, job_id)
   if not redis.call('ZSCORE', live_key(), job_id) then return end
   local before = redis.call('HGET', job_key(job_id), 'frames_digest')

@@ -1,12 +1,13 @@
--- What a key may take: jobs under way, jobs that wait, tokens and frames per minute.
+-- Enforces a key's limits: jobs under way, waiting jobs, tokens and frames per minute.
 --
--- A bucket holds a minute's worth and fills evenly. A job takes out, when it is made, what it is
--- predicted to use; when it ends, what it did use decides. A request that is larger than its bucket
--- is let in while that is full, and leaves it in debt. A bucket that is not there is full. Limits
--- may change at any time: what a job gives back at its end goes into the bucket as it is by then.
+-- A bucket holds a minute's worth and fills evenly. When a job is created it takes out what it is
+-- predicted to use; when it ends, that is corrected to its actual use. A request that is larger
+-- than its bucket is accepted while the bucket is full, and leaves it in debt. A bucket without a
+-- record is full. Limits may change at any time: a job's correction goes into the bucket as it is
+-- then.
 --
 -- Limits are `max_jobs max_queued_jobs tokens_per_minute frames_per_minute`, 0 for none; '' for no
--- limits at all. What is taken is `prompt_tokens max_tokens frames`, as predicted.
+-- limits at all. What a job takes is `prompt_tokens max_tokens frames`, as predicted.
 local MINUTE_MS = 60000
 local WAITING = 0 -- in `owner_jobs`, of a job that no worker has; else the time of its start
 local UNLIMITED = -1

@@ -1,4 +1,4 @@
--- Who is next: weighted fair queueing between the owners of a model's waiting jobs.
+-- Decides which job is next: weighted fair queueing between the owners of a model's waiting jobs.
 --
 -- Start-time fair queueing (Goyal, Vin, Cheng: SIGCOMM 1996). A queued job's turn is at its start,
 --     max(virtual time, finish of its owner's last job),    finish = start + cost / weight,
@@ -9,14 +9,14 @@
 -- Within an owner's share, its jobs run by priority, then age (see `share`); other owners are
 -- unaffected, and a lower priority never brings a job forward. Only the first MAX_AHEAD jobs of an
 -- owner, at least half as many, have their turns; later ones are kept at BEHIND + the turn that
--- they would have had when they came or lost theirs to a better one, until it is clear who comes
--- before them. So nothing that is done to the line takes longer where many jobs wait, but for what
--- workers of the previous release have done to it: they do not know BEHIND.
+-- they would have had when they came, or when they lost theirs to a higher priority, until it is
+-- clear which jobs come before them. So no operation on the line takes longer if many jobs wait,
+-- except repairs after workers of the previous release, which do not know BEHIND.
 --
--- The stream's entries are tickets. Each job brings one, and a worker that reads one is given the
--- next job, whichever job brought the ticket: so workers wait for the stream and hold its entries
--- as their leases, and its length is what waits and what runs. An entry's holder is the job that
--- it was given to, noted in `given` unless it is the one that has brought it.
+-- The stream's entries are tickets. Each job adds one, and a worker that reads one gets the next
+-- job, whichever job added the ticket. So workers wait for the stream and hold its entries as their
+-- leases, and its length is the number of waiting and running jobs. An entry's holder is the job
+-- that it was given to, stored in `given` unless that job added the entry.
 local HANDED_BACK_START = -1e13 -- plus the time of queueing (ms): before all fresh ones, in order
 local NO_JOB = '-' -- has brought a ticket that was missing
 
@@ -259,7 +259,7 @@ local function num_before(model, job)
   return num_before_turn(model, turn)
 end
 
--- How many jobs would be taken before one that is in line, as things are; false where it is not.
+-- How many jobs would be taken before one that is in line now; false if it is not.
 local function place_of(model, owner, job_id)
   local turn = start_of(model, owner, job_id)
   if not turn then return false end
@@ -273,7 +273,7 @@ local function place_of(model, owner, job_id)
   return math.max(num_others, num_before_turn(model, turn_behind(model, owner, num_others)))
 end
 
--- The fresh job that is next; nil where there is none.
+-- The fresh job that is next; nil if there is none.
 local function next_in_order(model)
   local order = order_key(model)
   while true do

@@ -1,6 +1,6 @@
--- Who gets a place in a model's queue: a complete request holds one from its reservation until a
--- worker has its job. A large one takes several (`num_places` in app/store/owner_limits.py); one
--- that a worker hands back takes one.
+-- Decides who gets a place in a model's queue. A complete request holds a place from its
+-- reservation until a worker has its job. A large job takes several (`num_places` in
+-- app/store/owner_limits.py); a job that a worker hands back takes one.
 --
 -- The first max_jobs places are open to all, so a key alone may take them all. Once they are taken
 -- there are as many again, in which none gets more than an equal share of what is left: an owner
@@ -10,12 +10,12 @@
 -- max_jobs. The shares shrink with what is left, as thresholds of shared buffers do (Choudhury,
 -- Hahne: IEEE/ACM Transactions on Networking 6(2), 1998).
 --
--- A large job is let in where a small one would be, else it would hardly ever get into a queue that
--- is nearly full. So each of these bounds may be passed by what the last job takes beyond its first
--- place.
+-- A large job is let in if a small one would be; otherwise it would hardly ever get into a queue
+-- that is nearly full. So each of these bounds may be exceeded by the places that the last job
+-- takes beyond its first one.
 --
--- What a job takes beyond its first place is noted apart, since the previous release knows of
--- first places alone: what that release does not give back, `sweep` finds.
+-- Places beyond a job's first one are stored apart, because the previous release only knows first
+-- places. `sweep` frees those that it does not give back.
 local ALL_MORE = '' -- field of `more_places`, whose other fields are job ids
 
 local function change_owner_places(model, owner, change)
