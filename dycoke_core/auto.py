@@ -1,11 +1,11 @@
 """Policy `auto`: as little compression as the objective, the queue and the load allow.
 
-What a request may say of it, and what comes of it. `dycoke_core.level_choice` has the rule,
-`dycoke_core.engine.auto_compression` what it goes by. Standard library only.
+This module has what a request may set, and what the choice reports. `dycoke_core.level_choice` has
+the rule, `dycoke_core.engine.auto_compression` its inputs. Standard library only.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -74,6 +74,10 @@ class AutoConfig:
             _number("at_least", value.get("at_least", default.at_least)),
             default.ladder,
         )
+
+    def within(self, limit_s: float) -> "AutoConfig":
+        """With an objective of at most this."""
+        return replace(self, objective_s=min(self.objective_s, limit_s))
 
     def as_dict(self) -> dict[str, Any]:
         """For the wire."""

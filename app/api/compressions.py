@@ -1,15 +1,18 @@
 """What a request's `compression` means here: a policy with its parameters, or `auto`."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Self
 
 from app.settings import Settings
 from dycoke_core.auto import AutoConfig, Compression, parse_compression
+from dycoke_core.compression.counts import count_visual_tokens
 from dycoke_core.config import CompressionConfig
 from dycoke_core.errors import InvalidRequestError
 
+_USUAL_VIDEO = (32, 196)  # frames, tokens of each
 _LADDER_FORM = (
     "write a JSON list of policies' names or objects, from the least compression to the strongest"
 )
@@ -53,7 +56,19 @@ def _auto(settings: Settings) -> AutoConfig:
         raise InvalidRequestError(f"not valid JSON; {_LADDER_FORM}") from error
     if not isinstance(ladder, list) or not all(isinstance(level, str | dict) for level in ladder):
         raise InvalidRequestError(_LADDER_FORM)
-    return replace(default, ladder=tuple(map(CompressionConfig.parse, ladder)))
+    levels = tuple(map(CompressionConfig.parse, ladder))
+    _check_order(levels)
+    return replace(default, ladder=levels)
+
+
+def _check_order(levels: Sequence[CompressionConfig]) -> None:
+    """Levels that keep the same tokens may differ in stage II."""
+    kept = [count_visual_tokens(level, *_USUAL_VIDEO) for level in levels]
+    for place, (weaker, stronger) in enumerate(pairwise(kept)):
+        if stronger > weaker:
+            raise InvalidRequestError(
+                f"level {place + 1} keeps more visual tokens than level {place}; {_LADDER_FORM}"
+            )
 
 
 def _from_text(text: str) -> str | dict[str, Any]:

@@ -1,9 +1,10 @@
 """Takes jobs while there is room and prepares them for the engine.
 
-A worker takes handed-back and abandoned jobs before fresh ones. A suspect has the engine to itself
-until it is cleared, so a killer takes no other job along: nothing is taken while there is one.
-Those that were there before it are given `MAX_COMPANY_S` to end, then handed back. Idle workers are
-given some time to take suspects before busy ones do; `probation` says who is next among many.
+A worker takes handed-back and abandoned jobs before fresh ones. While it has a suspect it takes
+nothing else: a suspect has the engine to itself until it is cleared, so a job that kills workers
+takes no other job along. Jobs that were there before the suspect have `MAX_COMPANY_S` to end, and
+are then handed back. Idle workers get some time to take suspects before busy ones do; `probation`
+decides which suspect is next.
 
 Waits: for a job, at most `poll_s` at a time; for room, likewise; for frames, until the job's
 deadline (`app.worker.lease_keeper` ends the wait).
@@ -21,6 +22,7 @@ from app.errors import (
 from app.metrics import WorkerMetrics
 from app.store.client import RETRY_AFTER_S
 from app.store.job_leases import Delivery, JobLeases
+from app.worker.clock_check import ClockCheck
 from app.worker.engine_thread import EngineThread
 from app.worker.entrance import Entrance
 from app.worker.frame_loader import FrameLoader
@@ -65,6 +67,7 @@ class JobTaker:
         self._poll_s = min(MAX_POLL_S, lease_s / 3)
         self._take_over_from = 0.0  # on the monotonic clock
         self._probation = Probation()
+        self._clock = ClockCheck()
         self._entrance = Entrance(leases, engine, publisher, jobs, metrics)
         self._is_stopping = False
 
@@ -124,6 +127,7 @@ class JobTaker:
         return delivery
 
     def _start(self, delivery: Delivery) -> None:
+        self._clock.note(delivery.started_at_s)
         if earlier := self._jobs.get(delivery.job_id):
             self._jobs.drop(earlier)  # our own lease ran out, and this is the job's next attempt
         logger.info(

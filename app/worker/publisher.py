@@ -1,11 +1,11 @@
-"""Puts what the engine makes into the event log, in order, and learns when a job is lost.
+"""Writes the engine's events to the event logs, in order, and notices when a job is lost.
 
-One call of a script carries what all jobs have to say. While it is under way further steps gather,
-and the tokens that they add to a job share an event, so a slow store makes fewer events, not a
-longer queue. All of it holds the GIL that the engine's thread wants too: per token it must cost
+One script call carries the events of all jobs. Steps that end during a call are gathered, and the
+tokens that they add to a job share an event, so a slow store makes fewer events, not a longer
+queue. All of this holds the GIL, which the engine's thread needs too: per token it must cost
 microseconds (`python -m loadtest.path`).
 
-When Redis is away the engine keeps running and the publisher retries; what gathers is bounded by
+While Redis is down the engine keeps running and the publisher retries. What gathers is bounded by
 the running jobs' `max_tokens`, and each job's time by its deadline.
 """
 
@@ -15,7 +15,11 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 
-from app.errors import StoreUnavailableError
+from app.errors import (
+    DeadlineExceededError,
+    DeadlineUnreachableError,
+    StoreUnavailableError,
+)
 from app.messages import CompressionChoice, DoneEvent, ErrorEvent, StatusEvent, TokenEvent
 from app.metrics import WorkerMetrics
 from app.store.client import RETRY_AFTER_S
@@ -27,6 +31,8 @@ from app.worker.receipt import make_done_event
 from app.worker.running_jobs import RunningJob, RunningJobs
 from dycoke_core import sequence as core
 from dycoke_core.errors import DycokeError, EngineError
+
+_DEADLINE_CODES = (DeadlineExceededError.code, DeadlineUnreachableError.code)
 
 logger = logging.getLogger(__name__)
 
@@ -146,6 +152,9 @@ class Publisher:
             self._tracing.record_attempt(job.delivery, append.final)
             if isinstance(append.final, DoneEvent):
                 self._metrics.observe_done(append.final)
+            elif append.final.code in _DEADLINE_CODES and job.objective_s is not None:
+                # Left out, a service that answers in time or not at all would look perfect.
+                self._metrics.count_objective(is_met=job.has_begun_within(job.objective_s))
             self._jobs.remove(job)
 
     def _take_event(self, job: RunningJob, event: core.TokenEvent, now_s: float) -> None:

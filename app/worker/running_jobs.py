@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from app.messages import CompressionChoice, DoneEvent, ErrorEvent, StatusEvent, TokenEvent
 from app.store.job_leases import Append, Delivery
 from dycoke_core import sequence as core
+from dycoke_core.auto import AutoConfig, resolved_compression
 
 MAX_WAIT_S = 1.0
 
@@ -70,6 +71,17 @@ class RunningJob:
     def has_own_deadline(self) -> bool:
         """Whether the client has set one."""
         return self.delivery.request.deadline_s is not None
+
+    @property
+    def objective_s(self) -> float | None:
+        """Of policy `auto`, to the first token; None: the policy is another."""
+        asked = resolved_compression(self.delivery.request.compression)
+        return asked.objective_s if isinstance(asked, AutoConfig) else None
+
+    def has_begun_within(self, seconds: float) -> bool:
+        """Whether its first token came so soon after its acceptance."""
+        at_s = self.first_token_at_s
+        return at_s is not None and at_s - self.delivery.request.accepted_at_s <= seconds
 
     @property
     def has_unsent(self) -> bool:

@@ -14,7 +14,7 @@ from dycoke_core.config import PRIORITIES, CompressionConfig, Priority
 from dycoke_core.engine.admission import Admission
 from dycoke_core.engine.first_token import FirstTokenPredictor
 from dycoke_core.engine.state import SequenceState
-from dycoke_core.errors import InvalidRequestError, PromptTooLongError
+from dycoke_core.errors import InvalidRequestError
 from dycoke_core.level_choice import (
     NOTHING_WAITS,
     Chooser,
@@ -130,12 +130,15 @@ class AutoCompression:
     ) -> "_Asked":
         resolved = self._admission.resolve(sequence)
         states: dict[int, SequenceState] = {}
+        refusal: InvalidRequestError | None = None
         for place, compression in enumerate(config.ladder):
             try:
                 states[place] = self._admission.compressed(resolved, compression)
-            except (InvalidRequestError, PromptTooLongError):
-                if place + 1 == len(config.ladder) and not states:
-                    raise
+            except InvalidRequestError as error:
+                refusal = error.with_traceback(None)  # which would hold the frames
+        keep_enough = any(state.retained_ratio >= config.at_least for state in states.values())
+        if refusal is not None and not keep_enough:
+            raise refusal
         self._take_ladder(states, config.ladder)
         return _Asked(sequence, config, states, outlook, waited_s, queued_s)
 

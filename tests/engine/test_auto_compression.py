@@ -307,6 +307,9 @@ def test_levels_that_do_not_fit_are_left_out(lab: Lab) -> None:
     ]
     engine = lab.engine(kv_cache_bytes=needed[1])
     assert choose(engine, sequence, 100.0).level == 1
+    assert choose(engine, sequence, 100.0, at_least=0.5).level == 1
+    with pytest.raises(PromptTooLongError):  # rather than less than the request allows
+        choose(engine, sequence, 100.0, at_least=0.9)
     with pytest.raises(PromptTooLongError):
         choose(lab.engine(kv_cache_bytes=needed[3] // 2), sequence, 100.0)
 

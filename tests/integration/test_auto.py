@@ -1,13 +1,15 @@
 """Policy `auto` over HTTP: what a request may ask, and what the metrics of its answer name."""
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
 
 from app.messages import CompressionChoice
-from dycoke_core.auto import AutoConfig, Reason
+from dycoke_core.auto import DEFAULT_LADDER, AutoConfig, Reason
 from tests.integration.api import RunningApi, ScriptedWorker
+from tests.integration.openai_client import PATH, about, upload
 
 
 @pytest.mark.parametrize(
@@ -25,6 +27,25 @@ async def test_a_request_for_auto_reaches_the_worker_complete(
     assert delivery.request.compression == expected.as_dict()
     await worker.finish(delivery, 1)
     assert (await post).status_code == 200
+
+
+@pytest.mark.parametrize(("deadline_s", "objective_s"), [(30, 30.0), (90, 60.0)])
+async def test_the_objective_is_at_most_the_deadline_on_both_surfaces(
+    api: RunningApi, worker: ScriptedWorker, deadline_s: float, objective_s: float
+) -> None:
+    """A first token after it would be of no use."""
+    asked = {"policy": "auto", "objective_s": 60}
+    post = asyncio.create_task(api.post(compression=asked, deadline_s=deadline_s, stream=False))
+    delivery = await worker.answer()
+    assert (await post).status_code == 200
+    video = delivery.request.video_id
+    assert video is not None
+    body = {"messages": about(video), "compression": asked, "deadline_s": deadline_s}
+    completion = asyncio.create_task(api.client.post(PATH, json=body))
+    other = await worker.answer()
+    assert (await completion).status_code == 200
+    for request in (delivery.request, other.request):
+        assert request.compression == AutoConfig(objective_s).as_dict()
 
 
 async def test_metrics_have_the_policy_that_was_chosen_beside_who_chose(
@@ -47,6 +68,36 @@ async def test_metrics_have_the_policy_that_was_chosen_beside_who_chose(
     assert count in text and ended in text
     before = 'dycoke_requests_total{model="tiny",outcome="done",policy="auto",requested="auto"} 0.0'
     assert before in text, "the counter of those that end before a choice"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_chat_completion_tells_the_choice(
+    api: RunningApi, worker: ScriptedWorker, stream: bool
+) -> None:
+    body = {"messages": about(await upload(api)), "compression": "auto", "stream": stream}
+    post = asyncio.create_task(api.client.post(PATH, json=body))
+    delivery = await worker.take()
+    choice = CompressionChoice(
+        compression=DEFAULT_LADDER[3].as_dict(),
+        level=3,
+        reason=Reason.QUEUE,
+        predicted_ttft_s=1.5,
+    )
+    await worker.status(delivery, "encoding", 0.0, choice)
+    await worker.say(delivery, 0)
+    await worker.finish(delivery, 1, choice)
+    response = await post
+    if stream:
+        *_, last, end = (line for line in response.text.splitlines() if line)
+        assert end == "data: [DONE]"
+        answer = json.loads(last.removeprefix("data: "))
+    else:
+        answer = response.json()
+    compression = answer["dycoke"]["compression"]
+    assert compression["policy"] == "dycoke"
+    auto = compression["auto"]
+    assert (auto["level"], auto["reason"], auto["predicted_ttft_s"]) == (3, "queue", 1.5)
+    assert auto["objective_s"] == AutoConfig().objective_s
 
 
 @pytest.mark.parametrize(

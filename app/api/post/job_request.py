@@ -1,12 +1,13 @@
-"""From the fields of a post to a job as resolved: what is checked before there is one, and what it
-then says. A prompt that no worker could take is refused before its video is read; counting tokens
-exactly is the worker's, as the API has no tokenizer. Pure functions.
+"""Turns the fields of a post into a job request, and checks all that can be checked before the job
+exists. A prompt that no worker could take is refused before its video is read; only workers count
+tokens exactly, as the API has no tokenizer. Pure functions.
 """
 
 import hashlib
 import json
 import secrets
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 
 from app.api.compressions import Compressions
@@ -22,12 +23,13 @@ from app.store.owner_limits import Allowance
 from dycoke_core.auto import AutoConfig, Compression
 from dycoke_core.compression.counts import count_visual_tokens
 from dycoke_core.config import DEFAULT_PRIORITY
-from dycoke_core.errors import PromptTooLongError
+from dycoke_core.errors import InvalidRequestError, PromptTooLongError
 from dycoke_core.video import FrameSpec, VideoProbe
 
 MAX_DRAWN_SEED = 2**53  # exact in every client's JSON
 CHARS_PER_TOKEN = 4  # on average; tokenizers come to 3 to 5
 MAX_CHARS_PER_TOKEN = 16  # on average, in a long text
+_MANY_TOKENS = 10_000  # of a unit: rounding hardly shows
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +96,8 @@ def min_visual_tokens(
     """How many visual tokens the model sees at least.
 
     Raises:
-        InvalidRequestError: too few frames for the compression, or of a shape that nothing takes.
+        InvalidRequestError: too few frames for the compression, or of a shape that nothing takes;
+            no level keeps as much as `auto` is asked to.
     """
     if card.max_words_per_token is None:  # an earlier release, which may not say its units either
         return 0
@@ -128,6 +131,8 @@ def make_job_request(
     warnings = list(extras.warnings)
     if priority != fields.priority and "priority" in fields.model_fields_set:
         warnings.append(f"priority {fields.priority} lowered to {priority}, this key's maximum")
+    if isinstance(compression, AutoConfig) and fields.deadline_s is not None:
+        compression = compression.within(fields.deadline_s)
     return JobRequest(
         job_id=job_id,
         owner=owner,
@@ -226,11 +231,25 @@ def _check_text(fields: ChatFields, card: ModelCard) -> None:
 
 
 def _min_of_ladder(auto: AutoConfig, num_units: int, tokens_per_unit: int) -> int:
-    """Of the level that keeps least, whichever is chosen in the end."""
-    try:
-        return min(count_visual_tokens(level, num_units, tokens_per_unit) for level in auto.ladder)
-    except ValueError:  # a level that cannot work on so few
+    """Of the levels that may be chosen, that which keeps least.
+
+    Raises:
+        InvalidRequestError: no level keeps as much as is asked, however many tokens a unit has.
+    """
+    shares, counts = [], []
+    for level in auto.ladder:
+        with suppress(ValueError):  # a level that cannot work on so few
+            kept = count_visual_tokens(level, num_units, _MANY_TOKENS)
+            shares.append(kept / (num_units * _MANY_TOKENS))
+            counts.append(count_visual_tokens(level, num_units, tokens_per_unit))
+    if not shares:
         return 0
+    if max(shares) < auto.at_least:
+        raise InvalidRequestError(
+            f"compression.at_least must be at most {max(shares):.3g} here: no level of the "
+            "server's ladder keeps more of the visual tokens"
+        )
+    return min(n for share, n in zip(shares, counts, strict=True) if share >= auto.at_least)
 
 
 def _min_tokens_per_unit(spec: FrameSpec, probe: VideoProbe, card: ModelCard) -> int:

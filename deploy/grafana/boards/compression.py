@@ -194,7 +194,7 @@ _auto = Row(
         ),
         graph(
             "Objective met",
-            "Share of finished jobs whose first token came in time.",
+            "Share of jobs, finished or at their deadline, whose first token came in time.",
             "percentunit",
             [
                 Query(

@@ -25,6 +25,12 @@ def test_auto_may_be_the_default_with_a_ladder_of_one_s_own() -> None:
     assert Compressions.of(named).parse(None) == AutoConfig(2.0, 0.4)
 
 
+def test_levels_of_a_ladder_may_differ_in_what_decoding_attends_to() -> None:
+    ladder = '["full", {"k": 0.7, "p": 0}, {"k": 0.7, "p": 0.9}]'
+    auto = Compressions.of(Settings(auto_ladder=ladder)).auto
+    assert [level.p for level in auto.ladder[1:]] == [0.0, 0.9]
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -37,6 +43,8 @@ def test_auto_may_be_the_default_with_a_ladder_of_one_s_own() -> None:
         ("auto_ladder", '["auto"]'),
         ("auto_ladder", "[1]"),
         ("auto_ladder", '[["full"]]'),
+        ("auto_ladder", '["dycoke", "full"]'),  # from the strongest to the least
+        ("auto_ladder", '["full", {"k": 0.9}, {"k": 0.5}]'),
     ],
 )
 def test_a_setting_that_means_nothing_is_named(name: str, value: str) -> None:

@@ -2,7 +2,8 @@
 
 from app.messages import DoneEvent, ErrorEvent
 from app.settings import Settings
-from tests.integration.workers import Client, running
+from dycoke_core.auto import AutoConfig
+from tests.integration.workers import Client, running, wait_until
 
 
 async def test_a_first_token_that_cannot_come_in_time_ends_the_job(
@@ -61,3 +62,30 @@ async def test_a_job_that_is_taken_after_its_deadline_never_reaches_the_engine(
         *_, last = await client.events(job_id)
         assert isinstance(last, ErrorEvent) and last.code == "deadline_exceeded"
         assert not worker.engine.seen
+
+
+async def test_jobs_of_auto_that_end_at_their_deadline_have_missed_their_objective(
+    settings: Settings, client: Client
+) -> None:
+    """Else the share of those that met it would rise with every one that is given up."""
+    overdue = await client.ask("why?", timeout_s=-0.1, compression=AutoConfig().as_dict())
+    fixed = await client.ask("why?", timeout_s=-0.1)
+    async with running(settings) as worker:
+        for job_id in (overdue, fixed):
+            *_, last = await client.events(job_id)
+            assert isinstance(last, ErrorEvent) and last.code == "deadline_exceeded"
+        long = await client.ask("sleep:0.05", max_tokens=4000, timeout_s=600)
+        await client.wait_for_token(long, 0)
+        worker.engine.first_token_s = 1300.0
+        late = await client.ask(
+            "why?", timeout_s=600, deadline_s=600, compression=AutoConfig().as_dict()
+        )
+        *_, last = await client.events(late)
+        assert isinstance(last, ErrorEvent) and last.code == "deadline_unreachable"
+
+        async def are_counted() -> bool:
+            return worker.metric("auto_objectives_total", met="false") == 2
+
+        await wait_until(are_counted)
+        assert worker.metric("auto_objectives_total", met="true") == 0
+        assert await client.cancel(long)

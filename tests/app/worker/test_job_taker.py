@@ -63,6 +63,19 @@ async def test_pixels_are_looked_at_before_the_engine_has_them(
     assert threads[0] not in ("engine", threading.main_thread().name)
 
 
+async def test_the_clock_is_compared_with_the_stores(
+    settings: Settings,
+    client: Client,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("app.worker.clock_check.MAX_OFF_S", -1.0)
+    job_id = await client.ask("why?")
+    async with running(settings):
+        await client.events(job_id)
+    assert "app.worker.clock_check" in {record.name for record in caplog.records}
+
+
 async def test_job_cancelled_while_queued_is_never_run(settings: Settings, client: Client) -> None:
     job_id = await client.ask("why?")
     assert await client.cancel(job_id)

@@ -1,5 +1,7 @@
 """What a job has to publish, and how its tokens share events."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,6 +10,7 @@ from app.messages import StatusEvent, TokenEvent
 from app.store.job_leases import Delivery
 from app.worker.running_jobs import RunningJob
 from dycoke_core import sequence as core
+from dycoke_core.auto import AutoConfig
 from dycoke_core.config import Priority
 from tests.integration.jobs import make_request
 
@@ -91,3 +94,15 @@ def test_whatever_gets_through_every_token_is_sent_once(steps: list[tuple[int, b
             job.next_index = event.next_index
     assert [token_id for event in log for token_id in event.token_ids] == list(range(num_made))
     assert "".join(event.text for event in log) == "".join(f"t{i} " for i in range(num_made))
+
+
+def test_a_first_token_is_in_time_from_acceptance_on() -> None:
+    job = running_job()
+    accepted_at_s = job.delivery.request.accepted_at_s
+    assert not job.has_begun_within(2.0), "there is none"
+    job.first_token_at_s = accepted_at_s + 1.5
+    assert job.has_begun_within(2.0) and not job.has_begun_within(1.0)
+    assert job.objective_s is None
+    asked = {"compression": AutoConfig(2.5).as_dict()}
+    request = job.delivery.request.model_copy(update=asked)
+    assert RunningJob.of(replace(job.delivery, request=request)).objective_s == 2.5

@@ -6,6 +6,7 @@ from app.api.post.job_request import check_prompt, min_visual_tokens
 from app.api.post.wanted_frames import frame_spec
 from app.api.schemas import ChatFields
 from app.messages import FrameLimits, ModelCard
+from dycoke_core.auto import AutoConfig, Compression
 from dycoke_core.config import CompressionConfig
 from dycoke_core.errors import InvalidRequestError, PromptTooLongError
 from dycoke_core.video import VideoProbe
@@ -35,7 +36,7 @@ def fields(num_words: int = 1, num_frames: int = 1, max_tokens: int = 1) -> Chat
 def check(
     asked: ChatFields,
     card: ModelCard,
-    compression: CompressionConfig | None,
+    compression: Compression | None,
     size: tuple[int, int] = (48, 64),
 ) -> None:
     """As a post is checked, about a video of this height and width, or none."""
@@ -85,6 +86,21 @@ def test_too_few_frames_for_the_compression_are_told_before_they_are_read() -> N
     check(fields(num_frames=5), card(), released)
     with pytest.raises(InvalidRequestError, match="at least 5 frames"):
         check(fields(num_frames=4), card(), released)
+
+
+def test_of_a_ladder_the_levels_that_may_be_chosen_count() -> None:
+    check(fields(num_frames=100, max_tokens=300), card(), AutoConfig())  # 32 % of 1000 tokens
+    with pytest.raises(PromptTooLongError):
+        check(fields(num_frames=100, max_tokens=300), card(), AutoConfig(at_least=1.0))
+    check(fields(num_frames=4), card(), AutoConfig(ladder=(CompressionConfig(variant="released"),)))
+
+
+def test_a_share_that_no_level_keeps_is_refused_and_told() -> None:
+    ladder = (DYCOKE, CompressionConfig(k=0.9))
+    check(fields(num_frames=32), card(), AutoConfig(at_least=0.625, ladder=ladder))
+    check(fields(num_frames=1), card(), AutoConfig(at_least=1.0, ladder=ladder))
+    with pytest.raises(InvalidRequestError, match=r"at_least must be at most 0\.625 here"):
+        check(fields(num_frames=32), card(), AutoConfig(at_least=0.63, ladder=ladder))
 
 
 def test_frames_that_keep_their_shape_count_by_their_size() -> None:
