@@ -72,7 +72,8 @@ class MetricsPage:
 
     async def _show(self, _: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError):
-            writer.write(generate_latest(self._registry))
+            if _is_ours(writer.get_extra_info("socket")):  # anybody on this machine may connect
+                writer.write(generate_latest(self._registry))
             writer.close()
             await writer.wait_closed()
 
@@ -158,12 +159,16 @@ def _connect(address: str) -> socket.socket:
     try:
         connection.setblocking(False)
         connection.connect(address)
-        credentials = connection.getsockopt(
-            socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size
-        )
-        if _CREDENTIALS.unpack(credentials)[1] != os.geteuid():
+        if not _is_ours(connection):
             raise ValueError("a socket of another user")
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def _is_ours(connection: socket.socket) -> bool:
+    """Whether this process' own user is at the other end."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    user: int = _CREDENTIALS.unpack(credentials)[1]
+    return user == os.geteuid()

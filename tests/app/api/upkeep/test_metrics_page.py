@@ -1,9 +1,11 @@
 """One page of several processes: every sample has its process, and sums still add up."""
 
 import asyncio
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
+from types import SimpleNamespace
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -82,6 +84,26 @@ async def test_dead_process_shows_and_so_do_its_deaths(
     assert values(rendered, "dycoke_api_process_deaths_total") == {"0": 0.0, "1": 1.0}
     async with pages[1].shown_to_siblings():  # another has come in its place
         assert values(await pages[0].render(), "open") == {"0": 1.0, "1": 2.0}
+
+
+async def test_other_users_of_the_machine_are_shown_nothing(
+    pages: list[MetricsPage], process_table: ProcessTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may connect: sockets of this kind have no permissions."""
+
+    async def shown() -> bytes:
+        reader, writer = await asyncio.open_unix_connection(f"\0dycoke-{process_table.token}-0")
+        try:
+            async with asyncio.timeout(20):
+                return await reader.read()
+        finally:
+            writer.close()
+
+    async with pages[0].shown_to_siblings():
+        assert b"open" in await shown()
+        nobody = SimpleNamespace(geteuid=lambda: os.geteuid() + 1)
+        monkeypatch.setattr(metrics_page, "os", nobody)
+        assert await shown() == b""
 
 
 @pytest.mark.parametrize("says", [b"", b"x" * 100])
