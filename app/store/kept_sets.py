@@ -1,7 +1,8 @@
-"""What jobs kept, token by token: a `KeptHistory` for each job that asked for it.
+"""The visual tokens that jobs kept, token by token: a `KeptHistory` for each job that asked for it.
 
-Written once, by the worker that ends the job, just before its end; counted among the bytes of ended
-jobs and gone with the job's record. One that was never ended goes after a day.
+It is written once, by the worker that ends the job, just before the end. It counts among the bytes
+of ended jobs and is deleted with the job's record. If the job never ends, it is deleted after a
+day.
 """
 
 from logging import getLogger
@@ -23,7 +24,9 @@ class KeptSets:
     def __init__(self, redis: Redis, keys: RedisKeys) -> None:
         self._redis = redis
         self._keys = keys
-        self._scripts = Scripts(redis, keys.prefix, "large")
+        # Not among frames, for which a worker may wait: until one job's sets are stored it
+        # publishes nothing. They are small enough, and one at a time.
+        self._scripts = Scripts(redis, keys.prefix)
 
     async def put(self, delivery: Delivery, blob: bytes) -> bool:
         """Stores what a running job kept, in place of what an earlier attempt left.

@@ -1,7 +1,7 @@
-"""Clients' own names of videos (`uuid`), each good among one owner's videos alone.
+"""Clients' own names for videos (`uuid`), each valid only among one owner's videos.
 
-An alias finds a video and is never a key of a cache: what is kept is kept by content. It comes with
-a request that may make no job, so the number of an owner's is bounded by itself.
+An alias finds a video but is never the key of a cache: caches go by content. A request may bring
+one and still make no job, so each owner's number of aliases has a bound of its own.
 """
 
 import time

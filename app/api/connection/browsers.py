@@ -1,9 +1,9 @@
-"""ASGI middleware against what a page of another site can make a browser do to a service.
+"""ASGI middleware: stops pages of other sites from using a service through a visitor's browser.
 
-A name that an attacker points at this machine (DNS rebinding) makes a page's requests same-origin,
-and a form needs no permission to be posted anywhere. A key stops both; without one, only requests
-for the service's own names are taken, and only those that write from pages of its own or of allowed
-origins. Clients other than browsers send no `Origin`.
+If an attacker points a name at this machine (DNS rebinding), a page's requests become same-origin,
+and a form may be posted anywhere without permission. A key stops both. Without keys the service
+takes only requests for its own names, and takes requests that write only from its own pages or from
+allowed origins. Clients other than browsers send no `Origin`.
 """
 
 import re

@@ -1,15 +1,14 @@
-"""`/metrics` of a port that several processes answer: the page of each, under a label `process`.
+"""`/metrics` for a port with several processes: the metrics of each, with the label `process`.
 
-Every process has its own registry and shows its page to the others, on demand, through a Unix
-socket of Linux' abstract kind, which leaves no file; the process that is scraped fetches the
-others' pages and puts them together. So gauges, exemplar-free histograms and the collectors of
-processes stay what they are, a counter belongs to one process and is reset by its restart as
-Prometheus expects; the label is the process' number, so that a restart makes no new series. (The
-client library's multiprocess mode adds counters up in files instead, keeps those of dead processes
-forever, has no collectors of its own, and labels gauges by process id.)
+Every process has its own registry and serves its page to the others, on demand, through a Unix
+socket of Linux' abstract kind, which leaves no file. The process that is scraped fetches the
+others' pages and joins them. So gauges, exemplar-free histograms and the processes' collectors work
+as usual. A counter belongs to one process and is reset by its restart, as Prometheus expects. The
+label is the process's number, so a restart creates no new series. (The client library's
+multiprocess mode instead adds counters up in files, keeps those of dead processes forever, has no
+collectors of its own, and labels gauges by process id.)
 
-A process that is dead or does not answer in time is on the page with `dycoke_api_process_up` 0 and
-with nothing else.
+If a process is dead or does not answer in time, the page has only `dycoke_api_process_up` 0 for it.
 """
 
 import asyncio
@@ -72,7 +71,7 @@ class MetricsPage:
 
     async def _show(self, _: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError):
-            if _is_ours(writer.get_extra_info("socket")):  # anybody on this machine may connect
+            if _is_of_this_user(writer.get_extra_info("socket")):
                 writer.write(generate_latest(self._registry))
             writer.close()
             await writer.wait_closed()
@@ -159,7 +158,7 @@ def _connect(address: str) -> socket.socket:
     try:
         connection.setblocking(False)
         connection.connect(address)
-        if not _is_ours(connection):
+        if not _is_of_this_user(connection):
             raise ValueError("a socket of another user")
     except BaseException:
         connection.close()
@@ -167,8 +166,7 @@ def _connect(address: str) -> socket.socket:
     return connection
 
 
-def _is_ours(connection: socket.socket) -> bool:
-    """Whether this process' own user is at the other end."""
+def _is_of_this_user(connection: socket.socket) -> bool:
+    """Whether this user runs the process at the other end: anybody can find an abstract address."""
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    user: int = _CREDENTIALS.unpack(credentials)[1]
-    return user == os.geteuid()
+    return bool(_CREDENTIALS.unpack(credentials)[1] == os.geteuid())

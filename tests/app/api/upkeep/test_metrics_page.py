@@ -5,7 +5,6 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
-from types import SimpleNamespace
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -86,24 +85,27 @@ async def test_dead_process_shows_and_so_do_its_deaths(
         assert values(await pages[0].render(), "open") == {"0": 1.0, "1": 2.0}
 
 
-async def test_other_users_of_the_machine_are_shown_nothing(
-    pages: list[MetricsPage], process_table: ProcessTable, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """They may connect: sockets of this kind have no permissions."""
-
-    async def shown() -> bytes:
-        reader, writer = await asyncio.open_unix_connection(f"\0dycoke-{process_table.token}-0")
+async def read_page(address: str) -> bytes:
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.setblocking(False)
+        connection.connect(address)
+        reader, writer = await asyncio.open_unix_connection(sock=connection)
         try:
             async with asyncio.timeout(20):
                 return await reader.read()
         finally:
             writer.close()
 
+
+async def test_page_is_shown_to_processes_of_the_same_user_alone(
+    pages: list[MetricsPage], process_table: ProcessTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everybody on the machine can find the socket, and a page may be for those with a key."""
+    address, user = f"\0dycoke-{process_table.token}-0", os.geteuid()
     async with pages[0].shown_to_siblings():
-        assert b"open" in await shown()
-        nobody = SimpleNamespace(geteuid=lambda: os.geteuid() + 1)
-        monkeypatch.setattr(metrics_page, "os", nobody)
-        assert await shown() == b""
+        assert b"open 1.0" in await read_page(address)
+        monkeypatch.setattr(os, "geteuid", lambda: user + 1)
+        assert await read_page(address) == b""
 
 
 @pytest.mark.parametrize("says", [b"", b"x" * 100])
