@@ -18,7 +18,7 @@ the level that it needs itself, and holds no other at it. Nor does one of anothe
 priority.
 
 A cached prefix costs only the question, so its level is used if it is weaker than needed, or the
-next stronger one.
+next stronger one; not so one that is on its way and comes too late.
 
 Knows no engine: the caller predicts. The clock is the caller's. Standard library only.
 """
@@ -52,6 +52,10 @@ class Level:
     retained: float
     is_cached: bool
     seconds: float
+
+    def is_hit_by(self, seconds: float) -> bool:
+        """Whether its prefix is there so soon that the first token comes by then."""
+        return self.is_cached and self.seconds <= seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +156,8 @@ class Chooser:
         held = course.level(situation, config.objective_s, now_s)
         needed, reason = _own_need(config, allowed, situation, course.load, waited_s)
         place = min((p for p in allowed if p >= max(needed, held)), default=max(allowed))
-        hits = [hit for hit in allowed if allowed[hit].is_cached and hit <= place + 1]
+        latest_s = max(config.objective_s - waited_s, allowed[place].seconds)
+        hits = [hit for hit in allowed if hit <= place + 1 and allowed[hit].is_hit_by(latest_s)]
         if reason is not Reason.NONE_MEETS:
             if place > needed:
                 reason = Reason.STEADY

@@ -56,6 +56,8 @@ def after(ahead_s: float) -> dict[int, Level]:
         ((1.0, 0.6, 0.1, 0.4), (2,), 0.0, 0, Reason.OBJECTIVE),  # nor from two levels away
         ((0.1, 0.1, 0.5, 0.4), (0, 1), 0.0, 0, Reason.OBJECTIVE),
         ((2.1, 9.0, 9.0, 9.0), (0,), 0.0, 0, Reason.NONE_MEETS),  # a weaker hit is the fastest
+        ((3.0, 2.5, 2.2, 1.0), (0,), 0.0, 3, Reason.OBJECTIVE),  # on its way, and comes too late
+        ((3.0, 1.5, 1.2, 1.0), (0, 2), 0.0, 2, Reason.CACHED),  # the other one comes in time
     ],
 )
 def test_the_least_compression_that_meets_the_objective(
