@@ -1,7 +1,7 @@
-"""`make demo`: starts the service on a free port, asks questions about a bundled clip with full
-tokens and with DyCoke, streams the answers, says which are right and prints the receipts.
+"""`make demo`: asks the service about a bundled clip, with full tokens and with DyCoke.
 
-A client like any other: it knows the HTTP interface, and of the clip what it shows.
+Starts the service on a free port, streams the answers, says which are right and prints the
+receipts. It is a client like any other: it knows the HTTP interface, and what the clip shows.
 """
 
 import contextlib

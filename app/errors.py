@@ -12,7 +12,7 @@
         ├── IdempotencyConflictError
         ├── TryLaterError                carries retry_after_s, video_id
         │   ├── QueueFullError
-        │   ├── KeyLimitError            with what it has left
+        │   ├── KeyLimitError            carries what the key has left
         │   ├── DeadlineUnreachableError
         │   ├── FrameStoreFullError
         │   └── TooManyStreamsError
@@ -20,10 +20,10 @@
         ├── NoWorkerError, ShuttingDownError, StoreUnavailableError
         ├── DeadlineExceededError, ReaderLostError, JobLostError, JobCancelledError
         ├── SamplerChangedError          an upgrade in mid-answer
-        ├── WorkersLostError             worker after worker went, by no known fault of the job
+        ├── WorkersLostError             too many workers were lost with the job
         └── JobFailedRepeatedlyError     the job was alone with two workers that died
 
-Which HTTP status a code gets is known to `app.api.errors` alone.
+Only `app.api.errors` knows which HTTP status a code gets.
 """
 
 from typing import Self
@@ -43,32 +43,32 @@ class UnauthorizedError(ServiceError):
 
 
 class ForbiddenError(ServiceError):
-    """The key is good, but not for this."""
+    """The API key is valid, but does not allow this."""
 
     code = "forbidden"
 
 
 class HostNotAllowedError(ServiceError):
-    """The request is for a name that this service does not go by."""
+    """The Host header names a host that this service does not answer for."""
 
     code = "host_not_allowed"
 
 
 class OriginNotAllowedError(ServiceError):
-    """A page of another site has sent the request."""
+    """The request comes from a page of another site."""
 
     code = "origin_not_allowed"
 
 
 class KeysUnavailableError(ServiceError):
-    """The stored keys could not be read for too long to go by what they were."""
+    """The file of stored keys has been unreadable for too long to trust its last content."""
 
     code = "keys_unavailable"
     retryable = True
 
 
 class JobNotFoundError(ServiceError):
-    """There is no such job, or it belongs to another key, or it ended too long ago."""
+    """There is no such job, it belongs to another key, or it ended too long ago."""
 
     code = "job_not_found"
 
@@ -94,13 +94,13 @@ class VideoNotFoundError(ServiceError):
 
 
 class ModelNotFoundError(ServiceError):
-    """No worker serves a model of that name."""
+    """No worker serves a model with this name."""
 
     code = "model_not_found"
 
 
 class UnsupportedMediaTypeError(ServiceError):
-    """The body is neither JSON nor a form, or not what the route takes."""
+    """The body is neither JSON nor a form, or not what this route takes."""
 
     code = "unsupported_media_type"
 
@@ -116,15 +116,14 @@ class UploadTooLargeError(ServiceError):
 
 
 class TooManyUploadsError(ServiceError):
-    """This client, or all clients together, send as many requests, or as much, as they may at a
-    time."""
+    """This client, or all clients together, already send as many requests or bytes as they may."""
 
     code = "too_many_uploads"
     retryable = True
 
 
 class UploadTimeoutError(ServiceError):
-    """The client sent its body too slowly, or nothing for too long."""
+    """The client sent its body too slowly, or sent nothing for too long."""
 
     code = "upload_timeout"
     retryable = True
@@ -137,20 +136,20 @@ class IdempotencyConflictError(ServiceError):
 
 
 class VideoStoreFullError(ServiceError):
-    """No room for an upload, and every stored video is in use."""
+    """There is no room for the upload, and every stored video is in use."""
 
     code = "video_store_full"
     retryable = True
 
 
 class TryLaterError(ServiceError):
-    """There is no room for the request just now."""
+    """There is no room for the request at the moment."""
 
     retryable = True
 
     def __init__(self, message: str, *, retry_after_s: int, video_id: str | None = None) -> None:
         """Args:
-        video_id: of the request's video, which is stored: a retry need not upload it.
+        video_id: the request's video if it is stored, so that a retry need not upload it.
         """
         super().__init__(message)
         self.retry_after_s = retry_after_s
@@ -158,19 +157,19 @@ class TryLaterError(ServiceError):
 
 
 class TooManyStreamsError(TryLaterError):
-    """This client, or all clients together, have as many open answers as they may."""
+    """This client, or all clients together, already have as many open answers as they may."""
 
     code = "too_many_streams"
 
 
 class QueueFullError(TryLaterError):
-    """As many jobs are under way as may be; `Retry-After` says when to try again."""
+    """The queue has no place for the job; `Retry-After` says when to try again."""
 
     code = "queue_full"
 
 
 class KeyLimitError(TryLaterError):
-    """The API key has reached a limit of its own; `Retry-After` says when to try again."""
+    """The API key has reached one of its limits; `Retry-After` says when to try again."""
 
     code = "key_limit_exceeded"
 
@@ -189,7 +188,7 @@ class KeyLimitError(TryLaterError):
 
 
 class FrameStoreFullError(TryLaterError):
-    """The frames of jobs under way take all the room that frames have; none were read."""
+    """The frames of jobs under way take all the room for frames; none of this job were read."""
 
     code = "frame_store_full"
 
@@ -202,8 +201,8 @@ class FrameStoreFullError(TryLaterError):
 
 
 class DeadlineUnreachableError(TryLaterError):
-    """The request's `deadline_s` would pass before its first token: it is refused, or ended by the
-    worker that takes it."""
+    """The first token cannot come before the request's `deadline_s`: the API refuses the request,
+    or the worker that takes it ends it."""
 
     code = "deadline_unreachable"
 
@@ -216,7 +215,7 @@ class NoWorkerError(ServiceError):
 
 
 class ShuttingDownError(ServiceError):
-    """This API process is draining; another one, or the next one, answers."""
+    """This API process is shutting down: send the request again."""
 
     code = "shutting_down"
     retryable = True
@@ -236,32 +235,32 @@ class StoreUnavailableError(ServiceError):
 
 
 class KeptSetsNotFoundError(ServiceError):
-    """What the job kept is not known: it did not ask for `kept_mask`, has no video, or was not
-    answered to its end."""
+    """Nobody knows which tokens the job kept: it did not ask for `kept_mask`, has no video, or did
+    not finish its answer."""
 
     code = "kept_not_found"
 
 
 class KeptSetDroppedError(ServiceError):
-    """What was kept at this token is not stored: what earlier ones kept took all the room."""
+    """The kept set at this token is not stored: the sets of earlier tokens took all the room."""
 
     code = "kept_truncated"
 
 
 class IsFrameListError(ServiceError):
-    """What was asked for is a list of frames, which no file of a video holds."""
+    """The video is a list of frames, so it has no file to download."""
 
     code = "is_frame_list"
 
 
 class RangeNotSatisfiableError(ServiceError):
-    """The `Range` header is malformed, or asks for nothing that the video has."""
+    """The `Range` header is malformed, or asks for bytes that the video does not have."""
 
     code = "range_not_satisfiable"
 
 
 class JobNotDoneError(ServiceError):
-    """The job has not ended yet, and what was asked for is known at its end."""
+    """The job has not ended yet; try again when it has."""
 
     code = "job_not_done"
     retryable = True
@@ -288,7 +287,7 @@ class ReaderLostError(ServiceError):
 
 
 class JobLostError(ServiceError):
-    """The job's record vanished while its answer was being read: Redis lost its data, or newer
+    """The job's record disappeared while its answer was being read: Redis lost its data, or newer
     answers needed the room."""
 
     code = "job_lost"
@@ -296,7 +295,7 @@ class JobLostError(ServiceError):
 
 
 class SamplerChangedError(ServiceError):
-    """Part of the answer was drawn by a release whose seeds give other tokens than this one's."""
+    """A release whose seeds give other tokens than this one's has drawn part of the answer."""
 
     code = "sampler_changed"
     retryable = True
@@ -309,7 +308,7 @@ class JobCancelledError(ServiceError):
 
 
 class WorkersLostError(ServiceError):
-    """Worker after worker was lost with the job, which is not known to be to blame."""
+    """Too many workers were lost with the job, though it may not be to blame."""
 
     code = "workers_lost"
     retryable = True

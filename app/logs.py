@@ -1,6 +1,6 @@
 """Logs: one JSON object per line on standard error.
 
-Job ids, and trace ids where there are any, go in as `extra` (`JobRequest.log_fields`).
+Job ids, and trace ids if there are any, are passed as `extra` (`JobRequest.log_fields`).
 """
 
 import json

@@ -1,8 +1,8 @@
 """Everything that crosses Redis, as versioned JSON types, and the receipt that clients read.
 
-The events of a job are the same JSON in Redis and in SSE: `JobEvent` first, then `StatusEvent`s
-and `TokenEvent`s, then one `DoneEvent` or `ErrorEvent`, which ends the stream. `StatusEvent` is
-the only one that is not durable: readers that come later skip it, and in SSE it carries no id.
+The events of a job are the same JSON in Redis and in SSE: first a `JobEvent`, then `StatusEvent`s
+and `TokenEvent`s, then one `DoneEvent` or `ErrorEvent`, which ends the stream. Only `StatusEvent`
+is not durable: later readers skip it, and in SSE it has no id.
 """
 
 import json

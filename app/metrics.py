@@ -1,7 +1,7 @@
 """Prometheus metrics: what a worker's engine did, and what the API's clients saw.
 
-The two sets share no metric, so that sums over both processes count nothing twice. Labels never
-carry job ids. Each process has one registry and one port.
+No metric is in both sets, so sums over both kinds of processes count nothing twice. Labels never
+contain job ids. Each process has one registry and one port.
 """
 
 from collections.abc import Callable, Mapping
@@ -42,8 +42,8 @@ LAG_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5
 
 # How a job ends, besides by an error's code.
 DONE = "done"
-CLIENT_DEADLINE_EXCEEDED = "client_deadline_exceeded"  # `deadline_exceeded`, of the request's own
-ANY_KEY = "any"  # where readers of the metrics may not know the names of keys
+CLIENT_DEADLINE_EXCEEDED = "client_deadline_exceeded"  # the request's own deadline has passed
+ANY_KEY = "any"  # instead of a key's name, if the metrics must not show names
 INTERRUPTED = "interrupted"  # this process was shut down before the job's end
 STAGES = ("upload", "read_frames", "queue", "vision", "compress", "prefill", "decode")
 CACHES = ("frames", "features", "prefix")
@@ -56,8 +56,8 @@ class RequestLabels(NamedTuple):
     """The labels of a request's metrics.
 
     Args:
-        policy: that answers it; `auto` until there is a choice.
-        requested: `auto`, or `fixed` where the request or the server's default names the policy.
+        policy: the policy that answers; `auto` until a level is chosen.
+        requested: `auto`, or `fixed` if the request or the server's default names the policy.
     """
 
     model: str
@@ -66,9 +66,7 @@ class RequestLabels(NamedTuple):
 
 
 class _Children:
-    """A metric's series by their labels, kept: the client's look-up costs more than an
-    observation.
-    """
+    """Caches a metric's series by their labels: looking one up costs more than observing it."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[object, ...], Any] = {}
@@ -109,15 +107,16 @@ class WorkerMetrics:
             "Jobs that the worker takes at a time; 0 while it loads its model and while it drains.",
         )
         self._kv_cache_usage_ratio = gauge(
-            "kv_cache_usage_ratio", "KV bytes that running sequences hold, per byte of the budget."
+            "kv_cache_usage_ratio",
+            "KV bytes that running sequences hold, as a share of the budget.",
         )
         self._device_memory_bytes = gauge(
             "device_memory_bytes", "Bytes allocated on the device; 0 on a CPU."
         )
         self._visual_tokens = counter(
             "visual_tokens",
-            "Visual tokens of finished jobs: out of the vision tower, into prefill, and per "
-            "pruned layer of a decode step.",
+            "Visual tokens of finished jobs: from the vision tower, in the prefill, and in the "
+            "pruned layers of a decode step.",
             "policy",
             "stage",
         )
@@ -125,8 +124,12 @@ class WorkerMetrics:
             "prompt_tokens", "Prompt tokens of finished jobs, visual ones included.", "policy"
         )
         self._generation_tokens = counter("generation_tokens", "Tokens generated.", "policy")
-        self._cache_hits = counter("cache_hits", "Finished jobs that found theirs.", "cache")
-        self._cache_misses = counter("cache_misses", "Finished jobs that did not.", "cache")
+        self._cache_hits = counter(
+            "cache_hits", "Finished jobs that found what they need in the cache.", "cache"
+        )
+        self._cache_misses = counter(
+            "cache_misses", "Finished jobs that did not find it in the cache.", "cache"
+        )
         for cache in CACHES:
             self._cache_hits.labels(model, cache)
             self._cache_misses.labels(model, cache)
@@ -134,18 +137,18 @@ class WorkerMetrics:
             "lease_reclaims", "Jobs taken over from workers that died, failed or drained."
         ).labels(model)
         self._kv_refreshes = counter(
-            "kv_refreshes", "Times that decode selected its visual tokens again.", "policy"
+            "kv_refreshes", "Decode steps that selected their visual tokens again.", "policy"
         )
         self._flops = counter(
             "flops",
-            "FLOPs of finished jobs, exactly counted: what they took, and what full tokens would.",
+            "FLOPs of finished jobs, counted exactly: actual, and with full tokens.",
             "policy",
             "kind",
         )
 
         self._preemptions = counter(
             "preemptions",
-            "Sequences of low priority that made room, by the priority of who came.",
+            "Low-priority sequences that were paused, by the priority of the one that needed room.",
             "priority",
         )
         self._num_preemptions: dict[Priority, int] = {}  # of those, counted so far
@@ -162,7 +165,7 @@ class WorkerMetrics:
         )
         self._auto_prediction_error = Histogram(
             "dycoke_auto_prediction_error_seconds",
-            "Time to first token of a job of policy `auto`, less what was predicted.",
+            "Time to first token of a job of policy `auto`, minus the prediction.",
             ["model"],
             buckets=ERROR_BUCKETS_S,
             registry=registry,
@@ -232,7 +235,7 @@ class ApiMetrics:
     A job is observed once, by the process whose connection posted it.
 
     Args:
-        names_keys: readers of the metrics may know the names of keys and what each asks.
+        names_keys: whether metrics may have keys' names as labels.
     """
 
     def __init__(self, registry: CollectorRegistry, *, names_keys: bool = True) -> None:
@@ -251,19 +254,23 @@ class ApiMetrics:
             return Gauge(f"dycoke_{name}", text, labels, registry=registry)
 
         self._request_latency = histogram(
-            "request_latency_seconds", "Acceptance to the end of an answer.", REQUEST_BUCKETS_S
+            "request_latency_seconds",
+            "Time from acceptance to the end of the answer.",
+            REQUEST_BUCKETS_S,
         )
         self._time_to_first_token = histogram(
-            "time_to_first_token_seconds", "Acceptance to the first token.", REQUEST_BUCKETS_S
+            "time_to_first_token_seconds",
+            "Time from acceptance to the first token.",
+            REQUEST_BUCKETS_S,
         )
         self._inter_token_latency = histogram(
             "inter_token_latency_seconds",
-            "Between the arrivals of two tokens at the API.",
+            "Time between the arrivals of two tokens at the API.",
             TOKEN_BUCKETS_S,
         )
         self._retained_token_ratio = histogram(
             "retained_token_ratio",
-            "Visual tokens kept, as a share of all that the frames have.",
+            "Visual tokens kept, as a share of all visual tokens of the frames.",
             RATIO_BUCKETS,
             "stage",
         )
@@ -278,7 +285,7 @@ class ApiMetrics:
         )
         self._request_peak_memory_bytes = histogram(
             "request_peak_memory_bytes",
-            "Peak on the device while a job ran; on a CPU the worker's peak RSS.",
+            "Peak memory on the device while a job ran; on a CPU the worker's peak RSS.",
             BYTES_BUCKETS,
         )
         self._requests = counter(
@@ -289,17 +296,17 @@ class ApiMetrics:
             "outcome",
         )
         self._rejections = counter(
-            "rejections", "Posts refused before they became a job, by the code.", "reason"
+            "rejections", "Posts refused before they became a job, by error code.", "reason"
         )
         self._key_refusals = counter(
             "key_refusals",
-            "Posts refused because their key has reached a limit of its own, by the limit.",
+            "Posts refused because their key has reached one of its limits, by limit.",
             "key",
             "limit",
         )
         self._key_jobs = gauge(
             "key_jobs",
-            "Jobs under way by key: waiting (for frames or a worker), or running.",
+            "Jobs under way, by key: waiting (for frames or a worker) or running.",
             "key",
             "state",
         )
@@ -309,26 +316,30 @@ class ApiMetrics:
         self._client_disconnects = counter(
             "client_disconnects", "Connections that posted a job and closed before its end."
         )
-        self._open_streams = gauge("open_streams", "Answers that clients wait for or read.")
+        self._open_streams = gauge(
+            "open_streams", "Answers that clients are waiting for or reading."
+        )
         self._frame_readings = gauge("reader_jobs", "Jobs whose frames this process reads.")
-        self._queue_depth = gauge("queue_depth", "Jobs accepted and not with a worker.", "model")
+        self._queue_depth = gauge("queue_depth", "Jobs accepted that no worker has taken.", "model")
         self._queue_places = gauge(
-            "queue_places", "Places that these take; a large job takes several.", "model"
+            "queue_places", "Places that waiting jobs take; a large job takes several.", "model"
         )
         self._queue_oldest_age = gauge(
-            "queue_oldest_age_seconds", "Age of the oldest queued job since acceptance.", "model"
+            "queue_oldest_age_seconds",
+            "Time since the acceptance of the oldest queued job.",
+            "model",
         )
         self._workers_alive = gauge("workers_alive", "Workers that can take jobs.", "model")
         self._store_up = gauge(
             "store_up", "1 while Redis answers this process, which asks every second; else 0."
         )
         self._queue_capacity = gauge(
-            "queue_capacity", "Places above which keys with their share are refused."
+            "queue_capacity", "Places; beyond them only keys below their share are accepted."
         )
-        self._stream_capacity = gauge("stream_capacity", "Answers that this process may serve.")
+        self._stream_capacity = gauge("stream_capacity", "Answers that may be open at a time.")
         self._event_loop_lag = Histogram(
             "dycoke_event_loop_lag_seconds",
-            "How late the event loop runs what is due, sampled all the time.",
+            "Delay with which the event loop runs what is due, sampled continuously.",
             buckets=LAG_BUCKETS_S,
             registry=registry,
         )
@@ -355,12 +366,13 @@ class ApiMetrics:
         peak.observe(memory.peak_device_bytes)
 
     def token_gaps(self, labels: RequestLabels) -> Callable[[float], None]:
-        """Returns what takes each gap, in seconds: looking its labels up costs as much again."""
+        """Returns a function that takes each gap, in seconds: a label look-up per gap would cost as
+        much again."""
         observe: Callable[[float], None] = self._inter_token_latency.labels(*labels).observe
         return observe
 
     def expect_request(self, labels: RequestLabels) -> None:
-        """Makes the counters of all ways in which a job may end, at 0."""
+        """Creates the counters of all ways in which a job may end, at 0."""
         if labels not in self._known_requests:
             self._known_requests.add(labels)
             for outcome in self._outcomes:
@@ -430,12 +442,12 @@ class _LostReaders(Collector):
 
     def collect(self) -> list[CounterMetricFamily]:
         killed = CounterMetricFamily(
-            "dycoke_reader_kills", "Frame reading children killed.", labels=["reason"]
+            "dycoke_reader_kills", "Frame readers that were killed.", labels=["reason"]
         )
         for reason, count in sorted(self._kills().items()):
             killed.add_metric([reason], count)
         failed = CounterMetricFamily(
-            "dycoke_reader_exceptions", "Frame reading children that ended in an exception."
+            "dycoke_reader_exceptions", "Frame readers that ended in an exception."
         )
         failed.add_metric([], self._num_exceptions())
         return [killed, failed]

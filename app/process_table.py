@@ -1,18 +1,18 @@
-"""What the API processes of one machine know of each other: numbers in shared memory, and locks.
+"""Numbers and locks that the API processes of one machine share, in shared memory.
 
-A table with a row for each process, by its number: 0 to `num_processes` - 1. A process that is
-started in place of a dead one takes over its row. Only a row's own process writes to it (after its
-death, the supervisor), so numbers need no lock and no process waits for one that is stuck; numbers
-of different rows are not read at one instant.
+The table has one row per process, numbered 0 to `num_processes` - 1. A process that is started in
+place of a dead one takes over its row. Only the row's own process writes to it (after its death,
+the supervisor), so numbers need no lock, and no process waits for one that is stuck. Numbers of
+different rows are not read at the same instant.
 
-Streams, bodies and incoming bytes are counted by client too, in a count-min sketch for each row
-(Cormode, Muthukrishnan: Journal of Algorithms 55(1), 2005): in two counters by the client's digest,
-of which the smaller one counts. It is too large only where others share both; the digest is keyed,
-so that no client can choose a name that does.
+Streams, bodies and incoming bytes are also counted per client, in one count-min sketch per row
+(Cormode, Muthukrishnan: Journal of Algorithms 55(1), 2005): the client's digest selects two
+counters, and the smaller one is the count. It is too large only if other clients share both
+counters. The digest is keyed, so no client can choose a name for which they do.
 
-The memory is an anonymous file that processes inherit by its descriptor, and so are the locks:
-both are gone with the last process, however it ends. Knows nothing of what the locks are for.
-Linux only.
+The memory is an anonymous file, and processes inherit it and the locks by descriptor: both are gone
+with the last process, however it ends. This module does not know what the locks are for. Linux
+only.
 """
 
 import fcntl

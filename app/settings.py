@@ -1,6 +1,6 @@
 """The service's settings, read once from `DYCOKE_*` environment variables and passed down.
 
-A variable with the prefix that names no setting, or a value out of range, fails at start.
+A variable with this prefix that is no setting, or a value out of range, is an error at start.
 """
 
 import difflib

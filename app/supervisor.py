@@ -1,10 +1,10 @@
 """Keeps the processes of one machine running: starts, watches, restarts and stops them.
 
-A child's death is logged and answered with a restart, after a wait that grows while it keeps
-dying. One whose first process exits with `EXIT_BAD_SETTINGS` would never run: everything stops. The
-supervisor's own death, even by SIGKILL, ends the children (`app.dies_with_parent`). They run in
-sessions of their own, so a Ctrl-C in the terminal reaches the supervisor alone, which stops them in
-order. A second signal hurries this up, a third kills what is left.
+When a child dies, the supervisor logs that and restarts it, after a wait that grows while it keeps
+dying. If a child's first process exits with `EXIT_BAD_SETTINGS`, it would never run, so everything
+stops. If the supervisor itself dies, even by SIGKILL, its children end (`app.dies_with_parent`).
+They run in sessions of their own, so a Ctrl-C in the terminal reaches only the supervisor, which
+stops them in order. A second signal hurries this up, a third kills what is left.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""Spans of a question on its way through API, queue and worker, sent by OTLP over HTTP.
+"""Traces a question through API, queue and worker, and sends its spans by OTLP over HTTP.
 
     POST /v1/video/chat             the API, from acceptance to the job's end as clients see it;
     │                               or another path that posts jobs
@@ -8,14 +8,15 @@
     └── chat MODEL                  a worker, from taking the job to its end
         └── vision, compress, prefill, decode
 
-The context travels in the job (`JobRequest.traceparent`, as W3C writes it), so what another worker
-does for it after a crash hangs under the same request; an attempt whose worker died has no span.
-Stages are known when a job has ended, by their lengths: they are drawn one after the other, and
-work that the engine did for several jobs at once is in each of them.
+The context travels in the job (`JobRequest.traceparent`, in W3C's format), so if another worker
+finishes the job after a crash, its spans belong to the same request. An attempt whose worker died
+has no span. The lengths of the stages are known when the job has ended, so they are drawn one after
+the other, and work that the engine did for several jobs at once appears in each of them.
 
-Off unless `OTEL_EXPORTER_OTLP_ENDPOINT` (or `..._TRACES_ENDPOINT`) names a collector; the other
-OTEL_ variables are OpenTelemetry's own. Off or on, a client's trace id reaches the log. Questions
-and answers are in no span. Attribute names are OpenTelemetry's for generative AI where it has them.
+Tracing is off unless `OTEL_EXPORTER_OTLP_ENDPOINT` (or `..._TRACES_ENDPOINT`) names a collector;
+the other OTEL_ variables are OpenTelemetry's own. Off or on, a client's trace id is logged. Spans
+contain no questions or answers. Attribute names are OpenTelemetry's for generative AI where it has
+them.
 """
 
 import logging

@@ -29,20 +29,20 @@ OUTPUT = Path(__file__).parent.parent / "docs" / "reference.md"
 HEAD = """\
 # Reference
 
-Written by `make dashboards` from the code: edit there. The whole HTTP interface is in the OpenAPI
-document, `/openapi.json`.
+`make dashboards` writes this page from the code: make changes there. The whole HTTP interface is in
+the OpenAPI document, `/openapi.json`.
 """
 BY_HTTP_ALONE = {  # codes that none of our exceptions has
-    INTERNAL_ERROR: "Something failed that should not; the log says what.",
+    INTERNAL_ERROR: "Something unexpected failed; the log says what.",
     "not_found": "There is no such path.",
-    "method_not_allowed": "The path takes other methods.",
+    "method_not_allowed": "The path does not take this method.",
 }
 EVENTS: tuple[tuple[type[BaseModel], str], ...] = (
-    (JobEvent, "first: the job, and the compression as resolved"),
+    (JobEvent, "first: the job, with its compression and all defaults filled in"),
     (StatusEvent, "what the job waits for, until its first token"),
-    (TokenEvent, "a piece of the answer; `index` is that of its first token"),
+    (TokenEvent, "a piece of the answer; `index` is the position of its first token"),
     (DoneEvent, "last: the whole answer and its receipt"),
-    (ErrorEvent, "last, in its place: why there is no answer"),
+    (ErrorEvent, "last, instead of `done`: why there is no answer"),
 )
 
 

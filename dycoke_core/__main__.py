@@ -1,4 +1,4 @@
-"""Asks a video a question without server or Redis; streams the answer, then says what it cost.
+"""Asks a question about a video without server or Redis: streams the answer, then prints its costs.
 
 python -m dycoke_core VIDEO QUESTION [--model DIR] [--compression NAME]
 """

@@ -1,7 +1,7 @@
 """Policy `auto`: as little compression as the objective, the queue and the load allow.
 
-What a request may say of it, and what comes of it. `dycoke_core.level_choice` has the rule,
-`dycoke_core.engine.auto_compression` what it goes by. Standard library only.
+This module has what a request may set, and what the choice reports. `dycoke_core.level_choice` has
+the rule, `dycoke_core.engine.auto_compression` its inputs. Standard library only.
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,7 @@
-"""How many cores this process may use: the least of its affinity and its control group's quota.
+"""How many cores this process may use: the smaller of its affinity and its control group's quota.
 
 A container's limit (`cpus: 4`, a pod's CPU limit) is a quota of time, which the affinity does not
-show: all of the host's cores are visible, and threads beyond the quota only stop one another.
+show: all of the host's cores are visible, and threads beyond the quota only delay one another.
 
 Not covered: quotas of groups above the container's own, which it cannot see.
 """

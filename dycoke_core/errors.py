@@ -12,8 +12,8 @@
     │   ├── VideoLimitError          pixels, frames, duration or bytes over the limit
     │   ├── VideoReadTimeoutError    the readers' time for one upload ran out
     │   ├── VideoReaderKilledError   the reader ran out of memory or CPU time, crashed, was killed
-    │   └── VideoReaderFailedError   the reader ended in an exception: a bug, of ours or a library's
-    ├── ReadersUnavailableError      no process could be started to read a video, or kept alive
+    │   └── VideoReaderFailedError   the reader ended in an exception: a bug, ours or a library's
+    ├── ReadersUnavailableError      no reader could be started or kept alive
     ├── SandboxUnavailableError      this system cannot confine the reader
     ├── ModelLoadError
     └── EngineError                  the engine failed one sequence
@@ -50,7 +50,7 @@ class PromptTooLongError(InvalidRequestError):
 class VideoError(DycokeError):
     """The video cannot be used.
 
-    `field` is where it stands in the request, once somebody knows.
+    `field` names the request's field with the video, once it is known.
     """
 
     code = "video_error"
@@ -58,7 +58,7 @@ class VideoError(DycokeError):
 
 
 class UnsupportedContainerError(VideoError):
-    """The file is of no container that is read here."""
+    """The file's container format is not supported."""
 
     code = "unsupported_container"
 
@@ -69,7 +69,7 @@ class UnsupportedContainerError(VideoError):
 
 
 class UnsupportedCodecError(VideoError):
-    """The video's codec is not on the list."""
+    """The video's codec is not supported."""
 
     code = "unsupported_codec"
 
@@ -109,7 +109,7 @@ class VideoReadTimeoutError(VideoError):
 
 
 class VideoReaderKilledError(VideoError):
-    """The video's reader ran out of CPU time, or ended twice by memory, a crash or a kill."""
+    """The video's reader ran out of CPU time, or twice ran out of memory, crashed or was killed."""
 
     code = "video_reader_killed"
 
@@ -120,13 +120,13 @@ class VideoReaderKilledError(VideoError):
 
 
 class VideoReaderFailedError(VideoError):
-    """A reader of the video ended in an error that it should not have."""
+    """A reader of the video ended in an unexpected error: a bug, ours or a library's."""
 
     code = "video_reader_failed"
 
 
 class ReadersUnavailableError(DycokeError):
-    """No process could be started to read the video, or its readers were killed among others."""
+    """No process could be started to read the video, or its readers were killed next to others."""
 
     code = "readers_unavailable"
     retryable = True

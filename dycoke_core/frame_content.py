@@ -1,7 +1,7 @@
-"""What has to be known of a sequence's pixels before its video is encoded.
+"""What the engine has to know of a sequence's pixels before its video is encoded.
 
-Finding it takes a pass over all of them, so it is found once for each sequence, by the first
-caller: preferably on another thread than the engine's.
+This takes a pass over all of them, so it is done once per sequence, by the first caller: preferably
+on another thread than the engine's.
 """
 
 import hashlib

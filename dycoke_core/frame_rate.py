@@ -1,5 +1,6 @@
-"""How many frames a rate takes of a clip, as a model's video processor counts them. Standard
-library only."""
+"""How many frames of a clip are taken for a rate, counted as a model's video processor does.
+Standard library only.
+"""
 
 import math
 from dataclasses import dataclass

@@ -2,7 +2,7 @@
 
 All sets are bitsets: bit i is token i of the units' N tokens each, unit after unit, most
 significant bit of a byte first, padded to whole bytes with zeros. Stage II's sets are stored as
-changes: what its first selection kept, then what each later one took in or dropped.
+changes: first what the first selection kept, then what each later selection added or dropped.
 
 Knows no engine, no device and no queue; needs no torch.
 """

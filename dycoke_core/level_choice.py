@@ -1,26 +1,28 @@
-"""The rule of policy `auto`: which level of a ladder a request is given.
+"""The rule of policy `auto`: which level of a ladder a request gets.
 
-Feedback and feed-forward control of the queue. A request gets the weakest level at which
+It combines feedback and feed-forward control of the queue. A request gets the weakest level at
+which
 
-1. the request's first token is predicted within its objective (what it has waited, the prompt work
-   ahead of it, its own);
+1. its own first token is predicted within its objective (the time that it has waited, the prompt
+   work ahead of it, its own work);
 2. the requests waiting after it would be in time too, if all of them got the same level (a fluid
    model of the queue, which keeps a fifth of the objective in reserve);
-3. the engine keeps up with the requests that come: their rate of arrival times what one takes of
-   the engine, the utilisation rho, stays below `MAX_UTILISATION`. A rate is an estimate, so this
-   level rises only while work piles up.
+3. the engine keeps up with the arriving requests: the utilisation rho, which is their arrival rate
+   times the engine time of one request, stays below `MAX_UTILISATION`. A rate is an estimate, so
+   the load raises the level only while work piles up.
 
-Where no level is enough, it gets the strongest that it allows. To avoid flapping, compression eases
-only once a stronger level has not been needed for one objective and, where load required it, rho is
-below `EASED_UTILISATION`. So whatever the load, it eases at most once per objective. What counts
-here is what recent requests need: a large one, or one that has waited before it was queued, gets
-the level that it needs itself, and holds no other at it. Nor does one of another objective or
-priority.
+If no level is enough, the request gets the strongest that it allows. To avoid flapping, compression
+eases only once a stronger level has not been needed for one objective and, where load required it,
+rho is below `EASED_UTILISATION`. So under any load it eases at most once per objective. What counts
+here is what recent requests need. A large request, one that waited before it was queued, or one
+with another objective or priority gets the level that it needs itself, and does not keep others at
+that level.
 
-A cached prefix costs only the question, so its level is used if it is weaker than needed, or the
-next stronger one; not so one that is on its way and comes too late.
+With a cached prefix only the question has to be computed, so the prefix's level is used if it is
+weaker than needed, or the next stronger one. A prefix that is still being made counts only if it is
+ready in time.
 
-Knows no engine: the caller predicts. The clock is the caller's. Standard library only.
+Knows no engine: the caller predicts, and supplies the clock. Standard library only.
 """
 
 from collections import OrderedDict

@@ -1,5 +1,6 @@
-"""Whether a model can be served, by its config.json. Standard library only: a service
-refuses a model before it starts anything."""
+"""Checks by its config.json whether a model can be served. Standard library only, so that a service
+can refuse a model before it starts anything.
+"""
 
 import json
 from collections.abc import Mapping

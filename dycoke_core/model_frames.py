@@ -1,5 +1,5 @@
-"""The frames that a model takes: which of a clip, at what size, and how they are resized. Standard
-library only.
+"""The frames that a model takes: which ones of a clip, at what size, and how they are resized.
+Standard library only.
 """
 
 import math

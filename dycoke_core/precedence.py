@@ -1,9 +1,10 @@
-"""Who goes first where sequences compete: by priority, then by age, and nothing starves.
+"""Decides who goes first where sequences compete: by priority, then by age, so that nothing
+starves.
 
-The best priority goes first, the oldest of it before the others; but after `MAX_OVERTAKES` times in
-a row that the oldest of all has been passed over, it is its turn, whatever its priority. So who has
-n older ones before it is served at the latest at the (n + 1) * (MAX_OVERTAKES + 1)-th time, however
-many of better priority keep coming. With one priority for all it is first come, first served.
+The highest priority goes first, and within it the oldest. But after the oldest of all has been
+passed over `MAX_OVERTAKES` times in a row, it is its turn, whatever its priority. So a sequence
+with n older ones before it is served at the latest as the (n + 1) * (MAX_OVERTAKES + 1)-th, however
+many of higher priority keep coming. If all have the same priority, it is first come, first served.
 """
 
 from collections.abc import Callable, Iterable

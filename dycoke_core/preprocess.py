@@ -1,6 +1,6 @@
-"""From frames and a conversation to what the model takes: pixel values and prompt ids.
+"""From frames and a conversation to the model's inputs: pixel values and prompt ids.
 
-Knows the tokenizer and the chat template, no weights and no device placement of its own.
+Knows the tokenizer and the chat template, but no weights and no device placement of its own.
 """
 
 from collections.abc import Mapping

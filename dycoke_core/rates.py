@@ -1,4 +1,6 @@
-"""How fast an engine works, measured as it runs, and what that predicts. Standard library only."""
+"""How fast an engine works, measured while it runs, and what that predicts. Standard library
+only.
+"""
 
 import math
 from dataclasses import dataclass

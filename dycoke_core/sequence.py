@@ -1,6 +1,6 @@
 """What goes into the engine and what comes out of it: `Sequence`, `TokenEvent`, `SequenceReport`.
 
-Knows no HTTP, no Redis, no device. The engine's own state of a sequence (cache, scores) lives in
+Knows no HTTP, no Redis and no device. The engine's own state for a sequence (cache, scores) is in
 `dycoke_core.engine`.
 """
 

@@ -1,10 +1,10 @@
-"""Who asks: the keys of `DYCOKE_API_KEYS` and those of the file, whose changes take effect here.
+"""Checks API keys: those of `DYCOKE_API_KEYS`, and those of the file of stored keys.
 
-The file is checked every `REFRESH_S`, so a new key works, and a revoked one stops working, within
-that time (on a network file system: plus the time it takes to show a change made elsewhere). While
-it cannot be read, what was read last counts for `MAX_STALE_S`; then all keys but the environment's
-are refused with a 503, as it is unknown which of them are revoked. A file that disappears is one
-that cannot be read. Where there never was a key, everybody is one principal.
+The file is checked every `REFRESH_S`, so within that time a new key works and a revoked one stops
+working (a network file system adds the time that it takes to show a change made elsewhere). If the
+file cannot be read, or has disappeared, its last content counts for `MAX_STALE_S`. After that all
+keys but the environment's are refused with a 503, because nobody knows which of them are revoked.
+If there has never been a key, everybody is one principal.
 """
 
 import asyncio

@@ -1,6 +1,6 @@
 """The JSON schema of a request's `compression`: a policy's name, or one object per policy.
 
-Made from the tables that requests are checked against, so the document cannot say anything else.
+It is made from the tables that requests are checked against, so the two cannot disagree.
 """
 
 from dataclasses import fields

@@ -1,4 +1,4 @@
-"""What the routes work with, built once per process, and who is asking."""
+"""What the routes work with, built once per process, and the caller's identity."""
 
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass

@@ -1,7 +1,8 @@
 """Errors as HTTP: the status of every code, and RFC 9457 bodies (`application/problem+json`).
 
-The only module that knows both the error tree and HTTP. A body holds what `DycokeError.message`
-says, which is public by contract; never another exception's text, a path or an address.
+This is the only module that knows both the error tree and HTTP. A body contains
+`DycokeError.message`, which is public by contract, and never another exception's text, a path or an
+address.
 """
 
 import asyncio

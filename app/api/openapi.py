@@ -1,5 +1,5 @@
-"""What FastAPI cannot derive for the OpenAPI document: bodies that we parse ourselves as they come
-in, event streams, and problems.
+"""The parts of the OpenAPI document that FastAPI cannot derive: bodies that we parse ourselves
+while they arrive, event streams, and problems.
 """
 
 from typing import Any

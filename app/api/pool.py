@@ -1,7 +1,7 @@
-"""Which API processes this machine runs: several on one port, each with its number in one table.
+"""Which API processes this machine runs: several on one port, each with a number in one table.
 
-They inherit one listening socket, which the supervisor keeps open. A connection that has not been
-accepted belongs to none of them: the death of one loses none, and those that are left take all.
+They inherit one listening socket, which the supervisor keeps open. A connection that is not yet
+accepted belongs to none of them, so it survives the death of any process and the others accept it.
 """
 
 import socket

@@ -1,9 +1,9 @@
-"""What a key has left of its limits, in headers.
+"""The `RateLimit` headers: what a key has left of its limits.
 
-As of draft-ietf-httpapi-ratelimit-headers-11, "RateLimit header fields for HTTP" (structured
-fields, RFC 9651): `RateLimit-Policy` lists the limits, with `q` the quota, `qu` its unit and `w`
-the window in seconds; `RateLimit` what is left (`r`), and in how many seconds there will be more
-(`t`). Where both are sent, `Retry-After` is what counts.
+They follow draft-ietf-httpapi-ratelimit-headers-11, "RateLimit header fields for HTTP" (structured
+fields, RFC 9651). `RateLimit-Policy` lists the limits, with `q` the quota, `qu` its unit and `w`
+the window in seconds. `RateLimit` says what is left (`r`), and in how many seconds there will be
+more (`t`). If `Retry-After` is sent, too, it takes precedence.
 
 Deviation: the units `tokens` and `frames` are not in the draft's registry, which has none for them.
 """

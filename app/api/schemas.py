@@ -48,24 +48,24 @@ class ChatFields(Strict):
     )
     stream: bool = Field(True, description="false: one JSON body instead of server-sent events.")
     model: str | None = Field(
-        None, max_length=256, description="May be left out where only one is served."
+        None, max_length=256, description="May be left out if only one model is served."
     )
     num_frames: int = Field(
-        32, ge=1, description="Sampled evenly over the clip. With `fps`: the most."
+        32, ge=1, description="Sampled evenly over the clip. With `fps`: the maximum."
     )
     fps: float | None = Field(
         None,
         gt=0,
         le=1e9,
         allow_inf_nan=False,
-        description="Frames for each second of the clip, counted as the model's own processor does "
+        description="Frames per second of the clip, counted as the model's own processor does "
         "(`frame_rate` in `/v1/models`), within the server's limit.",
     )
     max_pixels: int | None = Field(
         None,
         ge=1,
-        description="Of each frame, for models that take any size: frames keep their shape within "
-        "it. Left out: as many as the model's square frames have.",
+        description="Pixels per frame, for models that take any size: frames keep the video's "
+        "shape within this budget. Left out: as many as the model's square frames have.",
     )
     start_s: float | None = Field(
         None, ge=0, allow_inf_nan=False, description="Start of the clip, rounded down to 10 ms."
@@ -75,45 +75,45 @@ class ChatFields(Strict):
     )
     sampling: Sampling = Field(
         "uniform",
-        description="keyframe: only the clip's keyframes count, which is quick for hours of video. "
-        "Where they are fewer than num_frames they repeat.",
+        description="keyframe: only the clip's keyframes, which is fast for hours of video. If "
+        "there are fewer than num_frames, some are repeated.",
     )
     max_tokens: int = Field(256, ge=1)
     temperature: float = Field(0.0, ge=0, le=2, description="0: greedy.")
     top_p: float = Field(1.0, gt=0, le=1)
-    seed: int | None = Field(None, ge=0, lt=2**63, description="Drawn at random where left out.")
+    seed: int | None = Field(None, ge=0, lt=2**63, description="Left out: drawn at random.")
     stop: Annotated[list[StopText], Field(max_length=16)] = Field(
         [], description="Strings that end the answer. A form field may repeat, or be a JSON list."
     )
     compression: str | dict[str, Any] | None = Field(
         None,
         description="A policy's name, or an object {policy, k, l, p, ...} (JSON text in a form "
-        "field). auto: as little as lets the first token come in time. Left out: the server's "
-        "default.",
+        "field). auto: as little compression as lets the first token come in time. Left out: the "
+        "server's default.",
         json_schema_extra=compression_schema(),
     )
     on_disconnect: Literal["cancel", "continue"] = Field(
         "cancel",
-        description="What happens to the job when the connection that posted it closes early.",
+        description="What happens to the job if the connection that posted it closes early.",
     )
     priority: Priority = Field(
         DEFAULT_PRIORITY,
-        description="Among the jobs of the same key; other keys' shares are theirs. At most what "
-        "the key may have.",
+        description="Priority among the jobs of the same key, at most what the key may have. It "
+        "does not change the key's share of the workers.",
     )
     deadline_s: float | None = Field(
         None,
         gt=0,
         allow_inf_nan=False,
-        description="Seconds from its acceptance after which the answer is of no use: the job ends "
-        "then, or as soon as its first token cannot come before. Left out: as long as the server "
+        description="Seconds from acceptance after which the answer is useless: the job ends then, "
+        "or as soon as its first token cannot come before that. Left out: as long as the server "
         "allows.",
     )
     video_id: str | None = Field(None, max_length=128, description="A video uploaded earlier.")
     kept_mask: bool = Field(
         False,
-        description="The receipt says which visual tokens were kept, and `/v1/jobs/{id}/kept` "
-        "which at each token of the answer.",
+        description="true: the receipt says which visual tokens were kept, and "
+        "`/v1/jobs/{id}/kept` says it for each token of the answer.",
     )
 
     @field_validator("stop", mode="before")

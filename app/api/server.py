@@ -1,9 +1,9 @@
-"""The API's process: uvicorn, a listening socket, and a shutdown that breaks no answer.
+"""The API's process: uvicorn, a listening socket, and a shutdown that interrupts no answer early.
 
-SIGTERM or SIGINT: `/readyz` turns 503 and posts are refused, while the port stays open and answers
-continue for up to `drain_timeout_s`; then open answers end (their jobs do not), jobs whose frames
+SIGTERM or SIGINT: `/readyz` turns 503 and posts are refused, but the port stays open and answers
+continue for up to `drain_timeout_s`. Then open answers end (their jobs do not), jobs whose frames
 are still being read are left to other APIs, and the process exits with 0. A second signal skips the
-wait. Where other processes share the port and do not drain, new connections are theirs.
+wait. If other processes on the port are not draining, new connections go to them.
 """
 
 import asyncio

@@ -1,8 +1,8 @@
-"""Links to media for elements that can send no header, such as a page's video player.
+"""Signed links to media, for browser elements that cannot send headers, such as a video player.
 
-A link is good for one path and query, for one key and for `LINK_LIFE_S`. It holds no secret: the
-holder's opaque id, the time at which it expires, and a signature over all of it and over the key's
-digest. So it ends with its key, whether that is revoked or gets another secret.
+A link is good for one path and query, for one key, and for `LINK_LIFE_S`. It contains no secret,
+only the holder's opaque id, the expiry, and a signature over all of it and over the key's digest.
+So it stops working when its key is revoked or gets another secret.
 """
 
 import hashlib

@@ -1,6 +1,5 @@
-"""What the settings say of who may use the service: which names of hosts are allowed, that no
-address but loopback is open to everybody unless the operator says so, and that a key without limits
-of its own has those of the settings.
+"""Checks the settings about access: which host names are allowed, that only loopback is open
+without keys unless the operator says otherwise, and which limits a key without its own has.
 """
 
 import ipaddress

@@ -1,8 +1,8 @@
 """`python -m app keys`: adds, lists, limits, rotates and revokes stored keys.
 
-The secret of a key is printed once, alone on standard output, when it is made; what is for people
-goes to standard error. A change is in force within `auth.REFRESH_S` in every API that sees the
-file, without a restart.
+When a key is made, its secret is printed once, alone on standard output; messages for people go to
+standard error. A change takes effect within `auth.REFRESH_S` in every API that sees the file,
+without a restart.
 """
 
 import argparse

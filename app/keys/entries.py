@@ -1,9 +1,9 @@
-"""Keys: what one is made of, how a secret becomes a digest, and who its holder is to the service.
+"""Keys: their parts, how a secret becomes a digest, and who the holder is to the service.
 
-A secret is at least `MIN_KEY_CHARS` of printable ASCII and is known to its client alone: the
-service keeps SHA-256 digests, and finds a key by looking its digest up, so the time that takes says
-nothing about a secret. A plain digest is enough because secrets are random; those of
-`DYCOKE_API_KEYS` are digested when they are read, and never written anywhere.
+A secret has at least `MIN_KEY_CHARS` characters of printable ASCII, and only its client knows it:
+the service keeps SHA-256 digests and looks a key up by its digest, so response times reveal nothing
+about a secret. A plain digest is enough because secrets are random. Those of `DYCOKE_API_KEYS` are
+hashed when they are read, and never written anywhere.
 """
 
 import hashlib

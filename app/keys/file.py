@@ -1,12 +1,13 @@
-"""The file of stored keys, beside the videos and shared by all APIs like them, and its audit log.
+"""The file of stored keys, in the data folder that all APIs share, and its audit log.
 
     {data_dir}/keys.json           {version, keys: [StoredKey]}; replaced whole, never written into
     {data_dir}/keys.lock           held while it is changed
     {data_dir}/keys.audit.jsonl    one line for each change, who made it and when; only appended to
 
-A revoked key stays in the file: its name is not given to another holder by mistake, and a service
-whose last key is revoked does not open itself to everybody. All three are readable by their owner
-alone. A line of the audit log is written before its change, so there is no change without one.
+A revoked key stays in the file, so that its name is not given to another holder by mistake, and so
+that a service whose last key is revoked does not open itself to everybody. Only the owner of the
+files can read them. The line in the audit log is written before the change, so there is no change
+without one.
 """
 
 import fcntl

@@ -1,4 +1,4 @@
-"""What a key may take, and what it has left of that. Knows neither Redis nor HTTP."""
+"""How much a key may use, and how much of that is left. Knows neither Redis nor HTTP."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -1,1 +1,1 @@
-"""All that the service keeps in Redis: its keys, its scripts, and what they do."""
+"""Everything that the service keeps in Redis: its keys, its scripts, and what they do."""

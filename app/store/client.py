@@ -1,7 +1,7 @@
-"""The connection to Redis, its errors in our words, and the Lua scripts that change job states.
+"""The connection to Redis, its errors as ours, and the Lua scripts that change job states.
 
-Every wait ends: `store_call` limits each use of the client, `SharedConnection` each call, and a
-busy pool refuses sooner. Nothing here knows jobs or keys.
+Every wait ends: `store_call` limits each use of the client, `SharedConnection` limits each call,
+and a busy pool refuses sooner. This module knows neither jobs nor keys.
 
 Not covered: Redis Cluster.
 """

@@ -1,9 +1,9 @@
-"""Reading a job's events, from any point on, by any number of readers.
+"""Reads a job's events, from any point on, for any number of readers.
 
 Events are appended by the scripts of `app.store.job_queue` and `app.store.job_leases`, each as the
-JSON that clients get, which is validated where it is made and passed on as it is. The id of an
-event says where in the answer it belongs (`app/store/lua/prelude.lua`), so an id that a client has
-seen stays good for resuming, whatever happened since.
+JSON that clients get. It is validated where it is made, and passed on unchanged. The id of an event
+says where in the answer it belongs (`app/store/lua/prelude.lua`), so an id that a client has seen
+stays valid for resuming, whatever has happened since.
 
 To wait for events of many jobs, use `app.store.event_reader`.
 """

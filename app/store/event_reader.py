@@ -1,13 +1,14 @@
-"""Waiting for the events of many jobs at once, over two connections.
+"""Waits for the events of many jobs at once, over two connections.
 
-A script that appends events announces them on a channel, by job, and mostly sends them along: a
-waiter that has all events before them gets them at once. Otherwise the log is read: one command
-reads all logs that have news and a waiter. Meanwhile further news gathers, so what is read at a
-time grows with the load. The log alone is authoritative: news may be lost, as every log with a
-waiter is read every `POLL_S` anyway, unless there was news of it. That is also how events of
-releases without the channel are found.
+A script that appends events announces them on a channel, by job, and usually sends them along. A
+waiter that already has all earlier events gets these at once. Otherwise the log is read: one
+command reads all logs that have news and a waiter. Meanwhile further news gathers, so the number of
+events per read grows with the load.
 
-Bounded in memory: nothing is read without a waiter, and a waiter gets one page.
+Only the log is authoritative. News may be lost, so every log with a waiter is read every `POLL_S`
+if there was no news of it. That also finds the events of releases without the channel.
+
+Memory is bounded: nothing is read without a waiter, and a waiter gets one page.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
-"""Deleted videos: what is kept of one goes everywhere.
+"""Deletes everything that is cached from deleted videos.
 
-Its frames lie here; its features and prefixes in workers, which read the news. Videos are named as
-by `app.messages.cached_video`.
+Their frames are here; their features and prefixes are in workers, which read the news. Videos have
+the names that `app.messages.cached_video` gives them.
 """
 
 from typing import Any

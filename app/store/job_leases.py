@@ -1,14 +1,14 @@
-"""What a worker does to jobs: take, renew, append, hand back; `job_queue` is the other half.
+"""What a worker does to jobs: take, renew, append, hand back. `job_queue` is the other half.
 
 A job is given out as a lease: its stream entry stays pending under the worker's name, and renewing
 resets the entry's idle time. Each take raises the job's attempt, which fences every later write: a
 worker that was paused past its lease, or whose job was ended by someone else, is refused.
 
-A job that was alone in the engine of a worker that died may be charged with a death; one that was
-there with others becomes a suspect, to be run alone, and is charged with nothing. Two deaths, or
-eight deliveries, end a job. A delivery that was handed back, whose worker died with nothing of the
-job in its engine, or whose worker turns out to live counts for neither. `lua/blame.lua` says who
-is to blame, `lost_workers` how a worker's supervisor has its say.
+If a worker dies, a job that was alone in its engine may be charged with the death. Several jobs
+become suspects, which run alone, and are charged with nothing. Two deaths, or eight deliveries, end
+a job. A delivery counts for neither if it was handed back, if its worker died while nothing of the
+job was in the engine, or if its worker turns out to be alive. `lua/blame.lua` decides who is to
+blame; `lost_workers` is how a worker's supervisor reports what it saw.
 """
 
 import json

@@ -5,10 +5,10 @@
                              └──────────────────────┴─────────────────────────────────┴──> done,
                                                                              error or cancelled
 
-Each transition is one Lua script that refuses what the diagram does not show, so any number of
-APIs and workers may call them at once, and each may be sent twice. What workers do to a job is in
-`app.store.job_leases`, whose turn it is in `lua/order.lua`. The queue is bounded by `reserve`, as
-`lua/places.lua` says; a job that nothing else ends is ended by `sweep`.
+Each transition is one Lua script that refuses what the diagram does not show, so any number of APIs
+and workers may call them at once, and each may be sent twice. `app.store.job_leases` has what
+workers do to a job, and `lua/order.lua` decides whose turn it is. `reserve` bounds the queue, as
+`lua/places.lua` says; `sweep` ends a job that nothing else ends.
 """
 
 import json

@@ -1,7 +1,8 @@
-"""What jobs kept, token by token: a `KeptHistory` for each job that asked for it.
+"""The visual tokens that jobs kept, token by token: a `KeptHistory` for each job that asked for it.
 
-Written once, by the worker that ends the job, just before its end; counted among the bytes of ended
-jobs and gone with the job's record. One that was never ended goes after a day.
+It is written once, by the worker that ends the job, just before the end. It counts among the bytes
+of ended jobs and is deleted with the job's record. If the job never ends, it is deleted after a
+day.
 """
 
 from logging import getLogger

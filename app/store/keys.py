@@ -55,6 +55,7 @@
                                        still need of it goes when they end; for a day
     {p}:forgettings          stream    the same for workers, field `video`; capped
     {p}:alias:{hash}         string    id of the video that an owner calls so; TTL
+    {p}:aliases:{owner}      zset      hash -> last use (s), of an owner's aliases; capped; TTL
     {p}:owner_jobs:{owner}   zset      job_id -> 0 while it waits for a worker, else the time (ms)
                                        of its start; of an owner's live jobs; TTL
     {p}:bucket:{owner}:{kind} hash     of `tokens` or `frames`: level, at (ms), last (what the last
@@ -196,6 +197,9 @@ class RedisKeys:
 
     def alias(self, alias_hash: str) -> str:
         return f"{self.prefix}:alias:{alias_hash}"
+
+    def aliases(self, owner: str) -> str:
+        return f"{self.prefix}:aliases:{owner}"
 
     def owner_jobs(self, owner: str) -> str:
         return f"{self.prefix}:owner_jobs:{owner}"

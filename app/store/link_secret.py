@@ -1,7 +1,7 @@
-"""The secret that links are signed with: one per deployment, made by whichever API first needs it.
+"""The secret that links are signed with: one per deployment, made by the first API that needs it.
 
-It lies in Redis, as all that several APIs must agree on, and is read for every link, so a Redis
-that has lost it costs the links that were out and nothing else.
+It is in Redis, like everything that several APIs must agree on, and is read for every link. So if
+Redis loses it, the links given out so far stop working, and nothing else does.
 """
 
 import secrets

@@ -1,4 +1,4 @@
-"""What becomes of a worker's jobs when its end is seen, instead of concluded from its silence."""
+"""What happens to a worker's jobs when its end is seen, instead of concluded from its silence."""
 
 from enum import StrEnum
 

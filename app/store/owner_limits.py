@@ -1,8 +1,8 @@
-"""How much of the service one key may take, as Redis counts it: see `lua/limits.lua`; and what a
-job costs it in the order of the queue, see `lua/order.lua`.
+"""How much of the service one key may use, as Redis counts it (see `lua/limits.lua`); and what a
+job costs it in the order of the queue (see `lua/order.lua`).
 
 What is refused here is refused to this key alone, however idle the service is. Whether there is
-room for anybody is `job_queue`'s.
+room for anybody is decided by `job_queue`.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""What waits for the workers of a model, as a worker learns it with every job that it is given."""
+"""What waits for the workers of a model, as a worker learns it with every job that it gets."""
 
 import time
 from dataclasses import dataclass, field, replace

@@ -1,16 +1,16 @@
 """One connection to Redis for all of a process's short calls.
 
-A pool lends each call its own connection, which costs several times what the call does. Here
-calls go out in the order in which they come, those of one round of the event loop together, and
-replies come back in that order; no call waits for another's reply before it is sent. What blocks or
-is large belongs on its own connection, or every other call would wait for it.
+A pool gives each call its own connection, which costs several times as much as the call itself.
+Here calls are sent in the order in which they come, those of one round of the event loop together,
+and replies come back in that order; no call waits for another's reply before it is sent. Calls that
+block or are large belong on their own connection, or every other call would wait for them.
 
-Redis holds a reply until it is sent, even if the caller has gone. Where replies are large, only a
-few calls are sent at a time, and a call whose caller has gone by then is not sent at all.
+Redis holds a reply until it is sent, even if the caller has gone. So only a few calls with large
+replies are sent at a time, and such a call is not sent at all if its caller has gone by then.
 
-Every call ends: with its reply, or with an error after `timeout_s`, or when its connection was lost
-`MAX_LOSSES` times. Until then it is sent again, so it must be one that may be sent twice. A
-connection that leaves a call unanswered for `timeout_s` is given up.
+Every call ends: with its reply, or with an error after `timeout_s` or when its connection was lost
+`MAX_LOSSES` times. Until then it is sent again, so it must be safe to send twice. A connection that
+leaves a call unanswered for `timeout_s` is given up.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
-"""What each key's holder took of the service, by day (UTC), for `USAGE_DAYS` in Lua's prelude.
+"""How much each key's holder used the service, by day (UTC), for `USAGE_DAYS` in Lua's prelude.
 
-Jobs count once, by the script that ends them; uploads where they are stored, unless Redis is away
-just then.
+Jobs count once, in the script that ends them. Uploads count where they are stored, unless Redis is
+down just then.
 """
 
 import time

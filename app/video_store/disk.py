@@ -1,4 +1,4 @@
-"""What the store's modules ask of the file system. Everything here blocks."""
+"""The file system calls of the store's modules. Everything here blocks."""
 
 import errno
 import fcntl

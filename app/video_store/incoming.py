@@ -1,4 +1,4 @@
-"""A video on its way in. Its bytes count as coming in until it is stored or given up."""
+"""A video that is being uploaded. Its bytes count as incoming until it is stored or given up."""
 
 import asyncio
 import fcntl

@@ -1,7 +1,7 @@
-"""Who may know of which video, and what: a small file for each owner of each video.
+"""Which owner may see which video, and what it knows of it: a small file per owner and video.
 
-Knows nothing of the videos' own files. What writes or removes a reference that others may want at
-the same time holds the directory's lock (`store`). Everything here blocks.
+Knows nothing of the videos' own files. Code that writes or removes a reference which others may
+want at the same time holds the directory's lock (`store`). Everything here blocks.
 """
 
 import json

@@ -1,7 +1,7 @@
-"""How much is stored and how much is coming in, of all API processes of this machine.
+"""Counts how much is stored and how much is being uploaded, over all API processes of this machine.
 
-Counts alone: what is removed to make room is the store's to say. Exact after a scan; what other
-machines store in the directory is known from scans, up to a minute old.
+It only counts; the store decides what is removed to make room. The counts are exact after a scan;
+what other machines store in the directory is known from scans, so it may be a minute old.
 """
 
 import threading

@@ -1,4 +1,4 @@
-"""What is known of a stored video, and the lease that keeps it."""
+"""The description of a stored video, and the lease that keeps it."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""What a job of policy `auto` asks of the engine: a choice, as late as possible."""
+"""What a job of policy `auto` asks the engine for: a choice of level, as late as possible."""
 
 import time
 from collections.abc import Callable

@@ -1,9 +1,9 @@
-"""Jobs of policy `auto` wait here for their turn: each choice is made as late as possible, and
-takes the jobs that wait after it into account.
+"""The line in which jobs of policy `auto` wait for their choice, which is made as late as possible
+and takes the jobs behind into account.
 
-A job waits until those ahead of it have been chosen for, which the engine does when it has little
-else to do. One whose prefix comes meanwhile costs the engine its question alone: it is called out
-of turn. Dropping a job cancels the waiting task.
+A job waits until the engine has chosen for those ahead of it, which it does when it has little else
+to do. If a job's prefix becomes available meanwhile, the job costs the engine only its question, so
+it is called out of turn. Dropping a job cancels the waiting task.
 """
 
 import asyncio

@@ -1,12 +1,12 @@
 """The one thread that owns the engine. The event loop talks to it through commands.
 
-Between two steps the thread carries out what has been asked of it, so an abort takes effect within
-one step; with no work it sleeps until asked. What a step did comes back to the event loop in order
-and ahead of the answer to any later command: once `abort` has returned, no event of the sequence
-will come.
+Between two steps the thread carries out the commands, so an abort takes effect within one step;
+without work it sleeps until a command comes. The events of a step reach the event loop in order,
+and before the reply to any later command: once `abort` has returned, no event of the sequence will
+come.
 
-The inbox holds at most what the running jobs ask for. An exception out of a step is the engine's
-end: `wait_for_failure` raises it, and all commands fail.
+The inbox holds at most what the running jobs ask for. An exception from a step ends the engine:
+`wait_for_failure` raises it, and all commands fail.
 """
 
 import asyncio

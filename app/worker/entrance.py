@@ -1,9 +1,9 @@
 """Brings prepared jobs into the engine: at once, in turn, or once policy `auto` has chosen.
 
 Waits: for a job's turn and for the engine, until the job's deadline (`app.worker.lease_keeper` ends
-the wait). While Redis is away nothing can be chosen, as a choice is stored before any token is
-produced: from the first choice that fails until one is stored, jobs whose compression is known wait
-for no other.
+the wait). While Redis is down nothing can be chosen, because a choice is stored before any token is
+produced. So from the first choice that fails until one is stored, jobs with a known compression do
+not wait for others.
 """
 
 import asyncio

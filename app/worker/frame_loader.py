@@ -1,10 +1,10 @@
 """Fetches jobs' frames from the store: before the engine gets a job, and when it asks again.
 
 A job's blob stays in the store while the job lives (`app.store.frame_store`), so a worker keeps the
-pixels no longer than its engine needs them. A sequence that was preempted may need them again: it
-stands aside in the engine and holds up no other.
+pixels no longer than its engine needs them. A preempted sequence may need them again: it waits in
+the engine without holding up others.
 
-Waits while Redis is away, until the job's deadline (`app.worker.lease_keeper` ends the wait).
+While Redis is down, this waits until the job's deadline (`app.worker.lease_keeper` ends the wait).
 """
 
 import asyncio

@@ -1,9 +1,10 @@
 """Takes jobs while there is room and prepares them for the engine.
 
-A worker takes handed-back and abandoned jobs before fresh ones. A suspect has the engine to itself
-until it is cleared, so a killer takes no other job along: nothing is taken while there is one.
-Those that were there before it are given `MAX_COMPANY_S` to end, then handed back. Idle workers are
-given some time to take suspects before busy ones do; `probation` says who is next among many.
+A worker takes handed-back and abandoned jobs before fresh ones. While it has a suspect it takes
+nothing else: a suspect has the engine to itself until it is cleared, so a job that kills workers
+takes no other job along. Jobs that were there before the suspect have `MAX_COMPANY_S` to end, and
+are then handed back. Idle workers get some time to take suspects before busy ones do; `probation`
+decides which suspect is next.
 
 Waits: for a job, at most `poll_s` at a time; for room, likewise; for frames, until the job's
 deadline (`app.worker.lease_keeper` ends the wait).

@@ -1,5 +1,5 @@
 """Keeps what a worker holds: renews leases and the worker's card, enforces deadlines, listens for
-jobs that others end, and watches that the engine moves.
+jobs that others end, and checks that the engine makes progress.
 
 Renewing reports every job that was lost; the channel reports it immediately.
 """

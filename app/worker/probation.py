@@ -1,11 +1,12 @@
-"""Who may run when suspects and other jobs both wait: each kind gets its share of time.
+"""Decides who may run when suspects and other jobs both wait: each kind gets its share of time.
 
-A suspect has the engine to itself until it is cleared. Were the next one to wait for the answer of
-the last to end, and all others for both, a crash with many jobs in the engine would stop a worker
-for minutes. So suspects are tried one right after another, each set aside once it is cleared, for
-`PROBATION_S`; then those that are not suspected run together for `OTHERS_S` before the next try.
+A suspect has the engine to itself until it is cleared. If the next suspect waited for the whole
+answer of the last one, and all other jobs waited for both, a crash with many jobs in the engine
+would stop a worker for minutes. So suspects are tried one right after another for `PROBATION_S`,
+each set aside once it is cleared; then the jobs that are not suspected run together for `OTHERS_S`
+before the next try.
 
-Knows no jobs; the clock is the caller's.
+Knows no jobs; the caller supplies the clock.
 """
 
 from enum import Enum, auto

@@ -1,11 +1,11 @@
-"""Puts what the engine makes into the event log, in order, and learns when a job is lost.
+"""Writes the engine's events to the event logs, in order, and notices when a job is lost.
 
-One call of a script carries what all jobs have to say. While it is under way further steps gather,
-and the tokens that they add to a job share an event, so a slow store makes fewer events, not a
-longer queue. All of it holds the GIL that the engine's thread wants too: per token it must cost
+One script call carries the events of all jobs. Steps that end during a call are gathered, and the
+tokens that they add to a job share an event, so a slow store makes fewer events, not a longer
+queue. All of this holds the GIL, which the engine's thread needs too: per token it must cost
 microseconds (`python -m loadtest.path`).
 
-When Redis is away the engine keeps running and the publisher retries; what gathers is bounded by
+While Redis is down the engine keeps running and the publisher retries. What gathers is bounded by
 the running jobs' `max_tokens`, and each job's time by its deadline.
 """
 

@@ -1,4 +1,6 @@
-"""The receipt of a finished job, from the engine's report and what the queue knows of the job."""
+"""Makes the receipt of a finished job, from the engine's report and what the queue knows of the
+job.
+"""
 
 from base64 import b64encode
 

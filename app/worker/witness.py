@@ -1,10 +1,10 @@
 """Tells Redis how a worker ended, as the supervisor of its process saw it.
 
-A process that is killed reports nothing, but its exit status says whether it ended itself or a
-signal from outside did. The kernel, too, uses SIGKILL when memory is short, which may be a job's
-doing: where its count of such kills has risen, or cannot be read, the cause is unknown. Where the
-supervisor dies with its workers (a container, a machine), there is no one to report it, and leases
-run out.
+A process that is killed reports nothing, but its exit status says whether it ended itself or was
+killed by a signal from outside. The kernel also uses SIGKILL when memory is short, which may be a
+job's doing: if its count of such kills has risen, or cannot be read, the cause is unknown. If the
+supervisor dies with its workers (a container, a machine), there is nobody to report the end, and
+leases run out.
 """
 
 import asyncio

@@ -1,8 +1,8 @@
 """One worker: an engine on its thread, and the tasks that connect it to the queue.
 
-It runs until asked to stop, then drains: it takes nothing new, lets jobs finish that can in time,
-and hands the rest back for other workers to resume. If a part of it fails, the jobs in
-its engine are handed back as suspects, the others at no cost, and the worker reports failure.
+It runs until asked to stop, then drains: it takes nothing new, finishes the jobs that it can finish
+in time, and hands the rest back for other workers to resume. If a part of it fails, it hands back
+the jobs in its engine as suspects, and the others at no cost, and reports failure.
 """
 
 import asyncio

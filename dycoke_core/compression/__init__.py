@@ -1,1 +1,1 @@
-"""Which visual tokens a language model gets to see, and what that saves."""
+"""Which visual tokens a language model sees, and what that saves."""

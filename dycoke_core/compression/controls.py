@@ -1,7 +1,7 @@
 """Stage-I controls: ways to keep as many tokens as TTM without looking at the video.
 
-They show what TTM is worth: they cost the language model as much but know nothing of what moves.
-The stage-II controls are in `dycoke_core.compression.kv_pruning`.
+They show what TTM is worth: they cost the language model the same, but do not know what moves. The
+stage-II controls are in `dycoke_core.compression.kv_pruning`.
 """
 
 import torch

@@ -1,5 +1,5 @@
-"""How many visual tokens stay, and of which frames, computed before there are any. Standard library
-only, so that processes without torch can see what fits.
+"""How many visual tokens stay, and from which frames, computed before any token exists. Standard
+library only, so that processes without torch can check what fits.
 """
 
 import math

@@ -1,9 +1,9 @@
 """Stage II, dynamic pruning of the KV cache while decoding: scores, selection and gate.
 
-Owns which visual tokens a decode step attends to. Knows no cache layout: the engine passes in the
-queries and keys of the scoring layer and moves keys and values itself.
+Decides which visual tokens a decode step attends to. Knows no cache layout: the engine passes in
+the queries and keys of the scoring layer, and moves keys and values itself.
 
-DyCoke keeps the highest scores. The other choices here are controls: a random one under the same
+DyCoke keeps the highest scores. The other choices here are controls: a random choice under the same
 gate, the lowest scores, and (`threshold=None`) a first selection that is never refreshed.
 """
 

@@ -1,7 +1,8 @@
 """Random choices that depend only on (seed, counter), never on earlier draws.
 
-So an answer that continues on another worker draws what it would have drawn here, and no request
-changes another's draws. Equal on devices of the same kind with the same build of PyTorch.
+So an answer that continues on another worker draws the same numbers as it would have here, and no
+request changes another's draws. They are equal on devices of the same kind with the same build of
+PyTorch.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""Stage I behind one small interface: which visual tokens the language model sees."""
+"""Stage I selectors: which visual tokens the language model sees."""
 
 from dataclasses import dataclass
 from typing import Protocol

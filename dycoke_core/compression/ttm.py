@@ -1,9 +1,9 @@
-"""Stage I, temporal token merging: drops what a frame repeats from an earlier one.
+"""Stage I, temporal token merging: drops tokens that repeat an earlier frame.
 
-Works on the features of a video as the language model takes them, before a newline, marker or time
-is put next to them. What is called a frame here is a unit of the model: a frame, or several that
-become one set of tokens. It does not see the question, so every question about a video gets the
-same tokens. "Merging" is the paper's word; nothing is averaged.
+It takes the features of a video in the form that the language model gets, before a newline, marker
+or time is put next to them. A frame here means a unit of the model: a frame, or several that become
+one set of tokens. It does not see the question, so every question about a video gets the same
+tokens. "Merging" is the paper's word; nothing is averaged.
 """
 
 from collections.abc import Mapping, Sequence

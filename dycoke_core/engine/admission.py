@@ -1,8 +1,9 @@
-"""Takes sequences in: checks them, finds what they can share, and reserves all they will need.
+"""Admits sequences: checks them, finds what they can share, and reserves all that they will need.
 
-Owns the byte budgets and the pools of shared videos and prefixes. A sequence is admitted only when
-its prefix and its longest answer fit beside all that is reserved, so nothing that runs is ever out
-of memory; what does not fit yet waits, and what can never fit is refused at once.
+Owns the byte budgets and the pools of shared videos and prefixes. A sequence is admitted only if
+its prefix and its longest answer fit in addition to everything that is reserved, so a running
+sequence never runs out of memory. A sequence that does not fit yet waits; one that can never fit is
+refused at once.
 """
 
 import logging

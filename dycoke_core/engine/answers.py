@@ -1,6 +1,6 @@
-"""From a step's outcome to events: tokens become text, answers end, reports are made.
+"""Turns a step's outcome into events: tokens become text, answers end, reports are made.
 
-Owns no device and no queue. Says which sequences have ended; the engine frees them.
+Owns no device and no queue. It says which sequences have ended; the engine frees them.
 """
 
 import logging

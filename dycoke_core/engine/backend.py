@@ -1,15 +1,15 @@
-"""The seam between the engine and a device: who holds keys and values, and who runs a step.
+"""The interface between the engine and a device: a backend holds keys and values, and runs steps.
 
-The engine decides what a step does (`StepPlan`), a backend does it, and says what it chose
+The engine decides what a step does (`StepPlan`); a backend does it and reports the chosen tokens
 (`StepOutcome`). A backend owns every tensor of the KV cache and of stage II; the engine holds the
-numbers of prefixes and seats. It knows no sequence, no text and no queue.
+numbers of prefixes and seats. A backend knows no sequence, no text and no queue.
 
     open_prefix ── embed_prefix ── run … run ── finish_prefix ────────────── close_prefix
                                      open_seat ── run … run ── close_seat
 
 A *prefix* is the prompt up to the question, shared by all questions about a video. A *seat* is
-what one running sequence owns over a prefix: its question's and answer's keys and values, and its
-stage-II state.
+what one running sequence owns in addition to a prefix: the keys and values of its question and
+answer, and its stage-II state.
 """
 
 from collections.abc import Sequence

@@ -1,10 +1,10 @@
-"""How an engine's memory is divided: what keys and values may take, on its device and in host
-memory, and what is set aside for the vision tower while it encodes. Decided once, at start.
+"""How an engine's memory is divided: how much keys and values may take, on the device and in host
+memory, and how much is reserved for the vision tower. Decided once, at start.
 
-A micro-batch of the tower has a fixed number of units of usual size, fewer of larger ones, and at
-least one. Frames above `EngineConfig.max_frame_pixels` are refused, so the largest micro-batch is
-known at start. Bytes per patch are estimated from the tower's sizes, for towers as transformers
-runs them with fused attention, and come out slightly above the counted ones (tested).
+A micro-batch of the tower has a fixed number of units of the usual size, fewer of larger ones, and
+at least one. Frames above `EngineConfig.max_frame_pixels` are refused, so the largest micro-batch
+is known at start. Bytes per patch are estimated from the tower's sizes, for towers with fused
+attention as in transformers, and are slightly above the counted ones (tested).
 """
 
 import os

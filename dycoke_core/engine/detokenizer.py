@@ -1,4 +1,4 @@
-"""Turns ids into text as they come: never half a character, never part of a stop string.
+"""Turns ids into text as they arrive: never half a character, never part of a stop string.
 
 Its state is a function of the ids pushed, so pushing an earlier attempt's ids rebuilds it.
 """

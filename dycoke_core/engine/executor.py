@@ -1,8 +1,8 @@
 """Carries out what the scheduler decided: the vision tower, stage I, and one pass over all rows.
 
-Where a pass fails it is run again, one sequence at a time, so that only the culprits end. On a
-device that lags behind the host, a step's outcome comes back with a later step; the executor keeps
-what was launched in order and lets no more be outstanding than the backend allows.
+If a pass fails, it is run again one sequence at a time, so that only the sequences at fault end. On
+a device that lags behind the host, a step's outcome comes back with a later step; the executor
+keeps launched steps in order and has no more of them outstanding than the backend allows.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""What an exception out of a sequence's work means: for the engine, and for the client."""
+"""What an exception during a sequence's work means for the engine, and for the client."""
 
 import torch
 

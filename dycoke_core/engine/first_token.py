@@ -1,7 +1,8 @@
 """Predicts when a sequence that is added now would have its first token.
 
-From what the engine still has to do before it, what the sequence itself adds, and rates that are
-measured as the engine runs. What is cached or on its way, and what several share, counts once.
+The prediction uses the work that the engine still has to do before it, the sequence's own work, and
+rates that are measured while the engine runs. Work that is cached, on its way, or shared by several
+sequences counts once.
 
 Not covered: waiting for KV memory or for a seat.
 """

@@ -1,7 +1,7 @@
-"""What one sequence kept, for those who ask: the device's part of `dycoke_core.kept_sets`.
+"""Records what one sequence kept, if its client asks: the device's part of `dycoke_core.kept_sets`.
 
-Nothing here waits for the device: what stage I kept is copied before the question runs, and looked
-at when a later step's outcome has come back.
+Nothing here waits for the device: what stage I kept is copied before the question runs, and read
+when a later step's outcome has come back.
 """
 
 from dataclasses import dataclass

@@ -1,8 +1,8 @@
 """Attention over cached keys that lie in several places, without copying them together.
 
-A sequence's keys are those of its video's shared prefix and its own. Each place is attended to on
-its own, which gives an output and the logarithm of its softmax denominator; two such pairs combine
-exactly into the attention over both. This is the seam where other kernels will go.
+A sequence's keys are those of its video's shared prefix and its own. Attention over each place
+gives an output and the logarithm of its softmax denominator; two such pairs combine exactly into
+the attention over both places. Other kernels can be added here.
 """
 
 from typing import NamedTuple

@@ -1,18 +1,20 @@
-"""Which sequences make room when another finds none: those of low priority, for better ones.
+"""Decides which sequences make room when another finds none: low-priority ones, for higher
+priorities.
 
-A sequence that is preempted gives back its seat and lets go of its prefix, which stays or is
-evicted as the cache decides, and waits in the place of its age. When it is admitted again it is
-replayed: its prompt is prefilled and the tokens that it had are run through the ordinary decode
-path, so its answer continues as if nothing had happened. Its video's features are not kept for
-that, as memory is what is short; its frames may have to come again
-(`Sequence.can_reload_frames`).
+A preempted sequence gives back its seat and releases its prefix, which stays or is evicted as the
+cache decides, and waits in the place of its age. When it is admitted again it is replayed: its
+prompt is prefilled and the tokens that it had are run through the ordinary decode path, so its
+answer continues as if nothing had happened. Its video's features are not kept for that, because
+memory is short; its frames may have to be fetched again (`Sequence.can_reload_frames`).
 
-A client that asks for low priority agrees to that. Others do not make room, as they may belong to
-another client, which has not agreed. Sequences with the least work to repeat go first, then the
-youngest, and no more than are needed. None goes without need: where all that may go would not make
-enough room, in bytes (`dycoke_core.engine.room`), none does. None makes room more than
-`MAX_PREEMPTIONS` times, nor if it was admitted because its turn had come while better ones waited
-(`dycoke_core.precedence`), so all of them end.
+A client that asks for low priority agrees to this. Other sequences do not make room, because they
+may belong to another client, which has not agreed.
+
+- Sequences with the least work to repeat go first, then the youngest, and no more than are needed.
+- If all candidates together would not make enough room, in bytes (`dycoke_core.engine.room`), none
+  is preempted.
+- No sequence is preempted more than `MAX_PREEMPTIONS` times, or if it was admitted because its turn
+  had come while higher priorities waited (`dycoke_core.precedence`). So all of them end.
 """
 
 from collections.abc import Callable, Iterable, Sequence

@@ -1,11 +1,11 @@
-"""Read once, ask many: videos' features and prefix KV, shared between sequences, kept by content.
+"""Read once, ask many: videos' features and prefix KV, shared between sequences, cached by content.
 
 A `Video` is the features of a video's units before stage I; a `Prefix` is the prompt up to the
-question under one stage-I setting. Sequences hold (pin) what they use from admission to their end;
-what has no holder stays until its bytes are needed, least recently used first. Work that is under
-way when its last holder leaves is dropped.
+question under one stage-I setting. Sequences hold (pin) what they use from admission to their end.
+Entries without a holder stay until their bytes are needed, and are evicted least recently used
+first. Unfinished work is dropped when its last holder leaves.
 
-Owns no scheduling and does no model work.
+Does no scheduling and no model work.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""The engine's part of a receipt, from what a finished sequence counted and measured."""
+"""Makes the engine's part of a receipt, from what a finished sequence counted and measured."""
 
 from dataclasses import replace
 

@@ -1,10 +1,10 @@
-"""Whether sequences find the bytes that they need at the same time.
+"""Whether the bytes that several sequences need are available at the same time.
 
-Bytes are summed: keys and values of seats and prefixes on the device, features of the videos that
-are still to become prefixes. What several share counts once, and what has no holder counts as free.
-Where a backend's allocations are of one height, bytes that suffice are room; where heights mix
-(prefixes of which a part may lie in host memory), they may still not be in pieces that fit, which
-only opening a seat shows.
+It sums keys and values of seats and prefixes on the device, and features of videos that are still
+to become prefixes. Shared entries count once, and entries without a holder count as free. If all of
+a backend's allocations have one height, enough bytes are enough room. If heights mix (prefixes of
+which a part may be in host memory), the free bytes may not be in pieces that fit, which only
+opening a seat shows.
 """
 
 from collections import Counter

@@ -1,23 +1,24 @@
 """Decides what a step does. Touches no tensor.
 
-A step decodes every sequence that has its first token. Beside them, under a budget of prompt
+A step decodes every sequence that has its first token. In addition, under a budget of prompt
 tokens, it works on the prompts of the others: chunks of prefixes and questions, and at most one
 slice of the vision tower, so that a long prompt or video delays running answers by no more than
-that. What several sequences share is worked on once.
+that. Work that several sequences share is done once.
 
-Who is admitted next, and whose prompt gets its piece first, is decided by priority and age, so that
-nothing starves (`dycoke_core.precedence`). What is left of a step's budget goes to others
+Priority and age decide which sequence is admitted next, and whose prompt gets its piece first, so
+that nothing starves (`dycoke_core.precedence`). What is left of a step's budget goes to others
 whose piece fits, such as a question about a known video that waits after a long new one. Chunks are
-never cut to the budget: their boundaries depend on the prompt alone.
+never cut to fit the budget: their boundaries depend on the prompt alone.
 
 A sequence without room may preempt low-priority ones (`dycoke_core.engine.preemption`). Otherwise
-it waits, at most until all that run have ended, and none of its priority or a worse one passes it.
-One of worse priority, whose turn has come, is passed by better ones that fit beside it: they take
-nothing that it will need once those that ran before have ended. Only what does not fit beside it is
-held up, for no longer than that and its own answer. Those that pass may preempt as well.
+it waits, at most until all running sequences have ended, and no sequence of its priority or a lower
+one passes it. If its turn came in spite of its low priority, sequences of higher priority that fit
+beside it pass it: they take nothing that it will need once those that ran before have ended. Only
+those that do not fit beside it are held up, for no longer than that and its own answer. Those that
+pass may preempt as well.
 
-One that was preempted may find, when there is room for it, that its video has to be encoded again
-and that its frames are gone: it stands aside until they come, and all others pass it.
+When there is room again for a preempted sequence, its video may have to be encoded again and its
+frames may be gone. Then it waits aside until they come, and all others pass it.
 """
 
 from bisect import insort

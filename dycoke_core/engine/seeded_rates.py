@@ -1,4 +1,4 @@
-"""An engine's rates before anything has run, from the speed of one matrix product."""
+"""An engine's rates before anything has run, estimated from the speed of one matrix product."""
 
 import torch
 

@@ -1,9 +1,9 @@
-"""What tokens see where it is not simply everything before them: windows, and units that see
-themselves as a whole.
+"""Which tokens a token attends to, where that is not simply all before it: windows, and units whose
+tokens attend to the whole unit.
 
-A window reaches back by positions, not by places: tokens that stage I dropped take room in it, so
-what is left of a video is seen from as far as in the whole one. A prefix's positions ascend, and so
-do a question's after it: what a token sees is a range of places. Knows no device.
+A window is counted in positions, not in places: tokens that stage I dropped take room in it, so it
+reaches as far back in the video as without compression. The positions of a prefix ascend, and so do
+those of the question after it, so a token attends to a range of places. Knows no device.
 """
 
 from collections.abc import Sequence

@@ -1,11 +1,10 @@
 """What the engine knows of a sequence beyond the `Sequence` itself.
 
-Everything that belongs to a sequence hangs here and nowhere else; releasing its prefix, its seat
-and its bytes and dropping the state frees it.
+Everything that belongs to a sequence is here and nowhere else. To free it, release its prefix, its
+seat and its bytes, and drop the state.
 
-On a device that runs a step behind the host, what has been launched is ahead of what is known:
-`num_own_run` and `num_chosen` count launched rows, `Sequence.output_token_ids` the tokens that
-have come back.
+On a device that runs a step behind the host, more is launched than is known: `num_own_run` and
+`num_chosen` count launched rows, `Sequence.output_token_ids` the tokens that have come back.
 """
 
 import time

@@ -1,9 +1,9 @@
 """Runs the vision tower in slices: a micro-batch of units, a few layers at a time.
 
-Micro-batches take units of several videos of one frame size, by their priority and age. Their size
-depends on that of the frames alone, which bounds their memory (`budget`); what adapts to the
-load is how many layers run between two decode steps, which changes no number: a fixed number, or as
-many as fill a time slice, judged by the slices before; all of them while nothing decodes.
+A micro-batch takes units of several videos with the same frame size, by priority and age. Its size
+depends only on that of the frames, which bounds its memory (`budget`). The load only changes how
+many layers run between two decode steps, which changes no result: a fixed number, or as many as
+fill a time slice, estimated from the slices before; all of them while nothing decodes.
 """
 
 from collections.abc import Iterator, Mapping

@@ -1,6 +1,7 @@
 """Keys over HTTP: strangers, scopes, changes that need no restart, and what pages may do."""
 
 import asyncio
+import contextlib
 from pathlib import Path
 
 import httpx
@@ -245,3 +246,23 @@ async def test_request_whose_end_is_in_doubt_is_refused_and_its_connection_close
         writer.close()
         assert reply.startswith(b"HTTP/1.1 400 ")
         assert b"200 OK" not in reply, "nothing after it is taken for a request"
+
+
+async def test_body_behind_an_upgrade_is_not_taken_for_requests(
+    redis_server: RedisServer, keys: RedisKeys, data_dir: Path, worker: ScriptedWorker
+) -> None:
+    hidden = b"GET /livez HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
+    async with running_api(redis_server.url, keys, data_dir) as api:
+        reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
+        writer.write(
+            b"POST /v1/video/chat HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+            b"connection: upgrade\r\nupgrade: h2c\r\ncontent-length: %d\r\n\r\n" % len(hidden)
+        )
+        async with asyncio.timeout(30):
+            reply = await reader.readuntil(b"\r\n\r\n")  # before any of the body has come
+            writer.write(hidden)
+            with contextlib.suppress(ConnectionError):
+                reply += await reader.read()
+        writer.close()
+        assert reply.startswith(b"HTTP/1.1 400 ")
+        assert b"200 OK" not in reply

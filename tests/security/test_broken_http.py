@@ -15,6 +15,7 @@ from tests.security.tally import Tally
 SEED = 29
 PATIENCE_S = 30.0
 QUIET_S = 5.0
+SEGMENT_S = 0.02  # between a request's headers and what follows them
 NUM_SLOW = 48  # of the 64 uploads that a key and an address have
 KEY = f"authorization: {bearer('alice')['Authorization']}\r\n"
 CLOSED = b"closed"
@@ -48,6 +49,7 @@ DOUBTFUL = (
     *("transfer-encoding: identity\r\ntransfer-encoding: chunked", 'transfer-encoding: "chunked"'),
     *("x: y\ntransfer-encoding: chunked", "x: y\rtransfer-encoding: chunked"),
     *("transfer-encoding: chunked, chunked", "transfer-encoding: chunked\r\nhost: other"),
+    "connection: upgrade\r\nupgrade: h2c\r\ncontent-length: {n}",
 )
 # Bodies whose chunks end elsewhere for a reader that is less strict.
 CHUNKS = (
@@ -131,7 +133,7 @@ def test_no_request_is_found_within_another(service: Service, tally: Tally) -> N
     assert answers_to(service, sound).count(b"HTTP/1.1 ") == 2, "both are answered"
     for request in requests_within_requests():
         reply = answers_to(service, request)
-        is_refused = reply.count(b"HTTP/1.1 ") <= 1 and b" 200 " not in reply.split(b"\r\n")[0]
+        is_refused = b"HTTP/1.1 200 " not in reply
         tally.count(row, None if is_refused else f"{request[100:]!r}: {reply!r}")
     assert not service.has_failed_inside()
     tally.check(row)
@@ -142,7 +144,10 @@ def answers_to(service: Service, request: str) -> bytes:
     said = b""
     with closing(connect(service)) as connection, suppress(ConnectionError, TimeoutError):
         connection.settimeout(QUIET_S)
-        connection.sendall(request.encode("latin-1"))
+        head, end, rest = request.encode("latin-1").partition(b"\r\n\r\n")
+        connection.sendall(head + end)
+        time.sleep(SEGMENT_S)
+        connection.sendall(rest)
         while part := connection.recv(65536):
             said += part
     return said

@@ -1,4 +1,4 @@
-"""Answers to posts: each on the connection that posted its job, streamed or in one piece."""
+"""Answers posts on the connection that posted the job, streamed or in one piece."""
 
 from fastapi.responses import JSONResponse, Response
 from starlette.requests import Request

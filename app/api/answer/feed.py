@@ -1,8 +1,8 @@
-"""A job's events for one reader: what the log holds, then what comes, to the end.
+"""A job's events for one reader: first those in the log, then new ones, to the end.
 
 Durable events come exactly once and in order, from the log. Status events show where the job is
-now: of those in the log only one that nothing follows, and the place in the queue from the job's
-record. An outage of Redis is retried until the job's deadline, then the feed resumes.
+now: from the log only one that no other event follows, and the place in the queue from the job's
+record. If Redis is down, the feed retries until the job's deadline, then resumes.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
-"""Frames as a model saw them, as PNG, on their way to a client.
+"""Sends a client the frames that a model saw, as PNG.
 
-A picture of megabytes is asked for with a few bytes. So few are fetched and encoded at a time, keys
-in turn, and each counts as an open answer until its client has taken it.
+A request of a few bytes can ask for megabytes. So only a few frames are fetched and encoded at a
+time, keys take turns, and each frame counts as an open answer until its client has received it.
 """
 
 import asyncio

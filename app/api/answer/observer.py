@@ -1,7 +1,7 @@
-"""What the clients of this process's jobs experienced, into the metrics.
+"""Records in the metrics what the clients of this process's jobs experienced.
 
-Each job is observed once, by the process that took it: through the connection that posted it, or,
-when the client has left, by a follower in the background.
+Each job is observed once, by the process that accepted it: through the connection that posted it
+or, if the client has left, by a follower in the background.
 """
 
 import asyncio

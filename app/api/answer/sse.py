@@ -1,7 +1,7 @@
 """Server-sent events: framing, and the response that streams a job's events to one client.
 
-A client that reads slowly slows down the reading of the event log, nothing piles up here; one that
-takes nothing for `STALL_S` is treated as gone.
+If a client reads slowly, the event log is read slowly for it, so nothing piles up here. A client
+that takes nothing for `STALL_S` is treated as gone.
 """
 
 import asyncio

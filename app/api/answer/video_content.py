@@ -1,6 +1,7 @@
-"""A stored video's bytes on their way to a client, whole or in ranges.
+"""Sends a client a stored video's bytes, whole or in ranges.
 
-A client that takes nothing for `STALL_S` is treated as gone: it would hold the video.
+A client that takes nothing for `STALL_S` is treated as gone; otherwise it could hold the video
+forever.
 """
 
 import asyncio

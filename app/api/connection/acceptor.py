@@ -1,8 +1,8 @@
 """Accepts connections on a port that several processes share, so that each gets its part.
 
-All of them are woken by a connection. The one with the fewest takes it at once; others leave it a
-moment, in case those are busy, stuck or gone, and then take it themselves. A draining process
-leaves all to the others, unless there is none.
+A new connection wakes all processes. The process with the fewest connections accepts it at once;
+the others wait a moment, in case that one is busy, stuck or gone, and then accept it themselves. A
+draining process leaves connections to the others, unless there are none.
 """
 
 import asyncio

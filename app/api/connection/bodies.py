@@ -1,14 +1,15 @@
-"""ASGI middleware: how many requests may be sending their bodies, and how slow they may be.
+"""ASGI middleware: limits how many requests may be sending bodies, and how slowly.
 
-A slot is taken at the headers, by key and by the client's address, and given back with the body's
-last byte: a client that sends nothing holds nothing else, and not for long. An upload for whose
-answer there is no room then keeps it until it is stored: see `StreamSlots`. The first byte must
-come within `FIRST_BYTE_S`; after that a body keeps up, all the time, with a rate that rises with
-the share of slots that are taken, so that slow clients make room when others need it.
+A request takes a slot at its headers, by key and by the client's address, and gives it back with
+the last byte of its body. So a client that sends nothing holds nothing else, and not for long. If
+there is no room for the answer to an upload, the upload keeps the slot until it is stored: see
+`StreamSlots`. The first byte must come within `FIRST_BYTE_S`. After that a body has to keep up, at
+all times, with a rate that rises with the share of slots that are taken, so that slow clients make
+room when others need it.
 
-Knows bodies under way, not what happens to them afterwards. Slots are counted over all API
-processes of the port; what changes in another process changes the patience with bodies here when
-one begins or ends here, or with their own next part.
+This module knows bodies under way, not what happens to them afterwards. Slots are counted over all
+API processes of the port. What changes in another process affects the minimum rate here only when a
+body begins or ends here, or with the next part of a body.
 """
 
 import asyncio

@@ -1,9 +1,9 @@
-"""ASGI middleware against what a page of another site can make a browser do to a service.
+"""ASGI middleware: stops pages of other sites from using a service through a visitor's browser.
 
-A name that an attacker points at this machine (DNS rebinding) makes a page's requests same-origin,
-and a form needs no permission to be posted anywhere. A key stops both; without one, only requests
-for the service's own names are taken, and only those that write from pages of its own or of allowed
-origins. Clients other than browsers send no `Origin`.
+If an attacker points a name at this machine (DNS rebinding), a page's requests become same-origin,
+and a form may be posted anywhere without permission. A key stops both. Without keys the service
+takes only requests for its own names, and takes requests that write only from its own pages or from
+allowed origins. Clients other than browsers send no `Origin`.
 """
 
 import re
@@ -68,6 +68,11 @@ class BrowserGuard:
             raise InvalidRequestError("send Transfer-Encoding or Content-Length, not both")
         if encodings and [encoding.lower() for encoding in encodings] != ["chunked"]:
             raise InvalidRequestError("Transfer-Encoding may be 'chunked' alone, and once")
+        if _asks_for_upgrade(headers) and (encodings or headers.get("content-length", "0") != "0"):
+            # httptools takes the body for what comes after the upgrade, and then for requests.
+            raise InvalidRequestError(
+                "a request with a body may not ask for an upgrade: leave out its Upgrade header"
+            )
         hosts = headers.getlist("host")
         if len(hosts) > 1:
             raise InvalidRequestError("send one Host header")
@@ -100,6 +105,10 @@ class BrowserGuard:
                 "the Origin header names another site, whose pages may not write here; "
                 "DYCOKE_ALLOWED_ORIGINS lists those that may"
             )
+
+
+def _asks_for_upgrade(headers: Headers) -> bool:
+    return "upgrade" in headers and "upgrade" in ",".join(headers.getlist("connection")).lower()
 
 
 def _host_of(origin: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Noticing that a client has closed its connection while we work for it.
+"""Notices that a client has closed its connection while we work for it.
 
 An ASGI server reports it as `http.disconnect` from `receive`, once the request's body is read.
 Writing does not reveal it: uvicorn drops what is sent to a client that has gone (ASGI 2.3); servers

@@ -1,7 +1,7 @@
-"""Shutting down without breaking what is under way.
+"""Shuts down without breaking requests in progress.
 
-`begin`: nothing new is taken, open answers continue. `expire`: what is still open ends now, without
-cancelling any job; clients resume elsewhere by Last-Event-ID.
+`begin`: nothing new is accepted, open answers continue. `expire`: open answers end now, without
+cancelling any job; clients resume elsewhere with Last-Event-ID.
 """
 
 import asyncio

@@ -1,8 +1,8 @@
-"""HTTP on one connection: uvicorn's protocols, with limits to a request's headers.
+"""HTTP on one connection: uvicorn's protocols, with limits on a request's headers.
 
-httptools parses where it is installed, h11 elsewhere. Neither ends a connection that does not send
-a whole request's headers, and httptools takes headers of any size. Both write the head of a
-response apart from its body, which costs a system call and wakes the client twice.
+httptools parses requests if it is installed, otherwise h11. Neither closes a connection that never
+sends complete headers, and httptools accepts headers of any size. Both write the head of a response
+apart from its body, which costs a system call and wakes the client twice.
 """
 
 import asyncio

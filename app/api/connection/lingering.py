@@ -1,8 +1,8 @@
 """ASGI middleware: an answer sent before the request's body is read still reaches the client.
 
-Closing a socket that holds unread bytes makes the kernel reset the connection, and a client that is
-still sending its video loses the 429 or 413 we have sent. So, as nginx does, the answer goes out
-whole, then what the client still sends is read and dropped for a while, then the connection closes.
+If a socket with unread bytes is closed, the kernel resets the connection, and a client that is
+still sending its video loses the 429 or 413 that we have sent. So, as nginx does, we send the whole
+answer, then read and drop what the client still sends for a while, then close the connection.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""How slow a body is, by the time that was spent waiting for it."""
+"""Measures how slowly a body arrives, by the time that is spent waiting for it."""
 
 
 class Pace:

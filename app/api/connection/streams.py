@@ -1,4 +1,4 @@
-"""How many answers are open at a time, streamed or not: here, and in all processes on the port."""
+"""Limits how many answers are open at a time, streamed or not, in all processes on the port."""
 
 import asyncio
 from contextlib import suppress

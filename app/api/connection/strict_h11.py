@@ -1,7 +1,7 @@
-"""uvicorn's protocol on h11, but strict about the ends of a request's lines.
+"""uvicorn's h11 protocol, but strict about line ends.
 
-h11 takes a line feed alone for the end of a line, where a proxy may see none and find other headers
-than we do. httptools refuses it by itself.
+h11 accepts a line feed alone as the end of a line, where a proxy may see no end and find other
+headers than we do. httptools refuses it by itself.
 """
 
 import re

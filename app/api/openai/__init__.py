@@ -1,5 +1,5 @@
-"""The surface that OpenAI's clients, and those made for vLLM, already speak.
+"""The HTTP surface that OpenAI's clients, and those made for vLLM, already use.
 
-The same jobs, queue, receipts and cancellation as `/v1/video/chat`; another form of bodies, streams
-and errors. What clients send is read here and becomes what `app.api.post` takes.
+It has the same jobs, queue, receipts and cancellation as `/v1/video/chat`, but other bodies,
+streams and errors. This package parses what clients send into what `app.api.post` takes.
 """

@@ -1,7 +1,7 @@
-"""Connections to the hosts of URLs: what is dialled is what was checked.
+"""Opens connections to the hosts of URLs, at exactly the addresses that were checked.
 
-A name is resolved once, where the connection is made, and none of its addresses may lead anywhere
-but into the public internet. Who may be dialled by name is the fetcher's business.
+A name is resolved once, where the connection is made, and all its addresses must be on the public
+internet. The fetcher decides which names may be dialled.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
-"""Errors in OpenAI's form, for the paths that its clients ask.
+"""Errors in OpenAI's form, for the paths that its clients use.
 
-The service speaks of problems (`app.api.errors`) everywhere. On these paths the middleware rewrites
-them on their way out, wherever they arose: a route, authentication, a limit, the framework, or the
+Everywhere else errors are problems (`app.api.errors`). On these paths the middleware rewrites them
+on their way out, wherever they came from: a route, authentication, a limit, the framework, or the
 last handler of all.
 """
 

@@ -1,12 +1,12 @@
-"""Videos by URL: from hosts, and out of one folder, that an operator has allowed.
+"""Fetches videos by URL, from hosts and from one folder that an operator has allowed.
 
-What is dialled is what was checked: see `dialling`. Redirects are followed by hand, each checked
-like the first URL. There are no proxies, credentials or cookies, and an error names
-neither an address nor what has answered.
+The address that is dialled is the one that was checked: see `dialling`. Redirects are followed by
+hand, and each is checked like the first URL. Proxies, credentials and cookies are not used, and an
+error contains neither an address nor anything from the response.
 
 What arrives is untrusted: the caller sniffs it and hands it to the sandbox like any upload, and its
-bytes count as its key's incoming ones. A small post may name much, so a key has few fetches at a
-time in a process; its others wait for them, for as long as a body may take to come in.
+bytes count as the key's incoming bytes. A small post can name a large file, so a key may have few
+fetches at a time in a process; further ones wait, for as long as a body may take to arrive.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
 """The fields of a chat completion, in three groups: honoured, without effect, and refused.
 
-Refused is what would change the answer's meaning if it were dropped, and what is dangerous in other
-servers. Any other unknown field is let through, with a warning in the receipt.
+A field is refused if dropping it would change the answer's meaning, or if it is dangerous in other
+servers. Any other unknown field is accepted, with a warning in the receipt.
 """
 
 from collections.abc import Callable, Mapping

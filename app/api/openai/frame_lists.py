@@ -1,7 +1,7 @@
-"""Lists of frames on their way into an upload: pictures as `data:` URLs, each on its own or all in
-one, separated by commas.
+"""Receives lists of frames as an upload: pictures as `data:` URLs, each on its own or all in one,
+separated by commas.
 
-Pictures are written as they come and recognised by their first bytes; nothing here decodes one.
+Pictures are written as they arrive and recognised by their first bytes; nothing here decodes one.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""A chat completion's body: read, checked, its video found. See `chat_intake.Intake`."""
+"""Reads and checks a chat completion's body, and finds its video. See `chat_intake.Intake`."""
 
 import time
 from contextlib import AsyncExitStack, aclosing

@@ -1,5 +1,5 @@
-"""The media of a chat completion: what comes in its body goes to an upload while it comes in, and
-what a part names is found, fetched or put together.
+"""The media of a chat completion: those in its body are uploaded while it arrives; those that a
+part names are found, fetched or put together.
 """
 
 import re

@@ -1,7 +1,8 @@
-"""A conversation as clients write it: turns of text, and at most one video among their parts.
+"""Parses a conversation as clients write it: turns of text, with at most one video among their
+parts.
 
 Takes the forms of OpenAI, vLLM, SGLang and DashScope: `video_url` as a part or bare, `video`,
-`file`. Where a part says how its video is to be sampled, on itself or inside, that is honoured.
+`file`. Options for sampling the video are honoured on the part or inside it.
 """
 
 import math

@@ -1,13 +1,13 @@
-"""Chat completions out of a job's events: chunks of a stream, or one object.
+"""Renders a job's events as a chat completion: chunks of a stream, or one object.
 
 A chunk of the stream is a bare `data:` line, for clients that know neither comments nor named
-events. A heartbeat is a pair of line breaks: benchmarks split what has come at such pairs, and a
-single one would stay before the next chunk and hide it. One token event is one chunk, the role goes
-with the first token and `finish_reason` with the last, because benchmarks count every chunk with
-choices as a token. `[DONE]` ends the stream; one that is interrupted ends without it.
+events. A heartbeat is a pair of line breaks: benchmarks split the stream at such pairs, and a
+single break would stay in front of the next chunk and hide it. One token event is one chunk, the
+role goes with the first token and `finish_reason` with the last, because benchmarks count every
+chunk with choices as a token. `[DONE]` ends the stream; an interrupted one ends without it.
 
-All chunks between the first and the last are alike but for their text, which is put between what
-comes before and after it: no event is parsed and no JSON is made.
+All chunks between the first and the last differ only in their text, which is inserted between a
+fixed beginning and end: no event is parsed and no JSON is made.
 """
 
 import json

@@ -1,8 +1,8 @@
-"""How many frames a video part asks for, and how large: by number, by rate, by pixels, or as other
-servers' clients say it.
+"""How many frames a video part asks for, and how large: by number, by rate, by pixels, or in the
+way of other servers' clients.
 
-What a part itself says is taken or refused. The aliases of other servers are clamped by our
-ceilings, and what was not honoured is said in warnings.
+Our own fields on a part are honoured or refused. Other servers' aliases are clamped to our limits,
+and warnings say what was not honoured.
 """
 
 from collections.abc import Iterable

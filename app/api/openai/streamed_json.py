@@ -1,12 +1,12 @@
-"""A JSON body that may hold media as `data:` URLs, read as it comes in.
+"""Reads a JSON body that may contain media as `data:` URLs while it arrives.
 
-A JSON parser holds a string until it is whole, and this one may have hundreds of megabytes. So the
-bytes are scanned before they are parsed: a string that is the value of a key which may name a
-medium, and begins with `data:`, goes to a sink as it comes, and `data:#0` takes its place in the
-text that is parsed; of the next one `data:#1`, and so on. Nothing else is changed or understood,
-and the rest has the limit of text.
+A JSON parser holds a string until it is complete, and these may have hundreds of megabytes. So the
+bytes are scanned before they are parsed. If a string is the value of a key that may name a medium,
+and begins with `data:`, it goes to a sink as it arrives, and the text that is parsed gets `data:#0`
+in its place (`data:#1` for the next one, and so on). Nothing else is changed or understood, and the
+rest has the limit of text.
 
-Knows neither HTTP nor what a video is. Whether the text is JSON at all is the parser's business.
+Knows neither HTTP nor what a video is. Whether the text is valid JSON is the parser's business.
 """
 
 import binascii

@@ -1,7 +1,7 @@
-"""Files that browsers load from this service itself: the page's own, and Swagger UI's.
+"""Files that browsers load from this service: the page's own, and Swagger UI's.
 
-They hold no one's data, so they need no key. Browsers ask each time whether a file is still the
-same, so a new release shows at once and no file name has to change.
+They contain no one's data, so they need no key. Browsers check every time whether a file has
+changed, so a new release shows at once and file names need not change.
 """
 
 from pathlib import Path

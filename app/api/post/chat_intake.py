@@ -1,5 +1,5 @@
-"""The body of a post to `/v1/video/chat`: read, checked, its video stored or found; and what the
-intake of any surface returns.
+"""Reads and checks the body of a post to `/v1/video/chat`, and stores or finds its video; and what
+the intake of any surface returns.
 """
 
 import time

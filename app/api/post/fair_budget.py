@@ -1,9 +1,9 @@
-"""A bounded amount of something that this process shares out, and those that wait for some of it.
+"""Shares out a bounded amount of something in this process, and queues those that wait for some.
 
-Owners are served in turn, however many wait of each; those of one owner first come, first served.
-So an owner that has just arrived waits for what is in use, not for another's queue.
+Owners are served in turn, however many requests of each wait; requests of one owner are first come,
+first served. So an owner that has just arrived waits for what is in use, not for another's queue.
 
-Waits: for those that have some, until they give it back, which their own time limits see to.
+Waits: until those that have some give it back, which their own time limits ensure.
 """
 
 import asyncio

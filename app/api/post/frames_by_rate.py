@@ -1,5 +1,6 @@
-"""How many frames `fps` takes of a clip: as the model's own processor counts them, within this
-server's limits."""
+"""How many frames `fps` takes from a clip: counted as the model's own processor does, within this
+server's limits.
+"""
 
 import math
 

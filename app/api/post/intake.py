@@ -1,5 +1,5 @@
-"""A request's body: JSON, or a form with a video, read as it comes in, within limits of size, into
-fields that have been checked.
+"""Reads a request's body while it arrives (JSON, or a form with a video), within limits of size,
+into fields that have been checked.
 """
 
 import re

@@ -1,6 +1,6 @@
-"""From the fields of a post to a job as resolved: what is checked before there is one, and what it
-then says. A prompt that no worker could take is refused before its video is read; counting tokens
-exactly is the worker's, as the API has no tokenizer. Pure functions.
+"""Turns the fields of a post into a job request, and checks all that can be checked before the job
+exists. A prompt that no worker could take is refused before its video is read; only workers count
+tokens exactly, as the API has no tokenizer. Pure functions.
 """
 
 import hashlib

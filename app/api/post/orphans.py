@@ -1,5 +1,5 @@
-"""Jobs whose API is gone, or never learnt of them, while their frames were to be read: any API that
-has the video reads them.
+"""Adopts jobs whose API died, or never learnt of them, while their frames were to be read: any API
+that has the video reads them.
 """
 
 import logging

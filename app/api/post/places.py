@@ -1,7 +1,7 @@
-"""Who gets in: a model that a worker serves, and a leased place in its queue.
+"""Decides which requests get in: their model must have a live worker, and its queue a free place.
 
-A full queue refuses when the headers have arrived, without reading a body. A place is taken when
-the request is complete: a client that is still sending holds none.
+If the queue is full, the request is refused at its headers, without reading the body. A place is
+taken, by lease, when the request is complete: a client that is still sending holds none.
 """
 
 import asyncio

@@ -1,10 +1,10 @@
-"""How many frame readers run at a time, in all API processes of a machine together.
+"""Limits how many frame readers run at a time, in all API processes of a machine together.
 
 Slots are locks in the processes' table (`app.process_table`), so those of a process that died are
-free at once. Waits: for a slot, until another reader ends, which the readers' own time limits see
-to; waiters look again every `POLL_S`, since other processes' locks send no notification.
+free at once. Waits: for a slot, until another reader ends, which the readers' own time limits
+ensure. Waiters look again every `POLL_S`, because other processes' locks send no notification.
 
-In each process one waiter at a time looks for a slot, by owner, in turn: see `FairBudget`. The
+In each process one waiter at a time looks for a slot; owners take turns: see `FairBudget`. The
 process whose waiter has looked longest is next, and the others leave the slot to it as long as it
 is alive. So before each of its turns a process waits for one reader of every other process, not for
 their queues.

@@ -1,11 +1,11 @@
-"""Reading a job's frames: from `create` until the job is in the queue.
+"""Reads a job's frames: from `create` until the job is in the queue.
 
 A reading belongs to the process, not to the connection that posted the job. Jobs about the same
-frames share one read, if their cache salt is the same too. What ends a reading early: `cancel`, the
-job's end from elsewhere (another API's DELETE, its deadline), the loss of its place. Bounded by the
-queue: each reading holds a place, and room in Redis for its frames before they are read. Pixels are
-held from the reader until they are stored, under a limit. Keys take turns, both for that and for a
-reader.
+frames share one read, if their cache salt is the same too. A reading ends early by `cancel`, if the
+job ends elsewhere (another API's DELETE, its deadline), or if it loses its place. Readings are
+bounded by the queue: each holds a place, and has reserved room in Redis for its frames before they
+are read. Pixels are held from the reader until they are stored, under a limit. Keys take turns,
+both for that and for a reader.
 """
 
 import asyncio

@@ -1,14 +1,15 @@
 """Frame readers that give a video one more try when its reader was lost.
 
-A reader is killed from outside because of its own video's memory, or of something else: another
-video's memory, an operator, the end of the server that all readers are forked from. Its second try
-is alone, so that only a video that loses its reader twice, the second time with no other reader
-running, is to blame. That holds up all other readers, so an owner gets it once at a time: its other
-videos are tried again among the rest, and what is killed there may be sent again later.
+If a reader is killed from outside, the cause may be its own video's memory or something else:
+another video's memory, an operator, the end of the server that all readers are forked from. So the
+second try runs alone: if the reader is lost again while no other reader runs, its video is to
+blame. That holds up all other readers, so an owner gets one such try at a time. Meanwhile its other
+videos are tried again next to other readers, and if they are killed there, the client may send them
+again later.
 
-A crash, or running out of memory within the child's own limit, is mostly the video's doing, and
-neighbours have no part in it: the second try is one like any other. CPU time that was used up is
-the video's for certain, and is not spent twice.
+A crash, or running out of memory within the child's own limit, is mostly the video's doing and has
+nothing to do with its neighbours, so the second try is an ordinary one. CPU time is certainly used
+up by the video, so there is no second try.
 """
 
 import time

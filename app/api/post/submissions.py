@@ -1,7 +1,7 @@
-"""From a posted request to a job: its body, its checks, its video, its place, its record.
+"""Turns a posted request into a job: its body, its checks, its video, its place, its record.
 
 The order is the contract: a client that cannot be served is refused before the body is read, errors
-in fields or video are reported before the answer's headers go out, and a client that is still
+in fields or video are reported before the answer's headers are sent, and a client that is still
 sending holds no place.
 """
 

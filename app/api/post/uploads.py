@@ -1,5 +1,5 @@
-"""Videos on their way in: received within a time limit, probed, and stored under their content;
-and on their way out, with what is kept of them.
+"""Receives videos within a time limit, probes them and stores them by content; and deletes them,
+with what is cached from them.
 """
 
 import asyncio

@@ -1,8 +1,8 @@
 """Which frames of its video a job is about: as its fields ask for them, as its request says it, and
-as they are once they are stored.
+once they are stored.
 
-What lately was stored of some frames is remembered, so that a job about them can be queued in the
-same call that creates it, if the same is stored still, which that call checks.
+It remembers what has recently been stored for some frames, so that a job about them can be queued
+in the same call that creates it. That call checks that they are still stored.
 """
 
 import math

@@ -1,4 +1,6 @@
-"""The API's documentation: open without keys, else for key holders, or for all by a setting."""
+"""The API's documentation: open if there are no keys, otherwise for key holders, or for all by a
+setting.
+"""
 
 from typing import Any
 

@@ -1,5 +1,6 @@
-"""Is the process alive, can it take a job: open to everyone. So are its metrics, unless set
-otherwise."""
+"""Whether the process is alive and can take a job, for everyone; and its metrics, for everyone
+unless a setting says otherwise.
+"""
 
 import asyncio
 

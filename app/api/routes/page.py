@@ -1,4 +1,4 @@
-"""The page on `/`. It and its files are open to everyone: it gets what it shows from the API."""
+"""The page on `/`. It and its files are open to everyone; it gets its data from the API."""
 
 from fastapi import APIRouter
 from fastapi.responses import FileResponse

@@ -1,4 +1,4 @@
-"""What the routes that take a video alone have in common."""
+"""What the routes for uploading a video have in common."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""What a key took of the service, and, for administrators, what every key took."""
+"""How much a key has used the service and, for administrators, how much every key has."""
 
 from datetime import date, timedelta
 from typing import Annotated, Self

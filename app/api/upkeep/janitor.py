@@ -1,6 +1,6 @@
-"""What every API process does in the background: end jobs that nothing else ends, adopt those whose
-reader is gone, keep the video store within its budget and free of expired videos, look at the queue
-and at the event loop's lag for the metrics, and forget what is counted but gone.
+"""The background work of every API process: it ends jobs that nothing else ends, adopts jobs whose
+reader is gone, keeps the video store within its budget and free of expired videos, measures the
+queue and the event loop's lag for the metrics, and forgets what is counted but gone.
 """
 
 import asyncio

@@ -1,15 +1,14 @@
-"""`/metrics` of a port that several processes answer: the page of each, under a label `process`.
+"""`/metrics` for a port with several processes: the metrics of each, with the label `process`.
 
-Every process has its own registry and shows its page to the others, on demand, through a Unix
-socket of Linux' abstract kind, which leaves no file; the process that is scraped fetches the
-others' pages and puts them together. So gauges, exemplar-free histograms and the collectors of
-processes stay what they are, a counter belongs to one process and is reset by its restart as
-Prometheus expects; the label is the process' number, so that a restart makes no new series. (The
-client library's multiprocess mode adds counters up in files instead, keeps those of dead processes
-forever, has no collectors of its own, and labels gauges by process id.)
+Every process has its own registry and serves its page to the others, on demand, through a Unix
+socket of Linux' abstract kind, which leaves no file. The process that is scraped fetches the
+others' pages and joins them. So gauges, exemplar-free histograms and the processes' collectors work
+as usual. A counter belongs to one process and is reset by its restart, as Prometheus expects. The
+label is the process's number, so a restart creates no new series. (The client library's
+multiprocess mode instead adds counters up in files, keeps those of dead processes forever, has no
+collectors of its own, and labels gauges by process id.)
 
-A process that is dead or does not answer in time is on the page with `dycoke_api_process_up` 0 and
-with nothing else.
+If a process is dead or does not answer in time, the page has only `dycoke_api_process_up` 0 for it.
 """
 
 import asyncio

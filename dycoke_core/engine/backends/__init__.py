@@ -1,4 +1,4 @@
-"""Where the engine's work is done: one package for each kind of device."""
+"""Backends, which do the engine's work: one package for each kind of device."""
 
 import torch
 

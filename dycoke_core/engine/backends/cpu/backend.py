@@ -1,8 +1,8 @@
-"""The backend of CPUs: one eager pass per step over all rows, its outcome known at once.
+"""The CPU backend: one eager pass per step over all rows, whose outcome is known at once.
 
-A pass takes the rows of all sequences that the step advances through transformers' layers together:
-the weights are read once, a decode row reads its rows of the cache once, sequences about the same
-video read its prefix once together, and logits are computed for rows that choose a token.
+A pass runs the rows of all sequences in the step through transformers' layers together: the weights
+are read once, a decode row reads its rows of the cache once, sequences about the same video read
+its prefix once together, and logits are computed only for rows that choose a token.
 """
 
 import gc

@@ -1,7 +1,7 @@
 """Keys and values: a video's shared prefix, and each sequence's own.
 
 Token-major slabs, allocated once at their final size: no concatenation per step, and a refresh
-gathers whole rows. Keys are stored after RoPE, at absolute positions, so they may lie in any order.
+gathers whole rows. Keys are stored after RoPE, at absolute positions, so they may be in any order.
 
     PrefixKV      text and V visual rows, in the order of the prompt
                   in every layer; immutable once prefilled, shared by all sequences that ask
@@ -10,9 +10,9 @@ gathers whole rows. Keys are stored after RoPE, at absolute positions, so they m
                   layers >= L: n_keep kept visual rows | the prefix's text rows | question |
                   generated
 
-A decode step reads prefix and own rows in layers below L, own rows alone from L on. A refresh costs
-one gather of n_keep rows per pruned layer. A layer with a window is as those below L, and reads the
-rows within it; it holds the others too.
+A decode step reads prefix and own rows in layers below L, and only own rows from L on. A refresh
+costs one gather of n_keep rows per pruned layer. Layers with a window are stored like those below L
+and read only the rows within the window.
 """
 
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""What one step's rows attend to, layer by layer: chunks of prompts beside decode rows.
+"""The attention of one step, layer by layer: chunks of prompts together with decode rows.
 
 All rows of a step go through the model's layers together, so its weights are read once for all;
 only attention treats them differently. Implements

@@ -139,3 +139,13 @@ async def test_request_whose_end_is_in_doubt_is_refused() -> None:
         lines = [("transfer-encoding", coding) for coding in codings]
         assert await status([*HOST.items(), *lines], method="POST") == 400, codings
     assert await status({**HOST, "transfer-encoding": "Chunked"}, method="POST") == 200
+
+
+async def test_upgrade_is_not_asked_for_with_a_body() -> None:
+    asks = {**HOST, "connection": "keep-alive, Upgrade", "upgrade": "h2c"}
+    assert await status({**asks, "content-length": "5"}, method="POST") == 400
+    assert await status({**asks, "transfer-encoding": "chunked"}, method="POST") == 400
+    assert await status({**asks, "content-length": "0"}, method="POST") == 200
+    assert await status(asks) == 200, "it is answered without one"
+    del asks["connection"]
+    assert await status({**asks, "content-length": "5"}, method="POST") == 200, "it is not asked"
