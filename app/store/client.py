@@ -154,14 +154,10 @@ MAX_LOADS = 3  # of a script that a Redis has just lost, in one call
 
 
 class Scripts:
-    """Runs the scripts of `app/store/lua` by their digest, loading them where Redis lacks them.
+    """Runs the scripts of `app/store/lua` by their digest, loading them where Redis lacks them."""
 
-    Args:
-        use: see `shared_connection`.
-    """
-
-    def __init__(self, redis: Redis, prefix: str, use: Use = "short") -> None:
-        self._shared = shared_connection(redis, use)
+    def __init__(self, redis: Redis, prefix: str) -> None:
+        self._shared = shared_connection(redis)
         self._prefix = prefix
 
     async def run(self, name: str, *args: ScriptArg) -> Any:

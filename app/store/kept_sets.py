@@ -24,7 +24,9 @@ class KeptSets:
     def __init__(self, redis: Redis, keys: RedisKeys) -> None:
         self._redis = redis
         self._keys = keys
-        self._scripts = Scripts(redis, keys.prefix, "large")
+        # Not among frames, for which a worker may wait: until one job's sets are stored it
+        # publishes nothing. They are small enough, and one at a time.
+        self._scripts = Scripts(redis, keys.prefix)
 
     async def put(self, delivery: Delivery, blob: bytes) -> bool:
         """Stores what a running job kept, in place of what an earlier attempt left.

@@ -90,8 +90,9 @@ class Answers:
         )
         if finish_reason is None:
             return event
-        state.is_finished = True
-        return replace(event, report=make_report(self._model, state, self._backend))
+        report = make_report(self._model, state, self._backend)
+        state.is_finished = True  # not before: what has failed is still to be ended
+        return replace(event, report=report)
 
     def _finish_reason(self, state: SequenceState, token_id: int) -> FinishReason | None:
         sampling = state.sequence.sampling

@@ -1,11 +1,13 @@
 """What becomes of a step's tokens: events, ends, replays, and failures that are one sequence's."""
 
+from typing import NoReturn
+
 import pytest
 
 from dycoke_core.engine.answers import Answers
 from dycoke_core.engine.executor import Answer, Failure, Outcome
 from dycoke_core.engine.state import SequenceState
-from dycoke_core.errors import EngineError
+from dycoke_core.errors import EngineError, OutOfMemoryError
 from dycoke_core.model.llava_onevision import LlavaOnevision
 from dycoke_core.sequence import FinishReason
 from tests.engine.recording import RecordingEngine, make_sequence
@@ -103,6 +105,23 @@ def test_a_failure_says_nothing_of_its_inside(engine: RecordingEngine, answers: 
     assert event.error is not None and "secret" not in event.error.message
     assert isinstance(ended.error, KeyError) and state.is_finished
     end(engine, state)
+
+
+def test_an_answer_whose_report_fails_ends_with_an_error(
+    engine: RecordingEngine, answers: Answers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else nobody would hear of it again, and it would keep its memory."""
+
+    def fails(*_: object) -> NoReturn:
+        raise MemoryError
+
+    monkeypatch.setattr("dycoke_core.engine.answers.make_report", fails)
+    state = running(engine, max_tokens=1)
+    events, ended = answers.postprocess(Outcome([token(state)]))
+    end(engine, state)
+    assert [event.finish_reason for event in events] == [FinishReason.ERROR]
+    assert isinstance(events[0].error, OutOfMemoryError)
+    assert [one.state for one in ended] == [state]
 
 
 def test_a_broken_device_ends_the_engine(engine: RecordingEngine, answers: Answers) -> None:

@@ -71,7 +71,8 @@ class MetricsPage:
 
     async def _show(self, _: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError):
-            writer.write(generate_latest(self._registry))
+            if _is_of_this_user(writer.get_extra_info("socket")):
+                writer.write(generate_latest(self._registry))
             writer.close()
             await writer.wait_closed()
 
@@ -157,12 +158,15 @@ def _connect(address: str) -> socket.socket:
     try:
         connection.setblocking(False)
         connection.connect(address)
-        credentials = connection.getsockopt(
-            socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size
-        )
-        if _CREDENTIALS.unpack(credentials)[1] != os.geteuid():
+        if not _is_of_this_user(connection):
             raise ValueError("a socket of another user")
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def _is_of_this_user(connection: socket.socket) -> bool:
+    """Whether this user runs the process at the other end: anybody can find an abstract address."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    return bool(_CREDENTIALS.unpack(credentials)[1] == os.geteuid())

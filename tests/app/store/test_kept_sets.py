@@ -1,15 +1,17 @@
 """Kept sets on a real Redis: stored with the job, fenced, and deleted with it."""
 
+import asyncio
 from hashlib import sha1
 
 import pytest
 from redis.asyncio import Redis
 
 from app.messages import JobState
-from app.store.client import load_script
+from app.store.client import load_script, shared_connection
 from app.store.job_queue import JobQueue
 from app.store.kept_sets import KeptSets
 from app.store.keys import RedisKeys
+from dycoke_core.kept_sets import MAX_HISTORY_BYTES
 from tests.integration.jobs import cancelled, leases_of, submit, take, take_over
 
 
@@ -81,3 +83,21 @@ async def test_what_redis_cannot_store_fails_nobody(
     await redis.delete(keys.job("job"))
     await redis.set(keys.job("job"), "no hash")
     assert not await sets.put(delivery, b"x")
+
+
+async def test_sets_are_stored_while_frames_are_on_their_way(
+    redis: Redis, keys: RedisKeys, queue: JobQueue, sets: KeptSets
+) -> None:
+    """All of a worker's answers wait while one job's sets are stored."""
+    leases = leases_of(redis, keys, "a")
+    await leases.ensure_group()
+    await submit(queue, "job")
+    delivery = await take(leases)
+    large = shared_connection(redis, "large")
+    transfer = asyncio.create_task(large.call("BLPOP", f"{keys.prefix}:never", 30))
+    await asyncio.sleep(0)
+    try:
+        assert await sets.put(delivery, b"x" * MAX_HISTORY_BYTES)
+    finally:
+        transfer.cancel()
+        await asyncio.gather(transfer, return_exceptions=True)

@@ -1,6 +1,7 @@
 """One page of several processes: every sample has its process, and sums still add up."""
 
 import asyncio
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
@@ -82,6 +83,29 @@ async def test_dead_process_shows_and_so_do_its_deaths(
     assert values(rendered, "dycoke_api_process_deaths_total") == {"0": 0.0, "1": 1.0}
     async with pages[1].shown_to_siblings():  # another has come in its place
         assert values(await pages[0].render(), "open") == {"0": 1.0, "1": 2.0}
+
+
+async def read_page(address: str) -> bytes:
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.setblocking(False)
+        connection.connect(address)
+        reader, writer = await asyncio.open_unix_connection(sock=connection)
+        try:
+            async with asyncio.timeout(20):
+                return await reader.read()
+        finally:
+            writer.close()
+
+
+async def test_page_is_shown_to_processes_of_the_same_user_alone(
+    pages: list[MetricsPage], process_table: ProcessTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everybody on the machine can find the socket, and a page may be for those with a key."""
+    address, user = f"\0dycoke-{process_table.token}-0", os.geteuid()
+    async with pages[0].shown_to_siblings():
+        assert b"open 1.0" in await read_page(address)
+        monkeypatch.setattr(os, "geteuid", lambda: user + 1)
+        assert await read_page(address) == b""
 
 
 @pytest.mark.parametrize("says", [b"", b"x" * 100])
