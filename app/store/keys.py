@@ -32,7 +32,8 @@
                                        over; has_share:{owner}; arrivals -> jobs so far; TTL
     {p}:given:{model}        hash      entry -> job_id, of entries that were given to another job
                                        than the one which brought them; TTL
-    {p}:arrivals:{model}     list      times (ms) at which the last jobs were queued; TTL
+    {p}:arrivals:{model}     list      times (ms) at which the last jobs were queued, without
+                                       those of low priority; TTL
     {p}:starts:{model}       list      times (ms) at which the last jobs left the queue; TTL
     {p}:pace:{model}         list      those since which some have waited all the time; TTL
     {p}:live                 zset      job_id -> deadline (ms) of all jobs without an end

@@ -244,10 +244,12 @@ local function enqueue(model, job_id, request)
     'queued_at', now)
   redis.call('ZREM', places_key(model), job_id)
   begin_to_wait(model, job_id, now)
-  redis.call('LPUSH', arrivals_key(model), now)
-  redis.call('LTRIM', arrivals_key(model), 0, MAX_ARRIVALS - 1)
-  redis.call('PEXPIRE', arrivals_key(model), 3600000)
   local job = job_fields(job_id, 'owner', 'length', 'priority')
+  if job.priority ~= 'low' then -- low ones give way: they are no load for others
+    redis.call('LPUSH', arrivals_key(model), now)
+    redis.call('LTRIM', arrivals_key(model), 0, MAX_ARRIVALS - 1)
+    redis.call('PEXPIRE', arrivals_key(model), 3600000)
+  end
   if job.owner then join_order(model, job_id, job) end
 end
 
