@@ -61,7 +61,7 @@ class FrameLimits(Message):
 
 
 class FrameRate(Message):
-    """How many frames a rate makes, as `RateRule` has it."""
+    """The parameters of a `RateRule`: how many frames a rate makes."""
 
     min_frames: int
     max_frames: int
@@ -76,46 +76,46 @@ class FramesWanted(Message):
 
     num_frames: int
     image_size: int
-    limits: FrameLimits | None = None  # of frames that keep their shape; None: square ones
+    limits: FrameLimits | None = None  # for frames that keep their shape; None: frames are square
     start_s: float | None = None
     end_s: float | None = None
-    sampling: Sampling = "uniform"  # of releases that do not say
-    spread: Spread = DEFAULT_SPREAD  # likewise
-    fps: float | None = None  # by which `num_frames` was counted; None: it was not
-    resizing: Resizing = DEFAULT_RESIZING  # likewise
+    sampling: Sampling = "uniform"  # default for earlier releases
+    spread: Spread = DEFAULT_SPREAD  # default for earlier releases
+    fps: float | None = None  # if `num_frames` was counted by a rate
+    resizing: Resizing = DEFAULT_RESIZING  # default for earlier releases
 
 
 class FramesRef(Message):
-    """Which frames a job is about, and where their pixels lie in the frame store."""
+    """Which frames a job is about, and where their pixels are in the frame store."""
 
     digest: str  # key of the blob: content, sampling and size
     num_frames: int
     image_size: int
-    height: int = 0  # pixels, as they were read; 0 of releases that do not say
+    height: int = 0  # in pixels, as read; 0 from earlier releases
     width: int = 0
     indices: list[int]
     timestamps_s: list[float]
     reader: str  # decord or pyav
     warnings: list[str] = []
-    sampling: Sampling = "uniform"  # of releases that do not say
-    start_s: float | None = None  # of the clip, as it was read
+    sampling: Sampling = "uniform"  # default for earlier releases
+    start_s: float | None = None  # the clip's, as it was read
     end_s: float | None = None
-    fps: float | None = None  # by which they were counted
+    fps: float | None = None  # if `num_frames` was counted by a rate
     is_cached: bool  # found in the frame store
 
 
 class JobRequest(Message):
-    """A job as resolved at admission: nothing in it depends on who runs it."""
+    """A job with all defaults resolved at admission: nothing depends on the worker that runs it."""
 
     version: int = WIRE_VERSION
     job_id: str
-    owner: str = ANONYMOUS  # of releases that do not say
-    cache_salt: str = ""  # jobs of another salt find none of this one's frames and features
+    owner: str = ANONYMOUS  # default for earlier releases
+    cache_salt: str = ""  # jobs with another salt cannot find this one's frames and features
     model: str
     video_id: str | None  # None: a conversation without a video
     messages: list[Turn]
-    video_turn: int | None = None  # index of the video's turn; None: the first of the user's
-    frames_wanted: FramesWanted | None = None  # None of releases that do not say
+    video_turn: int | None = None  # index of the video's turn; None: the user's first
+    frames_wanted: FramesWanted | None = None  # None from earlier releases
     frames: FramesRef | None = None  # None while the frames are being read
     max_tokens: int
     temperature: float
@@ -124,30 +124,30 @@ class JobRequest(Message):
     stop: list[str]
     ignore_eos: bool = False
     compression: dict[str, Any]
-    priority: Priority = DEFAULT_PRIORITY  # of releases that do not say
-    deadline_s: float | None = None  # from acceptance, as the client has set it
-    warnings: list[str] = []  # what was asked and is not honoured, for the receipt
+    priority: Priority = DEFAULT_PRIORITY  # default for earlier releases
+    deadline_s: float | None = None  # from acceptance, if the client has set it
+    warnings: list[str] = []  # for the receipt: what was asked but is not honoured
     kept_mask: bool = False  # the receipt says which visual tokens were kept
-    tells_prompt_tokens: bool = False  # with the first token already
+    tells_prompt_tokens: bool = False  # together with the first token
     # What the answer's numerics depend on, from the model card at admission.
     weights_digest: str
     dtype: str
     prefill_chunk_tokens: int
-    sampler_version: int = 1  # of releases that do not say
+    sampler_version: int = 1  # default for earlier releases
     accepted_at_s: float  # Unix time
-    deadline_at_s: float  # Unix time; that of the client or of `JOB_TIMEOUT_S`
+    deadline_at_s: float  # Unix time; the client's, or by `JOB_TIMEOUT_S`
     upload_s: float = 0.0
     read_frames_s: float = 0.0
-    traceparent: str | None = None  # the span it belongs to, as W3C writes it
+    traceparent: str | None = None  # the span that it belongs to, in W3C's format
 
     @property
     def cached_video(self) -> str | None:
-        """What the frames and features of its video are kept under; None without one."""
+        """The name under which its video's frames and features are cached; None without a video."""
         return None if self.video_id is None else cached_video(self.video_id, self.cache_salt)
 
     @property
     def log_fields(self) -> dict[str, str]:
-        """What a line of the log about this job carries."""
+        """The structured log fields of lines about this job."""
         fields = {"job_id": self.job_id}
         if self.traceparent is not None:
             fields["trace_id"] = self.traceparent.split("-")[1]
@@ -165,7 +165,7 @@ class JobRequest(Message):
 
 
 def cached_video(video_id: str, cache_salt: str) -> str:
-    """A video as caches name it: once for each salt."""
+    """The name of a video in caches, one per salt."""
     return f"{cache_salt}:{video_id}" if cache_salt else video_id
 
 
@@ -178,18 +178,18 @@ class ModelCard(Message):
     weights_digest: str
     device: str
     dtype: str
-    image_size: int  # pixels, of square frames
-    frame_limits: FrameLimits | None = None  # of frames that keep their shape
-    frame_spread: Spread = DEFAULT_SPREAD  # of releases that do not say
+    image_size: int  # side of square frames, in pixels
+    frame_limits: FrameLimits | None = None  # for frames that keep their shape
+    frame_spread: Spread = DEFAULT_SPREAD  # default for earlier releases
     frame_rate: FrameRate | None = None  # None: length times rate, rounded down
-    frame_resizing: Resizing = DEFAULT_RESIZING  # likewise
-    tokens_per_frame: int  # N, of a unit of square ones
-    frames_per_unit: int = 1  # of releases that do not say
-    max_words_per_token: int | None = None  # None of releases that do not say; see `EngineCard`
+    frame_resizing: Resizing = DEFAULT_RESIZING  # default for earlier releases
+    tokens_per_frame: int  # N, of a unit of square frames
+    frames_per_unit: int = 1  # default for earlier releases
+    max_words_per_token: int | None = None  # None from earlier releases; see `EngineCard`
     num_layers: int
     max_model_tokens: int
     prefill_chunk_tokens: int
-    sampler_version: int = 1  # of releases that do not say
+    sampler_version: int = 1  # default for earlier releases
     max_running_jobs: int
     running_jobs: int
 
@@ -230,14 +230,14 @@ class FlopsByFormula(Message):
 
 
 class AutoReceipt(Message):
-    """How policy `auto` came to the compression that the receipt names."""
+    """Why policy `auto` chose the compression that the receipt names."""
 
     objective_s: float
     at_least: float
-    level: int  # of the ladder: 0 is the least compression
+    level: int  # in the ladder; 0 compresses least
     num_levels: int
     reason: str  # a `Reason`; another release may have more of them
-    predicted_ttft_s: float  # `timings_s.ttft` says what came of it
+    predicted_ttft_s: float  # compare with `timings_s.ttft`
 
 
 class CompressionReceipt(Message):
@@ -247,12 +247,12 @@ class CompressionReceipt(Message):
     visual_tokens_in: int
     visual_tokens_prefill: int
     visual_tokens_decode: int
-    # 0 of releases that do not say, and without a video.
-    units: int = 0  # that the model makes visual tokens of: frames, or several at a time
+    # 0 from earlier releases, and without a video.
+    units: int = 0  # what the model turns into visual tokens: frames, or groups of frames
     tokens_per_unit: int = 0  # N, in `rows` rows of `columns`
     rows: int = 0
     columns: int = 0
-    pruned_layers: list[int] = []  # that attend to `visual_tokens_decode`; 0 is the first layer
+    pruned_layers: list[int] = []  # layers that attend to `visual_tokens_decode`; 0 is the first
     retained_ratio: RetainedRatio | None  # None without a video
     kept_per_frame: list[int]
     decode_steps: int
@@ -263,14 +263,14 @@ class CompressionReceipt(Message):
 class FramesReceipt(Message):
     indices: list[int]
     timestamps_s: list[float]
-    height: int = 0  # pixels, as the model saw them; 0 of releases that do not say
+    height: int = 0  # pixels, as the model saw them; 0 from earlier releases
     width: int = 0
     reader: str
     warnings: list[str]
-    sampling: Sampling = "uniform"  # of releases that do not say
+    sampling: Sampling = "uniform"  # default for earlier releases
     start_s: float | None = None  # of the clip, as it was read
     end_s: float | None = None
-    fps: float | None = None  # that was asked for; None: a number of frames was, or nothing
+    fps: float | None = None  # the rate that was asked for, if any
 
     @classmethod
     def of(cls, frames: FramesRef) -> Self:
@@ -314,8 +314,8 @@ class KeptMask(Message):
     tokens_per_unit: int  # rows * columns
     rows: int
     columns: int
-    stage1: str  # into the language model
-    stage2: str | None  # at the last decode step, a subset; None where stage II is off
+    stage1: str  # the tokens that went into the language model
+    stage2: str | None  # those of the last decode step, a subset; None if stage II is off
 
 
 # --- events ---
@@ -334,7 +334,7 @@ class StatusEvent(Message):
     stage: Literal["queued", "reading_frames", "encoding", "prefilling"]
     progress: float = Field(0.0, ge=0, le=1)
     position: int | None = None  # 0 = next; with stage `queued` only
-    # What policy `auto` has chosen, from then on: before the video is encoded.
+    # What policy `auto` chose; in all events from then on.
     auto: CompressionChoice | None = Field(None, exclude_if=lambda value: value is None)
 
 
@@ -343,7 +343,7 @@ class TokenEvent(Message):
     index: int
     text: str
     token_ids: list[int]
-    # With an answer's first token, of a request that asks for it; left out of all other events.
+    # With the first token of an answer, if the request asks for it; left out otherwise.
     prompt_tokens: int | None = Field(None, exclude_if=lambda value: value is None)
 
     @property
@@ -369,12 +369,12 @@ class DoneEvent(Message):
     memory: Memory
     cache: CacheUse | None
     attempts: int
-    preemptions: int = 0  # times that the last attempt paused for requests of better priority
-    priority: Priority = DEFAULT_PRIORITY  # that it had, which may be less than was asked
+    preemptions: int = 0  # how often the last attempt paused for requests of higher priority
+    priority: Priority = DEFAULT_PRIORITY  # the one that it had, which may be lower than requested
     seed: int
-    cached_tokens: int = 0  # of the prompt, whose keys and values were there already
-    warnings: list[str] = []  # what the request asked and was not honoured
-    kept_mask: KeptMask | None = None  # of a request that asks for it
+    cached_tokens: int = 0  # prompt tokens whose keys and values were already cached
+    warnings: list[str] = []  # what the request asked for but did not get
+    kept_mask: KeptMask | None = None  # if the request asks for it
 
     @property
     def policy_label(self) -> str:
@@ -405,14 +405,14 @@ Event = Annotated[
 EVENT_ADAPTER: TypeAdapter[Event] = TypeAdapter(Event)
 FINAL_EVENTS = (DoneEvent, ErrorEvent)
 
-# As pydantic writes events.
+# Pydantic writes events like this.
 _TYPE_FIRST = b'{"type":"'
 _TEXT = b'"text":'
 _TOKEN_IDS = b'"token_ids":['
 
 
 def event_type(data: bytes) -> str:
-    """The `type` of an event's JSON. Costs next to nothing unless a script of Redis wrote it."""
+    """The `type` of an event's JSON. Cheap, unless a script of Redis wrote it."""
     if data.startswith(_TYPE_FIRST):
         start = len(_TYPE_FIRST)
         return data[start : data.index(b'"', start)].decode()
@@ -428,5 +428,5 @@ def num_tokens(data: bytes) -> int:
 
 def token_text(data: bytes) -> bytes:
     """The text of a `TokenEvent` as JSON, cut out of the event's own without reading it."""
-    start = data.index(_TEXT) + len(_TEXT)  # before it there are numbers alone
+    start = data.index(_TEXT) + len(_TEXT)  # only numbers come before it
     return data[start : data.rindex(_TOKEN_IDS) - 1]  # as `num_tokens`

@@ -26,7 +26,7 @@ from collections.abc import Iterable
 from enum import IntEnum
 from functools import lru_cache
 
-HEARTBEAT_TIMEOUT_S = 2.0  # after which a process is taken to be stuck
+HEARTBEAT_TIMEOUT_S = 2.0  # after this a process counts as stuck
 
 _HEADER = struct.Struct("=qq16s")  # version, rows, token
 _VERSION = 4
@@ -34,7 +34,7 @@ _WORD_BYTES = 8
 _ROW_WORDS = 16  # two cache lines
 _HEADER_BYTES = _ROW_WORDS * _WORD_BYTES
 _SKETCH_WIDTH = 4096  # counters
-_SKETCH_DEPTH = 2  # of them for each client
+_SKETCH_DEPTH = 2  # counters per client
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock: type, whence, start, length, pid
 
 
@@ -49,19 +49,19 @@ class _Word(IntEnum):
     DEATHS = 5  # likewise
     STORED_VIDEOS = 6  # likewise
     INCOMING_BYTES = 7
-    WAITS_TO_PROBE_NS = 8  # since when, by the heartbeat's clock; 0: it does not
+    WAITS_TO_PROBE_NS = 8  # since when it waits, by the heartbeat's clock; 0: it does not
     WAITS_TO_READ_NS = 9
     BODIES = 10
 
 
 class Wait(IntEnum):
-    """What processes wait for in turn."""
+    """The things that processes wait for in turn."""
 
     TO_PROBE = _Word.WAITS_TO_PROBE_NS
     TO_READ = _Word.WAITS_TO_READ_NS
 
 
-_BY_CLIENT = (_Word.STREAMS, _Word.INCOMING_BYTES, _Word.BODIES)  # counted by client too
+_BY_CLIENT = (_Word.STREAMS, _Word.INCOMING_BYTES, _Word.BODIES)  # counted per client, too
 _SKETCH_WORDS = _SKETCH_WIDTH * _SKETCH_DEPTH
 _CLIENT_WORDS = _SKETCH_WORDS * len(_BY_CLIENT)  # of a row
 
@@ -97,30 +97,30 @@ class ProcessTable:
         return cls(fd)
 
     def close(self) -> None:
-        """Gives up the descriptor: no more locks. For the process that created the table."""
+        """Closes the descriptor, and with it all locks. For the process that created the table."""
         os.close(self.fd)
 
     def take_row(self, number: int) -> "ProcessRow":
-        """The row of the process that calls this, without what an earlier one left there."""
+        """Returns the calling process's row, cleared of what an earlier process left there."""
         self._clear(number)
         return ProcessRow(self, number)
 
     def note_death(self, number: int) -> None:
-        """Says that a process is gone, and with it what it had open. For its supervisor."""
+        """Notes that a process is gone, with everything that it had open. For its supervisor."""
         self._set(number, _Word.DEATHS, self.deaths(number) + 1)
         self._clear(number)
 
     def is_alive(self, number: int) -> bool:
-        """Whether a process runs and its event loop has turned of late."""
+        """Whether a process runs and its event loop has turned recently."""
         beat_ns = self._get(number, _Word.HEARTBEAT_NS)
         return time.monotonic_ns() - beat_ns < HEARTBEAT_TIMEOUT_S * 1e9 if beat_ns else False
 
     def deaths(self, number: int) -> int:
-        """How often processes of this number have ended unexpectedly."""
+        """How often processes with this number have ended unexpectedly."""
         return self._get(number, _Word.DEATHS)
 
     def num_streams(self, client: str | None = None) -> int:
-        """Of all processes; of one client, where one is named."""
+        """Open streams in all processes, or those of one client."""
         return self._sum(_Word.STREAMS, client)
 
     def num_bodies(self, client: str | None = None) -> int:
@@ -134,7 +134,7 @@ class ProcessTable:
         return self._sum(_Word.STORED_BYTES)
 
     def stored_videos(self) -> int:
-        """How many videos those are."""
+        """How many videos all processes have stored, less those that they have removed."""
         return self._sum(_Word.STORED_VIDEOS)
 
     def incoming_bytes(self, client: str | None = None) -> int:
@@ -144,12 +144,12 @@ class ProcessTable:
         return self._sum(_Word.INCOMING_BYTES, client)
 
     def has_other_open(self, number: int) -> bool:
-        """Whether another process is alive and takes requests."""
+        """Whether another process is alive and accepts requests."""
         others = (other for other in range(self.num_processes) if other != number)
         return any(self.is_alive(o) and not self._get(o, _Word.IS_DRAINING) for o in others)
 
     def fewest_connections(self) -> int | None:
-        """Of the processes that are alive; None if there is none."""
+        """The smallest number of connections of a living process; None if there is none."""
         numbers = filter(self.is_alive, range(self.num_processes))
         return min((self._get(number, _Word.CONNECTIONS) for number in numbers), default=None)
 
@@ -158,7 +158,7 @@ class ProcessTable:
 
         A lock goes with its process.
         """
-        fd = os.open(f"/proc/self/fd/{self.fd}", os.O_RDWR)  # each has locks of its own
+        fd = os.open(f"/proc/self/fd/{self.fd}", os.O_RDWR)  # each row has its own locks
         try:
             request = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, number, 1, 0)
             fcntl.fcntl(fd, fcntl.F_OFD_SETLK, request)
@@ -198,7 +198,7 @@ class ProcessTable:
                 self._words[self._sketch(number) + at] += change
 
     def _sketch(self, number: int) -> int:
-        """Where a row's counters by client begin."""
+        """The offset of a row's counters per client."""
         return (1 + self.num_processes) * _ROW_WORDS + number * _CLIENT_WORDS
 
     def _counters(self, word: _Word, client: str) -> list[int]:
@@ -227,15 +227,15 @@ class ProcessRow:
         self._has_left = False
 
     def beat(self) -> None:
-        """Says that the event loop turns; to be called well within `HEARTBEAT_TIMEOUT_S`."""
+        """Notes that the event loop turns; to be called well within `HEARTBEAT_TIMEOUT_S`."""
         self.table._set(self.number, _Word.HEARTBEAT_NS, time.monotonic_ns())
 
     def begin_drain(self) -> None:
-        """Says that the process takes no more posts."""
+        """Notes that the process accepts no more posts."""
         self.table._set(self.number, _Word.IS_DRAINING, 1)
 
     def leave(self) -> None:
-        """Says that the process ends: what it still has open counts no longer."""
+        """Notes that the process ends: what it still has open no longer counts."""
         self._has_left = True
         self.table._clear(self.number)
 

@@ -23,7 +23,7 @@ ENV_PREFIX = "DYCOKE_"
 BUNDLED_MODEL = Path(__file__).parent.parent / "dycoke_core" / "tiny" / "checkpoint"
 
 
-# Names of these are kept out of the environment of every process but the API's.
+# These variables are removed from the environment of every process but the API's.
 API_SECRETS = (f"{ENV_PREFIX}API_KEYS",)
 
 _HOST = re.compile(r"\*|(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\]")
@@ -87,31 +87,31 @@ class Settings(BaseSettings):
     redis_prefix: str = Field("dycoke", pattern=r"^[A-Za-z0-9_.-]+$")
     data_dir: Path = Path(".dycoke")
 
-    # Who may use it. Without keys everyone may, on loopback addresses alone.
+    # Who may use it. Without keys everyone may, but only on loopback addresses.
     api_keys: Annotated[tuple[ConfiguredKey, ...], NoDecode, BeforeValidator(_keys)] = ()
-    allow_anonymous: bool = False  # without keys, on other addresses too
+    allow_anonymous: bool = False  # true: without keys, on other addresses too
     allowed_hosts: Annotated[list[str] | None, NoDecode, BeforeValidator(_hosts)] = None
     allowed_origins: Annotated[list[str], NoDecode, BeforeValidator(_origins)] = []
     trusted_proxies: Annotated[list[str], NoDecode, BeforeValidator(_networks)] = []
-    public_docs: bool = False  # where there are keys: /docs and /openapi.json without one
-    public_metrics: bool = True  # false: /metrics wants a key of the scope `metrics`
-    # What clients may name instead of sending it; none: nothing.
+    public_docs: bool = False  # true: /docs and /openapi.json need no key
+    public_metrics: bool = True  # false: /metrics needs a key with the scope `metrics`
+    # Videos that clients may name by URL instead of sending them; unset: none.
     allowed_media_domains: Annotated[list[str], NoDecode, BeforeValidator(_hosts)] = []
     allowed_media_path: Path | None = None
-    # What one key may take, unless its own limits say otherwise; unset or 0: as much as there is.
+    # How much one key may use, unless it has its own limits; unset or 0: no limit.
     key_max_jobs: int | None = Field(None, ge=0, le=MAX_LIMIT)  # under way at a time
-    key_max_queued_jobs: int | None = Field(None, ge=0, le=MAX_LIMIT)  # of those, with no worker
+    key_max_queued_jobs: int | None = Field(None, ge=0, le=MAX_LIMIT)  # of those, waiting ones
     key_tokens_per_minute: int | None = Field(None, ge=0, le=MAX_LIMIT)  # of prompts and answers
     key_frames_per_minute: int | None = Field(None, ge=0, le=MAX_LIMIT)
     key_max_stored_bytes: int | None = Field(None, ge=0, le=MAX_LIMIT)  # of videos
     key_max_stored_videos: int | None = Field(None, ge=0, le=MAX_LIMIT)
     key_max_priority: Priority = PRIORITIES[0]  # the highest that its jobs may have
     limit_anonymous: bool = False  # true: all clients without a key share these limits
-    share_caches: bool = False  # between keys: answers are quicker, and reveal who asked before
+    share_caches: bool = False  # between keys: faster, but reveals that another key asked before
 
     # The model.
     model: str = str(BUNDLED_MODEL)
-    model_revision: str | None = Field(None, pattern=r"^[0-9a-f]{40}$")  # a commit of a hub's
+    model_revision: str | None = Field(None, pattern=r"^[0-9a-f]{40}$")  # a hub id's commit
     device: str = "auto"
     backend: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the device's own
     dtype: str = Field("auto", pattern="^(auto|float32|bfloat16|float16)$")
@@ -123,20 +123,20 @@ class Settings(BaseSettings):
 
     # Bounds.
     max_upload_bytes: int = Field(512 * 2**20, ge=1)
-    max_incoming_bytes: int | None = Field(None, ge=1)  # of uploads; unset: 8 of the largest
+    max_incoming_bytes: int | None = Field(None, ge=1)  # all uploads; unset: 8 of the largest
     max_video_store_bytes: int = Field(20 * 2**30, ge=1)
     max_stored_videos: int = Field(10_000, ge=1)
     max_frame_store_bytes: int = Field(1 * 2**30, ge=1)
-    max_held_frame_bytes: int = Field(256 * 2**20, ge=1)  # read and not stored, per API process
+    max_held_frame_bytes: int = Field(256 * 2**20, ge=1)  # read but not stored yet, per API process
     max_queued_jobs: int = Field(64, ge=1)  # reserved, reading and queued together
     max_running_jobs: int | None = Field(None, ge=1)  # per worker; unset: 64 on a GPU, else 4
-    max_uploads: int = Field(128, ge=1)  # bodies that come in at a time
+    max_uploads: int = Field(128, ge=1)  # request bodies received at a time
     max_uploads_per_client: int = Field(64, ge=1)  # of them, per key and per address
-    max_streams: int = Field(512, ge=1)  # open answers, of all API processes on the port
+    max_streams: int = Field(512, ge=1)  # open answers in all API processes on the port
     max_frames: int = Field(128, ge=1)
-    max_frame_pixels: int = Field(MAX_FRAME_PIXELS, ge=28 * 28)  # that a request may ask for
+    max_frame_pixels: int = Field(MAX_FRAME_PIXELS, ge=28 * 28)  # the maximum per request
     max_tokens: int = Field(4096, ge=1)
-    max_frame_readers: int = Field(2, ge=1)  # and as many probes, of all API processes on the port
+    max_frame_readers: int = Field(2, ge=1)  # and as many probes, on the port
 
     # Waits.
     read_timeout_s: float = Field(30.0, gt=0)

@@ -21,8 +21,8 @@ from pathlib import Path
 
 EXIT_BAD_SETTINGS = 2
 STDERR_FD = 2
-KILL_TIMEOUT_S = 10.0  # for a killed process to be reaped
-TELL_TIMEOUT_S = 5.0  # for `on_end`, once everything is to stop
+KILL_TIMEOUT_S = 10.0  # how long to wait for a killed process to be reaped
+TELL_TIMEOUT_S = 5.0  # how long to wait for `on_end` when everything stops
 LIFE_VARIABLE = "SUPERVISOR_CHILD_LIFE"  # for `this_life`
 
 _WRAPPER = str(Path(__file__).parent / "dies_with_parent.py")
@@ -35,9 +35,9 @@ class ChildSpec:
     """A process to keep running.
 
     Args:
-        env: added to the supervisor's own.
-        drop_env: names that it does not get of the supervisor's own.
-        stop_order: children of a lower number are stopped, and gone, before those of a higher.
+        env: added to the supervisor's own environment.
+        drop_env: names of variables that it does not inherit.
+        stop_order: children with lower numbers are stopped, and gone, before higher ones.
         stop_timeout_s: from SIGTERM to SIGKILL.
         hurry_timeout_s: the same from a second SIGTERM, which the child gets when the supervisor
             is asked twice to stop; 0: it is killed at once.
@@ -89,7 +89,7 @@ class Supervisor:
         self._stop = asyncio.Event()
         self._is_hurried = False
         self._exit_code = 0
-        self._stopping: list[_Child] = []  # those whose turn it is
+        self._stopping: list[_Child] = []  # children whose turn it is
         self._children = [_Child(spec, policy, self._on_bad_settings) for spec in specs]
 
     async def run(self) -> int:
@@ -235,7 +235,7 @@ class _Child:
                 *spec.argv,
                 env={**inherited, **spec.env, LIFE_VARIABLE: f"{os.getpid()}:{life}"},
                 pass_fds=spec.pass_fds,
-                stdout=STDERR_FD,  # some say there what belongs in the log
+                stdout=STDERR_FD,  # some put there what belongs in the log
                 start_new_session=True,
             )
         except OSError as error:
@@ -254,7 +254,7 @@ class _Child:
 
 
 def this_life() -> str:
-    """Which of its supervisor's processes, one after another, this is: a unique name."""
+    """A unique name for this process among the lives of its supervisor's children."""
     supervisor_pid, _, life = os.environ.get(LIFE_VARIABLE, "").partition(":")
     return life if supervisor_pid == str(os.getppid()) else secrets.token_hex(4)
 

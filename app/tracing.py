@@ -110,7 +110,7 @@ class Tracing:
     def close(self) -> None:
         """Sends what is left, for at most `FLUSH_TIMEOUT_S`. Blocks."""
         if self._provider is not None:
-            # The provider's own time limits do not end a request that is under way.
+            # The provider's own time limits do not end a request in progress.
             shutdown = threading.Thread(target=self._provider.shutdown, daemon=True)
             shutdown.start()
             shutdown.join(FLUSH_TIMEOUT_S)
@@ -131,7 +131,7 @@ class PostSpan:
             self._span.set_attributes(_request_attributes(request))
 
     def end(self, outcome: str, *, is_error: bool) -> None:
-        """The first end counts.
+        """Ends the span; only the first call counts.
 
         Args:
             outcome: `done`, or the code that the client got.

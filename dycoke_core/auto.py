@@ -136,12 +136,12 @@ def _number(name: str, value: Any) -> float:
 class Reason(StrEnum):
     """Why a level was chosen."""
 
-    OBJECTIVE = "objective"  # the least that meets it
-    QUEUE = "queue"  # the least at which those that wait after it would meet it too
-    LOAD = "load"  # the least that keeps up with the requests that come
-    STEADY = "steady"  # requests like those of late need a stronger one, or did just now
-    CACHED = "cached"  # its prefix is there, at a weaker level or at the next stronger one
-    NONE_MEETS = "none_meets"  # the strongest that is allowed, or one whose prefix is there
+    OBJECTIVE = "objective"  # the weakest that meets the objective
+    QUEUE = "queue"  # the weakest at which those that wait after it would meet it too
+    LOAD = "load"  # the weakest that keeps up with the arriving requests
+    STEADY = "steady"  # recent requests need a stronger one, or did until just now
+    CACHED = "cached"  # its prefix is cached at a weaker level, or at the next stronger one
+    NONE_MEETS = "none_meets"  # the strongest that is allowed, or one whose prefix is cached
 
 
 @dataclass(frozen=True, slots=True)

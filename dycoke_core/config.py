@@ -18,10 +18,10 @@ PRIORITIES: tuple[Priority, ...] = get_args(Priority)  # best first
 DEFAULT_PRIORITY: Priority = "normal"
 
 DEFAULT_POLICY = "dycoke"
-MAX_LAYER = 1000  # beyond any model; from a model's own number of layers on, stage II is off
+MAX_LAYER = 1000  # above any model's; from a model's number of layers on, stage II is off
 MAX_WINDOW = 1024  # frames
 
-# The parameters that each policy takes. A policy joins by a line here and one in
+# The parameters that each policy takes. To add a policy, add a line here and one in
 # `dycoke_core.compression.policies`.
 POLICY_PARAMETERS: Mapping[str, tuple[str, ...]] = {
     "full": (),
@@ -33,7 +33,7 @@ POLICY_PARAMETERS: Mapping[str, tuple[str, ...]] = {
     "dycoke_one_shot": ("k", "l", "p", "window", "variant"),
     "random_kv": ("k", "l", "p", "window", "threshold", "variant", "seed"),
     "lowest_kv": ("k", "l", "p", "window", "threshold", "variant"),
-    # a stage I of other authors, alone
+    # a stage I by other authors, alone
     "vidcom2": ("retained_ratio",),
 }
 
@@ -67,7 +67,7 @@ class CompressionConfig:
     window: int = 4  # frames per stage-I window
     threshold: float = 0.9  # cosine of scores at and above which a selection is kept
     variant: TtmVariant = "paper"
-    seed: int = 0  # of what is chosen at random
+    seed: int = 0  # for random choices
     retained_ratio: float = 0.25  # share of all visual tokens that vidcom2 keeps; its paper's
 
     def __post_init__(self) -> None:
@@ -159,7 +159,7 @@ def no_such_parameter(policy: str, name: str, taken: Iterable[str]) -> str:
     return f"policy '{policy}' takes no parameter '{name}'" + (known and f"; it takes: {known}")
 
 
-_QUESTION_TOKENS = 512  # of a pass, for questions about known videos, next to a chunk of a new one
+_QUESTION_TOKENS = 512  # per pass: room for questions about known videos next to a new one's chunk
 
 BackendName = Literal["cpu", "cuda"]
 MAX_FRAME_PIXELS = 1024 * 768
@@ -209,7 +209,7 @@ class EngineConfig:
     host_cache_bytes: int | None = None  # for that; None: a share of the host's available memory
     engines_per_host: int = 1  # among which that share is divided
     feature_cache_bytes: int = 512 * 2**20  # visual features of videos, before stage I
-    # Of models that take frames of any size: for larger ones no memory is set aside.
+    # For models that take frames of any size; no memory is reserved for larger ones.
     max_frame_pixels: int = MAX_FRAME_PIXELS
 
     def __post_init__(self) -> None:
@@ -225,7 +225,7 @@ class EngineConfig:
             raise ValueError("dtype must be auto, float32, bfloat16 or float16")
 
     def batching(self, backend: BackendName) -> Batching:
-        """The settings, and the backend's defaults where none is set."""
+        """The settings, with the backend's defaults for those that are not set."""
         given = {field.name: getattr(self, field.name) for field in fields(Batching)}
         named = {name: value for name, value in given.items() if value is not None}
         return replace(DEFAULT_BATCHING[backend], **named)

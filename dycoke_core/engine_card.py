@@ -18,12 +18,12 @@ class EngineCard:
     dtype: str
     architecture: str  # of the model, as its configuration names it
     image_size: int  # side of the square frames that suit the model, in pixels
-    frame_limits: PixelLimits | None  # of frames that keep their shape; None: the model takes none
-    frame_spread: Spread  # which frames of a clip suit it
-    frame_rate: RateRule | None  # how many a rate makes; None: length times rate, rounded down
-    frame_resizing: Resizing  # how they come to their size
-    tokens_per_frame: int  # N of square ones: of a unit, where that is several frames
-    frames_per_unit: int  # that become one set of visual tokens
+    frame_limits: PixelLimits | None  # for frames of any shape; None: only square ones
+    frame_spread: Spread  # which frames of a clip the model expects
+    frame_rate: RateRule | None  # frames per rate; None: length times rate, rounded down
+    frame_resizing: Resizing  # how frames are resized
+    tokens_per_frame: int  # N for square frames, per unit
+    frames_per_unit: int  # frames that become one set of visual tokens
     num_layers: int
     max_model_tokens: int
     max_words_per_token: int  # a text has at least one token for this many words
@@ -50,5 +50,5 @@ class EngineStats:
     kv_bytes_cached: int  # prefixes without a holder: free on demand
     kv_bytes_budget: int
     device_memory_bytes: int  # allocated on a GPU now; 0 on a CPU
-    # Sequences that made room so far, by the priority of who came; 0 may be missing.
+    # Sequences preempted so far, by the priority of the one that came; zeros may be missing.
     num_preemptions: Mapping[Priority, int] = field(default_factory=dict)

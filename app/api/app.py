@@ -81,7 +81,7 @@ logger = logging.getLogger(__name__)
 
 MAX_FOLLOWERS = 128
 STORE_CONNECTIONS = 64
-LARGEST_UPLOADS = 8  # that come in at a time have room, unless set
+LARGEST_UPLOADS = 8  # uploads of the largest size that fit at a time, unless set
 START_TRIES = 3  # of the frame readers
 CORS_REQUEST_HEADERS = [
     *("Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "traceparent"),
@@ -100,7 +100,7 @@ CORS_RESPONSE_HEADERS = [
 
 
 class ReadersDoNotStartError(Exception):
-    """The frame readers end as soon as they are started; no setting is known to be wrong."""
+    """The frame readers end as soon as they are started, for no known reason."""
 
 
 def create_app(
@@ -109,8 +109,8 @@ def create_app(
     """Builds the API and starts its frame readers; it connects when a server starts it.
 
     Args:
-        row: of this process, where it is one of several on a port.
-        readers: to read frames with, instead of sandboxed children of its own.
+        row: this process's row, if it is one of several on a port.
+        readers: used instead of sandboxed children of its own.
 
     Raises:
         ValueError: a setting that only the API can check is wrong.
@@ -161,7 +161,7 @@ def create_app(
         version="1",
         lifespan=lifespan,
         openapi_url=None,  # see `app.api.routes.docs`
-        redirect_slashes=False,  # to an address out of the Host header
+        redirect_slashes=False,  # redirects would use the Host header
     )
     app.state.row = row
     app.state.drain = drain
@@ -215,7 +215,7 @@ async def _start(
     tracing: Tracing,
     stack: AsyncExitStack,
 ) -> Api:
-    """Builds what the routes work with; `stack` takes it apart again, last things first."""
+    """Builds what the routes work with; `stack` closes it in reverse order."""
     stack.push_async_callback(asyncio.to_thread, tracing.close)
     keys = RedisKeys(settings.redis_prefix)
     redis = connect(redis_url, max_connections=STORE_CONNECTIONS)

@@ -45,7 +45,7 @@ class ApiKeys:
         self._file = file
         self._now = now
         self._stored: dict[str, Principal] = {}
-        self._known: list[Principal] = []  # stored ones, revoked ones too
+        self._known: list[Principal] = []  # stored keys, including revoked ones
         self._has_had_any = bool(configured)
         self._signature: Signature | None = None
         self._is_readable = True
@@ -59,14 +59,14 @@ class ApiKeys:
 
     @property
     def holders(self) -> list[Principal]:
-        """Of all keys, revoked ones too; everybody where there are none."""
+        """The holders of all keys, including revoked ones; everybody if there are no keys."""
         return [*self._configured.values(), *self._known] or [EVERYBODY]
 
     def principal(self, authorization: str | None) -> Principal:
         """Returns who sends this header.
 
         Raises:
-            UnauthorizedError: there are keys, and it carries none of them.
+            UnauthorizedError: there are keys, and the header has none of them.
             KeysUnavailableError: the keys cannot be read, so it is unknown.
         """
         if not self.has_any:
@@ -88,8 +88,8 @@ class ApiKeys:
         """Returns the digest and the holder of an owner's key.
 
         Raises:
-            UnauthorizedError: it has none that is good.
-            KeysUnavailableError: whether it has is not known now.
+            UnauthorizedError: the owner has no valid key.
+            KeysUnavailableError: it is not known at the moment whether it has one.
         """
         for digest, principal in self._configured.items():
             if principal.owner == owner:
@@ -101,7 +101,7 @@ class ApiKeys:
         raise UnauthorizedError(_NOT_VALID)
 
     def owner_of(self, authorization: str | None) -> str | None:
-        """The owner of what this sender would create; None where `principal` refuses it."""
+        """The owner of what this sender would create; None if `principal` refuses it."""
         try:
             return self.principal(authorization).owner
         except (UnauthorizedError, KeysUnavailableError):

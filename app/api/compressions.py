@@ -22,8 +22,8 @@ _LADDER_FORM = (
 @dataclass(frozen=True, slots=True)
 class Compressions:
     """Args:
-    default: of requests that name none.
-    auto: what requests for `auto` leave out.
+    default: for requests that name none.
+    auto: defaults of requests for `auto`.
     """
 
     default: Compression

@@ -35,7 +35,7 @@ from app.video_store import VideoStore
 
 @dataclass(frozen=True, slots=True)
 class Api:
-    """By stage; a stage's own collaborators are its own business."""
+    """What the routes need, by stage; a stage keeps its own collaborators to itself."""
 
     keys: ApiKeys
     links: SignedLinks
@@ -68,7 +68,7 @@ class Api:
         await self.cancellations.wait_until_none()
 
 
-# Those that FastAPI calls are coroutines: plain functions would each take a hop through a thread.
+# FastAPI runs plain functions in a thread each, so those that it calls are coroutines.
 
 
 async def get_api(request: Request) -> Api:
@@ -84,7 +84,7 @@ _bearer = HTTPBearer(auto_error=False, description="Where the server has API key
 async def get_principal(
     request: Request, api: ApiDep, _: Annotated[object, Security(_bearer)]
 ) -> Principal:
-    """Who asks. Raises: UnauthorizedError, KeysUnavailableError."""
+    """The caller. Raises: UnauthorizedError, KeysUnavailableError."""
     return api.keys.principal(request.headers.get("authorization"))
 
 
@@ -94,7 +94,7 @@ PrincipalDep = Annotated[Principal, Depends(get_principal)]
 async def get_media_reader(
     request: Request, api: ApiDep, bearer: Annotated[object, Security(_bearer)]
 ) -> Principal:
-    """Who asks, by a key or by a signed link.
+    """The caller, by a key or by a signed link.
 
     Raises: UnauthorizedError, KeysUnavailableError, StoreUnavailableError.
     """

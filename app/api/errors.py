@@ -94,7 +94,7 @@ STATUS_BY_CODE: Mapping[str, int] = {
     "deadline_unreachable": 504,
 }
 
-# Seconds after which a refused client may well get in.
+# Seconds after which a refused client has a fair chance.
 RETRY_AFTER_S: Mapping[str, int] = {
     "frame_store_full": 2,
     "keys_unavailable": 5,
@@ -114,7 +114,7 @@ def is_our_fault(outcome: str) -> bool:
     """Whether a failure counts against the service: 5xx, but for the client's own deadline.
 
     Args:
-        outcome: an error's code, or what a job that ends by it is counted as.
+        outcome: an error's code, or the outcome under which a job is counted.
     """
     return STATUS_BY_CODE.get(outcome, 500) >= 500 and outcome not in _OF_CLIENTS_DEADLINES
 
@@ -134,13 +134,13 @@ class Problem(BaseModel):
     code: str
     retryable: bool
     job_id: str | None = None
-    video_id: str | None = None  # stored meanwhile: a retry need not upload it
-    incident: str | None = None  # of an internal error, to find it in the log
+    video_id: str | None = None  # already stored, so that a retry need not upload it
+    incident: str | None = None  # for an internal error, to find it in the log
     errors: list[FieldProblem] | None = None
 
 
 class InvalidFieldsError(InvalidRequestError):
-    """Fields that do not validate, each with what is wrong with it."""
+    """Invalid fields, each with what is wrong with it."""
 
     def __init__(self, problems: Sequence[FieldProblem]) -> None:
         super().__init__("; ".join(f"{p.field}: {p.message}" for p in problems))
@@ -148,7 +148,7 @@ class InvalidFieldsError(InvalidRequestError):
 
     @classmethod
     def of(cls, field: str, message: str) -> "InvalidFieldsError":
-        """One field's."""
+        """An error about one field."""
         return cls([FieldProblem(field=field, message=message)])
 
     @classmethod
@@ -232,7 +232,7 @@ def _problems_of(error: DycokeError) -> list[FieldProblem] | None:
 
 
 def response_for_event(event: ErrorEvent) -> JSONResponse:
-    """The body of a job's error where the client asked for no stream."""
+    """The response for a job's error if the client did not ask for a stream."""
     return problem_response(
         event.code,
         event.message,
@@ -255,7 +255,7 @@ def incident_message(incident: str) -> str:
 
 def install_error_handlers(app: FastAPI, count_rejection: Callable[[str], None]) -> None:
     """Args:
-    count_rejection: called with the code of every post that is refused.
+    count_rejection: called with the code of every refused post.
     """
 
     async def on_dycoke_error(request: Request, error: Exception) -> Response:
@@ -282,7 +282,7 @@ async def _on_validation_error(request: Request, error: Exception) -> JSONRespon
 
 
 async def _on_http_exception(request: Request, error: Exception) -> JSONResponse:
-    """What the framework refuses by itself: no such route, no such method on it."""
+    """Answers what the framework refuses by itself: unknown routes and methods."""
     assert isinstance(error, HTTPException)
     code, detail = {
         404: (

@@ -4,7 +4,7 @@ import socket
 
 # A peer that acknowledges nothing, or keeps its window shut, for this long is gone.
 PEER_TIMEOUT_MS = 60_000
-BACKLOG = 512  # connections that wait to be accepted, of all processes on the port
+BACKLOG = 512  # connections waiting to be accepted, for all processes on the port
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -17,14 +17,14 @@ from dycoke_core.cores import num_usable_cores
 
 CORES_PER_PROCESS = 4  # the others are for workers, frame readers and Redis
 MAX_DEFAULT_PROCESSES = 8
-STOP_MARGIN_S = 5.0  # on top of a process' drain
+STOP_MARGIN_S = 5.0  # in addition to a process's drain
 # A second signal ends open answers, and leaves the time to say so to Redis.
 HURRY_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Inherited:
-    """What a process gets from its supervisor, as arguments of its command."""
+    """What a process inherits from its supervisor, as arguments of its command."""
 
     number: int
     listener_fd: int
@@ -56,7 +56,7 @@ def api_specs(
     stop_order: int = 0,
 ) -> list[ChildSpec]:
     """Args:
-    env: what each process gets on top of this one's environment.
+    env: what each process gets in addition to this one's environment.
     """
     return [
         ChildSpec(

@@ -35,14 +35,14 @@ logger = logging.getLogger(__name__)
 
 EXIT_FAILED = 1  # a supervisor starts it again
 MAX_OPEN_FILES = 65_536
-CLOSE_TIMEOUT_S = 2  # for connections, once everything on them has ended
+CLOSE_TIMEOUT_S = 2  # how long connections may stay once everything on them has ended
 
 
 def run(settings: Settings, inherited: Inherited | None = None) -> int:
     """Serves until a signal. Returns the process's exit code.
 
     Args:
-        inherited: where this is one of several processes on the port.
+        inherited: if this is one of several processes on the port.
     """
     raise_open_file_limit()
     try:
@@ -94,7 +94,7 @@ class ApiServer(uvicorn.Server):
         self._draining: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """As uvicorn's, which would take all of a burst of connections: see `Acceptor`."""
+        """Replaces uvicorn's, which would accept a whole burst of connections: see `Acceptor`."""
         await super().startup(sockets=[])
         (listener,) = sockets or []
         listener.setblocking(False)
@@ -153,7 +153,7 @@ class ApiServer(uvicorn.Server):
 
 
 def raise_open_file_limit() -> None:
-    """Every client is a descriptor, and many systems start processes with 1,024 of them."""
+    """Every client takes a descriptor, and many systems start processes with 1,024."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     unlimited = hard == resource.RLIM_INFINITY
     wanted = MAX_OPEN_FILES if unlimited else min(hard, MAX_OPEN_FILES)

@@ -35,7 +35,7 @@ class SignedLinks:
         self._now = now
 
     async def sign(self, targets: list[str], principal: Principal) -> list[str]:
-        """Returns the links, in order; where no key is asked for, the targets as they are.
+        """Returns the links, in order; if the service has no keys, the targets unchanged.
 
         Args:
             targets: paths, perhaps with a query.
@@ -57,7 +57,7 @@ class SignedLinks:
         return links
 
     async def principal(self, target: str) -> Principal:
-        """Tells whose link this is.
+        """Returns the key holder of a link.
 
         Args:
             target: path and query, as the client sent them.

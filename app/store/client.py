@@ -33,7 +33,7 @@ from app.store.shared_connection import SharedConnection
 
 CALL_TIMEOUT_S = 10.0
 CONNECT_TIMEOUT_S = 3.0
-RETRY_AFTER_S = 0.2  # between tries of a worker whose Redis did not answer
+RETRY_AFTER_S = 0.2  # between a worker's tries when Redis does not answer
 # Conditions of the server, as opposed to mistakes of ours. Out of a script they come as an
 # ordinary ResponseError with the word inside the text.
 _SERVER_CONDITIONS = (
@@ -74,7 +74,7 @@ def connect(url: str, *, max_connections: int = 64) -> Redis:
 
 
 Use = Literal["short", "blocking", "large"]
-MAX_LARGE = 2  # calls with large replies, which Redis holds for a process at a time
+MAX_LARGE = 2  # calls with large replies that a process has outstanding at a time
 
 
 def shared_connection(redis: Redis, use: Use = "short") -> SharedConnection:
@@ -146,15 +146,15 @@ in_our_words = _InOurWords()
 
 
 def is_server_condition(text: str) -> bool:
-    """Whether an error that Redis replied with is about the server, and will pass."""
+    """Whether an error reply is about the state of the server, which will pass."""
     return any(condition in f"{text} " for condition in _SERVER_CONDITIONS)
 
 
-MAX_LOADS = 3  # of a script that a Redis has just lost, in one call
+MAX_LOADS = 3  # tries within one call, if Redis has just lost the script
 
 
 class Scripts:
-    """Runs the scripts of `app/store/lua` by their digest, loading them where Redis lacks them."""
+    """Runs the scripts of `app/store/lua` by their digest, and loads those that Redis lacks."""
 
     def __init__(self, redis: Redis, prefix: str) -> None:
         self._shared = shared_connection(redis)

@@ -41,7 +41,7 @@ class LoggedEvent(NamedTuple):
 
 
 class EventLog:
-    """Reads one log at a time, and waits for nothing.
+    """Reads one log at a time, without waiting.
 
     Every method raises `StoreUnavailableError` when Redis does not answer.
     """
@@ -64,7 +64,7 @@ class EventLog:
         return [event for _, entries in reply or () for event in logged_events(entries)]
 
     async def last(self, job_id: str) -> Event | None:
-        """The newest event, whatever lies before it; None where there is none."""
+        """The newest event, or None if there is none."""
         with in_our_words:
             reply = await self._shared.call(
                 *("XREVRANGE", self._keys.events(job_id), "+", "-", "COUNT", 1)
@@ -73,7 +73,7 @@ class EventLog:
 
 
 def read_command(places: Mapping[str, str]) -> list[str | int]:
-    """What reads logs, each from its place on.
+    """The command that reads logs, each from its own position.
 
     Args:
         places: by key, the id of the last event that is known.
@@ -82,12 +82,12 @@ def read_command(places: Mapping[str, str]) -> list[str | int]:
 
 
 def logged_events(entries: Iterable[tuple[bytes, Sequence[bytes]]]) -> list[LoggedEvent]:
-    """Takes a stream's entries as Redis gives them."""
+    """Parses a stream's entries as Redis returns them."""
     return [LoggedEvent(event_id.decode(), fields[1]) for event_id, fields in entries]
 
 
 def parse_event_id(text: str) -> str:
-    """Checks an id that a client says it has seen last.
+    """Checks the id of the last event that a client says it has seen.
 
     Raises:
         InvalidRequestError

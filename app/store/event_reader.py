@@ -34,13 +34,13 @@ POLL_S = 0.25
 MAX_LOGS_PER_READ = 128  # in one command, during which Redis does nothing else
 LISTEN_S = 5.0  # without a message, before the connection is checked
 RETRY_AFTER_S = 0.2
-CONNECTIONS = 4  # one to listen, one to read, and theirs that are being closed
+CONNECTIONS = 4  # one to listen, one to read, and closing ones
 
 logger = logging.getLogger(__name__)
 
 
 class EventReader:
-    """One per process; `run` must be running for anybody to get anything.
+    """One per process. Nothing is delivered unless `run` is running.
 
     Args:
         redis: a client that has `CONNECTIONS` to itself.
@@ -51,7 +51,7 @@ class EventReader:
         self._shared = shared_connection(redis)
         self._keys = keys
         self._watches: dict[bytes, list[Watch]] = {}  # by job
-        self._due: dict[Watch, None] = {}  # to be read, in order
+        self._due: dict[Watch, None] = {}  # to be read next, in order
         self._has_due = asyncio.Event()
 
     @contextmanager
@@ -103,7 +103,7 @@ class EventReader:
                 job_id, _, event = line.partition(b" ")
                 for watch in self._watches.get(job_id, ()):
                     watch.hear(event)
-        elif message["type"] == "subscribe":  # perhaps again: who knows what was said meanwhile
+        elif message["type"] == "subscribe":  # perhaps again: news may be lost
             for watch in self._all():
                 watch.tell()
 
@@ -134,7 +134,7 @@ class EventReader:
                 watch.give(found.get(job_id, []))
 
     async def _serve_one_by_one(self, batch: dict[str, list["Watch"]], error: Exception) -> None:
-        """A log that cannot be read concerns its own readers alone, who get the error."""
+        """If a log cannot be read, only its own readers get the error."""
         for job_id, watches in batch.items():
             alone = {job_id: watches}
             try:
@@ -179,11 +179,11 @@ class Watch:
 
     def __init__(self, reader: EventReader, job_id: str) -> None:
         self.job_id = job_id
-        self.after = FIRST_EVENT  # the next event wanted comes after this
-        self._reads_from = FIRST_EVENT  # the same when the last reading began
+        self.after = FIRST_EVENT  # id of the event before the next one wanted
+        self._reads_from = FIRST_EVENT  # the same, when the last reading began
         self._given: list[LoggedEvent] = []  # since `next` was called
-        self._last_id = FIRST_EVENT  # of the last of them, or `after`
-        self._next_index = b""  # of the token that comes next, where nothing else can
+        self._last_id = FIRST_EVENT  # id of the last of them, or `after`
+        self._next_index = b""  # index of the next token, if nothing else can come next
         self._returned = ""  # id of the last event that `next` has returned
         self._reader = reader
         self._loop = asyncio.get_running_loop()
@@ -216,7 +216,7 @@ class Watch:
         try:
             await self._waiter
         except BaseException:
-            self._may_have_news = True  # it may have been given some, which are lost now
+            self._may_have_news = True  # events that it was given are lost now
             raise
         finally:
             self._waiter = None
@@ -232,7 +232,7 @@ class Watch:
         return self._waiter is not None and not self._waiter.done()
 
     def hear(self, event: bytes) -> None:
-        """There is something new in the log; perhaps this, as `append.lua` says it."""
+        """Takes news of the log, and perhaps the new event, as `append.lua` sends it."""
         if event and self._waiter is not None and self._takes(self._waiter, event):
             self._may_have_news, self._was_read = False, True
         else:
@@ -264,7 +264,7 @@ class Watch:
         self._next_index = b"" if event_id == FIRST_EVENT else event_id.partition("-")[0].encode()
 
     def tell(self) -> None:
-        """There may be something new in the log."""
+        """Notes that there may be something new in the log."""
         self._may_have_news = True
         if self.is_waited_for:
             self._reader.read_soon(self)
@@ -275,7 +275,7 @@ class Watch:
         self._was_read = False
 
     def begin_reading(self) -> bool:
-        """Returns whether anybody waits for what the reading will bring."""
+        """Returns whether anybody waits for the result of the reading."""
         if not self.is_waited_for:
             return False
         self._was_read = self._is_being_read = True
@@ -284,10 +284,10 @@ class Watch:
         return True
 
     def give(self, events: list[LoggedEvent]) -> None:
-        """Takes what a reading has brought."""
+        """Takes the result of a reading."""
         self._is_being_read = False
         if self._waiter is None or self._waiter.done() or self.after != self._reads_from:
-            self.tell()  # the reading was for somebody who has moved on
+            self.tell()  # the one that it was read for has moved on
             return
         self._is_looked_at = True
         if len(events) == MAX_EVENTS_PER_READ:
@@ -302,7 +302,7 @@ class Watch:
             self._waiter.set_exception(error)
 
     def _set_timer(self, deadline: float) -> None:
-        """Timers are dearer than tokens: one that goes off too soon is set again."""
+        """Setting a timer costs more than a token, so one that fires too soon is set again."""
         self._deadline = deadline
         if self._timer is not None and self._timer.when() > deadline:
             self._timer.cancel()

@@ -24,11 +24,11 @@ class ForgottenVideos:
         self._read_to: str | None = None
 
     async def forget(self, video: str) -> None:
-        """Drops what is kept of a video; what a live job needs goes when the job ends."""
+        """Deletes what is cached of a video; what a live job needs is deleted when the job ends."""
         await self._scripts.run("forget_video", video)
 
     async def keep(self, video: str) -> None:
-        """A video is there again: what jobs make of it is kept from now on."""
+        """Notes that a video exists again: what jobs make of it is cached from now on."""
         async with store_call():
             await self._redis.zrem(self._keys.forgotten, video)
 

@@ -40,9 +40,9 @@ from dycoke_core.video.types import MAX_PIXEL_BYTES, ReaderName, Sampling
 
 BLOB_VERSION = 1
 # A new BLOB_VERSION needs a new PIXELS_VERSION too: only this one is in the digest.
-PIXELS_VERSION = 2  # of what readers make of a file; 1: PyAV scaled in another way than decord
-_LENGTH_BYTES = 4  # of the header, big endian
-_UPLOAD_TTL_S = 60.0  # of a blob that is sent and not stored
+PIXELS_VERSION = 2  # version of the readers' pixels; 1: PyAV scaled in another way than decord
+_LENGTH_BYTES = 4  # bytes of the header's length, big endian
+_UPLOAD_TTL_S = 60.0  # of a blob that was sent but not stored
 _MAX_HEADER_BYTES = 4096  # beside those of each frame
 _MAX_HEADER_BYTES_PER_FRAME = 64
 _HEADER_BYTES = 8192  # length and header nearly always fit into this many
@@ -57,7 +57,7 @@ class FramesHeader:
     timestamps_s: tuple[float, ...]
     reader: ReaderName
     warnings: tuple[str, ...]
-    shown_s: float | None = None  # of releases that do not say
+    shown_s: float | None = None  # earlier releases do not say
 
 
 class FrameStore:
@@ -86,7 +86,7 @@ class FrameStore:
     async def pin_or_reserve(
         self, digest: str, job_id: str, video: str, *, num_bytes: int
     ) -> FramesHeader | None:
-        """Pins a blob for a live job, or reserves the bytes that it will take.
+        """Pins a blob for a live job, or reserves the bytes that the blob will take.
 
         Args:
             video: `JobRequest.cached_video`, with which the blob goes.
@@ -121,7 +121,7 @@ class FrameStore:
             with in_our_words:
                 await self._large.call("SET", upload, blob, "PX", milliseconds(_UPLOAD_TTL_S))
             outcome = await self._scripts.run("put_frames", digest, job_id, self._max_bytes, video)
-        except BaseException:  # the job was cancelled, for one
+        except BaseException:  # for example, the job was cancelled
             self._drop(upload)
             raise
         if outcome == 0:
@@ -175,7 +175,7 @@ class FrameStore:
         if not 0 <= index < num_frames:
             raise IndexError(index)
         size = height * width * channels
-        from_end = (num_frames - index) * size  # pixels are all that comes after the header
+        from_end = (num_frames - index) * size  # everything after the header is pixels
         pixels = await self._bytes(digest, -from_end, size - from_end - 1)
         return (header, pixels) if len(pixels) == size else None
 
@@ -220,12 +220,12 @@ def frames_digest(
 
 
 def own_digest(digest: str, job_id: str) -> str:
-    """Names a blob that is one job's own, though others may want the same frames."""
+    """Names a blob that belongs to one job only, though others may want the same frames."""
     return sha256(f"{digest} {job_id}".encode()).hexdigest()
 
 
 def max_blob_bytes(spec: FrameSpec, height: int, width: int) -> int:
-    """What a blob of such frames of a video takes at most.
+    """The maximum size of a blob with such frames of a video.
 
     Args:
         height, width: the video's, in pixels, as its headers say; 0: they do not.

@@ -48,7 +48,7 @@ from app.store.queue_snapshot import QueueSnapshot
 from dycoke_core.errors import EngineError
 from dycoke_core.sequence import SAMPLER_VERSION
 
-UNNAMED_SAMPLER_VERSION = 1  # of releases that do not note which version drew their tokens
+UNNAMED_SAMPLER_VERSION = 1  # earlier releases do not note which version drew their tokens
 FORGET_CONSUMER_AFTER_S = 3600.0
 MAX_JOBS_PER_CALL = 128  # in one call of a script, during which Redis does nothing else
 
@@ -68,13 +68,11 @@ class Delivery:
     queued_at_s: float
     started_at_s: float
     first_token_at_s: float | None
-    is_suspect: bool  # was in the engine of a worker that died: runs alone
-    sampler_version: int | None  # which drew what is published; None: nothing is
-    was_set_aside: bool = False  # by a worker that keeps running, to let a suspect run alone
-    choice: CompressionChoice | None = None  # of an earlier attempt, where it is `auto`'s
-    queue: QueueSnapshot | None = (
-        None  # what waits, as it was then; where policy `auto` is to choose
-    )
+    is_suspect: bool  # it was in the engine of a worker that died, so it runs alone
+    sampler_version: int | None  # the version that drew the published tokens; None: there are none
+    was_set_aside: bool = False  # handed back to let a suspect run alone
+    choice: CompressionChoice | None = None  # an earlier attempt's, if policy `auto` chose
+    queue: QueueSnapshot | None = None  # what waited then; only if policy `auto` is to choose
 
     @property
     def waits_since_s(self) -> float:
@@ -248,7 +246,7 @@ class JobLeases:
         return bool(await self._scripts.run("enter", *self._fence(delivery)[1:]))
 
     async def choose(self, delivery: Delivery, choice: CompressionChoice) -> NotedChoice | None:
-        """Notes what policy `auto` chose, for later attempts, unless an earlier call has.
+        """Stores what policy `auto` chose, for later attempts, unless an earlier call has done so.
 
         Returns:
             What holds; None if the job is no longer this worker's.
@@ -277,7 +275,7 @@ class JobLeases:
     async def hand_back(
         self, delivery: Delivery, *, lease_s: float, crew: int = 0, is_set_aside: bool = False
     ) -> bool:
-        """Gives a job up, so that any worker may take it over at once.
+        """Gives up a job, so that any worker may take it over at once.
 
         Args:
             crew: the job was in an engine that failed, with this many in all. It is redelivered as
@@ -390,7 +388,7 @@ class JobLeases:
 
 
 def _lines(append: Append) -> str:
-    """What `append.lua` reads of one job: a client takes a long argument for less than many."""
+    """What `append.lua` reads of one job: one long argument is cheaper to send than many."""
     delivery, final = append.delivery, append.final
     state = "" if final is None else JobState.DONE if final.type == "done" else JobState.ERROR
     first_token_at_s = append.first_token_at_s

@@ -41,13 +41,13 @@ from app.store.owner_limits import Allowance, parse_limit_states, refuse_over_li
 from dycoke_core.errors import DycokeError
 
 MAX_RETRY_AFTER_S = 60
-MAX_ADOPTIONS = 3  # of a job whose frames are being read
+MAX_ADOPTIONS = 3  # for a job whose frames are being read
 MAX_SWEPT_JOBS = 100  # at a time; the rest comes with the next sweep
 
 
 @dataclass(frozen=True, slots=True)
 class Idempotency:
-    """A client's key, and what the request it came with looked like."""
+    """A client's key, and a fingerprint of the request that it came with."""
 
     key_hash: str
     fingerprint: str
@@ -73,7 +73,7 @@ class JobRecord:
 @dataclass(frozen=True, slots=True)
 class QueueDepth:
     waiting: int  # reserved, reading or queued
-    places: int  # that they take, as `reserve` counts them
+    places: int  # the places that they take, as `reserve` counts them
     queued: int
     running: int
     oldest_age_s: float | None  # of the oldest queued job, since its acceptance
@@ -91,7 +91,7 @@ class Orphan:
 class Sweep:
     """Args:
     overdue: ids of the jobs that the sweep ended.
-    orphans: for somebody to adopt.
+    orphans: jobs to adopt.
     """
 
     overdue: tuple[str, ...]
@@ -192,7 +192,7 @@ class JobQueue:
         limits: KeyLimits = NO_LIMITS,
         key_hash: str = "",
     ) -> list[ModelCard]:
-        """Asks which workers there are, and whether there is room in the queue of any of their
+        """Checks which workers there are, and whether there is room in the queue of any of their
         models and within the owner's limits, before anything is known of the request.
 
         Args:
@@ -303,7 +303,7 @@ class JobQueue:
         )
 
     async def append_status(self, job_id: str, event: StatusEvent) -> bool:
-        """Tells readers how the frames come along. False when a worker has the job or it ended."""
+        """Publishes the progress of reading. False if a worker has the job or it has ended."""
         return bool(await self._scripts.run("append_status", job_id, event.model_dump_json()))
 
     async def enqueue(self, request: JobRequest) -> bool:
@@ -336,8 +336,8 @@ class JobQueue:
         return await self._placed(job)
 
     async def refreshed(self, job: JobRecord) -> JobRecord:
-        """The job as it is now, but for its request, which may be large and is not read again: the
-        frames that have been found since are not in it.
+        """The job as it is now, except its request, which may be large and is not read again: it
+        lacks the frames that have been found since.
 
         Raises: JobNotFoundError.
         """
@@ -360,12 +360,12 @@ class JobQueue:
         return await self._placed(now)
 
     async def _placed(self, job: JobRecord) -> JobRecord:
-        """While it is queued, with how many jobs would be taken before it, as things are."""
+        """With the number of jobs that would be taken before it now, if it is queued."""
         if job.state is not JobState.QUEUED:
             return job
         model, job_id = job.model, job.job_id
         position: Any = await self._scripts.run("position", model, job.request.owner, job_id)
-        if position is None:  # the previous release has queued it
+        if position is None:  # the previous release queued it
             async with store_call():
                 position = await self._redis.zrank(self._keys.queued(model), job_id)
         return job if position is None else replace(job, position=int(position))
@@ -456,7 +456,7 @@ class JobQueue:
         await self._scripts.run("prune", *owners)
 
     async def num_jobs(self, owners: Sequence[str]) -> list[tuple[int, int]]:
-        """Of each owner: how many jobs wait, and how many run."""
+        """Per owner: how many jobs wait, and how many run."""
         if not owners:
             return []
         async with store_call(), self._redis.pipeline(transaction=False) as pipeline:
@@ -490,7 +490,7 @@ def _retry_after_s(retry_after_ms: int) -> int:
 
 
 def _left_ms(request: JobRequest) -> int | str:
-    """Until the deadline that the client has set; empty for none."""
+    """Milliseconds until the client's own deadline; empty if there is none."""
     if request.deadline_s is None:
         return ""
     return milliseconds(request.deadline_at_s - time.time())
@@ -502,5 +502,5 @@ def _parse_card(text: bytes) -> ModelCard:
 
 
 def fault(error: DycokeError) -> dict[str, str | bool]:
-    """What Lua needs of an error to write its event."""
+    """The fields of an error that Lua needs to write its event."""
     return {"code": error.code, "message": error.message, "retryable": error.retryable}

@@ -38,13 +38,13 @@ class KeptSets:
             reply = await self._scripts.run(
                 "keep", delivery.job_id, delivery.worker_id, delivery.attempt, blob
             )
-        except ResponseError:  # which concerns this job alone
+        except ResponseError:  # an error of this job alone
             logger.exception("kept sets could not be stored", extra=delivery.request.log_fields)
             return False
         return bool(reply)
 
     async def get(self, job_id: str) -> bytes | None:
-        """None where nothing is stored."""
+        """Returns None if nothing is stored."""
         async with store_call():
             blob: Any = await self._redis.get(self._keys.kept(job_id))
         return None if blob is None else bytes(blob)

@@ -11,7 +11,7 @@ from app.store.worker_registry import WorkerRegistry
 
 class Fate(StrEnum):
     OWN = "own"  # it crashed or exited by itself: what it ran may be to blame
-    OUTSIDE = "outside"  # somebody has ended it: what it ran is not to blame
+    OUTSIDE = "outside"  # somebody else ended it: what it ran is not to blame
     UNKNOWN = "unknown"
 
 

@@ -13,14 +13,14 @@ from app.errors import KeyLimitError
 from app.keys.limits import NO_LIMITS, KeyLimits, LimitState, Unit
 
 WINDOW_S = 60
-FRAME_COST = 16  # in tokens of an answer: what seeing a frame takes an engine, about
-PLACE_COST = 1024  # that one place in the queue is good for: of 32 frames and 512 tokens
+FRAME_COST = 16  # in tokens of an answer: roughly what one frame costs an engine
+PLACE_COST = 1024  # cost that one place in the queue covers: 32 frames and 512 tokens
 MAX_GUESS_S = 60  # when one of a key's jobs may end
 
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
-    """What a request may take: its owner, the limits, and what it is predicted to use."""
+    """What a request takes: its owner, the limits, and its predicted use."""
 
     owner: str
     limits: KeyLimits = NO_LIMITS
@@ -36,7 +36,7 @@ class Allowance:
 
     @property
     def length(self) -> float:
-        """What it costs its owner in the order of the queue: see `order.lua`."""
+        """Its cost in the order of the queue: see `order.lua`."""
         return (1 + _cost(self.frames, self.max_tokens)) / (self.limits.weight or 1.0)
 
     @property
@@ -70,7 +70,7 @@ def refuse_over_limits(limit_states: Sequence[LimitState]) -> None:
 def parse_limit_states(
     limits: KeyLimits, states: Sequence[Sequence[int]]
 ) -> tuple[LimitState, ...]:
-    """What `limit_states` in `limits.lua` says, without the limits that are none."""
+    """Parses what `limit_states` in `limits.lua` returns, without limits that are not set."""
     rows = zip(_KINDS, _values(limits), states, strict=False)  # it may say nothing
     return tuple(
         _limit_state(name, unit, limit, left, wait_ms)

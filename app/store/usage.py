@@ -34,7 +34,7 @@ class UsageLog:
             await pipeline.execute()
 
     async def read(self, owner: str, days: Sequence[int]) -> list[dict[str, int]]:
-        """What was counted, of each of these days (since 1970)."""
+        """The counts of each of these days (days since 1970)."""
         async with store_call(), self._redis.pipeline(transaction=False) as pipeline:
             for day in days:
                 pipeline.hgetall(self._key(owner, day))

@@ -25,7 +25,7 @@ class VideoAliases:
         self._keys = keys
 
     async def note(self, owner: str, alias: str, video_id: str) -> None:
-        """The last video that came under a name has it."""
+        """Gives a name to a video; the last one that comes under a name keeps it."""
         alias_hash, owned, now_s = _hash(owner, alias), self._keys.aliases(owner), time.time()
         async with store_call(), self._redis.pipeline(transaction=True) as pipeline:
             ttl_ms = milliseconds(ALIAS_TTL_S)

@@ -17,7 +17,7 @@ class WorkerRegistry:
         self._keys = keys
 
     async def publish(self, card: ModelCard, ttl_s: float) -> None:
-        """Says that a worker is alive and takes jobs; it stops being so after `ttl_s`."""
+        """Announces that a worker is alive and takes jobs, for `ttl_s`."""
         async with store_call(), self._redis.pipeline(transaction=True) as pipeline:
             pipeline.set(
                 self._keys.worker(card.worker_id),
@@ -28,7 +28,7 @@ class WorkerRegistry:
             await pipeline.execute()
 
     async def withdraw(self, worker_id: str) -> None:
-        """Says at once that a worker takes no more jobs."""
+        """Announces at once that a worker takes no more jobs."""
         async with store_call(), self._redis.pipeline(transaction=True) as pipeline:
             pipeline.delete(self._keys.worker(worker_id))
             pipeline.srem(self._keys.workers, worker_id)

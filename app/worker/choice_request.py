@@ -28,9 +28,9 @@ class ChoiceRequest:
     outlook: Callable[[], Outlook]
     accepted_at_s: float
     queued_at_s: float
-    prefix_keys: frozenset[str] = frozenset()  # that it may take, once `choose_cached` was asked
-    cached: Choice | None = None  # what it chose last
-    _tried: set[str] = field(default_factory=set)  # of those that were there then
+    prefix_keys: frozenset[str] = frozenset()  # set by `choose_cached`
+    cached: Choice | None = None  # the last choice
+    _tried: set[str] = field(default_factory=set)  # the keys that were cached then
 
     @property
     def waited_s(self) -> float:
@@ -41,7 +41,7 @@ class ChoiceRequest:
         return max(time.time() - self.queued_at_s, 0.0)
 
     def choose_cached(self, engine: "Engine") -> bool:
-        """Chooses a level whose prefix is there or on its way; False: none that it should take.
+        """Chooses a level whose prefix is cached or on its way; False: there is none to take.
 
         Raises:
             DycokeError: the engine does not take the sequence at any level.
@@ -58,7 +58,7 @@ class ChoiceRequest:
         return self.cached is not None
 
     def is_due(self, engine: "Engine") -> bool:
-        """Whether to choose now: the engine has little else to do, or one of the prefixes has come.
+        """Whether to choose now: the engine has little else to do, or a prefix is available.
         A job that is late does not wait for more, so that others may overtake it.
         """
         if self.waited_s >= self.config.objective_s:

@@ -18,8 +18,8 @@ from app.worker.running_jobs import RunningJob
 from dycoke_core.level_choice import Outlook
 from dycoke_core.precedence import RANKS, Precedence
 
-MAX_REPLY_LAG_MS = 10_000  # by which a reply may be late; more is a clock that was set back
-MAX_TAKEN = 64  # jobs that are remembered until the queue is known as it was after them
+MAX_REPLY_LAG_MS = 10_000  # how late a reply may be; if it is later, a clock was set back
+MAX_TAKEN = 64  # jobs remembered until a newer state of the queue is known
 
 Passes = Callable[[], Awaitable[bool]]
 
@@ -30,7 +30,7 @@ class _Waiting:
     prefix_keys: frozenset[str]
     is_chosen_for: bool
     has_turn: bool = False
-    is_called: asyncio.Event = field(default_factory=asyncio.Event)  # it has, or a prefix has come
+    is_called: asyncio.Event = field(default_factory=asyncio.Event)  # has a turn, or a prefix
 
     @property
     def rank(self) -> int:
@@ -49,7 +49,7 @@ async def _never_passes() -> bool:
 
 
 class ChoosingLine:
-    """By priority and age, like what waits in the engine. Belongs to the event loop, but for
+    """Ordered by priority and age, like the engine's own queue. Belongs to the event loop, except
     `outlook`.
     """
 
@@ -59,7 +59,7 @@ class ChoosingLine:
         # prepared, waiting or chosen for. Replaced, as other threads read it.
         self._held: dict[RunningJob, float] = {}
         self._waiting: tuple[_Waiting, ...] = ()  # oldest first
-        self._taken: list[_Taken] = []  # since the queue was as it is known, the last ones
+        self._taken: list[_Taken] = []  # the last ones, taken since the known state of the queue
         self._precedence = Precedence()
         self._holders: tuple[_Waiting, ...] = ()  # of a turn
         self._can_choose = True
@@ -76,7 +76,7 @@ class ChoosingLine:
         self._queue = queue
 
     def note_taken(self, job: RunningJob) -> None:
-        """Takes in that a job waits in Redis no more. `note_left` has to follow."""
+        """Notes that a job no longer waits in Redis. `note_left` has to follow."""
         delivery = job.delivery
         waited_s = max(time.time() - delivery.waits_since_s, 0.0)
         self._held = {**self._held, job: time.monotonic() - waited_s}
@@ -87,11 +87,11 @@ class ChoosingLine:
             self.note(delivery.queue)
 
     def note_left(self, job: RunningJob) -> None:
-        """Takes in that the engine has a job that was taken, or never will."""
+        """Notes that the engine has got a job that was taken, or never will."""
         self._held = {other: at for other, at in self._held.items() if other is not job}
 
     def note_prefix(self, key: str) -> None:
-        """Calls those that may take a prefix, which is in the engine or on its way since now."""
+        """Calls the jobs that may use a prefix that has just become available in the engine."""
         for waiting in self._waiting:
             if key in waiting.prefix_keys:
                 waiting.is_called.set()
@@ -104,7 +104,7 @@ class ChoosingLine:
         self._call_next()
 
     def is_empty_for(self, job: RunningJob) -> bool:
-        """Whether no job has to go before one whose compression is known."""
+        """Whether a job with a known compression need not wait for any other."""
         waiting = _Waiting(job, frozenset(), is_chosen_for=False)
         others = (*self._holders, *self._waiting)
         return not any(self._goes_before(other, waiting) for other in others)
@@ -147,7 +147,7 @@ class ChoosingLine:
         return self._queue.outlook(tuple(sorted(others)), worst_rank=rank)
 
     def _call_next(self) -> None:
-        """Calls all that may have a turn now."""
+        """Calls all jobs that may have a turn now."""
         while called := self._next():
             self._precedence.note(is_oldest_served=called is self._waiting[0])
             self._waiting = _without(called, self._waiting)
@@ -166,7 +166,7 @@ class ChoosingLine:
         return any(self._goes_before(holder, waiting) for holder in self._holders)
 
     def _goes_before(self, other: _Waiting, waiting: _Waiting) -> bool:
-        """Whether another that has come before keeps this one waiting."""
+        """Whether another job, which came before, keeps this one waiting."""
         is_stuck = other.is_chosen_for and not self._can_choose
         return other.rank <= waiting.rank and not (is_stuck and not waiting.is_chosen_for)
 
@@ -181,7 +181,7 @@ def _rank(job: RunningJob) -> int:
 
 
 async def _passes_by(waiting: _Waiting, passes: Passes) -> bool:
-    """Returns once it has its turn, or passes by without one."""
+    """Returns when the job has its turn, or may go without one."""
     while True:
         await waiting.is_called.wait()
         waiting.is_called.clear()

@@ -51,7 +51,7 @@ class Update:
     tokens: list[TokenEvent]
     stages: list[StageChange]
     stats: EngineStats
-    wants_frames: tuple[str, ...] = ()  # sequences that wait for theirs since the last update
+    wants_frames: tuple[str, ...] = ()  # sequences that wait for frames since the last update
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +79,8 @@ class EngineThread:
         self._failure: asyncio.Future[None] = self._loop.create_future()
         for future in (self._card, self._failure):
             future.add_done_callback(_consume)
-        self._not_due: list[_Command] = []  # the thread's own, while it runs
-        self._waiting_for_frames: tuple[str, ...] = ()  # as it was said; the thread's own
+        self._not_due: list[_Command] = []  # used only by the thread, while it runs
+        self._waiting_for_frames: tuple[str, ...] = ()  # as last reported; used only by the thread
         self._step_began_at: float | None = None
         self._stages = _StageWatch()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -99,7 +99,7 @@ class EngineThread:
         return await asyncio.shield(self._card)
 
     async def wait_for_failure(self) -> None:
-        """Returns never; raises what ended the engine."""
+        """Never returns; raises the exception that ended the engine."""
         await asyncio.shield(self._failure)
 
     async def add(self, sequence: Sequence) -> str:
@@ -150,11 +150,11 @@ class EngineThread:
         return seconds
 
     def abort(self, sequence_id: str) -> "asyncio.Future[bool]":
-        """Asks at once; the result, whether the engine had the sequence, need not be awaited."""
+        """Sends the command at once. The result (whether the engine had it) need not be awaited."""
         return self._ask(lambda engine: self._abort(engine, sequence_id))
 
     def forget_video(self, name: str) -> None:
-        """Asks at once, see `Engine.forget_video`."""
+        """Sends the command at once, see `Engine.forget_video`."""
         self._ask(lambda engine: engine.forget_video(name))
 
     def step_age_s(self) -> float:
@@ -331,6 +331,6 @@ def _reject(future: "asyncio.Future[Any]", error: Exception) -> None:
 
 
 def _consume(future: "asyncio.Future[Any]") -> None:
-    """Marks an outcome as seen, where no caller waits for it."""
+    """Marks an outcome as seen if no caller waits for it."""
     if not future.cancelled():
         future.exception()

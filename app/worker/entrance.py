@@ -48,7 +48,7 @@ class Entrance:
         self._line.note_taken(job)
 
     def note_left(self, job: RunningJob) -> None:
-        """Takes in that the engine has a job that was taken, or never will."""
+        """Notes that the engine has got a job that was taken, or never will."""
         self._line.note_left(job)
 
     async def add(self, job: RunningJob, sequence: Sequence) -> None:
@@ -83,7 +83,7 @@ class Entrance:
                 await asyncio.sleep(RETRY_AFTER_S)
 
     async def _add_as_chosen(self, job: RunningJob, request: ChoiceRequest) -> None:
-        """A prefix that is there costs its question alone: it waits for no other choice."""
+        """With a cached prefix it costs only its question, so it waits for no other choice."""
 
         async def passes() -> bool:
             return await self._engine.choose_cached(request)
@@ -95,7 +95,7 @@ class Entrance:
                 await self._note_and_add(job, request)
 
     async def _note_and_add(self, job: RunningJob, request: ChoiceRequest) -> None:
-        """Raises StoreUnavailableError: the choice may not be stored, and nothing was added."""
+        """Raises StoreUnavailableError: the choice may not have been stored; nothing was added."""
         chosen = request.cached or await self._engine.choose_compression(request)
         noted = await self._leases.choose(job.delivery, _message(chosen))
         self._line.note_store(can_choose=True)
@@ -110,14 +110,14 @@ class Entrance:
         await self._add(job, request.sequence)
 
     async def _add_in_turn(self, job: RunningJob, sequence: Sequence) -> None:
-        """Keeps arrival order after jobs that wait for a choice, unless its prefix is there."""
+        """Keeps arrival order after jobs that wait for a choice, unless its prefix is cached."""
         if self._line.is_empty_for(job):
             await self._add(job, sequence)
             return
         prefix_key = await self._engine.prefix_key(sequence)
 
         async def passes() -> bool:
-            has_video = sequence.frames is not None  # else there is hardly a prefix to share
+            has_video = sequence.frames is not None  # otherwise there is hardly a prefix to share
             return has_video and await self._engine.has_prefix(prefix_key)
 
         if await passes():

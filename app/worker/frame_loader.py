@@ -47,7 +47,7 @@ class FrameLoader:
             return decode_frames(blob)
 
     def load_again(self, sequence_ids: Iterable[str]) -> None:
-        """Brings the engine what these sequences wait for, or ends their jobs."""
+        """Fetches the frames that these sequences wait for, or ends their jobs."""
         for sequence_id in sequence_ids:
             job = self._jobs.of_sequence(sequence_id)
             if job is not None and job.final is None:

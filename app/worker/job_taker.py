@@ -40,7 +40,7 @@ from dycoke_core.sequence import (
 )
 
 MAX_POLL_S = 1.0
-MAX_COMPANY_S = 5.0  # that a suspect waits for the other jobs to end
+MAX_COMPANY_S = 5.0  # how long a suspect waits for the other jobs to end
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class JobTaker:
         self._is_stopping = False
 
     def stop(self) -> None:
-        """Lets `run` return within one poll, having given back what it took meanwhile."""
+        """Lets `run` return within one poll, after giving back what it took meanwhile."""
         self._is_stopping = True
 
     async def run(self) -> None:
@@ -196,7 +196,7 @@ class JobTaker:
         )
 
     async def _look_at_frames(self, sequence: Sequence) -> None:
-        """On another thread than the engine's, so that its steps do not wait."""
+        """Runs on another thread than the engine's, so that its steps do not wait."""
         if sequence.frames is not None:
             card = await self._engine.card()
             await asyncio.to_thread(content_of, sequence, card.frames_per_unit)

@@ -111,7 +111,7 @@ class LeaseKeeper:
             return
         kept = await self._leases.renew([job.delivery for job in jobs])
         for job, is_kept in zip(jobs, kept, strict=True):
-            # One that has a final event may just have ended by it.
+            # A job with a final event may just have ended by it.
             if not is_kept and job.final is None:
                 self._jobs.drop(job)
 

@@ -15,7 +15,7 @@ from app.worker.witness import Witness
 # Device files without which torch finds no GPU; looking is cheaper than importing torch.
 GPU_DEVICES = (Path("/dev/nvidiactl"), Path("/dev/dxg"), Path("/dev/kfd"))
 COUNT_TIMEOUT_S = 120.0  # the first import of torch from a cold disk
-STOP_MARGIN_S = 30.0  # for a worker's last writes, on top of its drain
+STOP_MARGIN_S = 30.0  # for a worker's last writes, in addition to its drain
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ def worker_specs(
     settings: Settings, *, env: Mapping[str, str], stop_order: int = 0
 ) -> list[ChildSpec]:
     """Args:
-    env: what each worker gets on top of this process's environment.
+    env: what each worker gets in addition to this process's environment.
     """
     gpus = visible_gpus(settings)
     num_workers = settings.workers or len(gpus) or 1
@@ -38,7 +38,7 @@ def worker_specs(
             argv=(sys.executable, "-m", "app", "worker", "--child", str(child)),
             env={
                 **env,
-                "DYCOKE_WORKERS": str(num_workers),  # who share the host's memory
+                "DYCOKE_WORKERS": str(num_workers),  # they share the host's memory
                 **({"CUDA_VISIBLE_DEVICES": gpus[child % len(gpus)]} if gpus else {}),
             },
             drop_env=API_SECRETS,

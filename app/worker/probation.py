@@ -17,7 +17,7 @@ OTHERS_S = 10.0
 
 class MayRun(Enum):
     ANY = auto()
-    SUSPECTS = auto()  # the one that runs has just been cleared: the next
+    SUSPECTS = auto()  # the running suspect has just been cleared: try the next
     OTHERS = auto()
 
 
@@ -38,5 +38,5 @@ class Probation:
             self._others_until = self._suspects_until + OTHERS_S
 
     def none_waits(self) -> None:
-        """None of those who may run is there."""
+        """None of the jobs that may run is waiting."""
         self._suspects_until = self._others_until = 0.0

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-CPU_RUNNING_JOBS = 4  # unless set: there a job more slows down all the others
+CPU_RUNNING_JOBS = 4  # unless set: on a CPU each further job slows down all others
 
 EngineFactory = Callable[[Settings], "Engine"]
 
@@ -53,7 +53,7 @@ def load_engine(settings: Settings) -> "Engine":
             max_running_sequences=settings.max_running_jobs
             or (CPU_RUNNING_JOBS if is_on_cpu else None),
             kv_cache_bytes=settings.kv_cache_bytes,
-            # Workers share a CPU's memory. Of GPUs each has its own, see `app.worker.pool`.
+            # Workers share a CPU's memory. Each has a GPU of its own, see `app.worker.pool`.
             engines_per_device=(settings.workers or 1) if is_on_cpu else 1,
             dp_cache=settings.dp_cache,
             engines_per_host=settings.workers or 1,

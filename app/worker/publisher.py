@@ -55,7 +55,7 @@ class Publisher:
         self._is_closed = False
 
     def publish(self, update: engine_thread.Update) -> None:
-        """Takes what one engine step did. What concerns no running attempt is dropped."""
+        """Takes the outcome of one engine step. Drops what belongs to no running attempt."""
         for change in update.stages:
             if (job := self._jobs.of_sequence(change.sequence_id)) and job.final is None:
                 job.statuses.append(_status_event(change, job.choice))
@@ -71,7 +71,7 @@ class Publisher:
         self._has_news.set()
 
     def tell_choice(self, job: RunningJob, choice: CompressionChoice) -> None:
-        """Answers with what policy `auto` chose, and says so at once."""
+        """Stores what policy `auto` chose, and publishes it at once."""
         job.take_choice(choice)
         self._has_news.set()
 
@@ -83,7 +83,7 @@ class Publisher:
             self._has_news.set()
 
     def close(self) -> None:
-        """Lets `run` return as soon as nothing is left to say."""
+        """Lets `run` return as soon as nothing is left to publish."""
         self._is_closed = True
         self._has_news.set()
 
@@ -180,7 +180,7 @@ class Publisher:
         assert event.report is not None and event.finish_reason is not None
         if event.report.kept is not None:
             job.kept = event.report.kept.encode()
-        event.report.text.encode()  # as JSON demands of it
+        event.report.text.encode()  # JSON requires that
         return make_done_event(
             job.delivery,
             event.report,

@@ -15,18 +15,18 @@ MAX_WAIT_S = 1.0
 
 @dataclass(slots=True, eq=False)
 class RunningJob:
-    """A job and what it has to say. Bounded by its `max_tokens`, however long Redis is away."""
+    """A job and its unpublished events, bounded by its `max_tokens` however long Redis is down."""
 
     delivery: Delivery
-    answer: list[TokenEvent]  # as it was sent, with what earlier attempts published
-    next_index: int  # of the first token that the event log lacks; set by the publisher
+    answer: list[TokenEvent]  # as sent, including what earlier attempts published
+    next_index: int  # index of the first token that the event log lacks; set by the publisher
     first_token_at_s: float | None  # Unix time, of any attempt
-    fresh: list[core.TokenEvent] = field(default_factory=list)  # what the engine made since
+    fresh: list[core.TokenEvent] = field(default_factory=list)  # what the engine has made since
     statuses: list[StatusEvent] = field(default_factory=list)  # not in the log yet
     final: DoneEvent | ErrorEvent | None = None  # set once; nothing comes after it
     kept: bytes | None = None  # a `KeptHistory` that is to be stored before the end is published
     is_suspect: bool = False  # must have the engine to itself; cleared by the publisher
-    is_in_engine: bool = False  # has, or may have, been given to it; set by the taker
+    is_in_engine: bool = False  # the engine has it, or may have; set by the taker
     choice: CompressionChoice | None = None  # of policy `auto`
     # Brings it, or later its frames again, to the engine; set by the taker and the frame loader.
     loading: "asyncio.Task[None] | None" = None
@@ -54,7 +54,7 @@ class RunningJob:
         self.policy = self.delivery.request.policy_label
 
     def take_choice(self, choice: CompressionChoice) -> None:
-        """Answers with what policy `auto` chose. `Publisher.tell_choice` says so at once."""
+        """Stores what policy `auto` chose. `Publisher.tell_choice` publishes it at once."""
         self.choice = choice
         self.statuses.append(StatusEvent(stage="encoding", auto=choice))
         self.policy = str(choice.compression["policy"])
@@ -88,7 +88,7 @@ class RunningJob:
         return bool(self.fresh or self.statuses or self.final or self.unsent_tokens())
 
     def unsent_tokens(self) -> list[TokenEvent]:
-        """The end of what was sent that the event log lacks."""
+        """The last tokens of the answer: those that the event log lacks."""
         first = len(self.answer)
         while first > 0 and self.answer[first - 1].index >= self.next_index:
             first -= 1
@@ -167,7 +167,7 @@ class RunningJobs:
         return self._jobs.get(job_id)
 
     def of_sequence(self, sequence_id: str) -> RunningJob | None:
-        """None for a sequence of an attempt that is over."""
+        """Returns None for a sequence of an attempt that is over."""
         job = self._jobs.get(sequence_id.rpartition("#")[0])
         return job if job is not None and job.sequence_id == sequence_id else None
 
@@ -176,7 +176,7 @@ class RunningJobs:
         self._jobs[job.job_id] = job
 
     def drop(self, job: RunningJob) -> None:
-        """Lets go of a job that has ended or is another worker's; the engine within one step."""
+        """Drops a job that has ended or is another worker's; the engine does within one step."""
         self.remove(job)
         self.stop(job)
 
@@ -199,7 +199,7 @@ class RunningJobs:
         self._has_changed.set()
 
     async def wait_until_alone(self, timeout_s: float | None = None) -> bool:
-        """Waits until a single job is left. False where that takes longer than `timeout_s`."""
+        """Waits until a single job is left. False if that takes longer than `timeout_s`."""
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 while len(self._jobs) > 1:

@@ -21,7 +21,7 @@ from app.store.keys import RedisKeys
 from app.store.lost_workers import Fate, LostWorkers
 
 FROM_OUTSIDE = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # never a crash
-PATIENCE_S = 60.0  # with Redis; by then the leases have mostly run out
+PATIENCE_S = 60.0  # for Redis; by then most leases have run out
 RETRY_S = 0.5
 CGROUPS = Path("/sys/fs/cgroup")
 VMSTAT = Path("/proc/vmstat")
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 def name_worker(child: int, life: str) -> str:
-    """The id under which one life of a machine's worker number `child` is known in Redis."""
+    """The id in Redis of one life of a machine's worker number `child`."""
     return f"{socket.gethostname()}-{child}-{life}"
 
 

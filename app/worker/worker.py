@@ -173,7 +173,7 @@ class Worker:
                     await self._jobs.wait_for_change(timeout_s=1.0)
 
     async def _hand_back(self, taking: Task, publisher: Task, *, has_failed: bool) -> None:
-        """Gives up what is left, with all that the engine has made of it."""
+        """Gives up the jobs that are left, after publishing what the engine has made of them."""
         self._job_taker.stop()
         await asyncio.wait([taking], timeout=STORE_TIMEOUT_S)
         for job in self._jobs:
@@ -229,7 +229,7 @@ def _frame_limits(card: EngineCard) -> FrameLimits | None:
 
 
 class _Tasks:
-    """Tasks that are all over when the block is left."""
+    """Tasks that have all ended when the block is left."""
 
     def __init__(self) -> None:
         self._tasks: list[Task] = []
@@ -240,7 +240,7 @@ class _Tasks:
         return task
 
     async def first_of(self, *tasks: Task) -> None:
-        """Waits until one is done; raises what it raised."""
+        """Waits until one is done, and raises its exception if there is one."""
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             task.result()

@@ -148,15 +148,15 @@ class Admission:
         return state
 
     def has_prefix(self, key: str) -> bool:
-        """Whether a prefix is there, or being made."""
+        """Whether a prefix is cached or being made."""
         return key in self._prefixes
 
     def has_video(self, key: str) -> bool:
-        """Whether a video's features are there, or being made."""
+        """Whether a video's features are cached or being made."""
         return key in self._videos
 
     def lacks_frames(self, state: SequenceState) -> bool:
-        """Whether it let its frames go and has to encode its video again."""
+        """Whether it has dropped its frames and has to encode its video again."""
         has_frames = not state.has_video or state.sequence.frames is not None
         return not (
             has_frames or self.has_prefix(state.prefix_key) or self.has_video(state.video_key)
@@ -166,7 +166,7 @@ class Admission:
         """Gives a sequence its frames again.
 
         Raises:
-            InvalidRequestError: they are others than it had.
+            InvalidRequestError: these are not the frames that it had.
         """
         sequence = state.sequence
         key = _video_key(sequence.video_key or frames_digest(frames), frames)
@@ -194,10 +194,10 @@ class Admission:
         self._prefixes.make_room(seat_bytes)
         seat = self._opened(lambda: self._backend.open_seat(prefix.number, state.layout))
         if seat is None:
-            is_alone = self.kv_budget.used_bytes == prefix.num_bytes  # all that was idle has gone
+            is_alone = self.kv_budget.used_bytes == prefix.num_bytes  # nothing else is left
             self._let_go(prefix)
             if is_alone:
-                self._prefixes.evict_one()  # its own prefix, which lies in the way
+                self._prefixes.evict_one()  # its own prefix, which is in the way
             return False
         self.kv_budget.used_bytes += seat_bytes
         state.reserved_bytes = seat_bytes
@@ -215,7 +215,7 @@ class Admission:
 
     @contextmanager
     def keeping(self, state: SequenceState) -> Iterator[None]:
-        """Holds what a sequence will share, ready or under way, while others make room for it."""
+        """Holds what a sequence will share, ready or not, while others make room for it."""
         prefix = self._prefixes.hold(state.prefix_key)
         video = self._videos.hold(state.video_key) if prefix is None else None
         try:
@@ -228,7 +228,7 @@ class Admission:
 
     def preempt(self, state: SequenceState) -> SequenceState:
         """Gives back all that a sequence reserved and holds; returns what waits in its place."""
-        state.is_finished = True  # what is on its way for it is dropped
+        state.is_finished = True  # what is still being made for it is dropped
         sequence, prompt, video = state.sequence, state.prompt, state.held_prefix.video
         if sequence.can_reload_frames and video is not None:
             sequence.frames = video.frames  # None once it is encoded
@@ -297,7 +297,7 @@ class Admission:
             self._videos.release(prefix.video)
 
     def _opened(self, reserve: Callable[[], int | None]) -> int | None:
-        """Evicts idle prefixes until what the backend has free comes in pieces that fit."""
+        """Evicts idle prefixes until the backend's free bytes are in pieces that fit."""
         number = reserve()
         while number is None and self._prefixes.evict_one():
             number = reserve()
@@ -382,7 +382,7 @@ class Admission:
         return KeptRecording(prompt.num_units, self._model.token_grid(clip.height, clip.width))
 
     def _check_frame_size(self, clip: Clip) -> None:
-        """For larger frames no memory is set aside."""
+        """Refuses frames for which no memory is reserved."""
         if clip.height * clip.width > self._max_frame_pixels:
             raise InvalidRequestError(
                 f"frames may have at most {self._max_frame_pixels} pixels, and these have "
@@ -422,7 +422,7 @@ class Admission:
         first_host_layer = num_layers
         has_windows = len(self._full_layers) < num_layers  # which read prefixes in every layer
         if self._has_host_tier and stage_two is not None and not has_windows:
-            first_host_layer = max(stage_two.first_layer, 1)  # the scoring layer never lies there
+            first_host_layer = max(stage_two.first_layer, 1)  # the scoring layer is never there
         return SeatLayout(
             prefix=PrefixLayout(
                 num_tokens=prompt.num_prefix_text + num_visual,

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A sequence that has left; `error` where it failed."""
+    """A sequence that has ended; `error` if it failed."""
 
     state: SequenceState
     error: Exception | None = None
@@ -35,7 +35,7 @@ class Answers:
         """Events of a step, and the sequences that ended in it.
 
         Raises:
-            Exception: a sequence's failure that is the device's, and so the engine's end.
+            Exception: a failure of the device, which ends the engine.
         """
         events: list[TokenEvent] = []
         ended: list[Ended] = []
@@ -104,7 +104,7 @@ class Answers:
         return None
 
     def _fail(self, failure: Failure, events: list[TokenEvent], ended: list[Ended]) -> None:
-        """Ends one sequence, unless its failure is the device's, which ends them all."""
+        """Ends one sequence, or all of them if the device has failed."""
         state, error = failure
         if has_broken_device(error):
             raise error

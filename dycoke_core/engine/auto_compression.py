@@ -57,7 +57,7 @@ class AutoCompression:
         self._chooser = Chooser()
         self._overhead = _Overhead()
         self._ladder: tuple[CompressionConfig, ...] = ()
-        self._mean: list[Work] = []  # of the requests of late, at each level of the ladder
+        self._mean: list[Work] = []  # of recent requests, at each level of the ladder
 
     def can_choose(self, config: AutoConfig, priority: Priority = PRIORITIES[-1]) -> bool:
         """Whether the engine has so little to do that it needs the next sequence. Until then a
@@ -249,6 +249,6 @@ class _Overhead:
         self._num_requests, self._prompts_s = 0, 0.0
 
     def note_prompt(self, seconds: float) -> None:
-        """Takes in that the engine is given a request, whose prompt takes so long."""
+        """Notes that the engine gets a request, and how long its prompt takes."""
         self._num_requests += 1
         self._prompts_s += seconds

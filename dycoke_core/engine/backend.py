@@ -168,7 +168,7 @@ class SeatView:
 
 
 class Mark(Protocol):
-    """A moment in the device's work."""
+    """A point in the device's work."""
 
 
 class Backend(Protocol):
@@ -205,7 +205,7 @@ class Backend(Protocol):
         ...
 
     def allocated_bytes(self) -> int:
-        """Of keys and values, on the device, of all that is open."""
+        """Bytes of keys and values on the device, of all open prefixes and seats."""
         ...
 
     def memory_in_use(self) -> int:
@@ -234,11 +234,11 @@ class Backend(Protocol):
         ...
 
     def embed_prefix(self, prefix: int, embedded: EmbeddedPrefix) -> None:
-        """Hands over what the prefix's chunks will run."""
+        """Passes in the embeddings that the prefix's chunks will run."""
         ...
 
     def finish_prefix(self, prefix: int, *, to_host: bool) -> None:
-        """Lets go of what only prefilling needed, once all chunks have been launched.
+        """Frees what only prefilling needed, once all chunks have been launched.
 
         Args:
             to_host: moves the layers from `first_host_layer` on to host memory.
@@ -282,9 +282,9 @@ class Backend(Protocol):
         ...
 
     def has_passed(self, mark: Mark) -> bool:
-        """Whether the device has got to a mark; does not wait."""
+        """Whether the device has reached a mark; does not wait."""
         ...
 
     def seconds(self, start: Mark, end: Mark) -> float:
-        """Between two marks; waits until the device has got to the later one."""
+        """Seconds between two marks; waits until the device has reached the later one."""
         ...

@@ -6,7 +6,7 @@ Its state is a function of the ids pushed, so pushing an earlier attempt's ids r
 from transformers import PreTrainedTokenizerFast
 
 _REPLACEMENT = "\ufffd"  # what an incomplete UTF-8 sequence decodes to
-_MAX_PENDING_TOKENS = 8  # above the bytes of any character: then the bytes are really invalid
+_MAX_PENDING_TOKENS = 8  # more than any character has: then the bytes are really invalid
 
 
 class Detokenizer:

@@ -112,12 +112,12 @@ class Engine:
 
     @property
     def states(self) -> Mapping[str, SequenceState]:
-        """What the engine knows of each sequence that it holds."""
+        """The engine's state of each sequence that it holds."""
         return self._states
 
     @property
     def has_work(self) -> bool:
-        """Whether a step has anything to do. For what waits for its frames, it has not."""
+        """Whether a step has anything to do. Sequences that wait for their frames do not count."""
         return self.scheduler.has_work or self._executor.has_outstanding
 
     def stats(self) -> EngineStats:
@@ -137,14 +137,14 @@ class Engine:
         self.admission.clear()
 
     def forget_video(self, name: str) -> None:
-        """Drops what is kept of a video; what sequences hold of it goes with the last of them."""
+        """Drops what is cached of a video; what sequences hold is dropped with the last of them."""
         self.admission.forget_video(name)
 
     def add(self, sequence: Sequence) -> str:
         """Takes a sequence in; `step` starts it when its turn comes.
 
         Returns:
-            The key of its prefix, which is there from now on, or on its way.
+            The key of its prefix, which is cached from now on, or on its way.
 
         Raises:
             InvalidRequestError: frames, messages or compression that the model cannot take.
@@ -168,7 +168,7 @@ class Engine:
         return tuple(state.sequence.sequence_id for state in waiting)
 
     def give_frames(self, sequence_id: str, frames: npt.NDArray[np.uint8]) -> bool:
-        """Brings frames that a sequence waits for; False: it does not, or is not there any more.
+        """Supplies frames that a sequence waits for; False if it does not, or is gone.
 
         Raises:
             InvalidRequestError: they are not those that it had. It keeps waiting.
@@ -190,7 +190,7 @@ class Engine:
         return self._predictor.earliest_s(self.admission.prepare(sequence))
 
     def has_prefix(self, key: str) -> bool:
-        """Whether a prefix is there or on its way."""
+        """Whether a prefix is cached or on its way."""
         return self._predictor.has_prefix(key)
 
     def prefix_key(self, sequence: Sequence) -> str:
@@ -243,9 +243,9 @@ class Engine:
         waited_s: float = 0.0,
         queued_s: float = 0.0,
     ) -> CachedChoice:
-        """Chooses as `choose_compression`, but only a level whose prefix is there or on its way.
+        """Chooses as `choose_compression`, but only a level whose prefix is cached or on its way.
 
-        Only `add` makes a prefix come: until it has returned one of the keys, there is no need to
+        Only `add` creates prefixes: until it has returned one of the keys, there is no need to
         ask again.
 
         Raises:
@@ -294,7 +294,7 @@ class Engine:
         errors = [end.error for end in ended if end.error is not None]
         lacks_memory = any(is_out_of_memory(error) for error in errors)
         if lacks_memory or any(isinstance(error, EngineError) for error in errors):
-            # What the next one lacks, or what logits that are not finite may have suffered from.
+            # It may be what the next pass lacks, or the cause of logits that are not finite.
             self.admission.clear()
         if lacks_memory:
             self.backend.release_idle_memory()

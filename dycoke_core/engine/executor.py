@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 class Answer(NamedTuple):
-    """One sequence's next token, as it came back. token_id: None where it is a forced one."""
+    """One sequence's next token, as it came back. token_id: None for a forced one."""
 
     state: SequenceState
     token_id: int | None
@@ -51,7 +51,7 @@ class Outcome:
     failures: list[Failure] = field(default_factory=list)
 
 
-# Sees every pass after its launch: with the sequences that choose a token, in the plan's order.
+# Called after each pass is launched, with the sequences that choose a token, in plan order.
 Observer = Callable[[StepPlan, tuple[SequenceState, ...], Pending], None]
 
 
@@ -95,7 +95,7 @@ class Executor:
         self._admission = admission
         self._rates = rates
         self._observer = observer
-        self._slices: list[float] = []  # seconds of those of one micro-batch
+        self._slices: list[float] = []  # seconds of the slices of one micro-batch
         self._batch = 0  # its number
         self._launched: deque[_Launched | _Timed] = deque()
 
@@ -118,7 +118,7 @@ class Executor:
             self._collect(outcome, max_outstanding=self._backend.depth)
         else:
             self._collect(outcome, max_outstanding=0)
-        if outcome.failures:  # what they had chosen before is on its way
+        if outcome.failures:  # what they chose before is on its way
             self._collect(outcome, max_outstanding=0)
         if schedule.encode or schedule.prefixes or schedule.questions:
             self._note_peak(schedule)
@@ -189,7 +189,7 @@ class Executor:
     # --- passes ---
 
     def _run_rows(self, schedule: Schedule[SequenceState], outcome: Outcome) -> None:
-        """One pass for all rows; where it fails, one for each, so that only the culprits end."""
+        """Runs one pass for all rows; if it fails, one for each, so that only the culprits end."""
         self._collect(outcome, max_outstanding=self._backend.depth)
         lacks_memory = False
         try:
@@ -260,7 +260,7 @@ class Executor:
         )
 
     def _finish_prefixes(self, schedule: Schedule[SequenceState], outcome: Outcome) -> None:
-        """Makes prefixes whose prefill is through ready for sharing."""
+        """Makes prefixes ready for sharing once their prefill is through."""
         for chunk in schedule.prefixes:
             prefix = chunk.state.held_prefix
             if prefix.num_run < prefix.num_tokens:

@@ -4,7 +4,7 @@ import torch
 
 from dycoke_core.errors import DycokeError, EngineError, OutOfMemoryError
 
-# Of errors that have a class of their own in only some places: a failed allocation of PyTorch on a
+# From errors that have their own class in only some places: a failed allocation of PyTorch on a
 # CPU, of pinned memory, of cuBLAS, and of Triton, which raises what the driver returns.
 _NO_MEMORY = (
     "allocate memory",
@@ -32,7 +32,7 @@ def has_broken_device(error: Exception) -> bool:
 
 
 def public_error(error: Exception) -> DycokeError:
-    """What a client may read of a failure."""
+    """The client-safe error for a failure."""
     if isinstance(error, DycokeError):
         return error
     if is_out_of_memory(error):

@@ -32,7 +32,7 @@ class FirstTokenPredictor:
         self._rates = rates
 
     def seconds(self, work: Work) -> float:
-        """How long the work takes next to what decodes now."""
+        """How many seconds the work takes next to the sequences that decode now."""
         is_decoding = any(state.can_decode for state in self._scheduler.running)
         return self._rates.seconds(work, is_decoding=is_decoding)
 
@@ -70,7 +70,7 @@ class FirstTokenPredictor:
         return sum(shared.values(), start=Work(0, own))
 
     def own_work(self, state: SequenceState) -> Work:
-        """What a sequence adds that is not in the engine yet."""
+        """The work that a sequence adds if it is not in the engine yet."""
         is_cached = self.has_prefix(state.prefix_key)
         is_encoded = is_cached or self._is_encoded(state)
         return Work(
@@ -79,13 +79,13 @@ class FirstTokenPredictor:
         )
 
     def has_prefix(self, key: str) -> bool:
-        """Whether a prefix is there or on its way."""
+        """Whether a prefix is cached or on its way."""
         return self._admission.has_prefix(key) or any(
             other.prefix_key == key for other in self._scheduler.waiting
         )
 
     def _is_encoded(self, state: SequenceState) -> bool:
-        """Whether its video's features are there, or will be before its turn."""
+        """Whether its video's features are cached, or will be before its turn."""
         return self._admission.has_video(state.video_key) or any(
             other.video_key == state.video_key
             and not self._admission.has_prefix(other.prefix_key)  # which needs no features
@@ -99,7 +99,7 @@ class FirstTokenPredictor:
         return num_units * self._model.vision_geometry(clip.height, clip.width).num_patches
 
     def _shared_work(self, state: SequenceState) -> Iterable[tuple[str, Work]]:
-        """By what others may share it under."""
+        """Shared work by the key under which others may share it."""
         if state.prefix is None:
             if not self._admission.has_prefix(state.prefix_key):
                 yield state.prefix_key, Work(0, state.num_prefix_tokens)

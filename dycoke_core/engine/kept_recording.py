@@ -41,7 +41,7 @@ class KeptRecording:
             recorder.add(token, places)
 
     def history(self, num_tokens: int) -> KeptHistory | None:
-        """Args: num_tokens: of the whole answer."""
+        """Args: num_tokens: length of the whole answer."""
         recorder = self._opened()
         return None if recorder is None else recorder.history(num_tokens)
 

@@ -46,7 +46,7 @@ class Preemptible(Protocol):
 
     @property
     def num_tokens_at_stake(self) -> int:
-        """What it may have to do again."""
+        """Tokens that it may have to compute again."""
         ...
 
 
@@ -58,10 +58,10 @@ def choose_victims(
     running: Iterable[Item],
     makes_room: Callable[[Sequence[Item]], bool],
 ) -> list[Item]:
-    """Those that have to go; empty where their going would not help, or none has to.
+    """The sequences to preempt; empty if that would not help, or is not needed.
 
     Args:
-        priority: of who needs the room.
+        priority: that of the sequence that needs room.
         makes_room: whether there is room once these have gone.
     """
     if priority == _MAKES_ROOM:
@@ -75,7 +75,7 @@ def choose_victims(
     victims: list[Item] = []
     while not makes_room(victims):
         victims.append(candidates[len(victims)])
-    for item in victims[:-1]:  # a later one may have made room enough without it
+    for item in victims[:-1]:  # a later one may have made enough room without it
         others = [other for other in victims if other is not item]
         if makes_room(others):
             victims = others

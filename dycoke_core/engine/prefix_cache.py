@@ -31,11 +31,11 @@ class Video:
     key: str
     frames: npt.NDArray[np.uint8] | None
     distinct: tuple[int, ...]  # units that differ from the one before
-    sources: tuple[int, ...]  # for each unit, its place among the distinct ones
+    sources: tuple[int, ...]  # each unit's place among the distinct ones
     num_bytes: int
     num_host_bytes: int = 0
     features: Tensor | None = None  # [distinct, N, features]
-    num_encoded: int = 0  # distinct units whose features are in place
+    num_encoded: int = 0  # distinct units whose features are done
     holders: int = 0
     video_name: str | None = None  # by which it is forgotten
     is_forgotten: bool = False
@@ -81,7 +81,7 @@ class Prefix:
 
 @dataclass(slots=True)
 class ByteBudget:
-    """Bytes that several owners share. A reservation is counted whole before it is allocated."""
+    """Bytes that several owners share. A reservation counts in full before it is allocated."""
 
     max_bytes: int
     used_bytes: int = 0
@@ -137,7 +137,7 @@ class SharedPool(Generic[Item]):
         return item
 
     def add(self, item: Item) -> None:
-        """Takes a new item in, held once. The caller has made room."""
+        """Adds a new item, held once. The caller has made room."""
         assert item.key not in self._items and item.num_bytes <= self.budget.free_bytes
         item.holders = 1
         self._items[item.key] = item
@@ -150,7 +150,7 @@ class SharedPool(Generic[Item]):
             self._drop(item)
 
     def forget(self, video_name: str) -> None:
-        """Drops a video's items; those that are held, when their last holder lets go."""
+        """Drops a video's items; held ones when their last holder releases them."""
         for item in [item for item in self._items.values() if item.video_name == video_name]:
             item.is_forgotten = True
             if item.holders == 0:
@@ -191,7 +191,7 @@ class SharedPool(Generic[Item]):
         return len(self) < num_before
 
     def _evict_until(self, is_enough: Callable[[], bool], *, only_from_host: bool = False) -> None:
-        """With `only_from_host`, skips what holds nothing in host memory."""
+        """With `only_from_host`, skips items without host memory."""
         idle = [item for item in self._items.values() if item.holders == 0]
         for item in idle:
             if is_enough():

@@ -72,7 +72,7 @@ class Sampled:
 
 
 def sample(logits: Tensor, draws: Sequence[Draw]) -> Sampled:
-    """Chooses one token per row; what is chosen for a row does not depend on the others.
+    """Chooses one token per row; the choice does not depend on the other rows.
 
     Args:
         logits: [rows, vocabulary], any float dtype.
@@ -82,7 +82,7 @@ def sample(logits: Tensor, draws: Sequence[Draw]) -> Sampled:
         Ids and flags. Does not wait for the device: whether any row is drawn is known on the host.
     """
     assert len(draws) == len(logits)
-    best = logits.max(dim=-1)  # the first of equals; NaN where a row has one
+    best = logits.max(dim=-1)  # the first of equals; NaN if the row contains one
     is_finite = best.values.isfinite()
     ids = best.indices
     drawn = [row for row, draw in enumerate(draws) if draw.temperature > 0.0]
@@ -119,14 +119,14 @@ def _draw(logits: Tensor, settings: Tensor, has_nucleus: bool) -> Tensor:
     temperature, top_p, number = settings.unsqueeze(-1).unbind(dim=1)  # [rows, 1] each
     best = logits.max(dim=-1, keepdim=True)
     temperature = temperature.float()
-    is_greedy = temperature == 0.0  # what rounding to float32 has made 0
+    is_greedy = temperature == 0.0  # may be 0 after rounding to float32
     temperature = temperature.clamp_min(torch.finfo(torch.float32).tiny)
     weights = ((logits - best.values) / temperature).exp()
-    bits = weights.view(torch.int32)  # weights are not negative: their bits order as they do
+    bits = weights.view(torch.int32)  # weights are not negative, so their bits have the same order
     weights = weights.double()
     threshold: Tensor | int = 1  # the least positive weight
     if has_nucleus:
-        top_p = top_p.float().double()  # as the GPU has it
+        top_p = top_p.float().double()  # as on the GPU
         threshold = torch.where(top_p < 1.0, _nucleus_threshold(weights, bits, top_p), 1)
     is_candidate = bits >= threshold
     running = weights.where(is_candidate, 0.0).cumsum(dim=-1)

@@ -57,7 +57,7 @@ class Schedulable(Preemptible, Protocol):
     """What the scheduler asks of a sequence; of its work, once it has been admitted."""
 
     arrival: int  # set by the scheduler
-    has_come_in_turn: bool  # set by the scheduler: when its turn came, while better ones waited
+    has_come_in_turn: bool  # set by the scheduler: its turn came while higher priorities waited
 
     @property
     def prompt_work(self) -> PromptWork | None: ...
@@ -73,11 +73,11 @@ class Admits(Protocol[State]):
     """Reserves what a sequence needs to run."""
 
     def admit(self, state: State) -> bool:
-        """False: not now, it keeps its place."""
+        """False: there is no room now, and it keeps its place."""
         ...
 
     def lacks_frames(self, state: State) -> bool:
-        """Whether there is nothing to run it from until its frames have come again."""
+        """Whether it cannot run until its frames have come again."""
         ...
 
     def fits(self, states: Sequence[State]) -> bool:
@@ -86,7 +86,7 @@ class Admits(Protocol[State]):
         ...
 
     def keeping(self, state: State) -> AbstractContextManager[None]:
-        """Keeps what a sequence will share from being dropped while others make room for it."""
+        """Protects what a sequence will share while others make room for it."""
         ...
 
     def preempt(self, state: State) -> State:
@@ -104,7 +104,7 @@ class Chunk(Generic[State]):
 
 @dataclass(frozen=True, slots=True)
 class Preempted(Generic[State]):
-    """What waits now in the place of a sequence that made room, and the priority of who came."""
+    """What now waits in place of a preempted sequence, and the priority of the one that came."""
 
     state: State
     made_room_for: Priority
@@ -112,7 +112,7 @@ class Preempted(Generic[State]):
 
 @dataclass(frozen=True, slots=True)
 class Schedule(Generic[State]):
-    """What one step does, and for whom. `running` are all that wait for it."""
+    """What one step does, and for which sequences. All `running` ones wait for it."""
 
     running: tuple[State, ...] = ()
     encode: tuple[State, ...] = ()  # all whose video waits for the tower, longest admitted first
@@ -129,12 +129,12 @@ class Scheduler(Generic[State]):
     admission: Admits[State]
     # Bounded by the caller, which adds no more than it takes from its own queue.
     waiting: list[State] = field(default_factory=list)  # oldest first
-    waiting_for_frames: list[State] = field(default_factory=list)  # a step does nothing for them
+    waiting_for_frames: list[State] = field(default_factory=list)  # steps skip these
     running: list[State] = field(default_factory=list)
     _admissions: Precedence = field(default_factory=Precedence)
     _prompts: Precedence = field(default_factory=Precedence)
-    _passed: int = 0  # arrival of the last one that better ones were let past
-    _passing: list[int] = field(default_factory=list)  # arrivals of these, while they run
+    _passed: int = 0  # arrival of the last one that higher priorities were let past
+    _passing: list[int] = field(default_factory=list)  # arrivals of those, while they run
     _num_arrived: int = 0
 
     @property
@@ -147,13 +147,13 @@ class Scheduler(Generic[State]):
         self.waiting.append(state)
 
     def remove(self, state: State) -> None:
-        """Takes a sequence out, wherever it is."""
+        """Removes a sequence, wherever it is."""
         for states in (self.running, self.waiting, self.waiting_for_frames):
             if state in states:
                 states.remove(state)
 
     def resume(self, state: State) -> None:
-        """Its frames have come: it waits in the place of its age again."""
+        """Returns a sequence whose frames have come to the place of its age."""
         self.waiting_for_frames.remove(state)
         self._wait(state)
 
@@ -171,7 +171,7 @@ class Scheduler(Generic[State]):
         )
 
     def _admit_waiting(self) -> list[Preempted[State]]:
-        """Returns those that made room."""
+        """Returns the sequences that were preempted."""
         preempted: list[Preempted[State]] = []
         while self.waiting:
             state = self._admissions.ordered(self.waiting, lambda state: state.priority)[0]
@@ -189,7 +189,7 @@ class Scheduler(Generic[State]):
         return preempted
 
     def _better_than(self, state: State) -> list[State]:
-        """Those that wait with a better priority, in the order of their own."""
+        """Waiting sequences of higher priority, in their own order."""
         rank = RANKS[state.priority]
         better = [each for each in self.waiting if RANKS[each.priority] < rank]
         return sorted(better, key=lambda each: RANKS[each.priority])

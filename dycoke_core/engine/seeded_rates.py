@@ -38,4 +38,4 @@ def _product_flops_per_s(model: VideoLanguageModel, backend: Backend) -> float:
         rows @ weights
         seconds.append(backend.seconds(began, backend.mark()))
     num_flops = 2.0 * _SEED_ROWS * weights.numel()
-    return num_flops / max(*seconds[1:], 1e-9)  # the first one warms up
+    return num_flops / max(*seconds[1:], 1e-9)  # the first one is a warm-up

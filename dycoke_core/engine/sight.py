@@ -30,12 +30,12 @@ def window_of(layers: Sequence[LayerSpec]) -> int | None:
 
 
 def first_seen(positions: Integers, queries: Integers, window: int | None) -> Integers:
-    """For each query, the first place that it sees.
+    """For each query, the first place that it attends to.
 
     Args:
         positions: ascending, of the places.
         queries: positions of the tokens that look.
-        window: None: they see everything before them.
+        window: None: they attend to everything before them.
     """
     if window is None:
         return np.zeros(len(queries), np.int64)

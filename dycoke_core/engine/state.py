@@ -33,7 +33,7 @@ class StageClock:
 
     added_at: float = field(default_factory=time.perf_counter)
     started_at: float | None = None
-    first_token_at: float | None = None  # of the first new one, after a replay
+    first_token_at: float | None = None  # of the first new token, after a replay
     last_token_at: float | None = None
     vision_s: float = 0.0
     compress_s: float = 0.0
@@ -41,7 +41,7 @@ class StageClock:
     decode_s: float = 0.0
 
     def note_start(self) -> None:
-        """Of the first admission."""
+        """Records the first admission."""
         if self.started_at is None:
             self.started_at = time.perf_counter()
 
@@ -59,13 +59,13 @@ class SequenceState:
     layout: SeatLayout
     video_key: str
     prefix_key: str
-    distinct_units: tuple[int, ...]  # those that differ from the unit before
-    unit_sources: tuple[int, ...]  # for each unit, its place among the distinct ones
+    distinct_units: tuple[int, ...]  # units that differ from the one before
+    unit_sources: tuple[int, ...]  # each unit's place among the distinct ones
     detokenizer: Detokenizer
     max_chunk_tokens: int
-    forced_token_ids: tuple[int, ...]  # of an earlier attempt, or from before it was preempted
+    forced_token_ids: tuple[int, ...]  # from an earlier attempt, or from before it was preempted
     clock: StageClock = field(default_factory=StageClock)
-    kept_recording: KeptRecording | None = None  # for those who want to know what was kept
+    kept_recording: KeptRecording | None = None  # if the client wants to know what was kept
     num_preemptions: int = 0
     # Set by the scheduler.
     arrival: int = 0
@@ -81,7 +81,7 @@ class SequenceState:
     num_chosen: int = 0  # tokens of its answer that are chosen, or being chosen
     # Advanced when a step is collected.
     num_refreshes: int = 0
-    peak_device_bytes: int = 0  # held during its steps, but for those since the last prompt work
+    peak_device_bytes: int = 0  # held during its steps, except those since the last prompt work
     is_finished: bool = False
 
     # --- counts ---
@@ -121,7 +121,7 @@ class SequenceState:
 
     @property
     def num_text_tokens(self) -> int:
-        """Of the prompt, with all that separates visual tokens."""
+        """Text tokens of the prompt, with all that separates visual tokens."""
         return self.num_prompt_tokens - self.num_visual_tokens
 
     @property
@@ -130,7 +130,7 @@ class SequenceState:
 
     @property
     def num_decode_steps(self) -> int:
-        """That its answer so far has taken: each but the last token was run to choose the next."""
+        """Decode steps so far: each token but the last was run to choose the next."""
         return max(len(self.sequence.output_token_ids) - 1, 0)
 
     @property
@@ -151,7 +151,7 @@ class SequenceState:
 
     @property
     def prompt_work(self) -> PromptWork | None:
-        """What its prompt needs next: its video, its prefix or its question; None: it is through.
+        """What its prompt needs next: its video, its prefix or its question; None: nothing more.
 
         Chunks depend on the prompt and the setting alone, and end where the prefix ends. A unit
         whose tokens see each other goes in one, however long it is.
@@ -178,7 +178,7 @@ class SequenceState:
 
     @property
     def can_decode(self) -> bool:
-        """Whether a token is there, or on its way, that another may follow."""
+        """Whether there is a token, perhaps on its way, that another one may follow."""
         return 0 < self.num_chosen < self.sequence.sampling.max_tokens
 
     @property
@@ -188,7 +188,7 @@ class SequenceState:
 
     @property
     def num_tokens_at_stake(self) -> int:
-        """That were encoded, prefilled or decoded for it alone, and may have to be again."""
+        """Tokens encoded, prefilled or decoded for it alone, perhaps to be computed again."""
         prefix = self.held_prefix
         num_tokens = self.num_own_run
         if prefix.holders == 1:
@@ -222,7 +222,7 @@ class SequenceState:
         )
 
     def _draw(self, index: int) -> Draw | None:
-        """How token `index` of the answer is chosen; None: it is known already."""
+        """How token `index` of the answer is chosen; None: it is already known."""
         if index < self.num_forced:
             return None
         return Draw.of_token(self.sequence.sampling, index)

@@ -21,8 +21,8 @@ from dycoke_core.frame_content import frames_of_unit
 from dycoke_core.model.adapter import VideoLanguageModel
 from dycoke_core.precedence import Precedence
 
-SLICE_S = 0.015  # beside running answers, about two decode steps of a large batch
-_FIRST_SLICE_LAYERS = 2  # while nothing has been measured
+SLICE_S = 0.015  # next to running answers: about two decode steps of a large batch
+_FIRST_SLICE_LAYERS = 2  # until something has been measured
 _ALL_LAYERS = 10**6
 _MEMORY = 0.75  # of the running mean of a layer's seconds
 
@@ -55,15 +55,15 @@ class VisionEncoder:
         self._batch_units = max(batch_frames // model.frames_per_unit, 1)
         self._slice_layers = slice_layers
         self._precedence = Precedence()
-        self._batch: list[Video] = []  # the owner of each unit that is being encoded
+        self._batch: list[Video] = []  # the video of each unit that is being encoded
         self._batch_number = 0
         self._layers: Iterator[Tensor | None] | None = None
-        self._suspects: list[Video] = []  # of a micro-batch that failed: each goes alone
+        self._suspects: list[Video] = []  # videos of a micro-batch that failed: each is tried alone
         self._last_slice: tuple[Mark, Mark, int] | None = None
-        self._layer_s: float | None = None  # seconds that a layer has taken lately
+        self._layer_s: float | None = None  # recent seconds per layer
 
     def encode_slice(self, videos: Mapping[Video, Priority], *, beside_decode: bool) -> VisionSlice:
-        """Advances the micro-batch under way, or begins one from those that wait.
+        """Advances the current micro-batch, or begins one with waiting videos.
 
         `Video.num_encoded` grows when a micro-batch is through.
 
@@ -143,7 +143,7 @@ class VisionEncoder:
                 continue
             room = max_units - len(self._batch)
             for unit in video.distinct[video.num_encoded :][:room]:
-                self._batch.append(video)  # first: if its unit cannot be taken, it is to blame
+                self._batch.append(video)  # before its unit, which may fail
                 frames += self._unit(video, unit)
         self._precedence.note(is_oldest_served=oldest in self._batch)
         self._layers = self._model.encode_frames(self._backend.stage_frames(frames))

@@ -74,7 +74,7 @@ class Answer:
             self._batches = self._observer.watch(self._batches)
 
     async def response(self, request: Request) -> Response:
-        """As the post asked for it, with what its key has left of its limits."""
+        """The response in the form that the post asked for, with the key's rate limit headers."""
         response = self._streamed() if self._posted.fields.stream else await self._whole(request)
         response.headers.update(rate_limit_headers(self._posted.limit_states))
         return response

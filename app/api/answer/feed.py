@@ -28,7 +28,7 @@ from app.store.event_reader import EventReader, Watch
 from app.store.job_queue import JobQueue, JobRecord
 
 POSITION_POLL_S = 0.5
-MIN_PATIENCE_S = 10.0  # with Redis, whatever the job's deadline
+MIN_PATIENCE_S = 10.0  # for Redis, whatever the job's deadline
 RETRY_S = 0.5
 AT_ONCE_S = 0.001
 
@@ -39,7 +39,7 @@ FINAL_TYPES = ("done", "error")
 
 
 class FeedItem(NamedTuple):
-    """One event as JSON: the log's own bytes, or those of an event that only this feed has."""
+    """One event as JSON: bytes from the log, or of an event that only this feed has."""
 
     type: str
     data: bytes  # JSON on one line
@@ -60,7 +60,7 @@ class JobFeed:
     Args:
         record: the job as it was just now.
         after: id of the last durable event that the reader has seen.
-        opening: the job's first event, where it is known and the reader has seen none.
+        opening: the job's first event, if it is known and the reader has seen none.
         heartbeat_s: an empty batch comes after this much silence.
     """
 
@@ -86,7 +86,7 @@ class JobFeed:
         self._outage_began_at_s: float | None = None  # Unix time
 
     async def batches(self) -> AsyncGenerator[Sequence[FeedItem], None]:
-        """Yields events as they come; the last batch ends with a final event.
+        """Yields events as they arrive; the last batch ends with a final event.
 
         Ends without one where `after` was the final event's id.
         """
@@ -127,12 +127,12 @@ class JobFeed:
         was_waiting = self._record.state is not JobState.RUNNING
         if not is_end and was_waiting and any(map(_is_from_worker, items)):
             await self._note_worker()
-        # Last of all: what fails before this is read again.
+        # Comes last, so that what fails before it is read again.
         self._after = logged[-1].id
         return _without_stale(items), is_end
 
     async def _note_worker(self) -> None:
-        """A worker has the job, unless it has given it back since."""
+        """Notes that a worker has the job, unless it has given it back since."""
         if self._record.attempts == 0:
             self._record = replace(self._record, state=JobState.RUNNING, attempts=1, position=None)
         else:
@@ -172,7 +172,7 @@ class JobFeed:
 async def final_event(
     batches: AsyncGenerator[Sequence[FeedItem], None],
 ) -> DoneEvent | ErrorEvent:
-    """Reads a feed from anywhere before its end to its end, and returns how it ended."""
+    """Reads a feed to its end from any position, and returns how the job ended."""
     final: FeedItem | None = None
     async with aclosing(batches):
         async for batch in batches:
@@ -199,7 +199,7 @@ def _is_from_worker(item: FeedItem) -> bool:
 
 
 def _without_stale(items: list[FeedItem]) -> list[FeedItem]:
-    """Leaves out statuses that something follows."""
+    """Leaves out statuses that another event follows."""
     durable = [item for item in items if item.type != STATUS]
     has_all = len(items) < MAX_EVENTS_PER_READ  # else more follows at once
     return [*durable, items[-1]] if has_all and items[-1].type == STATUS else durable

@@ -17,7 +17,7 @@ from app.api.connection.streams import StreamSlot
 from app.api.post.fair_budget import FairBudget
 from app.store.frame_store import FrameStore
 
-MAX_ENCODED = 2  # at a time in a process: its threads are for uploads and downloads, too
+MAX_ENCODED = 2  # at a time in a process, whose threads also serve uploads and downloads
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class FrameImages:
 
 
 class FrameImage(Response):
-    """Takes over the slot: the picture counts as an open answer until it is out."""
+    """Takes over the slot: the picture counts as an open answer until it is sent."""
 
     media_type = "image/png"
 

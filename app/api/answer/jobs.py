@@ -26,7 +26,7 @@ class Jobs:
         self._heartbeat_s = heartbeat_s
 
     async def find(self, job_id: str, owner: str) -> JobRecord:
-        """Raises: JobNotFoundError; for another owner's job the same as for one that never was."""
+        """Raises: JobNotFoundError; another owner's job looks like one that never existed."""
         if not _JOB_ID.fullmatch(job_id):
             raise JobNotFoundError
         record = await self.queue.get(job_id)
@@ -62,7 +62,7 @@ class Jobs:
         return not await self._log.read(record.job_id, after=after)
 
     async def final(self, record: JobRecord) -> DoneEvent | ErrorEvent | None:
-        """How a job ended; None while it has not."""
+        """How a job ended, or None if it has not."""
         if not record.state.is_final:
             return None
         last = await self._log.last(record.job_id)

@@ -36,7 +36,7 @@ class JobObserver:
     async def watch(
         self, batches: AsyncGenerator[Sequence[FeedItem], None]
     ) -> AsyncGenerator[Sequence[FeedItem], None]:
-        """Passes a feed on, seeing what it brings."""
+        """Passes a feed on and observes its events."""
         async with aclosing(batches):
             async for batch in batches:
                 for item in batch:
@@ -52,7 +52,7 @@ class JobObserver:
             self._see_choice(item.event)
 
     def _label(self, policy: str) -> None:
-        """From here on the job is counted under this policy."""
+        """Counts the job under this policy from here on."""
         request = self._request
         self._labels = RequestLabels(request.model, policy, request.requested_label)
         self._metrics.expect_request(self._labels)
@@ -78,7 +78,7 @@ class JobObserver:
         return event.code
 
     def close(self, outcome: str) -> None:
-        """Counts the job; the first outcome counts."""
+        """Counts the job, by the first outcome reported."""
         if not self._is_closed:
             self._is_closed = True
             self._metrics.count_request(self._labels, outcome)
@@ -86,7 +86,7 @@ class JobObserver:
             logger.info("job ended", extra={**self._request.log_fields, "outcome": outcome})
 
     def _see_tokens(self, number: int) -> None:
-        """Tokens that share an event come at the same time."""
+        """Notes arrivals; tokens that share an event arrive at the same time."""
         now = time.monotonic()
         if self._last_token_at_s is not None:
             self._observe_gap(now - self._last_token_at_s)

@@ -36,7 +36,7 @@ class Ending(StrEnum):
 
 
 def frame(item: FeedItem) -> bytes:
-    """One event. Its JSON has no line breaks; only durable events carry an id."""
+    """Frames one event. Its JSON has no line breaks; only durable events have an id."""
     kind, data, durable_id = item
     if durable_id is None:
         return b"event: %b\ndata: %b\n\n" % (kind.encode(), data)
@@ -44,7 +44,7 @@ def frame(item: FeedItem) -> bytes:
 
 
 class Rendering(Protocol):
-    """How one surface writes a job's events. One for each answer: it may remember what went out."""
+    """How one surface writes a job's events. One per answer: it may remember what it has sent."""
 
     @property
     def heartbeat(self) -> bytes: ...
@@ -54,7 +54,7 @@ class Rendering(Protocol):
         ...
 
     def interruption(self, event: ErrorEvent) -> bytes:
-        """How a stream ended whose job continues."""
+        """The end of a stream whose job continues."""
         ...
 
     def body(self, done: DoneEvent) -> dict[str, Any]:
@@ -151,7 +151,7 @@ class EventStream(Response):
             return Ending.FAILED
 
     async def _send_last(self, send: Send, chunk: bytes) -> None:
-        """Sends what may as well be lost."""
+        """Sends bytes that may be lost."""
         with suppress(ClientLeftError, TimeoutError):
             async with asyncio.timeout(self._stall_s):
                 if chunk:

@@ -31,7 +31,7 @@ _MEDIA_TYPES: Mapping[str, tuple[str, str]] = {
 
 
 def file_name(video: StoredVideo) -> str:
-    """No client's name is kept: the id, and what the container is called."""
+    """The video's id and its container's extension: clients' file names are not kept."""
     return f"{video.video_id}.{_MEDIA_TYPES.get(video.probe.container, ('', 'bin'))[1]}"
 
 
@@ -44,7 +44,7 @@ class _RangeRefusedError(Exception):
 
 
 class VideoContent(FileResponse):
-    """Takes over lease and slot: the video stays, and counts as an open answer, until it is out."""
+    """Takes over lease and slot: the video stays and counts as an open answer until it is sent."""
 
     def __init__(self, lease: VideoLease, slot: StreamSlot, *, stall_s: float = STALL_S) -> None:
         media_type, _ = _MEDIA_TYPES.get(
@@ -56,7 +56,7 @@ class VideoContent(FileResponse):
             filename=file_name(lease.video),
             headers={
                 "Cache-Control": "private, no-store",
-                # What a client uploaded is nothing that a browser should run here.
+                # A browser must not run what a client uploaded.
                 "Content-Security-Policy": "sandbox",
                 "X-Content-Type-Options": "nosniff",
             },

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from app.process_table import ProcessRow
 
 YIELD_S = 0.002
-EXHAUSTED_S = 1.0  # of descriptors or memory: until the next attempt
+EXHAUSTED_S = 1.0  # out of descriptors or memory: wait until the next attempt
 
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -96,7 +96,7 @@ class Acceptor:
             self.look()
 
     def _accept(self) -> None:
-        """Takes one connection, unless another process was faster."""
+        """Accepts one connection, unless another process was faster."""
         try:
             connection, _ = self._listener.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
@@ -117,7 +117,7 @@ class Acceptor:
         try:
             await self._loop.connect_accepted_socket(self._make_protocol, connection)
         except OSError:
-            connection.close()  # it has gone already
+            connection.close()  # the client has already gone
 
     def _num_connections(self) -> int:
         return self._num_open() + len(self._opening)

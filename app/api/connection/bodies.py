@@ -26,11 +26,11 @@ from app.keys.entries import ANONYMOUS
 from app.process_table import ProcessRow
 
 FIRST_BYTE_S = 5.0
-IDLE_S = 30.0  # that a body may fall behind its minimum rate; FIRST_BYTE_S when no slot is free
+IDLE_S = 30.0  # how far a body may fall behind its rate; FIRST_BYTE_S if no slot is free
 MIN_BYTES_S = 8192.0  # while nearly all slots are free
 BUSY_MIN_BYTES_S = 262_144.0  # when none is
 METHODS = frozenset({"POST", "PUT", "PATCH"})
-BODY = "dycoke.body"  # of a scope: its slot
+BODY = "dycoke.body"  # key of a scope: its slot
 
 
 class BodySlots:
@@ -56,7 +56,7 @@ class BodySlots:
     def take(self, *clients: str) -> "BodySlot":
         """Raises: TooManyUploadsError."""
         table = self._row.table
-        self._row.add_body(clients, 1)  # first, so that the others see it
+        self._row.add_body(clients, 1)  # first, so that other processes see it
         is_over_share = any(table.num_bodies(client) > self._max_per_client for client in clients)
         if is_over_share or table.num_bodies() > self._max_bodies:
             self._row.add_body(clients, -1)
@@ -91,7 +91,7 @@ class BodySlots:
 
 
 class BodySlot:
-    """One body under way."""
+    """One body in progress."""
 
     def __init__(self, slots: BodySlots, clients: tuple[str, ...]) -> None:
         self.clients = clients
@@ -116,7 +116,7 @@ class BodySlot:
         self._on_read = callback
 
     def finish(self) -> None:
-        """Says that the body is there. Raises what the callback does."""
+        """Notes that the body has arrived. Raises what the callback raises."""
         self._is_read = True
         is_free = True
         try:
@@ -133,7 +133,7 @@ class BodySlot:
         """The next part of the body.
 
         Raises:
-            UploadTimeoutError: it does not come, or comes too slowly.
+            UploadTimeoutError: it does not arrive, or arrives too slowly.
         """
         self._waits_since = self._now()
         try:
@@ -156,7 +156,7 @@ class BodySlot:
         return message
 
     def reschedule(self, load: float) -> None:
-        """Keeps to the load as it is now, unless the time is up already."""
+        """Adapts to the current load, unless the time is already up."""
         if self._limit is not None and not self._limit.expired():
             self._limit.reschedule(self._deadline(load))
 
@@ -224,7 +224,7 @@ class BodyGuard:
 
 
 def body_of(scope: Scope) -> BodySlot | None:
-    """Of a request whose body is to come; None: it has none."""
+    """The slot of a request with a body; None: it has no body."""
     body: BodySlot | None = scope.get(BODY)
     return body
 
@@ -244,7 +244,7 @@ def clients_of(scope: Scope, owner: str) -> list[str]:
 
 
 def _network(host: str) -> str:
-    """An address, or of IPv6 the network that one customer has."""
+    """An address, or for IPv6 the network of one customer."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:

@@ -17,7 +17,7 @@ from app.errors import HostNotAllowedError, OriginNotAllowedError
 from app.keys.access import is_allowed, is_loopback_name
 from dycoke_core.errors import DycokeError, InvalidRequestError
 
-# Probes and scrapes come by address. These paths say nothing of anybody and change nothing.
+# Probes and scrapes use addresses. These paths reveal nothing about anybody and change nothing.
 OPEN_TO_ANY_HOST = frozenset({"/livez", "/readyz", "/metrics"})
 READING_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
@@ -55,7 +55,7 @@ class BrowserGuard:
                 if scope["method"] == "POST":
                     self._count_rejection(error.code)
                 refusal = response_for(error)
-                refusal.headers["Connection"] = "close"  # what follows may be no request at all
+                refusal.headers["Connection"] = "close"  # what follows may not be a request at all
                 await refusal(scope, receive, send)
                 return
         await self._app(scope, receive, send)

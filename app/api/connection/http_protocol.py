@@ -16,7 +16,7 @@ except ImportError:  # httptools is not installed
     HttpToolsProtocol = None  # type: ignore[assignment,misc]
 
 HEADERS_TIMEOUT_S = 15.0  # for a connection to send a request's headers
-MAX_HEADERS_BYTES = 64 * 1024  # of a request, its trailers included; h11 has the same limit
+MAX_HEADERS_BYTES = 64 * 1024  # of one request, including trailers; h11 has the same limit
 
 
 class _Connection(Protocol):
@@ -24,7 +24,7 @@ class _Connection(Protocol):
     transport: asyncio.Transport
 
     @property
-    def cycle(self) -> object: ...  # the last request's
+    def cycle(self) -> object: ...  # the previous request's
 
 
 class HeadWithBody:

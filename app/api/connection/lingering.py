@@ -11,7 +11,7 @@ from contextlib import suppress
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-LINGER_S = 10.0  # in all
+LINGER_S = 10.0  # in total
 LINGER_IDLE_S = 2.0  # without a byte
 
 
@@ -41,7 +41,7 @@ class LingeringClose:
 
 
 class _Body:
-    """The request's side of a connection; knows whether there is more of it."""
+    """The request's side of a connection; knows whether more of the body is to come."""
 
     def __init__(self, receive: Receive) -> None:
         self.is_read = False

@@ -10,9 +10,9 @@ class Pace:
         self.behind_s = 0.0
 
     def wait(self, seconds: float) -> None:
-        """Counts time in which the sender could have sent: none that its reader took."""
+        """Counts the time in which the sender could have sent, without the reader's own."""
         self.behind_s += seconds
 
     def take(self, num_bytes: int, bytes_s: float) -> None:
-        """Counts what has come, at this rate in bytes per second."""
+        """Counts what has arrived, at this rate in bytes per second."""
         self.behind_s = max(0.0, self.behind_s - num_bytes / bytes_s)

@@ -58,10 +58,10 @@ class StreamSlots:
         return slot
 
     def open(self, slot: "StreamSlot") -> None:
-        """Counts it, unless it is open or has been given back. Raises: TooManyStreamsError."""
+        """Counts the answer, unless it is open or given back. Raises: TooManyStreamsError."""
         if slot.is_open or slot not in self.taken:
             return
-        self._count(slot.client, 1)  # first, so that the others see it
+        self._count(slot.client, 1)  # first, so that other processes see it
         try:
             self._check_room(slot.client, counted=1)
         except TooManyStreamsError:
@@ -80,7 +80,7 @@ class StreamSlots:
             self._none_taken.set()
 
     async def wait_until_none(self) -> None:
-        """Waits until no answer is open, and no request for one is coming in."""
+        """Waits until no answer is open, and no request for one is arriving."""
         await self._none_taken.wait()
 
     def _check_room(self, client: str, *, counted: int = 0) -> None:
@@ -103,7 +103,7 @@ class StreamSlots:
 
 
 class StreamSlot:
-    """Of one answer: taken at the headers, open once the body is there."""
+    """The slot of one answer: taken at the headers, open once the body has arrived."""
 
     def __init__(self, slots: StreamSlots, client: str, body: BodySlot | None) -> None:
         self.client = client

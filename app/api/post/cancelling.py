@@ -14,7 +14,7 @@ from dycoke_core.errors import DycokeError
 
 logger = logging.getLogger(__name__)
 
-PATIENCE_S = 60.0  # with Redis; afterwards the job ends by its deadline
+PATIENCE_S = 60.0  # for Redis; after that the job ends by its deadline
 RETRY_S = 0.5
 
 
@@ -45,7 +45,7 @@ class Cancellations:
         return was_ended
 
     def start(self, job_id: str, reason: str, *, unless_adopted: bool = False) -> None:
-        """Cancels a job in the background, through an outage of Redis."""
+        """Cancels a job in the background, even during an outage of Redis."""
         if not unless_adopted:
             self._reading.cancel(job_id)  # needs no Redis
         self._in_background(

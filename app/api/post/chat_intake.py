@@ -29,7 +29,7 @@ from app.video_store import VideoLease
 
 @dataclass(frozen=True, slots=True)
 class TakenIn:
-    """A body that has been read and checked, and its video; None: a conversation without one."""
+    """A body that has been read and checked, and its video (None: a conversation without one)."""
 
     fields: ChatFields
     card: ModelCard

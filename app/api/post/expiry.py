@@ -12,7 +12,7 @@ from app.api.errors import InvalidFieldsError
 
 NAME = "expires_after"
 ANCHOR = "created_at"
-MAX_SECONDS = 30 * 24 * 3600  # as OpenAI has it
+MAX_SECONDS = 30 * 24 * 3600  # as OpenAI allows it
 
 _MALFORMED = f"must be seconds, at most {MAX_SECONDS}, or {{anchor: '{ANCHOR}', seconds}}"
 
@@ -23,7 +23,7 @@ def take_expiry(
     """Finds `expires_after` among a form's fields.
 
     Returns:
-        Unix time at which the video expires, None where nothing is said; the other fields.
+        Unix time at which the video expires, or None if not given; and the other fields.
 
     Raises:
         InvalidFieldsError

@@ -15,18 +15,18 @@ _Entry = tuple[int, asyncio.Future[None]]
 
 
 class FairBudget:
-    """Who alone wants more than there is is admitted when nothing is in use.
+    """A waiter that wants more than the whole budget is admitted when nothing is in use.
 
     Args:
         max_units: of whatever is shared: slots, bytes.
-        max_of_one: that an owner may have at a time; None: as much as there is.
+        max_of_one: the most that one owner may have at a time; None: all of it.
     """
 
     def __init__(self, max_units: int, *, max_of_one: int | None = None) -> None:
         self._max_units = max_units
         self._max_of_one = max_units if max_of_one is None else max_of_one
         self._held: Counter[str] = Counter()  # by owner
-        self._waiting: dict[str, deque[_Entry]] = {}  # likewise; whose turn is next comes first
+        self._waiting: dict[str, deque[_Entry]] = {}  # by owner, in turn
 
     @property
     def used(self) -> int:
@@ -43,7 +43,7 @@ class FairBudget:
             if entry[1].cancelled():
                 self._drop(owner, entry)
                 self._admit()
-            else:  # it was admitted just then
+            else:  # it was admitted at that moment
                 self.give_back(num_units, owner)
             raise
 
@@ -80,7 +80,7 @@ class FairBudget:
             self._waiting[owner] = self._waiting.pop(owner)
 
     def _next_owner(self) -> str | None:
-        """The first of those that wait who may have more."""
+        """The first waiting owner that may have more."""
         return next((owner for owner in self._waiting if self._may_have_more(owner)), None)
 
     def _may_have_more(self, owner: str) -> bool:

@@ -8,7 +8,7 @@ from app.messages import ModelCard
 from dycoke_core.video import VideoProbe
 
 DEFAULT_FRAMES = 32
-_ROUNDING = 1e-6  # of a frame: 10 s at 2 fps are 20 frames, whatever the container's clock
+_ROUNDING = 1e-6  # in frames: 10 s at 2 fps are 20 frames, whatever the container's clock says
 
 
 def count_by_rate(
@@ -23,8 +23,8 @@ def count_by_rate(
     """How many frames to take, at most `most`, and warnings.
 
     Args:
-        clip: start and end in seconds, where they are given.
-        num_frames: what is taken where the video does not say how long it is.
+        clip: start and end in seconds, if given.
+        num_frames: the number taken if the video does not say how long it is.
     """
     if probe.duration_s is None:
         warning = f"fps {asked_fps:g}: the container does not say how long the video is"
@@ -62,7 +62,7 @@ def _wanted(
     given = max(round(clip_s * probe.fps), 1)
     if clip_s != duration_s:
         return clip_s * fps + _ROUNDING, given
-    # As the processors count; but not the frames that an MP4 hides, which its headers count, too.
+    # As the processors count, but without frames that an MP4 hides although its headers count them.
     if probe.num_frames and abs(probe.num_frames / probe.fps - duration_s) < 1 / probe.fps:
         given = probe.num_frames
     return given / probe.fps * fps, given

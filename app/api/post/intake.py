@@ -40,7 +40,7 @@ def content_type(request: Request) -> str:
 
 
 def may_hold_video(request: Request) -> bool:
-    """By the headers alone: whether the body is a form, or longer than text alone may be."""
+    """Whether the body is a form, or longer than text alone may be, judged by the headers."""
     if content_type(request) == MULTIPART:
         return True
     announced = request.headers.get("content-length", "")
@@ -58,7 +58,7 @@ async def read_json_fields(request: Request) -> ChatFields:
 
 
 def parse_object(body: bytes, *, is_as_sent: bool = True) -> dict[str, Any]:
-    """Args: is_as_sent: False: positions in it mean nothing to the client, and are left out.
+    """Args: is_as_sent: False: omits positions in it, which would mean nothing to the client.
 
     Raises: InvalidRequestError: it is no JSON object.
     """
@@ -73,7 +73,7 @@ def parse_object(body: bytes, *, is_as_sent: bool = True) -> dict[str, Any]:
 
 
 async def read_small_body(request: Request) -> bytes:
-    """A body that holds nothing but text."""
+    """Reads a body that contains only text."""
     body = bytearray()
     async with aclosing(read_body(request, max_bytes=MAX_TEXT_BYTES)) as chunks:
         async for chunk in chunks:
@@ -87,7 +87,7 @@ async def read_form_fields(
     """Reads a question and, usually, its video.
 
     Args:
-        on_file: called when a video begins to come; raises to refuse it.
+        on_file: called when a video begins to arrive; raises to refuse it.
 
     Returns:
         The fields, and whether a video has come.
@@ -121,13 +121,13 @@ async def read_form(
             write_file=write_video,
         )
     if form.has_file:
-        on_file()  # of an empty one no data has come
+        on_file()  # an empty file brings no data
         check_container(upload.head)
     return form
 
 
 async def write_recognisable(upload: Upload, data: bytes) -> None:
-    """Takes a video's next bytes; refuses what is in no container of ours before the rest comes."""
+    """Writes a video's next bytes; refuses an unsupported container before the rest arrives."""
     was_recognisable = upload.num_bytes >= SNIFF_BYTES
     await upload.write(data)
     if not was_recognisable and upload.num_bytes >= SNIFF_BYTES:
@@ -135,7 +135,7 @@ async def write_recognisable(upload: Upload, data: bytes) -> None:
 
 
 def check_container(head: bytes) -> None:
-    if sniff_container(head) in (None, Container.FRAMES):  # it is never uploaded as such
+    if sniff_container(head) in (None, Container.FRAMES):  # never uploaded as such
         raise UnsupportedContainerError
 
 
@@ -147,10 +147,10 @@ def check_content_type(request: Request, *taken: str) -> str:
 
 
 async def read_body(request: Request, *, max_bytes: int) -> AsyncGenerator[bytes, None]:
-    """The body's bytes as they come; `app.api.connection.bodies` has an eye on how fast.
+    """The body's bytes as they arrive; `app.api.connection.bodies` limits how slowly.
 
     Raises:
-        UploadTooLargeError: by the announced length at once, else when the bytes have come.
+        UploadTooLargeError: at once by the announced length, else when the bytes have arrived.
         UploadTimeoutError
         ClientLeftError
     """
@@ -171,7 +171,7 @@ async def read_body(request: Request, *, max_bytes: int) -> AsyncGenerator[bytes
 
 
 def _from_form(fields: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    """Form fields as the JSON body that would say the same."""
+    """Converts form fields to the equivalent JSON body."""
     data: dict[str, Any] = {}
     for name, text in fields:
         if name == "stop":
@@ -195,13 +195,13 @@ def _json_field(name: str, text: str) -> Any:
 
 
 def _place(error: ValueError) -> str:
-    """Where the parser of JSON gave up: two numbers, and nothing else of its message."""
+    """Where the JSON parser gave up: two numbers, without the rest of its message."""
     place = _LINE_AND_COLUMN.search(str(error))
     return f": see line {place[1]}, column {place[2]}" if place else ""
 
 
 def _list_or_text(text: str) -> Any:
-    """A stop field that is a JSON list, else the stop string that it is."""
+    """Parses a stop field: a JSON list, or else one stop string."""
     try:
         value = from_json(text)
     except ValueError:
@@ -210,7 +210,7 @@ def _list_or_text(text: str) -> Any:
 
 
 def _validate(data: dict[str, Any], *, is_strict: bool) -> ChatFields:
-    """Form fields are text and are converted; a JSON body says its types itself."""
+    """Converts form fields, which are text; a JSON body has types of its own."""
     try:
         return ChatFields.model_validate(data, strict=is_strict)
     except ValidationError as error:

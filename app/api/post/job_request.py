@@ -27,18 +27,18 @@ from dycoke_core.errors import InvalidRequestError, PromptTooLongError
 from dycoke_core.video import FrameSpec, VideoProbe
 
 MAX_DRAWN_SEED = 2**53  # exact in every client's JSON
-CHARS_PER_TOKEN = 4  # on average; tokenizers come to 3 to 5
+CHARS_PER_TOKEN = 4  # on average; tokenizers have 3 to 5
 MAX_CHARS_PER_TOKEN = 16  # on average, in a long text
 _MANY_TOKENS = 10_000  # of a unit: rounding hardly shows
 
 
 @dataclass(frozen=True, slots=True)
 class Extras:
-    """What a post may ask beyond the fields of `/v1/video/chat`.
+    """Options of a post besides the fields of `/v1/video/chat`.
 
     Args:
         video_turn: index of the user turn that the video belongs to; None: the first one.
-        warnings: what it asks and does not get, for the receipt.
+        warnings: for the receipt: what it asks for but does not get.
         tells_prompt_tokens: with the first token, so that each can carry the usage so far.
     """
 
@@ -57,12 +57,12 @@ def check_fields(
     settings: Settings,
     compressions: Compressions,
 ) -> ModelCard:
-    """Raises for every field that is wrong whatever the video. Returns the model's card."""
+    """Raises for every field that is wrong for any video. Returns the model's card."""
     fields.check_limits(settings)
     compressions.parse(fields.compression)
     card = choose_model(models, fields.model)
     _check_text(fields, card)
-    check_prompt(fields, card)  # how many frames there are may come with the video
+    check_prompt(fields, card)  # the number of frames may only be known with the video
     if fields.max_pixels is not None and card.frame_limits is None:
         message = (
             f"must be left out: this model's frames always have {card.image_size} x "
@@ -74,10 +74,10 @@ def check_fields(
 
 
 def check_prompt(fields: ChatFields, card: ModelCard, num_visual_tokens: int = 0) -> None:
-    """Refuses what is certain not to fit, as the worker would.
+    """Refuses a prompt that certainly does not fit, as the worker would.
 
     Args:
-        num_visual_tokens: `min_visual_tokens`; 0: without a video, or not known yet.
+        num_visual_tokens: `min_visual_tokens`; 0: no video, or not known yet.
 
     Raises:
         PromptTooLongError
@@ -93,13 +93,13 @@ def check_prompt(fields: ChatFields, card: ModelCard, num_visual_tokens: int = 0
 def min_visual_tokens(
     spec: FrameSpec, probe: VideoProbe, card: ModelCard, compression: Compression
 ) -> int:
-    """How many visual tokens the model sees at least.
+    """The least number of visual tokens that the model can see.
 
     Raises:
         InvalidRequestError: too few frames for the compression, or of a shape that nothing takes;
             no level keeps as much as `auto` is asked to.
     """
-    if card.max_words_per_token is None:  # an earlier release, which may not say its units either
+    if card.max_words_per_token is None:  # an earlier release, perhaps without units, too
         return 0
     num_units = -(-spec.num_frames // card.frames_per_unit)
     tokens_per_unit = _min_tokens_per_unit(spec, probe, card)
@@ -182,7 +182,7 @@ def predict_use(request: JobRequest, card: ModelCard, limits: KeyLimits) -> Allo
 
 
 def idempotency_hash(owner: str, key: str) -> str:
-    """What an idempotency key is known by; two owners' never meet."""
+    """The hash that names an idempotency key; those of two owners always differ."""
     return _digest(f"{owner}\0{key}")
 
 
@@ -196,11 +196,11 @@ def make_idempotency(
     ttl_s: float,
 ) -> Idempotency:
     said = fields.model_copy(update={"video_id": video_id}).model_dump(mode="json")
-    extras = replace(extras, tells_prompt_tokens=False)  # which is of the stream, not the answer
+    extras = replace(extras, tells_prompt_tokens=False)  # which concerns the stream, not the answer
     if extras != NO_EXTRAS:
         said["extras"] = asdict(extras)
-        del said["extras"]["tells_prompt_tokens"]  # as releases without this field say it
-    # As releases without these fields say it.
+        del said["extras"]["tells_prompt_tokens"]  # as releases without this field wrote it
+    # As releases without these fields wrote it.
     if fields.max_pixels is None:
         del said["max_pixels"]
     if fields.fps is None:
@@ -221,7 +221,7 @@ def make_idempotency(
 
 
 def _check_text(fields: ChatFields, card: ModelCard) -> None:
-    """Keeps out of Redis what no worker could take."""
+    """Keeps text that no worker could take out of Redis."""
     num_chars = sum(len(turn.content) for turn in fields.turns())
     if num_chars > MAX_CHARS_PER_TOKEN * card.max_model_tokens:
         raise PromptTooLongError(

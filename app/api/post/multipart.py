@@ -14,7 +14,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from dycoke_core.errors import InvalidRequestError
 
 MAX_PARTS = 48
-MAX_TEXT_BYTES = 1 << 20  # of all text parts together
+MAX_TEXT_BYTES = 1 << 20  # all text parts together
 SLICE_BYTES = 1 << 16  # parsed between two rounds of the event loop
 
 MALFORMED = "the multipart body is malformed: write it as RFC 7578 says"
@@ -22,7 +22,7 @@ MALFORMED = "the multipart body is malformed: write it as RFC 7578 says"
 
 @dataclass(slots=True)
 class MultipartForm:
-    fields: list[tuple[str, str]] = field(default_factory=list)  # in the order they came
+    fields: list[tuple[str, str]] = field(default_factory=list)  # in the order of arrival
     has_file: bool = False
 
 

@@ -17,7 +17,7 @@ from app.store.worker_registry import WorkerRegistry
 from app.video_store import VideoLease
 from dycoke_core.errors import InvalidRequestError
 
-MAX_RENEW_S = 1.0  # a job that was ended elsewhere stops its reading here within this
+MAX_RENEW_S = 1.0  # within this time a job that was ended elsewhere stops reading here
 
 
 async def served_models(registry: WorkerRegistry) -> dict[str, ModelCard]:
@@ -45,7 +45,7 @@ async def admit(
 
 
 def choose_model(models: dict[str, ModelCard], name: str | None) -> ModelCard:
-    """The card of the model that a request is for.
+    """Returns the card of the model that a request is for.
 
     Raises:
         ModelNotFoundError
@@ -80,7 +80,7 @@ class Place:
         self._queue = queue
         self._lease_s = lease_s
         self._on_lost: Callable[[], None] | None = None
-        # Most places are given up before they are renewed, so that takes no task until then.
+        # Most places are given up before they are renewed, so the task starts only then.
         self._renewal: asyncio.TimerHandle | None = None
         self._renewing: asyncio.Task[None] | None = None
 
@@ -103,7 +103,7 @@ class Place:
         max_jobs: int,
         lease_s: float,
     ) -> "Place":
-        """Args: num_places: that the job counts for. Raises: QueueFullError."""
+        """Args: num_places: how many the job takes. Raises: QueueFullError."""
         await queue.reserve(
             model,
             job_id,
@@ -128,7 +128,7 @@ class Place:
             self._renewing = None
 
     async def release(self) -> None:
-        """Gives the place up. Where Redis does not answer, the lease runs out by itself."""
+        """Gives the place up. If Redis does not answer, the lease runs out by itself."""
         await self.stop_renewing()
         with suppress(StoreUnavailableError):
             await self._queue.release(self.model, self.job_id)
@@ -166,7 +166,7 @@ class Admitted:
 
     def __init__(self) -> None:
         self._place: Place | None = None
-        self._video: VideoLease | None = None  # stays None for a conversation without one
+        self._video: VideoLease | None = None  # stays None for a conversation without a video
 
     @property
     def job_id(self) -> str:
@@ -185,7 +185,7 @@ class Admitted:
             self._place = None
 
     def hand_over(self) -> Place:
-        """Passes the place on, and with it the video; the caller must give both back."""
+        """Passes on the place and the video; the caller must give both back."""
         place = self._held_place
         self._place = self._video = None
         return place

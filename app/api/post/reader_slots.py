@@ -21,7 +21,7 @@ from app.process_table import Lock, ProcessRow, Wait
 POLL_S = 0.02
 
 _LOOKING = 0  # the number of the lock to hold while looking for slots
-_ALONE = 2**40  # of an owner's lock on being alone: from here on, by the owner's digest
+_ALONE = 2**40  # locks from here on, by the owner's digest: an owner's right to be alone
 
 
 class ReaderSlots:
@@ -35,7 +35,7 @@ class ReaderSlots:
         self._table = row.table
         self._probes = _Slots(range(1, 1 + num_slots), Wait.TO_PROBE)
         self._reads = _Slots(range(1 + num_slots, 1 + 2 * num_slots), Wait.TO_READ)
-        self._looking = asyncio.Lock()  # of this process: first come, first served
+        self._looking = asyncio.Lock()  # this process's waiters: first come, first served
 
     @asynccontextmanager
     async def to_probe(self, owner: str) -> AsyncIterator[None]:
@@ -114,13 +114,13 @@ class ReaderSlots:
 
 
 class _Slots:
-    """One kind of slots: the numbers of their locks, and who of this process looks for one."""
+    """One kind of slots: the numbers of their locks, and this process's waiters."""
 
     def __init__(self, numbers: Sequence[int], wait: Wait) -> None:
         self.numbers = numbers
         self.wait = wait
         self.turn = FairBudget(1)
-        self.freed = asyncio.Event()  # by this process
+        self.freed = asyncio.Event()  # held by this process
 
 
 def _number_of(owner: str) -> int:

@@ -46,14 +46,14 @@ T = TypeVar("T")
 
 @dataclass(slots=True, eq=False)
 class Reading:
-    """One job's way through here, and what it holds on it."""
+    """One job's reading, and what it holds."""
 
     request: JobRequest
     wanted: WantedFrames | None  # None: a job without a video, which is queued at once
     place: Place
-    read_timeout_s: float  # what the probe has left of the readers' time
-    reader: int = 0  # its number, where earlier ones were lost
-    found: FramesHeader | None = None  # of the frames, where they are stored, and pinned
+    read_timeout_s: float  # the reading time that the probe has left
+    reader: int = 0  # the reader's number, if earlier ones were lost
+    found: FramesHeader | None = None  # the header of the frames, if they are stored and pinned
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,20 +69,20 @@ class _ReadFrames:
 
 @dataclass(slots=True, eq=False)
 class _SharedRead:
-    """One read of some frames, as long as any job waits for it, in the turn of the first one."""
+    """One read of some frames, kept while any job waits for it, in the turn of the first job."""
 
     owner: str
     task: asyncio.Task[_ReadFrames] | None = None
     num_waiting: int = 0
     progress: float = 0.0
-    held_bytes: int = 0  # in hand
-    storing: asyncio.Lock = field(default_factory=asyncio.Lock)  # so that one job sends them
+    held_bytes: int = 0  # frames that have been read
+    storing: asyncio.Lock = field(default_factory=asyncio.Lock)  # so that only one job sends them
 
 
 class FrameReading:
     """
     Args:
-        max_held_bytes: of frames between their readers and Redis, at a time.
+        max_held_bytes: the most bytes of frames between readers and Redis at a time.
         patience_s: how long to retry while Redis is away before a job is given up.
     """
 
@@ -105,11 +105,11 @@ class FrameReading:
         self._patience_s = patience_s
         self._in_hand = FairBudget(max_held_bytes)
         self._tasks: dict[str, asyncio.Task[None]] = {}  # by job id
-        self._readings: dict[str, Reading] = {}  # likewise
+        self._readings: dict[str, Reading] = {}  # by job id, too
         self._reads: dict[str, _SharedRead] = {}  # by frames digest
 
     def start(self, reading: Reading) -> None:
-        """Takes over the reading's place and video, whatever happens."""
+        """Takes over the reading's place and video, even if it fails."""
         job_id = reading.request.job_id
         task = asyncio.create_task(self._run(reading))
         self._tasks[job_id] = task
@@ -122,7 +122,7 @@ class FrameReading:
         return job_id in self._tasks
 
     def cancel(self, job_id: str) -> None:
-        """Stops a reading, killing its reader. The job's record is the caller's business."""
+        """Stops a reading and kills its reader. The caller ends the job's record."""
         task = self._tasks.get(job_id)
         if task is not None:
             task.cancel()
@@ -172,7 +172,7 @@ class FrameReading:
             await reading.place.stop_renewing()
 
     async def _with_frames(self, reading: Reading, wanted: WantedFrames) -> JobRequest:
-        """Makes sure that a job's frames are stored; returns its request with them."""
+        """Ensures that a job's frames are stored; returns its request with their description."""
         began_at, began_at_s = time.monotonic(), time.time()
         request = reading.request
         digest = wanted.digest
@@ -292,7 +292,7 @@ class FrameReading:
             await self._queue.append_status(job_id, status)
 
     async def _fail(self, reading: Reading, event: ErrorEvent) -> None:
-        """Ends the job. Where Redis stays away, a sweep ends it when its place runs out."""
+        """Ends the job. If Redis stays down, a sweep ends it when its place runs out."""
         logger.info("reading failed", extra={"job_id": event.job_id, "code": event.code})
         with suppress(StoreUnavailableError, JobNotFoundError):
             await self._persist(

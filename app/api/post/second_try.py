@@ -25,21 +25,21 @@ from dycoke_core.video import FrameReaders, FrameSpec, VideoFrames, VideoProbe
 
 MIN_TIMEOUT_S = 1.0  # left for the second try
 
-# A warning, where the second try would have said whether a loss comes twice.
+# A warning, if only a second try could have shown whether the loss repeats.
 _NO_SECOND_TRY = "a second try with decord did not come to its end"
 
 T = TypeVar("T")
 
 
 class SecondTryReaders:
-    """As `FrameReaders`, within the slots that all API processes share."""
+    """Like `FrameReaders`, within the slots that all API processes share."""
 
     def __init__(self, readers: FrameReaders, slots: ReaderSlots) -> None:
         self._readers = readers
         self._slots = slots
 
     async def probe(self, path: Path, owner: str) -> tuple[VideoProbe, float]:
-        """Returns also the seconds that it took, without the wait for a slot.
+        """Also returns the seconds that it took, without the wait for a slot.
 
         Raises: VideoError, ReadersUnavailableError.
         """
@@ -70,7 +70,7 @@ class SecondTryReaders:
     ) -> VideoFrames:
         """
         Args:
-            owner: whose turn it is to have a slot.
+            owner: in whose turn it gets a slot.
             timeout_s: for both tries together, without the wait between them.
 
         Raises:
@@ -104,7 +104,7 @@ class SecondTryReaders:
         except (VideoError, ReadersUnavailableError):
             if frames is None:
                 raise
-            # Whether the loss would repeat is unknown: no better than one from outside.
+            # Nobody knows whether the loss would repeat, so it counts like one from outside.
             warnings = (*frames.warnings, _NO_SECOND_TRY)
             return replace(frames, warnings=warnings, fallback_cause="killed")
 

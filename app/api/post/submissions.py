@@ -58,9 +58,9 @@ from dycoke_core.config import CompressionConfig
 logger = logging.getLogger(__name__)
 
 STORE_LIMIT_S = 5.0  # time allowed to accept or refuse
-MIN_READ_TIMEOUT_S = 1.0  # left for reading after a slow probe
+MIN_READ_TIMEOUT_S = 1.0  # time left for reading after a slow probe
 
-_NO_COMPRESSION = CompressionConfig(policy="full")  # of a job without a video
+_NO_COMPRESSION = CompressionConfig(policy="full")  # for a job without a video
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,16 +113,16 @@ class Submissions:
         intake: Intake,
         answer: StreamSlot,
     ) -> PostedJob:
-        """Takes a request in and starts reading its video.
+        """Accepts a request and starts reading its video.
 
         Args:
-            principal: who asks; idempotency keys of two never meet.
+            principal: the caller; idempotency keys of two callers never collide.
             traceparent: the span that the job belongs to.
             intake: reads the body.
             answer: is opened before there is a job, and stays the caller's.
 
         Raises:
-            DycokeError: refused; nothing of the request is left.
+            DycokeError: the request is refused, and nothing of it is left.
             ClientLeftError
         """
         try:
@@ -203,7 +203,7 @@ class Submissions:
     async def _enter(
         self, owner: str, limits: KeyLimits, idempotency_key: str | None
     ) -> dict[str, ModelCard]:
-        """Refuses at the headers where there is no worker or no room."""
+        """Refuses the request at its headers if there is no worker or no room."""
         self._drain.check()
         try:
             async with asyncio.timeout(STORE_LIMIT_S):
@@ -218,7 +218,7 @@ class Submissions:
             raise StoreUnavailableError from None
 
     async def _place(self, taken: TakenIn, wanted: WantedFrames | None, owner: str) -> Place:
-        """Takes a place, for which there was room at the headers and may be none by now."""
+        """Takes a place. There was room at the headers, but there may be none by now."""
         max_jobs = self._settings.max_queued_jobs
         frames = wanted.spec.num_frames if wanted is not None else 0
         wants = num_places(frames=frames, max_tokens=taken.fields.max_tokens)
@@ -233,7 +233,7 @@ class Submissions:
         )
 
     def _check_video(self, taken: TakenIn, wanted: WantedFrames | None) -> Compression:
-        """Refuses what the video does not allow; returns how it is compressed."""
+        """Refuses what the video does not allow; returns its compression."""
         if wanted is None:
             return _NO_COMPRESSION
         check_wanted(taken.fields, wanted, max_bytes=self._settings.max_frame_store_bytes)
@@ -292,7 +292,7 @@ class Submissions:
         found: bytes,
     ) -> None:
         """Args:
-        found: what is stored of the frames, before their pixels.
+        found: the stored frames' header, without pixels.
         """
         limit_s = self._settings.read_timeout_s
         self._reading.start(
@@ -308,7 +308,7 @@ class Submissions:
 
 @contextmanager
 def _naming_video(taken: TakenIn) -> Iterator[None]:
-    """A client that is refused here need not send the video again."""
+    """Adds the video's id to refusals, so that the client need not send it again."""
     try:
         yield
     except TryLaterError as error:

@@ -20,7 +20,7 @@ from app.video_store import FOREVER, Retention, StorageQuota, Upload, VideoLease
 class Uploads:
     """
     Args:
-        limits_of: what a key may take of the service.
+        limits_of: the limits of a key.
         are_caches_shared: between owners.
         timeout_s: how long a body may take to come in and its video to be probed.
     """
@@ -94,13 +94,13 @@ class Uploads:
         probe, probe_s = await self._readers.probe(upload.path, owner)
         quota = self._quota_of(principal)
         lease = await self._videos.commit(upload, video_id, probe, owner, retention, quota)
-        with suppress(StoreUnavailableError):  # then nothing of it is kept for a day
+        with suppress(StoreUnavailableError):  # then nothing of it is cached for a day
             await self._forgotten.keep(self._cached(video_id, owner))
             await self._usage.count_upload(owner, upload.num_bytes)
         return lease, probe_s
 
     async def delete(self, video_id: str, owner: str) -> None:
-        """Removes a video of an owner's, and what is kept of it unless others share that.
+        """Deletes an owner's video, and what is cached of it unless others share that.
 
         Raises:
             VideoNotFoundError
@@ -111,9 +111,9 @@ class Uploads:
         await self._videos.delete(video_id, owner)
 
     async def expire(self) -> None:
-        """Removes the videos whose time is over, with what is kept of them.
+        """Deletes expired videos, with what is cached of them.
 
-        Raises: StoreUnavailableError: what is left goes another time.
+        Raises: StoreUnavailableError: the rest is deleted another time.
         """
         for video_id, owner in await self._videos.expired():
             await self._forget(video_id, owner)

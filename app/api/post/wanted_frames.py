@@ -19,7 +19,7 @@ from dycoke_core.model_frames import PixelLimits, frame_size
 from dycoke_core.video import FrameSpec
 
 CLIP_TIMES_PER_S = 100
-MAX_FOUND = 1024  # of a few KB each, at most
+MAX_FOUND = 1024  # a few KB each, at most
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -101,7 +101,7 @@ def frame_spec(fields: ChatFields, card: ModelCard) -> FrameSpec:
 
 
 def wanted_spec(request: JobRequest) -> FrameSpec | None:
-    """Which frames a job wants; None where its request does not say."""
+    """Which frames a job wants; None if its request does not say."""
     wanted = request.frames_wanted
     if wanted is None:
         return None
@@ -117,10 +117,10 @@ def wanted_spec(request: JobRequest) -> FrameSpec | None:
 
 
 def frames_wanted(spec: FrameSpec, card: ModelCard, fps: float | None = None) -> FramesWanted:
-    """As a job's request says it; `wanted_spec` reads it.
+    """The part of a job's request that `wanted_spec` reads.
 
     Args:
-        fps: by which their number was counted.
+        fps: the rate by which their number was counted, if any.
     """
     limits = spec.image_size if isinstance(spec.image_size, PixelLimits) else None
     return FramesWanted(
@@ -145,7 +145,7 @@ def with_frames(
     is_cached: bool,
     read_s: float = 0.0,
 ) -> JobRequest:
-    """The request of a job whose frames are there.
+    """The request of a job with its frames, once they are stored.
 
     Args:
         is_cached: they were stored already.
@@ -175,7 +175,7 @@ def with_frames(
 
 
 class FoundFrames:
-    """What was stored of some frames lately; of more than `MAX_FOUND` the oldest are forgotten."""
+    """Headers of recently stored frames, at most `MAX_FOUND`; the oldest are forgotten."""
 
     def __init__(self) -> None:
         self._headers: dict[str, bytes] = {}  # by digest, the oldest first
@@ -188,7 +188,7 @@ class FoundFrames:
             del self._headers[next(iter(self._headers))]
 
     def expected(self, job: JobRequest, spec: FrameSpec, digest: str) -> ExpectedFrames | None:
-        """None where nothing is known of these frames."""
+        """Returns None if nothing is known of these frames."""
         header = self._headers.get(digest)
         if header is None:
             return None
