@@ -191,7 +191,7 @@ class WorkerMetrics:
     def set_engine(self, stats: EngineStats) -> None:
         self._requests_running.set(stats.num_running)
         self._requests_waiting.set(stats.num_waiting)
-        self._kv_cache_usage_ratio.set(stats.kv_bytes_in_use / stats.kv_bytes_budget)
+        self._kv_cache_usage_ratio.set(stats.kv_bytes_in_use / max(stats.kv_bytes_budget, 1))
         self._device_memory_bytes.set(stats.device_memory_bytes)
         for priority, number in stats.num_preemptions.items():
             more = number - self._num_preemptions.get(priority, 0)

@@ -19,11 +19,13 @@ with another objective or priority gets the level that it needs itself, and does
 that level.
 
 With a cached prefix only the question has to be computed, so the prefix's level is used if it is
-weaker than needed, or the next stronger one.
+weaker than needed, or the next stronger one. A prefix that is still being made counts only if it is
+ready in time.
 
 Knows no engine: the caller predicts, and supplies the clock. Standard library only.
 """
 
+import math
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -36,6 +38,7 @@ EASED_UTILISATION = 0.75
 RATE_SHARE = 0.5  # of the objective, over which arrivals have a rate
 QUIET_SHARE = 0.25  # of the objective: a line that is served by then is no sign of overload
 MAX_COURSES = 32  # objectives and priorities whose past is remembered
+COURSES_PER_E = 10  # objectives within a tenth of each other share one
 LINE_SHARE = 0.8  # of the objective, within which later requests must be in time
 
 
@@ -53,6 +56,10 @@ class Level:
     retained: float
     is_cached: bool
     seconds: float
+
+    def is_hit_by(self, seconds: float) -> bool:
+        """Whether its prefix is there so soon that the first token comes by then."""
+        return self.is_cached and self.seconds <= seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +137,8 @@ class Situation:
 class Chooser:
     """Chooses levels for one engine. It remembers what was needed, so that levels do not flap."""
 
-    # Of requests of one objective and priority, used last ones last.
-    _courses: "OrderedDict[tuple[float, Priority], _Course]" = field(default_factory=OrderedDict)
+    # Of requests of about one objective, and one priority; used last ones last.
+    _courses: "OrderedDict[tuple[int, Priority], _Course]" = field(default_factory=OrderedDict)
 
     def choose(
         self,
@@ -153,7 +160,8 @@ class Chooser:
         held = course.level(situation, config.objective_s, now_s)
         needed, reason = _own_need(config, allowed, situation, course.load, waited_s)
         place = min((p for p in allowed if p >= max(needed, held)), default=max(allowed))
-        hits = [hit for hit in allowed if allowed[hit].is_cached and hit <= place + 1]
+        latest_s = max(config.objective_s - waited_s, allowed[place].seconds)
+        hits = [hit for hit in allowed if hit <= place + 1 and allowed[hit].is_hit_by(latest_s)]
         if reason is not Reason.NONE_MEETS:
             if place > needed:
                 reason = Reason.STEADY
@@ -164,8 +172,9 @@ class Chooser:
         return Choice(place, chosen.compression, reason, waited_s + chosen.seconds)
 
     def _course(self, objective_s: float, priority: Priority) -> "_Course":
-        course = self._courses.setdefault((objective_s, priority), _Course())
-        self._courses.move_to_end((objective_s, priority))
+        key = (round(COURSES_PER_E * math.log(objective_s)), priority)
+        course = self._courses.setdefault(key, _Course())
+        self._courses.move_to_end(key)
         if len(self._courses) > MAX_COURSES:
             self._courses.popitem(last=False)
         return course
@@ -173,7 +182,8 @@ class Chooser:
 
 @dataclass(slots=True)
 class _Course:
-    """What requests of one objective and priority have needed, as the situation changed."""
+    """What requests of about one objective, and one priority, have needed, as the situation
+    changed."""
 
     load: int = 0  # the level that load needs
     _held: int = 0  # the level that was needed last, until compression may ease

@@ -1,6 +1,7 @@
 """What a request's `compression` means here: a policy with its parameters, or `auto`."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -37,6 +38,7 @@ class Compressions:
             raise ValueError(f"DYCOKE_AUTO_LADDER: {error}") from error
         try:
             default = parse_compression(_from_text(settings.default_compression), auto)
+            _check_at_least(default)
         except InvalidRequestError as error:
             raise ValueError(f"DYCOKE_DEFAULT_COMPRESSION: {error}") from error
         return cls(default, auto)
@@ -63,12 +65,27 @@ def _auto(settings: Settings) -> AutoConfig:
 
 def _check_order(levels: Sequence[CompressionConfig]) -> None:
     """Levels that keep the same tokens may differ in stage II."""
-    kept = [count_visual_tokens(level, *_USUAL_VIDEO) for level in levels]
+    kept = _num_kept(levels)
     for place, (weaker, stronger) in enumerate(pairwise(kept)):
         if stronger > weaker:
             raise InvalidRequestError(
                 f"level {place + 1} keeps more visual tokens than level {place}; {_LADDER_FORM}"
             )
+
+
+def _check_at_least(default: Compression) -> None:
+    if not isinstance(default, AutoConfig):
+        return
+    share = max(_num_kept(default.ladder)) / math.prod(_USUAL_VIDEO)
+    if share < default.at_least:
+        raise InvalidRequestError(
+            f"compression.at_least must be at most {share:.3g}: no level of DYCOKE_AUTO_LADDER "
+            "keeps more of the visual tokens"
+        )
+
+
+def _num_kept(levels: Sequence[CompressionConfig]) -> list[int]:
+    return [count_visual_tokens(level, *_USUAL_VIDEO) for level in levels]
 
 
 def _from_text(text: str) -> str | dict[str, Any]:

@@ -143,6 +143,16 @@ class ChatFields(Strict):
         """With `fps`; None: as many as the server allows."""
         return self.num_frames if "num_frames" in self.model_fields_set else None
 
+    def with_defaults_within(self, settings: Settings) -> Self:
+        """What was left out is no more than this server's settings allow."""
+        limits = {"num_frames": settings.max_frames, "max_tokens": settings.max_tokens}
+        lowered = {
+            name: limit
+            for name, limit in limits.items()
+            if name not in self.model_fields_set and getattr(self, name) > limit
+        }
+        return self.model_copy(update=lowered) if lowered else self
+
     def check_limits(self, settings: Settings) -> None:
         """Raises InvalidFieldsError for what this server's settings do not allow."""
         limits = {

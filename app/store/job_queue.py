@@ -14,8 +14,8 @@ workers do to a job, and `lua/order.lua` decides whose turn it is. `reserve` bou
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -318,12 +318,10 @@ class JobQueue:
         """Raises JobNotFoundError when there never was such a job or its record has expired."""
         async with store_call():
             fields: Any = await self._redis.hgetall(self._keys.job(job_id))
-            if not fields:
-                raise JobNotFoundError
-            record = {name.decode(): value for name, value in fields.items()}
-            is_queued = record["state"] == JobState.QUEUED.value.encode()
-            position = await self._position(record, job_id) if is_queued else None
-        return JobRecord(
+        if not fields:
+            raise JobNotFoundError
+        record = {name.decode(): value for name, value in fields.items()}
+        job = JobRecord(
             job_id=job_id,
             model=record["model"].decode(),
             state=JobState(record["state"].decode()),
@@ -333,16 +331,44 @@ class JobQueue:
             started_at_s=seconds(record.get("started_at")),
             ended_at_s=seconds(record.get("ended_at")),
             request=JobRequest.model_validate_json(record["request"]),
-            position=position,
+            position=None,
         )
+        return await self._placed(job)
 
-    async def _position(self, record: Mapping[str, bytes], job_id: str) -> int | None:
-        """How many jobs would be taken before it now."""
-        model, owner = record["model"].decode(), record.get("owner", b"").decode()
-        position: Any = await self._scripts.run("position", model, owner, job_id)
+    async def refreshed(self, job: JobRecord) -> JobRecord:
+        """The job as it is now, except its request, which may be large and is not read again: it
+        lacks the frames that have been found since.
+
+        Raises: JobNotFoundError.
+        """
+        names = ("state", "attempt", "queued_at", "started_at", "ended_at")
+        async with store_call():
+            fields: Any = await self._redis.hmget(self._keys.job(job.job_id), names)
+        state, attempt, *times = fields
+        if state is None:
+            raise JobNotFoundError
+        queued_at_s, started_at_s, ended_at_s = map(seconds, times)
+        now = replace(
+            job,
+            state=JobState(state.decode()),
+            attempts=int(attempt),
+            queued_at_s=queued_at_s,
+            started_at_s=started_at_s,
+            ended_at_s=ended_at_s,
+            position=None,
+        )
+        return await self._placed(now)
+
+    async def _placed(self, job: JobRecord) -> JobRecord:
+        """With the number of jobs that would be taken before it now, if it is queued."""
+        if job.state is not JobState.QUEUED:
+            return job
+        model, job_id = job.model, job.job_id
+        position: Any = await self._scripts.run("position", model, job.request.owner, job_id)
         if position is None:  # the previous release queued it
-            position = await self._redis.zrank(self._keys.queued(model), job_id)
-        return None if position is None else int(position)
+            async with store_call():
+                position = await self._redis.zrank(self._keys.queued(model), job_id)
+        return job if position is None else replace(job, position=int(position))
 
     async def end(
         self,

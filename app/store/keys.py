@@ -32,13 +32,18 @@
                                        over; has_share:{owner}; arrivals -> jobs so far; TTL
     {p}:given:{model}        hash      entry -> job_id, of entries that were given to another job
                                        than the one which brought them; TTL
-    {p}:arrivals:{model}     list      times (ms) at which the last jobs were queued; TTL
+    {p}:arrivals:{model}     list      times (ms) at which the last jobs were queued, without
+                                       those of low priority; TTL
     {p}:starts:{model}       list      times (ms) at which the last jobs left the queue; TTL
     {p}:pace:{model}         list      those since which some have waited all the time; TTL
     {p}:live                 zset      job_id -> deadline (ms) of all jobs without an end
     {p}:ended_jobs           zset      job_id -> end of TTL (ms) of ended jobs whose record is there
     {p}:ended_sizes          hash      job_id -> bytes of an ended job's record, events, kept sets
-    {p}:ended_bytes          string    sum of ended_sizes; over the budget the oldest go first
+    {p}:ended_bytes          string    sum of ended_sizes; over the budget the oldest go first, of
+                                       the owner whose jobs take most
+    {p}:ended_of_jobs        hash      job_id -> `bytes owner` of an ended job; TTL
+    {p}:ended_owners         zset      owner -> bytes of its ended jobs; TTL
+    {p}:ended_of:{owner}     zset      job_id -> end of TTL (ms) of an owner's ended jobs; TTL
     {p}:dead                 stream    dead letters, capped
     {p}:idempotency:{hash}   hash      fingerprint, job_id; TTL
     {p}:frames:{digest}      string    frames blob
@@ -151,6 +156,17 @@ class RedisKeys:
     @property
     def ended_bytes(self) -> str:
         return f"{self.prefix}:ended_bytes"
+
+    @property
+    def ended_of_jobs(self) -> str:
+        return f"{self.prefix}:ended_of_jobs"
+
+    @property
+    def ended_owners(self) -> str:
+        return f"{self.prefix}:ended_owners"
+
+    def ended_of(self, owner: str) -> str:
+        return f"{self.prefix}:ended_of:{owner}"
 
     @property
     def dead(self) -> str:

@@ -58,3 +58,10 @@ def test_preemptions_are_counted_once_each_by_the_priority_of_who_came() -> None
         metrics.set_engine(replace(ONE_RUNNING, num_preemptions={"high": 2}))
     metrics.set_engine(replace(ONE_RUNNING, num_preemptions={"high": 3, "normal": 1}))
     assert (count("high"), count("normal")) == (3, 1)
+
+
+def test_an_engine_without_memory_for_keys_and_values_uses_none() -> None:
+    """It refuses every request; that must not end its worker, too."""
+    registry = CollectorRegistry()
+    WorkerMetrics(registry, model="m").set_engine(replace(ONE_RUNNING, kv_bytes_budget=0))
+    assert registry.get_sample_value("dycoke_kv_cache_usage_ratio", {"model": "m"}) == 0.0

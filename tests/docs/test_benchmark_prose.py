@@ -225,7 +225,16 @@ def said_of_medium() -> list[str]:
         for setting in ("auto", "dycoke")
     }
     assert not late_s["dycoke"] and len(late_s["auto"]) == 2 and late_s["auto"][-1] < 1
+    late = [row for row in rows if float(row["ttft_s"]) > content["objective_s"]]
+    late = [row for row in late if row["setting"] == "auto"]
+    assert {row["compression"] for row in late} == {"full"}
+    predicted = [float(row["predicted_ttft_s"]) for row in late]
+    later = [float(row["ttft_s"]) - seconds for row, seconds in zip(late, predicted, strict=True)]
+    said_s = " and ".join(rounded(seconds, 1) for seconds in predicted)
+    came_s = " and ".join(rounded(seconds, 1) for seconds in later)
     return [
+        f"just in time (after {said_s} s)",
+        f"these came {came_s} s later",
         f"turn of {figures[whole, 'auto']['num_asked']} questions, {good[whole, 'auto']} of the",
         f"`auto`, {good[whole, 'dycoke']} with DyCoke and {good[whole, 'full']} with",
         f"({good[far, 'auto']} against {good[far, 'dycoke']})",

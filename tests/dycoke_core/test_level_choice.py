@@ -56,6 +56,8 @@ def after(ahead_s: float) -> dict[int, Level]:
         ((1.0, 0.6, 0.1, 0.4), (2,), 0.0, 0, Reason.OBJECTIVE),  # nor from two levels away
         ((0.1, 0.1, 0.5, 0.4), (0, 1), 0.0, 0, Reason.OBJECTIVE),
         ((2.1, 9.0, 9.0, 9.0), (0,), 0.0, 0, Reason.NONE_MEETS),  # a weaker hit is the fastest
+        ((3.0, 2.5, 2.2, 1.0), (0,), 0.0, 3, Reason.OBJECTIVE),  # on its way, and comes too late
+        ((3.0, 1.5, 1.2, 1.0), (0, 2), 0.0, 2, Reason.CACHED),  # the other one comes in time
     ],
 )
 def test_the_least_compression_that_meets_the_objective(
@@ -225,16 +227,24 @@ def test_another_objective_or_priority_holds_nobody(objective_s: float, priority
     assert chooser.choose(DEFAULT, after(0.0), situation(), now_s=1.9).reason is Reason.STEADY
 
 
+def test_nearly_the_same_objective_is_held_to_what_was_needed() -> None:
+    """Such as what is left of a client's deadline, which is never the same."""
+    chooser = Chooser()
+    assert chooser.choose(DEFAULT, after(1.45), situation(ahead_s=1.45), now_s=0.0).level == 3
+    next_one = AutoConfig(objective_s=OBJECTIVE_S * 1.01)
+    choice = chooser.choose(next_one, after(0.0), situation(), now_s=1.9)
+    assert (choice.level, choice.reason) == (3, Reason.STEADY)
+
+
 def test_only_the_objectives_that_were_used_last_are_remembered() -> None:
     chooser = Chooser()
     hard = situation(ahead_s=1.45)
+    others = [AutoConfig(objective_s=OBJECTIVE_S * 1.2**number) for number in range(1, 34)]
     assert chooser.choose(DEFAULT, after(1.45), hard, now_s=0.0).level == 3
-    for number in range(1, MAX_COURSES):
-        other = AutoConfig(objective_s=OBJECTIVE_S + number)
+    for other in others[: MAX_COURSES - 1]:
         chooser.choose(other, after(0.0), situation(), now_s=0.1)
     assert chooser.choose(DEFAULT, after(0.0), situation(), now_s=0.2).level == 3
-    for number in range(1, MAX_COURSES + 1):
-        other = AutoConfig(objective_s=OBJECTIVE_S + number)
+    for other in others[:MAX_COURSES]:
         chooser.choose(other, after(0.0), situation(), now_s=0.3)
     assert chooser.choose(DEFAULT, after(0.0), situation(), now_s=0.4).level == 0
 

@@ -125,6 +125,18 @@ def test_a_prefix_that_is_there_beats_one_level_more_of_tokens(lab: Lab) -> None
     assert choice.predicted_ttft_s == pytest.approx(question_s)
 
 
+def test_a_prefix_that_comes_too_late_is_not_waited_for(lab: Lab) -> None:
+    """One of low priority makes it, which gives way otherwise."""
+    engine = lab.engine()
+    low, high = lab.sequence("low", compression="full"), lab.sequence("high")
+    low.priority, high.priority = "low", "high"
+    engine.add(low)
+    tight = choose(engine, high, predicted_s(lab, 3) + 1e-6)
+    assert (tight.level, tight.reason) == (3, Reason.OBJECTIVE)
+    lax = choose(engine, high, predicted_s(lab, 0) + 1e-6)
+    assert lax.level == 0
+
+
 def test_what_waits_behind_costs_what_requests_cost_of_late(lab: Lab) -> None:
     engine = lab.engine()
     full_s, strongest_s = predicted_s(lab, 0), predicted_s(lab, 3)

@@ -359,6 +359,23 @@ async def test_address_is_what_a_trusted_proxy_says_and_nobody_else(
                 await asyncio.sleep(0.02)
 
 
+async def test_what_a_request_leaves_out_is_never_more_than_the_server_takes(
+    redis_server: RedisServer, keys: RedisKeys, tmp_path: Path, worker: ScriptedWorker
+) -> None:
+    settings = {"max_frames": 2, "max_tokens": 3}
+    async with running_api(redis_server.url, keys, tmp_path, **settings) as api:
+        video_id = (await api.client.post("/v1/videos", files={"video": CLIP})).json()["video_id"]
+        for path, body in (
+            ("/v1/video/chat", {"question": "?", "video_id": video_id}),
+            ("/v1/chat/completions", {"messages": about(video_id)}),
+        ):
+            post = asyncio.create_task(api.client.post(path, json=body))
+            asked = (await worker.answer()).request
+            assert (await post).status_code == 200
+            assert asked.max_tokens == 3 and asked.frames is not None
+            assert asked.frames.num_frames == 2
+
+
 async def test_open_answers_are_bounded(api: RunningApi, worker: ScriptedWorker) -> None:
     async with api.posting() as first:
         url = f"/v1/jobs/{first.headers['x-job-id']}/events"

@@ -6,7 +6,13 @@ from collections import Counter
 from pathlib import Path
 
 from app.store.keys import RedisKeys
-from tests.integration.api import EventReader, RunningApi, ScriptedWorker, running_api
+from tests.integration.api import (
+    EventReader,
+    RunningApi,
+    ScriptedWorker,
+    running_api,
+    until,
+)
 from tests.integration.conftest import RedisServer
 from tests.integration.openai_client import PATH, hello
 
@@ -52,6 +58,16 @@ async def test_a_deadline_that_passes_while_the_job_waits_ends_it(
     assert (whole.status_code, whole.json()["code"]) == (504, "deadline_exceeded")
     assert (await api.api.jobs.queue.depth("tiny")).waiting == 0
     assert await ended(api) == {"client_deadline_exceeded": 2}
+
+
+async def test_a_deadline_that_passes_while_frames_are_read_stops_the_reader(
+    api: RunningApi, worker: ScriptedWorker
+) -> None:
+    api.readers.may_read.clear()
+    response = await api.post(stream=False, deadline_s=2)
+    assert (response.status_code, response.json()["code"]) == (504, "deadline_exceeded")
+    await until(lambda: api.readers.num_cancelled == 1)
+    assert (await api.api.jobs.queue.depth("tiny")).waiting == 0
 
 
 async def test_the_servers_own_deadline_counts_against_the_service(

@@ -120,7 +120,7 @@ class JobFeed:
         if not logged:
             if was_ended:
                 return [], True
-            self._record = await self._queue.get(self.job_id)
+            self._record = await self._queue.refreshed(self._record)
             return self._position(), False
         items = _items(logged)
         is_end = items[-1].type in FINAL_TYPES
@@ -136,7 +136,7 @@ class JobFeed:
         if self._record.attempts == 0:
             self._record = replace(self._record, state=JobState.RUNNING, attempts=1, position=None)
         else:
-            self._record = await self._queue.get(self.job_id)
+            self._record = await self._queue.refreshed(self._record)
 
     def _timeout_s(self) -> float:
         is_running = self._record.state is JobState.RUNNING

@@ -174,6 +174,7 @@ class CompletionIntake:
         }
         said = {name: value for name, value in said.items() if value is not None}
         chat = ChatFields(messages=conversation.turns, **said)
+        chat = chat.with_defaults_within(self._settings)
         try:
             self._compressions.parse(chat.compression)
         except InvalidRequestError as error:

@@ -64,12 +64,13 @@ class ChatIntake:
     ) -> TakenIn:
         began_at, owner = time.monotonic(), principal.owner
         if content_type(request) == JSON:
-            fields = await read_json_fields(request)
+            fields = (await read_json_fields(request)).with_defaults_within(self._settings)
             return await self._find_video(fields, self._check(fields, models), owner)
         async with self._uploads.receive(principal) as upload:
             fields, has_video = await read_form_fields(
                 request, upload, on_file=lambda: principal.require(Scope.UPLOAD)
             )
+            fields = fields.with_defaults_within(self._settings)
             card = self._check(fields, models)
             if not has_video:
                 return await self._find_video(fields, card, owner)

@@ -15,7 +15,8 @@ import asyncio
 import os
 import socket
 import struct
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -26,6 +27,8 @@ from app.process_table import ProcessRow, ProcessTable
 
 FETCH_TIMEOUT_S = 1.0
 MAX_PAGE_BYTES = 8 * 2**20
+REST = 9.0  # after making its own page, in times of what that took
+MAX_REST_S = 0.5  # well within the others' patience
 LABEL = "process"
 
 _CREDENTIALS = struct.Struct("3i")  # process, user and group at the other end
@@ -35,6 +38,8 @@ class MetricsPage:
     def __init__(self, registry: CollectorRegistry, row: ProcessRow) -> None:
         self._registry = registry
         self._row = row
+        self._own = _Shared(self._make_own, rest=REST)
+        self._merged = _Shared(self._make_merged)
 
     @asynccontextmanager
     async def shown_to_siblings(self) -> AsyncIterator[None]:
@@ -51,6 +56,12 @@ class MetricsPage:
 
     async def render(self) -> bytes:
         """The page for Prometheus, of all processes."""
+        return await self._merged.get()
+
+    async def _make_own(self) -> bytes:
+        return generate_latest(self._registry)
+
+    async def _make_merged(self) -> bytes:
         table = self._row.table
         numbers = range(table.num_processes)
         fetched = await asyncio.gather(*(self._page_of(number) for number in numbers))
@@ -62,7 +73,7 @@ class MetricsPage:
 
     async def _page_of(self, number: int) -> bytes | None:
         if number == self._row.number:
-            return generate_latest(self._registry)
+            return await self._own.get()
         try:
             async with asyncio.timeout(FETCH_TIMEOUT_S):
                 return await _fetch(_address(self._row.table, number))
@@ -72,9 +83,39 @@ class MetricsPage:
     async def _show(self, _: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError):
             if _is_of_this_user(writer.get_extra_info("socket")):
-                writer.write(generate_latest(self._registry))
+                writer.write(await self._own.get())
             writer.close()
             await writer.wait_closed()
+
+
+class _Shared:
+    """A page for all who ask before it is begun: who asks later gets a later one.
+
+    Args:
+        rest: before the next one is begun, in times of what the last one took.
+    """
+
+    def __init__(self, make: Callable[[], Awaitable[bytes]], *, rest: float = 0.0) -> None:
+        self._make = make
+        self._rest = rest
+        self._next: asyncio.Task[bytes] | None = None
+        self._turn = asyncio.Lock()
+        self._begins_at = 0.0  # on the monotonic clock, at the earliest
+
+    async def get(self) -> bytes:
+        if self._next is None:
+            self._next = asyncio.create_task(self._make_next())
+        return await asyncio.shield(self._next)
+
+    async def _make_next(self) -> bytes:
+        async with self._turn:
+            await asyncio.sleep(max(0.0, self._begins_at - time.monotonic()))
+            self._next = None
+            began_at = time.monotonic()
+            page = await self._make()
+            ended_at = time.monotonic()
+            self._begins_at = ended_at + min(self._rest * (ended_at - began_at), MAX_REST_S)
+            return page
 
 
 def merge(pages: Mapping[int, bytes]) -> bytes:

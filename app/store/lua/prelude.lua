@@ -57,6 +57,9 @@ local function usage_key(owner_and_day) return PREFIX .. ':usage:' .. owner_and_
 local function ended_jobs_key() return PREFIX .. ':ended_jobs' end
 local function ended_sizes_key() return PREFIX .. ':ended_sizes' end
 local function ended_bytes_key() return PREFIX .. ':ended_bytes' end
+local function ended_owners_key() return PREFIX .. ':ended_owners' end
+local function ended_of_jobs_key() return PREFIX .. ':ended_of_jobs' end
+local function ended_of_key(owner) return PREFIX .. ':ended_of:' .. owner end
 local function lost_worker_key(worker_id) return PREFIX .. ':lost_worker:' .. worker_id end
 local function worker_key(id) return PREFIX .. ':worker:' .. id end
 local function workers_key() return PREFIX .. ':workers' end
@@ -107,9 +110,45 @@ local function append_unnumbered(job_id, event)
   return next_index .. '-' .. sequence - 1, id
 end
 
--- Counts a job that has just ended, and deletes the oldest ended ones while all of them together
--- exceed their budget. Drops from the count those whose TTL is over.
-local function make_room_for_ended(job_id, ttl_ms, has_kept)
+local function forget_ended_of(job_id)
+  local noted = redis.call('HGET', ended_of_jobs_key(), job_id)
+  if not noted then return end -- it ended under the previous release
+  local bytes, owner = string.match(noted, '^(%d+) (.*)$')
+  redis.call('HDEL', ended_of_jobs_key(), job_id)
+  redis.call('ZREM', ended_of_key(owner), job_id)
+  if tonumber(redis.call('ZADD', ended_owners_key(), 'INCR', -bytes, owner)) <= 0 then
+    redis.call('ZREM', ended_owners_key(), owner)
+  end
+end
+
+-- Counts an ended job among its owner's, without those whose TTL is over: the previous release
+-- drops them elsewhere alone.
+local function note_ended_of(owner, job_id, bytes, now, ttl_ms)
+  local key = ended_of_key(owner)
+  for _, gone in ipairs(redis.call('ZRANGEBYSCORE', key, '-inf', now, 'LIMIT', 0, 100)) do
+    forget_ended_of(gone)
+  end
+  redis.call('HSET', ended_of_jobs_key(), job_id, bytes .. ' ' .. owner)
+  redis.call('ZADD', key, now + ttl_ms, job_id)
+  redis.call('ZADD', ended_owners_key(), 'INCR', bytes, owner)
+  for _, each in ipairs({key, ended_of_jobs_key(), ended_owners_key()}) do
+    redis.call('PEXPIRE', each, ttl_ms)
+  end
+end
+
+-- The ended job to delete next: the oldest where its TTL is over; else, where all together exceed
+-- their budget, the oldest of the owner whose jobs take most. Nil: there is none.
+local function next_ended_to_go(total)
+  local oldest = redis.call('ZRANGE', ended_jobs_key(), 0, 0, 'WITHSCORES')
+  if oldest[1] and tonumber(oldest[2]) <= now_ms() then return oldest[1] end
+  if total <= MAX_ENDED_BYTES then return nil end
+  local largest = redis.call('ZRANGE', ended_owners_key(), -1, -1)[1]
+  return largest and redis.call('ZRANGE', ended_of_key(largest), 0, 0)[1] or oldest[1]
+end
+
+-- Counts a job that has just ended, and deletes others while all of them together exceed their
+-- budget. Drops from the count those whose TTL is over.
+local function make_room_for_ended(job_id, owner, ttl_ms, has_kept)
   local now = now_ms()
   local bytes = 0
   local keys = {job_key(job_id), events_key(job_id)}
@@ -120,15 +159,16 @@ local function make_room_for_ended(job_id, ttl_ms, has_kept)
   redis.call('ZADD', ended_jobs_key(), now + ttl_ms, job_id)
   redis.call('HSET', ended_sizes_key(), job_id, bytes)
   local total = redis.call('INCRBY', ended_bytes_key(), bytes)
+  if owner then note_ended_of(owner, job_id, bytes, now, ttl_ms) end
   for _ = 1, MAX_FORGOTTEN do
-    local oldest = redis.call('ZRANGE', ended_jobs_key(), 0, 0, 'WITHSCORES')
-    local is_over = tonumber(oldest[2]) <= now
-    if oldest[1] == job_id or not is_over and total <= MAX_ENDED_BYTES then return end
-    redis.call('UNLINK', job_key(oldest[1]), events_key(oldest[1]), kept_key(oldest[1]))
-    redis.call('ZREM', ended_jobs_key(), oldest[1])
-    local bytes_freed = redis.call('HGET', ended_sizes_key(), oldest[1])
-    total = redis.call('DECRBY', ended_bytes_key(), bytes_freed)
-    redis.call('HDEL', ended_sizes_key(), oldest[1])
+    local other_id = next_ended_to_go(total)
+    if not other_id or other_id == job_id then return end
+    redis.call('UNLINK', job_key(other_id), events_key(other_id), kept_key(other_id))
+    redis.call('ZREM', ended_jobs_key(), other_id)
+    local bytes_freed = redis.call('HGET', ended_sizes_key(), other_id)
+    total = redis.call('DECRBY', ended_bytes_key(), bytes_freed or 0)
+    redis.call('HDEL', ended_sizes_key(), other_id)
+    forget_ended_of(other_id)
   end
 end
 
@@ -173,7 +213,7 @@ local function finish(job_id, state, event, ttl_ms)
     settle(job_id, job, done)
     count_usage(job.owner, state, done)
   end
-  make_room_for_ended(job_id, ttl_ms, job.has_kept)
+  make_room_for_ended(job_id, job.owner, ttl_ms, job.has_kept)
 end
 
 -- Ends a job from outside its worker, which learns of it through the channel.
@@ -204,10 +244,12 @@ local function enqueue(model, job_id, request)
     'queued_at', now)
   redis.call('ZREM', places_key(model), job_id)
   begin_to_wait(model, job_id, now)
-  redis.call('LPUSH', arrivals_key(model), now)
-  redis.call('LTRIM', arrivals_key(model), 0, MAX_ARRIVALS - 1)
-  redis.call('PEXPIRE', arrivals_key(model), 3600000)
   local job = job_fields(job_id, 'owner', 'length', 'priority')
+  if job.priority ~= 'low' then -- low ones give way: they are no load for others
+    redis.call('LPUSH', arrivals_key(model), now)
+    redis.call('LTRIM', arrivals_key(model), 0, MAX_ARRIVALS - 1)
+    redis.call('PEXPIRE', arrivals_key(model), 3600000)
+  end
   if job.owner then join_order(model, job_id, job) end
 end
 

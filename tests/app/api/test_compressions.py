@@ -50,3 +50,11 @@ def test_levels_of_a_ladder_may_differ_in_what_decoding_attends_to() -> None:
 def test_a_setting_that_means_nothing_is_named(name: str, value: str) -> None:
     with pytest.raises(ValueError, match=f"DYCOKE_{name.upper()}"):
         Compressions.of(Settings(**{name: value}))  # type: ignore[arg-type]
+
+
+def test_a_default_that_no_level_can_serve_is_named() -> None:
+    asked = '{"policy": "auto", "at_least": 0.7}'
+    ladder = '[{"k": 0.5}, {"k": 0.9}]'
+    assert Compressions.of(Settings(default_compression=asked))
+    with pytest.raises(ValueError, match=r"DYCOKE_DEFAULT_COMPRESSION: .* at most 0\.625"):
+        Compressions.of(Settings(default_compression=asked, auto_ladder=ladder))

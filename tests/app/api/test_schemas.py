@@ -65,6 +65,17 @@ def test_limits_of_the_server_are_told_by_field_and_setting() -> None:
     assert "equal to 60 (DYCOKE_JOB_TIMEOUT_S)" in problems["deadline_s"]
 
 
+def test_what_is_left_out_is_within_the_limits_of_the_server() -> None:
+    settings = Settings(max_frames=16, max_tokens=100)
+    asked = fields().with_defaults_within(settings)
+    asked.check_limits(settings)
+    assert (asked.num_frames, asked.max_tokens) == (16, 100)
+    unlimited = fields()
+    assert unlimited.with_defaults_within(Settings()) is unlimited
+    with pytest.raises(InvalidFieldsError):
+        fields(num_frames=32, max_tokens=256).with_defaults_within(settings).check_limits(settings)
+
+
 def test_with_a_rate_a_number_of_frames_that_is_left_out_is_no_limit() -> None:
     settings = Settings(max_frames=16)
     asked = fields(fps=2.0)

@@ -1,6 +1,7 @@
 """The life of a job on a real Redis: transitions, bounds, leases, fencing, failover."""
 
 import asyncio
+from collections import Counter
 from contextlib import aclosing
 from hashlib import sha1
 
@@ -311,6 +312,35 @@ async def check_count_of_ended(redis: Redis, keys: RedisKeys, *job_ids: str) -> 
     assert int(await redis.get(keys.ended_bytes)) == sum(map(int, sizes.values()))
 
 
+async def check_count_by_owner(redis: Redis, keys: RedisKeys) -> None:
+    sizes = await redis.hgetall(keys.ended_sizes)
+    by_owner = Counter[bytes]()
+    for job_id, noted in (await redis.hgetall(keys.ended_of_jobs)).items():
+        num_bytes, owner = noted.split()
+        assert num_bytes == sizes[job_id]
+        assert await redis.zscore(keys.ended_of(owner.decode()), job_id) is not None
+        by_owner[owner] += int(num_bytes)
+    assert by_owner.total() == sum(map(int, sizes.values()))
+    assert dict(await redis.zrange(keys.ended_owners, 0, -1, withscores=True)) == by_owner
+
+
+def load_small(name: str) -> tuple[str, str]:
+    """A script with little room for ended jobs."""
+    budget = "MAX_ENDED_BYTES = 256 * 1024 * 1024"
+    source, _ = load_script(name)
+    assert budget in source or name not in ("append", "end")
+    source = source.replace(budget, "MAX_ENDED_BYTES = 60000")
+    return source, sha1(source.encode(), usedforsecurity=False).hexdigest()
+
+
+async def end_large(queue: JobQueue, job_id: str, owner: str = "anonymous") -> None:
+    await queue.reserve(MODEL, job_id, max_jobs=100, lease_s=30)
+    request = make_request(job_id)
+    long = [request.messages[0].model_copy(update={"content": "x" * 20_000})]
+    await queue.create(request.model_copy(update={"messages": long, "owner": owner}))
+    assert await queue.end(job_id, JobState.CANCELLED, cancelled(job_id))
+
+
 async def test_oldest_ended_jobs_make_room_for_newer_ones(
     queue: JobQueue,
     leases: JobLeases,
@@ -319,26 +349,15 @@ async def test_oldest_ended_jobs_make_room_for_newer_ones(
     keys: RedisKeys,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    budget = "MAX_ENDED_BYTES = 256 * 1024 * 1024"
-
-    def load_small(name: str) -> tuple[str, str]:
-        source, _ = load_script(name)
-        assert budget in source or name not in ("append", "end")
-        source = source.replace(budget, "MAX_ENDED_BYTES = 60000")
-        return source, sha1(source.encode(), usedforsecurity=False).hexdigest()
-
     monkeypatch.setattr("app.store.client.load_script", load_small)
     await submit(queue, "r")
     running = await take(leases)
     await submit(queue, "q")
     for job_id in "abcd":
-        await queue.reserve(MODEL, job_id, max_jobs=100, lease_s=30)
-        request = make_request(job_id)
-        long = [request.messages[0].model_copy(update={"content": "x" * 20_000})]
-        await queue.create(request.model_copy(update={"messages": long}))
-        assert await queue.end(job_id, JobState.CANCELLED, cancelled(job_id))
+        await end_large(queue, job_id)
     assert await left_behind(redis, keys, "abcdrq") == ["c", "d", "r", "q"]
     await check_count_of_ended(redis, keys, "c", "d")
+    await check_count_by_owner(redis, keys)
     with pytest.raises(JobNotFoundError):
         await queue.get("a")
     with pytest.raises(JobNotFoundError):
@@ -348,6 +367,34 @@ async def test_oldest_ended_jobs_make_room_for_newer_ones(
     assert await say(leases, running, 0) == (True, 1)
     assert await finish(leases, running)
     assert (await take(leases)).job_id == "q"
+
+
+async def test_who_ends_many_jobs_makes_room_with_its_own(
+    queue: JobQueue, redis: Redis, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.store.client.load_script", load_small)
+    await end_large(queue, "z", "key_quiet")
+    for job_id in "abcd":
+        await end_large(queue, job_id, "key_busy")
+    assert await left_behind(redis, keys, "zabcd") == ["z", "d"]
+    await check_count_of_ended(redis, keys, "z", "d")
+    await check_count_by_owner(redis, keys)
+
+
+async def test_jobs_that_the_previous_release_has_dropped_are_counted_no_longer(
+    redis: Redis, keys: RedisKeys, queue: JobQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.store.client.load_script", load_small)
+    for job_id in "ab":
+        await end_large(queue, job_id, "key_busy")
+    size = int(await redis.hget(keys.ended_sizes, "a") or 0)
+    await redis.zrem(keys.ended_jobs, "a")
+    await redis.hdel(keys.ended_sizes, "a")
+    await redis.decrby(keys.ended_bytes, size)
+    for job_id in "cd":
+        await end_large(queue, job_id, "key_busy")
+    await check_count_of_ended(redis, keys, "c", "d")
+    await check_count_by_owner(redis, keys)
 
 
 async def test_ended_jobs_are_counted_for_as_long_as_they_are_kept(

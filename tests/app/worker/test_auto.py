@@ -135,6 +135,7 @@ async def test_a_worker_sees_better_jobs_behind_a_long_backlog_of_low_ones(
         await client.ask("why?", compression=AUTO.as_dict(), priority=priority)
     first = await take(leases)
     assert first.request.priority == "high" and first.queue is not None
+    assert first.queue.num_arrivals == 3, "nor do low ones count as load"
     seen = [len(first.queue.outlook(worst_rank=rank).waited_s) for rank in range(3)]
     assert seen == [0, 2, 66], "no more of the backlog than a worker could look at"
 

@@ -107,6 +107,21 @@ async def test_a_job_that_waits_says_where_in_the_queue_it_stands(
     assert positions == [1, 0]
 
 
+async def test_a_stream_that_waits_reads_no_request(
+    queue: JobQueue, reader: EventReader, redis: Redis, keys: RedisKeys
+) -> None:
+    """It may have hundreds of thousands of characters, and hundreds of streams may wait."""
+    await submit(queue, "before")
+    await submit(queue, "j")
+    feed = await feed_of(queue, reader)
+    await redis.hset(keys.job("j"), "request", "not read")
+    async with asyncio.timeout(PATIENCE_S):
+        async for batch in feed.batches():
+            if any(isinstance(e := item.event, StatusEvent) and e.position == 1 for item in batch):
+                await queue.end("j", JobState.CANCELLED, cancelled("j"))
+    assert isinstance(batch[-1].event, ErrorEvent) and batch[-1].event.code == "cancelled"
+
+
 async def test_silence_is_an_empty_batch(queue: JobQueue, reader: EventReader) -> None:
     await submit(queue, "j")
     batches = (await feed_of(queue, reader, heartbeat_s=0.01)).batches()

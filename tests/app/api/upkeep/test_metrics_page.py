@@ -71,6 +71,31 @@ async def test_each_process_answers_for_both(pages: list[MetricsPage]) -> None:
             assert values(rendered, "dycoke_api_process_up") == {"0": 1.0, "1": 1.0}
 
 
+async def test_however_many_ask_pages_take_little_of_a_process(
+    pages: list[MetricsPage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Anybody may ask for what costs every process milliseconds. Those who ask at a time share it,
+    and who asks later gets a later one."""
+    num_made = 0
+
+    def counted(source: CollectorRegistry) -> bytes:
+        nonlocal num_made
+        num_made += 1
+        return generate_latest(source)
+
+    monkeypatch.setattr(metrics_page, "generate_latest", counted)
+    monkeypatch.setattr(metrics_page, "FETCH_TIMEOUT_S", 20.0)
+    async with AsyncExitStack() as stack:
+        for page in pages:
+            await stack.enter_async_context(page.shown_to_siblings())
+        rendered = await asyncio.gather(*(page.render() for page in pages for _ in range(50)))
+        assert len({values(page, "open")["1"] for page in rendered}) == 1
+        assert num_made <= 8  # each its own, for itself and for the other, and about all
+        before = num_made
+        await pages[0].render()
+        assert num_made > before
+
+
 async def test_dead_process_shows_and_so_do_its_deaths(
     pages: list[MetricsPage], process_table: ProcessTable
 ) -> None:
