@@ -34,6 +34,7 @@ from app.messages import (
     TokenEvent,
 )
 from app.store.client import (
+    CALL_TIMEOUT_S,
     Scripts,
     in_our_words,
     is_server_condition,
@@ -307,6 +308,7 @@ class JobLeases:
         async with self._redis.pubsub(ignore_subscribe_messages=True) as pubsub:
             async with store_call():
                 await pubsub.subscribe(self._keys.ended)
+                await pubsub.get_message(timeout=CALL_TIMEOUT_S)  # its confirmation, ignored
             yield None
             while True:
                 async with store_call():

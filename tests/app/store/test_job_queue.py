@@ -1,6 +1,7 @@
 """The life of a job on a real Redis: transitions, bounds, leases, fencing, failover."""
 
 import asyncio
+import time
 from collections import Counter
 from contextlib import aclosing
 from hashlib import sha1
@@ -235,8 +236,9 @@ async def test_cancel_while_running_tells_and_fences_the_worker(
         assert await anext(ended) is None
         assert await queue.end("j", JobState.CANCELLED, cancelled("j"))
         assert not await queue.end("j", JobState.CANCELLED, cancelled("j"))
-        while (job_id := await anext(ended)) is None:
-            pass
+        async with asyncio.timeout(20):
+            while (job_id := await anext(ended)) is None:
+                pass
         assert job_id == "j"
     assert await entries(redis, keys) == (0, 0)
     assert await say(leases, delivery, 1) == (False, 1)
@@ -244,6 +246,15 @@ async def test_cancel_while_running_tells_and_fences_the_worker(
     assert await leases.renew([delivery]) == [False]
     assert not await leases.hand_back(delivery, lease_s=LEASE_S)
     assert await event_types(log, "j") == [("0-1", "job"), ("1-0", "token"), ("2-0", "error")]
+
+
+async def test_worker_listens_once_redis_says_so(leases: JobLeases, redis: Redis) -> None:
+    pause_s = 0.3
+    await redis.client_pause(int(pause_s * 1000))
+    began_at = time.monotonic()
+    async with aclosing(leases.ended()) as ended:
+        assert await anext(ended) is None
+    assert time.monotonic() - began_at >= pause_s / 2
 
 
 async def test_sweep_ends_overdue_jobs_and_finds_those_of_lost_readers(
