@@ -28,6 +28,7 @@ PATIENCE_S = 120.0  # a worker takes six seconds of CPU time to start
 LEASE_S = "5"  # short, and yet longer than a busy machine leaves a worker without its turn
 NUM_TOKENS = 600  # of an answer in whose middle its worker is found and killed
 METRICS_LINE = "serving metrics"
+TAKEN_LINE = "job taken"
 Event = tuple[str, dict[str, Any]]
 
 
@@ -58,8 +59,9 @@ class Service:
 
     def worker_metrics(self) -> dict[int, str]:
         """By process id: the metrics pages of the workers that live."""
-        lines = [json.loads(line) for line in self.log.read_text().splitlines() if line[:1] == "{"]
-        ports = {line["pid"]: line["port"] for line in lines if line["message"] == METRICS_LINE}
+        ports = {
+            line["pid"]: line["port"] for line in self._lines() if line["message"] == METRICS_LINE
+        }
         alive = {worker.pid for worker in self.children("worker")}
         return {
             pid: httpx.get(f"http://127.0.0.1:{port}/metrics").text
@@ -72,10 +74,19 @@ class Service:
         wait_until(lambda: len(self.worker_metrics()) == number)
         wait_until(lambda: self.client.get("/readyz").status_code == 200)
 
-    def busy_worker(self) -> int:
-        """The process that runs a job."""
-        pages = self.worker_metrics()
-        return next(pid for pid, page in pages.items() if num_running(page) > 0)
+    def worker_of(self, job_id: str) -> int:
+        """The process that took the job last."""
+        *_, line = (
+            line
+            for line in self._lines()
+            if line.get("job_id") == job_id and line["message"] == TAKEN_LINE
+        )
+        return int(line["pid"])
+
+    def _lines(self) -> Iterator[dict[str, Any]]:
+        """What the processes have logged, but for Redis, which logs no JSON."""
+        lines = self.log.read_text().splitlines()
+        return (json.loads(line) for line in lines if line[:1] == "{")
 
 
 def events_of(response: httpx.Response) -> Iterator[Event]:
@@ -330,12 +341,12 @@ def test_an_answer_survives_the_death_of_its_worker(
     undisturbed = list(pair.ask(video_id, **fields))
 
     events: list[Event] = []
-    is_killed = False
+    killed: set[int] = set()
     for name, data in pair.ask(video_id, **fields):
         events.append((name, data))
-        if name == "token" and not is_killed and data["index"] >= 5:
-            is_killed = True
-            os.kill(pair.busy_worker(), signal.SIGKILL)
+        if name == "token" and not killed:
+            killed.add(pair.worker_of(events[0][1]["job_id"]))
+            os.kill(*killed, signal.SIGKILL)
 
     tokens = [data for name, data in events if name == "token"]
     ends = [data["index"] + len(data["token_ids"]) for data in tokens]
