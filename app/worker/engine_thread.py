@@ -5,6 +5,10 @@ without work it sleeps until a command comes. The events of a step reach the eve
 and before the reply to any later command: once `abort` has returned, no event of the sequence will
 come.
 
+The thread lets the event loop keep up: it begins no step while an update waits to be taken, for at
+most `MAX_LAG_S`. A thread that runs one short operation after the other hardly leaves Python's
+lock (the GIL) to anyone who is slow to wake up, and tokens would stay here for seconds.
+
 The inbox holds at most what the running jobs ask for. An exception from a step ends the engine:
 `wait_for_failure` raises it, and all commands fail.
 """
@@ -31,6 +35,7 @@ if TYPE_CHECKING:
 
     from dycoke_core.engine import Engine
 
+MAX_LAG_S = 0.02  # far longer than the loop takes for an update, if it gets to run
 PROGRESS_STEP = 0.1  # a status event at most every tenth of a stage
 _STAGES = (Stage.ENCODING, Stage.PREFILLING)  # in their order
 
@@ -82,6 +87,8 @@ class EngineThread:
         self._not_due: list[_Command] = []  # used only by the thread, while it runs
         self._waiting_for_frames: tuple[str, ...] = ()  # as last reported; used only by the thread
         self._step_began_at: float | None = None
+        self._is_taken = threading.Event()  # the last update, by the loop
+        self._is_taken.set()
         self._stages = _StageWatch()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -255,6 +262,8 @@ class EngineThread:
         before, self._waiting_for_frames = self._waiting_for_frames, engine.waiting_for_frames
         wants_frames = tuple(name for name in self._waiting_for_frames if name not in before)
         update = Update(tokens, self._stages.changes(), engine.stats(), wants_frames)
+        self._is_taken.wait(MAX_LAG_S)
+        self._is_taken.clear()
         self._post(self._hand_over, update)
 
     def _post(self, call: Callable[..., None], *args: object) -> None:
@@ -264,6 +273,7 @@ class EngineThread:
     # --- on the event loop again ---
 
     def _hand_over(self, update: Update) -> None:
+        self._is_taken.set()
         try:
             self._on_update(update)
         except Exception as error:  # the events of a callback that only logs would not be missed

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -27,6 +28,7 @@ from tests.video_clips import make_audio, make_clip
 PATIENCE_S = 120.0  # a worker takes six seconds of CPU time to start
 LEASE_S = "5"  # short, and yet longer than a busy machine leaves a worker without its turn
 NUM_TOKENS = 600  # of an answer in whose middle its worker is found and killed
+BEGUN_S = 1.0  # after which a worker that has taken such a job is in the middle of its answer
 METRICS_LINE = "serving metrics"
 TAKEN_LINE = "job taken"
 Event = tuple[str, dict[str, Any]]
@@ -74,14 +76,11 @@ class Service:
         wait_until(lambda: len(self.worker_metrics()) == number)
         wait_until(lambda: self.client.get("/readyz").status_code == 200)
 
-    def worker_of(self, job_id: str) -> int:
+    def worker_of(self, job_id: str) -> int | None:
         """The process that took the job last."""
-        *_, line = (
-            line
-            for line in self._lines()
-            if line.get("job_id") == job_id and line["message"] == TAKEN_LINE
-        )
-        return int(line["pid"])
+        taken = (line for line in self._lines() if line["message"] == TAKEN_LINE)
+        pids: list[int] = [line["pid"] for line in taken if line["job_id"] == job_id]
+        return pids[-1] if pids else None
 
     def _lines(self) -> Iterator[dict[str, Any]]:
         """What the processes have logged, but for Redis, which logs no JSON."""
@@ -325,6 +324,15 @@ def test_workers_share_the_jobs(pair: Service) -> None:
     assert all("dycoke_generation_tokens_total{" in page for page in pages.values())
 
 
+def kill_worker(service: Service, job_id: str, has_begun: threading.Event) -> None:
+    """In the middle of the answer, even if its tokens are long on their way."""
+    wait_until(lambda: service.worker_of(job_id) is not None)
+    has_begun.wait(BEGUN_S)
+    worker = service.worker_of(job_id)
+    assert worker is not None
+    os.kill(worker, signal.SIGKILL)
+
+
 @pytest.mark.parametrize("compression", ["full", {"policy": "dycoke", "threshold": 0.1}])
 def test_an_answer_survives_the_death_of_its_worker(
     compression: str | dict[str, object], pair: Service
@@ -341,12 +349,15 @@ def test_an_answer_survives_the_death_of_its_worker(
     undisturbed = list(pair.ask(video_id, **fields))
 
     events: list[Event] = []
-    killed: set[int] = set()
-    for name, data in pair.ask(video_id, **fields):
-        events.append((name, data))
-        if name == "token" and not killed:
-            killed.add(pair.worker_of(events[0][1]["job_id"]))
-            os.kill(*killed, signal.SIGKILL)
+    has_begun = threading.Event()
+    with ThreadPoolExecutor() as threads:
+        for name, data in pair.ask(video_id, **fields):
+            events.append((name, data))
+            if name == "job":
+                killing = threads.submit(kill_worker, pair, data["job_id"], has_begun)
+            elif name == "token" and data["index"] >= 5:
+                has_begun.set()
+        killing.result()
 
     tokens = [data for name, data in events if name == "token"]
     ends = [data["index"] + len(data["token_ids"]) for data in tokens]

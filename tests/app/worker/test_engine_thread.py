@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from app.worker.choice_request import ChoiceRequest
-from app.worker.engine_thread import EngineThread, Update
+from app.worker.engine_thread import MAX_LAG_S, EngineThread, Update
 from dycoke_core.auto import DEFAULT_LADDER, AutoConfig, Choice
 from dycoke_core.errors import EngineError, PromptTooLongError
 from dycoke_core.level_choice import Outlook
@@ -71,6 +71,19 @@ async def test_events_come_in_order_with_stages_before_tokens() -> None:
     assert engine.token_ids("why?") == answer("why?", 5)
     stages = [change.stage for update in engine.updates for change in update.stages]
     assert stages == [Stage.ENCODING, Stage.PREFILLING]
+
+
+async def test_engine_lets_the_loop_keep_up() -> None:
+    question = "sleep:0.001"
+    async with running() as engine:
+        await engine.thread.add(sequence(question, max_tokens=10_000))
+        await engine.wait_for_tokens(question, 1)
+        made = engine.engine.seen[0].output_token_ids
+        before, began_at = len(made), time.monotonic()
+        time.sleep(0.3)  # the loop takes nothing meanwhile
+        num_steps = len(made) - before
+        assert num_steps <= (time.monotonic() - began_at) / MAX_LAG_S + 2
+        assert await engine.thread.abort(question)
 
 
 class PreemptedEngine(FakeEngine):
