@@ -5,9 +5,10 @@ without work it sleeps until a command comes. The events of a step reach the eve
 and before the reply to any later command: once `abort` has returned, no event of the sequence will
 come.
 
-The thread lets the event loop keep up: it begins no step while an update waits to be taken, for at
-most `MAX_LAG_S`. A thread that runs one short operation after the other hardly leaves Python's
-lock (the GIL) to anyone who is slow to wake up, and tokens would stay here for seconds.
+The thread lets the event loop keep up: after a step it waits until the loop has taken the update of
+the step before, at most `MAX_LAG_S`. A thread that runs one short operation after the other hardly
+leaves Python's lock (the GIL) to anyone who is slow to wake up, and tokens would stay here for
+seconds.
 
 The inbox holds at most what the running jobs ask for. An exception from a step ends the engine:
 `wait_for_failure` raises it, and all commands fail.
